@@ -1,0 +1,29 @@
+// Every op's schema. Shapes and formulas are told once, in kradagrad_ext/backends/base.py.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
+  // Both factor updates of order-2 blocks and the two-sided product, in one call.
+  m.def(
+      "kron_step_(Tensor(a!) left, Tensor(b!) right, Tensor(c!) left_statistics, "
+      "Tensor(d!) right_statistics, Tensor(e!)[] out, Tensor(f!) norms, Tensor[] grad, "
+      "Tensor[] direction, Tensor left_root, Tensor right_root, Tensor active, float decay, "
+      "float weight, float damping, str factor_scale, int refine, bool update) -> ()");
+  // One mode's factor update, for blocks of any order.
+  m.def(
+      "update_factor_(Tensor(a!) factor, Tensor(b!) statistics, Tensor[] unfolding, Tensor active, "
+      "float decay, float weight, float damping, str factor_scale, int refine) -> ()");
+  // Mode products of blocks with their roots; the one functional op on the step's path.
+  m.def("precondition(Tensor blocks, Tensor[] roots) -> Tensor");
+  // Momentum, second moment and the norm of the grafting update, before the preconditioning.
+  m.def(
+      "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "
+      "Tensor(d!) graft_norms, Tensor[] grads, Tensor[] params, Tensor coefficients, "
+      "Tensor active, float beta1, float beta2, float weight2, float l2, bool nesterov) -> ()");
+  // Graft, weight decay, momentum and the write of every parameter.
+  m.def(
+      "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor[] updates, "
+      "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
+      "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
+  // Eigendecompositions of a batch of symmetric matrices, one matrix a core.
+  m.def("eigh(Tensor matrices) -> (Tensor, Tensor)");
+}
