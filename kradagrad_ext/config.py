@@ -1,0 +1,186 @@
+"""Options of a parameter group: one frozen dataclass that checks itself.
+
+Every option can vary between the parameter groups of one optimizer and, where it does not change the shape
+of the state (`STRUCTURAL` lists those that do), in mid-run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+VARIANTS = ("star", "plain")
+FACTOR_UPDATES = ("auto", "krad", "exact")
+FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product")
+GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "none")
+MOMENTUM_ON = ("gradient", "update")
+ROOT_METHODS = ("auto", "eigh", "newton_schulz")
+NAMED_EXPONENTS = ("shampoo", "ons")
+ROOT_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
+STRUCTURAL = (
+    "variant",
+    "block_size",
+    "merge_dims",
+    "max_factor_dim",
+    "precondition",
+    "precondition_1d",
+    "graft",
+    "momentum_on",
+    "root_dtype",
+    "matrix_eps",
+)
+"""Options that decide which tensors the state holds: they cannot change once the state exists."""
+
+PUBLISHED_RIDGE = 1e-8
+"""The published code adds this to a factor's diagonal before each eigendecomposition."""
+
+
+def _require(condition: bool, option: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"KrADagrad: `{option}` must be {expected}, got {got!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_lr(lr: object) -> None:
+    """Raise ValueError unless `lr` is a finite non-negative number or a one-element floating tensor."""
+    if isinstance(lr, torch.Tensor):
+        _require(lr.numel() == 1 and lr.is_floating_point(), "lr", "a one-element floating tensor", lr)
+    else:
+        _require(_is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of one parameter group, as `KrADagrad` documents them, without `lr` and `params`.
+
+    Raises:
+        ValueError: an option is out of range; the message names it, what it must be and what came.
+    """
+
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    variant: str
+    block_size: int
+    merge_dims: bool
+    max_factor_dim: int
+    factor_update: str
+    factor_scale: str
+    refine: int
+    factor_decay: float
+    damping: float
+    factor_every: int
+    root_every: int
+    start_step: int
+    exponent: float | str | None
+    root_method: str
+    root_dtype: torch.dtype | None
+    graft: str
+    momentum_on: str
+    nesterov: bool
+    decoupled_weight_decay: bool
+    precondition: bool
+    precondition_1d: bool
+    backend: str
+    matrix_eps: float | None
+
+    @classmethod
+    def of(cls, param_group: Mapping[str, Any]) -> Config:
+        """The checked options of a `torch.optim` parameter group."""
+        missing = [field.name for field in fields(cls) if field.name not in param_group]
+        if missing:
+            raise ValueError(f"KrADagrad: a parameter group lacks the options {missing}")
+        return cls(**{field.name: param_group[field.name] for field in fields(cls)})
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        for option, choices in (
+            ("variant", VARIANTS),
+            ("factor_update", FACTOR_UPDATES),
+            ("factor_scale", FACTOR_SCALES),
+            ("root_method", ROOT_METHODS),
+            ("graft", GRAFTS),
+            ("momentum_on", MOMENTUM_ON),
+            ("root_dtype", ROOT_DTYPES),
+        ):
+            _require(getattr(self, option) in choices, option, f"one of {choices}", getattr(self, option))
+        for option in (
+            "merge_dims",
+            "nesterov",
+            "decoupled_weight_decay",
+            "precondition",
+            "precondition_1d",
+        ):
+            _require(isinstance(getattr(self, option), bool), option, "a bool", getattr(self, option))
+        _require(isinstance(self.backend, str), "backend", "a name", self.backend)
+
+    def _check_numbers(self) -> None:
+        betas = self.betas
+        valid = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas))
+        _require(valid and all(0 <= beta < 1 for beta in betas), "betas", "two numbers in [0, 1)", betas)
+        for option in ("eps", "weight_decay", "damping"):
+            value = getattr(self, option)
+            _require(_is_number(value) and value >= 0, option, "a number >= 0", value)
+        for option in ("block_size", "max_factor_dim", "factor_every", "root_every"):
+            value = getattr(self, option)
+            _require(_is_int(value) and value >= 1, option, "an integer >= 1", value)
+        for option in ("refine", "start_step"):
+            value = getattr(self, option)
+            _require(_is_int(value) and value >= 0, option, "an integer >= 0", value)
+        decay = self.factor_decay
+        _require(_is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
+        _require(self._exponent_is_valid(), "exponent", "1/p with an integer p, 'shampoo' or 'ons'", self.exponent)
+        eps = self.matrix_eps
+        _require(eps is None or (_is_number(eps) and eps > 0), "matrix_eps", "None or a number > 0", eps)
+        positive = self.published or self.damping > 0
+        _require(positive, "damping", "> 0 (it also scales a new factor)", self.damping)
+
+    def _exponent_is_valid(self) -> bool:
+        if self.exponent is None or self.exponent in NAMED_EXPONENTS:
+            return True
+        if not _is_number(self.exponent) or not 0 < float(self.exponent) <= 1:
+            return False
+        return abs(1 / float(self.exponent) - round(1 / float(self.exponent))) < 1e-6
+
+    @property
+    def published(self) -> bool:
+        """Whether factors follow the published recipe: absolute `matrix_eps`, no relative damping."""
+        return self.matrix_eps is not None
+
+    def root_order(self, order: int) -> int:
+        """The p of the root X^(1/p) for a block with `order` dims (docs/concepts.md, exponents)."""
+        if self.variant == "plain" and isinstance(self.exponent, str):
+            return 2 if self.exponent == "shampoo" else 1
+        if self.exponent == "shampoo":
+            return 2 * order
+        if self.exponent == "ons":
+            return order
+        if self.exponent is None:
+            return 2 if self.variant == "plain" else max(order, 2)
+        return round(1 / float(self.exponent))
+
+    def factor_weight(self) -> float:
+        """Weight of a new statistic: a running mean's, or 1 for the published running sum."""
+        return 1.0 if self.published or self.factor_decay == 1 else 1 - self.factor_decay
+
+    def op_scale(self, device: torch.device) -> str:
+        """`factor_scale` as the ops take it: ``exact``, or the bound of the KrAD update.
+
+        ``auto`` is exact where a Cholesky factorisation is cheap (a CPU) and KrAD where products are.
+        """
+        exact = self.factor_update == "exact" or (self.factor_update == "auto" and device.type == "cpu")
+        return "exact" if exact else self.factor_scale
