@@ -22,7 +22,7 @@ BUILD_RECORD = "kradagrad_ext/_build.json"
 # The stable ABI of torch 2.10: one binary for that release and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 COMPILE_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", TORCH_TARGET]
-LINK_FLAGS = ["-Wl,--no-as-needed", "-Wl,-z,defs"] if sys.platform == "linux" else []
+LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
 DECISION = decide()
 SOURCES = [Path("csrc/ops.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
@@ -41,7 +41,7 @@ class BuildNative(build_ext):
     """One library of operators, loaded by ``torch.ops.load_library``: it needs nothing from Python."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return LIBRARY
+        return str(Path(*fullname.split("."))) + ".abi3.so"
 
     def build_extension(self, ext: Extension) -> None:
         torch = torch_folder()

@@ -1,0 +1,30 @@
+"""What this installation was built with: the record that setup.py leaves in the package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+RECORD = Path(__file__).parent / "_build.json"
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """The build's choices and tools."""
+
+    requested: str | None
+    """KRADAGRAD_BUILD of the build; None where there is no record of one."""
+    native: str
+    """What the native library serves: ``cpu``, or ``none`` where there is no library."""
+    reason: str | None
+    """Why there is no native library."""
+    compiler: str | None = None
+    torch: str | None = None
+
+
+def read() -> BuildInfo:
+    """The record of this installation's build."""
+    if not RECORD.exists():
+        return BuildInfo(None, "none", "the package was not installed, it is imported from its source tree")
+    return BuildInfo(**json.loads(RECORD.read_text(encoding="utf-8")))
