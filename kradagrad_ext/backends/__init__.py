@@ -21,7 +21,6 @@ from .base import Backend
 
 # In the order in which `auto` tries them.
 _REGISTRY = {
-    "native": "kradagrad_ext.backends.native",
     "reference": "kradagrad_ext.backends.reference",
 }
 
