@@ -143,7 +143,8 @@ class Config:
             _require(_is_int(value) and value >= 0, option, "an integer >= 0", value)
         decay = self.factor_decay
         _require(_is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
-        _require(self._exponent_is_valid(), "exponent", "1/p with an integer p, 'shampoo' or 'ons'", self.exponent)
+        expected = f"None, one of {NAMED_EXPONENTS} or 1/p with an integer p"
+        _require(self._exponent_is_valid(), "exponent", expected, self.exponent)
         eps = self.matrix_eps
         _require(eps is None or (_is_number(eps) and eps > 0), "matrix_eps", "None or a number > 0", eps)
         positive = self.published or self.damping > 0

@@ -74,7 +74,9 @@ class Group:
     @property
     def factor_dims(self) -> Shape:
         """Side of every mode's factor; 0 for a mode without one."""
-        return tuple(d if factored else 0 for d, factored in zip(self.block_shape, self.factored, strict=True))
+        return tuple(
+            d if factored else 0 for d, factored in zip(self.block_shape, self.factored, strict=True)
+        )
 
     @property
     def factor_elements(self) -> int:
@@ -131,8 +133,11 @@ def plan_parameter(shape: Sequence[int], config: Config) -> ParameterPlan:
         cut(d, config.block_size) if has_factor else [(0, 1, d)]
         for d, has_factor in zip(merged, factored, strict=True)
     ]
-    regions = tuple(Region(*map(tuple, zip(*choice, strict=True))) for choice in itertools.product(*runs))  # type: ignore[arg-type]
-    return ParameterPlan(shape, merged, factored, regions)
+    regions = []
+    for choice in itertools.product(*runs):
+        offset, grid, block_shape = zip(*choice, strict=True)
+        regions.append(Region(offset, grid, block_shape))
+    return ParameterPlan(shape, merged, factored, tuple(regions))
 
 
 def group_blocks(plans: Sequence[ParameterPlan]) -> tuple[Group, ...]:

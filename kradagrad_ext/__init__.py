@@ -1,0 +1,13 @@
+"""KrADagrad optimizers for PyTorch: Kronecker factors that approximate the inverse statistics directly."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .diagnostics import report as diagnostics
+from .optimizer import KrADagrad
+
+try:
+    __version__ = version("kradagrad-ext")
+except PackageNotFoundError:
+    __version__ = "0+source"
+
+__all__ = ["KrADagrad", "__version__", "diagnostics"]

@@ -1,0 +1,88 @@
+"""What makes a `state_dict` of views exact and checked.
+
+`torch.optim.Optimizer` would save one view of a batch as the whole batch, and cast float32 factors to
+bfloat16 when it loads them for a bfloat16 parameter: `owned` and `restore` undo that. `check` refuses what
+does not fit before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .config import STRUCTURAL, Config
+from .grafting import has_second_moment
+from .state import Bucket
+
+
+def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The same state dict with every tensor of the state in a storage of its own."""
+    state = {
+        index: {key: value.clone() for key, value in tensors.items()}
+        for index, tensors in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+    """Raise ValueError, naming the key, unless `state_dict` fits these parameter groups."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError("KrADagrad: a state dict must have the keys `state` and `param_groups`")
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(param_groups):
+        raise ValueError(
+            f"KrADagrad: `param_groups` must hold {len(param_groups)} groups, got {len(saved_groups)}"
+        )
+    for position, (group, saved) in enumerate(zip(param_groups, saved_groups, strict=True)):
+        _check_group(position, group, saved)
+        config = Config.of(saved)
+        for index, p in zip(saved["params"], group["params"], strict=True):
+            if index in state_dict["state"]:
+                _check_state(index, p, config, state_dict["state"][index])
+    known = {index for saved in saved_groups for index in saved["params"]}
+    unknown = [index for index in state_dict["state"] if index not in known]
+    if unknown:
+        raise ValueError(f"KrADagrad: `state` must not hold parameters of no group, got {unknown}")
+
+
+def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
+    where = f"of parameter group {position}"
+    if len(saved["params"]) != len(group["params"]):
+        raise ValueError(
+            f"KrADagrad: `params` {where} must list {len(group['params'])}, got {len(saved['params'])}"
+        )
+    Config.of(saved)
+    for option in STRUCTURAL:
+        if saved[option] != group[option]:
+            raise ValueError(
+                f"KrADagrad: `{option}` {where} must be {group[option]!r} as in this optimizer, "
+                f"got {saved[option]!r}"
+            )
+
+
+def _check_state(index: int, p: Tensor, config: Config, saved: dict[str, Any]) -> None:
+    """Compare one parameter's saved tensors with what its plan holds, worked out on the meta device."""
+    like = torch.empty(p.shape, dtype=p.dtype, device="meta")
+    expected = Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
+    if saved.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+        raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
+    for key, tensor in expected.items():
+        value = saved[key]
+        if not isinstance(value, Tensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            wanted = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(f"KrADagrad: `{key}` of parameter {index} must be {wanted}, got {got}")
+
+
+def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Put the saved tensors in place of those that `torch.optim.Optimizer` cast to the parameters' dtype."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for index, p in zip(saved["params"], group["params"], strict=True):
+            if index in state_dict["state"]:
+                tensors = state_dict["state"][index].items()
+                optimizer.state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors}

@@ -1,0 +1,40 @@
+"""Health of an optimizer's factors and roots. Counting costs a step nothing; reading waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .grafting import FALLBACKS, SKIPPED
+
+
+def _total(tensors: Iterable[Tensor]) -> int:
+    return int(sum((tensor.sum().double().cpu() for tensor in tensors), torch.zeros((), dtype=torch.float64)))
+
+
+def report(optimizer: Optimizer) -> list[dict[str, int]]:
+    """Counts since the start of training, one dict for every parameter group.
+
+    Returns:
+        ``steps``: of the group. ``non_finite_gradients``: gradients skipped because they held NaN or Inf,
+        over all parameters. ``graft_fallbacks``: preconditioned updates that were zero or not finite, so
+        that the grafting method's was taken. ``factor_fallbacks``: exact factor updates whose Cholesky
+        failed. ``roots_kept``: refreshes of a block's root that failed their check.
+    """
+    reports = []
+    for group in optimizer.param_groups:
+        states = [optimizer.state[p] for p in group["params"] if optimizer.state.get(p)]
+        items = [item for state in states for item in state.items()]
+        reports.append(
+            {
+                "steps": group["step"],
+                "non_finite_gradients": _total(state["scalars"][SKIPPED] for state in states),
+                "graft_fallbacks": _total(state["scalars"][FALLBACKS] for state in states),
+                "factor_fallbacks": _total(t[:, 1] for key, t in items if key.startswith("statistics_")),
+                "roots_kept": _total(t for key, t in items if key.startswith("kept_")),
+            }
+        )
+    return reports

@@ -1,0 +1,100 @@
+"""Grafting: the preconditioned update gives the direction, a simpler method the length, per parameter.
+
+With d the direction, v the second moment, t the number of gradients seen and e the mean of v::
+
+    adam      d / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps rms),   v = beta2 v + (1 - beta2) g^2
+    rmsprop   the same v, without its bias correction
+    adagrad   the same with v = v + g^2
+    sgd       d
+    none      no rescaling: the preconditioned update as it is
+
+`eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
+gradient is multiplied by a constant, which an absolute one does not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+STEPS, ENERGY, SKIPPED, FALLBACKS = range(4)
+"""Columns of a bucket's ``scalars [P, 4]``: gradients seen, mean of v, gradients skipped because they were
+not finite, and steps on which the preconditioned update was not finite and the graft's was taken."""
+
+
+def has_second_moment(config: Config) -> bool:
+    """Whether the grafting method keeps a second moment."""
+    return config.graft in ("adam", "rmsprop", "adagrad")
+
+
+def second_moment_rule(config: Config) -> tuple[float, float]:
+    """(decay, weight) of v = decay v + weight g^2."""
+    return (1.0, 1.0) if config.graft == "adagrad" else (config.betas[1], 1 - config.betas[1])
+
+
+def _bias_correction(beta: float, steps: Tensor) -> Tensor:
+    """1 - beta^steps without cancellation in float32; 1 for beta = 0 and for a parameter not yet seen."""
+    if beta == 0:
+        return torch.ones_like(steps)
+    return -torch.expm1(steps.clamp_min(1) * math.log(beta))
+
+
+def observe_(
+    scalars: Tensor, gradient_norms: Tensor, numel: Tensor, present: Tensor, config: Config
+) -> Tensor:
+    """The non-finite guard, on the device: count, and tell which parameters take part in this step.
+
+    Args:
+        scalars: ``[P, 4]``, updated in place.
+        gradient_norms: |g|_F ``[P]``; not finite where any element is not.
+        numel: elements of each parameter ``[P]``, at least 1.
+        present: ``[P]`` bool, false for parameters without a gradient on this step.
+
+    Returns:
+        `active` ``[P]`` bool.
+    """
+    finite = gradient_norms.isfinite()
+    active = present & finite
+    scalars[:, STEPS] += active
+    scalars[:, SKIPPED] += present & ~finite
+    if has_second_moment(config):
+        decay, weight = second_moment_rule(config)
+        energy = decay * scalars[:, ENERGY] + weight * gradient_norms.square() / numel
+        scalars[:, ENERGY] = torch.where(active, energy, scalars[:, ENERGY])
+    return active
+
+
+def coefficients(scalars: Tensor, config: Config) -> Tensor:
+    """``[P, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the update's scale, still NaN."""
+    steps, energy = scalars[:, STEPS], scalars[:, ENERGY]
+    c0 = c1 = torch.ones_like(steps)
+    if config.momentum_on == "gradient":
+        c0 = 1 / _bias_correction(config.betas[0], steps + config.nesterov)
+    if config.graft == "adam":
+        c1 = 1 / _bias_correction(config.betas[1], steps)
+    c2 = config.eps * (c1 * energy).sqrt()
+    return torch.stack((c0, c1, c2, torch.full_like(steps, math.nan)), 1)
+
+
+def scale_(
+    coefficients: Tensor, scalars: Tensor, graft_norms: Tensor, update_norms: Tensor, config: Config
+) -> None:
+    """Column c3: the factor that gives every preconditioned update its grafted length.
+
+    An update that is zero or not finite leaves c3 not finite, and the write then takes the graft itself.
+
+    Args:
+        coefficients: ``[P, 4]``.  scalars: ``[P, 4]``; such steps are counted.
+        graft_norms, update_norms: squared norms ``[P]``; the latter NaN for unpreconditioned parameters.
+    """
+    if config.graft == "none":
+        scale = torch.where(update_norms.isfinite(), coefficients[:, 0], math.nan)
+    else:
+        scale = (graft_norms / update_norms).sqrt()
+    coefficients[:, 3] = scale
+    lost = update_norms.isinf() | ((update_norms == 0) & (graft_norms > 0))
+    scalars[:, FALLBACKS] += lost

@@ -1,0 +1,370 @@
+"""The optimizer: argument checks and `step`, which reads like the algorithm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import checkpoint, grafting, variants
+from .backends import resolve
+from .backends.base import Backend
+from .config import Config, check_lr
+from .state import Bucket, compute_dtype
+
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One bucket's share of a step, checked and ready to run."""
+
+    bucket: Bucket
+    config: Config
+    backend: Backend
+    number: int
+    fresh: bool
+    lr: Tensor
+
+
+class KrADagrad(Optimizer):
+    """KrADagrad and KrADagrad* (Mei, Moreno, Walters, UAI 2023), made fit for everyday training.
+
+    Every matrix-shaped parameter is cut into blocks, and every block keeps a positive definite factor on
+    each side that approximates the inverse of the gradient statistics. The factors' roots precondition the
+    momentum; the length of the result comes from a grafting method. Parameters with fewer than two dims
+    take the grafting method alone. The defaults differ from the paper: docs/concepts.md says where and
+    why; `KrADagrad.published` gives the paper's optimizers.
+
+    Every option can be overridden in a parameter group; ``precondition=False`` in a group leaves its
+    parameters to the grafting method (embeddings and output heads, if you like).
+
+    Args:
+        params: parameters, named parameters or parameter groups: float32, float64 or bfloat16, dense.
+        lr: a number or a one-element tensor.
+        betas: decay of the momentum and of the grafting method's second moment.
+        eps: of the grafting method, relative to the root mean square of the parameter's gradients.
+        weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
+        variant: ``star`` (all modes every step) or ``plain`` (one mode a step).
+        block_size: longest side of a block.
+        merge_dims: multiply neighbouring small dims before cutting blocks.
+        max_factor_dim: a (merged) dim longer than this gets no factor and is not cut.
+        factor_update: ``krad`` (products alone), ``exact`` (Cholesky), or ``auto``: exact on a CPU.
+        factor_scale: bound used by ``krad``: ``trace_dim``, ``trace``, ``frobenius``, ``schatten4`` or
+            ``product``.
+        refine: iterations that take a ``krad`` update towards the exact one.
+        factor_decay: forgetting of old statistics, per factor update.
+        damping: relative to the statistics' mean eigenvalue.
+        factor_every, root_every: steps between updates of the factors, and of their roots.
+        start_step: first step that is preconditioned; the grafting method alone before.
+        exponent: power of the inverse statistics on every mode, 1/p; ``shampoo`` is 1/(2k) and ``ons``
+            1/k for k modes; None is 1/2 for matrices (1/k above, 1/2 below).
+        root_method: ``eigh``, ``newton_schulz`` or ``auto``: the latter on an accelerator.
+        root_dtype: dtype of the stored roots, None for the factors' own.
+        graft: ``adam``, ``adagrad``, ``rmsprop``, ``sgd`` or ``none``.
+        momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
+            heavy-ball momentum of the finished update).
+        nesterov: Nesterov momentum.
+        decoupled_weight_decay: as in AdamW.
+        precondition_1d: precondition vectors, too.
+        matrix_eps: None, or the absolute damping of the published recipe.
+        backend: ``auto``, ``native``, ``triton`` or ``reference``.
+
+    Raises:
+        ValueError: an option is out of range, or a structural one changed after the state was made.
+        TypeError: a parameter or gradient is sparse, complex, integer or of an unsupported dtype.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 2e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        variant: str = "star",
+        block_size: int = 256,
+        merge_dims: bool = True,
+        max_factor_dim: int = 8192,
+        factor_update: str = "auto",
+        factor_scale: str = "frobenius",
+        refine: int = 2,
+        factor_decay: float = 0.95,
+        damping: float = 1e-3,
+        factor_every: int = 1,
+        root_every: int = 10,
+        start_step: int = 1,
+        exponent: float | str | None = None,
+        root_method: str = "auto",
+        root_dtype: torch.dtype | None = None,
+        graft: str = "adam",
+        momentum_on: str = "gradient",
+        nesterov: bool = False,
+        decoupled_weight_decay: bool = True,
+        precondition_1d: bool = False,
+        matrix_eps: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        not_options = ("self", "params", "__class__")
+        options = {name: value for name, value in locals().items() if name not in not_options}
+        self._buckets: dict[int, list[Bucket]] = {}
+        super().__init__(params, {**options, "precondition": True, "step": 0})
+
+    @classmethod
+    def published(
+        cls,
+        params: Iterable[Any],
+        *,
+        variant: str,
+        lr: float,
+        momentum: float = 0.9,
+        matrix_eps: float = 1e-4,
+        beta2: float = 1.0,
+        block_size: int = 128,
+        root_every: int = 1,
+        factor_every: int = 1,
+        start_step: int = 1,
+        weight_decay: float = 0.0,
+        ons_exponent: bool = False,
+        backend: str = "auto",
+    ) -> KrADagrad:
+        """The optimizers of the paper, as its authors' code computes them.
+
+        The star variant's rescaling to the gradient's norm is included; the code's defects
+        (docs/concepts.md) are not.
+
+        Args:
+            params: as for `KrADagrad`.
+            variant: ``star`` or ``plain``.
+            lr, momentum, weight_decay: heavy-ball momentum and coupled decay, both on the update.
+            matrix_eps: a star factor starts at I / matrix_eps; the plain one's absolute damping.
+            beta2: forgetting, 1 for none.
+            block_size, root_every, factor_every, start_step: as for `KrADagrad`.
+            ons_exponent: twice the default power.
+        """
+        star = variant == "star"
+        return cls(
+            params,
+            lr=lr,
+            betas=(momentum, 0.0),
+            weight_decay=weight_decay,
+            variant=variant,
+            block_size=block_size,
+            max_factor_dim=2**31,
+            factor_update="krad",
+            factor_scale="trace_dim" if star else "product",
+            refine=0,
+            factor_decay=beta2,
+            factor_every=factor_every,
+            root_every=root_every,
+            start_step=start_step,
+            exponent="ons" if ons_exponent else "shampoo",
+            root_method="eigh",
+            graft="sgd" if star else "none",
+            momentum_on="update",
+            decoupled_weight_decay=False,
+            precondition_1d=True,
+            matrix_eps=matrix_eps,
+            backend=backend,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with options that override the optimizer's; see `torch.optim.Optimizer`.
+
+        Raises:
+            ValueError: an option is out of range.  TypeError: a parameter has an unsupported dtype.
+        """
+        super().add_param_group(param_group)
+        group, position = self.param_groups[-1], len(self.param_groups) - 1
+        try:
+            check_lr(group["lr"])
+            Config.of(group)
+            for i, p in enumerate(group["params"]):
+                _check_tensor(p, f"parameter {i} of parameter group {position}")
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step over all parameters that have a gradient.
+
+        A parameter whose gradient holds NaN or Inf keeps its value and all its state on this step; it is
+        counted in `diagnostics.report`, without a host sync.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            ValueError, TypeError: as the class; before anything is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for work in self._prepare():
+            _step_bucket(work)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `torch.optim.Optimizer`: plain tensors and values, loadable with ``weights_only=True``."""
+        return checkpoint.owned(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict`, bit for bit.
+
+        Raises:
+            ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
+        """
+        checkpoint.check(self.param_groups, state_dict)
+        super().load_state_dict(state_dict)
+        checkpoint.restore(self, state_dict)
+        self._buckets = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; the batches are made anew from the parameters' state on the next step."""
+        super().__setstate__(state)
+        self._buckets = {}
+
+    def _prepare(self) -> list[Work]:
+        """Check everything, then bring the buckets up to date: what raises, raises before any change."""
+        checked = []
+        for position, group in enumerate(self.param_groups):
+            config = Config.of(group)
+            check_lr(group["lr"])
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
+            for bucket in self._buckets.get(position, []):
+                bucket.check_structure(config)
+            keys = dict.fromkeys((p.device, p.dtype) for p in group["params"] if p.grad is not None)
+            backends = {key: resolve(config.backend, key[0], compute_dtype(key[1])) for key in keys}
+            checked.append((position, config, backends))
+        return [work for arguments in checked for work in self._plan_group(*arguments)]
+
+    def _plan_group(
+        self, position: int, config: Config, backends: dict[tuple[torch.device, torch.dtype], Backend]
+    ) -> list[Work]:
+        """One parameter group's work, its buckets made or extended where a parameter is new to them."""
+        if not backends:
+            return []
+        group = self.param_groups[position]
+        group["step"] += 1
+        buckets = self._buckets.get(position, [])
+        known = {p: bucket for bucket in buckets for p in bucket.params}
+        with_gradient = [p for p in group["params"] if p.grad is not None]
+        fresh = not all(self.state.get(p) for p in with_gradient)
+        if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
+            kept = [p for p in group["params"] if p.grad is not None or self.state.get(p)]
+            buckets = self._buckets[position] = self._make_buckets(kept, config)
+        return [
+            Work(bucket, config, backends[bucket.key], group["step"], fresh, bucket.lr_tensor(group["lr"]))
+            for bucket in buckets
+            if bucket.key in backends
+        ]
+
+    def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
+        """Batch the parameters by device and dtype, taking over the state they have."""
+        by_key: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        for p in params:
+            by_key[p.device, p.dtype].append(p)
+        buckets = []
+        for members in by_key.values():
+            saved = [self.state[p] for p in members]
+            bucket = Bucket(members, config, grafting.has_second_moment(config), saved)
+            self.state.update(zip(members, bucket.parameter_states(), strict=True))
+            buckets.append(bucket)
+        return buckets
+
+
+def _step_bucket(work: Work) -> None:
+    """The algorithm: guard, momentum, factors and roots, preconditioned update, graft, write."""
+    bucket, config = work.bucket, work.config
+    grads, present = bucket.gradients()
+    active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
+    coefficients = grafting.coefficients(bucket.scalars, config)
+    directions, graft_norms = _accumulate(work, grads, coefficients, active)
+    updates = bucket.update_buffers(config, directions) if work.number >= config.start_step else []
+    block_norms = []
+    for group in bucket.groups:
+        now = variants.GroupStep(
+            work.number,
+            work.fresh,
+            active[group.block_parameter],
+            group.views(grads),
+            group.views(directions),
+            group.views(updates) if updates else [],
+        )
+        block_norms.append(variants.step(group, config, work.backend, now))
+    grafting.scale_(coefficients, bucket.scalars, graft_norms, bucket.update_norms(block_norms), config)
+    _write(work, updates or [bucket.like] * len(grads), directions, coefficients, active)
+
+
+def _accumulate(
+    work: Work, grads: list[Tensor], coefficients: Tensor, active: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
+    bucket, config = work.bucket, work.config
+    averaged = config.momentum_on == "gradient"
+    lookahead = [torch.empty_like(m) for m in bucket.momenta] if averaged and config.nesterov else []
+    decay2, weight2 = grafting.second_moment_rule(config)
+    graft_norms = torch.zeros_like(bucket.numel)
+    work.backend.accumulate_(
+        bucket.momenta if averaged else [],
+        bucket.second_moments,
+        lookahead,
+        graft_norms,
+        grads,
+        [p.detach() for p in bucket.params],
+        coefficients,
+        active,
+        config.betas[0],
+        decay2,
+        weight2,
+        config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
+        config.nesterov,
+    )
+    return lookahead or (bucket.momenta if averaged else grads), graft_norms
+
+
+def _write(
+    work: Work, updates: list[Tensor], directions: list[Tensor], coefficients: Tensor, active: Tensor
+) -> None:
+    """Graft, weight decay, momentum of the update, and the parameters."""
+    bucket, config = work.bucket, work.config
+    averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
+    work.backend.parameter_step_(
+        [p.detach() for p in bucket.params],
+        [] if averaged else bucket.momenta,
+        updates,
+        directions,
+        bucket.second_moments,
+        coefficients,
+        active,
+        work.lr,
+        config.betas[0],
+        config.weight_decay if decoupled else 0.0,
+        0.0 if decoupled or averaged else config.weight_decay,
+        config.nesterov,
+    )
+
+
+def _check_tensor(tensor: Tensor, position: str) -> None:
+    if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
+        kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
+        raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")

@@ -1,0 +1,197 @@
+"""The optimizer's tensors: batched by group for the ops, seen by parameter for checkpoints.
+
+A `Bucket` holds the parameters of one parameter group with one device and dtype. Factors and roots of all
+blocks of equal shape live in one batch (`GroupState`); ``optimizer.state[p]`` holds views of its slices,
+so that a checkpoint lists them parameter by parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import STRUCTURAL, Config
+from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
+
+Initial = Mapping[str, Any]
+"""The saved state of one parameter, by key; empty for a new one."""
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of factors and moments: float64 for float64 parameters, float32 for float32 and bfloat16."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def block_layout(plan: ParameterPlan, member: Member) -> tuple[list[int], list[int], int]:
+    """(size, stride, offset) of a region as ``[*grid, *block_shape]``, in a contiguous parameter."""
+    strides = [math.prod(plan.merged_shape[i + 1 :]) for i in range(len(plan.merged_shape))]
+    region = member.region
+    size = [*region.grid, *region.block_shape]
+    stride = [s * d for s, d in zip(strides, region.block_shape, strict=True)] + strides
+    return size, stride, sum(s * o for s, o in zip(strides, region.offset, strict=True))
+
+
+class GroupState:
+    """Factors, their statistics and roots, for the N blocks of one group; one tensor a mode.
+
+    Attributes:
+        factors: ``[N, d_i, d_i]`` for every mode i, empty for a mode without a factor.
+        statistics: ``[N, 2]``: running mean of tr(S) / d, updates that fell back.
+        roots: ``[N, d_i, d_i]`` in the root dtype.
+        kept: ``[N]``: refreshes on which the old root stayed because the new one was bad.
+        block_parameter: ``[N]``, the index in the bucket of each block's parameter.
+    """
+
+    def __init__(self, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> None:
+        self.group = group
+        self.layouts = [block_layout(plans[m.parameter], m) for m in group.members]
+        n = group.blocks
+        root_dtype = config.root_dtype or like.dtype
+        self.factors, self.statistics, self.roots, self.kept = [], [], [], []
+        for d in group.factor_dims:
+            identity = torch.eye(d, dtype=like.dtype, device=like.device)
+            self.factors.append((identity * self._initial_factor(config)).expand(n, d, d).clone())
+            self.statistics.append(like.new_zeros(n, 2))
+            self.roots.append(identity.to(root_dtype).expand(n, d, d).clone())
+            self.kept.append(like.new_zeros(n))
+        owners = [m.parameter for m in group.members for _ in range(m.region.blocks)]
+        self.block_parameter = torch.tensor(owners, device=like.device)
+
+    @staticmethod
+    def _initial_factor(config: Config) -> float:
+        """The multiple of I a factor starts at; 0 leaves it to the first gradient (relative damping)."""
+        if config.matrix_eps is None:
+            return 0.0
+        return 1.0 if config.variant == "plain" else 1 / config.matrix_eps
+
+    @property
+    def is_kron(self) -> bool:
+        """Whether the fused two-sided op serves these blocks."""
+        return len(self.group.block_shape) == 2 and all(self.group.factored)
+
+    def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
+        views = []
+        for member, (size, stride, offset) in zip(self.group.members, self.layouts, strict=True):
+            tensor = tensors[member.parameter].contiguous()
+            views.append(tensor.as_strided(size, stride, tensor.storage_offset() + offset))
+        return views
+
+    def slices(self, member: Member) -> dict[str, Tensor]:
+        """A member's part of every tensor, by its key in ``optimizer.state[p]``."""
+        part = slice(member.start, member.start + member.region.blocks)
+        tensors = {
+            "factor": self.factors,
+            "statistics": self.statistics,
+            "root": self.roots,
+            "kept": self.kept,
+        }
+        return {
+            f"{key}_{member.region_index}_{mode}": batch[part]
+            for key, batches in tensors.items()
+            for mode, batch in enumerate(batches)
+            if self.group.factored[mode]
+        }
+
+
+class Bucket:
+    """Parameters of one parameter group with one device and dtype, and all their state.
+
+    Attributes:
+        params: P parameters, in the parameter group's order.
+        scalars: ``[P, 4]``, see `grafting`.
+        momenta, second_moments: P tensors each, or none.
+        groups: the batched state of the preconditioned blocks.
+        norm_index: ``[P, most blocks]`` into the concatenated block norms and one trailing zero.
+    """
+
+    def __init__(
+        self, params: Sequence[Tensor], config: Config, second_moment: bool, initial: Sequence[Initial]
+    ) -> None:
+        self.params = list(params)
+        self.structure = {option: getattr(config, option) for option in STRUCTURAL}
+        self.key = (params[0].device, params[0].dtype)
+        device, dtype = params[0].device, compute_dtype(params[0].dtype)
+        self.like = like = torch.empty(0, dtype=dtype, device=device)
+        self.plans = [plan_parameter(p.shape, config) for p in params]
+        self.scalars = like.new_zeros(len(params), 4)
+        self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
+        self.second_moments = [torch.zeros_like(m) for m in self.momenta] if second_moment else []
+        self.groups = [GroupState(group, self.plans, config, like) for group in group_blocks(self.plans)]
+        self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
+        self.preconditioned = torch.tensor([bool(plan.regions) for plan in self.plans], device=device)
+        self.norm_index = self._norm_index()
+        for state, saved in zip(self.parameter_states(), initial, strict=True):
+            for key in saved.keys() & state.keys():
+                state[key].copy_(saved[key])
+
+    def _norm_index(self) -> Tensor:
+        blocks: list[list[int]] = [[] for _ in self.params]
+        start = 0
+        for state in self.groups:
+            for m in state.group.members:
+                blocks[m.parameter] += range(start + m.start, start + m.start + m.region.blocks)
+            start += state.group.blocks
+        width = max(map(len, blocks), default=0)
+        padded = [own + [start] * (width - len(own)) for own in blocks]
+        return torch.tensor(padded, dtype=torch.int64, device=self.like.device).reshape(len(blocks), width)
+
+    def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
+        """Squared norm of every parameter's update from its blocks', in a fixed order; NaN without blocks."""
+        norms = torch.cat([*block_norms, self.like.new_zeros(1)])[self.norm_index].sum(1)
+        return torch.where(self.preconditioned, norms, math.nan)
+
+    def parameter_states(self) -> list[dict[str, Tensor]]:
+        """For every parameter, what ``optimizer.state[p]`` holds: views, by key."""
+        states = []
+        for i, momentum in enumerate(self.momenta):
+            state = {"scalars": self.scalars[i], "momentum": momentum}
+            if self.second_moments:
+                state["second_moment"] = self.second_moments[i]
+            states.append(state)
+        for group in self.groups:
+            for member in group.group.members:
+                states[member.parameter].update(group.slices(member))
+        return states
+
+    def gradients(self) -> tuple[list[Tensor], Tensor]:
+        """The gradients, each missing one stood in for by its parameter, and which are present ``[P]``."""
+        missing = [p.grad is None for p in self.params]
+        grads = [p.detach() if p.grad is None else p.grad for p in self.params]
+        if any(missing):
+            return grads, ~torch.tensor(missing, device=self.like.device)
+        return grads, torch.ones(len(missing), dtype=torch.bool, device=self.like.device)
+
+    def gradient_norms(self, grads: list[Tensor]) -> Tensor:
+        """|g|_F of every gradient ``[P]``, not finite where any element is not."""
+        return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype))
+
+    def update_buffers(self, config: Config, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Where every parameter's preconditioned update goes; empty for the grafting method alone.
+
+        The Nesterov directions of a step are its own, so that updates may overwrite them.
+        """
+        own = config.momentum_on == "gradient" and config.nesterov
+        return [
+            (d if own else torch.empty_like(m)) if plan.regions else self.like
+            for d, m, plan in zip(directions, self.momenta, self.plans, strict=True)
+        ]
+
+    def lr_tensor(self, lr: float | Tensor) -> Tensor:
+        """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device."""
+        if isinstance(lr, Tensor):
+            return lr.detach().to(self.like).reshape(())
+        return torch.full((), lr, dtype=self.like.dtype, device=self.like.device)
+
+    def check_structure(self, config: Config) -> None:
+        """Raise ValueError if an option that shapes the state has changed since it was made."""
+        for option, value in self.structure.items():
+            if getattr(config, option) != value:
+                got = getattr(config, option)
+                raise ValueError(
+                    f"KrADagrad: `{option}` must stay {value!r} once the state exists, got {got!r}"
+                )

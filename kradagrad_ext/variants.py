@@ -1,0 +1,242 @@
+"""One step of a group of blocks: factors first, then roots if due, then the preconditioned direction.
+
+The two variants of the paper, each for any order: *star* updates the factors of all modes on every step
+from the gradient itself; *plain* updates one mode a step, from the gradient preconditioned on all others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import roots
+from .backends.base import Backend
+from .config import PUBLISHED_RIDGE, Config
+from .state import GroupState
+
+DAMPING_REFINE = 3
+"""Refinement of the damping where it is not exact: N = I + c X is close to I, three iterates reach it."""
+
+
+@dataclass(frozen=True)
+class GroupStep:
+    """What a variant needs to know about this step.
+
+    Attributes:
+        number: of the step, from 1.
+        fresh: whether a parameter of the bucket takes its first step.
+        active: ``[N]`` bool, the blocks that take part.
+        grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
+    """
+
+    number: int
+    fresh: bool
+    active: Tensor
+    grads: list[Tensor]
+    directions: list[Tensor]
+    out: list[Tensor]
+
+    def updates_factors(self, config: Config) -> bool:
+        return self.number % config.factor_every == 0
+
+    def roots_due(self, config: Config) -> bool:
+        """On the schedule: multiples of `root_every`, counted from 0 by the plain variant."""
+        return (self.number - (config.variant == "plain")) % config.root_every == 0
+
+    def refreshes_roots(self, config: Config) -> bool:
+        """When due; for a new parameter at once, but for the published recipe, which starts from I."""
+        return self.roots_due(config) or (self.fresh and not config.published)
+
+    def preconditions(self, config: Config) -> bool:
+        return self.number >= config.start_step
+
+
+def step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """Advance a group by one step and write its preconditioned updates.
+
+    Returns:
+        Squared norms ``[N]`` of the updates, 0 for blocks that are not active.
+    """
+    if config.variant == "plain":
+        return _plain_step(state, config, backend, now)
+    if state.is_kron:
+        return _star_matrix_step(state, config, backend, now)
+    return _star_step(state, config, backend, now)
+
+
+def _star_matrix_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """Order 2: one fused call, or two where the new factors must be rooted in between."""
+    update, refresh = now.updates_factors(config), now.refreshes_roots(config)
+    fused = now.preconditions(config) and not refresh
+    if update and not fused:
+        _update_factor(state, 0, config, backend, now.active, now.grads)
+        _update_factor(state, 1, config, backend, now.active, [view.mT for view in now.grads])
+    if refresh:
+        _refresh(state, range(2), config, backend, now)
+    norms = torch.zeros_like(state.kept[0])
+    if not now.preconditions(config):
+        return norms
+    backend.kron_step_(
+        state.factors[0],
+        state.factors[1],
+        state.statistics[0],
+        state.statistics[1],
+        now.out,
+        norms,
+        now.grads,
+        now.directions,
+        state.roots[0],
+        state.roots[1],
+        now.active,
+        config.factor_decay,
+        config.factor_weight(),
+        0.0 if config.published else config.damping,
+        config.op_scale(norms.device),
+        config.refine,
+        update and fused,
+    )
+    return norms
+
+
+def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """Any order, and modes without a factor."""
+    modes = [mode for mode, factored in enumerate(state.group.factored) if factored]
+    if now.updates_factors(config):
+        blocks = _gather(now.grads, state)
+        for mode in modes:
+            _update_factor(state, mode, config, backend, now.active, [_unfold(blocks, mode)])
+    if now.refreshes_roots(config):
+        _refresh(state, modes, config, backend, now)
+    if not now.preconditions(config):
+        return torch.zeros_like(state.kept[0])
+    return _write(backend.precondition(_gather(now.directions, state), state.roots), now)
+
+
+def plain_mode(step: int, block_shape: Sequence[int]) -> int:
+    """The mode that the plain variant updates on step 0, 1, ...: ever more often the longest."""
+    order = len(block_shape)
+    if step < order * order:
+        return step % order
+    excess = step - math.isqrt(step) ** 2
+    return excess if excess < order else list(block_shape).index(max(block_shape))
+
+
+def _plain_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """One mode i: its factor from G' = G with the roots of all other modes, then U = D' x_i P_i."""
+    shape, step = state.group.block_shape, now.number - 1
+    mode = plain_mode(step, shape)
+    others = [root if j != mode else root[:0] for j, root in enumerate(state.roots)]
+    if now.updates_factors(config) and state.group.factored[mode]:
+        unfolding = _unfold(backend.precondition(_gather(now.grads, state), others), mode)
+        if config.matrix_eps is not None:
+            _plain_published_damping_(state.factors[mode], now.active, config.factor_decay, config.matrix_eps)
+        _update_factor(state, mode, config, backend, now.active, [unfolding])
+    # The other modes' roots are those G' was made with, even where a refresh is due now.
+    partial = backend.precondition(_gather(now.directions, state), others)
+    if now.refreshes_roots(config):
+        last = step - 1 - (step - 1) % config.root_every
+        updated = {plain_mode(s, shape) for s in range(last + 1, step + 1)}
+        _refresh(state, [i for i in sorted(updated) if state.group.factored[i]], config, backend, now)
+    if not now.preconditions(config):
+        return torch.zeros_like(state.kept[0])
+    own = [root if j == mode else root[:0] for j, root in enumerate(state.roots)]
+    return _write(backend.precondition(partial, own), now)
+
+
+def _plain_published_damping_(factor: Tensor, active: Tensor, decay: float, matrix_eps: float) -> None:
+    """X <- X / decay - eps (X / decay)^2, before the update (which then must not decay again)."""
+    decayed = factor / decay
+    damped = decayed - matrix_eps * decayed @ decayed.mT
+    factor.copy_(torch.where(active[:, None, None], damped, factor))
+
+
+def _update_factor(
+    state: GroupState, mode: int, config: Config, backend: Backend, active: Tensor, unfolding: list[Tensor]
+) -> None:
+    plain_published = config.published and config.variant == "plain"
+    backend.update_factor_(
+        state.factors[mode],
+        state.statistics[mode],
+        unfolding,
+        active,
+        1.0 if plain_published else config.factor_decay,
+        config.factor_weight(),
+        0.0 if config.published else config.damping,
+        config.op_scale(active.device),
+        config.refine,
+    )
+
+
+def _refresh(
+    state: GroupState, modes: Sequence[int], config: Config, backend: Backend, now: GroupStep
+) -> None:
+    """New roots for some modes, damping their factors first where the schedule is due."""
+    p = config.root_order(len(state.group.block_shape))
+    for mode in modes:
+        active = now.active
+        if not config.published:
+            active = active & (state.statistics[mode][:, 0] > 0)
+            if now.roots_due(config):
+                _damp_(state, mode, config, backend, active)
+        roots.refresh_(
+            state.factors[mode],
+            state.roots[mode],
+            state.kept[mode],
+            active,
+            p,
+            roots.resolve_method(config.root_method, p, active.device),
+            PUBLISHED_RIDGE if config.published else 0.0,
+            backend.eigh,
+        )
+
+
+def _damp_(state: GroupState, mode: int, config: Config, backend: Backend, active: Tensor) -> None:
+    """X <- (X^-1 + c I)^-1, c = (1 - decay) damping mean per factor update since the last refresh.
+
+    Without it a direction that gets no gradient grows as decay^-n for ever. It is the factor update with
+    the unfolding sqrt(c) I, and so keeps its guarantee. A multiple of the rounding unit is added to the
+    diagonal, so that what rounding took from the smallest eigenvalues never adds up to a negative one.
+    """
+    factor, statistics = state.factors[mode], state.statistics[mode]
+    if config.factor_decay < 1:
+        updates = max(1.0, config.root_every / config.factor_every)
+        c = (1 - config.factor_decay) * config.damping * updates * statistics[:, 0]
+        identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        exact = config.op_scale(factor.device) == "exact"
+        scale, refine = ("exact", 0) if exact else ("frobenius", DAMPING_REFINE)
+        blocks = max(1, roots.SLICE_ELEMENTS // identity.numel())
+        for start in range(0, len(factor), blocks):
+            part = slice(start, start + blocks)
+            unfolding = [c[part].sqrt()[:, None, None] * identity]
+            backend.update_factor_(
+                factor[part], statistics[part], unfolding, active[part], 1.0, 1.0, 0.0, scale, refine
+            )
+    diagonal = factor.diagonal(dim1=-2, dim2=-1)
+    floor = 4 * torch.finfo(factor.dtype).eps * diagonal.mean(-1, keepdim=True)
+    diagonal.add_(torch.where(active[:, None], floor, 0))
+
+
+def _gather(views: list[Tensor], state: GroupState) -> Tensor:
+    """Block views as one batch ``[N, *block_shape]`` in the compute dtype."""
+    return torch.cat([view.reshape(-1, *state.group.block_shape) for view in views]).to(state.kept[0].dtype)
+
+
+def _unfold(blocks: Tensor, mode: int) -> Tensor:
+    """mat_i: ``[N, d_i, product of the others]``."""
+    moved = blocks.movedim(mode + 1, 1)
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def _write(product: Tensor, now: GroupStep) -> Tensor:
+    """Write a batch into the update's views; its squared norms ``[N]``, 0 where a block is not active."""
+    start = 0
+    for view in now.out:
+        blocks = math.prod(view.shape[: view.ndim - product.ndim + 1])
+        view.copy_(product[start : start + blocks].reshape(view.shape))
+        start += blocks
+    norms = product.flatten(1).square().sum(1)
+    return torch.where(now.active, norms, 0)
