@@ -92,9 +92,9 @@ def find_torch() -> metadata.Distribution | None:
 
 
 def compiler_version(command: tuple[str, ...]) -> str:
-    """First line of ``<compiler> --version``."""
-    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()[0]
+    """First line of ``<compiler> --version``, or the command where that prints nothing."""
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    return next(iter(result.stdout.splitlines()), shlex.join(command))
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:

@@ -1,0 +1,148 @@
+"""The project's structure: who may import or include whom, and how long files and functions may be."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kradagrad_ext"
+
+# What each module of the package may import from the package. A new module gets a line here.
+MAY_IMPORT = {
+    "": {"optimizer", "config", "diagnostics"},
+    "optimizer": {
+        "config", "plan", "state", "variants", "roots", "grafting", "checkpoint", "backends", "backends.base",
+        "distributed", "diagnostics",
+    },
+    "variants": {"config", "state", "roots", "backends.base"},
+    "checkpoint": {"config", "state", "grafting"},
+    "diagnostics": {"config", "state", "grafting"},
+    "state": {"plan", "config"},
+    "plan": {"config"},
+    "grafting": {"config"},
+    "roots": set(),
+    "config": set(),
+    "build_info": set(),
+    "env_report": {"build_info", "backends"},
+    "backends": {"build_info", "backends.base"},
+    "backends.base": set(),
+    "backends.reference": {"backends.base"},
+    "backends.native": {"backends.base"},
+}  # fmt: skip
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 40
+
+# Each with the reason why it is not split.
+LONGER_FILES: dict[str, str] = {}
+LONGER_FUNCTIONS: dict[str, str] = {}
+
+PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
+SOURCE_FILES = sorted(
+    path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
+)
+BUILD_FILES = [ROOT / "setup.py", ROOT / "build_backend.py"]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def module_name(path):
+    """Dotted name below kradagrad_ext; "" is the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path):
+    """Absolute names of everything a file imports, at any depth of its code."""
+    package = ["kradagrad_ext", *path.relative_to(PACKAGE).parent.parts] if PACKAGE in path.parents else []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import module` names a module only where there is such a file.
+            folder = ROOT / source.replace(".", "/")
+            yield from (
+                f"{source}.{alias.name}" if (folder / f"{alias.name}.py").exists() else source
+                for alias in node.names
+            )
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
+def test_module_imports_only_what_it_may(path):
+    name = module_name(path)
+    assert name in MAY_IMPORT, "say here what the new module may import"
+    inner = {imported for imported in imported_modules(path) if imported.split(".")[0] == "kradagrad_ext"}
+    assert {imported.removeprefix("kradagrad_ext").removeprefix(".") for imported in inner} <= MAY_IMPORT[
+        name
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "triton_kernels").rglob("*.py")), ids=relative)
+def test_triton_kernels_import_torch_and_triton_only(path):
+    roots = {imported.split(".")[0] for imported in imported_modules(path)}
+    assert roots - {"torch", "triton", ""} - set(sys.stdlib_module_names) == set()
+
+
+def includes(path):
+    return re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+
+
+def test_ops_cpp_includes_nothing_of_ours():
+    ours = {path.name for path in SOURCE_FILES}
+    assert [name for name in includes(ROOT / "csrc/ops.cpp") if Path(name).name in ours] == []
+
+
+@pytest.mark.parametrize("path", SOURCE_FILES, ids=relative)
+def test_only_cuda_launchers_include_kernels(path):
+    if re.fullmatch(r"csrc/cuda/(kernels/)?[^/]+", relative(path)):
+        return
+    assert [name for name in includes(path) if "kernels/" in name] == []
+
+
+@pytest.mark.parametrize("path", [*PYTHON_FILES, *SOURCE_FILES, *BUILD_FILES], ids=relative)
+def test_file_is_short(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= MAX_FILE_LINES or relative(path) in LONGER_FILES
+
+
+def function_lines(node):
+    """Lines of a function without its docstring."""
+    docstring = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+    return (
+        node.end_lineno - node.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
+    )
+
+
+@pytest.mark.parametrize("path", [*PYTHON_FILES, *BUILD_FILES], ids=relative)
+def test_functions_are_short(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    long = {f"{relative(path)}:{node.name}": function_lines(node) for node in functions}
+    assert {
+        name: n for name, n in long.items() if n > MAX_FUNCTION_LINES and name not in LONGER_FUNCTIONS
+    } == {}
+
+
+def test_every_exception_is_still_needed():
+    """A reason for a file or function that is gone or short again is to be removed."""
+    for name in LONGER_FILES:
+        assert len((ROOT / name).read_text().splitlines()) > MAX_FILE_LINES, name
+    for name in LONGER_FUNCTIONS:
+        path, function = name.split(":")
+        nodes = ast.walk(ast.parse((ROOT / path).read_text()))
+        named = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == function]
+        assert max(map(function_lines, named), default=0) > MAX_FUNCTION_LINES, name
+
+
+def test_setup_is_short():
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 120

@@ -1,0 +1,153 @@
+"""What is installed, what the native library links to, and how KRADAGRAD_BUILD decides what is built."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import kradagrad_ext
+from kradagrad_ext import build_info
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = Path(kradagrad_ext.__file__).parent / "_native.abi3.so"
+IN_TREE = ("setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+
+BUILD = build_info.read()
+
+needs_library = pytest.mark.skipif(BUILD.native == "none", reason=f"no native library here: {BUILD.reason}")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the sources whose native library is csrc/ops.cpp alone: it builds in seconds."""
+    for name in IN_TREE:
+        shutil.copy(ROOT / name, tmp_path / name)
+    ignore = shutil.ignore_patterns("*.so", "_build.json", "__pycache__")
+    for name in ("kradagrad_ext", "triton_kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    (tmp_path / "csrc").mkdir()
+    shutil.copy(ROOT / "csrc/ops.cpp", tmp_path / "csrc/ops.cpp")
+    return tmp_path
+
+
+def call_backend(tree, expression, **environment):
+    """Evaluate an expression of the build backend in a process of its own, as build front ends do."""
+    code = f"import build_backend; print('value:', build_backend.{expression})"
+    variables = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRADAGRAD_BUILD")}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=tree, env=variables | environment, capture_output=True, text=True)
+
+
+def value(result):
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()[-1].removeprefix("value: ")
+
+
+def test_version_is_the_projects():
+    declared = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert metadata.version("kradagrad-ext") == kradagrad_ext.__version__ == declared.group(1)
+    assert f"version: {declared.group(1)}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_triton_kernels_lie_inside_the_package(tmp_path):
+    code = "import kradagrad_ext.triton_kernels as kernels; print(kernels.__name__)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == "kradagrad_ext.triton_kernels", result.stderr
+
+
+def test_package_is_typed():
+    assert (LIBRARY.parent / "py.typed").exists()
+
+
+def test_library_is_there_exactly_when_the_build_says_so():
+    assert LIBRARY.exists() == (BUILD.native != "none")
+
+
+@needs_library
+def test_library_needs_the_stable_abi_alone():
+    listing = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True, check=True
+    )
+    symbols = [line.split()[-1] for line in listing.stdout.splitlines() if line.split()[0] == "U"]
+    system = re.compile(r".*@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
+    foreign = [name for name in symbols if not system.match(name)]
+    assert any(name.startswith("aoti_torch_") for name in foreign)
+    assert [name for name in foreign if not name.startswith(("aoti_torch_", "torch_"))] == []
+
+
+@needs_library
+def test_library_links_neither_python_nor_torch_python():
+    listing = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True)
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", listing.stdout))
+    assert "libtorch_cpu.so" in needed
+    system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+    assert needed - system == {"libtorch_cpu.so"}
+
+
+def test_auto_without_a_compiler_builds_the_python_package_and_says_so_once(tree):
+    result = call_backend(tree, "build_wheel('dist')", CXX="no-such-compiler")
+    assert value(result) == f"kradagrad_ext-{kradagrad_ext.__version__}-py3-none-any.whl"
+    output = result.stdout + result.stderr
+    assert output.count("installing kradagrad_ext without its native library") == 1
+    assert "no C++ compiler was found (looked for CXX=no-such-compiler)" in output
+
+
+def test_none_builds_the_python_package_whatever_compiler_there_is(tree):
+    name = value(call_backend(tree, "build_wheel('dist')", KRADAGRAD_BUILD="none"))
+    assert name.endswith("-py3-none-any.whl")
+    files = zipfile.ZipFile(tree / "dist" / name).namelist()
+    assert "kradagrad_ext/triton_kernels/__init__.py" in files
+    assert "kradagrad_ext/py.typed" in files
+    assert not [file for file in files if file.endswith(".so")]
+    assert {file.split("/")[0] for file in files} == {"kradagrad_ext", f"{name.split('-py3')[0]}.dist-info"}
+
+
+@needs_library
+def test_cpu_builds_one_wheel_for_every_python(tree):
+    name = value(call_backend(tree, "build_wheel('dist')", KRADAGRAD_BUILD="cpu"))
+    assert "-cp310-abi3-" in name
+    assert "kradagrad_ext/_native.abi3.so" in zipfile.ZipFile(tree / "dist" / name).namelist()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"KRADAGRAD_BUILD": "fast"}, "KRADAGRAD_BUILD=fast: must be one of auto, cuda, cpu, none"),
+        ({"KRADAGRAD_BUILD": "cuda"}, "KRADAGRAD_BUILD=cuda: this source tree has no CUDA sources"),
+        (
+            {"KRADAGRAD_BUILD": "cpu", "CXX": "no-such-compiler"},
+            "KRADAGRAD_BUILD=cpu: no C++ compiler found (looked for CXX=no-such-compiler)",
+        ),
+        (
+            {"KRADAGRAD_BUILD": "cpu", "PATH": "/nowhere"},
+            "KRADAGRAD_BUILD=cpu: no C++ compiler found (looked for c++, g++, clang++ on PATH)",
+        ),
+    ],
+)
+def test_a_build_that_cannot_be_met_ends_with_an_error(tree, environment, message):
+    result = call_backend(tree, "build_wheel('dist')", **environment)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_failing_compiler_ends_with_an_error(tree):
+    result = call_backend(tree, "build_wheel('dist')", KRADAGRAD_BUILD="cpu", CXX="false")
+    assert result.returncode == 1
+    assert "KRADAGRAD_BUILD=none installs the package without it" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no c++ on PATH")
+def test_torch_is_a_build_requirement_only_where_it_is_missing(tree):
+    requires = "get_requires_for_build_wheel()"
+    assert "torch" not in value(call_backend(tree, requires))
+    hidden = "find_torch.__globals__.update(find_torch=lambda: None) or build_backend."
+    assert "torch>=2.10" in value(call_backend(tree, hidden + requires))
+    assert "torch" not in value(call_backend(tree, hidden + requires, KRADAGRAD_BUILD="none"))
