@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -29,14 +30,6 @@ SOURCES = [Path("csrc/ops.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
 HEADERS = sorted(Path("csrc").rglob("*.h"))
 
 
-def torch_folder() -> Path:
-    """The installed torch package, for its headers and libraries."""
-    torch = find_torch()
-    if torch is None:
-        stop("torch >= 2.10 is needed to build the native library: install it first, or build with isolation")
-    return Path(str(torch.locate_file("torch")))
-
-
 class BuildNative(build_ext):
     """One library of operators, loaded by ``torch.ops.load_library``: it needs nothing from Python."""
 
@@ -44,26 +37,21 @@ class BuildNative(build_ext):
         return str(Path(*fullname.split("."))) + ".abi3.so"
 
     def build_extension(self, ext: Extension) -> None:
-        torch = torch_folder()
-        jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-        with ThreadPoolExecutor(jobs) as pool:
-            objects = list(pool.map(lambda source: self.compile(torch, source), SOURCES))
+        distribution = find_torch()
+        if distribution is None:
+            stop("torch >= 2.10 is needed for the native library: install it first, or build with isolation")
+        torch = Path(str(distribution.locate_file("torch")))
+        # -isystem: warnings are for our own sources.
+        include = ["-isystem", str(torch / "include")]
+        command = [*DECISION.compiler, *COMPILE_FLAGS, *include, *environment_flags("CXXFLAGS")]
+        tools = f"{command} {compiler_version(DECISION.compiler)} {distribution.version}"
+        folder = Path("build", f"objects-{hashlib.sha256(tools.encode()).hexdigest()[:12]}")
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            objects = list(pool.map(lambda source: compile_object(command, source, folder), SOURCES))
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         linked = ["-shared", *objects, "-o", str(library), f"-L{torch / 'lib'}", "-ltorch_cpu"]
         run([*DECISION.compiler, *LINK_FLAGS, *linked, *environment_flags("LDFLAGS")])
-
-    def compile(self, torch: Path, source: Path) -> str:
-        """Compile one source, unless its object is newer than it and every header."""
-        target = Path(self.build_temp, source).with_suffix(".o")
-        inputs = [source, *HEADERS, Path(__file__)]
-        if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
-            return str(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # -isystem: warnings are for our own sources.
-        flags = [*COMPILE_FLAGS, "-isystem", str(torch / "include"), *environment_flags("CXXFLAGS")]
-        run([*DECISION.compiler, *flags, "-c", str(source), "-o", str(target)])
-        return str(target)
 
 
 class BuildPython(build_py):
@@ -72,17 +60,28 @@ class BuildPython(build_py):
     def run(self) -> None:
         super().run()
         folder = Path() if self.editable_mode else Path(self.build_lib)
-        if self.editable_mode and not DECISION.compiler:
-            (folder / LIBRARY).unlink(missing_ok=True)  # of an earlier editable install
-        if DECISION.reason:
-            self.warn(f"installing kradagrad_ext without its native library: {DECISION.reason}")
         record = {"requested": DECISION.requested, "native": "none", "reason": DECISION.reason}
         if DECISION.compiler:
             torch = find_torch()
             record["native"] = "cpu"
             record["compiler"] = compiler_version(DECISION.compiler)
             record["torch"] = torch.version if torch else None
+        else:
+            self.warn(f"installing kradagrad_ext without its native library: {DECISION.reason}")
+            (folder / LIBRARY).unlink(missing_ok=True)  # that an earlier editable install left
         (folder / BUILD_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def compile_object(command: list[str], source: Path, folder: Path) -> str:
+    """Compile one source, unless its object is newer than it and every header."""
+    target = (folder / source).with_suffix(".o")
+    if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in [source, *HEADERS]):
+        return str(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial.o")
+    run([*command, "-c", str(source), "-o", str(partial)])
+    partial.replace(target)  # so that an interrupted compiler leaves no object to take up
+    return str(target)
 
 
 def environment_flags(name: str) -> list[str]:

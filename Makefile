@@ -1,0 +1,68 @@
+# Each target sets up what it needs in $(VENV); a second call skips what is done.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+STEPS ?= 300
+
+BIN := $(VENV)/bin
+NATIVE := setup.py build_backend.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py')
+
+.PHONY: demo test test-none lint bench clean
+.DELETE_ON_ERROR:
+
+# Both at their own tuned learning rates, which are the example's defaults.
+demo: $(VENV)/installed
+	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw
+	$(BIN)/python examples/train_gpt.py --optimizer kradagrad --steps $(STEPS) --out runs/demo/kradagrad
+	$(BIN)/python examples/compare_runs.py runs/demo/adamw runs/demo/kradagrad --out runs/demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+# The same suite on an ordinary installation of the pure-Python package.
+test-none: $(VENV)-none/installed
+	$(VENV)-none/bin/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+bench: $(VENV)/bench
+	$(BIN)/pytest bench --benchmark-only $(PYTEST_ARGS)
+	$(BIN)/python bench/bench_step.py
+	$(BIN)/python bench/plot.py
+
+clean:
+	rm -rf build dist kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Whatever else is installed, and any isolated build, keeps to the torch that is there.
+$(VENV)/installed $(VENV)/lint $(VENV)/bench: export PIP_CONSTRAINT = $(abspath $(VENV)/constraints.txt)
+$(VENV)-none/installed: export PIP_CONSTRAINT = $(abspath $(VENV)-none/constraints.txt)
+
+%/constraints.txt:
+	$(PYTHON) -m venv $*
+	$*/bin/pip install $(TORCH)
+	$*/bin/pip freeze | grep '^torch==' > $@
+
+$(VENV)/installed: $(VENV)/constraints.txt $(NATIVE)
+	$(BIN)/pip install -e '.[test,examples]'
+	touch $@
+
+$(VENV)/lint: $(VENV)/installed
+	$(BIN)/pip install -e '.[lint]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/pip install -e '.[bench]'
+	touch $@
+
+$(VENV)-none/installed: $(VENV)-none/constraints.txt $(NATIVE) $(PACKAGE)
+	rm -rf build/lib
+	KRADAGRAD_BUILD=none $(VENV)-none/bin/pip install '.[test,examples]'
+	touch $@
