@@ -41,9 +41,8 @@ clean:
 	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Whatever else is installed, and any isolated build, keeps to the torch that is there.
-$(VENV)/installed $(VENV)/lint $(VENV)/bench: export PIP_CONSTRAINT = $(abspath $(VENV)/constraints.txt)
-$(VENV)-none/installed: export PIP_CONSTRAINT = $(abspath $(VENV)-none/constraints.txt)
+# Whatever else is installed into an environment, and any isolated build, keeps to its torch.
+INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 %/constraints.txt:
 	$(PYTHON) -m venv $*
@@ -51,18 +50,18 @@ $(VENV)-none/installed: export PIP_CONSTRAINT = $(abspath $(VENV)-none/constrain
 	$*/bin/pip freeze | grep '^torch==' > $@
 
 $(VENV)/installed: $(VENV)/constraints.txt $(NATIVE)
-	$(BIN)/pip install -e '.[test,examples]'
+	$(INSTALL) -e '.[test,examples]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed
-	$(BIN)/pip install -e '.[lint]'
+	$(INSTALL) -e '.[lint]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/installed
-	$(BIN)/pip install -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 $(VENV)-none/installed: $(VENV)-none/constraints.txt $(NATIVE) $(PACKAGE)
 	rm -rf build/lib
-	KRADAGRAD_BUILD=none $(VENV)-none/bin/pip install '.[test,examples]'
+	KRADAGRAD_BUILD=none $(INSTALL) '.[test,examples]'
 	touch $@
