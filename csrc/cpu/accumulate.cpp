@@ -1,0 +1,137 @@
+// accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
+//
+//   g = grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no
+//   momenta) v = beta2 v + weight2 g^2;   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm = |graft|^2
+//
+// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache, and
+// gives one partial norm.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <vector>
+
+#include "../checks.h"
+#include "dtypes.h"
+#include "operand.h"
+#include "spans.h"
+#include "vector_loops.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+struct Arguments {
+  Tensors momenta, second_moments, directions;
+  Tensor graft_norms;
+  Tensors grads, params;
+  Tensor coefficients, active;
+};
+
+struct Scalars {
+  double beta1, beta2, weight2, l2;
+  bool nesterov;
+};
+
+void check(const Checks& checks, const Arguments& in, const Scalars& scalars) {
+  const size_t count = in.params.size();
+  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, kFactorDTypes);
+  const DTypes dtype = {in.coefficients.scalar_type()};
+  checks.contiguous("graft_norms", in.graft_norms, {static_cast<int64_t>(count)}, dtype);
+  checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
+  checks.like_parameters("params", in.params, in.params, kViewDTypes);
+  checks.like_parameters("grads", in.grads, in.params, kViewDTypes);
+  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
+  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
+  checks.like_parameters("directions", in.directions, in.params, dtype, true);
+  checks.scalar("beta1", scalars.beta1 >= 0 && scalars.beta1 <= 1, "in [0, 1]", scalars.beta1);
+  checks.scalar("beta2", scalars.beta2 >= 0 && scalars.beta2 <= 1, "in [0, 1]", scalars.beta2);
+  checks.not_negative("weight2", scalars.weight2);
+  checks.not_negative("l2", scalars.l2);
+}
+
+struct Operands {
+  Operand grad, param;
+  std::optional<Operand> momentum, second_moment, direction;
+};
+
+std::vector<Operands> list_operands(const Arguments& in) {
+  std::vector<Operands> operands;
+  for (size_t p = 0; p < in.params.size(); ++p) {
+    const auto order = memory_order(in.params[p]);
+    const auto optional = [&](const Tensors& list) {
+      return list.empty() ? std::nullopt : std::optional<Operand>(Operand(list[p], order));
+    };
+    operands.push_back({Operand(in.grads[p], order), Operand(in.params[p], order), optional(in.momenta),
+                        optional(in.second_moments), optional(in.directions)});
+  }
+  return operands;
+}
+
+// One tile; returns its share of the graft's squared norm. `c`: the parameter's coefficients.
+template <class T>
+double accumulate_tile(const Operands& in, const Scalars& scalars, const T* c, int64_t begin, int64_t size) {
+  alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile], graft[kTile];
+  const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
+  const T* g = in.grad.read(begin, size, g_scratch);
+  if (scalars.l2 != 0) {
+    weighted_sum(g_scratch, T(1), g, static_cast<T>(scalars.l2), in.param.read(begin, size, scratch), size);
+    g = g_scratch;
+  }
+  const T* d = g;
+  if (in.momentum) {
+    T* const m = in.momentum->read(begin, size, m_scratch);
+    weighted_sum(m, beta1, m, rest1, g, size);
+    in.momentum->write(begin, size, m);
+    d = m;
+    if (scalars.nesterov) {
+      weighted_sum(scratch, beta1, m, rest1, g, size);
+      d = scratch;
+    }
+  }
+  if (in.second_moment) {
+    T* const v = in.second_moment->read(begin, size, v_scratch);
+    square_average(v, static_cast<T>(scalars.beta2), static_cast<T>(scalars.weight2), g, size);
+    in.second_moment->write(begin, size, v);
+    adaptive_update(graft, d, v, c, size);
+  } else {
+    scale(graft, c[0], d, size);
+  }
+  if (in.direction) in.direction->write(begin, size, d);
+  return dot(graft, graft, size);
+}
+
+template <class T>
+void run(const Arguments& in, const Scalars& scalars) {
+  const std::vector<Operands> operands = list_operands(in);
+  std::vector<int64_t> sizes;
+  for (const Tensor& param : in.params) sizes.push_back(param.numel());
+  const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));
+  const T* const coefficients = static_cast<const T*>(in.coefficients.data_ptr());
+  std::vector<double> partial(spans.size());
+  for_each_span(spans, [&](size_t i) {
+    const Span& span = spans[i];
+    for (int64_t done = 0; done < span.size; done += kTile) {
+      partial[i] += accumulate_tile(operands[span.parameter], scalars, coefficients + 4 * span.parameter,
+                                    span.begin + done, std::min(kTile, span.size - done));
+    }
+  });
+  std::vector<double> norms(sizes.size());
+  for (size_t i = 0; i < spans.size(); ++i) norms[spans[i].parameter] += partial[i];
+  std::copy(norms.begin(), norms.end(), static_cast<T*>(in.graft_norms.data_ptr()));
+}
+
+void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,
+                const Tensor graft_norms, const Tensors grads, const Tensors params,
+                const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
+                double l2, bool nesterov) {
+  const Arguments in{momenta, second_moments, directions, graft_norms, grads, params, coefficients, active};
+  const Scalars scalars{beta1, beta2, weight2, l2, nesterov};
+  check(Checks("accumulate_", coefficients), in, scalars);
+  with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
+}
+
+}  // namespace
+}  // namespace kradagrad::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
+  m.impl("accumulate_", TORCH_BOX(&kradagrad::cpu::accumulate));
+}

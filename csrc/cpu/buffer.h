@@ -1,0 +1,34 @@
+// Uninitialised scratch memory of one thread, aligned to cache lines.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace kradagrad::cpu {
+
+template <class T>
+class Buffer {
+ public:
+  // At least `size` elements; what the buffer held is lost when it has to grow.
+  T* reserve(int64_t size) {
+    if (size > size_) {
+      data_.reset();
+      data_.reset(static_cast<T*>(::operator new(size * sizeof(T), kAlignment)));
+      size_ = size;
+    }
+    return data_.get();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<T, Free> data_;
+  int64_t size_ = 0;
+};
+
+}  // namespace kradagrad::cpu

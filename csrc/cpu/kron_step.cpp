@@ -1,0 +1,164 @@
+// kron_step_: both factor updates of order-2 blocks and the two-sided product, for N blocks [m, n]:
+//
+//   if update: left from G, right from G^T (factor_update.h);   P = left_root D right_root;   norms = |P|_F^2
+//
+// Threads take chunks of consecutive blocks (parallel.h). A chunk's gradients and directions are packed into
+// scratch first and its results written from scratch last, so `out` may be `direction`.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "block_views.h"
+#include "dtypes.h"
+#include "factor_update.h"
+#include "parallel.h"
+#include "products.h"
+#include "update_rule.h"
+#include "vector_loops.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+struct Arguments {
+  Tensor left, right, left_statistics, right_statistics;
+  Tensors out;
+  Tensor norms;
+  Tensors grad, direction;
+  Tensor left_root, right_root, active;
+};
+
+void check(const Checks& checks, const Arguments& in, bool update) {
+  checks.contiguous("left", in.left, {"N", "m", "m"}, kFactorDTypes);
+  const DTypes dtype = {in.left.scalar_type()};
+  const DTypes root_dtypes = {dtype[0], ScalarType::BFloat16};
+  const int64_t count = in.left.size(0), m = in.left.size(1);
+  checks.contiguous("right", in.right, {count, "n", "n"}, dtype);
+  const int64_t n = in.right.size(1);
+  checks.contiguous("left_statistics", in.left_statistics, {count, 2}, dtype);
+  checks.contiguous("right_statistics", in.right_statistics, {count, 2}, dtype);
+  checks.block_views("out", in.out, count, m, n, dtype);
+  checks.contiguous("norms", in.norms, {count}, dtype);
+  if (update) checks.block_views("grad", in.grad, count, m, n, kViewDTypes);
+  checks.block_views("direction", in.direction, count, m, n, kViewDTypes);
+  checks.contiguous("left_root", in.left_root, {count, m, m}, root_dtypes);
+  checks.contiguous("right_root", in.right_root, {count, n, n}, root_dtypes);
+  checks.contiguous("active", in.active, {count}, {ScalarType::Bool});
+}
+
+// What all threads read: the blocks of the lists and the arrays by block.
+template <class T>
+struct Step {
+  const Arguments& in;
+  UpdateRule rule;
+  bool update;
+  std::vector<BlockView> out, grad, direction;
+  int64_t m, n;
+  const bool* active;
+};
+
+// One thread's scratch, and the step of a chunk of blocks.
+template <class T>
+class Worker {
+ public:
+  explicit Worker(const Step<T>& step) : step_(step) {}
+
+  void operator()(int64_t first, int64_t count) {
+    if (step_.update) update_factors(first, count);
+    precondition(first, count);
+  }
+
+ private:
+  // Packs the active blocks; the others are zeros, which nothing depends on.
+  Matrices<T> pack_chunk(const std::vector<BlockView>& blocks, int64_t first, int64_t count) {
+    const int64_t m = step_.m, n = step_.n;
+    const auto packed = Matrices<T>::contiguous(packed_.reserve(count * m * n), count, m, n);
+    for (int64_t i = 0; i < count; ++i) {
+      if (step_.active[first + i]) {
+        pack(blocks[first + i], m, n, packed.item(i));
+      } else {
+        std::fill_n(packed.item(i), m * n, T(0));
+      }
+    }
+    return packed;
+  }
+
+  void update_factors(int64_t first, int64_t count) {
+    const auto grad = pack_chunk(step_.grad, first, count);
+    FactorUpdate<T> updated(step_.rule, workspace_);
+    updated.apply(data(step_.in.left, first), data(step_.in.left_statistics, first), step_.active + first,
+                  grad);
+    updated.apply(data(step_.in.right, first), data(step_.in.right_statistics, first), step_.active + first,
+                  grad.transposed());
+  }
+
+  void precondition(int64_t first, int64_t count) {
+    const int64_t m = step_.m, n = step_.n;
+    const auto direction = pack_chunk(step_.direction, first, count);
+    const auto half = Matrices<T>::contiguous(half_.reserve(count * m * n), count, m, n);
+    multiply(half, roots(step_.in.left_root, first, count), direction);
+    multiply(direction, half, roots(step_.in.right_root, first, count));
+    T* const norms = data(step_.in.norms, first);
+    for (int64_t i = 0; i < count; ++i) {
+      const bool active = step_.active[first + i];
+      norms[i] = active ? static_cast<T>(dot(direction.item(i), direction.item(i), m * n)) : T(0);
+      if (active) unpack(direction.item(i), m, n, step_.out[first + i]);
+    }
+  }
+
+  Matrices<T> roots(const Tensor& root, int64_t first, int64_t count) {
+    const int64_t side = root.size(1), size = side * side;
+    const bool in_place = root.scalar_type() == dtype_of<T>;
+    T* const scratch = in_place ? nullptr : root_.reserve(count * size);
+    T* const values = read_as(root, first * size, count * size, scratch);
+    return Matrices<T>::contiguous(values, count, side, side);
+  }
+
+  // The rows of a contiguous tensor from `first` on.
+  static T* data(const Tensor& tensor, int64_t first) {
+    return static_cast<T*>(tensor.data_ptr()) + first * tensor.stride(0);
+  }
+
+  const Step<T>& step_;
+  Workspace<T> workspace_;
+  Buffer<T> packed_, half_, root_;
+};
+
+template <class T>
+void run(const Arguments& in, const UpdateRule& rule, bool update) {
+  const int64_t count = in.left.size(0), m = in.left.size(1), n = in.right.size(1);
+  if (m == 0 || n == 0) return;
+  Step<T> step{in,
+               rule,
+               update,
+               list_blocks(in.out),
+               {},
+               list_blocks(in.direction),
+               m,
+               n,
+               static_cast<const bool*>(in.active.data_ptr())};
+  if (update) step.grad = list_blocks(in.grad);
+  const int64_t largest = std::max(largest_matrix(rule, m, n), largest_matrix(rule, n, m));
+  for_each_chunk(count, chunk_size(count, largest * sizeof(T)), [&] { return Worker<T>(step); });
+}
+
+void kron_step(const Tensor left, const Tensor right, const Tensor left_statistics,
+               const Tensor right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
+               const Tensors direction, const Tensor left_root, const Tensor right_root, const Tensor active,
+               double decay, double weight, double damping, const std::string factor_scale, int64_t refine,
+               bool update) {
+  const Arguments in{left, right,     left_statistics, right_statistics, out,   norms,
+                     grad, direction, left_root,       right_root,       active};
+  const Checks checks("kron_step_", left);
+  check(checks, in, update);
+  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine);
+  with_compute_type(left.scalar_type(), [&](auto type) { run<decltype(type)>(in, rule, update); });
+}
+
+}  // namespace
+}  // namespace kradagrad::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
+  m.impl("kron_step_", TORCH_BOX(&kradagrad::cpu::kron_step));
+}

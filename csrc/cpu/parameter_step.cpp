@@ -1,0 +1,132 @@
+// parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
+//
+//   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
+//   u = u + l2 p;   b = momentum b + u, u = b (nesterov: u + momentum b);   p = (1 - lr decay) p - lr u
+//
+// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "../checks.h"
+#include "dtypes.h"
+#include "operand.h"
+#include "spans.h"
+#include "vector_loops.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+struct Arguments {
+  Tensors params, momenta, updates, directions, second_moments;
+  Tensor coefficients, active, lr;
+};
+
+struct Scalars {
+  double momentum, decay, l2;
+  bool nesterov;
+};
+
+void check(const Checks& checks, const Arguments& in, const Scalars& scalars) {
+  const size_t count = in.params.size();
+  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, kFactorDTypes);
+  const DTypes dtype = {in.coefficients.scalar_type()};
+  checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
+  checks.tensor("lr", in.lr, {}, dtype);
+  checks.like_parameters("params", in.params, in.params, kViewDTypes);
+  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
+  checks.like_parameters("directions", in.directions, in.params, kViewDTypes);
+  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
+  checks.length("updates", in.updates, count);
+  for (size_t i = 0; i < count; ++i) {
+    if (in.updates[i].numel() > 0) checks.like_parameter("updates", i, in.updates[i], in.params[i], dtype);
+  }
+  checks.not_negative("momentum", scalars.momentum);
+  checks.not_negative("decay", scalars.decay);
+  checks.not_negative("l2", scalars.l2);
+}
+
+struct Operands {
+  Operand param, direction;
+  std::optional<Operand> momentum, update, second_moment;
+};
+
+std::vector<Operands> list_operands(const Arguments& in) {
+  std::vector<Operands> operands;
+  for (size_t p = 0; p < in.params.size(); ++p) {
+    const auto order = memory_order(in.params[p]);
+    const auto optional = [&](const Tensors& list) {
+      return list.empty() || list[p].numel() == 0 ? std::nullopt
+                                                  : std::optional<Operand>(Operand(list[p], order));
+    };
+    operands.push_back({Operand(in.params[p], order), Operand(in.directions[p], order), optional(in.momenta),
+                        optional(in.updates), optional(in.second_moments)});
+  }
+  return operands;
+}
+
+// One tile; `c`: the parameter's coefficients.
+template <class T>
+void step_tile(const Operands& in, const Scalars& scalars, const T* c, T lr, int64_t begin, int64_t size) {
+  alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
+  T* const p = in.param.read(begin, size, p_scratch);
+  if (in.update && std::isfinite(c[3])) {
+    scale(u, c[3], in.update->read(begin, size, scratch), size);
+  } else if (in.second_moment) {
+    adaptive_update(u, in.direction.read(begin, size, scratch),
+                    in.second_moment->read(begin, size, v_scratch), c, size);
+  } else {
+    scale(u, c[0], in.direction.read(begin, size, scratch), size);
+  }
+  if (scalars.l2 != 0) weighted_sum(u, T(1), u, static_cast<T>(scalars.l2), p, size);
+  const T* step = u;
+  if (in.momentum) {
+    const T momentum = static_cast<T>(scalars.momentum);
+    T* const b = in.momentum->read(begin, size, scratch);
+    weighted_sum(b, momentum, b, T(1), u, size);
+    in.momentum->write(begin, size, b);
+    if (scalars.nesterov) {
+      weighted_sum(u, T(1), u, momentum, b, size);
+    } else {
+      step = b;
+    }
+  }
+  weighted_sum(p, static_cast<T>(1 - lr * scalars.decay), p, -lr, step, size);
+  in.param.write(begin, size, p);
+}
+
+template <class T>
+void run(const Arguments& in, const Scalars& scalars) {
+  const std::vector<Operands> operands = list_operands(in);
+  std::vector<int64_t> sizes;
+  for (const Tensor& param : in.params) sizes.push_back(param.numel());
+  const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));
+  const T* const coefficients = static_cast<const T*>(in.coefficients.data_ptr());
+  const T lr = *static_cast<const T*>(in.lr.data_ptr());
+  for_each_span(spans, [&](size_t i) {
+    const Span& span = spans[i];
+    for (int64_t done = 0; done < span.size; done += kTile) {
+      step_tile(operands[span.parameter], scalars, coefficients + 4 * span.parameter, lr, span.begin + done,
+                std::min(kTile, span.size - done));
+    }
+  });
+}
+
+void parameter_step(const Tensors params, const Tensors momenta, const Tensors updates,
+                    const Tensors directions, const Tensors second_moments, const Tensor coefficients,
+                    const Tensor active, const Tensor lr, double momentum, double decay, double l2,
+                    bool nesterov) {
+  const Arguments in{params, momenta, updates, directions, second_moments, coefficients, active, lr};
+  const Scalars scalars{momentum, decay, l2, nesterov};
+  check(Checks("parameter_step_", coefficients), in, scalars);
+  with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
+}
+
+}  // namespace
+}  // namespace kradagrad::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
+  m.impl("parameter_step_", TORCH_BOX(&kradagrad::cpu::parameter_step));
+}

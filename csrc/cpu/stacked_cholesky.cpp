@@ -1,0 +1,131 @@
+// Left-looking by panels of `kPanel` columns, for the stacked matrix S = [N; Y] [k + d, k]:
+//
+//   T = S[:, panel] - S[:, left of it] S[panel, left of it]^T      rows from the panel's first on
+//   L = chol(T[panel rows]),  V = L^-T                             a small kernel of our own
+//   S[below, panel] = T[below] V
+//
+// so that the triangular solve Y L^-T comes out of matrix products alone. One thread a batch.
+#include "stacked_cholesky.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "multiversion.h"
+#include "vector_loops.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+constexpr int kPanel = 64;
+
+// row -= sum over l in [begin, end) of coefficients[l * step] * rows[l], for rows of `kWidth` elements. The
+// sum stays in registers; zeros beyond the triangle cost less than a loop of varying length.
+template <int kWidth, class T>
+KRADAGRAD_INLINE void subtract_rows(T* row, const T* coefficients, int64_t step, const T* rows, int begin,
+                                    int end) {
+  T sums[kWidth];
+  for (int c = 0; c < kWidth; ++c) sums[c] = row[c];
+  for (int l = begin; l < end; ++l) {
+    const T coefficient = coefficients[l * step];
+    for (int c = 0; c < kWidth; ++c) sums[c] -= coefficient * rows[l * kWidth + c];
+  }
+  for (int c = 0; c < kWidth; ++c) row[c] = sums[c];
+}
+
+// `tile` [size, kWidth] holds the upper triangle of a symmetric matrix, zeros right of it. Turns it into
+// U = L^T and writes U^-1 to `inverse` [size, kWidth]. False where a pivot is bad.
+template <int kWidth, class T>
+KRADAGRAD_INLINE bool factor_tile(T* tile, T* inverse, int size) {
+  for (int i = 0; i < size; ++i) {
+    T* row = tile + i * kWidth;
+    subtract_rows<kWidth>(row, tile + i, kWidth, tile, 0, i);
+    const T pivot = row[i];
+    if (!(pivot > 0) || !std::isfinite(pivot)) return false;
+    const T reciprocal = 1 / std::sqrt(pivot);
+    for (int c = 0; c < kWidth; ++c) row[c] = c < i ? T(0) : row[c] * reciprocal;
+  }
+  for (int i = size - 1; i >= 0; --i) {
+    T* row = inverse + i * kWidth;
+    for (int c = 0; c < kWidth; ++c) row[c] = c == i ? T(1) : T(0);
+    subtract_rows<kWidth>(row, tile + i * kWidth, 1, inverse, i + 1, size);
+    const T reciprocal = 1 / tile[i * kWidth + i];
+    for (int c = 0; c < kWidth; ++c) row[c] *= reciprocal;
+  }
+  return true;
+}
+
+template <class T>
+KRADAGRAD_INLINE bool factor_any(T* tile, T* inverse, int size, int width) {
+  if (width == 16) return factor_tile<16>(tile, inverse, size);
+  if (width == 32) return factor_tile<32>(tile, inverse, size);
+  return factor_tile<kPanel>(tile, inverse, size);
+}
+
+KRADAGRAD_MULTIVERSION bool factor(float* tile, float* inverse, int size, int width) {
+  return factor_any(tile, inverse, size, width);
+}
+KRADAGRAD_MULTIVERSION bool factor(double* tile, double* inverse, int size, int width) {
+  return factor_any(tile, inverse, size, width);
+}
+
+// V = L^-T [size, size] of the matrix whose lower triangle is in `source`, row stride `source_row`. On
+// failure V is zero, which keeps the item finite through the products that follow.
+template <class T>
+bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
+  const int width = size <= 16 ? 16 : size <= 32 ? 32 : kPanel;
+  alignas(64) T tile[kPanel * kPanel], inverse[kPanel * kPanel];
+  std::fill(tile, tile + size * width, T(0));
+  for (int i = 0; i < size; ++i) {
+    for (int j = 0; j <= i; ++j) tile[j * width + i] = source[i * source_row + j];
+  }
+  const bool positive = factor(tile, inverse, size, width);
+  for (int i = 0; i < size; ++i) {
+    for (int j = 0; j < size; ++j) v[i * size + j] = positive ? inverse[i * width + j] : T(0);
+  }
+  return positive;
+}
+
+// T = S[:, panel] - S[:, :begin] N[panel, :begin]^T
+template <class T>
+void panel_remainder(const Matrices<T>& out, const Matrices<T>& s, const Matrices<T>& head, int64_t begin) {
+  if (begin > 0) multiply(out, s.col_range(0, begin), head.transposed());
+  for (int64_t item = 0; item < s.count; ++item) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+      const T* from = s.item(item) + i * s.row_stride + begin;
+      T* to = out.item(item) + i * out.row_stride;
+      if (begin > 0) {
+        weighted_sum(to, T(1), from, T(-1), to, out.cols);
+      } else {
+        std::memcpy(to, from, out.cols * sizeof(T));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch) {
+  const int64_t count = n.count, k = n.rows, d = y.rows, widest = std::min<int64_t>(k, kPanel);
+  T* const memory = scratch.reserve(count * widest * (k + d + widest));
+  for (int64_t begin = 0; begin < k; begin += kPanel) {
+    const int64_t end = std::min<int64_t>(begin + kPanel, k), width = end - begin;
+    const auto top = Matrices<T>::contiguous(memory, count, k - begin, width);
+    const auto bottom = Matrices<T>::contiguous(memory + count * width * (k - begin), count, d, width);
+    const auto v = Matrices<T>::contiguous(bottom.data + count * width * d, count, width, width);
+    const auto head = n.row_range(begin, end).col_range(0, begin);
+    panel_remainder(top, n.row_range(begin, k), head, begin);
+    panel_remainder(bottom, y, head, begin);
+    for (int64_t item = 0; item < count; ++item) {
+      if (!invert_diagonal(top.item(item), width, static_cast<int>(width), v.item(item))) failed[item] = 1;
+    }
+    multiply(n.row_range(end, k).col_range(begin, end), top.row_range(width, k - begin), v);
+    multiply(y.col_range(begin, end), bottom, v);
+  }
+}
+
+template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
+template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
+
+}  // namespace kradagrad::cpu

@@ -1,0 +1,43 @@
+// The scalars of a factor update (kradagrad_ext/backends/base.py), read and checked.
+#pragma once
+
+#include <string>
+
+#include "../checks.h"
+
+namespace kradagrad {
+
+enum class FactorScale { kTraceDim, kTrace, kProduct, kFrobenius, kSchatten4, kExact };
+
+struct UpdateRule {
+  double decay;
+  double weight;
+  double damping;
+  FactorScale scale;
+  int64_t refine;
+
+  bool exact() const { return scale == FactorScale::kExact; }
+  // Whether the update needs the k x k matrix N = I + A^T X A itself, not only a bound of it.
+  bool inverts() const { return exact() || refine > 0; }
+};
+
+inline FactorScale factor_scale_named(const Checks& checks, const std::string& name) {
+  if (name == "trace_dim") return FactorScale::kTraceDim;
+  if (name == "trace") return FactorScale::kTrace;
+  if (name == "product") return FactorScale::kProduct;
+  if (name == "frobenius") return FactorScale::kFrobenius;
+  if (name == "schatten4") return FactorScale::kSchatten4;
+  if (name == "exact") return FactorScale::kExact;
+  checks.fail("factor_scale", "trace_dim, trace, product, frobenius, schatten4 or exact", name);
+}
+
+inline UpdateRule update_rule(const Checks& checks, double decay, double weight, double damping,
+                              const std::string& factor_scale, int64_t refine) {
+  checks.scalar("decay", decay > 0 && decay <= 1, "in (0, 1]", decay);
+  checks.positive("weight", weight);
+  checks.not_negative("damping", damping);
+  checks.scalar("refine", refine >= 0, ">= 0", refine);
+  return {decay, weight, damping, factor_scale_named(checks, factor_scale), refine};
+}
+
+}  // namespace kradagrad

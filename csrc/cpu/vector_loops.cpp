@@ -1,0 +1,101 @@
+// The multiversioned loops: one body for both dtypes, and a clone of it per dtype and instruction set. The
+// square root and the select vectorise only under -fno-math-errno and -fno-trapping-math, which change no
+// value.
+#include "vector_loops.h"
+
+#include <cmath>
+
+#include "multiversion.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+template <class T>
+KRADAGRAD_INLINE double dot_body(const T* x, const T* y, int64_t size) {
+  constexpr int kLanes = 32;  // independent sums, so that the loop vectorises without reordering any
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += static_cast<double>(x[i + lane]) * static_cast<double>(y[i + lane]);
+    }
+  }
+  double sum = 0;
+  for (; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+  for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+template <class T>
+KRADAGRAD_INLINE void weighted_sum_body(T* out, T a, const T* x, T b, const T* y, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
+}
+
+template <class T>
+KRADAGRAD_INLINE void scale_body(T* out, T a, const T* x, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) out[i] = a * x[i];
+}
+
+template <class T>
+KRADAGRAD_INLINE void square_average_body(T* v, T decay, T weight, const T* g, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) v[i] = decay * v[i] + weight * (g[i] * g[i]);
+}
+
+template <class T>
+KRADAGRAD_INLINE void adaptive_update_body(T* out, const T* d, const T* v, const T* c, int64_t size) {
+  const T c0 = c[0], c1 = c[1], c2 = c[2];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const T denominator = std::sqrt(c1 * v[i]) + c2;
+    const T ratio = c0 * d[i] / denominator;
+    out[i] = denominator > 0 ? ratio : T(0);
+  }
+}
+
+}  // namespace
+
+KRADAGRAD_MULTIVERSION double dot(const float* x, const float* y, int64_t size) {
+  return dot_body(x, y, size);
+}
+KRADAGRAD_MULTIVERSION double dot(const double* x, const double* y, int64_t size) {
+  return dot_body(x, y, size);
+}
+
+KRADAGRAD_MULTIVERSION void weighted_sum(float* out, float a, const float* x, float b, const float* y,
+                                         int64_t size) {
+  weighted_sum_body(out, a, x, b, y, size);
+}
+KRADAGRAD_MULTIVERSION void weighted_sum(double* out, double a, const double* x, double b, const double* y,
+                                         int64_t size) {
+  weighted_sum_body(out, a, x, b, y, size);
+}
+
+KRADAGRAD_MULTIVERSION void scale(float* out, float a, const float* x, int64_t size) {
+  scale_body(out, a, x, size);
+}
+KRADAGRAD_MULTIVERSION void scale(double* out, double a, const double* x, int64_t size) {
+  scale_body(out, a, x, size);
+}
+
+KRADAGRAD_MULTIVERSION void square_average(float* v, float decay, float weight, const float* g,
+                                           int64_t size) {
+  square_average_body(v, decay, weight, g, size);
+}
+KRADAGRAD_MULTIVERSION void square_average(double* v, double decay, double weight, const double* g,
+                                           int64_t size) {
+  square_average_body(v, decay, weight, g, size);
+}
+
+KRADAGRAD_MULTIVERSION void adaptive_update(float* out, const float* d, const float* v, const float* c,
+                                            int64_t size) {
+  adaptive_update_body(out, d, v, c, size);
+}
+KRADAGRAD_MULTIVERSION void adaptive_update(double* out, const double* d, const double* v, const double* c,
+                                            int64_t size) {
+  adaptive_update_body(out, d, v, c, size);
+}
+
+}  // namespace kradagrad::cpu

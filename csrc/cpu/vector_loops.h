@@ -1,0 +1,28 @@
+// Loops over contiguous memory, vectorised for several instruction sets. Sums are kept in double, in an order
+// that depends on the length alone.
+#pragma once
+
+#include <cstdint>
+
+namespace kradagrad::cpu {
+
+double dot(const float* x, const float* y, int64_t size);
+double dot(const double* x, const double* y, int64_t size);
+
+// out = a x + b y; `out` may be x or y.
+void weighted_sum(float* out, float a, const float* x, float b, const float* y, int64_t size);
+void weighted_sum(double* out, double a, const double* x, double b, const double* y, int64_t size);
+
+// out = a x
+void scale(float* out, float a, const float* x, int64_t size);
+void scale(double* out, double a, const double* x, int64_t size);
+
+// v = decay v + weight g^2
+void square_average(float* v, float decay, float weight, const float* g, int64_t size);
+void square_average(double* v, double decay, double weight, const double* g, int64_t size);
+
+// out = c[0] d / (sqrt(c[1] v) + c[2]), or 0 where the denominator is not positive
+void adaptive_update(float* out, const float* d, const float* v, const float* c, int64_t size);
+void adaptive_update(double* out, const double* d, const double* v, const double* c, int64_t size);
+
+}  // namespace kradagrad::cpu

@@ -1,0 +1,195 @@
+"""The ops in C++ (``csrc/``), in a library that is loaded when the backend is first asked for.
+
+The library uses the LibTorch stable ABI: one binary serves every torch from 2.10 on. It runs matrix products
+through torch's own bmm and is deterministic for a given number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+name = "native"
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """None where tensors of this device and factors of this dtype can be served, else the reason."""
+    if device.type != "cpu":
+        return f"no kernels for {device.type} in this build"
+    if dtype is not None and dtype not in _DTYPES:
+        return f"factors must be float32 or float64, not {dtype}"
+    return _load()
+
+
+@functools.cache
+def _load() -> str | None:
+    """Load the library beside the package and register the fake kernels: None, or why that failed."""
+    path = next(Path(__file__).parent.parent.glob("_native*.so"), None)
+    if path is None:
+        return "not built: there is no _native*.so in the package"
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    torch.library.register_fake("kradagrad_ext::precondition", _fake_precondition)
+    torch.library.register_fake("kradagrad_ext::eigh", _fake_eigh)
+    return None
+
+
+def _fake_precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
+    return blocks.new_empty(blocks.shape)
+
+
+def _fake_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    return matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape)
+
+
+@functools.cache
+def _op(op: str) -> Any:  # noqa: ANN401
+    """An op's one overload; calling that skips a lookup by name on every call."""
+    reason = _load()
+    if reason is not None:
+        raise RuntimeError(f"the native backend cannot run: {reason}")
+    return getattr(torch.ops.kradagrad_ext, op).default
+
+
+def update_factor_(
+    factor: Tensor,
+    statistics: Tensor,
+    unfolding: list[Tensor],
+    active: Tensor,
+    decay: float,
+    weight: float,
+    damping: float,
+    factor_scale: str,
+    refine: int,
+) -> None:
+    """See `Backend.update_factor_`."""
+    _op("update_factor_")(factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine)
+
+
+def kron_step_(
+    left: Tensor,
+    right: Tensor,
+    left_statistics: Tensor,
+    right_statistics: Tensor,
+    out: list[Tensor],
+    norms: Tensor,
+    grad: list[Tensor],
+    direction: list[Tensor],
+    left_root: Tensor,
+    right_root: Tensor,
+    active: Tensor,
+    decay: float,
+    weight: float,
+    damping: float,
+    factor_scale: str,
+    refine: int,
+    update: bool,
+) -> None:
+    """See `Backend.kron_step_`."""
+    _op("kron_step_")(
+        left,
+        right,
+        left_statistics,
+        right_statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        left_root,
+        right_root,
+        active,
+        decay,
+        weight,
+        damping,
+        factor_scale,
+        refine,
+        update,
+    )
+
+
+def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
+    """See `Backend.precondition`."""
+    product: Tensor = _op("precondition")(blocks, roots)
+    return product
+
+
+def accumulate_(
+    momenta: list[Tensor],
+    second_moments: list[Tensor],
+    directions: list[Tensor],
+    graft_norms: Tensor,
+    grads: list[Tensor],
+    params: list[Tensor],
+    coefficients: Tensor,
+    active: Tensor,
+    beta1: float,
+    beta2: float,
+    weight2: float,
+    l2: float,
+    nesterov: bool,
+) -> None:
+    """See `Backend.accumulate_`."""
+    _op("accumulate_")(
+        momenta,
+        second_moments,
+        directions,
+        graft_norms,
+        grads,
+        params,
+        coefficients,
+        active,
+        beta1,
+        beta2,
+        weight2,
+        l2,
+        nesterov,
+    )
+
+
+def parameter_step_(
+    params: list[Tensor],
+    momenta: list[Tensor],
+    updates: list[Tensor],
+    directions: list[Tensor],
+    second_moments: list[Tensor],
+    coefficients: Tensor,
+    active: Tensor,
+    lr: Tensor,
+    momentum: float,
+    decay: float,
+    l2: float,
+    nesterov: bool,
+) -> None:
+    """See `Backend.parameter_step_`."""
+    _op("parameter_step_")(
+        params,
+        momenta,
+        updates,
+        directions,
+        second_moments,
+        coefficients,
+        active,
+        lr,
+        momentum,
+        decay,
+        l2,
+        nesterov,
+    )
+
+
+def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Backend.eigh`.
+
+    Raises:
+        RuntimeError: a matrix is not finite, or its iteration did not converge; the message names it.
+    """
+    values, vectors = _op("eigh")(matrices)
+    return values, vectors
