@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 logger = logging.getLogger("kradagrad_ext")
 
@@ -77,9 +77,7 @@ def eigh_root(matrices: Tensor, p: int, ridge: float, eigh: Eigh) -> Tensor:
     if ridge > 0:
         matrices = matrices + ridge * _identity_like(matrices)
     values, vectors = _checked_eigh(matrices, eigh)
-    # Half the power on each side: the product is symmetric to the bit.
-    half = vectors * values.clamp_min(0)[:, None, :] ** (0.5 / p)
-    return half @ half.mT
+    return _symmetric(vectors * values.clamp_min(0)[:, None, :] ** (1 / p) @ vectors.mT)
 
 
 def _square_root_by_products(matrices: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def exact_downdate(factor: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     n = _identity_like(a.mT @ a) + _symmetric(a.mT @ y)
     lower, info = torch.linalg.cholesky_ex(n)
     z = torch.linalg.solve_triangular(lower, y.mT, upper=False)
-    updated = factor - z.mT @ z
+    updated = factor - _symmetric(z.mT @ z)
     return updated, (info == 0) & updated.isfinite().all(-1).all(-1)
 
 
@@ -97,6 +97,8 @@ def _downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tupl
         updated, succeeded = krad_downdate(factor, a, factor_scale, refine)
         return torch.where(succeeded[:, None, None], updated, factor), succeeded
     updated, succeeded = exact_downdate(factor, a)
+    if factor.device.type == "cpu" and bool(succeeded.all()):  # a look costs nothing here
+        return updated, succeeded
     fallback, finite = krad_downdate(factor, a, "frobenius", FALLBACK_REFINE)
     fallback = torch.where(finite[:, None, None], fallback, factor)
     return torch.where(succeeded[:, None, None], updated, fallback), succeeded

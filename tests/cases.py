@@ -1,0 +1,47 @@
+"""Random inputs of the ops, shared by tests and opcheck."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
+"""Block shapes on and beside every boundary of the kernels' tiles and chunks."""
+
+
+def spd(n: int, d: int, dtype: torch.dtype, condition: float = 100.0) -> Tensor:
+    """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to `condition`."""
+    q = torch.linalg.qr(torch.randn(n, d, d, dtype=torch.float64))[0]
+    values = torch.logspace(0, math.log10(condition), d, dtype=torch.float64)
+    x = q * values @ q.mT
+    return ((x + x.mT) / 2).to(dtype).contiguous()
+
+
+def views(blocks: Tensor, layout: str) -> list[Tensor]:
+    """The blocks ``[N, m, n]`` as a list of block views with padding of NaN around them.
+
+    ``strided`` cuts two row-major parameters into grids, ``transposed`` into column-major blocks.
+    """
+    if layout == "contiguous":
+        return [blocks.clone()]
+    n, rows, columns = blocks.shape
+    split = n // 2
+    found = []
+    for part in (blocks[:split], blocks[split:]):
+        if layout == "transposed":
+            padded = blocks.new_full((len(part), columns + 1, rows + 2), math.nan)
+            view = padded[:, :columns, :rows].mT
+        else:
+            padded = blocks.new_full((rows + 1, len(part) * columns + 3), math.nan)
+            view = padded[:rows, : len(part) * columns].unflatten(1, (len(part), columns)).permute(1, 0, 2)
+            view = view[None]
+        view.copy_(part.reshape(view.shape))
+        found.append(view)
+    return found
+
+
+def gathered(block_views: list[Tensor]) -> Tensor:
+    """A list of block views as one batch."""
+    return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in block_views])

@@ -1,0 +1,178 @@
+"""The plan: merging, blocks and groups, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kradagrad_ext.config import Config
+from kradagrad_ext.plan import Group, cut, group_blocks, merge_dims, plan_parameter
+
+DEFAULTS: dict[str, Any] = {
+    "betas": (0.9, 0.99),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "variant": "star",
+    "block_size": 256,
+    "merge_dims": True,
+    "max_factor_dim": 8192,
+    "factor_update": "auto",
+    "factor_scale": "frobenius",
+    "refine": 2,
+    "factor_decay": 0.95,
+    "damping": 1e-3,
+    "factor_every": 1,
+    "root_every": 10,
+    "start_step": 1,
+    "exponent": None,
+    "root_method": "auto",
+    "root_dtype": None,
+    "graft": "adam",
+    "momentum_on": "gradient",
+    "nesterov": False,
+    "decoupled_weight_decay": True,
+    "precondition": True,
+    "precondition_1d": False,
+    "backend": "auto",
+    "matrix_eps": None,
+}
+
+
+def config(**options: Any) -> Config:
+    return Config(**{**DEFAULTS, **options})
+
+
+shapes = st.lists(st.integers(1, 40), max_size=4).map(tuple)
+
+
+@settings(deadline=None, max_examples=300)
+@given(shape=shapes, block=st.integers(1, 50), limit=st.integers(1, 60), merge=st.booleans())
+def test_blocks_tile_the_parameter_exactly_once(
+    shape: tuple[int, ...], block: int, limit: int, merge: bool
+) -> None:
+    options = config(block_size=block, max_factor_dim=limit, merge_dims=merge, precondition_1d=True)
+    plan = plan_parameter(shape, options)
+    assert math.prod(plan.merged_shape) == math.prod(shape)
+    if not plan.regions:
+        assert not any(plan.factored) or math.prod(shape) == 0
+        return
+    count = np.zeros(plan.merged_shape, dtype=int)
+    for region in plan.regions:
+        for cell in np.ndindex(*region.grid):
+            corner = [o + c * d for o, c, d in zip(region.offset, cell, region.block_shape, strict=True)]
+            count[tuple(slice(c, c + d) for c, d in zip(corner, region.block_shape, strict=True))] += 1
+    assert (count == 1).all()
+    for region in plan.regions:
+        for side, factored, whole in zip(region.block_shape, plan.factored, plan.merged_shape, strict=True):
+            assert side <= block if factored else side == whole
+            assert factored == (whole <= limit)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(shapes, max_size=6), st.integers(1, 20))
+def test_groups_hold_every_block_once_in_order(all_shapes: list[tuple[int, ...]], block: int) -> None:
+    plans = [plan_parameter(shape, config(block_size=block, precondition_1d=True)) for shape in all_shapes]
+    groups = group_blocks(plans)
+    assert len({(g.block_shape, g.factored) for g in groups}) == len(groups)
+    seen = set()
+    for group in groups:
+        start = 0
+        for member in group.members:
+            assert member.region == plans[member.parameter].regions[member.region_index]
+            assert member.region.block_shape == group.block_shape
+            assert member.start == start
+            start += member.region.blocks
+            seen.add((member.parameter, member.region_index))
+        assert start == group.blocks
+    assert seen == {(i, r) for i, plan in enumerate(plans) for r in range(len(plan.regions))}
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "published", "default"),
+    [
+        ((), 8, (), ()),
+        ((1, 1), 8, (), ()),
+        ((8, 8), 128, (64,), (8, 8)),
+        ((64, 3, 3, 3), 256, (192, 9), (192, 9)),
+        ((2, 3, 4), 128, (24,), (2, 12)),
+        ((1, 5, 1), 8, (5,), (5,)),
+        ((300, 2), 256, (300, 2), (300, 2)),
+    ],
+)
+def test_merging(shape: Any, limit: int, published: Any, default: Any) -> None:
+    assert merge_dims(shape, limit, keep_matrices=False) == published
+    assert merge_dims(shape, limit, keep_matrices=True) == default
+
+
+def test_cut_puts_the_rest_last() -> None:
+    assert cut(600, 256) == [(0, 2, 256), (512, 1, 88)]
+    assert cut(512, 256) == [(0, 2, 256)]
+    assert cut(5, 256) == [(0, 1, 5)]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0, 3), (5,)])
+def test_parameters_left_to_the_grafting_method(shape: tuple[int, ...]) -> None:
+    assert plan_parameter(shape, config()).regions == ()
+    assert plan_parameter((4, 4), config(precondition=False)).regions == ()
+
+
+def test_a_dim_beyond_max_factor_dim_has_no_factor_and_is_not_cut() -> None:
+    plan = plan_parameter((1000, 30), config(block_size=16, max_factor_dim=500))
+    assert plan.factored == (False, True)
+    assert {region.block_shape for region in plan.regions} == {(1000, 16), (1000, 14)}
+
+
+def test_costs() -> None:
+    plans = [plan_parameter((512, 256), config()), plan_parameter((256, 256), config())]
+    (group,) = group_blocks(plans)
+    assert isinstance(group, Group)
+    assert group.blocks == 3
+    assert group.factor_elements == 3 * 2 * 256 * 256
+    assert group.step_flops == 3 * 5 * 256 * 256 * (256 + 256)
+
+
+@pytest.mark.parametrize(
+    ("options", "orders"),
+    [
+        ({}, {1: 2, 2: 2, 3: 3}),
+        ({"exponent": "shampoo"}, {1: 2, 2: 4, 3: 6, 4: 8}),
+        ({"exponent": "ons"}, {1: 1, 2: 2, 3: 3}),
+        ({"exponent": 0.25}, {1: 4, 2: 4}),
+        ({"variant": "plain"}, {1: 2, 2: 2, 3: 2}),
+        ({"variant": "plain", "exponent": "ons"}, {2: 1}),
+    ],
+)
+def test_root_orders(options: dict[str, Any], orders: dict[int, int]) -> None:
+    assert {order: config(**options).root_order(order) for order in orders} == orders
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("betas", (1.0, 0.9), "two numbers in [0, 1)"),
+        ("betas", 0.9, "two numbers in [0, 1)"),
+        ("eps", -1.0, "a number >= 0"),
+        ("weight_decay", float("nan"), "a number >= 0"),
+        ("variant", "moon", "one of ('star', 'plain')"),
+        ("block_size", 0, "an integer >= 1"),
+        ("block_size", 2.5, "an integer >= 1"),
+        ("refine", -1, "an integer >= 0"),
+        ("factor_decay", 0.0, "a number in (0, 1]"),
+        ("damping", 0.0, "> 0"),
+        ("exponent", 0.3, "1/p with an integer p"),
+        ("graft", "lion", "one of"),
+        ("root_dtype", "bf16", "one of"),
+        ("nesterov", 1, "a bool"),
+        ("matrix_eps", 0.0, "None or a number > 0"),
+    ],
+)
+def test_bad_options_are_named(option: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"KrADagrad: `{option}` must be") as caught:
+        config(**{option: value})
+    assert expected in str(caught.value)
+    assert f"got {value!r}" in str(caught.value)

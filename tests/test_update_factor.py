@@ -1,0 +1,211 @@
+"""`update_factor_`: every backend against float64, and the guarantees of the KrAD lemma."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cases
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import assert_as_accurate
+from torch import Tensor
+
+from kradagrad_ext.backends import reference, resolve
+from kradagrad_ext.backends.base import FACTOR_SCALES
+
+SHAPES = [(1, 1), (1, 70), (7, 33), (33, 7), (33, 129), (64, 64), (129, 129), (130, 40)]
+UPDATES = [(scale, 0) for scale in FACTOR_SCALES] + [("frobenius", 2), ("trace", 1), ("schatten4", 3)]
+
+
+def run(backend: Any, x: Tensor, stats: Tensor, a: Tensor, active: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    given_options = {"decay": 0.9, "weight": 0.5, "damping": 0.0, "factor_scale": "trace", "refine": 0}
+    given_options |= options
+    factor, statistics = x.clone(), stats.clone()
+    unfolding = a if isinstance(a, list) else [a]
+    backend.update_factor_(factor, statistics, unfolding, active, *given_options.values())
+    return factor, statistics
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize(("factor_scale", "refine"), UPDATES)
+@pytest.mark.parametrize(("d", "k"), SHAPES)
+def test_agrees_with_float64(
+    d: int, k: int, factor_scale: str, refine: int, layout: str, dtype: torch.dtype, backend: str
+) -> None:
+    n = 5
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    x, a = cases.spd(n, d, compute), (torch.randn(n, d, k) / math.sqrt(k)).to(dtype)
+    active = torch.tensor([True, True, False, True, True])
+    stats = x.new_zeros(n, 2)
+    options = {"factor_scale": factor_scale, "refine": refine}
+    ours = run(resolve(backend, x.device, compute), x, stats, cases.views(a, layout), active, **options)[0]
+    plain = run(reference, x, stats, a, active, **options)[0]
+    exact = run(reference, x.double(), stats.double(), a.double(), active, **options)[0]
+    assert_as_accurate(ours, plain, exact, "factor")
+    assert torch.equal(ours, ours.mT), "the factor must be symmetric to the bit"
+    assert torch.equal(ours[2], x[2]), "an inactive block must stay"
+
+
+@pytest.mark.parametrize("factor_scale", ["trace", "exact"])
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3000])
+def test_any_number_of_blocks(blocks: int, factor_scale: str, backend: str) -> None:
+    x, a = cases.spd(blocks, 5, torch.float32), torch.randn(blocks, 5, 6)
+    active, stats = torch.rand(blocks) < 0.9, torch.zeros(blocks, 2)
+    ours = run(resolve(backend, x.device, x.dtype), x, stats, a, active, factor_scale=factor_scale)[0]
+    plain = run(reference, x, stats, a, active, factor_scale=factor_scale)[0]
+    exact = run(reference, x.double(), stats.double(), a.double(), active, factor_scale=factor_scale)[0]
+    assert_as_accurate(ours, plain, exact, "factor")
+
+
+def test_blocks_are_independent(backend: str) -> None:
+    """A permutation of the blocks permutes the result, bit for bit."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    x, a, active = cases.spd(9, 33, torch.float32), torch.randn(9, 33, 20), torch.ones(9, dtype=torch.bool)
+    order = torch.randperm(9)
+    whole = run(ops, x, torch.zeros(9, 2), a, active, factor_scale="exact")[0]
+    permuted = run(ops, x[order], torch.zeros(9, 2), a[order], active, factor_scale="exact")[0]
+    assert torch.equal(whole[order], permuted)
+
+
+def test_relative_damping_starts_and_tracks_the_mean(backend: str) -> None:
+    """The first gradient sets the scale of X; a zero one waits; the mean then decays."""
+    ops = resolve(backend, torch.device("cpu"), torch.float64)
+    d, k, damping, decay = 6, 4, 1e-3, 0.9
+    a = torch.randn(2, d, k, dtype=torch.float64)
+    a[1] = 0
+    active = torch.ones(2, dtype=torch.bool)
+    x, stats = torch.zeros(2, d, d, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    options = {"decay": decay, "weight": 0.1, "damping": damping, "factor_scale": "exact"}
+    x, stats = run(ops, x, stats, a, active, **options)
+    mean = a[0].square().sum() / d
+    start = torch.eye(d, dtype=torch.float64) / (damping * mean) / decay
+    expected = torch.linalg.inv(torch.linalg.inv(start) + 0.1 * a[0] @ a[0].mT)
+    torch.testing.assert_close(x[0], expected, rtol=1e-9, atol=0)
+    assert stats[0, 0] == mean
+    assert not x[1].any()
+    assert not stats[1].any()
+    _, stats = run(ops, x, stats, 2 * a, active, **options)
+    torch.testing.assert_close(stats[0, 0], decay * mean + (1 - decay) * 4 * mean)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_of_inactive_blocks_do_not_leak(value: float, backend: str) -> None:
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    x, a = cases.spd(4, 9, torch.float32), torch.randn(4, 9, 5)
+    active = torch.tensor([True, False, True, True])
+    clean = run(ops, x, torch.zeros(4, 2), a, active, damping=1e-3)
+    a[1] = value
+    spoilt = run(ops, x, torch.zeros(4, 2), a, active, damping=1e-3)
+    assert torch.equal(clean[0], spoilt[0])
+    assert torch.equal(clean[1], spoilt[1])
+
+
+def test_failed_cholesky_falls_back_and_is_counted(backend: str) -> None:
+    """N = I + A^T X A is indefinite for an indefinite X: that block alone takes the refined update."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    x, a = cases.spd(3, 8, torch.float32), torch.randn(3, 8, 8)
+    x[1] = -x[1]
+    active = torch.ones(3, dtype=torch.bool)
+    options = {"decay": 1.0, "weight": 1.0}
+    ours, stats = run(ops, x, torch.zeros(3, 2), a, active, factor_scale="exact", **options)
+    fallback = run(reference, x, torch.zeros(3, 2), a, active, factor_scale="frobenius", refine=2, **options)[0]
+    assert stats[:, 1].tolist() == [0, 1, 0]
+    torch.testing.assert_close(ours[1], fallback[1], rtol=1e-4, atol=1e-4)
+    whole = run(ops, x[::2], torch.zeros(2, 2), a[::2], active[:2], factor_scale="exact", **options)[0]
+    assert torch.equal(ours[::2], whole)
+
+
+def test_overflow_leaves_the_block_and_is_counted(backend: str) -> None:
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    x, a = cases.spd(2, 8, torch.float32), torch.randn(2, 8, 8)
+    a[0] *= 1e30
+    for factor_scale, refine in (("trace", 0), ("frobenius", 2), ("exact", 0)):
+        options = {"factor_scale": factor_scale, "refine": refine, "decay": 1.0}
+        ours, stats = run(ops, x, torch.zeros(2, 2), a, torch.ones(2, dtype=torch.bool), **options)
+        assert torch.equal(ours[0], x[0])
+        assert ours.isfinite().all()
+        assert stats[:, 1].tolist() == [1, 0]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    d=st.integers(1, 12),
+    k=st.integers(1, 90),
+    rank=st.integers(1, 12),
+    scale=st.floats(-4, 2),
+    factor_scale=st.sampled_from(FACTOR_SCALES),
+    refine=st.integers(0, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_dominates_the_exact_inverse(
+    d: int, k: int, rank: int, scale: float, factor_scale: str, refine: int, seed: int
+) -> None:
+    """X' >= (X^-1 + A A^T)^-1 > 0 in the Loewner order (the KrAD lemma), whatever shape, rank and scale."""
+    torch.manual_seed(seed)
+    x = cases.spd(1, d, torch.float64, condition=1e3)
+    a = torch.randn(1, d, min(rank, k), dtype=torch.float64) @ torch.randn(1, min(rank, k), k, dtype=torch.float64)
+    a *= 10**scale
+    active = torch.ones(1, dtype=torch.bool)
+    options = {"decay": 1.0, "weight": 1.0, "factor_scale": factor_scale, "refine": refine}
+    ours = run(reference, x, x.new_zeros(1, 2), a, active, **options)[0]
+    exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
+    gap = torch.linalg.eigvalsh(ours - (exact + exact.mT) / 2)
+    size = float(torch.linalg.matrix_norm(x, 2))
+    # The float64 rounding of `exact` itself: its inverses lose the condition of I + A^T X A.
+    rounding = 1e-14 * size * (1 + size * float(a.square().sum()))
+    assert gap.min() >= -rounding
+    assert torch.linalg.eigvalsh(ours).min() > -rounding
+    assert torch.linalg.eigvalsh(x - ours).min() >= -rounding
+
+
+@settings(deadline=None, max_examples=30)
+@given(d=st.integers(2, 10), k=st.integers(1, 10), seed=st.integers(0, 2**16))
+def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) -> None:
+    """Every iterate shrinks X more than the one before; enough of them reach the exact update."""
+    torch.manual_seed(seed)
+    x, a = cases.spd(1, d, torch.float64, condition=10.0), torch.randn(1, d, k, dtype=torch.float64)
+    active = torch.ones(1, dtype=torch.bool)
+    options: dict[str, Any] = {"decay": 1.0, "weight": 1.0, "factor_scale": "frobenius"}
+    iterates = [run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 16)]
+    for loose, tight in zip(iterates, iterates[1:], strict=False):
+        assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
+    exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
+    torch.testing.assert_close(iterates[-1], exact, rtol=1e-6, atol=1e-8)
+
+
+def test_rank_one_is_exact_with_the_trace_scale() -> None:
+    x, a = cases.spd(3, 7, torch.float64), torch.randn(3, 7, 1, dtype=torch.float64)
+    active = torch.ones(3, dtype=torch.bool)
+    ours = run(reference, x, x.new_zeros(3, 2), a, active, decay=1.0, weight=1.0, factor_scale="trace")[0]
+    torch.testing.assert_close(ours, torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT))
+
+
+def test_scales_order_from_loose_to_tight() -> None:
+    """Each bound shrinks at least as much as the looser one before it (base.FACTOR_SCALES)."""
+    x, a = cases.spd(4, 9, torch.float64), torch.randn(4, 9, 5, dtype=torch.float64)
+    active = torch.ones(4, dtype=torch.bool)
+    kept = [
+        run(reference, x, x.new_zeros(4, 2), a, active, decay=1.0, weight=1.0, factor_scale=scale)[0]
+        for scale in ("trace_dim", "trace", "frobenius", "schatten4", "exact")
+    ]
+    for loose, tight in zip(kept, kept[1:], strict=False):
+        assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
+
+
+def test_float32_stays_positive_definite_over_a_long_run(backend: str) -> None:
+    """Low-rank gradients of changing scale, 400 updates with forgetting: the spectrum stays positive."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    d, active = 48, torch.ones(1, dtype=torch.bool)
+    x, stats = torch.zeros(1, d, d), torch.zeros(1, 2)
+    basis = torch.linalg.qr(torch.randn(d, 4))[0]
+    for step in range(400):
+        a = (basis @ torch.randn(4, 20))[None] * 10 ** math.sin(step / 20)
+        a = a + 0.05 * torch.randn(1, d, 20)
+        ops.update_factor_(x, stats, [a], active, 0.95, 0.05, 1e-3, "exact", 0)
+    values = torch.linalg.eigvalsh(x.double())
+    assert values.min() > 0
+    assert not stats[:, 1].any()

@@ -1,0 +1,29 @@
+"""The one table of tolerances, and how a result is compared with its float64 counterpart.
+
+A kernel may err twice as much as plain PyTorch does in the same dtype on the same inputs, plus a small
+absolute share of the result's largest element (`ATOL`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ATOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+"""By the dtype of the compared result, relative to the largest element of the float64 result."""
+
+TRAJECTORY = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 3e-2}
+"""Relative difference of parameters after tens of optimizer steps, by the parameters' dtype."""
+
+
+def largest(tensor: Tensor) -> float:
+    """The largest absolute element, 0 for an empty tensor."""
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def assert_as_accurate(result: Tensor, plain: Tensor, exact: Tensor, what: str) -> None:
+    """Compare a result with float64, by the error that plain PyTorch (`plain`) makes."""
+    assert result.shape == exact.shape, f"{what}: shape {tuple(result.shape)}, not {tuple(exact.shape)}"
+    error = largest(result.double() - exact)
+    allowed = 2 * largest(plain.double() - exact) + ATOL[result.dtype] * largest(exact)
+    assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
