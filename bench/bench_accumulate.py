@@ -1,0 +1,43 @@
+"""`accumulate_`: momentum, second moment and the norm of the adam graft."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from elementwise_cases import DTYPES, ELEMENTS, SHAPE, common_arguments, moments
+from op_case import Case
+from workload import gradients
+
+
+@functools.lru_cache(maxsize=1)
+def make_case(dtype: str) -> Case:
+    momenta, second_moments = moments()
+    grads = [gradient.to(DTYPES[dtype]) for gradient in gradients(1, 0)]
+    scalars = dict(beta1=0.9, beta2=0.99, weight2=0.01, l2=0.0, nesterov=False)
+    return Case(
+        op="accumulate_",
+        arguments=dict(
+            momenta=momenta,
+            second_moments=second_moments,
+            directions=[],
+            graft_norms=torch.zeros(len(grads)),
+            grads=grads,
+            **common_arguments(dtype),
+            **scalars,
+        ),
+        writes=("momenta", "second_moments", "graft_norms"),
+        shape=SHAPE,
+        blocks=len(grads),
+        # Both moments read and written, the gradient read.
+        bytes=ELEMENTS * (4 * 4 + grads[0].element_size()),
+        bound=1e-5,
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accumulate(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
+    time_op(make_case(dtype), backend)

@@ -1,0 +1,46 @@
+"""`parameter_step_`: graft, weight decay and the write of every parameter."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from elementwise_cases import DTYPES, ELEMENTS, SHAPE, common_arguments, moments
+from op_case import Case
+from workload import gradients
+
+
+@functools.lru_cache(maxsize=1)
+def make_case(dtype: str) -> Case:
+    momenta, second_moments = moments()
+    common = common_arguments(dtype)
+    size = common["params"][0].element_size()
+    return Case(
+        op="parameter_step_",
+        arguments=dict(
+            momenta=[],
+            updates=gradients(1, 3),
+            directions=momenta,
+            second_moments=second_moments,
+            lr=torch.tensor(0.02),
+            momentum=0.9,
+            decay=0.01,
+            l2=0.0,
+            nesterov=False,
+            **common,
+        ),
+        writes=("params",),
+        shape=SHAPE,
+        blocks=len(momenta),
+        # The update read, the parameter read and written: the graft itself is needed only where c3 is bad.
+        bytes=ELEMENTS * (4 + 2 * size),
+        bound=1e-5 if dtype == "float32" else 4e-3,
+        dtype=dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameter_step(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
+    time_op(make_case(dtype), backend)

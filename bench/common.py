@@ -1,0 +1,190 @@
+"""Measuring, verifying and recording: what every bench shares.
+
+A result is verified against the float64 reference before it is timed. Times come from interleaved repeats
+after a warm-up and are told by their 20th, 50th and 80th percentile; each run appends rows to one tidy CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kradagrad_ext.backends import available_backends
+
+HERE = Path(__file__).resolve().parent
+RESULTS = Path(os.environ.get("KRADAGRAD_BENCH_CSV", HERE / "results" / "benchmarks.csv"))
+MEASURED = ("op", "backend", "dtype", "shape", "blocks", "metric", "p20", "p50", "p80")
+CIRCUMSTANCES = ("git_sha", "machine", "versions", "date")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity of one op: its percentiles, and what was measured."""
+
+    op: str
+    backend: str
+    dtype: str
+    shape: str
+    blocks: int
+    metric: str
+    p20: float
+    p50: float
+    p80: float
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile, by linear interpolation."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 2,
+    prepare: Callable[[str], object] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of every call, all of them once a round, each round starting with another one.
+
+    Args:
+        calls: what to time, by name.  repeats, warmup: timed and untimed rounds.
+        prepare: called with the name before each call, outside the time.
+    """
+    names = list(calls)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(-warmup, repeats):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
+            if prepare is not None:
+                prepare(name)
+            elapsed = seconds_of(calls[name])
+            if repeat >= 0:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """|got - want|_F / |want|_F in float64; infinite where `got` is not finite."""
+    got, want = got.detach().double(), want.detach().double()
+    if got.shape != want.shape or not torch.isfinite(got).all():
+        return float("inf")
+    return ((got - want).norm() / want.norm().clamp_min(1e-300)).item()
+
+
+def verify(name: str, got: Tensor, want: Tensor, bound: float) -> float:
+    """The relative error of `got`.
+
+    Raises:
+        RuntimeError: the error exceeds `bound`; a wrong result must not be timed.
+    """
+    error = relative_error(got, want)
+    if not error <= bound:
+        raise RuntimeError(
+            f"{name} must agree with the float64 reference to {bound:g}, differs by {error:.2e}"
+        )
+    return error
+
+
+class MatmulRate:
+    """The machine's own float32 matrix-product rate: `torch.mm` of two square matrices."""
+
+    def __init__(self, size: int = 2048) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.left, self.right = (torch.randn(size, size, generator=generator) for _ in range(2))
+        self.out = torch.empty(size, size)
+        self.flops = 2 * size**3
+
+    def __call__(self) -> None:
+        torch.mm(self.left, self.right, out=self.out)
+
+
+@cache
+def matmul_rate() -> float:
+    """flop/s of a 2048 float32 product, the best of a few rounds of a process."""
+    product = MatmulRate()
+    return product.flops / min(interleave({"mm": product}, repeats=9)["mm"])
+
+
+def usable_backends() -> list[str]:
+    """Names of the backends that run on the CPU here."""
+    reasons = available_backends(torch.device("cpu"))
+    return [name for name, reason in reasons.items() if reason is None]
+
+
+def git_sha() -> str:
+    """The short commit, with a + where the tree has changes beside bench/results."""
+    commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
+    try:
+        sha, changes = (
+            subprocess.run(
+                ["git", *command], cwd=HERE.parent, capture_output=True, text=True, check=True
+            ).stdout
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return sha.strip() + ("+" if changes.strip() else "")
+
+
+def machine() -> str:
+    """CPU model and the cores this process may use."""
+    model = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores, {torch.get_num_threads()} threads"
+
+
+def versions() -> str:
+    packages = ("torch", "kradagrad-ext", "pytorch_optimizer", "heavyball")
+    found = [f"python {platform.python_version()}"]
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "; ".join(found)
+
+
+def append_rows(rows: Iterable[Row], path: Path = RESULTS) -> None:
+    """Appends the rows with the circumstances of this run; the header goes into a new file."""
+    circumstances = (
+        git_sha(),
+        machine(),
+        versions(),
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(MEASURED + CIRCUMSTANCES)
+        for row in rows:
+            values = [getattr(row, column) for column in MEASURED]
+            writer.writerow(
+                [f"{value:.6g}" if isinstance(value, float) else value for value in values] + [*circumstances]
+            )

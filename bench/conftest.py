@@ -1,0 +1,41 @@
+"""Fixtures of the op benches: `pytest bench --benchmark-only` times every op and appends to the CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from common import Row, append_rows, usable_backends
+from op_case import Case, bench
+from pytest_benchmark.fixture import BenchmarkFixture
+
+ROWS = pytest.StashKey[list[Row]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Backends vary fastest, so that they share a case and its float64 result."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", usable_backends())
+
+
+@pytest.fixture
+def time_op(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[[Case, str], None]:
+    """Verifies a case on a backend, times it and keeps the rows for the CSV."""
+    if benchmark.disabled:
+        pytest.skip("benchmarks are disabled")
+
+    def time_case(case: Case, backend: str) -> None:
+        request.config.stash[ROWS] += bench(benchmark, case, backend)
+
+    return time_case
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    rows = session.config.stash[ROWS]
+    if rows:
+        append_rows(rows)

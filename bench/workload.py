@@ -1,0 +1,49 @@
+"""What is timed: the matrices of GPT-2 layers, their gradients, and parameters cut into block views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GPT2_LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
+GRADIENT_RANK = 16
+GRADIENT_SCALE = 1e-3
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator of its own for each key, so that a step's gradient depends on its index alone."""
+    seed = 0
+    for part in key:
+        seed = (seed * 1_000_003 + part + 1) % (2**63)
+    return torch.Generator().manual_seed(seed)
+
+
+def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
+    """Half its energy in a subspace of rank 16 that stays while its coefficients change, half noise.
+
+    Gradients of a network are far from white. Plain noise would flatter the methods whose roots converge
+    the faster the better conditioned their statistics are. ``[m, n]`` float32.
+    """
+    bases, fresh = generator(index), generator(index, step)
+    left = torch.randn(shape[0], GRADIENT_RANK, generator=bases)
+    right = torch.randn(GRADIENT_RANK, shape[1], generator=bases)
+    coefficients = torch.randn(GRADIENT_RANK, GRADIENT_RANK, generator=fresh) / GRADIENT_RANK
+    signal = left @ coefficients @ right
+    return signal.add_(torch.randn(shape, generator=fresh)).mul_(GRADIENT_SCALE / 2**0.5)
+
+
+def gradients(layers: int, step: int) -> list[Tensor]:
+    """One gradient a matrix, the same for every optimizer at this step."""
+    return [gradient(shape, index, step) for index, shape in enumerate(GPT2_LAYER * layers)]
+
+
+def parameters(layers: int) -> list[torch.nn.Parameter]:
+    """The matrices of `layers` GPT-2 layers at their usual scale, float32."""
+    source = generator(layers)
+    return [torch.nn.Parameter(0.02 * torch.randn(shape, generator=source)) for shape in GPT2_LAYER * layers]
+
+
+def block_view(param: Tensor, rows: int, columns: int) -> Tensor:
+    """The blocks of a matrix as a strided view, ``[M / rows, N / columns, rows, columns]``."""
+    height, width = param.shape
+    return param.view(height // rows, rows, width // columns, columns).transpose(1, 2)
