@@ -1,0 +1,68 @@
+"""The optimizers to compare, each at its own tuned learning rate."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from .errors import UsageError
+from .model import GPT
+
+DEFAULT_LR = {"kradagrad": 2e-2, "adamw": 3e-3, "muon": 1e-2, "sgd": 3e-1}
+"""The best of the grids in docs/ for 300 steps with the default model."""
+
+NAMES = tuple(DEFAULT_LR)
+BETAS = (0.9, 0.99)
+
+
+def build_optimizers(
+    name: str, model: GPT, lr: float, block_size: int | None, backend: str | None
+) -> list[Optimizer]:
+    """The optimizers that together hold each parameter of `model` once; options of None keep their defaults.
+
+    Raises UsageError where kradagrad_ext is missing or refuses its options.
+    """
+    hidden, embeddings, vectors = split_parameters(model)
+    rest = embeddings + vectors
+    if name == "kradagrad":
+        return [_kradagrad(hidden, embeddings, vectors, lr, block_size, backend)]
+    if name == "adamw":
+        return [AdamW(hidden + rest, lr=lr, betas=BETAS, weight_decay=0.0)]
+    if name == "muon":
+        # Updates of AdamW's usual size, so that one learning rate serves both optimizers.
+        muon = Muon(hidden, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        return [muon, AdamW(rest, lr=lr, betas=BETAS, weight_decay=0.0)]
+    return [SGD(hidden + rest, lr=lr, momentum=0.9, nesterov=True)]
+
+
+def split_parameters(model: GPT) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """The layers' matrices; the embeddings and the head; norms and biases."""
+    ends = [model.token_embedding.weight, model.position_embedding.weight, model.head.weight]
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    return matrices, ends, vectors
+
+
+def _kradagrad(
+    hidden: list[nn.Parameter],
+    embeddings: list[nn.Parameter],
+    vectors: list[nn.Parameter],
+    lr: float,
+    block_size: int | None,
+    backend: str | None,
+) -> Optimizer:
+    try:
+        from kradagrad_ext import KrADagrad
+        from kradagrad_ext.backends import resolve
+    except ImportError as error:
+        raise UsageError(
+            f"--optimizer kradagrad needs kradagrad_ext (`pip install .` in the repository): {error}"
+        ) from error
+    chosen = {"block_size": block_size, "backend": backend}
+    groups = [{"params": hidden}, {"params": embeddings, "precondition": True}, {"params": vectors}]
+    try:
+        # Otherwise a backend that cannot run is found in the first step.
+        resolve(backend or "auto", hidden[0].device, hidden[0].dtype)
+        return KrADagrad(groups, lr=lr, **{key: value for key, value in chosen.items() if value is not None})
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"--optimizer kradagrad: {error}") from error

@@ -1,0 +1,132 @@
+"""Command line and checks of train_gpt.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .data import MAX_MEGABYTES
+from .errors import UsageError
+from .optimizers import DEFAULT_LR, NAMES
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; None where the choice is left to the optimizer or to torch."""
+
+    optimizer: str = "kradagrad"
+    steps: int = 300
+    lr: float | None = None
+    seed: int = 0
+    block_size: int | None = None
+    backend: str | None = None
+    data: str | None = None
+    batch: int = 16
+    context: int = 128
+    layers: int = 5
+    width: int = 128
+    heads: int = 4
+    out: str | None = None
+    eval_every: int = 50
+    checkpoint_every: int = 100
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch",
+            "context",
+            "layers",
+            "width",
+            "heads",
+            "eval_every",
+            "checkpoint_every",
+        ):
+            self._require(name, getattr(self, name) > 0, "be at least 1")
+        for name in ("block_size", "threads"):
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "be at least 1")
+        self._require("seed", 0 <= self.seed < 2**63, "be at least 0 and below 2^63")
+        self._require("lr", self.lr is None or 0 < self.lr < math.inf, "be positive and finite")
+        self._require("heads", self.width % self.heads == 0, f"divide --width {self.width}")
+        for name in ("block_size", "backend"):
+            if getattr(self, name) is not None and self.optimizer != "kradagrad":
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for --optimizer kradagrad, not {self.optimizer}"
+                )
+
+    def _require(self, name: str, holds: bool, condition: str) -> None:
+        if not holds:
+            raise UsageError(f"--{name.replace('_', '-')} must {condition}, got {getattr(self, name)}")
+
+    @property
+    def learning_rate(self) -> float:
+        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out if self.out is not None else f"runs/{self.optimizer}")
+
+
+FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads")
+"""Options that change where and when something is written, not what is learned."""
+
+
+def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
+    """The options of a run that goes on: the saved ones, and of those given what may change.
+
+    Raises UsageError if a given option differs from the run's.
+    """
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and value != saved[name]:
+            raise UsageError(
+                f"--resume: the run in {given.get('out') or saved['out']} has "
+                f"--{name.replace('_', '-')} {saved[name]}, got {value}"
+            )
+    return Options(**{**saved, **given})
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
+    """The options given (and no others), and whether to resume; exits with status 2 on a wrong one."""
+    given = vars(parser.parse_args(arguments))
+    resume = given.pop("resume", False)
+    if given.get("data") is not None:
+        given["data"] = str(Path(given["data"]).resolve())
+    return given, resume
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Every option without a default here, so that `parse` can tell which were given."""
+    default = {field.name: field.default for field in dataclasses.fields(Options)}
+    rates = ", ".join(f"{name} {lr:g}" for name, lr in DEFAULT_LR.items())
+    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+    learning = parser.add_argument_group("what is learned")
+    learning.add_argument("--optimizer", choices=NAMES, help=f"default: {default['optimizer']}")
+    learning.add_argument("--steps", type=int, help=f"default: {default['steps']}")
+    learning.add_argument("--lr", type=float, help=f"peak learning rate; default: {rates}")
+    learning.add_argument("--seed", type=int, help=f"of weights and data order; default: {default['seed']}")
+    learning.add_argument("--block-size", type=int, help="KrADagrad's; default: its own")
+    learning.add_argument(
+        "--backend", help="KrADagrad's: auto, native, triton or reference; default: its own"
+    )
+    learning.add_argument(
+        "--data", help=f"text file or folder, up to {MAX_MEGABYTES} MB; default: Python's standard library"
+    )
+    learning.add_argument("--batch", type=int, help=f"windows a step; default: {default['batch']}")
+    learning.add_argument("--context", type=int, help=f"bytes a window; default: {default['context']}")
+    learning.add_argument("--layers", type=int, help=f"default: {default['layers']}")
+    learning.add_argument("--width", type=int, help=f"default: {default['width']}")
+    learning.add_argument("--heads", type=int, help=f"default: {default['heads']}")
+    running = parser.add_argument_group("where and when")
+    running.add_argument("--out", help="folder of the run; default: runs/OPTIMIZER")
+    running.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    running.add_argument("--eval-every", type=int, help=f"steps; default: {default['eval_every']}")
+    running.add_argument(
+        "--checkpoint-every", type=int, help=f"steps; default: {default['checkpoint_every']}"
+    )
+    running.add_argument("--threads", type=int, help="default: torch's own choice")
+    return parser

@@ -1,0 +1,318 @@
+"""The main job, examples/train_gpt.py, on a tiny model and a text made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import compare_runs  # noqa: E402
+import train_gpt  # noqa: E402
+from gpt import checkpoint, data  # noqa: E402
+from gpt.errors import UsageError  # noqa: E402
+from gpt.optimizers import NAMES  # noqa: E402
+from gpt.trainer import COLUMNS, Trainer, learning_rate_factor  # noqa: E402
+
+TINY = {
+    "layers": 1,
+    "width": 16,
+    "heads": 2,
+    "context": 16,
+    "batch": 2,
+    "eval-every": 5,
+    "checkpoint-every": 6,
+}
+STEPS = 14  # past KrADagrad's second refresh of its roots
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny operations gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder of 20 files of words."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    draw = random.Random(0)
+    for i in range(20):
+        words = " ".join(draw.choices(["alpha", "beta", "gamma", "delta", "epsilon"], k=60))
+        (folder / f"{i:02}.txt").write_text(f"{i} {words}\n")
+    return folder
+
+
+def arguments(text: Path, out: Path, *options: str, steps: int = STEPS) -> list[str]:
+    chosen = {**TINY, "steps": steps, "data": text, "out": out}
+    return [*(f"--{name}={value}" for name, value in chosen.items()), *options]
+
+
+def train(text: Path, out: Path, *options: str) -> int:
+    return train_gpt.main(arguments(text, out, *options))
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def learned(out: Path) -> list[tuple[str, ...]]:
+    """The log without its times."""
+    return [tuple(row[name] for name in COLUMNS if not name.endswith("seconds")) for row in rows(out)]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    left, right = checkpoint.load(one)["model"], checkpoint.load(other)["model"]
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    """Call `action` in the middle of the run, just before the given step."""
+    original = Trainer.train_step
+
+    def train_step(trainer: Trainer):
+        if trainer.step + 1 == step:
+            action()
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+
+
+def test_a_run_leaves_log_plot_result_and_json(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(text, out, "--optimizer", "adamw", "--seed", "3", "--lr", "1e-2") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    log = rows(out)
+    assert tuple(log[0]) == COLUMNS
+    assert [int(row["step"]) for row in log] == list(range(1, STEPS + 1))
+    assert [int(row["step"]) for row in log if row["val_loss"]] == [5, 10, STEPS]
+    assert {key: result[key] for key in ("optimizer", "lr", "steps", "seed")} == {
+        "optimizer": "adamw",
+        "lr": 1e-2,
+        "steps": STEPS,
+        "seed": 3,
+    }
+    assert result["val_loss"] == float(log[-1]["val_loss"]) < 5.6
+    assert 0 < result["optimizer_seconds"] < result["seconds"]
+    assert json.loads((out / "result.json").read_text()) == result
+    assert (out / "loss.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("optimizer", NAMES)
+def test_a_resumed_run_equals_an_unbroken_one(optimizer, text, tmp_path, monkeypatch, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(text, whole, "--optimizer", optimizer) == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(text, broken, "--optimizer", optimizer) == 128 + signal.SIGTERM
+    assert len(rows(broken)) == 9
+    assert "--resume" in capsys.readouterr().err
+    assert train_gpt.main(["--out", str(broken), "--resume"]) == 0
+    assert learned(broken) == learned(whole)
+    assert_same_weights(broken, whole)
+
+
+def test_what_a_crash_logged_after_its_checkpoint_is_done_over(text, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(text, whole, "--optimizer", "adamw") == 0
+
+    def crash() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, crash)
+        with pytest.raises(MemoryError):
+            train(text, broken, "--optimizer", "adamw")
+    assert (len(rows(broken)), len(checkpoint.load(broken)["log"])) == (8, 6)
+    assert train_gpt.main(["--out", str(broken), "--resume"]) == 0
+    assert learned(broken) == learned(whole)
+    assert_same_weights(broken, whole)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
+    out = tmp_path / "run"
+    options = arguments(text, out, "--optimizer=adamw", "--threads=1", "--checkpoint-every=600", steps=600)
+    command = [sys.executable, str(EXAMPLES / "train_gpt.py"), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not ((out / "log.csv").exists() and len(rows(out)) > 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (128 + signal.SIGINT, "")
+    done = len(checkpoint.load(out)["log"])
+    assert f"after step {done}" in errors
+    go_on = shlex.split(errors.splitlines()[-1])
+    finished = subprocess.run(go_on, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(finished.stdout.splitlines()[-1])["steps"] == len(rows(out)) == 600
+
+
+def test_a_finished_run_can_be_reported_again(text, tmp_path, capsys):
+    train(text, tmp_path / "run", "--optimizer", "sgd")
+    first = capsys.readouterr().out
+    assert train_gpt.main(["--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--optimizer adam", "invalid choice: 'adam'"),
+        ("--steps 0", "--steps must be at least 1, got 0"),
+        ("--steps many", "invalid int value: 'many'"),
+        ("--batch -1", "--batch must be at least 1, got -1"),
+        ("--lr 0", "--lr must be positive and finite, got 0.0"),
+        ("--lr nan", "--lr must be positive and finite, got nan"),
+        ("--seed -1", "--seed must be at least 0"),
+        ("--heads 3", "--heads must divide --width 16, got 3"),
+        ("--optimizer adamw --block-size 64", "--block-size is for --optimizer kradagrad, not adamw"),
+        ("--optimizer kradagrad --backend abacus", "abacus"),
+        ("--data nowhere", "no such file or folder"),
+        ("--context 4000", "too little text"),
+        ("--resume", "no checkpoint in"),
+    ],
+)
+def test_wrong_options_end_with_status_2_and_nothing_written(options, message, text, tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        train(text, out, *options.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--resume --lr 0.5", "--lr 0.001, got 0.5"),
+        ("--resume --optimizer sgd", "--optimizer adamw, got sgd"),
+        ("--resume --steps 20", "--steps 14, got 20"),
+        ("", "unfinished run"),
+    ],
+)
+def test_an_unfinished_run_is_left_alone(options, message, text, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        train(text, out, "--optimizer", "adamw", "--lr", "1e-3")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SystemExit) as stopped:
+        train_gpt.main(["--out", str(out), *options.split()])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_changed_text_is_not_gone_on_with(text, tmp_path, capsys):
+    train(text, tmp_path / "run", "--optimizer", "adamw")
+    (text / "00.txt").write_text("something else entirely")
+    with pytest.raises(SystemExit):
+        train_gpt.main(["--out", str(tmp_path / "run"), "--resume"])
+    assert "not the one that the run began with" in capsys.readouterr().err
+
+
+def test_divergence_is_told(text, tmp_path, capsys):
+    assert train(text, tmp_path / "run", "--optimizer", "sgd", "--lr", "1e30") == 1
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save({"step": 1}, tmp_path)
+
+    def fail(state, file) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save({"step": 2}, tmp_path)
+    assert checkpoint.load(tmp_path) == {"step": 1}
+
+
+def test_a_broken_checkpoint_is_told(tmp_path):
+    (tmp_path / checkpoint.NAME).write_bytes(b"not a checkpoint")
+    with pytest.raises(UsageError, match="cannot read"):
+        checkpoint.load(tmp_path)
+
+
+def test_files_go_to_one_side_only(text):
+    (text / "copy.txt").write_bytes((text / "09.txt").read_bytes())
+    (text / "binary").write_bytes(b"\0\1\2")
+    split = data.load_text(str(text), context=16)
+    train_bytes, validation_bytes = (bytes(part.tolist()) for part in (split.train, split.validation))
+    for path in text.glob("*.txt"):
+        content = path.read_bytes()
+        assert (content in train_bytes) != (content in validation_bytes), path
+    assert validation_bytes == b"\n".join((text / f"{i}.txt").read_bytes() for i in ("09", "19"))
+    assert b"\0" not in train_bytes
+
+
+def test_a_single_file_is_cut(text):
+    content = (text / "00.txt").read_bytes()
+    split = data.load_text(str(text / "00.txt"), context=16)
+    assert bytes(split.train.tolist()) + bytes(split.validation.tolist()) == content
+    assert len(split.validation) == len(content) // 10
+
+
+def test_equal_seeds_draw_equal_windows():
+    content = torch.arange(200, dtype=torch.uint8)
+    first, same, other = (data.Batches(content, 4, 16, seed) for seed in (1, 1, 2))
+    for _ in range(3):
+        drawn = first.next()
+        assert torch.equal(drawn, same.next())
+        assert not torch.equal(drawn, other.next())
+        assert torch.equal(drawn - drawn[:, :1], torch.arange(17).expand(4, 17))
+
+
+def test_validation_windows_span_the_text():
+    content = torch.arange(40, dtype=torch.uint8)
+    held_out = data.validation_windows(content, context=16)
+    assert held_out.shape == (2, 17)
+    assert (held_out[0, 0], held_out[-1, -1]) == (0, 39)
+
+
+def test_the_learning_rate_rises_then_falls():
+    factor = learning_rate_factor(100)
+    rates = [factor(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 0.03
+
+
+def test_runs_are_compared(text, tmp_path, capsys):
+    runs = [("adamw", "0"), ("adamw", "1"), ("sgd", "0")]
+    folders = [str(tmp_path / f"{name}{seed}") for name, seed in runs]
+    for folder, (name, seed) in zip(folders, runs, strict=True):
+        train(text, Path(folder), "--optimizer", name, "--seed", seed)
+    capsys.readouterr()
+    assert compare_runs.main([*folders, "--out", str(tmp_path / "both")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0].strip() == "optimizer"
+    assert sorted(line.split()[0] for line in lines[1:4]) == ["adamw", "adamw", "sgd"]
+    assert (tmp_path / "both" / "comparison.png").read_bytes().startswith(PNG)
+
+
+def test_only_finished_runs_are_compared(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        compare_runs.main([str(tmp_path), "--out", str(tmp_path / "both")])
+    assert stopped.value.code == 2
+    assert "no finished run" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
