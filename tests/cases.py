@@ -10,6 +10,14 @@ from torch import Tensor
 SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
 """Block shapes on and beside every boundary of the kernels' tiles and chunks."""
 
+LAYOUTS = [
+    ("contiguous", torch.float32),
+    ("strided", torch.float32),
+    ("transposed", torch.float64),
+    ("strided", torch.bfloat16),
+]
+"""Memory layouts of block views, and the dtype of what they show."""
+
 
 def spd(n: int, d: int, dtype: torch.dtype, condition: float = 100.0) -> Tensor:
     """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to `condition`."""

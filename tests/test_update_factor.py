@@ -20,7 +20,9 @@ SHAPES = [(1, 1), (1, 70), (7, 33), (33, 7), (33, 129), (64, 64), (129, 129), (1
 UPDATES = [(scale, 0) for scale in FACTOR_SCALES] + [("frobenius", 2), ("trace", 1), ("schatten4", 3)]
 
 
-def run(backend: Any, x: Tensor, stats: Tensor, a: Tensor, active: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+def run(
+    backend: Any, x: Tensor, stats: Tensor, a: Tensor, active: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
     given_options = {"decay": 0.9, "weight": 0.5, "damping": 0.0, "factor_scale": "trace", "refine": 0}
     given_options |= options
     factor, statistics = x.clone(), stats.clone()
@@ -29,8 +31,7 @@ def run(backend: Any, x: Tensor, stats: Tensor, a: Tensor, active: Tensor, **opt
     return factor, statistics
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "strided", "transposed"])
+@pytest.mark.parametrize(("layout", "dtype"), cases.LAYOUTS)
 @pytest.mark.parametrize(("factor_scale", "refine"), UPDATES)
 @pytest.mark.parametrize(("d", "k"), SHAPES)
 def test_agrees_with_float64(
@@ -85,7 +86,7 @@ def test_relative_damping_starts_and_tracks_the_mean(backend: str) -> None:
     start = torch.eye(d, dtype=torch.float64) / (damping * mean) / decay
     expected = torch.linalg.inv(torch.linalg.inv(start) + 0.1 * a[0] @ a[0].mT)
     torch.testing.assert_close(x[0], expected, rtol=1e-9, atol=0)
-    assert stats[0, 0] == mean
+    torch.testing.assert_close(stats[0, 0], mean)
     assert not x[1].any()
     assert not stats[1].any()
     _, stats = run(ops, x, stats, 2 * a, active, **options)
@@ -112,7 +113,9 @@ def test_failed_cholesky_falls_back_and_is_counted(backend: str) -> None:
     active = torch.ones(3, dtype=torch.bool)
     options = {"decay": 1.0, "weight": 1.0}
     ours, stats = run(ops, x, torch.zeros(3, 2), a, active, factor_scale="exact", **options)
-    fallback = run(reference, x, torch.zeros(3, 2), a, active, factor_scale="frobenius", refine=2, **options)[0]
+    fallback = run(reference, x, torch.zeros(3, 2), a, active, factor_scale="frobenius", refine=2, **options)[
+        0
+    ]
     assert stats[:, 1].tolist() == [0, 1, 0]
     torch.testing.assert_close(ours[1], fallback[1], rtol=1e-4, atol=1e-4)
     whole = run(ops, x[::2], torch.zeros(2, 2), a[::2], active[:2], factor_scale="exact", **options)[0]
@@ -147,7 +150,9 @@ def test_dominates_the_exact_inverse(
     """X' >= (X^-1 + A A^T)^-1 > 0 in the Loewner order (the KrAD lemma), whatever shape, rank and scale."""
     torch.manual_seed(seed)
     x = cases.spd(1, d, torch.float64, condition=1e3)
-    a = torch.randn(1, d, min(rank, k), dtype=torch.float64) @ torch.randn(1, min(rank, k), k, dtype=torch.float64)
+    a = torch.randn(1, d, min(rank, k), dtype=torch.float64) @ torch.randn(
+        1, min(rank, k), k, dtype=torch.float64
+    )
     a *= 10**scale
     active = torch.ones(1, dtype=torch.bool)
     options = {"decay": 1.0, "weight": 1.0, "factor_scale": factor_scale, "refine": refine}
@@ -155,8 +160,8 @@ def test_dominates_the_exact_inverse(
     exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
     gap = torch.linalg.eigvalsh(ours - (exact + exact.mT) / 2)
     size = float(torch.linalg.matrix_norm(x, 2))
-    # The float64 rounding of `exact` itself: its inverses lose the condition of I + A^T X A.
-    rounding = 1e-14 * size * (1 + size * float(a.square().sum()))
+    # The float64 rounding of `exact` itself: its inverses lose the conditions of X and of I + A^T X A.
+    rounding = 1e-14 * size * (1e3 + size * float(a.square().sum()))
     assert gap.min() >= -rounding
     assert torch.linalg.eigvalsh(ours).min() > -rounding
     assert torch.linalg.eigvalsh(x - ours).min() >= -rounding
@@ -165,16 +170,21 @@ def test_dominates_the_exact_inverse(
 @settings(deadline=None, max_examples=30)
 @given(d=st.integers(2, 10), k=st.integers(1, 10), seed=st.integers(0, 2**16))
 def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) -> None:
-    """Every iterate shrinks X more than the one before; enough of them reach the exact update."""
+    """Every iterate shrinks X more than the one before, and in the end by nearly all of the exact update.
+
+    Near the eigenvalue 1 of W the cubic has slope 1, so the last hundredths come slowly.
+    """
     torch.manual_seed(seed)
     x, a = cases.spd(1, d, torch.float64, condition=10.0), torch.randn(1, d, k, dtype=torch.float64)
     active = torch.ones(1, dtype=torch.bool)
     options: dict[str, Any] = {"decay": 1.0, "weight": 1.0, "factor_scale": "frobenius"}
-    iterates = [run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 16)]
+    iterates = [
+        run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 16)
+    ]
     for loose, tight in zip(iterates, iterates[1:], strict=False):
         assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
     exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
-    torch.testing.assert_close(iterates[-1], exact, rtol=1e-6, atol=1e-8)
+    assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.98 * (x - exact)).min() >= -1e-10
 
 
 def test_rank_one_is_exact_with_the_trace_scale() -> None:

@@ -1,0 +1,125 @@
+"""`accumulate_`: moments and graft norms, every backend against float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tolerances import assert_as_accurate
+
+from kradagrad_ext.backends import reference, resolve
+
+SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"nesterov": True},
+    {"momenta": False},
+    {"second_moments": False},
+    {"l2": 0.1},
+    {"beta2": 1.0, "weight2": 1.0},
+]
+
+
+def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def tensors(
+        positive: bool = False, kind: torch.dtype = compute, strided: bool = transposed
+    ) -> list[torch.Tensor]:
+        found = [torch.randn(shape).to(kind) for shape in SHAPES]
+        found = [t.abs() for t in found] if positive else found
+        return [t.mT.contiguous().mT if strided and t.ndim == 2 else t for t in found]
+
+    count = len(SHAPES)
+    return SimpleNamespace(
+        momenta=tensors(strided=False),
+        second_moments=tensors(positive=True, strided=False),
+        directions=tensors(strided=False),
+        graft_norms=torch.full((count,), 3.0, dtype=compute),
+        grads=tensors(kind=dtype),
+        params=tensors(kind=dtype),
+        coefficients=torch.rand(count, 4, dtype=compute) + 0.1,
+        active=torch.arange(count) != 3,
+    )
+
+
+def run(
+    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+) -> SimpleNamespace:
+    chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False}
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
+
+    result = SimpleNamespace(
+        **{k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in vars(given).items()}
+    )
+    for name in ("momenta", "second_moments"):
+        if not options.pop(name, True):
+            setattr(result, name, [])
+    chosen |= options
+    if not chosen["nesterov"]:
+        result.directions = []
+    backend.accumulate_(*vars(result).values(), *chosen.values())
+    return result
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_agrees_with_float64(
+    dtype: torch.dtype, transposed: bool, options: dict[str, Any], backend: str
+) -> None:
+    given = inputs(dtype, transposed)
+    ours = run(resolve(backend, torch.device("cpu"), given.graft_norms.dtype), given, **options)
+    plain = run(reference, given, **options)
+    exact = run(reference, given, torch.float64, **options)
+    for name in ("momenta", "second_moments", "directions"):
+        for i, tensors in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
+            assert_as_accurate(*tensors, f"{name}[{i}]")
+    assert_as_accurate(ours.graft_norms, plain.graft_norms, exact.graft_norms, "graft_norms")
+
+
+def test_inactive_parameters_stay(backend: str) -> None:
+    given = inputs(torch.float32)
+    given.grads[3][:] = torch.nan
+    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given, nesterov=True)
+    for name in ("momenta", "second_moments", "directions"):
+        assert torch.equal(getattr(ours, name)[3], getattr(given, name)[3])
+    assert ours.graft_norms[3] == 0
+    assert ours.graft_norms.isfinite().all()
+
+
+def test_zero_over_zero_is_zero(backend: str) -> None:
+    """A parameter that never saw a gradient, with eps 0: no update rather than NaN."""
+    given = inputs(torch.float32)
+    for tensors in (given.momenta, given.second_moments, given.grads):
+        for tensor in tensors:
+            tensor.zero_()
+    given.coefficients[:, 2] = 0
+    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given)
+    assert not ours.graft_norms.any()
+
+
+def test_no_parameters(backend: str) -> None:
+    empty = torch.empty(0)
+    resolve(backend, torch.device("cpu"), torch.float32).accumulate_(
+        [], [], [], empty, [], [], torch.empty(0, 4), empty.bool(), 0.9, 0.99, 0.01, 0.0, False
+    )
+
+
+def test_same_bits_for_any_number_of_threads(backend: str) -> None:
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    given = inputs(torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        norms = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            norms.append(run(ops, given).graft_norms)
+    finally:
+        torch.set_num_threads(threads)
+    if backend != "reference":  # whose sums are torch's own
+        assert all(torch.equal(norms[0], other) for other in norms[1:])
