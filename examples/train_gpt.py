@@ -81,11 +81,9 @@ def prepare(parser: argparse.ArgumentParser, arguments: list[str] | None) -> Tra
     """The run that the command line describes, new or resumed. Writes nothing before all is found well."""
     given, resume = options.parse(parser, arguments)
     try:
-        chosen = Options(**given)
-        saved: dict[str, Any] | None = checkpoint.load(chosen.folder) if resume else None
-        if saved is not None:
-            chosen = options.resumed(saved["options"], {**given, "out": str(chosen.folder)})
-        else:
+        saved: dict[str, Any] | None = checkpoint.load(Path(given["out"])) if resume else None
+        chosen = Options(**given) if saved is None else options.resumed(saved["options"], given)
+        if saved is None:
             refuse_unfinished(chosen.folder)
         if chosen.threads is not None:
             torch.set_num_threads(chosen.threads)

@@ -202,7 +202,7 @@ def test_wrong_options_end_with_status_2_and_nothing_written(options, message, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--resume --lr 0.5", "--lr 0.001, got 0.5"),
+        ("--resume --lr 0.5", "--lr 0.003, got 0.5"),
         ("--resume --optimizer sgd", "--optimizer adamw, got sgd"),
         ("--resume --steps 20", "--steps 14, got 20"),
         ("", "unfinished run"),
@@ -212,7 +212,7 @@ def test_an_unfinished_run_is_left_alone(options, message, text, tmp_path, monke
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        train(text, out, "--optimizer", "adamw", "--lr", "1e-3")
+        train(text, out, "--optimizer", "adamw")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(SystemExit) as stopped:
         train_gpt.main(["--out", str(out), *options.split()])

@@ -13,11 +13,15 @@ from .data import MAX_MEGABYTES
 from .errors import UsageError
 from .optimizers import DEFAULT_LR, NAMES
 
+FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads")
+"""Options that change where and when something is written, not what is learned."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What the command line says; None where the choice is left to the optimizer or to torch."""
 
+    out: str
     optimizer: str = "kradagrad"
     steps: int = 300
     lr: float | None = None
@@ -30,27 +34,15 @@ class Options:
     layers: int = 5
     width: int = 128
     heads: int = 4
-    out: str | None = None
     eval_every: int = 50
     checkpoint_every: int = 100
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch",
-            "context",
-            "layers",
-            "width",
-            "heads",
-            "eval_every",
-            "checkpoint_every",
-        ):
-            self._require(name, getattr(self, name) > 0, "be at least 1")
-        for name in ("block_size", "threads"):
-            value = getattr(self, name)
-            self._require(name, value is None or value > 0, "be at least 1")
         self._require("seed", 0 <= self.seed < 2**63, "be at least 0 and below 2^63")
+        for name, value in vars(self).items():
+            if isinstance(value, int) and name != "seed":
+                self._require(name, value > 0, "be at least 1")
         self._require("lr", self.lr is None or 0 < self.lr < math.inf, "be positive and finite")
         self._require("heads", self.width % self.heads == 0, f"divide --width {self.width}")
         for name in ("block_size", "backend"):
@@ -69,11 +61,7 @@ class Options:
 
     @property
     def folder(self) -> Path:
-        return Path(self.out if self.out is not None else f"runs/{self.optimizer}")
-
-
-FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads")
-"""Options that change where and when something is written, not what is learned."""
+        return Path(self.out)
 
 
 def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
@@ -84,18 +72,19 @@ def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != saved[name]:
             raise UsageError(
-                f"--resume: the run in {given.get('out') or saved['out']} has "
+                f"--resume: the run in {given['out']} has "
                 f"--{name.replace('_', '-')} {saved[name]}, got {value}"
             )
     return Options(**{**saved, **given})
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
-    """The options given (and no others), and whether to resume; exits with status 2 on a wrong one."""
+    """The options given and `out`, no others, and whether to resume; exits with status 2 on a wrong one."""
     given = vars(parser.parse_args(arguments))
     resume = given.pop("resume", False)
     if given.get("data") is not None:
         given["data"] = str(Path(given["data"]).resolve())
+    given.setdefault("out", f"runs/{given.get('optimizer', Options.optimizer)}")
     return given, resume
 
 

@@ -91,7 +91,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "options": dataclasses.asdict(self.options),
+            "options": dataclasses.asdict(self.options) | {"lr": self.options.learning_rate},
             "text": self.digest,
             "log": self.log,
             "model": self.model.state_dict(),
