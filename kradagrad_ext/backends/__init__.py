@@ -21,6 +21,7 @@ from .base import Backend
 
 # In the order in which `auto` tries them.
 _REGISTRY = {
+    "native": "kradagrad_ext.backends.native",
     "reference": "kradagrad_ext.backends.reference",
 }
 
@@ -63,7 +64,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def _first_available(device: torch.device, dtype: torch.dtype) -> Backend:
-    refusals = []
+    refusals: list[str] = []
     for name in _REGISTRY:
         backend = _load(name)
         reason = backend.available(device, dtype)
