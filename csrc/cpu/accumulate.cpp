@@ -69,7 +69,7 @@ std::vector<Operands> list_operands(const Arguments& in) {
 // One tile; returns its share of the graft's squared norm. `c`: the parameter's coefficients.
 template <class T>
 double accumulate_tile(const Operands& in, const Scalars& scalars, const T* c, int64_t begin, int64_t size) {
-  alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile], graft[kTile];
+  alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile];
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
   if (scalars.l2 != 0) {
@@ -87,16 +87,16 @@ double accumulate_tile(const Operands& in, const Scalars& scalars, const T* c, i
       d = scratch;
     }
   }
+  double norm;
   if (in.second_moment) {
     T* const v = in.second_moment->read(begin, size, v_scratch);
-    square_average(v, static_cast<T>(scalars.beta2), static_cast<T>(scalars.weight2), g, size);
+    norm = average_squares(v, static_cast<T>(scalars.beta2), static_cast<T>(scalars.weight2), g, d, c, size);
     in.second_moment->write(begin, size, v);
-    adaptive_update(graft, d, v, c, size);
   } else {
-    scale(graft, c[0], d, size);
+    norm = dot(d, d, size) * c[0] * c[0];
   }
   if (in.direction) in.direction->write(begin, size, d);
-  return dot(graft, graft, size);
+  return norm;
 }
 
 template <class T>

@@ -72,6 +72,11 @@ template <class T>
 void step_tile(const Operands& in, const Scalars& scalars, const T* c, T lr, int64_t begin, int64_t size) {
   alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
   T* const p = in.param.read(begin, size, p_scratch);
+  const T keep = static_cast<T>(1 - lr * scalars.decay);
+  if (in.update && std::isfinite(c[3]) && scalars.l2 == 0 && !in.momentum) {  // the common case, in one pass
+    weighted_sum(p, keep, p, -lr * c[3], in.update->read(begin, size, scratch), size);
+    return in.param.write(begin, size, p);
+  }
   if (in.update && std::isfinite(c[3])) {
     scale(u, c[3], in.update->read(begin, size, scratch), size);
   } else if (in.second_moment) {
@@ -93,7 +98,7 @@ void step_tile(const Operands& in, const Scalars& scalars, const T* c, T lr, int
       step = b;
     }
   }
-  weighted_sum(p, static_cast<T>(1 - lr * scalars.decay), p, -lr, step, size);
+  weighted_sum(p, keep, p, -lr, step, size);
   in.param.write(begin, size, p);
 }
 

@@ -18,40 +18,66 @@ namespace kradagrad::cpu {
 namespace {
 
 constexpr int kPanel = 64;
+constexpr int kStrip = 16;
 
-// row -= sum over l in [begin, end) of coefficients[l * step] * rows[l], for rows of `kWidth` elements. The
-// sum stays in registers; zeros beyond the triangle cost less than a loop of varying length.
-template <int kWidth, class T>
+// row -= sum over l in [begin, end) of coefficients[l * step] * rows[l], for `kCols` elements of rows
+// `kWidth` apart. The sums stay in registers, two of them so that one's additions do not wait for the
+// other's.
+template <int kCols, int kWidth, class T>
 KRADAGRAD_INLINE void subtract_rows(T* row, const T* coefficients, int64_t step, const T* rows, int begin,
                                     int end) {
-  T sums[kWidth];
-  for (int c = 0; c < kWidth; ++c) sums[c] = row[c];
-  for (int l = begin; l < end; ++l) {
-    const T coefficient = coefficients[l * step];
-    for (int c = 0; c < kWidth; ++c) sums[c] -= coefficient * rows[l * kWidth + c];
+  T even[kCols] = {}, odd[kCols] = {};
+  int l = begin;
+  for (; l + 1 < end; l += 2) {
+    const T first = coefficients[l * step], second = coefficients[(l + 1) * step];
+    for (int c = 0; c < kCols; ++c) even[c] += first * rows[l * kWidth + c];
+    for (int c = 0; c < kCols; ++c) odd[c] += second * rows[(l + 1) * kWidth + c];
   }
-  for (int c = 0; c < kWidth; ++c) row[c] = sums[c];
+  if (l < end) {
+    for (int c = 0; c < kCols; ++c) even[c] += coefficients[l * step] * rows[l * kWidth + c];
+  }
+  for (int c = 0; c < kCols; ++c) row[c] -= even[c] + odd[c];
 }
 
-// `tile` [size, kWidth] holds the upper triangle of a symmetric matrix, zeros right of it. Turns it into
+// Rows from kFirst on of U = L^T, in strips: the rows of a strip leave out the columns left of it, which are
+// zero. `reciprocals` gets 1 / diagonal. False where a pivot is bad.
+template <int kWidth, int kFirst, class T>
+KRADAGRAD_INLINE bool factor_strips(T* tile, T* reciprocals, int size) {
+  for (int i = kFirst; i < std::min(size, kFirst + kStrip); ++i) {
+    T* row = tile + i * kWidth;
+    subtract_rows<kWidth - kFirst, kWidth>(row + kFirst, tile + i, kWidth, tile + kFirst, 0, i);
+    const T pivot = row[i];
+    if (!(pivot > 0) || !std::isfinite(pivot)) return false;
+    reciprocals[i] = 1 / std::sqrt(pivot);
+    for (int c = kFirst; c < kWidth; ++c) row[c] *= reciprocals[i];
+  }
+  if constexpr (kFirst + kStrip < kWidth) {
+    return factor_strips<kWidth, kFirst + kStrip>(tile, reciprocals, size);
+  }
+  return true;
+}
+
+// Rows from kFirst on of U^-1, from the last row up.
+template <int kWidth, int kFirst, class T>
+KRADAGRAD_INLINE void invert_strips(const T* tile, const T* reciprocals, T* inverse, int size) {
+  if constexpr (kFirst + kStrip < kWidth) {
+    invert_strips<kWidth, kFirst + kStrip>(tile, reciprocals, inverse, size);
+  }
+  for (int i = std::min(size, kFirst + kStrip) - 1; i >= kFirst; --i) {
+    T* row = inverse + i * kWidth;
+    for (int c = 0; c < kWidth; ++c) row[c] = c == i ? T(1) : T(0);
+    subtract_rows<kWidth - kFirst, kWidth>(row + kFirst, tile + i * kWidth, 1, inverse + kFirst, i + 1, size);
+    for (int c = kFirst; c < kWidth; ++c) row[c] *= reciprocals[i];
+  }
+}
+
+// `tile` [size, kWidth] holds the upper triangle of a symmetric matrix, zeros right of it. Turns that into
 // U = L^T and writes U^-1 to `inverse` [size, kWidth]. False where a pivot is bad.
 template <int kWidth, class T>
 KRADAGRAD_INLINE bool factor_tile(T* tile, T* inverse, int size) {
-  for (int i = 0; i < size; ++i) {
-    T* row = tile + i * kWidth;
-    subtract_rows<kWidth>(row, tile + i, kWidth, tile, 0, i);
-    const T pivot = row[i];
-    if (!(pivot > 0) || !std::isfinite(pivot)) return false;
-    const T reciprocal = 1 / std::sqrt(pivot);
-    for (int c = 0; c < kWidth; ++c) row[c] = c < i ? T(0) : row[c] * reciprocal;
-  }
-  for (int i = size - 1; i >= 0; --i) {
-    T* row = inverse + i * kWidth;
-    for (int c = 0; c < kWidth; ++c) row[c] = c == i ? T(1) : T(0);
-    subtract_rows<kWidth>(row, tile + i * kWidth, 1, inverse, i + 1, size);
-    const T reciprocal = 1 / tile[i * kWidth + i];
-    for (int c = 0; c < kWidth; ++c) row[c] *= reciprocal;
-  }
+  T reciprocals[kWidth];
+  if (!factor_strips<kWidth, 0>(tile, reciprocals, size)) return false;
+  invert_strips<kWidth, 0>(tile, reciprocals, inverse, size);
   return true;
 }
 
@@ -103,6 +129,15 @@ void panel_remainder(const Matrices<T>& out, const Matrices<T>& s, const Matrice
   }
 }
 
+// out = a v for an upper triangular v, without the lower left quarter of it where that is worth two products.
+template <class T>
+void multiply_upper(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& v) {
+  const int64_t n = v.rows, half = n / 2;
+  if (n < kPanel || out.rows < 2 * kPanel) return multiply(out, a, v);
+  multiply(out.col_range(0, half), a.col_range(0, half), v.row_range(0, half).col_range(0, half));
+  multiply(out.col_range(half, n), a, v.col_range(half, n));
+}
+
 }  // namespace
 
 template <class T>
@@ -120,8 +155,8 @@ void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* faile
     for (int64_t item = 0; item < count; ++item) {
       if (!invert_diagonal(top.item(item), width, static_cast<int>(width), v.item(item))) failed[item] = 1;
     }
-    multiply(n.row_range(end, k).col_range(begin, end), top.row_range(width, k - begin), v);
-    multiply(y.col_range(begin, end), bottom, v);
+    multiply_upper(n.row_range(end, k).col_range(begin, end), top.row_range(width, k - begin), v);
+    multiply_upper(y.col_range(begin, end), bottom, v);
   }
 }
 

@@ -10,9 +10,10 @@
 namespace kradagrad::cpu {
 namespace {
 
+constexpr int kLanes = 32;  // independent sums, so that a loop vectorises without reordering any of them
+
 template <class T>
 KRADAGRAD_INLINE double dot_body(const T* x, const T* y, int64_t size) {
-  constexpr int kLanes = 32;  // independent sums, so that the loop vectorises without reordering any
   double lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= size; i += kLanes) {
@@ -39,20 +40,41 @@ KRADAGRAD_INLINE void scale_body(T* out, T a, const T* x, int64_t size) {
 }
 
 template <class T>
-KRADAGRAD_INLINE void square_average_body(T* v, T decay, T weight, const T* g, int64_t size) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < size; ++i) v[i] = decay * v[i] + weight * (g[i] * g[i]);
+KRADAGRAD_INLINE T adaptive(T d, T v, T c0, T c1, T c2) {
+  const T denominator = std::sqrt(c1 * v) + c2;
+  const T ratio = c0 * d / denominator;
+  return denominator > 0 ? ratio : T(0);
 }
 
 template <class T>
 KRADAGRAD_INLINE void adaptive_update_body(T* out, const T* d, const T* v, const T* c, int64_t size) {
   const T c0 = c[0], c1 = c[1], c2 = c[2];
 #pragma GCC ivdep
-  for (int64_t i = 0; i < size; ++i) {
-    const T denominator = std::sqrt(c1 * v[i]) + c2;
-    const T ratio = c0 * d[i] / denominator;
-    out[i] = denominator > 0 ? ratio : T(0);
+  for (int64_t i = 0; i < size; ++i) out[i] = adaptive(d[i], v[i], c0, c1, c2);
+}
+
+template <class T>
+KRADAGRAD_INLINE double average_squares_body(T* __restrict v, T decay, T weight, const T* g, const T* d,
+                                             const T* c, int64_t size) {
+  const T c0 = c[0], c1 = c[1], c2 = c[2];
+  double lanes[kLanes] = {}, sum = 0;
+  const auto update = [&](int64_t i) {
+    v[i] = decay * v[i] + weight * (g[i] * g[i]);
+    return static_cast<double>(adaptive(d[i], v[i], c0, c1, c2));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double value = update(i + lane);
+      lanes[lane] += value * value;
+    }
   }
+  for (; i < size; ++i) {
+    const double value = update(i);
+    sum += value * value;
+  }
+  for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+  return sum;
 }
 
 }  // namespace
@@ -80,15 +102,6 @@ KRADAGRAD_MULTIVERSION void scale(double* out, double a, const double* x, int64_
   scale_body(out, a, x, size);
 }
 
-KRADAGRAD_MULTIVERSION void square_average(float* v, float decay, float weight, const float* g,
-                                           int64_t size) {
-  square_average_body(v, decay, weight, g, size);
-}
-KRADAGRAD_MULTIVERSION void square_average(double* v, double decay, double weight, const double* g,
-                                           int64_t size) {
-  square_average_body(v, decay, weight, g, size);
-}
-
 KRADAGRAD_MULTIVERSION void adaptive_update(float* out, const float* d, const float* v, const float* c,
                                             int64_t size) {
   adaptive_update_body(out, d, v, c, size);
@@ -96,6 +109,15 @@ KRADAGRAD_MULTIVERSION void adaptive_update(float* out, const float* d, const fl
 KRADAGRAD_MULTIVERSION void adaptive_update(double* out, const double* d, const double* v, const double* c,
                                             int64_t size) {
   adaptive_update_body(out, d, v, c, size);
+}
+
+KRADAGRAD_MULTIVERSION double average_squares(float* v, float decay, float weight, const float* g,
+                                              const float* d, const float* c, int64_t size) {
+  return average_squares_body(v, decay, weight, g, d, c, size);
+}
+KRADAGRAD_MULTIVERSION double average_squares(double* v, double decay, double weight, const double* g,
+                                              const double* d, const double* c, int64_t size) {
+  return average_squares_body(v, decay, weight, g, d, c, size);
 }
 
 }  // namespace kradagrad::cpu

@@ -17,12 +17,14 @@ void weighted_sum(double* out, double a, const double* x, double b, const double
 void scale(float* out, float a, const float* x, int64_t size);
 void scale(double* out, double a, const double* x, int64_t size);
 
-// v = decay v + weight g^2
-void square_average(float* v, float decay, float weight, const float* g, int64_t size);
-void square_average(double* v, double decay, double weight, const double* g, int64_t size);
-
 // out = c[0] d / (sqrt(c[1] v) + c[2]), or 0 where the denominator is not positive
 void adaptive_update(float* out, const float* d, const float* v, const float* c, int64_t size);
 void adaptive_update(double* out, const double* d, const double* v, const double* c, int64_t size);
+
+// v = decay v + weight g^2; returns the squared norm of the adaptive update of d with the new v.
+double average_squares(float* v, float decay, float weight, const float* g, const float* d, const float* c,
+                       int64_t size);
+double average_squares(double* v, double decay, double weight, const double* g, const double* d,
+                       const double* c, int64_t size);
 
 }  // namespace kradagrad::cpu
