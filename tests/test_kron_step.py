@@ -41,10 +41,7 @@ def run(
     """Run on copies (cast to `dtype`), and give these back."""
 
     def copy(tensor: torch.Tensor) -> torch.Tensor:
-        duplicate = (
-            tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
-        )
-        return duplicate
+        return tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
 
     result = SimpleNamespace(
         **{k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in vars(given).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) ->
     iterates = [
         run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 16)
     ]
-    for loose, tight in zip(iterates, iterates[1:], strict=False):
+    for loose, tight in itertools.pairwise(iterates):
         assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
     exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
     assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.98 * (x - exact)).min() >= -1e-10
@@ -202,7 +203,7 @@ def test_scales_order_from_loose_to_tight() -> None:
         run(reference, x, x.new_zeros(4, 2), a, active, decay=1.0, weight=1.0, factor_scale=scale)[0]
         for scale in ("trace_dim", "trace", "frobenius", "schatten4", "exact")
     ]
-    for loose, tight in zip(kept, kept[1:], strict=False):
+    for loose, tight in itertools.pairwise(kept):
         assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
 
 

@@ -1,0 +1,111 @@
+"""`torch.library.opcheck` of every native op: schema, mutation, fake kernels, and a call under compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cases
+import pytest
+import torch
+from torch import Tensor
+
+from kradagrad_ext.backends import available_backends
+
+NATIVE = available_backends(torch.device("cpu")).get("native")
+pytestmark = pytest.mark.skipif(NATIVE is not None, reason=f"native backend: {NATIVE}")
+
+
+def factor_arguments() -> tuple[object, ...]:
+    x, active = cases.spd(4, 5, torch.float32), torch.ones(4, dtype=torch.bool)
+    unfolding = cases.views(torch.randn(4, 5, 3), "strided")
+    return (x, torch.zeros(4, 2), unfolding, active, 0.9, 0.5, 1e-3, "exact", 0)
+
+
+def kron_arguments() -> tuple[object, ...]:
+    left, right = cases.spd(4, 5, torch.float32), cases.spd(4, 3, torch.float32)
+    grad, direction = (cases.views(torch.randn(4, 5, 3), "strided") for _ in range(2))
+    out = [torch.zeros(4, 5, 3)]
+    tensors = (left, right, torch.zeros(4, 2), torch.zeros(4, 2), out, torch.zeros(4), grad, direction)
+    roots = (cases.spd(4, 5, torch.float32), cases.spd(4, 3, torch.float32))
+    return (*tensors, *roots, torch.ones(4, dtype=torch.bool), 0.9, 0.5, 1e-3, "frobenius", 2, True)
+
+
+def some() -> list[Tensor]:
+    return [torch.rand(3, 4), torch.rand(7)]
+
+
+def accumulate_arguments() -> tuple[object, ...]:
+    scalars = (torch.rand(2, 4), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, 0.0, True)
+    return (some(), some(), some(), torch.zeros(2), some(), some(), *scalars)
+
+
+def parameter_arguments() -> tuple[object, ...]:
+    updates = [torch.rand(3, 4), torch.empty(0)]
+    scalars = (torch.rand(2, 4), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, 0.0, 0.0, False)
+    return (some(), some(), updates, some(), some(), *scalars)
+
+
+SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
+    "update_factor_": factor_arguments,
+    "kron_step_": kron_arguments,
+    "precondition": lambda: (torch.randn(4, 5, 3), [cases.spd(4, 5, torch.float32), torch.empty(0, 3, 3)]),
+    "accumulate_": accumulate_arguments,
+    "parameter_step_": parameter_arguments,
+    "eigh": lambda: (cases.spd(3, 6, torch.float32),),
+}
+
+
+@pytest.mark.parametrize("op", SAMPLES)
+def test_opcheck(op: str) -> None:
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(getattr(torch.ops.kradagrad_ext, op).default, SAMPLES[op](), test_utils=checks)
+
+
+def test_every_op_is_covered() -> None:
+    registered = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if "kradagrad_ext::" in name
+    }
+    assert registered == set(SAMPLES)
+
+
+def replaced(arguments: tuple[object, ...], position: int, value: object) -> tuple[object, ...]:
+    return (*arguments[:position], value, *arguments[position + 1 :])
+
+
+REFUSALS = [
+    ("update_factor_", 0, torch.zeros(2, 3, 4), "update_factor_: `factor` must be"),
+    ("update_factor_", 0, torch.zeros(4, 5, 5, dtype=torch.bfloat16), "update_factor_: `factor` must be"),
+    ("update_factor_", 1, torch.zeros(4, 3), "update_factor_: `statistics` must be"),
+    ("update_factor_", 2, [torch.zeros(3, 5, 3)], "update_factor_: `unfolding` must"),
+    ("update_factor_", 2, [torch.zeros(4, 6, 3)], "update_factor_: `unfolding"),
+    ("update_factor_", 3, torch.zeros(4), "update_factor_: `active` must be"),
+    ("update_factor_", 4, 0.0, "update_factor_: `decay` must be"),
+    ("update_factor_", 5, -1.0, "update_factor_: `weight` must be"),
+    ("update_factor_", 6, -1.0, "update_factor_: `damping` must be"),
+    ("update_factor_", 7, "spectral", "update_factor_: `factor_scale` must be"),
+    ("update_factor_", 8, -1, "update_factor_: `refine` must be"),
+    ("kron_step_", 1, torch.zeros(3, 3, 3), "kron_step_: `right` must be"),
+    ("kron_step_", 4, [torch.zeros(4, 5, 4)], "kron_step_: `out"),
+    ("kron_step_", 8, torch.zeros(4, 4, 4), "kron_step_: `left_root` must be"),
+    ("precondition", 1, [torch.zeros(4, 5, 5)], "precondition: `roots` must"),
+    ("precondition", 0, torch.zeros(4, 5, 3, dtype=torch.int32), "precondition: `blocks` must be"),
+    ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
+    ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
+    ("parameter_step_", 2, [torch.zeros(3, 3), torch.zeros(7)], "parameter_step_: `updates"),
+    ("parameter_step_", 7, torch.zeros(2), "parameter_step_: `lr` must be"),
+    ("eigh", 0, torch.zeros(3, 4, 5), "eigh: `matrices` must be"),
+]
+
+
+@pytest.mark.parametrize(("op", "position", "value", "message"), REFUSALS)
+def test_bad_arguments_are_named_and_nothing_is_written(
+    op: str, position: int, value: object, message: str
+) -> None:
+    arguments = SAMPLES[op]()
+    tensors = [t for a in arguments for t in (a if isinstance(a, list) else [a]) if isinstance(t, Tensor)]
+    before = [t.clone() for t in tensors]
+    with pytest.raises(RuntimeError, match="must") as caught:
+        getattr(torch.ops.kradagrad_ext, op)(*replaced(arguments, position, value))
+    assert str(caught.value).startswith(message) or message in str(caught.value)
+    assert "got" in str(caught.value)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(tensors, before, strict=True))
