@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from elementwise_cases import DTYPES, ELEMENTS, SHAPE, common_arguments, moments
+from elementwise_cases import DTYPES, SHAPE, common_arguments, moments
 from op_case import Case
-from workload import gradients
+from workload import LAYER_ELEMENTS, gradients
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,7 +32,7 @@ def make_case(dtype: str) -> Case:
         shape=SHAPE,
         blocks=len(grads),
         # Both moments read and written, the gradient read.
-        bytes=ELEMENTS * (4 * 4 + grads[0].element_size()),
+        bytes=LAYER_ELEMENTS * (4 * 4 + grads[0].element_size()),
         bound=1e-5,
         dtype=dtype,
     )

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from elementwise_cases import DTYPES, ELEMENTS, SHAPE, common_arguments, moments
+from elementwise_cases import DTYPES, SHAPE, common_arguments, moments
 from op_case import Case
-from workload import gradients
+from workload import LAYER_ELEMENTS, gradients
 
 
 @functools.lru_cache(maxsize=1)
@@ -35,7 +35,7 @@ def make_case(dtype: str) -> Case:
         shape=SHAPE,
         blocks=len(momenta),
         # The update read, the parameter read and written: the graft itself is needed only where c3 is bad.
-        bytes=ELEMENTS * (4 + 2 * size),
+        bytes=LAYER_ELEMENTS * (4 + 2 * size),
         bound=1e-5 if dtype == "float32" else 4e-3,
         dtype=dtype,
     )

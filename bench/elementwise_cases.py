@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from op_case import Arguments
 from torch import Tensor
-from workload import GPT2_LAYER, gradients, parameters
+from workload import gradients, parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPE = "gpt2-layer"
-ELEMENTS = sum(rows * columns for rows, columns in GPT2_LAYER)
 
 
 def moments() -> tuple[list[Tensor], list[Tensor]]:

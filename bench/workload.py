@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 GPT2_LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
+LAYER_ELEMENTS = sum(rows * columns for rows, columns in GPT2_LAYER)
 GRADIENT_RANK = 16
 GRADIENT_SCALE = 1e-3
 

@@ -1,0 +1,96 @@
+"""The optimizers that are compared: ours, other matrix preconditioners, and cheap baselines."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from common import usable_backends
+from contenders import BLOCK, ROOT_EVERY, Contender
+from published_loop import PublishedLoop
+
+from kradagrad_ext import KrADagrad
+
+RECIPES = {
+    "default": {},
+    "refine=0": dict(factor_update="krad", refine=0),
+    "refine=0 trace": dict(factor_update="krad", refine=0, factor_scale="trace"),
+    "refine=2": dict(factor_update="krad", refine=2),
+}
+"""On a CPU the default is the exact update."""
+
+REFERENCE_RECIPES = ("default", "refine=0")
+
+
+def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:
+    options = dict(block_size=BLOCK, root_every=ROOT_EVERY, backend=backend, **RECIPES[recipe])
+    name = f"KrADagrad {recipe}" + (" profiled" if profiled else "")
+    return Contender(name, backend, functools.partial(KrADagrad, **options), profiled=profiled)
+
+
+def unpreconditioned(backend: str) -> Contender:
+    """Everything of a step but the blocks: guard, moments, graft, write and Python."""
+
+    def factory(params: list[torch.nn.Parameter]) -> KrADagrad:
+        return KrADagrad([{"params": params, "precondition": False}], backend=backend)
+
+    return Contender("KrADagrad precondition=False", backend, factory)
+
+
+def ours() -> list[Contender]:
+    contenders = []
+    for backend in usable_backends():
+        recipes = REFERENCE_RECIPES if backend == "reference" else RECIPES
+        contenders += [kradagrad(recipe, backend) for recipe in recipes]
+    fastest = usable_backends()[0]
+    return [*contenders, kradagrad("default", fastest, profiled=True), unpreconditioned(fastest)]
+
+
+def published() -> Contender:
+    factory = functools.partial(PublishedLoop, block_size=BLOCK, root_every=ROOT_EVERY)
+    return Contender("published formulas", "plain loop", factory)
+
+
+def baselines() -> list[Contender]:
+    adamw = functools.partial(torch.optim.AdamW, fused=True)
+    return [Contender("AdamW fused", "torch", adamw), Contender("Muon", "torch", torch.optim.Muon)]
+
+
+def matrix_rivals(whole: bool) -> list[Contender]:
+    """Matrix-preconditioned optimizers of other packages, where these are installed.
+
+    All refresh every 10 steps. ScalableShampoo and heavyball's SOAP cut into blocks of 256 as ours does.
+    pytorch_optimizer's SOAP cannot: a dimension limit of 256 would leave nothing preconditioned, so it
+    takes whole dimensions, its default.
+
+    Args:
+        whole: heavyball's SOAP on whole dimensions as well (minutes of compilation).
+    """
+    found = []
+    if importlib.util.find_spec("pytorch_optimizer"):
+        from pytorch_optimizer import SOAP, ScalableShampoo
+
+        shampoo = functools.partial(
+            ScalableShampoo,
+            block_size=BLOCK,
+            preconditioning_compute_steps=ROOT_EVERY,
+            start_preconditioning_step=1,
+        )
+        soap = functools.partial(SOAP, precondition_frequency=ROOT_EVERY)
+        found.append(Contender("ScalableShampoo", "pytorch_optimizer", shampoo))
+        found.append(Contender("SOAP whole dims", "pytorch_optimizer", soap))
+    if importlib.util.find_spec("heavyball"):
+        found.append(heavyball_soap("SOAP blocks", max_precond_dim=BLOCK, split=True))
+        if whole:
+            found.append(heavyball_soap("SOAP whole dims", max_precond_dim=1 << 20))
+    return found
+
+
+def heavyball_soap(name: str, **options: object) -> Contender:
+    """Compiled, as the package means it to run, but without minutes of kernel search."""
+    import heavyball
+
+    heavyball.utils.compile_mode = "default"
+    soap = functools.partial(heavyball.SOAP, precondition_frequency=ROOT_EVERY, **options)
+    return Contender(name, "heavyball", soap, extra_warmup=2 * ROOT_EVERY)

@@ -1,0 +1,46 @@
+"""Whole steps against the float64 reference, before any of them is timed."""
+
+from __future__ import annotations
+
+import torch
+from common import relative_error
+from rivals import RECIPES
+from torch import Tensor
+from workload import gradient
+
+from kradagrad_ext import KrADagrad
+
+SHAPES = ((320, 192), (256, 256), (70,))
+STEPS = 12
+BOUND = 1e-3
+"""On the parameters' displacement from where they started."""
+
+
+def displacement(backend: str, recipe: str, dtype: torch.dtype) -> list[Tensor]:
+    params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
+    optimizer = KrADagrad(params, lr=1e-3, block_size=128, backend=backend, **RECIPES[recipe])
+    for step in range(STEPS):
+        for index, (param, shape) in enumerate(zip(params, SHAPES, strict=True)):
+            padded = shape if len(shape) == 2 else (1, *shape)
+            param.grad = gradient(padded, index, step).to(dtype).reshape(shape)
+        optimizer.step()
+    return [param.detach() for param in params]
+
+
+def verify_steps(backend: str) -> float:
+    """Largest error of float32 steps on a backend, over all recipes.
+
+    Raises:
+        RuntimeError: it exceeds `BOUND`.
+    """
+    worst = 0.0
+    for recipe in RECIPES:
+        wanted = displacement("reference", recipe, torch.float64)
+        for got, want in zip(displacement(backend, recipe, torch.float32), wanted, strict=True):
+            error = relative_error(got, want)
+            if not error <= BOUND:
+                raise RuntimeError(
+                    f"KrADagrad {recipe} on {backend} is {error:.1e} off the float64 reference"
+                )
+            worst = max(worst, error)
+    return worst
