@@ -18,11 +18,14 @@ int64_t element_size(ScalarType dtype) {
   return size;
 }
 
-// dst[i, j] = src[i, j] for any strides. The inner loop runs along the side where one of them is contiguous,
-// in tiles where only one of them can be.
+// dst[i, j] = src[i, j] for any strides, by rows where both have them contiguous, else through transposed
+// tiles, so that reading and writing each go along the side that is contiguous there.
 template <class To, class From>
 void copy_matrix(To* dst, int64_t dst_row, int64_t dst_col, const From* src, int64_t src_row, int64_t src_col,
                  int64_t rows, int64_t cols) {
+  if (dst_col != 1 && dst_row == 1) {
+    return copy_matrix(dst, dst_col, dst_row, src, src_col, src_row, cols, rows);
+  }
   if (dst_col == 1 && src_col == 1) {
     for (int64_t i = 0; i < rows; ++i) {
       To* to = dst + i * dst_row;
@@ -36,13 +39,17 @@ void copy_matrix(To* dst, int64_t dst_row, int64_t dst_col, const From* src, int
     return;
   }
   for (int64_t i0 = 0; i0 < rows; i0 += kTile) {
-    const int64_t i1 = std::min(rows, i0 + kTile);
+    const int64_t height = std::min(rows - i0, kTile);
     for (int64_t j0 = 0; j0 < cols; j0 += kTile) {
-      const int64_t j1 = std::min(cols, j0 + kTile);
-      for (int64_t i = i0; i < i1; ++i) {
-        for (int64_t j = j0; j < j1; ++j) {
-          dst[i * dst_row + j * dst_col] = convert<To>(src[i * src_row + j * src_col]);
-        }
+      const int64_t width = std::min(cols - j0, kTile);
+      To tile[kTile * kTile];  // transposed
+      for (int64_t j = 0; j < width; ++j) {
+        const From* from = src + i0 * src_row + (j0 + j) * src_col;
+        for (int64_t i = 0; i < height; ++i) tile[j * kTile + i] = convert<To>(from[i * src_row]);
+      }
+      for (int64_t i = 0; i < height; ++i) {
+        To* to = dst + (i0 + i) * dst_row + j0 * dst_col;
+        for (int64_t j = 0; j < width; ++j) to[j * dst_col] = tile[j * kTile + i];
       }
     }
   }

@@ -224,39 +224,49 @@ std::vector<double> FactorUpdate<T>::sizes_by_product(const Matrices<T>& u, cons
   return sizes;
 }
 
-// workspace_.inverse = C after `refine` times C <- C (5 I - 8 W + 4 W^2), W = N C, from C = I / t, all of
-// them symmetric and commuting. N = I + c G is never formed: the first polynomial is one in G,
-//   C = ((5 - 8/t + 4/t^2) I + (-8 + 8/t) (c/t) G + 4 (c/t)^2 G^2) / t,
-// and W = C + c G C after that.
+// workspace_.inverse = C after `refine` times C <- C V, V = 5 I - 8 W + 4 W^2, W = N C, from C = I / t. All
+// of them are polynomials in N, so their products are symmetric and W <- W V follows from W = N / t. Halving
+// the product N C instead would take in its asymmetry, which is rounding times |N|: 10 times the error.
 template <class T>
 void FactorUpdate<T>::refine_inverse(const Matrices<T>& gram, const std::vector<double>& t, double c,
                                      int64_t refine) {
   const int64_t count = gram.count, k = gram.rows, size = count * k * k;
   const auto inverse = Matrices<T>::contiguous(workspace_.inverse.reserve(size), count, k, k);
-  const auto square = Matrices<T>::contiguous(workspace_.square.reserve(size), count, k, k);
-  for (int64_t i = 0; i < count; ++i) mirror_lower(gram.item(i), k);
-  multiply_lower(square, gram, gram);
-  for (int64_t i = 0; i < count; ++i) {
-    const double r = 1 / t[i], s = c * r;
-    combine_lower(inverse.item(i), static_cast<T>((5 - 8 * r + 4 * r * r) * r),
-                  static_cast<T>((8 * r - 8) * s * r), gram.item(i), static_cast<T>(4 * s * s * r),
-                  square.item(i), k);
-  }
-  if (refine == 1) return;
   const auto ratio = Matrices<T>::contiguous(workspace_.ratio.reserve(size), count, k, k);
+  const auto growth = Matrices<T>::contiguous(workspace_.growth.reserve(size), count, k, k);
+  for (int64_t i = 0; i < count; ++i) {
+    const T r = static_cast<T>(1 / t[i]), s = static_cast<T>(c / t[i]);
+    combine_lower(ratio.item(i), r, s, gram.item(i), T(0), gram.item(i), k);
+  }
+  grow(growth, ratio);
+  for (int64_t i = 0; i < count; ++i) {
+    const T r = static_cast<T>(1 / t[i]);
+    combine_lower(inverse.item(i), T(0), r, growth.item(i), T(0), growth.item(i), k);
+  }
   for (int64_t step = 1; step < refine; ++step) {
-    multiply_lower(ratio, gram, inverse);
-    for (int64_t i = 0; i < count; ++i) {
-      combine_lower(ratio.item(i), T(0), T(1), inverse.item(i), static_cast<T>(c), ratio.item(i), k);
-    }
-    multiply_lower(square, ratio, ratio);
-    for (int64_t i = 0; i < count; ++i) {
-      combine_lower(square.item(i), T(5), T(-8), ratio.item(i), T(4), square.item(i), k);
-    }
-    multiply_lower(ratio, inverse, square);
-    for (int64_t i = 0; i < count; ++i) {
-      combine_lower(inverse.item(i), T(0), T(1), ratio.item(i), T(0), ratio.item(i), k);
-    }
+    multiply_symmetric(ratio, growth);
+    grow(growth, ratio);
+    multiply_symmetric(inverse, growth);
+  }
+}
+
+// growth = 5 I - 8 W + 4 W^2
+template <class T>
+void FactorUpdate<T>::grow(const Matrices<T>& growth, const Matrices<T>& ratio) {
+  multiply_lower(growth, ratio, ratio);
+  for (int64_t i = 0; i < ratio.count; ++i) {
+    combine_lower(growth.item(i), T(5), T(-8), ratio.item(i), T(4), growth.item(i), ratio.rows);
+  }
+}
+
+// a <- a b for symmetric, commuting a and b.
+template <class T>
+void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& a, const Matrices<T>& b) {
+  const int64_t k = a.rows;
+  const auto product = Matrices<T>::contiguous(workspace_.square.reserve(a.count * k * k), a.count, k, k);
+  multiply_lower(product, a, b);
+  for (int64_t i = 0; i < a.count; ++i) {
+    combine_lower(a.item(i), T(0), T(1), product.item(i), T(0), product.item(i), k);
   }
 }
 

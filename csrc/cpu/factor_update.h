@@ -20,7 +20,7 @@ namespace kradagrad::cpu {
 // Scratch of one thread, shared by the updates it runs one after another.
 template <class T>
 struct Workspace {
-  Buffer<T> y, z, gram, inverse, ratio, square, downdate, cholesky;
+  Buffer<T> y, z, gram, inverse, ratio, growth, square, downdate, cholesky;
 };
 
 // The largest matrix that the update of one block with an unfolding [d, k] forms, in elements.
@@ -52,6 +52,8 @@ class FactorUpdate {
   std::vector<double> sizes_by_gram(const Matrices<T>& gram, FactorScale scale);
   std::vector<double> sizes_by_product(const Matrices<T>& u, const Matrices<T>& y, FactorScale scale);
   void refine_inverse(const Matrices<T>& gram, const std::vector<double>& t, double c, int64_t refine);
+  void grow(const Matrices<T>& growth, const Matrices<T>& ratio);
+  void multiply_symmetric(const Matrices<T>& a, const Matrices<T>& b);
   void downdate(const Batch& batch, const Matrices<T>& y, const Matrices<T>& z,
                 const std::vector<double>& weights);
 

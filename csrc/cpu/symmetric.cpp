@@ -67,15 +67,16 @@ double squared_norm_body(const T* x, int64_t n) {
 
 template <class T>
 double trace_of_square_body(const T* x, int64_t n) {
+  constexpr int64_t kSide = 2 * kTile;  // a row is as long as `dot` has independent sums
   double sum = 0;
-  T column[kTile * kTile];
-  for (int64_t row = 0; row < n; row += kTile) {
-    for (int64_t col = 0; col < n; col += kTile) {
-      const int64_t rows = std::min(kTile, n - row), cols = std::min(kTile, n - col);
-      for (int64_t j = 0; j < cols; ++j) {
-        for (int64_t i = 0; i < rows; ++i) column[i * kTile + j] = x[(col + j) * n + row + i];
+  T column[kSide * kSide];
+  for (int64_t row = 0; row < n; row += kSide) {
+    for (int64_t col = 0; col < n; col += kSide) {
+      const int64_t rows = std::min(kSide, n - row), cols = std::min(kSide, n - col);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < cols; ++j) column[i * kSide + j] = x[(col + j) * n + row + i];
       }
-      for (int64_t i = 0; i < rows; ++i) sum += dot(x + (row + i) * n + col, column + i * kTile, cols);
+      for (int64_t i = 0; i < rows; ++i) sum += dot(x + (row + i) * n + col, column + i * kSide, cols);
     }
   }
   return sum;
