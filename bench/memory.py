@@ -30,7 +30,7 @@ CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes beyond parameters, gradients and state: kept between steps, and peaks of the two kinds of step."""
+    """Bytes beyond parameters, gradients and state: kept between steps, and peaks of two kinds of step."""
 
     kept: int
     plain_step: int

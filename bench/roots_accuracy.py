@@ -1,0 +1,86 @@
+"""Error of matrix roots against float64 over the condition number, for docs/numerics.md.
+
+    python bench/roots_accuracy.py        # prints Markdown, appends to the CSV
+
+Factors X = Q diag(l) Q^T with eigenvalues l spaced evenly in log from 1 to 1 / condition, rounded to the
+dtype; the true root is Q diag(l^(1/p)) Q^T in float64, so that the rounding of X counts as error, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from common import Row, append_rows, percentiles
+from torch import Tensor
+
+from kradagrad_ext.roots import RESIDUAL_BOUND, root
+
+SIDE, SAMPLES = 128, 5
+CONDITIONS = [10.0**exponent for exponent in range(13)]
+ORDERS = (2, 4)
+METHODS = ("eigh", "newton_schulz")
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the root is computed and stored in."""
+
+    name: str
+    compute: torch.dtype
+    store: torch.dtype
+
+
+ARITHMETICS = (
+    Arithmetic("float64", torch.float64, torch.float64),
+    Arithmetic("float32", torch.float32, torch.float32),
+    Arithmetic("float32, stored bfloat16", torch.float32, torch.bfloat16),
+)
+
+
+def factors(condition: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``[d]`` and eigenvectors ``[N, d, d]``, float64."""
+    source = torch.Generator().manual_seed(0)
+    square = torch.randn(SAMPLES, SIDE, SIDE, dtype=torch.float64, generator=source)
+    values = condition ** -torch.linspace(0, 1, SIDE, dtype=torch.float64)
+    return values, torch.linalg.qr(square).Q
+
+
+def errors(condition: float, p: int, method: str, arithmetic: Arithmetic) -> tuple[list[float], bool]:
+    """Relative Frobenius error of every sample, and whether the residual check would refuse one."""
+    values, vectors = factors(condition)
+    matrices = (vectors * values) @ vectors.mT
+    want = (vectors * values ** (1 / p)) @ vectors.mT
+    got, residual = root(((matrices + matrices.mT) / 2).to(arithmetic.compute), p, method)
+    difference = got.to(arithmetic.store).double() - want
+    relative = difference.flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+    return relative.tolist(), not bool((residual <= RESIDUAL_BOUND).all())
+
+
+def print_table(p: int) -> Iterator[Row]:
+    """Prints one line per condition and gives the rows behind it."""
+    columns = [(method, arithmetic) for method in METHODS for arithmetic in ARITHMETICS]
+    print(f"\nX^(1/{p}):\n")
+    print("| condition | " + " | ".join(f"{method}, {a.name}" for method, a in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for condition in CONDITIONS:
+        cells = []
+        for method, arithmetic in columns:
+            samples, refused = errors(condition, p, method, arithmetic)
+            spread = percentiles(samples)
+            cells.append(f"{spread[1]:.0e}" + ("*" if refused else ""))
+            shape = f"{SIDE}x{SIDE} condition {condition:.0e}"
+            op = f"root 1/{p} {method}"
+            yield Row(op, "torch", arithmetic.name, shape, SAMPLES, "relative_error", *spread)
+        print(f"| {condition:.0e} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    rows = [row for p in ORDERS for row in print_table(p)]
+    print(f"\n`*`: the residual is above {RESIDUAL_BOUND:g}, and the old root would stay.")
+    append_rows(rows)
+
+
+if __name__ == "__main__":
+    main()
