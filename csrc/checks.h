@@ -66,6 +66,13 @@ std::string join(const Items& items, const char* separator, const Text& text) {
   return joined;
 }
 
+// "float32, float64 or bfloat16"
+inline std::string either(const DTypes& dtypes) {
+  const std::string last = dtype_name(dtypes.back());
+  if (dtypes.size() == 1) return last;
+  return join(DTypes(dtypes.begin(), dtypes.end() - 1), ", ", dtype_name) + " or " + last;
+}
+
 inline std::string bracketed(std::string text) {
   text.insert(text.begin(), '[');
   text.push_back(']');
@@ -92,7 +99,7 @@ class Checks {
   // A tensor of these dims (a letter twice means twice the same size), one of `dtypes`.
   void tensor(const std::string& name, const Tensor& got, const Dims& dims, const DTypes& dtypes) const {
     const bool fits = same_shape(got, dims) && holds(dtypes, got.scalar_type());
-    if (!fits) fail(name, shape_text(dims) + " " + join(dtypes, " or ", dtype_name), describe(got));
+    if (!fits) fail(name, shape_text(dims) + " " + either(dtypes), describe(got));
     if (!(got.device() == device_)) {
       fail(name, "on the device of the other tensors", "a tensor on another device");
     }
