@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from common import Row, percentiles
 from torch import Tensor
+from tqdm import tqdm
 from workload import LAYER_ELEMENTS, gradients, parameters
 
 from kradagrad_ext import roots
@@ -136,7 +137,7 @@ def race(contenders: Sequence[Contender], warmup: int, steps: int) -> None:
         contender.start()
         for step in range(contender.extra_warmup):
             contender.step(gradients(layers, step), record=False)
-    for step in range(1, warmup + steps + 1):
+    for step in tqdm(range(1, warmup + steps + 1), "race", disable=None):
         grads = gradients(layers, step)
         shift = step % len(contenders)
         for contender in [*contenders[shift:], *contenders[:shift]]:

@@ -24,6 +24,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from workload import gradient, gradients
 
+# The profiler's library tells its own start and stop on stderr, unless it is quiet.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
 STATUS = Path("/proc/self/status")
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 
