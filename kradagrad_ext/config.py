@@ -7,6 +7,7 @@ of the state (`STRUCTURAL` lists those that do), in mid-run.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -34,6 +35,21 @@ STRUCTURAL = (
     "matrix_eps",
 )
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
+
+PUBLISHED_OPTIONS: dict[str, Any] = {
+    "max_factor_dim": sys.maxsize,
+    "factor_update": "krad",
+    "refine": 0,
+    "root_method": "eigh",
+    "momentum_on": "update",
+    "decoupled_weight_decay": False,
+    "precondition_1d": True,
+}
+PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
+    "star": {"factor_scale": "trace_dim", "graft": "sgd"},
+    "plain": {"factor_scale": "product", "graft": "none"},
+}
+"""What the authors' code fixes, for both of its optimizers and for each."""
 
 PUBLISHED_RIDGE = 1e-8
 """The published code adds this to a factor's diagonal before each eigendecomposition."""

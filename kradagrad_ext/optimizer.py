@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import checkpoint, grafting, variants
+from . import checkpoint, grafting
 from .backends import resolve
 from .backends.base import Backend
-from .config import Config, check_lr
+from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr
 from .state import Bucket, compute_dtype
+from .step import Work, step_bucket
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One bucket's share of a step, checked and ready to run."""
-
-    bucket: Bucket
-    config: Config
-    backend: Backend
-    number: int
-    fresh: bool
-    lr: Tensor
 
 
 class KrADagrad(Optimizer):
@@ -148,7 +136,8 @@ class KrADagrad(Optimizer):
             block_size, root_every, factor_every, start_step: as for `KrADagrad`.
             ons_exponent: twice the default power.
         """
-        star = variant == "star"
+        if variant not in PUBLISHED_VARIANTS:
+            raise ValueError(f"KrADagrad: `variant` must be one of {VARIANTS}, got {variant!r}")
         return cls(
             params,
             lr=lr,
@@ -156,22 +145,15 @@ class KrADagrad(Optimizer):
             weight_decay=weight_decay,
             variant=variant,
             block_size=block_size,
-            max_factor_dim=2**31,
-            factor_update="krad",
-            factor_scale="trace_dim" if star else "product",
-            refine=0,
             factor_decay=beta2,
             factor_every=factor_every,
             root_every=root_every,
             start_step=start_step,
             exponent="ons" if ons_exponent else "shampoo",
-            root_method="eigh",
-            graft="sgd" if star else "none",
-            momentum_on="update",
-            decoupled_weight_decay=False,
-            precondition_1d=True,
             matrix_eps=matrix_eps,
             backend=backend,
+            **PUBLISHED_OPTIONS,
+            **PUBLISHED_VARIANTS[variant],
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -218,7 +200,7 @@ class KrADagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for work in self._prepare():
-            _step_bucket(work)
+            step_bucket(work)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,78 +272,6 @@ class KrADagrad(Optimizer):
             self.state.update(zip(members, bucket.parameter_states(), strict=True))
             buckets.append(bucket)
         return buckets
-
-
-def _step_bucket(work: Work) -> None:
-    """The algorithm: guard, momentum, factors and roots, preconditioned update, graft, write."""
-    bucket, config = work.bucket, work.config
-    grads, present = bucket.gradients()
-    active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
-    coefficients = grafting.coefficients(bucket.scalars, config)
-    directions, graft_norms = _accumulate(work, grads, coefficients, active)
-    updates = bucket.update_buffers(config, directions) if work.number >= config.start_step else []
-    block_norms = []
-    for group in bucket.groups:
-        now = variants.GroupStep(
-            work.number,
-            work.fresh,
-            active[group.block_parameter],
-            group.views(grads),
-            group.views(directions),
-            group.views(updates) if updates else [],
-        )
-        block_norms.append(variants.step(group, config, work.backend, now))
-    grafting.scale_(coefficients, bucket.scalars, graft_norms, bucket.update_norms(block_norms), config)
-    _write(work, updates or [bucket.like] * len(grads), directions, coefficients, active)
-
-
-def _accumulate(
-    work: Work, grads: list[Tensor], coefficients: Tensor, active: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
-    bucket, config = work.bucket, work.config
-    averaged = config.momentum_on == "gradient"
-    lookahead = [torch.empty_like(m) for m in bucket.momenta] if averaged and config.nesterov else []
-    decay2, weight2 = grafting.second_moment_rule(config)
-    graft_norms = torch.zeros_like(bucket.numel)
-    work.backend.accumulate_(
-        bucket.momenta if averaged else [],
-        bucket.second_moments,
-        lookahead,
-        graft_norms,
-        grads,
-        [p.detach() for p in bucket.params],
-        coefficients,
-        active,
-        config.betas[0],
-        decay2,
-        weight2,
-        config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
-        config.nesterov,
-    )
-    return lookahead or (bucket.momenta if averaged else grads), graft_norms
-
-
-def _write(
-    work: Work, updates: list[Tensor], directions: list[Tensor], coefficients: Tensor, active: Tensor
-) -> None:
-    """Graft, weight decay, momentum of the update, and the parameters."""
-    bucket, config = work.bucket, work.config
-    averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
-    work.backend.parameter_step_(
-        [p.detach() for p in bucket.params],
-        [] if averaged else bucket.momenta,
-        updates,
-        directions,
-        bucket.second_moments,
-        coefficients,
-        active,
-        work.lr,
-        config.betas[0],
-        config.weight_decay if decoupled else 0.0,
-        0.0 if decoupled or averaged else config.weight_decay,
-        config.nesterov,
-    )
 
 
 def _check_tensor(tensor: Tensor, position: str) -> None:

@@ -201,7 +201,7 @@ def test_wrong_options_end_with_status_2_and_nothing_written(options, message, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--resume --lr 0.5", "--lr 0.002, got 0.5"),
+        ("--resume --lr 0.5", "--lr 0.003, got 0.5"),
         ("--resume --optimizer sgd", "--optimizer adamw, got sgd"),
         ("--resume --steps 20", "--steps 14, got 20"),
         ("", "unfinished run"),

@@ -1,0 +1,97 @@
+"""The algorithm: one step of a bucket, from its gradients to its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import grafting, variants
+from .backends.base import Backend
+from .config import Config
+from .state import Bucket
+
+
+@dataclass(frozen=True)
+class Work:
+    """One bucket's share of a step, checked and ready to run."""
+
+    bucket: Bucket
+    config: Config
+    backend: Backend
+    number: int
+    fresh: bool
+    lr: Tensor
+
+
+def step_bucket(work: Work) -> None:
+    """Guard, momentum, factors and roots, preconditioned update, graft, write."""
+    bucket, config = work.bucket, work.config
+    grads, present = bucket.gradients()
+    active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
+    coefficients = grafting.coefficients(bucket.scalars, config)
+    directions, graft_norms = _accumulate(work, grads, coefficients, active)
+    updates = bucket.update_buffers(config, directions) if work.number >= config.start_step else []
+    block_norms = []
+    for group in bucket.groups:
+        now = variants.GroupStep(
+            work.number,
+            work.fresh,
+            active[group.block_parameter],
+            group.views(grads),
+            group.views(directions),
+            group.views(updates) if updates else [],
+        )
+        block_norms.append(variants.step(group, config, work.backend, now))
+    grafting.scale_(coefficients, bucket.scalars, graft_norms, bucket.update_norms(block_norms), config)
+    _write(work, updates or [bucket.like] * len(grads), directions, coefficients, active)
+
+
+def _accumulate(
+    work: Work, grads: list[Tensor], coefficients: Tensor, active: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
+    bucket, config = work.bucket, work.config
+    averaged = config.momentum_on == "gradient"
+    lookahead = [torch.empty_like(m) for m in bucket.momenta] if averaged and config.nesterov else []
+    decay2, weight2 = grafting.second_moment_rule(config)
+    graft_norms = torch.zeros_like(bucket.numel)
+    work.backend.accumulate_(
+        bucket.momenta if averaged else [],
+        bucket.second_moments,
+        lookahead,
+        graft_norms,
+        grads,
+        [p.detach() for p in bucket.params],
+        coefficients,
+        active,
+        config.betas[0],
+        decay2,
+        weight2,
+        config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
+        config.nesterov,
+    )
+    return lookahead or (bucket.momenta if averaged else grads), graft_norms
+
+
+def _write(
+    work: Work, updates: list[Tensor], directions: list[Tensor], coefficients: Tensor, active: Tensor
+) -> None:
+    """Graft, weight decay, momentum of the update, and the parameters."""
+    bucket, config = work.bucket, work.config
+    averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
+    work.backend.parameter_step_(
+        [p.detach() for p in bucket.params],
+        [] if averaged else bucket.momenta,
+        updates,
+        directions,
+        bucket.second_moments,
+        coefficients,
+        active,
+        work.lr,
+        config.betas[0],
+        config.weight_decay if decoupled else 0.0,
+        0.0 if decoupled or averaged else config.weight_decay,
+        config.nesterov,
+    )
