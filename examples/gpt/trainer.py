@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from .data import Batches, Text, validation_windows
 from .errors import UsageError
 from .model import GPT
-from .optimizers import build_optimizers
+from .optimizers import MAX_GRADIENT_NORM, build_optimizers
 from .options import Options
 
 WARMUP_SHARE = 0.1
@@ -67,6 +68,8 @@ class Trainer:
         start = time.perf_counter()
         loss = self.model.loss(self.batches.next())
         loss.backward()
+        if self.options.optimizer in MAX_GRADIENT_NORM:
+            clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM[self.options.optimizer])
         before = time.perf_counter()
         for optimizer in self.optimizers:
             optimizer.step()
