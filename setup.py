@@ -22,7 +22,9 @@ BUILD_RECORD = "kradagrad_ext/_build.json"
 
 # The stable ABI of torch 2.10: one binary for that release and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-COMPILE_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", TORCH_TARGET]
+# The two -fno flags change no value; without them loops with square roots and divisions are not vectorised.
+COMPILE_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
 DECISION = decide()

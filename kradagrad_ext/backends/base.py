@@ -64,7 +64,7 @@ class Backend(Protocol):
         X' dominates (X^-1 + A A^T)^-1 and so stays positive definite (docs/concepts.md, the KrAD lemma).
         With `refine` > 0 or ``exact`` and k > max(d, 64), A is fed in chunks of max(d, 64) columns (mean
         and decay once). An exact update whose Cholesky fails is replaced, for that block, by the frobenius
-        update with refine 2; where t is not finite the block's X stays. Both are counted.
+        update with refine 2; where t, the mean or the result is not finite X stays. Both are counted.
 
         Args:
             factor: X, ``[N, d, d]`` float32 or float64, contiguous.

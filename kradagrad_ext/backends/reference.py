@@ -91,17 +91,17 @@ def exact_downdate(factor: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     return updated, (info == 0) & updated.isfinite().all(-1).all(-1)
 
 
-def _downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tuple[Tensor, Tensor]:
-    """One chunk of the update: the new factors, and which blocks took the update that was asked for."""
+def _downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk of the update: the new factors, which blocks took it as asked, and which took any."""
     if factor_scale != "exact":
         updated, succeeded = krad_downdate(factor, a, factor_scale, refine)
-        return torch.where(succeeded[:, None, None], updated, factor), succeeded
+        return torch.where(succeeded[:, None, None], updated, factor), succeeded, succeeded
     updated, succeeded = exact_downdate(factor, a)
     if factor.device.type == "cpu" and bool(succeeded.all()):  # a look costs nothing here
-        return updated, succeeded
+        return updated, succeeded, succeeded
     fallback, finite = krad_downdate(factor, a, "frobenius", FALLBACK_REFINE)
     fallback = torch.where(finite[:, None, None], fallback, factor)
-    return torch.where(succeeded[:, None, None], updated, fallback), succeeded
+    return torch.where(succeeded[:, None, None], updated, fallback), succeeded, succeeded | finite
 
 
 def update_factor_(
@@ -119,26 +119,33 @@ def update_factor_(
     if factor.numel() == 0:
         return
     a = _gather(unfolding, factor.dtype)
-    d, k = a.shape[-2:]
     mean, fallbacks = statistics.unbind(-1)
-    x = factor
+    x, usable = factor, torch.ones_like(active)
     if damping > 0:
-        scale = a.square().sum((-2, -1)) / d
-        fresh = mean == 0
-        identity = _identity_like(factor) / (damping * scale)[:, None, None]
-        x = torch.where((fresh & (scale > 0))[:, None, None], identity, x)
-        new_mean = torch.where(fresh, scale, decay * mean + (1 - decay) * scale)
-        active = active & (new_mean > 0)
-        mean.copy_(torch.where(active, new_mean, mean))
-    x = x / decay
-    a = a * math.sqrt(weight)
+        x, new_mean = _track_mean(factor, mean, a, decay, damping)
+        active = active & ~(new_mean <= 0)
+        usable = new_mean.isfinite()
+        mean.copy_(torch.where(active & usable, new_mean, mean))
+    d, k = a.shape[-2:]
     whole = factor_scale != "exact" and refine == 0
-    succeeded = torch.ones_like(active)
-    for chunk in torch.split(a, k if whole else max(d, 64), -1):
-        x, chunk_succeeded = _downdate(x, chunk, factor_scale, refine)
-        succeeded &= chunk_succeeded
-    factor.copy_(torch.where(active[:, None, None], x, factor))
+    x, succeeded, changed = x / decay, usable, torch.zeros_like(active)
+    for chunk in torch.split(a * math.sqrt(weight), k if whole else max(d, 64), -1):
+        x, chunk_succeeded, chunk_changed = _downdate(x, chunk, factor_scale, refine)
+        succeeded = succeeded & chunk_succeeded
+        changed = changed | chunk_changed
+    factor.copy_(torch.where((active & usable & changed)[:, None, None], x, factor))
     fallbacks.add_(active & ~succeeded)
+
+
+def _track_mean(
+    factor: Tensor, mean: Tensor, a: Tensor, decay: float, damping: float
+) -> tuple[Tensor, Tensor]:
+    """The factors, started where this is the first gradient, and the new running mean of tr(S) / d."""
+    scale = a.square().sum((-2, -1)) / a.shape[-2]
+    first = mean == 0
+    start = _identity_like(factor) / (damping * scale)[:, None, None]
+    x = torch.where((first & (scale > 0))[:, None, None], start, factor)
+    return x, torch.where(first, scale, decay * mean + (1 - decay) * scale)
 
 
 def kron_step_(
