@@ -14,6 +14,7 @@ PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py')
 
 # Both at their own tuned learning rates, which are the example's defaults.
 demo: $(VENV)/installed
+	rm -rf runs/demo
 	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw
 	$(BIN)/python examples/train_gpt.py --optimizer kradagrad --steps $(STEPS) --out runs/demo/kradagrad
 	$(BIN)/python examples/compare_runs.py runs/demo/adamw runs/demo/kradagrad --out runs/demo

@@ -77,7 +77,7 @@ def eigh_root(matrices: Tensor, p: int, ridge: float, eigh: Eigh) -> Tensor:
     if ridge > 0:
         matrices = matrices + ridge * _identity_like(matrices)
     values, vectors = _checked_eigh(matrices, eigh)
-    return _symmetric(vectors * values.clamp_min(0)[:, None, :] ** (1 / p) @ vectors.mT)
+    return vectors * values.clamp_min(0)[:, None, :] ** (1 / p) @ vectors.mT
 
 
 def _square_root_by_products(matrices: Tensor) -> Tensor:
@@ -127,19 +127,21 @@ def root(
         scale = torch.ones_like(matrices[:, :1, :1])
     else:
         scale = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    # Passes over memory count here: blocks are small enough that they cost as much as a product.
     scaled = matrices / scale
-    usable = scaled.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-    identity = _identity_like(matrices)
-    scaled = torch.where(usable, scaled, identity)
+    size = _frobenius(scaled)
+    usable = size.isfinite()
+    scaled.masked_fill_(~usable, 0)  # eigh would raise, for all of them
     if p == 1 and ridge == 0:
-        rooted = scaled
+        rooted = scaled.clone()
     elif method == "eigh":
         rooted = eigh_root(scaled, p, ridge, eigh)
     else:
         rooted = newton_schulz_root(scaled, p)
-    residual = _frobenius(torch.linalg.matrix_power(rooted, p) - scaled) / _frobenius(scaled)
-    residual = torch.where(usable, residual, math.nan)
-    return rooted * scale ** (1 / p), residual.flatten()
+    power = torch.linalg.matrix_power(rooted, p - 1)
+    difference = scaled.baddbmm_(power, rooted, beta=-1)
+    residual = torch.where(usable, _frobenius(difference) / size, math.nan)
+    return rooted.mul_(scale ** (1 / p)), residual.flatten()
 
 
 def refresh_(
@@ -168,6 +170,6 @@ def refresh_(
         part = slice(start, start + blocks)
         new, residual = root(factors[part], p, method, ridge, eigh)
         good = residual <= RESIDUAL_BOUND
-        replaced = (active[part] & good)[:, None, None]
-        roots[part] = torch.where(replaced, new.to(roots.dtype), roots[part])
+        replaced, old = (active[part] & good)[:, None, None], roots[part]
+        torch.where(replaced, new.to(old.dtype), old, out=old)
         kept[part] += active[part] & ~good
