@@ -132,8 +132,9 @@ def usable_backends() -> list[str]:
     return [name for name, reason in reasons.items() if reason is None]
 
 
+@cache
 def git_sha() -> str:
-    """The short commit, with a + where the tree has changes beside bench/results."""
+    """The short commit at the first call, with a + where the tree has changes beside bench/results."""
     commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
     try:
         sha, changes = (

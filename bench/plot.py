@@ -41,7 +41,11 @@ def plot_steps(rows: pd.DataFrame) -> Figure | None:
     axes.barh(labels, chosen["p50"], xerr=errors, color=colors, error_kw={"ecolor": "#333333", "capsize": 2})
     for position, (value, high) in enumerate(zip(chosen["p50"], chosen["p80"], strict=True)):
         axes.annotate(
-            f"{value:.3g}", (max(value, high), position), (5, 0), textcoords="offset points", va="center"
+            f"{value:.0f}" if value >= 100 else f"{value:.1f}",
+            (max(value, high), position),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
         )
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.01)
