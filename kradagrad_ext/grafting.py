@@ -50,7 +50,7 @@ def observe_(
 
     Args:
         scalars: ``[P, 4]``, updated in place.
-        gradient_norms: |g|_F ``[P]``; not finite where any element is not.
+        gradient_norms: |g|_F^2 ``[P]``; not finite where any element is not.
         numel: elements of each parameter ``[P]``, at least 1.
         present: ``[P]`` bool, false for parameters without a gradient on this step.
 
@@ -63,7 +63,7 @@ def observe_(
     scalars[:, SKIPPED] += present & ~finite
     if has_second_moment(config):
         decay, weight = second_moment_rule(config)
-        energy = decay * scalars[:, ENERGY] + weight * gradient_norms.square() / numel
+        energy = decay * scalars[:, ENERGY] + weight * gradient_norms / numel
         scalars[:, ENERGY] = torch.where(active, energy, scalars[:, ENERGY])
     return active
 

@@ -167,8 +167,11 @@ class Bucket:
         return grads, torch.ones(len(missing), dtype=torch.bool, device=self.like.device)
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
-        """|g|_F of every gradient ``[P]``, not finite where any element is not."""
-        return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype))
+        """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
+        if self.like.device.type == "cpu":  # where a dot product is several times as fast as a norm
+            flat = [g.reshape(-1).to(self.like.dtype) for g in grads]
+            return torch.stack([torch.dot(g, g) for g in flat])
+        return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype)).square()
 
     def update_buffers(self, config: Config, directions: Sequence[Tensor]) -> list[Tensor]:
         """Where every parameter's preconditioned update goes; empty for the grafting method alone.
