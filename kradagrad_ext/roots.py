@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ NEWTON_SCHULZ_FLOOR = 1e-4
 NEWTON_SCHULZ_STEPS = 13
 """Enough for the floor above to reach 1 in float32's accuracy."""
 
-SLICE_ELEMENTS = 1 << 21
+SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 
 
@@ -144,6 +144,15 @@ def root(
     return rooted.mul_(scale ** (1 / p)), residual.flatten()
 
 
+def slices(factors: Tensor) -> Iterator[slice]:
+    """Runs of blocks to work on at once: few, to bound memory, yet one for every core."""
+    on_cpu = factors.device.type == "cpu"
+    elements = SLICE_ELEMENTS["cpu" if on_cpu else "accelerator"]
+    blocks = max(torch.get_num_threads() if on_cpu else 1, elements // max(1, factors[:1].numel()))
+    for start in range(0, len(factors), blocks):
+        yield slice(start, start + blocks)
+
+
 def refresh_(
     factors: Tensor,
     roots: Tensor,
@@ -165,9 +174,7 @@ def refresh_(
     """
     if factors.numel() == 0:
         return
-    blocks = max(1, SLICE_ELEMENTS // factors.shape[-1] ** 2)
-    for start in range(0, len(factors), blocks):
-        part = slice(start, start + blocks)
+    for part in slices(factors):
         new, residual = root(factors[part], p, method, ridge, eigh)
         good = residual <= RESIDUAL_BOUND
         replaced, old = (active[part] & good)[:, None, None], roots[part]

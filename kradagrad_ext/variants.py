@@ -206,11 +206,8 @@ def _damp_(state: GroupState, mode: int, config: Config, backend: Backend, activ
         updates = max(1.0, config.root_every / config.factor_every)
         c = (1 - config.factor_decay) * config.damping * updates * statistics[:, 0]
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        exact = config.op_scale(factor.device) == "exact"
-        scale, refine = ("exact", 0) if exact else ("frobenius", DAMPING_REFINE)
-        blocks = max(1, roots.SLICE_ELEMENTS // identity.numel())
-        for start in range(0, len(factor), blocks):
-            part = slice(start, start + blocks)
+        scale, refine = ("exact", 0) if factor.device.type == "cpu" else ("frobenius", DAMPING_REFINE)
+        for part in roots.slices(factor):
             unfolding = [c[part].sqrt()[:, None, None] * identity]
             backend.update_factor_(
                 factor[part], statistics[part], unfolding, active[part], 1.0, 1.0, 0.0, scale, refine

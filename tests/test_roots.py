@@ -102,7 +102,7 @@ def test_refresh_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sliced = torch.zeros(7, 5, 5, dtype=torch.float64), torch.zeros(7, 5, 5, dtype=torch.float64)
     active = torch.ones(7, dtype=torch.bool)
     roots.refresh_(factors, whole, torch.zeros(7), active, 4, "eigh")
-    monkeypatch.setattr(roots, "SLICE_ELEMENTS", 60)
+    monkeypatch.setitem(roots.SLICE_ELEMENTS, "cpu", 60)
     roots.refresh_(factors, sliced, torch.zeros(7), active, 4, "eigh")
     torch.testing.assert_close(whole, sliced)
 

@@ -91,13 +91,17 @@ def exact_downdate(factor: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     return updated, (info == 0) & updated.isfinite().all(-1).all(-1)
 
 
+def _looking_is_free(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def _downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk of the update: the new factors, which blocks took it as asked, and which took any."""
     if factor_scale != "exact":
         updated, succeeded = krad_downdate(factor, a, factor_scale, refine)
         return torch.where(succeeded[:, None, None], updated, factor), succeeded, succeeded
     updated, succeeded = exact_downdate(factor, a)
-    if factor.device.type == "cpu" and bool(succeeded.all()):  # a look costs nothing here
+    if _looking_is_free(factor.device) and bool(succeeded.all()):
         return updated, succeeded, succeeded
     fallback, finite = krad_downdate(factor, a, "frobenius", FALLBACK_REFINE)
     fallback = torch.where(finite[:, None, None], fallback, factor)
