@@ -71,7 +71,7 @@ class KrADagrad(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float | Tensor = 2e-2,
+        lr: float | Tensor = 1.5e-2,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,

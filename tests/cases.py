@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -53,3 +54,14 @@ def views(blocks: Tensor, layout: str) -> list[Tensor]:
 def gathered(block_views: list[Tensor]) -> Tensor:
     """A list of block views as one batch."""
     return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in block_views])
+
+
+def copied(given: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNamespace:
+    """Copies of an op's tensors and lists of tensors, cast to `dtype` but for masks."""
+
+    def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        if isinstance(value, list):
+            return [copy(tensor) for tensor in value]
+        return value.to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+
+    return SimpleNamespace(**{name: copy(value) for name, value in vars(given).items()})

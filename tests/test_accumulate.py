@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import cases
 import pytest
 import torch
 from tolerances import assert_as_accurate
@@ -50,12 +51,7 @@ def run(
 ) -> SimpleNamespace:
     chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False}
 
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
-
-    result = SimpleNamespace(
-        **{k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in vars(given).items()}
-    )
+    result = cases.copied(given, dtype)
     for name in ("momenta", "second_moments"):
         if not options.pop(name, True):
             setattr(result, name, [])

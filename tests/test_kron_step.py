@@ -39,13 +39,7 @@ def run(
     backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
     """Run on copies (cast to `dtype`), and give these back."""
-
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
-
-    result = SimpleNamespace(
-        **{k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in vars(given).items()}
-    )
+    result = cases.copied(given, dtype)
     chosen = {
         "decay": 0.9,
         "weight": 0.5,

@@ -1,4 +1,4 @@
-"""`torch.library.opcheck` of every native op: schema, mutation, fake kernels, and a call under compile."""
+"""`torch.library.opcheck` of every native op: schema, mutation, fake kernels; and its error texts."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import cases
 import pytest
 import torch
 from tolerances import assert_as_accurate
@@ -52,12 +53,7 @@ def run(
 ) -> SimpleNamespace:
     chosen: dict[str, Any] = {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False}
 
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone() if tensor.dtype == torch.bool else tensor.to(dtype or tensor.dtype, copy=True)
-
-    result = SimpleNamespace(
-        **{k: [copy(t) for t in v] if isinstance(v, list) else copy(v) for k, v in vars(given).items()}
-    )
+    result = cases.copied(given, dtype)
     if not options.pop("momenta", False):
         result.momenta = []
     if not options.pop("second_moments", True):
