@@ -80,8 +80,12 @@ class Group:
 
     @property
     def factor_elements(self) -> int:
-        """Elements of all factors of the group; the roots hold as many again."""
+        """Elements of all factors of the group; the roots have as many."""
         return self.blocks * sum(d * d for d in self.factor_dims)
+
+    def state_bytes(self, factor_size: int = 4, root_size: int = 4) -> int:
+        """Bytes of the group's factors and roots, from the bytes of an element of each."""
+        return self.factor_elements * (factor_size + root_size)
 
     @property
     def step_flops(self) -> int:

@@ -133,6 +133,7 @@ def test_costs() -> None:
     assert isinstance(group, Group)
     assert group.blocks == 3
     assert group.factor_elements == 3 * 2 * 256 * 256
+    assert group.state_bytes(root_size=2) == 3 * 2 * 256 * 256 * (4 + 2)
     assert group.step_flops == 3 * 5 * 256 * 256 * (256 + 256)
 
 

@@ -1,0 +1,65 @@
+"""The bookkeeping of blocks: views, norms by parameter, and what the state weighs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_plan import config
+from torch import nn
+
+from kradagrad_ext.plan import group_blocks, plan_parameter
+from kradagrad_ext.state import Bucket
+
+SHAPES = [(20, 12), (7,), (3, 4, 5), (9, 9), (0, 4), (2, 8)]
+
+
+def bucket(**options: object) -> Bucket:
+    params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    return Bucket(params, config(block_size=8, **options), True, [{} for _ in params])
+
+
+@pytest.mark.parametrize("options", [{}, {"precondition_1d": True}, {"max_factor_dim": 10}], ids=str)
+def test_views_cover_every_element_once_and_norms_add_up(options: dict[str, object]) -> None:
+    state = bucket(**options)
+    counts = [torch.zeros(shape) for shape in SHAPES]
+    values = [torch.randn(shape) for shape in SHAPES]
+    block_norms = []
+    for group in state.groups:
+        for view in group.views(counts):
+            view.add_(1)
+        blocks = torch.cat([v.reshape(-1, *group.group.block_shape) for v in group.views(values)])
+        block_norms.append(blocks.flatten(1).square().sum(1))
+    norms = state.update_norms(block_norms)
+    for plan, count, value, norm in zip(state.plans, counts, values, norms, strict=True):
+        assert (count == (1 if plan.regions else 0)).all()
+        if plan.regions:
+            torch.testing.assert_close(norm, value.square().sum())
+        else:
+            assert norm.isnan()
+
+
+def test_state_weighs_what_the_plan_says() -> None:
+    state = bucket()
+    planned = group_blocks([plan_parameter(shape, config(block_size=8)) for shape in SHAPES])
+    held = sum(t.nbytes for group in state.groups for t in [*group.factors, *group.roots])
+    assert held == sum(group.state_bytes() for group in planned)
+
+
+def test_parameter_states_are_views_of_the_batches() -> None:
+    state = bucket()
+    for tensors in state.parameter_states():
+        for key, tensor in tensors.items():
+            if key.startswith(("factor", "root", "kept", "statistics")):
+                tensor.fill_(7)
+    for group in state.groups:
+        for tensor in (*group.factors, *group.roots, *group.kept, *group.statistics):
+            assert (tensor == 7).all()
+
+
+def test_gradient_norms_see_what_is_not_finite() -> None:
+    state = bucket()
+    grads = [torch.randn(shape) for shape in SHAPES]
+    grads[0][3, 3], grads[1][2] = torch.nan, -torch.inf
+    norms = state.gradient_norms(grads)
+    assert norms.isfinite().tolist() == [False, False, True, True, True, True]
+    torch.testing.assert_close(norms[2], grads[2].square().sum())
