@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from contenders import BLOCK, ROOT_EVERY, Contender
 from torch import Tensor
+from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 from workload import gradient, gradients
 
@@ -47,7 +48,7 @@ def storage_bytes(tensors: list[Tensor]) -> dict[int, int]:
 
 def live_storages() -> dict[int, int]:
     gc.collect()
-    return storage_bytes([o for o in gc.get_objects() if issubclass(type(o), Tensor)])
+    return storage_bytes([o for o in gc.get_objects() if type(o) in (Tensor, Parameter)])
 
 
 def state_storages(optimizer: torch.optim.Optimizer) -> dict[int, int]:
