@@ -50,7 +50,7 @@ def plot_steps(rows: pd.DataFrame) -> Figure | None:
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.01)
     axes.tick_params(axis="y", labelsize=8, length=0)
-    axes.set_xlabel("mean time of a step, ms (log scale); bars: 20th to 80th percentile")
+    axes.set_xlabel("mean time of a step, ms (log scale); bars: spread over windows of ten steps")
     axes.set_title("Optimizer step, the matrices of one GPT-2 layer, CPU", loc="left", fontsize=11)
     return figure
 
