@@ -2,12 +2,14 @@
 //
 //   out[a, .., i, .., z] = sum over j of root[i, j] in[a, .., j, .., z]        for every mode with a root
 //
-// A block is a stack of `before` matrices [d_i, after] for mode i, and its root multiplies each from the
-// left; the last mode, where after = 1, is one product with the root's transpose from the right. Threads take
-// chunks of consecutive blocks (parallel.h), which are packed into scratch first.
+// Modes rotate: a block seen as a matrix [d, rest] of its first mode becomes [rest, d] = block^T root^T, with
+// that mode last and the next one first. After k modes all are back in place, and every product is one large
+// matrix product, however short the other modes are. Threads take chunks of consecutive blocks (parallel.h),
+// which are packed into scratch first.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -34,24 +36,17 @@ void check(const Checks& checks, const Tensor& blocks, const Tensors& roots) {
   }
 }
 
-// out = the product of one mode, for blocks [count, before, d, after].
+// out = in^T for one matrix [rows, cols], tile by tile.
 template <class T>
-void mode_product(T* out, T* in, T* root, int64_t count, int64_t before, int64_t d, int64_t after) {
-  const auto roots = Matrices<T>::contiguous(root, count, d, d);
-  if (after == 1 && before > 1) {
-    multiply(Matrices<T>::contiguous(out, count, before, d), Matrices<T>::contiguous(in, count, before, d),
-             roots.transposed());
-  } else if (before == 1) {
-    multiply(Matrices<T>::contiguous(out, count, d, after), roots,
-             Matrices<T>::contiguous(in, count, d, after));
-  } else {
-    const int64_t size = before * d * after;
-    for (int64_t i = 0; i < count; ++i) {
-      Matrices<T> shared = roots.items(i, 1);
-      shared.count = before;
-      shared.batch_stride = 0;
-      multiply(Matrices<T>::contiguous(out + i * size, before, d, after), shared,
-               Matrices<T>::contiguous(in + i * size, before, d, after));
+void transpose(T* out, const T* in, int64_t rows, int64_t cols) {
+  constexpr int64_t kTile = 16;
+  for (int64_t i0 = 0; i0 < rows; i0 += kTile) {
+    const int64_t i1 = std::min(rows, i0 + kTile);
+    for (int64_t j0 = 0; j0 < cols; j0 += kTile) {
+      const int64_t j1 = std::min(cols, j0 + kTile);
+      for (int64_t j = j0; j < j1; ++j) {
+        for (int64_t i = i0; i < i1; ++i) out[j * rows + i] = in[i * cols + j];
+      }
     }
   }
 }
@@ -71,17 +66,17 @@ class Worker {
     T* to = other_.reserve(size);
     const T* const read = blocks_.read(first * block_size_, size, from);
     if (read != from) std::copy_n(read, size, from);
-    int64_t before = 1, after = block_size_;
     for (size_t i = 0; i < sides_.size(); ++i) {
-      const int64_t d = sides_[i];
-      after /= d;
+      const int64_t d = sides_[i], rest = block_size_ / d;
       if (roots_[i].numel() > 0) {
-        T* const scratch = root_.reserve(count * d * d);
-        T* const root = read_as(roots_[i], first * d * d, count * d * d, scratch);
-        mode_product(to, from, root, count, before, d, after);
-        std::swap(from, to);
+        T* const root = read_as(roots_[i], first * d * d, count * d * d, root_.reserve(count * d * d));
+        multiply(Matrices<T>::contiguous(to, count, rest, d),
+                 Matrices<T>::contiguous(from, count, d, rest).transposed(),
+                 Matrices<T>::contiguous(root, count, d, d).transposed());
+      } else {
+        for (int64_t n = 0; n < count; ++n) transpose(to + n * block_size_, from + n * block_size_, d, rest);
       }
-      before *= d;
+      std::swap(from, to);
     }
     std::copy_n(from, size, out_ + first * block_size_);
   }
