@@ -22,8 +22,8 @@ from .state import Bucket
 def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The same state dict with every tensor of the state in a storage of its own."""
     state = {
-        index: {key: value.clone() for key, value in tensors.items()}
-        for index, tensors in state_dict["state"].items()
+        index: {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+        for index, values in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
 

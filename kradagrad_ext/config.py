@@ -21,7 +21,7 @@ GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "none")
 MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "newton_schulz")
 NAMED_EXPONENTS = ("shampoo", "ons")
-ROOT_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
+ROOT_DTYPES = (None, torch.bfloat16)
 STRUCTURAL = (
     "variant",
     "block_size",

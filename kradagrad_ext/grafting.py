@@ -81,20 +81,22 @@ def coefficients(scalars: Tensor, config: Config) -> Tensor:
 
 
 def scale_(
-    coefficients: Tensor, scalars: Tensor, graft_norms: Tensor, update_norms: Tensor, config: Config
+    coefficients: Tensor,
+    scalars: Tensor,
+    graft_norms: Tensor,
+    update_norms: Tensor,
+    preconditioned: Tensor,
+    config: Config,
 ) -> None:
     """Column c3: the factor that gives every preconditioned update its grafted length.
 
-    An update that is zero or not finite leaves c3 not finite, and the write then takes the graft itself.
+    c3 stays NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
         coefficients: ``[P, 4]``.  scalars: ``[P, 4]``; such steps are counted.
-        graft_norms, update_norms: squared norms ``[P]``; the latter NaN for unpreconditioned parameters.
+        graft_norms, update_norms: squared norms ``[P]``.  preconditioned: ``[P]`` bool.
     """
-    if config.graft == "none":
-        scale = torch.where(update_norms.isfinite(), coefficients[:, 0], math.nan)
-    else:
-        scale = (graft_norms / update_norms).sqrt()
-    coefficients[:, 3] = scale
-    lost = update_norms.isinf() | ((update_norms == 0) & (graft_norms > 0))
-    scalars[:, FALLBACKS] += lost
+    scale = coefficients[:, 0] if config.graft == "none" else (graft_norms / update_norms).sqrt()
+    sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()
+    coefficients[:, 3] = torch.where(sound, scale, math.nan)
+    scalars[:, FALLBACKS] += preconditioned & ~sound & (graft_norms > 0)

@@ -53,7 +53,7 @@ class KrADagrad(Optimizer):
         exponent: power of the inverse statistics on every mode, 1/p; ``shampoo`` is 1/(2k) and ``ons``
             1/k for k modes; None is 1/2 for matrices (1/k above, 1/2 below).
         root_method: ``eigh``, ``newton_schulz`` or ``auto``: the latter on an accelerator.
-        root_dtype: dtype of the stored roots, None for the factors' own.
+        root_dtype: ``torch.bfloat16`` stores the roots in half the memory; None in the factors' own dtype.
         graft: ``adam``, ``adagrad``, ``rmsprop``, ``sgd`` or ``none``.
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
@@ -213,10 +213,26 @@ class KrADagrad(Optimizer):
         Raises:
             ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
         """
-        checkpoint.check(self.param_groups, state_dict)
-        super().load_state_dict(state_dict)
-        checkpoint.restore(self, state_dict)
-        self._buckets = {}
+        final: dict[str, Any] = {}
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:
+            checkpoint.check(self.param_groups, given)
+            final.update(given)
+
+        def restore(_: Optimizer) -> None:
+            checkpoint.restore(self, final)
+            self._buckets = {}
+
+        # As hooks, so that the user's own see and change what they would in any optimizer.
+        handles = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the batches are made anew from the parameters' state on the next step."""
@@ -237,7 +253,10 @@ class KrADagrad(Optimizer):
             keys = dict.fromkeys((p.device, p.dtype) for p in group["params"] if p.grad is not None)
             backends = {key: resolve(config.backend, key[0], compute_dtype(key[1])) for key in keys}
             checked.append((position, config, backends))
-        return [work for arguments in checked for work in self._plan_group(*arguments)]
+        planned = [work for arguments in checked for work in self._plan_group(*arguments)]
+        for position, _, backends in checked:
+            self.param_groups[position]["step"] += bool(backends)
+        return planned
 
     def _plan_group(
         self, position: int, config: Config, backends: dict[tuple[torch.device, torch.dtype], Backend]
@@ -246,7 +265,6 @@ class KrADagrad(Optimizer):
         if not backends:
             return []
         group = self.param_groups[position]
-        group["step"] += 1
         buckets = self._buckets.get(position, [])
         known = {p: bucket for bucket in buckets for p in bucket.params}
         with_gradient = [p for p in group["params"] if p.grad is not None]
@@ -255,7 +273,9 @@ class KrADagrad(Optimizer):
             kept = [p for p in group["params"] if p.grad is not None or self.state.get(p)]
             buckets = self._buckets[position] = self._make_buckets(kept, config)
         return [
-            Work(bucket, config, backends[bucket.key], group["step"], fresh, bucket.lr_tensor(group["lr"]))
+            Work(
+                bucket, config, backends[bucket.key], group["step"] + 1, fresh, bucket.lr_tensor(group["lr"])
+            )
             for bucket in buckets
             if bucket.key in backends
         ]

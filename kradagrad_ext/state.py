@@ -106,6 +106,7 @@ class Bucket:
         scalars: ``[P, 4]``, see `grafting`.
         momenta, second_moments: P tensors each, or none.
         groups: the batched state of the preconditioned blocks.
+        preconditioned: ``[P]`` bool, whether a parameter has blocks.
         norm_index: ``[P, most blocks]`` into the concatenated block norms and one trailing zero.
     """
 
@@ -126,8 +127,18 @@ class Bucket:
         self.preconditioned = torch.tensor([bool(plan.regions) for plan in self.plans], device=device)
         self.norm_index = self._norm_index()
         for state, saved in zip(self.parameter_states(), initial, strict=True):
-            for key in saved.keys() & state.keys():
-                state[key].copy_(saved[key])
+            if saved:
+                self._take_over(state, saved)
+
+    @staticmethod
+    def _take_over(state: dict[str, Tensor], saved: Initial) -> None:
+        expected = {key: tensor.shape for key, tensor in state.items()}
+        if {key: tensor.shape for key, tensor in saved.items()} != expected:
+            raise ValueError(
+                f"KrADagrad: the options {STRUCTURAL} must stay as they were when the state was made"
+            )
+        for key, tensor in state.items():
+            tensor.copy_(saved[key])
 
     def _norm_index(self) -> Tensor:
         blocks: list[list[int]] = [[] for _ in self.params]
@@ -141,9 +152,8 @@ class Bucket:
         return torch.tensor(padded, dtype=torch.int64, device=self.like.device).reshape(len(blocks), width)
 
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
-        """Squared norm of every parameter's update from its blocks', in a fixed order; NaN without blocks."""
-        norms = torch.cat([*block_norms, self.like.new_zeros(1)])[self.norm_index].sum(1)
-        return torch.where(self.preconditioned, norms, math.nan)
+        """Squared norm ``[P]`` of every parameter's update from its blocks', in a fixed order."""
+        return torch.cat([*block_norms, self.like.new_zeros(1)])[self.norm_index].sum(1)
 
     def parameter_states(self) -> list[dict[str, Tensor]]:
         """For every parameter, what ``optimizer.state[p]`` holds: views, by key."""

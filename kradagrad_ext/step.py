@@ -32,7 +32,8 @@ def step_bucket(work: Work) -> None:
     active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
     coefficients = grafting.coefficients(bucket.scalars, config)
     directions, graft_norms = _accumulate(work, grads, coefficients, active)
-    updates = bucket.update_buffers(config, directions) if work.number >= config.start_step else []
+    preconditioning = work.number >= config.start_step
+    updates = bucket.update_buffers(config, directions) if preconditioning else []
     block_norms = []
     for group in bucket.groups:
         now = variants.GroupStep(
@@ -41,10 +42,12 @@ def step_bucket(work: Work) -> None:
             active[group.block_parameter],
             group.views(grads),
             group.views(directions),
-            group.views(updates) if updates else [],
+            group.views(updates) if preconditioning else [],
         )
         block_norms.append(variants.step(group, config, work.backend, now))
-    grafting.scale_(coefficients, bucket.scalars, graft_norms, bucket.update_norms(block_norms), config)
+    if preconditioning:
+        norms = bucket.update_norms(block_norms)
+        grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.preconditioned, config)
     _write(work, updates or [bucket.like] * len(grads), directions, coefficients, active)
 
 

@@ -100,10 +100,11 @@ def test_zero_over_zero_is_zero(backend: str) -> None:
 
 
 def test_no_parameters(backend: str) -> None:
-    empty = torch.empty(0)
+    norms = torch.empty(0)
     resolve(backend, torch.device("cpu"), torch.float32).accumulate_(
-        [], [], [], empty, [], [], torch.empty(0, 4), empty.bool(), 0.9, 0.99, 0.01, 0.0, False
+        [], [], [], norms, [], [], torch.empty(0, 4), norms.bool(), 0.9, 0.99, 0.01, 0.0, False
     )
+    assert norms.shape == (0,)
 
 
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:

@@ -141,3 +141,38 @@ def test_a_fresh_optimizer_round_trips() -> None:
     other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
     train(other, params, range(2))
     assert other.param_groups[0]["step"] == 2
+
+
+def test_hooks_of_loading_see_and_change_what_is_loaded() -> None:
+    """A pre-hook's edit is loaded, a post-hook finds the restored state; neither is undone."""
+    source, params = parameters((8, 8)), parameters((8, 8))
+    donor, optimizer = KrADagrad(source, **SMALL), KrADagrad(params, **SMALL)
+    train(donor, source, range(3))
+
+    def zero_momentum(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        edited = copy.deepcopy(state_dict)
+        edited["state"][0]["momentum"].zero_()
+        return edited
+
+    optimizer.register_load_state_dict_pre_hook(zero_momentum)
+    optimizer.register_load_state_dict_post_hook(lambda o: o.state[params[0]]["second_moment"].fill_(5))
+    optimizer.load_state_dict(donor.state_dict())
+    state = optimizer.state[params[0]]
+    assert not state["momentum"].any()
+    assert (state["second_moment"] == 5).all()
+    assert torch.equal(state["factor_0_0"], donor.state[source[0]]["factor_0_0"])
+
+
+def test_a_structural_option_changed_after_a_copy_is_refused() -> None:
+    params = parameters((8, 8))
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(2))
+    other = copy.deepcopy(optimizer)
+    other.param_groups[0]["block_size"] = 4
+    (p,) = other.param_groups[0]["params"]
+    p.grad = torch.ones(8, 8)
+    start = p.detach().clone()
+    with pytest.raises(ValueError, match="must stay as they were when the state was made"):
+        other.step()
+    assert torch.equal(p, start)
+    assert other.param_groups[0]["step"] == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +169,7 @@ def test_root_orders(options: dict[str, Any], orders: dict[int, int]) -> None:
         ("exponent", 0.3, "1/p with an integer p"),
         ("graft", "lion", "one of"),
         ("root_dtype", "bf16", "one of"),
+        ("root_dtype", torch.float64, "one of"),
         ("nesterov", 1, "a bool"),
         ("matrix_eps", 0.0, "None or a number > 0"),
     ],

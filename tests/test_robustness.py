@@ -182,6 +182,33 @@ def test_no_host_sync_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("a host sync")
 
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
-        monkeypatch.setattr(Tensor, name, forbidden)
-    train(optimizer, params, range(1, 8))
+    with monkeypatch.context() as watched:
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+            watched.setattr(Tensor, name, forbidden)
+        train(optimizer, params, range(1, 8))
+    assert optimizer.state[params[0]]["scalars"][0] == 8
+
+
+def test_the_steps_before_the_first_preconditioned_one_are_no_fallbacks(backend: str) -> None:
+    params = parameters((12, 12))
+    optimizer = KrADagrad(params, **SMALL, start_step=4, backend=backend)
+    train(optimizer, params, range(6))
+    assert kradagrad_ext.diagnostics(optimizer)[0]["graft_fallbacks"] == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("graft", ["adam", "none"])
+def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: float, backend: str) -> None:
+    """A spoilt root must not reach the parameter; the step is the unpreconditioned one, and counted."""
+    params, plain = parameters((8, 8)), parameters((8, 8))
+    options = {**SMALL, "graft": graft, "backend": backend}
+    optimizer = KrADagrad(params, **options)
+    unpreconditioned = KrADagrad([{"params": plain, "precondition": False}], **options)
+    train(optimizer, params, range(1))
+    train(unpreconditioned, plain, range(1))
+    plain[0].data.copy_(params[0].data)
+    optimizer.state[params[0]]["root_0_0"].fill_(value)
+    train(optimizer, params, range(1, 2))
+    train(unpreconditioned, plain, range(1, 2))
+    torch.testing.assert_close(params[0], plain[0])
+    assert kradagrad_ext.diagnostics(optimizer)[0]["graft_fallbacks"] == 1

@@ -32,10 +32,8 @@ def test_views_cover_every_element_once_and_norms_add_up(options: dict[str, obje
     norms = state.update_norms(block_norms)
     for plan, count, value, norm in zip(state.plans, counts, values, norms, strict=True):
         assert (count == (1 if plan.regions else 0)).all()
-        if plan.regions:
-            torch.testing.assert_close(norm, value.square().sum())
-        else:
-            assert norm.isnan()
+        assert state.preconditioned.tolist() == [bool(p.regions) for p in state.plans]
+        torch.testing.assert_close(norm, value.square().sum() if plan.regions else torch.zeros(()))
 
 
 def test_state_weighs_what_the_plan_says() -> None:
