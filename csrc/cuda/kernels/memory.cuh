@@ -1,0 +1,145 @@
+// Blocks in global memory: finding them, filling tiles of shared memory from them, and writing to them.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "ptx.cuh"
+#include "table.h"
+#include "tile.cuh"
+
+namespace kradagrad::cuda {
+
+// The last index in [0, count) whose first(index) is at most `value`.
+template <class First>
+__device__ __forceinline__ int search(int count, int64_t value, const First& first) {
+  int low = 0;
+  while (count > 1) {
+    const int half = count / 2;
+    if (first(low + half) <= value) low += half;
+    count -= half;
+  }
+  return low;
+}
+
+// One block's matrix. Elements outside of [rows, cols] are never touched; reading gives zeros there.
+struct Matrix {
+  void* data;
+  int64_t row_stride, col_stride;
+  int rows, cols;
+  bool bf16, aligned;
+
+  __device__ __forceinline__ Matrix(const View* views, const Matrices& of, int64_t block, int rows, int cols)
+      : rows(rows), cols(cols), bf16(of.bf16), aligned(of.aligned) {
+    const View* const own = views + of.first_view;
+    const View& view = own[search(of.views, block, [&](int i) { return own[i].first; })];
+    const int64_t index = block - view.first;
+    const int64_t start = index / view.inner * view.outer_stride + index % view.inner * view.inner_stride;
+    data = static_cast<char*>(view.data) + start * (bf16 ? 2 : 4);
+    row_stride = view.row_stride;
+    col_stride = view.col_stride;
+  }
+
+  // The part of this matrix from (row, col) on, of at most `count_rows` x `count_cols`.
+  __device__ __forceinline__ Matrix part(int row, int col, int count_rows, int count_cols) const {
+    Matrix result = *this;
+    result.data = static_cast<char*>(data) + (row * row_stride + col * col_stride) * (bf16 ? 2 : 4);
+    result.rows = min(count_rows, rows - row);
+    result.cols = min(count_cols, cols - col);
+    result.aligned = aligned && col % 8 == 0;
+    return result;
+  }
+
+  __device__ __forceinline__ int64_t offset(int row, int col) const {
+    return row * row_stride + col * col_stride;
+  }
+
+  __device__ __forceinline__ float& at(int row, int col) const {
+    return static_cast<float*>(data)[offset(row, col)];
+  }
+
+  __device__ __forceinline__ float read(int row, int col) const {
+    if (row >= rows || col >= cols) return 0;
+    if (!bf16) return at(row, col);
+    return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[offset(row, col)]);
+  }
+
+  // Elements (row, col) and (row, col + 1), col even, where they lie within.
+  __device__ __forceinline__ void write_pair(int row, int col, float2 pair) const {
+    if (row >= rows) return;
+    if (aligned && col + 1 < cols) {
+      *reinterpret_cast<float2*>(&at(row, col)) = pair;
+    } else {
+      if (col < cols) at(row, col) = pair.x;
+      if (col + 1 < cols) at(row, col + 1) = pair.y;
+    }
+  }
+
+  __device__ __forceinline__ float2 read_pair(int row, int col) const {
+    if (!bf16 && aligned && row < rows && col + 1 < cols) {
+      return *reinterpret_cast<const float2*>(&at(row, col));
+    }
+    return {read(row, col), read(row, col + 1)};
+  }
+};
+
+// Four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory: asynchronously for
+// float32, which takes effect with the copy's group.
+__device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row, int col) {
+  const bool inside = row < from.rows;
+  if (from.bf16) {
+    float4 values;
+    if (from.aligned && inside && col + 4 <= from.cols) {
+      const auto* const source = static_cast<const __nv_bfloat16*>(from.data) + from.offset(row, col);
+      const uint2 packed = *reinterpret_cast<const uint2*>(source);
+      values = {__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xffff0000u),
+                __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xffff0000u)};
+    } else {
+      values = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
+                from.read(row, col + 3)};
+    }
+    *reinterpret_cast<float4*>(to) = values;
+  } else if (from.aligned) {
+    const int count = inside ? max(0, min(4, from.cols - col)) : 0;
+    copy_async_16(to, count ? &from.at(row, col) : from.data, 4 * count);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const bool exists = inside && col + i < from.cols;
+      copy_async_4(to + i, exists ? &from.at(row, col + i) : from.data, exists ? 4 : 0);
+    }
+  }
+}
+
+// Fills a grid of tile_rows x tile_cols tiles from a matrix, zeros around it.
+template <int kThreads>
+__device__ __forceinline__ void copy_grid(float* tiles, const Matrix& from, int tile_rows, int tile_cols) {
+  const int chunks = tile_cols * (kTile / 4);
+  for (int i = threadIdx.x; i < tile_rows * kTile * chunks; i += kThreads) {
+    const int row = i / chunks, col = i % chunks * 4;
+    float* const tile = tiles + (row / kTile * tile_cols + col / kTile) * kTileFloats;
+    copy_four(tile + tile_offset(row % kTile, col % kTile), from, row, col);
+  }
+}
+
+// Fills the lower tiles of a symmetric matrix (SymmetricTiles).
+template <int kThreads>
+__device__ __forceinline__ void copy_lower(float* tiles, const Matrix& from, int tile_rows) {
+  constexpr int kChunks = kTileFloats / 4;
+  int tile_row = 0;
+  for (int i = threadIdx.x; i < lower_tiles(tile_rows) * kChunks; i += kThreads) {
+    const int tile = i / kChunks, row = i % kChunks / 4, col = i % 4 * 4;
+    while (lower_tiles(tile_row + 1) <= tile) ++tile_row;
+    const int tile_col = tile - lower_tiles(tile_row);
+    copy_four(tiles + tile * kTileFloats + tile_offset(row, col), from, tile_row * kTile + row,
+              tile_col * kTile + col);
+  }
+}
+
+// Ends the copies of the CTA's threads and shows them to all.
+__device__ __forceinline__ void finish_copies() {
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncthreads();
+}
+
+}  // namespace kradagrad::cuda

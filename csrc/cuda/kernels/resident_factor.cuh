@@ -1,0 +1,319 @@
+// One side's factor update of a block that lies in shared memory (kradagrad_ext/backends/base.py):
+//
+//   x = X / decay;   for every chunk A of columns of the unfolding:
+//     Y = x A;   N = I + weight A^T Y;   t a bound of N
+//     refine = 0:   x -= weight / t  Y Y^T
+//     refine > 0:   W = N / t, C = I, then `refine` times  V = 5 I - 8 W + 4 W^2,  C <- C V,  W <- W V
+//                   x -= weight / t  (Y C) Y^T
+//
+// The left side's unfolding is G [m, n], the right side's its transpose; G lies in shared memory as it is, and
+// the sides differ in which operands are read transposed (tile.cuh). Shared memory, in tiles:
+//
+//   first    T^2            lower tiles of x   ->   Y
+//   second   T (T + 1)      G   ->   W | V or C (lower tiles each)   ->   Y C
+//
+// From the third iterate on, the lower tiles of C or W wait in registers.
+#pragma once
+
+#include "memory.cuh"
+#include "reduce.cuh"
+#include "resident_products.cuh"
+
+namespace kradagrad::cuda {
+
+__host__ __device__ constexpr int first_tiles(int tiles) { return tiles * tiles; }
+__host__ __device__ constexpr int second_tiles(int tiles) { return 2 * lower_tiles(tiles); }
+
+template <int kTiles>
+struct SharedTiles {
+  float* first;
+  float* second;
+  float* scratch;  // one float a warp
+  __device__ __forceinline__ explicit SharedTiles(float* base)
+      : first(base),
+        second(base + first_tiles(kTiles) * kTileFloats),
+        scratch(second + second_tiles(kTiles) * kTileFloats) {}
+};
+
+// How G is read as rows of A, which holds d rows, or of A^T, which holds k rows.
+template <bool kRight>
+struct Unfolding {
+  const float* data;
+  int columns;  // tiles to a row of G
+  __device__ __forceinline__ TileRead at(int row_of_a, int col_of_a) const {
+    return kRight ? TransposedTiles{data, columns}.at(row_of_a, col_of_a)
+                  : PlainTiles{data, columns}.at(row_of_a, col_of_a);
+  }
+};
+
+template <bool kRight>
+struct UnfoldingTransposed {
+  Unfolding<kRight> a;
+  __device__ __forceinline__ TileRead at(int row, int k) const {
+    const TileRead tile = a.at(k, row);
+    return {tile.data, !tile.transposed};
+  }
+};
+
+template <int kTiles, Precision kPrecision, bool kRight>
+class FactorUpdate {
+ public:
+  using Lower = LowerTiles<kTiles>;
+  static constexpr int kThreads = Cta<kTiles>::kThreads;
+
+  // `grad`: G; `d`, `k`: sides of the factor and of the rest.
+  __device__ __forceinline__ FactorUpdate(SharedTiles<kTiles> shared, const FactorRule& rule, Matrix grad)
+      : shared_(shared),
+        rule_(rule),
+        grad_(grad),
+        d_(kRight ? grad.cols : grad.rows),
+        k_(kRight ? grad.rows : grad.cols),
+        d_tiles_(tiles_of(d_)) {}
+
+  // Updates X; `energy` = |G|_F^2. `loaded`: G lies in shared memory, on return whether it still does.
+  __device__ __forceinline__ void run(Matrix factor, float* statistics, float energy, bool& loaded) {
+    const float mean = statistics[0], scale = energy / d_;
+    const float new_mean = mean == 0 ? scale : rule_.decay * mean + (1 - rule_.decay) * scale;
+    const bool damped = rule_.damping > 0;
+    if (damped && new_mean <= 0) return;
+    bool succeeded = !damped || isfinite(new_mean);
+    if (succeeded) {
+      pending_ = 1 / rule_.decay;
+      if (damped && mean == 0) diagonal_ = pending_ / (rule_.damping * scale);
+      fresh_ = damped && mean == 0;
+      succeeded = update(factor, loaded);
+    }
+    __syncthreads();  // every thread has read the statistics
+    if (threadIdx.x == 0) {
+      if (damped && isfinite(new_mean)) statistics[0] = new_mean;
+      if (!succeeded) statistics[1] += 1;
+    }
+  }
+
+ private:
+  // Chunk after chunk; whether all of them had a finite t.
+  __device__ __forceinline__ bool update(Matrix factor, bool& loaded) {
+    const int chunk = chunk_columns(d_, k_, rule_.refine);
+    bool succeeded = true;
+    for (int start = 0; start < k_; start += chunk) {
+      columns_ = min(chunk, k_ - start);
+      k_tiles_ = tiles_of(columns_);
+      __syncthreads();
+      if (!loaded || chunk < k_) load(start);
+      loaded = rule_.refine == 0;  // the refinement's matrices take the place of G
+      multiply_by_factor(factor);
+      const float t = bound();
+      if (isfinite(t)) {
+        downdate(factor, t);
+        pending_ = 1;
+        fresh_ = false;
+      } else {
+        succeeded = false;
+      }
+    }
+    loaded = loaded && chunk == k_;
+    return succeeded;
+  }
+
+  __device__ __forceinline__ void load(int start) {
+    const Matrix part = kRight ? grad_.part(start, 0, columns_, d_) : grad_.part(0, start, d_, columns_);
+    copy_grid<kThreads>(shared_.second, part, tiles_of(part.rows), tiles_of(part.cols));
+    finish_copies();
+  }
+
+  __device__ __forceinline__ Unfolding<kRight> unfolding() const {
+    return {shared_.second, kRight ? d_tiles_ : k_tiles_};
+  }
+  __device__ __forceinline__ Exact exact_a() const { return {grad_.bf16, false}; }
+
+  // Y = x A in `first`.
+  __device__ __forceinline__ void multiply_by_factor(const Matrix& factor) {
+    if (fresh_) {
+      fill_identity();
+    } else {
+      copy_lower<kThreads>(shared_.first, factor, d_tiles_);
+    }
+    finish_copies();
+    FullProduct<kTiles, kPrecision> y;
+    const UnfoldingTransposed<kRight> a{unfolding()};
+    y.add(SymmetricTiles{shared_.first}, a, d_tiles_, k_tiles_, d_tiles_, {false, grad_.bf16});
+    const float factor_scale = fresh_ ? diagonal_ : pending_;
+    y.for_each(d_tiles_, k_tiles_, [&](int, int, float& value) { value *= factor_scale; });
+    __syncthreads();
+    y.write(shared_.first, d_tiles_, k_tiles_);
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void fill_identity() {
+    for (int i = threadIdx.x; i < lower_tiles(d_tiles_) * kTileFloats; i += kThreads) shared_.first[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < d_; i += kThreads) {
+      const int tile = lower_tiles(i / kTile) + i / kTile;
+      shared_.first[tile * kTileFloats + tile_offset(i % kTile, i % kTile)] = 1;
+    }
+  }
+
+  __device__ __forceinline__ PlainTiles y() const { return {shared_.first, k_tiles_}; }
+  __device__ __forceinline__ TransposedTiles y_transposed() const { return {shared_.first, k_tiles_}; }
+
+  // t, and N - I in n_ where the refinement or the bound needs it.
+  __device__ __forceinline__ float bound() {
+    const FactorScale scale = rule_.scale;
+    n_ = Lower();
+    if (rule_.refine > 0 || scale == FactorScale::kFrobenius || scale == FactorScale::kSchatten4) {
+      const UnfoldingTransposed<kRight> a{unfolding()};
+      n_.template add<kPrecision>(a, y_transposed(), k_tiles_, d_tiles_, exact_a());
+      n_.for_each(k_tiles_, [&](int, int, float& value) { value *= rule_.weight; });
+    }
+    if (scale == FactorScale::kFrobenius) return 1 + sqrtf(sum(n_.sum_of_squares(k_tiles_)));
+    if (scale == FactorScale::kSchatten4) return 1 + sqrtf(sqrtf(sqrtf(sum(square_of_n()))));
+    if (scale == FactorScale::kProduct) return 1 + rule_.weight * sqrtf(sum(square_of_product()));
+    return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * sum(trace()));
+  }
+
+  __device__ __forceinline__ float sum(float value) {
+    return cta_sum<Cta<kTiles>::kWarps>(value, shared_.scratch);
+  }
+
+  // This thread's part of tr(A^T Y).
+  __device__ __forceinline__ float trace() const {
+    float sum = 0;
+    for (int i = threadIdx.x; i < d_tiles_ * k_tiles_ * kTileFloats / 2; i += kThreads) {
+      const int tile = i / (kTileFloats / 2), row = i % (kTileFloats / 2) / 8, col = i % 8 * 2;
+      const float2 a = read_pair(unfolding().at(tile / k_tiles_, tile % k_tiles_), row, col);
+      const float2 b = read_pair(y().at(tile / k_tiles_, tile % k_tiles_), row, col);
+      sum += a.x * b.x + a.y * b.y;
+    }
+    return sum;
+  }
+
+  // This thread's part of |(N - I)^2|_F^2.
+  __device__ __forceinline__ float square_of_n() {
+    __syncthreads();  // G is no longer read
+    n_.write(shared_.second, k_tiles_);
+    __syncthreads();
+    Lower square;
+    const SymmetricTiles n{shared_.second};
+    square.template add<kPrecision>(n, n, k_tiles_, k_tiles_);
+    return square.sum_of_squares(k_tiles_);
+  }
+
+  // This thread's part of |Y A^T|_F^2.
+  __device__ __forceinline__ float square_of_product() {
+    FullProduct<kTiles, kPrecision> product;
+    product.add(y(), unfolding(), d_tiles_, d_tiles_, k_tiles_, {false, grad_.bf16});
+    float sum = 0;
+    product.for_each(d_tiles_, d_tiles_, [&](int, int, float& value) { sum += value * value; });
+    return sum;
+  }
+
+  // The lower triangle of x - weight / t (Y C) Y^T to X, and its mirror image.
+  __device__ __forceinline__ void downdate(const Matrix& factor, float t) {
+    Lower difference;
+    if (rule_.refine == 0) {
+      difference.template add<kPrecision>(y(), y(), d_tiles_, k_tiles_);
+    } else {
+      refine(1 / t);
+      FullProduct<kTiles, kPrecision> yc;
+      yc.add(y(), SymmetricTiles{v_tiles()}, d_tiles_, k_tiles_, k_tiles_);
+      __syncthreads();
+      yc.write(shared_.second, d_tiles_, k_tiles_);
+      __syncthreads();
+      difference.template add<kPrecision>(PlainTiles{shared_.second, k_tiles_}, y(), d_tiles_, k_tiles_);
+    }
+    const float share = rule_.weight / t;
+    difference.for_each(d_tiles_, [&](int row, int col, float& value) {
+      if (row >= d_ || col > row) return;
+      const float x = fresh_ ? (row == col ? diagonal_ : 0) : pending_ * factor.at(row, col);
+      value = x - share * value;
+      factor.at(row, col) = value;
+      if (col < row) factor.at(col, row) = value;
+    });
+  }
+
+  __device__ __forceinline__ float* w_tiles() const { return shared_.second; }
+  __device__ __forceinline__ float* v_tiles() const {
+    return shared_.second + lower_tiles(kTiles) * kTileFloats;
+  }
+
+  // Leaves t C in v_tiles().
+  __device__ __forceinline__ void refine(float inverse_t) {
+    n_.for_each(k_tiles_, [&](int row, int col, float& value) {
+      value = inverse_t * (value + (row == col && row < columns_ ? 1 : 0));
+    });
+    __syncthreads();  // G, or N, is no longer read
+    n_.write(w_tiles(), k_tiles_);
+    __syncthreads();
+    for (int i = 1; i <= rule_.refine; ++i) {
+      const bool first = i == 1, last = i == rule_.refine;
+      const Lower v = polynomial();
+      if (first) {
+        v.write(v_tiles(), k_tiles_);
+        __syncthreads();
+        if (!last) replace(w_tiles(), product());
+      } else if (last) {
+        replace(w_tiles(), v);
+        replace(v_tiles(), product());
+      } else {
+        advance(v);
+      }
+    }
+  }
+
+  // V = 5 I - 8 W + 4 W^2.
+  __device__ __forceinline__ Lower polynomial() const {
+    Lower square, v;
+    const SymmetricTiles w{w_tiles()};
+    square.template add<kPrecision>(w, w, k_tiles_, k_tiles_);
+    v.read(w_tiles(), k_tiles_);
+#pragma unroll
+    for (int s = 0; s < Lower::kSlots; ++s) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        v.c[s][e / 4][e % 4] = 4 * square.c[s][e / 4][e % 4] - 8 * v.c[s][e / 4][e % 4];
+      }
+    }
+    v.for_each(k_tiles_,
+               [&](int row, int col, float& value) { value += row == col && row < columns_ ? 5 : 0; });
+    return v;
+  }
+
+  // The symmetric product of the two matrices held.
+  __device__ __forceinline__ Lower product() const {
+    Lower result;
+    result.template add<kPrecision>(SymmetricTiles{w_tiles()}, SymmetricTiles{v_tiles()}, k_tiles_, k_tiles_);
+    return result;
+  }
+
+  __device__ __forceinline__ void replace(float* tiles, const Lower& by) {
+    __syncthreads();
+    by.write(tiles, k_tiles_);
+    __syncthreads();
+  }
+
+  // W <- W V and C <- C V with two matrices' room: while one product is made, the other factor waits in
+  // registers.
+  __device__ __forceinline__ void advance(const Lower& v) {
+    Lower c;
+    c.read(v_tiles(), k_tiles_);
+    replace(v_tiles(), v);
+    const Lower w = product();
+    replace(w_tiles(), c);
+    c = product();
+    __syncthreads();
+    w.write(w_tiles(), k_tiles_);
+    c.write(v_tiles(), k_tiles_);
+    __syncthreads();
+  }
+
+  SharedTiles<kTiles> shared_;
+  const FactorRule& rule_;
+  Matrix grad_;
+  int d_, k_, d_tiles_;
+  int columns_, k_tiles_;  // of the chunk at hand
+  bool fresh_ = false;     // x is diagonal_ I, else pending_ X
+  float diagonal_ = 0, pending_ = 1;
+  Lower n_;
+};
+
+}  // namespace kradagrad::cuda
