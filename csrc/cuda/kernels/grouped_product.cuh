@@ -16,8 +16,8 @@
 
 namespace kradagrad::cuda {
 
-constexpr int kDepthTiles = 2;
-constexpr int kStages = 3;
+constexpr int kDepthTiles = kProductDepth / kTile;
+constexpr int kStages = kProductStages;
 
 template <int kTiles>
 constexpr int kStageFloats = 2 * kTiles * kDepthTiles * kTileFloats;
@@ -96,36 +96,33 @@ class ProductTile {
 
   __device__ __forceinline__ void finish() {
     const Side* const side = product_.side < 0 ? nullptr : in_.sides + product_.side;
-    const Matrix out = part_of(product_.out);
     switch (product_.epilogue) {
       case Epilogue::kStore:
-        store(out, 1);
+        store(1);
         break;
       case Epilogue::kUpdate:
-        store(out, 1);
+        store(1);
         add_partial(sum_of_squares(1));
-        break;
-      case Epilogue::kNorm:
-        add_partial(sum_of_squares(1));
-        break;
-      case Epilogue::kWide:
-        store(out, side->weight);
         break;
       case Epilogue::kFactor:
-        factor_product(*side, out);
+        factor_product(*side);
         break;
       case Epilogue::kGram:
-        add_partial(sum_of_squares(side->weight));
-        combine(0, side->weight, 1);
+        gram(*side);
         break;
-      case Epilogue::kPolynomial: {
+      case Epilogue::kStart: {
         const float s = inverse(*side);
-        combine(-8 * s, 4 * s * s, 5);
+        combine(8 * s * (s - 1), 4 * s * s, 5 - 8 * s + 4 * s * s);
         break;
       }
-      case Epilogue::kScaled:
-        combine(0, inverse(*side), 0);
+      case Epilogue::kPolynomial:
+        combine(-8, 4, 5);
         break;
+      case Epilogue::kScaled: {
+        const float s = inverse(*side);
+        combine(product_.x.of.views ? s : 0, s, 0);
+        break;
+      }
       case Epilogue::kDowndate:
         downdate(*side);
         break;
@@ -146,17 +143,15 @@ class ProductTile {
     }
   }
 
-  // This CTA's part of a matrix [rows, cols] of its block.
-  __device__ __forceinline__ Matrix part_of(const Matrices& of) const {
-    return Matrix(in_.views, of, block_, product_.rows, product_.cols).part(first_row_, first_col_, rows_, cols_);
-  }
-
   template <class Use>
   __device__ __forceinline__ void for_each_pair(const Use& use) {
     c_.for_each_pair(tiles_of(rows_), tiles_of(cols_), use);
   }
 
-  __device__ __forceinline__ void store(const Matrix& out, float factor) {
+  __device__ __forceinline__ void store(float factor) {
+    if (product_.out.views == 0) return;
+    const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols)
+                           .part(first_row_, first_col_, rows_, cols_);
     for_each_pair([&](int row, int col, float(&pair)[2]) {
       out.write_pair(row, col, {factor * pair[0], factor * pair[1]});
     });
@@ -179,9 +174,10 @@ class ProductTile {
   }
 
   // out = pending a, and its product with the unfolding x.
-  __device__ __forceinline__ void factor_product(const Side& side, const Matrix& out) {
+  __device__ __forceinline__ void factor_product(const Side& side) {
     const float pending = side.pending[block_];
-    store(out, pending);
+    store(pending);
+    if (!product_.partial && !product_.energy) return;
     const Operand& x = product_.x;
     Source<kTiles> source(in_.views, x, block_, product_.rows, product_.cols, 0);
     float trace = 0, energy = 0;
@@ -198,6 +194,17 @@ class ProductTile {
     if (product_.energy) {
       const float sum = cta_total(energy);
       if (threadIdx.x == 0) product_.energy[block_ * product_.energy_partials + tile_] = sum;
+    }
+  }
+
+  // out = weight a, and its norm.
+  __device__ __forceinline__ void gram(const Side& side) {
+    if (product_.partial) add_partial(sum_of_squares(side.weight));
+    if (product_.out.views == 0) return;
+    if (product_.symmetric) {
+      combine(0, side.weight, 0);
+    } else {
+      store(side.weight);
     }
   }
 
@@ -227,7 +234,7 @@ class ProductTile {
   // out = scale_x x + scale_a a + diagonal I, below the diagonal and mirrored.
   __device__ __forceinline__ void combine(float scale_x, float scale_a, float diagonal) {
     const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols);
-    const Matrix x = scale_x == 0 ? out : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
+    const Matrix x = product_.x.of.views == 0 ? out : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
     for_each_pair([&](int row, int col, float(&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -248,7 +255,7 @@ class ProductTile {
       side.next_pending[block_] = finite ? 1 : pending;
       side.failed[block_] = !finite;
     }
-    if (finite) combine(pending, -side.weight / t, 0);
+    if (finite) combine(pending, -side.weight / t, 0);  // out and x are the factor
   }
 
   const GroupedProduct& in_;
@@ -266,7 +273,7 @@ __device__ __forceinline__ void grouped_product(const GroupedProduct& in) {
   const int64_t cta = blockIdx.x;
   const int found = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
   const Product& product = in.products[found];
-  const int64_t block = (cta - product.first_cta) / product.tiles;
+  const int64_t block = product.start + (cta - product.first_cta) / product.tiles;
   const int tile = (cta - product.first_cta) % product.tiles;
   if (!in.active[product.first_block + block]) return;
   if (product.side >= 0 && in.sides[product.side].pending[block] == 0) return;

@@ -15,17 +15,17 @@ struct Operand {
   int32_t first_row, first_col;
 };
 
-// What becomes of the accumulators a = A B^T. n is the side's `weight` times the factor's scale.
+// What becomes of the accumulators a = A B^T. B below is N - I = weight A^T x A (base.py), s = 1 / t where
+// the product says `divide`, else 1.
 enum class Epilogue : int32_t {
   kStore,       // out = a
-  kUpdate,      // out = a, partial |a|^2
+  kUpdate,      // out = a, partial |a|^2; out may be missing
   kFactor,      // out = pending a, partial weight <out, x>, energy |x|^2
-  kGram,        // out = weight a + I, partial weight^2 |a|^2; symmetric
-  kNorm,        // partial |a|^2, nothing stored
-  kWide,        // out = weight a
-  kPolynomial,  // out = 5 I - 8 s x + 4 s^2 a; symmetric
-  kScaled,      // out = s a; symmetric
-  kDowndate,    // x = pending x - weight / t a; symmetric, in place
+  kGram,        // out = weight a, partial |out|^2; out may be missing
+  kStart,       // out = 5 I - 8 W + 4 W^2 for W = s (I + x), a = x^2
+  kPolynomial,  // out = 5 I - 8 x + 4 a, a = x^2
+  kScaled,      // out = s (a + x); x may be missing
+  kDowndate,    // x = pending x - weight / t a, in place
 };
 
 // One side of one group's factor updates, on one chunk of the unfolding's columns.
@@ -43,19 +43,24 @@ struct Side {
 struct Product {
   int64_t first_cta;
   int64_t first_block;  // of the group, among all groups'
+  int64_t start;        // the first block that is worked on, within the group
   int32_t side;         // index, or -1 for a product that belongs to no factor
   int32_t rows, cols, depth;
   int32_t tile_cols;   // CTA tiles to a row of C
   int32_t tiles;       // CTA tiles of a block; symmetric: the lower ones
-  int32_t symmetric;
+  int32_t symmetric;   // only the lower tiles are made; what is stored is mirrored
   Epilogue epilogue;
-  int32_t divide;      // s = 1 / t, else 1
-  Operand a, b, x;
+  int32_t divide;
+  Operand a, b, x;  // a matrix without views is missing
   Matrices out;
   float* partial;      // [blocks, tiles], or null
   float* energy;       // [blocks, energy_partials] from this product's own slots on, or null
   int32_t energy_partials;
 };
+
+// k is worked off this many at a time, through so many buffers.
+constexpr int kProductDepth = 32;
+constexpr int kProductStages = 3;
 
 struct GroupedProduct {
   const Product* products;

@@ -31,10 +31,14 @@ __device__ __forceinline__ void update_factors(const KronStepResident& in, const
   finish_copies();
   const float energy = energy_of<kTiles>(shared.second, tiles_of(m) * tiles_of(n), shared.scratch);
   bool loaded = true;
-  FactorUpdate<kTiles, kPrecision, false>(shared, in.rule, grad)
-      .run(Matrix(in.views, group.left, block, m, m), group.left_statistics + 2 * block, energy, loaded);
-  FactorUpdate<kTiles, kPrecision, true>(shared, in.rule, grad)
-      .run(Matrix(in.views, group.right, block, n, n), group.right_statistics + 2 * block, energy, loaded);
+  if (group.left_statistics) {
+    FactorUpdate<kTiles, kPrecision, false>(shared, in.rule, grad)
+        .run(Matrix(in.views, group.left, block, m, m), group.left_statistics + 2 * block, energy, loaded);
+  }
+  if (group.right_statistics) {
+    FactorUpdate<kTiles, kPrecision, true>(shared, in.rule, grad)
+        .run(Matrix(in.views, group.right, block, n, n), group.right_statistics + 2 * block, energy, loaded);
+  }
 }
 
 template <int kTiles, Precision kPrecision>
@@ -72,10 +76,10 @@ template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void kron_step(const KronStepResident& in) {
   extern __shared__ float4 memory[];
   const SharedTiles<kTiles> shared(reinterpret_cast<float*>(memory));
-  const int64_t index = blockIdx.x;
-  const int found = search(in.group_count, index, [&](int i) { return in.groups[i].first_block; });
-  const KronGroup& group = in.groups[found];
-  const int64_t block = index - group.first_block;
+  const int64_t cta = blockIdx.x;
+  const KronGroup& group =
+      in.groups[search(in.group_count, cta, [&](int i) { return in.groups[i].first_cta; })];
+  const int64_t block = cta - group.first_cta, index = group.first_block + block;
   if (!in.active[index]) {
     if (in.precondition && threadIdx.x == 0) in.norms[index] = 0;
     return;

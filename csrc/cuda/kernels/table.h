@@ -32,12 +32,13 @@ struct Matrices {
 
 // A group of the kron step: N blocks [m, n].
 struct KronGroup {
+  int64_t first_cta;    // of the resident kernel, one CTA a block
   int64_t first_block;  // of the group, among all groups'
   int64_t blocks;
   int32_t m, n;
   Matrices left, right, left_root, right_root, grad, direction, out;
-  float* left_statistics;   // [N, 2]: mean of tr(S) / d, fallbacks
-  float* right_statistics;  // [N, 2]
+  float* left_statistics;   // [N, 2]: mean of tr(S) / d, fallbacks; null: this side has no factor
+  float* right_statistics;
 };
 
 enum class FactorScale : int32_t { kTraceDim, kTrace, kProduct, kFrobenius, kSchatten4 };

@@ -1,0 +1,56 @@
+// Tables of the kernels that work element by element on all parameters at once.
+#pragma once
+
+#include <cstdint>
+
+namespace kradagrad::cuda {
+
+constexpr int kMaxDims = 5;
+constexpr int kSpan = 4096;  // elements of a parameter that one CTA works off
+constexpr int kElementThreads = 256;
+
+// One tensor of a parameter; `data` null: there is none.
+struct Elements {
+  void* data;
+  int64_t strides[kMaxDims];
+  int32_t bf16;
+};
+
+// A parameter and its tensors, all of one shape; neighbouring dims that are one in every tensor are merged.
+struct Parameter {
+  int64_t first_cta;
+  int64_t numel;
+  int32_t dims;
+  int32_t flat;  // one dim, contiguous and 16-byte aligned in every tensor
+  int64_t sizes[kMaxDims];
+  Elements param, grad, momentum, second_moment, direction, update;
+};
+
+struct Accumulate {
+  const Parameter* parameters;
+  int32_t count;
+  int32_t nesterov;
+  float beta1, rest1, beta2, weight2, l2;
+  const float* coefficients;  // [P, 4]
+  const bool* active;         // [P]
+  float* partial;             // [CTAs]: |graft|^2
+};
+
+struct SumSpans {
+  const Parameter* parameters;
+  const bool* active;
+  const float* partial;
+  float* norms;  // [P]
+};
+
+struct ParameterStep {
+  const Parameter* parameters;
+  int32_t count;
+  int32_t nesterov;
+  float momentum, decay, l2;
+  const float* coefficients;  // [P, 4]
+  const bool* active;         // [P]
+  const float* lr;
+};
+
+}  // namespace kradagrad::cuda

@@ -1,0 +1,36 @@
+// The launches of accumulate_ and parameter_step_.
+#pragma once
+
+#include <vector>
+
+#include "../kernels/elementwise.h"
+#include "batch.h"
+#include "launch.h"
+
+namespace kradagrad::cuda {
+
+// Tensors of every parameter; a list that is empty, or a tensor without elements, is missing.
+struct ElementwiseInputs {
+  TensorInfos params, grads, momenta, second_moments, directions, updates;
+  const float* coefficients;  // [P, 4]
+  const bool* active;         // [P]
+};
+
+struct AccumulateRule {
+  float beta1, rest1, beta2, weight2, l2;
+  bool nesterov;
+};
+
+struct ParameterRule {
+  float momentum, decay, l2;
+  bool nesterov;
+  const float* lr;
+};
+
+Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms, Place place);
+Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule, Place place);
+
+// Throws where a parameter's tensors have more than kMaxDims dims that cannot be merged; `op` is named.
+void check_layouts(const char* op, const ElementwiseInputs& inputs);
+
+}  // namespace kradagrad::cuda
