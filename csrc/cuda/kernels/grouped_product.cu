@@ -10,9 +10,9 @@ namespace kradagrad::cuda {
     grouped_product<side / kTile, Precision::precision>(in);           \
   }
 
-KRADAGRAD_KERNEL(64, 3, bf16x3, kBf16x3)
-KRADAGRAD_KERNEL(64, 3, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(64, 3, bf16x6, kBf16x6)
+KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
+KRADAGRAD_KERNEL(64, 2, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(64, 2, bf16x6, kBf16x6)
 KRADAGRAD_KERNEL(64, 3, fp32, kFp32)
 KRADAGRAD_KERNEL(128, 1, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(128, 1, tf32x3, kTf32x3)

@@ -55,7 +55,7 @@ struct Source {
 template <int kTiles, Precision kPrecision>
 class ProductTile {
  public:
-  __device__ __forceinline__ ProductTile(const GroupedProduct& in, const Product& product, int64_t block,
+  __device__ __forceinline__ ProductTile(const GroupedProduct& in, const Product& product, int block,
                                          int tile, float* shared)
       : in_(in), product_(product), block_(block), tile_(tile), shared_(shared) {
     int row = tile / product.tile_cols, col = tile % product.tile_cols;
@@ -170,7 +170,7 @@ class ProductTile {
 
   __device__ __forceinline__ void add_partial(float value) {
     const float sum = cta_total(value);
-    if (threadIdx.x == 0) product_.partial[block_ * product_.tiles + tile_] = sum;
+    if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
   }
 
   // out = pending a, and its product with the unfolding x.
@@ -193,7 +193,7 @@ class ProductTile {
     if (product_.partial) add_partial(side.weight * pending * trace);
     if (product_.energy) {
       const float sum = cta_total(energy);
-      if (threadIdx.x == 0) product_.energy[block_ * product_.energy_partials + tile_] = sum;
+      if (threadIdx.x == 0) product_.energy[int64_t{block_} * product_.energy_partials + tile_] = sum;
     }
   }
 
@@ -212,7 +212,7 @@ class ProductTile {
   __device__ __forceinline__ float bound(const Side& side) const {
     float sum = 0;
     for (int i = threadIdx.x % 32; i < side.bound_partials; i += 32) {
-      sum += side.bound[block_ * side.bound_partials + i];
+      sum += side.bound[int64_t{block_} * side.bound_partials + i];
     }
     sum = warp_sum(sum);
     switch (side.scale) {
@@ -236,15 +236,15 @@ class ProductTile {
     const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols);
     const Matrix x = product_.x.of.views == 0 ? out : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
     for_each_pair([&](int row, int col, float(&pair)[2]) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int r = first_row_ + row, c = first_col_ + col + i;
-        if (r >= product_.rows || c > r) continue;
-        float value = scale_a * pair[i] + (r == c ? diagonal : 0);
-        if (scale_x != 0) value += scale_x * x.at(r, c);
-        out.at(r, c) = value;
-        if (c < r) out.at(c, r) = value;
+      const int r = first_row_ + row, c = first_col_ + col;
+      if (r >= product_.rows || c > r) return;
+      float2 value = {scale_a * pair[0] + (r == c ? diagonal : 0), scale_a * pair[1] + (r == c + 1 ? diagonal : 0)};
+      if (scale_x != 0) {
+        const float2 held = x.read_symmetric(r, c);
+        value.x += scale_x * held.x;
+        value.y += scale_x * held.y;
       }
+      out.write_symmetric(r, c, value);
     });
   }
 
@@ -260,8 +260,7 @@ class ProductTile {
 
   const GroupedProduct& in_;
   const Product& product_;
-  int64_t block_;
-  int tile_;
+  int block_, tile_;
   float* shared_;
   int first_row_, first_col_, rows_, cols_;
   FullProduct<kTiles, kPrecision> c_;
@@ -273,7 +272,7 @@ __device__ __forceinline__ void grouped_product(const GroupedProduct& in) {
   const int64_t cta = blockIdx.x;
   const int found = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
   const Product& product = in.products[found];
-  const int64_t block = product.start + (cta - product.first_cta) / product.tiles;
+  const int block = product.start + (cta - product.first_cta) / product.tiles;
   const int tile = (cta - product.first_cta) % product.tiles;
   if (!in.active[product.first_block + block]) return;
   if (product.side >= 0 && in.sides[product.side].pending[block] == 0) return;

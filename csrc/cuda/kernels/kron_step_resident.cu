@@ -64,9 +64,9 @@ __device__ __forceinline__ void precondition(const KronStepResident& in, const K
               {false, right.bf16});
   const Matrix out(in.views, group.out, block, m, n);
   float norm = 0;
-  product.for_each(m_tiles, n_tiles, [&](int row, int col, float& value) {
-    norm += value * value;
-    if (row < m && col < n) out.at(row, col) = value;
+  product.for_each_pair(m_tiles, n_tiles, [&](int row, int col, float(&pair)[2]) {
+    norm += pair[0] * pair[0] + pair[1] * pair[1];
+    out.write_pair(row, col, {pair[0], pair[1]});
   });
   norm = cta_sum<Cta<kTiles>::kWarps>(norm, shared.scratch);
   if (threadIdx.x == 0) in.norms[group.first_block + block] = norm;

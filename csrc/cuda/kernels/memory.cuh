@@ -35,6 +35,7 @@ struct Matrix {
     const int64_t index = block - view.first;
     const int64_t start = index / view.inner * view.outer_stride + index % view.inner * view.inner_stride;
     data = static_cast<char*>(view.data) + start * (bf16 ? 2 : 4);
+    __builtin_assume(__isGlobal(data));  // or every access would have to find out
     row_stride = view.row_stride;
     col_stride = view.col_stride;
   }
@@ -74,6 +75,24 @@ struct Matrix {
     }
   }
 
+  // Elements (row, col) and (row, col + 1) of a symmetric matrix and their mirror images, where they lie on or
+  // below the diagonal; row < rows, col even and at most `row`.
+  __device__ __forceinline__ void write_symmetric(int row, int col, float2 pair) const {
+    if (aligned && col < row) {
+      *reinterpret_cast<float2*>(&at(row, col)) = pair;
+    } else {
+      at(row, col) = pair.x;
+      if (col < row) at(row, col + 1) = pair.y;
+    }
+    if (col < row) at(col, row) = pair.x;
+    if (col + 1 < row) at(col + 1, row) = pair.y;
+  }
+
+  // The same elements, zero above the diagonal, where another thread may be writing.
+  __device__ __forceinline__ float2 read_symmetric(int row, int col) const {
+    return col < row ? read_pair(row, col) : float2{at(row, col), 0};
+  }
+
   __device__ __forceinline__ float2 read_pair(int row, int col) const {
     if (!bf16 && aligned && row < rows && col + 1 < cols) {
       return *reinterpret_cast<const float2*>(&at(row, col));
@@ -110,28 +129,32 @@ __device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row
   }
 }
 
+constexpr int kTileChunks = kTileFloats / 4;
+
+// The i-th four elements of a tile at tile coordinates of a matrix. Eight neighbouring lanes fill two rows of a
+// tile, and so all banks: two sectors of each row.
+__device__ __forceinline__ void copy_chunk(float* tile, const Matrix& from, int tile_row, int tile_col, int i) {
+  const int row = i / 4, col = i % 4 * 4;
+  copy_four(tile + tile_offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
+}
+
 // Fills a grid of tile_rows x tile_cols tiles from a matrix, zeros around it.
 template <int kThreads>
 __device__ __forceinline__ void copy_grid(float* tiles, const Matrix& from, int tile_rows, int tile_cols) {
-  const int chunks = tile_cols * (kTile / 4);
-  for (int i = threadIdx.x; i < tile_rows * kTile * chunks; i += kThreads) {
-    const int row = i / chunks, col = i % chunks * 4;
-    float* const tile = tiles + (row / kTile * tile_cols + col / kTile) * kTileFloats;
-    copy_four(tile + tile_offset(row % kTile, col % kTile), from, row, col);
+  for (int i = threadIdx.x; i < tile_rows * tile_cols * kTileChunks; i += kThreads) {
+    const int tile = i / kTileChunks;
+    copy_chunk(tiles + tile * kTileFloats, from, tile / tile_cols, tile % tile_cols, i % kTileChunks);
   }
 }
 
 // Fills the lower tiles of a symmetric matrix (SymmetricTiles).
 template <int kThreads>
 __device__ __forceinline__ void copy_lower(float* tiles, const Matrix& from, int tile_rows) {
-  constexpr int kChunks = kTileFloats / 4;
   int tile_row = 0;
-  for (int i = threadIdx.x; i < lower_tiles(tile_rows) * kChunks; i += kThreads) {
-    const int tile = i / kChunks, row = i % kChunks / 4, col = i % 4 * 4;
+  for (int i = threadIdx.x; i < lower_tiles(tile_rows) * kTileChunks; i += kThreads) {
+    const int tile = i / kTileChunks;
     while (lower_tiles(tile_row + 1) <= tile) ++tile_row;
-    const int tile_col = tile - lower_tiles(tile_row);
-    copy_four(tiles + tile * kTileFloats + tile_offset(row, col), from, tile_row * kTile + row,
-              tile_col * kTile + col);
+    copy_chunk(tiles + tile * kTileFloats, from, tile_row, tile - lower_tiles(tile_row), i % kTileChunks);
   }
 }
 

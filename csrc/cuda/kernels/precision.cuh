@@ -70,6 +70,7 @@ struct Tf32Terms {
 
 template <int kTerms>
 struct Bf16Product {
+  static constexpr int kColumns = 2;  // tiles of B that registers hold at once
   using A = Bf16Terms<kTerms, 4>;
   using B = Bf16Terms<kTerms, 2>;
 
@@ -87,6 +88,7 @@ struct Bf16Product {
 };
 
 struct Tf32Product {
+  static constexpr int kColumns = 1;
   using A = Tf32Terms<4>;
   using B = Tf32Terms<2>;
 
@@ -103,6 +105,7 @@ struct Tf32Product {
 // The fragments of 16 x 16 tiles of both operands, and their product: one lane's part as in write_c.
 template <class Split>
 struct TensorCores {
+  static constexpr int kColumns = Split::kColumns;
   struct A {
     typename Split::A split;
     __device__ __forceinline__ A(TileRead tile, Lane lane) : split(read_a(tile, lane).pair) {}
@@ -120,6 +123,7 @@ struct TensorCores {
 
 // Without tensor cores: every lane reads the whole rows of its elements, two k at a time.
 struct FusedMultiplyAdds {
+  static constexpr int kColumns = 2;
   struct A {
     TileRead tile;
     __device__ __forceinline__ A(TileRead tile, Lane) : tile(tile) {}

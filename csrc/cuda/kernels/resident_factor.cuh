@@ -138,7 +138,10 @@ class FactorUpdate {
     const UnfoldingTransposed<kRight> a{unfolding()};
     y.add(SymmetricTiles{shared_.first}, a, d_tiles_, k_tiles_, d_tiles_, {false, grad_.bf16});
     const float factor_scale = fresh_ ? diagonal_ : pending_;
-    y.for_each(d_tiles_, k_tiles_, [&](int, int, float& value) { value *= factor_scale; });
+    y.for_each_pair(d_tiles_, k_tiles_, [&](int, int, float(&pair)[2]) {
+      pair[0] *= factor_scale;
+      pair[1] *= factor_scale;
+    });
     __syncthreads();
     y.write(shared_.first, d_tiles_, k_tiles_);
     __syncthreads();
@@ -163,10 +166,10 @@ class FactorUpdate {
     if (rule_.refine > 0 || scale == FactorScale::kFrobenius || scale == FactorScale::kSchatten4) {
       const UnfoldingTransposed<kRight> a{unfolding()};
       n_.template add<kPrecision>(a, y_transposed(), k_tiles_, d_tiles_, exact_a());
-      n_.for_each(k_tiles_, [&](int, int, float& value) { value *= rule_.weight; });
+      n_.scale(rule_.weight);
     }
     if (scale == FactorScale::kFrobenius) return 1 + sqrtf(sum(n_.sum_of_squares(k_tiles_)));
-    if (scale == FactorScale::kSchatten4) return 1 + sqrtf(sqrtf(sqrtf(sum(square_of_n()))));
+    if (scale == FactorScale::kSchatten4) return 1 + sqrtf(sqrtf(sum(square_of_n())));
     if (scale == FactorScale::kProduct) return 1 + rule_.weight * sqrtf(sum(square_of_product()));
     return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * sum(trace()));
   }
@@ -203,7 +206,9 @@ class FactorUpdate {
     FullProduct<kTiles, kPrecision> product;
     product.add(y(), unfolding(), d_tiles_, d_tiles_, k_tiles_, {false, grad_.bf16});
     float sum = 0;
-    product.for_each(d_tiles_, d_tiles_, [&](int, int, float& value) { sum += value * value; });
+    product.for_each_pair(d_tiles_, d_tiles_, [&](int, int, float(&pair)[2]) {
+      sum += pair[0] * pair[0] + pair[1] * pair[1];
+    });
     return sum;
   }
 
@@ -222,12 +227,12 @@ class FactorUpdate {
       difference.template add<kPrecision>(PlainTiles{shared_.second, k_tiles_}, y(), d_tiles_, k_tiles_);
     }
     const float share = rule_.weight / t;
-    difference.for_each(d_tiles_, [&](int row, int col, float& value) {
+    difference.for_each_pair(d_tiles_, [&](int row, int col, float(&pair)[2]) {
       if (row >= d_ || col > row) return;
-      const float x = fresh_ ? (row == col ? diagonal_ : 0) : pending_ * factor.at(row, col);
-      value = x - share * value;
-      factor.at(row, col) = value;
-      if (col < row) factor.at(col, row) = value;
+      const float2 x = fresh_ ? float2{row == col ? diagonal_ : 0, row == col + 1 ? diagonal_ : 0}
+                              : factor.read_symmetric(row, col);
+      const float scale = fresh_ ? 1 : pending_;
+      factor.write_symmetric(row, col, {scale * x.x - share * pair[0], scale * x.y - share * pair[1]});
     });
   }
 
@@ -238,9 +243,8 @@ class FactorUpdate {
 
   // Leaves t C in v_tiles().
   __device__ __forceinline__ void refine(float inverse_t) {
-    n_.for_each(k_tiles_, [&](int row, int col, float& value) {
-      value = inverse_t * (value + (row == col && row < columns_ ? 1 : 0));
-    });
+    n_.add_diagonal(k_tiles_, columns_, 1);
+    n_.scale(inverse_t);
     __syncthreads();  // G, or N, is no longer read
     n_.write(w_tiles(), k_tiles_);
     __syncthreads();
@@ -273,8 +277,7 @@ class FactorUpdate {
         v.c[s][e / 4][e % 4] = 4 * square.c[s][e / 4][e % 4] - 8 * v.c[s][e / 4][e % 4];
       }
     }
-    v.for_each(k_tiles_,
-               [&](int row, int col, float& value) { value += row == col && row < columns_ ? 5 : 0; });
+    v.add_diagonal(k_tiles_, columns_, 5);
     return v;
   }
 

@@ -30,6 +30,17 @@ struct Cta {
   __device__ __forceinline__ explicit Cta(int thread) : warp(thread / 32), lane(thread) {}
 };
 
+// Calls use(row, col, pair) for the pairs that a lane holds of the tile at (tile_row, tile_col).
+template <class Use>
+__device__ __forceinline__ void for_each_pair_of(float (&c)[2][4], int tile_row, int tile_col, Lane lane,
+                                                 const Use& use) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    use(tile_row * kTile + lane.group + e % 2 * 8, tile_col * kTile + e / 2 * 8 + lane.member * 2,
+        reinterpret_cast<float (&)[2]>(c[e / 2][e % 2 * 2]));
+  }
+}
+
 // One warp's part of a full product: C [rows, cols] = A B^T with k tiles of k, in tiles.
 template <int kTiles, Precision kPrecision>
 struct FullProduct {
@@ -43,17 +54,28 @@ struct FullProduct {
   template <class A, class B>
   __device__ __forceinline__ void add(A a, B b, int rows, int cols, int depth, Exact exact = {}) {
     using Multiply = Multiplier<kPrecision>;
-    // Tiles beyond the matrix repeat its last ones: cheaper than branches around every product.
-    const int cols_read[kCols] = {min(col(0), cols - 1), min(col(1), cols - 1)};
+#pragma unroll
+    for (int first = 0; first < kCols; first += Multiply::kColumns) {
+      add_columns<Multiply>(a, b, first, rows, cols, depth, exact);
+    }
+  }
+
+  // Tiles beyond the matrix repeat its last ones: cheaper than branches around every product.
+  template <class Multiply, class A, class B>
+  __device__ __forceinline__ void add_columns(A a, B b, int first, int rows, int cols, int depth, Exact exact) {
 #pragma unroll 1
     for (int k = 0; k < depth; ++k) {
-      const typename Multiply::B own[kCols] = {{b.at(cols_read[0], k), cta.lane},
-                                               {b.at(cols_read[1], k), cta.lane}};
+      const auto read = [&](int j) {
+        return typename Multiply::B(b.at(min(col(first + j), cols - 1), k), cta.lane);
+      };
+      const typename Multiply::B left = read(0), right = read(Multiply::kColumns - 1);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const typename Multiply::A from(a.at(min(row(i), rows - 1), k), cta.lane);
 #pragma unroll
-        for (int j = 0; j < kCols; ++j) Multiply::add(c[i][j], from, own[j], cta.lane, exact);
+        for (int j = 0; j < Multiply::kColumns; ++j) {
+          Multiply::add(c[i][first + j], from, j == 0 ? left : right, cta.lane, exact);
+        }
       }
     }
   }
@@ -78,29 +100,7 @@ struct FullProduct {
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
       for (int j = 0; j < kCols; ++j) {
-        if (row(i) >= rows || col(j) >= cols) continue;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          use(row(i) * kTile + cta.lane.group + e % 2 * 8, col(j) * kTile + e / 2 * 8 + cta.lane.member * 2,
-              reinterpret_cast<float (&)[2]>(c[i][j][e / 2][e % 2 * 2]));
-        }
-      }
-    }
-  }
-
-  // Calls use(row, col, float&) for every element of the rows x cols tiles that is held.
-  template <class Use>
-  __device__ __forceinline__ void for_each(int rows, int cols, const Use& use) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kCols; ++j) {
-        if (row(i) >= rows || col(j) >= cols) continue;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          use(row(i) * kTile + cta.lane.group + e % 4 / 2 * 8,
-              col(j) * kTile + e / 4 * 8 + cta.lane.member * 2 + e % 2, c[i][j][e / 4][e % 4]);
-        }
+        if (row(i) < rows && col(j) < cols) for_each_pair_of(c[i][j], row(i), col(j), cta.lane, use);
       }
     }
   }
@@ -133,31 +133,51 @@ struct LowerTiles {
     return tiles + (lower_tiles(row(slot)) + col(slot)) * kTileFloats;
   }
 
+  // What lies above the diagonal is the mirror image of what lies below: differences of rounding between the
+  // two would grow from one refinement to the next.
   __device__ __forceinline__ void write(float* tiles, int tile_rows) const {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      if (has(s, tile_rows)) write_c(tile(tiles, s), c[s], cta.lane);
+      if (!has(s, tile_rows)) continue;
+      if (row(s) == col(s)) {
+        write_mirrored(tile(tiles, s), c[s], cta.lane);
+      } else {
+        write_c(tile(tiles, s), c[s], cta.lane);
+      }
     }
   }
 
   __device__ __forceinline__ void read(const float* tiles, int tile_rows) {
-    for_each(tile_rows, [&](int row, int col, float& value) {
+    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
       const int index = lower_tiles(row / kTile) + col / kTile;
-      value = tiles[index * kTileFloats + tile_offset(row % kTile, col % kTile)];
+      const float2 held = read_pair({tiles + index * kTileFloats, false}, row % kTile, col % kTile);
+      pair[0] = held.x;
+      pair[1] = held.y;
     });
   }
 
-  // Calls use(row, col, float&) for every element held, padding within the tiles included.
+  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held.
   template <class Use>
-  __device__ __forceinline__ void for_each(int tile_rows, const Use& use) {
+  __device__ __forceinline__ void for_each_pair(int tile_rows, const Use& use) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      if (!has(s, tile_rows)) continue;
+      if (has(s, tile_rows)) for_each_pair_of(c[s], row(s), col(s), cta.lane, use);
+    }
+  }
+
+  // Adds `value` to the diagonal's elements up to `size`.
+  __device__ __forceinline__ void add_diagonal(int tile_rows, int size, float value) {
+    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
+      if (row < size && row == col) pair[0] += value;
+      if (row < size && row == col + 1) pair[1] += value;
+    });
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        use(row(s) * kTile + cta.lane.group + e % 4 / 2 * 8,
-            col(s) * kTile + e / 4 * 8 + cta.lane.member * 2 + e % 2, c[s][e / 4][e % 4]);
-      }
+    for (int s = 0; s < kSlots; ++s) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) c[s][e / 4][e % 4] *= factor;
     }
   }
 
@@ -179,8 +199,8 @@ struct LowerTiles {
   // Sum of value^2 over the whole symmetric matrix.
   __device__ __forceinline__ float sum_of_squares(int tile_rows) {
     float sum = 0;
-    for_each(tile_rows, [&](int row, int col, float& value) {
-      sum += (row / kTile == col / kTile ? 1 : 2) * value * value;
+    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
+      sum += (row / kTile == col / kTile ? 1 : 2) * (pair[0] * pair[0] + pair[1] * pair[1]);
     });
     return sum;
   }

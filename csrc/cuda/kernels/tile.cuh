@@ -112,4 +112,15 @@ __device__ __forceinline__ void write_c(float* tile, const float (&c)[2][4], Lan
   }
 }
 
+// The same for a symmetric tile: elements below the diagonal and their mirror images.
+__device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const int row = lane.group + e % 4 / 2 * 8, col = 2 * lane.member + e / 4 * 8 + e % 2;
+    if (col > row) continue;
+    tile[tile_offset(row, col)] = c[e / 4][e % 4];
+    if (col < row) tile[tile_offset(col, row)] = c[e / 4][e % 4];
+  }
+}
+
 }  // namespace kradagrad::cuda

@@ -110,6 +110,11 @@ std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& ctas) 
 
 }  // namespace
 
+AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, double l2, bool nesterov) {
+  const auto rounded = [](double value) { return static_cast<float>(value); };
+  return {rounded(beta1), rounded(1 - beta1), rounded(beta2), rounded(weight2), rounded(l2), nesterov};
+}
+
 void check_layouts(const char* op, const ElementwiseInputs& inputs) {
   for (std::size_t p = 0; p < inputs.params.size(); ++p) {
     const std::size_t dims = layout_of(tensors_of(inputs, p)).sizes.size();

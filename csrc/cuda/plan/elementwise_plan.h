@@ -21,6 +21,9 @@ struct AccumulateRule {
   bool nesterov;
 };
 
+// 1 - beta1 is rounded from double: in float it would lose digits.
+AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, double l2, bool nesterov);
+
 struct ParameterRule {
   float momentum, decay, l2;
   bool nesterov;

@@ -1,0 +1,125 @@
+// The launch plans of csrc/cuda/plan for Python: tensors come as (address, bf16, sizes, strides).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+
+#include "plan/elementwise_plan.h"
+#include "plan/kron_step_plan.h"
+
+namespace py = pybind11;
+using namespace kradagrad::cuda;
+
+namespace {
+
+using TensorTuple = std::tuple<uintptr_t, bool, std::vector<int64_t>, std::vector<int64_t>>;
+using TensorTuples = std::vector<TensorTuple>;
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+TensorInfo info(const TensorTuple& tensor) {
+  return {pointer<void>(std::get<0>(tensor)), std::get<1>(tensor), std::get<2>(tensor), std::get<3>(tensor)};
+}
+
+TensorInfos infos(const TensorTuples& tensors) {
+  TensorInfos result;
+  for (const TensorTuple& tensor : tensors) result.push_back(info(tensor));
+  return result;
+}
+
+py::dict as_dict(const Plan& plan) {
+  py::list launches;
+  for (const Launch& launch : plan.launches) {
+    launches.append(py::make_tuple(launch.kernel, launch.grid, launch.block, launch.shared,
+                                   py::bytes(launch.parameters.data(), launch.parameters.size())));
+  }
+  py::dict result;
+  result["table"] = py::bytes(plan.table.data(), plan.table.size());
+  result["scratch"] = plan.scratch;
+  result["launches"] = launches;
+  return result;
+}
+
+Place place(uintptr_t table, uintptr_t scratch) { return {pointer<char>(table), pointer<char>(scratch)}; }
+
+std::optional<FactorTensors> factor_tensors(const py::object& factor) {
+  if (factor.is_none()) return std::nullopt;
+  const auto [tensor, statistics] = factor.cast<std::pair<TensorTuple, uintptr_t>>();
+  return FactorTensors{info(tensor), pointer<float>(statistics)};
+}
+
+KronTensors kron_tensors(const py::dict& group) {
+  const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
+  const auto one = [&](const char* name) {
+    return group[name].is_none() ? TensorInfo{} : info(group[name].cast<TensorTuple>());
+  };
+  return {group["blocks"].cast<int64_t>(),
+          group["m"].cast<int32_t>(),
+          group["n"].cast<int32_t>(),
+          list("grad"),
+          factor_tensors(group["left"]),
+          factor_tensors(group["right"]),
+          list("direction"),
+          list("out"),
+          one("left_root"),
+          one("right_root")};
+}
+
+const std::map<std::string, FactorScale> kScales = {{"trace_dim", FactorScale::kTraceDim},
+                                                    {"trace", FactorScale::kTrace},
+                                                    {"product", FactorScale::kProduct},
+                                                    {"frobenius", FactorScale::kFrobenius},
+                                                    {"schatten4", FactorScale::kSchatten4}};
+const std::map<std::string, Precision> kPrecisions = {{"bf16x3", Precision::kBf16x3},
+                                                      {"tf32x3", Precision::kTf32x3},
+                                                      {"bf16x6", Precision::kBf16x6},
+                                                      {"fp32", Precision::kFp32}};
+
+py::dict kron_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
+                   const std::string& scale, int refine, const std::string& precision, bool update,
+                   bool precondition, uintptr_t active, uintptr_t norms, uintptr_t table, uintptr_t scratch,
+                   int64_t scratch_bytes) {
+  KronStepInputs inputs{{},
+                        {decay, weight, damping, kScales.at(scale), refine},
+                        kPrecisions.at(precision),
+                        update,
+                        precondition,
+                        pointer<bool>(active),
+                        pointer<float>(norms)};
+  for (const py::dict& group : groups) inputs.groups.push_back(kron_tensors(group));
+  return as_dict(plan_kron_step(inputs, place(table, scratch), scratch_bytes));
+}
+
+ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uintptr_t active) {
+  const auto list = [&](const char* name) {
+    return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
+  };
+  return {list("params"),     list("grads"),   list("momenta"),      list("second_moments"),
+          list("directions"), list("updates"), pointer<float>(coefficients), pointer<bool>(active)};
+}
+
+py::dict accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
+                    double weight2, double l2, bool nesterov, uintptr_t norms, uintptr_t table,
+                    uintptr_t scratch) {
+  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
+  return as_dict(plan_accumulate(elementwise(lists, coefficients, active), rule, pointer<float>(norms),
+                                 place(table, scratch)));
+}
+
+py::dict parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
+                        float decay, float l2, bool nesterov, uintptr_t lr, uintptr_t table, uintptr_t scratch) {
+  return as_dict(plan_parameter_step(elementwise(lists, coefficients, active),
+                                     {momentum, decay, l2, nesterov, pointer<float>(lr)},
+                                     place(table, scratch)));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_plans, m) {
+  m.def("kron_step", &kron_step);
+  m.def("accumulate", &accumulate);
+  m.def("parameter_step", &parameter_step);
+}

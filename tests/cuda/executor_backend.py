@@ -1,0 +1,188 @@
+"""The CUDA kernels as a backend for CPU tensors: the library's own launch plans, run by the PTX executor.
+
+Every launch must come out of the executor without a report: no race, nothing out of bounds, nothing read that
+was not written. Scratch memory counts as uninitialised.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import ptx
+import torch
+from torch import Tensor
+
+from kradagrad_ext.backends import reference
+
+from . import toolchain
+
+name = "executor"
+
+PRECISION = "bf16x3"
+SOURCES = {
+    "kron_step_resident": "kron_step_resident",
+    "grouped_product": "grouped_product",
+    "start_factors": "factor_state",
+    "finish_groups": "factor_state",
+    "traces_of_squares": "factor_state",
+    "accumulate": "accumulate",
+    "sum_spans": "accumulate",
+    "parameter_step": "parameter_step",
+}
+"""The file of each kernel, by the name's beginning."""
+
+
+@functools.cache
+def kernel(name: str, architecture: str = "sm_80") -> ptx.Kernel:
+    """A kernel by the name that a plan launches."""
+    stem = next(stem for start, stem in SOURCES.items() if name.startswith(start))
+    return ptx.Kernel(toolchain.ptx(stem, architecture), name)
+
+
+class Device:
+    """Memory of one op's call; a tensor is found at its place in its storage."""
+
+    def __init__(self) -> None:
+        self.memory = ptx.Memory()
+        self._addresses: dict[int, int] = {}
+
+    def address(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == 0:
+            return 0
+        if storage.data_ptr() not in self._addresses:
+            data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+            self._addresses[storage.data_ptr()] = self.memory.place(data)
+        return self._addresses[storage.data_ptr()] + tensor.storage_offset() * tensor.element_size()
+
+    def describe(self, tensor: Tensor) -> tuple[int, bool, list[int], list[int]]:
+        bf16 = tensor.dtype == torch.bfloat16
+        return self.address(tensor), bf16, list(tensor.shape), list(tensor.stride())
+
+    def describe_all(self, tensors: list[Tensor]) -> list[tuple[int, bool, list[int], list[int]]]:
+        return [self.describe(tensor) for tensor in tensors]
+
+    def allocate(self, size: int, uninitialised: bool = False) -> tuple[int, np.ndarray]:
+        array = np.full(max(size, 1), 0xFF, np.uint8)
+        return self.memory.place(array, uninitialised=uninitialised), array
+
+
+class Executor:
+    """The backend. Launches of the latest call are kept with their counters.
+
+    Args:
+        seed: shuffles the order of blocks and warps where it is not 0.
+        scratch_bytes: of one slice of the grouped products.
+        architecture: of the compiled kernels.
+    """
+
+    name = "executor"
+
+    def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, architecture: str = "sm_80") -> None:
+        self.seed = seed
+        self.scratch_bytes = scratch_bytes
+        self.architecture = architecture
+        self.launches: list[tuple[str, ptx.Launch]] = []
+
+    def run(self, device: Device, plan) -> None:
+        """Make a plan for its sizes, allocate, make it again at its place, and launch."""
+        sizes = plan(0, 0)
+        table, bytes_of_table = device.allocate(len(sizes["table"]))
+        scratch, _ = device.allocate(sizes["scratch"], uninitialised=True)
+        made = plan(table, scratch)
+        bytes_of_table[: len(made["table"])] = np.frombuffer(made["table"], np.uint8)
+        self.launches = []
+        for name, grid, block, shared, parameters in made["launches"]:
+            launch = kernel(name, self.architecture).launch(
+                device.memory, grid, block, [parameters], dynamic_shared=shared, seed=self.seed
+            )
+            launch.assert_clean()
+            self.launches.append((name, launch))
+
+    def update_factor_(
+        self, factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine, precision
+    ) -> None:
+        group = {
+            "blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0
+        }  # fmt: skip
+        rule = (decay, weight, damping, factor_scale, refine, precision)
+        if factor_scale == "exact":
+            reference.update_factor_(factor, statistics, unfolding, active, *rule)
+            return
+        device = Device()
+        group |= {"grad": device.describe_all(unfolding), "direction": [], "out": []}
+        group |= {"left": (device.describe(factor), device.address(statistics)), "right": None}
+        group |= {"left_root": None, "right_root": None}
+        self.run(
+            device,
+            lambda *place: toolchain.plans().kron_step(
+                [group], *rule, True, False, device.address(active), 0, *place, self.scratch_bytes
+            ),
+        )
+
+    def kron_step_(
+        self, left, right, left_statistics, right_statistics, out, norms, grad, direction, left_root, right_root,
+        active, decay, weight, damping, factor_scale, refine, precision, update,
+    ) -> None:  # fmt: skip
+        device = Device()
+        rule = (decay, weight, damping, factor_scale, refine, precision)
+        precondition = len(out) > 0
+        groups = []
+        lists = {"grad": list(grad), "direction": list(direction), "out": list(out)}
+        for i, (x, y) in enumerate(zip(left, right, strict=True)):
+            group = {"blocks": len(x), "m": x.shape[1], "n": y.shape[1]}
+            for key, views in lists.items():
+                group[key] = device.describe_all(_take(views, len(x)))
+            group["left"] = (device.describe(x), device.address(left_statistics[i]))
+            group["right"] = (device.describe(y), device.address(right_statistics[i]))
+            group["left_root"] = device.describe(left_root[i]) if precondition else None
+            group["right_root"] = device.describe(right_root[i]) if precondition else None
+            groups.append(group)
+        self.run(
+            device,
+            lambda *place: toolchain.plans().kron_step(
+                groups, *rule, update, precondition, device.address(active), device.address(norms), *place,
+                self.scratch_bytes,
+            ),
+        )  # fmt: skip
+
+    def accumulate_(
+        self, momenta, second_moments, directions, graft_norms, grads, params, coefficients, active, beta1, beta2,
+        weight2, l2, nesterov,
+    ) -> None:  # fmt: skip
+        device = Device()
+        lists = {"momenta": momenta, "second_moments": second_moments, "directions": directions}
+        lists |= {"grads": grads, "params": params}
+        lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
+        fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, l2, nesterov)
+        norms = device.address(graft_norms)
+        self.run(device, lambda *place: toolchain.plans().accumulate(lists, *fixed, norms, *place))
+
+    def parameter_step_(
+        self, params, momenta, updates, directions, second_moments, coefficients, active, lr, momentum, decay, l2,
+        nesterov,
+    ) -> None:  # fmt: skip
+        device = Device()
+        lists = {"params": params, "momenta": momenta, "updates": updates, "directions": directions}
+        lists |= {"second_moments": second_moments}
+        lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
+        fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
+        rate = device.address(lr)
+        self.run(device, lambda *place: toolchain.plans().parameter_step(lists, *fixed, rate, *place))
+
+    def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:
+        return reference.precondition(blocks, roots)
+
+    def eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.eigh(matrices)
+
+
+def _take(views: list[Tensor], blocks: int) -> list[Tensor]:
+    """The next views of `blocks` blocks, off the list."""
+    taken = []
+    while blocks > 0 and views:
+        view = views.pop(0)
+        taken.append(view)
+        blocks -= view.shape[:-2].numel()
+    return taken

@@ -1,0 +1,88 @@
+"""Compiles what the tests of the CUDA kernels run: PTX from csrc/cuda/kernels, and the launch plans for Python.
+
+Results lie in build/, named by a hash of all that they depend on, so that most runs compile nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ROOT / "csrc/cuda/kernels"
+PLANS = ROOT / "csrc/cuda/plan"
+BUILD = ROOT / "build/cuda-tests"
+
+PTX_FLAGS = ["-std=c++20", "-lineinfo", "--ptx"]
+PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-shared"]
+
+
+def require_nvcc() -> str:
+    """nvcc's path. A run without it skips, unless KRADAGRAD_REQUIRE_NVCC says that it must not."""
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    if nvcc is None:
+        if os.environ.get("KRADAGRAD_REQUIRE_NVCC"):
+            pytest.fail("KRADAGRAD_REQUIRE_NVCC is set and there is no nvcc")
+        pytest.skip("no nvcc, and no compiled PTX of these sources in build/")
+    return nvcc
+
+
+def digest(sources: list[Path], *facts: str) -> str:
+    """A hash of files' contents and of facts."""
+    state = hashlib.sha256(" ".join(facts).encode())
+    for source in sources:
+        state.update(source.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def compile_once(target: Path, command: list[str]) -> None:
+    """Run a compiler that writes to its last argument, unless the target is there."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}{target.suffix}")
+    done = subprocess.run([*command, str(partial)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    partial.replace(target)
+
+
+def kernel_headers() -> list[Path]:
+    """Headers that every kernel may include."""
+    return sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h")])
+
+
+@functools.cache
+def ptx(stem: str, architecture: str = "sm_80") -> str:
+    """The PTX of csrc/cuda/kernels/<stem>.cu."""
+    source = KERNELS / f"{stem}.cu"
+    target = BUILD / f"{stem}.{architecture}.{digest([source, *kernel_headers()], *PTX_FLAGS)}.ptx"
+    if not target.exists():
+        compile_once(target, [require_nvcc(), *PTX_FLAGS, f"-arch={architecture}", str(source), "-o"])
+    return target.read_text()
+
+
+@functools.cache
+def plans() -> ModuleType:
+    """The plans of csrc/cuda/plan as a module."""
+    sources = [Path(__file__).parent / "bindings.cpp", *sorted(PLANS.glob("*.cpp"))]
+    headers = [*sorted(PLANS.glob("*.h")), *kernel_headers()]
+    target = BUILD / f"_plans.{digest([*sources, *headers], sys.version, pybind11.__version__)}.so"
+    includes = [f"-I{path}" for path in (ROOT / "csrc/cuda", sysconfig.get_path("include"), pybind11.get_include())]
+    compiler = os.environ.get("CXX", "c++")
+    compile_once(target, [compiler, *PLAN_FLAGS, *includes, *map(str, sources), "-o"])
+    spec = importlib.util.spec_from_file_location("_plans", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
