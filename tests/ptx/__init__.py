@@ -1,0 +1,29 @@
+"""The PTX executor, see README.md."""
+
+from .api import (
+    Counters,
+    ExecutionError,
+    Kernel,
+    Launch,
+    Memory,
+    ParseError,
+    Report,
+    StepLimit,
+    canonical,
+    isolate,
+    opcodes,
+)
+
+__all__ = [
+    "Counters",
+    "ExecutionError",
+    "Kernel",
+    "Launch",
+    "Memory",
+    "ParseError",
+    "Report",
+    "StepLimit",
+    "canonical",
+    "isolate",
+    "opcodes",
+]

@@ -1,0 +1,197 @@
+// wgmma with bf16 operands in shared memory.  Each of the four warps of a warpgroup owns 16 rows.
+//
+// It executes at the wait_group that covers it: until then its accumulator registers are poison, and its
+// operands count as read from issue to execution: a write in between is reported.
+#include <array>
+
+#include "bfloat.h"
+#include "decode.h"
+#include "opcodes.h"
+
+namespace ptx {
+
+namespace {
+
+constexpr int kRows = 16, kK = 16, kMaxN = 256;
+
+struct Operands {
+  float a[kRows][kK];
+  float b[kK][kMaxN];
+};
+
+// A matrix descriptor of the PTX ISA: start, leading and stride byte offsets (in units of 16), swizzle in
+// bits 62-63.
+class Descriptor {
+ public:
+  Descriptor(u64 bits, bool transposed) : transposed_(transposed) {
+    start_ = (bits & 0x3fff) << 4;
+    leading_ = (bits >> 16 & 0x3fff) << 4;
+    stride_ = (bits >> 32 & 0x3fff) << 4;
+    const int swizzle = static_cast<int>(bits >> 62);
+    if (swizzle == 0) throw ExecutionError("wgmma: descriptors without swizzle are not supported");
+    if (bits >> 49 & 7) throw ExecutionError("wgmma: base offsets are not supported");
+    row_bytes_ = swizzle == 1 ? 128 : swizzle == 2 ? 64 : 32;
+  }
+
+  // The shared address of element `k` of row (of a) or column (of b) `mn`.
+  u32 address(u32 mn, u32 k) const {
+    const u32 per_row = row_bytes_ / 2;
+    const u32 plain = transposed_ ? start_ + mn / per_row * leading_ + k / 8 * stride_ + k % 8 * row_bytes_ +
+                                        mn % per_row * 2
+                                  : start_ + mn / 8 * stride_ + mn % 8 * row_bytes_ + k * 2;
+    // The 16-byte chunks of a row are permuted by the row's number within its 128-byte pattern.
+    return plain ^ ((plain >> 7 & (row_bytes_ / 16 - 1)) << 4);
+  }
+
+  bool transposed() const { return transposed_; }
+
+ private:
+  bool transposed_;
+  u32 start_, leading_, stride_, row_bytes_;
+};
+
+// +1: one more wgmma in flight reads these 16 bytes.
+void hold_operand(Machine& m, u32 address, int change) {
+  if (!m.options.races) return;
+  for (u32 at = 0; at < 16; at += 1u << m.program.shared_cell_shift) {
+    m.shared.shadow.at(address + at)->operand_of += change;
+  }
+}
+
+// Reads `count` rows of 16 elements, in the 16-byte pieces that the unit reads.
+template <class F>
+void read_operand(Machine& m, const Descriptor& d, u32 first, u32 count, int hold, F put) {
+  const u32 rows = d.transposed() ? kK : count, columns = d.transposed() ? count : kK;
+  for (u32 row = 0; row < rows; ++row) {
+    for (u32 column = 0; column < columns; column += 8) {
+      const u32 mn = d.transposed() ? first + column : first + row, k = d.transposed() ? row : column;
+      const u8* data = m.shared_access(d.address(mn, k), 16, kAsyncLane, Use::kRead);
+      if (data) hold_operand(m, d.address(mn, k), hold);
+      for (u32 j = 0; j < 8; ++j) {
+        u16 bits = 0xffff;
+        if (data) std::memcpy(&bits, data + 2 * j, 2);
+        put(d.transposed() ? column + j : row, d.transposed() ? row : column + j, from_bfloat(bits));
+      }
+    }
+  }
+}
+
+// immediate: bit 0, 1: a, b transposed; vector: N / 8.  hold: +1 at issue, -1 at execution
+void read_operands(Machine& m, const Instruction& i, const PendingWgmma& w, int hold, Operands& o) {
+  read_operand(m, Descriptor(w.a, i.immediate & 1), m.warp->id % 4 * kRows, kRows, hold,
+               [&](u32 row, u32 k, float value) { o.a[row][k] = value; });
+  read_operand(m, Descriptor(w.b, i.immediate & 2), 0, i.vector * 8u, hold,
+               [&](u32 column, u32 k, float value) { o.b[k][column] = value; });
+}
+
+void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
+  Operands o;
+  read_operands(m, i, w, -1, o);
+  ++m.counters.mma;
+  std::vector<float>& accumulator = m.warp->accumulators[i.list[0]];
+  for (size_t r = 0; r < i.list.size(); ++r) {
+    for (int lane = 0; lane < kWarpSize; ++lane) {
+      const size_t row = lane / 4 + r / 2 % 2 * 8, column = r / 4 * 8 + lane % 4 * 2 + r % 2;
+      float& target = accumulator[r * kWarpSize + lane];
+      double sum = w.accumulate ? target : 0;
+      for (int k = 0; k < kK; ++k) sum += static_cast<double>(o.a[row][k]) * o.b[k][column];
+      target = static_cast<float>(sum);
+    }
+  }
+}
+
+// op: descriptors of a and b, the scale-d predicate
+void issue(Machine& m, const Instruction& i, Mask) {
+  const u64 *a = m.lanes<u64>(i.op[0]), *b = m.lanes<u64>(i.op[1]);
+  for (int lane = 1; lane < kWarpSize; ++lane) {
+    if (a[lane] != a[0] || b[lane] != b[0]) m.report("wgmma descriptor differs between lanes", lane);
+  }
+  const PendingWgmma w{m.ip, m.warp->wgmma_group, a[0], b[0], (m.predicate(i.op[2]) & 1) != 0};
+  std::vector<float>& accumulator = m.warp->accumulators[i.list[0]];
+  const bool chained = !accumulator.empty();  // an earlier wgmma on the same registers is in flight
+  accumulator.resize(i.list.size() * kWarpSize);
+  for (size_t r = 0; r < i.list.size(); ++r) {
+    float* d = m.lanes<float>(i.list[r]);
+    if (!chained) std::memcpy(&accumulator[r * kWarpSize], d, sizeof(float) * kWarpSize);
+    std::memset(d, 0xff, sizeof(float) * kWarpSize);
+  }
+  Operands unused;
+  read_operands(m, i, w, +1, unused);
+  m.warp->wgmmas.push_back(w);
+}
+
+void commit(Machine& m, const Instruction&, Mask) { ++m.warp->wgmma_group; }
+
+// Gives back the accumulators on which no wgmma is in flight any more.
+void release(Machine& m, const PendingWgmma& done) {
+  const std::vector<int>& list = m.program.code[done.instruction].list;
+  for (const PendingWgmma& w : m.warp->wgmmas) {
+    if (m.program.code[w.instruction].list[0] == list[0]) return;
+  }
+  const auto it = m.warp->accumulators.find(list[0]);
+  if (it == m.warp->accumulators.end()) return;
+  for (size_t r = 0; r < list.size(); ++r) {
+    std::memcpy(m.lanes<float>(list[r]), &it->second[r * kWarpSize], sizeof(float) * kWarpSize);
+  }
+  m.warp->accumulators.erase(it);
+}
+
+void wait(Machine& m, const Instruction& i, Mask) {
+  std::vector<PendingWgmma> done, kept;
+  for (const PendingWgmma& w : m.warp->wgmmas) {
+    (static_cast<s64>(w.group) < static_cast<s64>(m.warp->wgmma_group) - i.immediate ? done : kept)
+        .push_back(w);
+  }
+  const int ip = m.ip;
+  for (const PendingWgmma& w : done) {
+    m.ip = w.instruction;
+    execute(m, m.program.code[w.instruction], w);
+  }
+  m.ip = ip;
+  m.warp->wgmmas = kept;
+  for (const PendingWgmma& w : done) release(m, w);
+}
+
+void fence(Machine&, const Instruction&, Mask) {}
+
+void decode_issue(Decoder& d, Instruction& i) {
+  d.expect(8);
+  const std::string_view spelling = d.spelling();
+  const size_t at = spelling.find("m64n") + 4;
+  const int n = std::stoi(std::string(spelling.substr(at, spelling.find('k', at) - at)));
+  const auto names = d.vector(0);
+  if (n < 8 || n > kMaxN || n % 8 || static_cast<int>(names.size()) != n / 2) d.reject("bad wgmma shape");
+  if (d.operand(1).kind == Operand::Kind::kVector) d.reject("wgmma with a in registers is not supported");
+  for (std::string_view name : names) i.list.push_back(d.destination(name, 32));
+  i.op[0] = d.source(1, 64);
+  i.op[1] = d.source(2, 64);
+  i.op[2] = d.source(3, 1);
+  if (d.immediate(4) != 1 || d.immediate(5) != 1) d.reject("only scales of 1 are supported");
+  i.immediate = (d.immediate(6) & 1) | (d.immediate(7) & 1) << 1;
+  i.vector = static_cast<u8>(n / 8);
+  i.gather = Gather::kWarp;
+  d.origin().touches_memory = true;
+  d.narrow_cells(Space::kShared, 16);
+}
+
+void decode_plain(Decoder& d, Instruction& i) {
+  d.expect(0);
+  i.gather = Gather::kWarp;
+}
+
+void decode_wait(Decoder& d, Instruction& i) {
+  d.expect(1);
+  i.immediate = d.immediate(0);
+  i.gather = Gather::kWarp;
+}
+
+}  // namespace
+
+void add_wgmma_opcodes(OpcodeTable& t) {
+  t["wgmma.mma_async.m64nNk16.f32.bf16.bf16"] = {"", issue, decode_issue};
+  t["wgmma.fence"] = {"", fence, decode_plain};
+  t["wgmma.commit_group"] = {"", commit, decode_plain};
+  t["wgmma.wait_group"] = {"", wait, decode_wait};
+}
+
+}  // namespace ptx

@@ -1,0 +1,162 @@
+"""wgmma: descriptors, swizzles and the accumulator layout, from the PTX ISA."""
+
+import numpy as np
+import pytest
+
+from ptx import ExecutionError, ParseError, opcodes
+from ptx.kernel_text import execute, kinds
+from ptx.oracle import from_bfloat, to_bfloat
+
+SWIZZLES = {128: 1, 64: 2, 32: 3}  # bytes of a row: the descriptor's code
+
+
+def swizzled(matrix: np.ndarray, row_bytes: int) -> np.ndarray:
+    """Rows of `row_bytes` bytes, stored one after another;
+    within a 128-byte line pattern of 8, 4 or 2 rows the
+    16-byte chunks are permuted: chunk number XOR line number (address bits 7 and up)."""
+    data = np.ascontiguousarray(matrix).view(np.uint8).reshape(-1)
+    out = np.zeros_like(data)
+    for chunk in range(data.size // 16):
+        address = chunk * 16
+        target = address ^ ((address // 128 % (row_bytes // 16)) * 16)
+        out[target : target + 16] = data[address : address + 16]
+    return out
+
+
+def accumulator(lane: int, warp: int, i: int) -> tuple[int, int]:
+    """Row and column of d[i] of m64nN (figure "WGMMA .m64nNk16 register fragment layout for accumulator
+    matrix D")."""
+    return 16 * warp + lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + lane % 4 * 2 + i % 2
+
+
+def kernel(
+    n: int, code: int, *, transposed: tuple[int, int], bytes_a: int, strides: tuple[int, int], body: str
+) -> str:
+    """Copies both operands to shared memory, runs `body` with descriptors %d10, %d11, stores the
+    accumulators."""
+    registers = ", ".join(f"%a{i}" for i in range(n // 2))
+    wgmma = (
+        f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{registers}}}, %d10, %d11, %p5, 1, 1, "
+        f"{transposed[0]}, {transposed[1]};"
+    )
+    clear = " ".join(f"mov.f32 %a{i}, 0f3F800000;" for i in range(n // 2))
+    store = " ".join(f"st.global.f32 [%d6+{4 * i}], %a{i};" for i in range(n // 2))
+    high = code << 30
+    return f""".reg .f32 %a<{n // 2}>; .shared .align 1024 .b8 s[40960];
+      mov.u32 %r9, %tid.x; mov.u32 %r8, s; mov.u32 %r20, %r9; shl.b32 %r21, %r9, 4;
+      setp.eq.u32 %p5, %r0, 1; {clear}
+      COPY: setp.ge.u32 %p1, %r21, 40960; @%p1 bra DONE; cvt.u64.u32 %d5, %r21; add.s64 %d5, %d0, %d5;
+      ld.global.v4.b32 {{%r30,%r31,%r32,%r33}}, [%d5]; add.s32 %r22, %r8, %r21;
+      st.shared.v4.b32 [%r22], {{%r30,%r31,%r32,%r33}}; add.s32 %r21, %r21, 2048; bra COPY;
+      DONE: bar.sync 0; fence.proxy.async;
+      shr.u32 %r23, %r8, 4; or.b32 %r23, %r23, {strides[0] // 16 << 16};
+      mov.u32 %r24, {strides[1] // 16 | high};
+      mov.b64 %d10, {{%r23, %r24}}; add.s32 %r23, %r23, {bytes_a // 16}; mov.b64 %d11, {{%r23, %r24}};
+      wgmma.fence.sync.aligned; {body.replace("WGMMA", wgmma)}
+      mad.wide.u32 %d6, %r9, {2 * n}, %d1; {store} ret;"""
+
+
+ONCE = "WGMMA wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+
+
+def run(n, row_bytes, a, b, *, body=ONCE, accumulate=0, transposed=(0, 0), strides=None):
+    """a: 64 x 16 and b: n x 16 bf16 bits, both padded to rows of `row_bytes` bytes unless transposed."""
+    images = [swizzled(x, row_bytes) for x in (a, b)]
+    bytes_a = -(-images[0].size // 1024) * 1024
+    memory = np.zeros(40960, np.uint8)
+    memory[: images[0].size] = images[0]
+    memory[bytes_a : bytes_a + images[1].size] = images[1]
+    out = np.zeros((128, n // 2), np.float32)
+    strides = strides or (16, 8 * row_bytes)
+    text = kernel(n, SWIZZLES[row_bytes], transposed=transposed, bytes_a=bytes_a, strides=strides, body=body)
+    launch = execute(text, [memory, out], numbers=[accumulate], block=128)
+    d = np.zeros((64, n), np.float32)
+    for thread in range(128):
+        for i in range(n // 2):
+            d[accumulator(thread % 32, thread // 32, i)] = out[thread, i]
+    return launch, d
+
+
+def operand(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    return to_bfloat(rng.standard_normal((rows, columns)))
+
+
+@pytest.mark.parametrize("row_bytes", SWIZZLES)
+@pytest.mark.parametrize("n", [8, 64, 256])
+def test_operands_with_k_contiguous(n, row_bytes):
+    rng = np.random.default_rng(n)
+    a, b = operand(rng, 64, row_bytes // 2), operand(rng, n, row_bytes // 2)
+    launch, d = run(n, row_bytes, a, b)
+    launch.assert_clean()
+    expected = from_bfloat(a[:, :16]).astype(float) @ from_bfloat(b[:, :16]).astype(float).T
+    np.testing.assert_allclose(d, expected, rtol=1e-6, atol=1e-6)
+    assert launch.counters.mma == 4
+
+
+def test_operands_with_k_strided():
+    """Transposed: rows of the memory are k, eight of them to a pattern;
+    64 values of m or n to a 128-byte row."""
+    rng = np.random.default_rng(7)
+    a, b = operand(rng, 16, 64), operand(rng, 16, 64)
+    # One column block of 64, so the leading offset is not used; the stride goes from k to k + 8.
+    launch, d = run(64, 128, a, b, transposed=(1, 1), strides=(2048, 1024))
+    launch.assert_clean()
+    np.testing.assert_allclose(
+        d, from_bfloat(a).astype(float).T @ from_bfloat(b).astype(float), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_accumulation_in_one_group():
+    rng = np.random.default_rng(8)
+    a, b = operand(rng, 64, 64), operand(rng, 16, 64)
+    one = run(16, 128, a, b, accumulate=1)[1]
+    two = run(16, 128, a, b, accumulate=1, body="WGMMA " + ONCE)[1]
+    product = from_bfloat(a[:, :16]).astype(float) @ from_bfloat(b[:, :16]).astype(float).T
+    np.testing.assert_allclose(one, product + 1, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(two, 2 * product + 1, rtol=1e-6, atol=1e-6)
+
+
+def test_accumulators_are_poison_until_the_wait():
+    rng = np.random.default_rng(9)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    assert np.isnan(run(8, 128, a, b, body="WGMMA wgmma.commit_group.sync.aligned;")[1]).all()
+    assert np.isnan(run(8, 128, a, b, body=ONCE.replace("aligned 0", "aligned 1"))[1]).all()
+
+
+def test_operand_overwritten_before_the_wait():
+    rng = np.random.default_rng(10)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    issue, wait = "WGMMA wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+    write = "setp.eq.u32 %p2, %r9, 0; @%p2 st.shared.v4.b32 [%r8], {%r30,%r31,%r32,%r33};"
+    early = run(8, 128, a, b, body=f"{issue} bar.sync 0; {write} bar.sync 0; {wait}")[0]
+    assert kinds(early) == ["shared write to operands of a wgmma in flight"]
+    other = write.replace("%r9, 0", "%r9, 32")  # a warp that has not waited for warp 0
+    assert kinds(run(8, 128, a, b, body=f"{issue} {wait} {other}")[0]) == ["shared race: write after read"]
+    run(8, 128, a, b, body=f"{issue} {wait} {write}")[0].assert_clean()
+    run(8, 128, a, b, body=f"{issue} {wait} bar.sync 0; {other}")[0].assert_clean()
+
+
+def test_operand_written_without_a_barrier():
+    rng = np.random.default_rng(12)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    write = "setp.eq.u32 %p2, %r9, 0; @%p2 st.shared.v4.b32 [%r8], {%r30,%r31,%r32,%r33};"
+    assert kinds(run(8, 128, a, b, body=write + ONCE)[0]) == ["shared race: read after write"]
+    run(8, 128, a, b, body=f"{write} bar.sync 0; {ONCE}")[0].assert_clean()
+
+
+def test_what_is_not_supported():
+    rng = np.random.default_rng(11)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    with pytest.raises(ExecutionError, match="without swizzle"):
+        run(8, 128, a, b, body="mov.u64 %d10, 0;" + ONCE)
+    with pytest.raises(ParseError, match="bad wgmma shape"):
+        execute(
+            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0,%f1}, %d1, %d2, %p1, 1, 1, 0, 0; ret;"
+        )
+
+
+def test_every_wgmma_opcode_is_tested():
+    known = {name for name in opcodes() if name.startswith("wgmma")}
+    assert known == {
+        "wgmma.mma_async.m64nNk16.f32.bf16.bf16", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group",
+    }  # fmt: skip
