@@ -1,0 +1,92 @@
+"""Plots of what bench/gpu_kernels.py measured, from its CSV alone.
+
+python bench/gpu_plot.py bench/results/gpu_<name>.csv [--out folder]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+SERIES = ("#1f5fa8", "#d1682b", "#3b8f5a", "#8a5aa8", "#777777")
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150, "savefig.bbox": "tight"}
+KEYS = ["op", "backend", "dtype", "shape", "metric"]
+
+
+def latest(path: Path) -> pd.DataFrame:
+    """The last row of every measurement."""
+    rows = pd.read_csv(path).sort_values("date", kind="stable")
+    return rows.drop_duplicates(KEYS, keep="last")
+
+
+def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
+    """`kron_step_` of the default recipe over the side of a block, and what does the same."""
+    chosen = rows[(rows["op"] == "kron_step_ frobenius refine=2 bf16x3") & (rows["metric"] == "ms")]
+    chosen = chosen[(chosen["dtype"] == "float32") & chosen["shape"].str.fullmatch(r"\d+x\d+")].copy()
+    if chosen.empty:
+        return None
+    chosen["side"] = chosen["shape"].str.split("x").str[0].astype(int)
+    figure, axes = plt.subplots(figsize=(6.5, 4))
+    for color, (name, series) in zip(SERIES, chosen.groupby("backend"), strict=False):
+        series = series.sort_values("side")
+        style = "--" if name == "roofline" else "o-"
+        axes.plot(series["side"], series["p50"], style, color=color, label=name, markersize=4)
+        axes.fill_between(series["side"], series["p20"], series["p80"], color=color, alpha=0.15, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    sides = sorted(chosen["side"].unique())
+    axes.set_xticks(sides, map(str, sides))
+    axes.set(xlabel="side of a block", ylabel="ms, median, 20th to 80th percentile")
+    axes.set_title(f"Kron step of a 4096 x 4096 matrix, {device}", loc="left", fontsize=11)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_prediction(rows: pd.DataFrame, device: str) -> Figure | None:
+    """Measured time of every case over its prediction."""
+    times = rows[(rows["metric"] == "ms") & rows["backend"].isin(["native", "roofline"])]
+    wide = times.pivot_table(index=["op", "shape", "dtype"], columns="backend", values="p50")
+    if not {"native", "roofline"} <= set(wide.columns) or wide.dropna().empty:
+        return None
+    ratio = (wide["native"] / wide["roofline"]).dropna().sort_values()
+    figure, axes = plt.subplots(figsize=(7, 0.28 * len(ratio) + 1))
+    axes.barh([" ".join(key) for key in ratio.index], ratio, color=SERIES[0])
+    axes.axvline(1, color="black", lw=0.8)
+    axes.tick_params(axis="y", labelsize=7, length=0)
+    axes.set_xlabel("measured over predicted time")
+    axes.set_title(f"Kernels against their roofline, {device}", loc="left", fontsize=11)
+    return figure
+
+
+PLOTS = {"sides": plot_sides, "prediction": plot_prediction}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--out", type=Path, help="default: beside the CSV")
+    options = parser.parse_args()
+    mpl.use("Agg")
+    mpl.rcParams.update(STYLE)
+    rows = latest(options.csv)
+    folder = options.out or options.csv.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    device = options.csv.stem.removeprefix("gpu_")
+    for name, plot in PLOTS.items():
+        figure = plot(rows, device)
+        if figure is None:
+            print(f"{name}: nothing measured yet")
+            continue
+        path = folder / f"{options.csv.stem}_{name}.png"
+        figure.savefig(path)
+        plt.close(figure)
+        print(path.name)
+
+
+if __name__ == "__main__":
+    main()

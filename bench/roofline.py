@@ -1,0 +1,205 @@
+"""What an optimizer step on a GPU costs at least, kernel by kernel, and a prediction of its time.
+
+    python bench/roofline.py                                  # GPT-3 XL at the default options
+    python bench/roofline.py --model 7b --block-size 128,256,1024 --gpu H100
+    python bench/roofline.py --shapes 2304x768,768x768*12 --dtype bfloat16 --refine 0 --csv roofline.csv
+
+**These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
+that csrc/cuda/plan makes; a time is the larger of bytes over bandwidth and flops over the arithmetic rate,
+each with the share of its peak that `roofline_gpus` states and argues. The resident kernel of side 128 takes
+the sum of both: one CTA fills an SM, and its memory and arithmetic phases follow one another.
+
+Bytes: each launch's operands once, as if the L2 kept what several CTAs read and nothing between launches.
+Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), bf16x6 is
+six, tf32x3 three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
+Left out: the microseconds that a launch takes by itself, the last wave of CTAs that does not fill the GPU,
+and the host.
+
+A step updates the factors and refreshes no root. Roots are torch's products: they have a line of their own,
+divided by `root_every`. The training step that all of it is a share of: 6 flops a parameter and token, 64k
+tokens, 45% of the dense bf16 peak. AdamW fused moves parameter, gradient and both moments; its moments have
+the parameters' dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from roofline_costs import SIZES, elements, kernel_costs, kron_step_costs, make_config, root_cost
+from roofline_gpus import GPUS, TRAINING_MFU, Cost, Gpu, predict
+from roofline_models import MODELS, Model, parse_shapes
+from roofline_products import TERMS
+
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+__all__ = ["Cost", "Gpu", "kernel_costs", "kron_step_costs", "predict", "training_step"]
+
+TOKENS = 64 * 1024
+DEFAULT_GPUS = ("A100", "H100", "B200")
+DEFAULT_BLOCKS = (128, 256, 512, 1024)
+
+
+def training_step(parameters: int, gpu: Gpu, tokens: int = TOKENS) -> float:
+    """Milliseconds of forward and backward."""
+    return 1e3 * 6 * parameters * tokens / (TRAINING_MFU * 1e12 * gpu.bf16)
+
+
+def adamw_cost(parameters: int, dtype: str) -> Cost:
+    """torch.optim.AdamW(fused=True): reads the gradient, reads and writes parameter and both moments."""
+    return Cost("torch: AdamW fused", "all", 1, 7.0 * SIZES[dtype] * parameters)
+
+
+def merged(costs: Sequence[Cost]) -> list[Cost]:
+    """Costs of the same kernel and step as one, in the order of their first."""
+    by_name: dict[tuple[str, str], Cost] = {}
+    for cost in costs:
+        key = (cost.kernel, cost.step)
+        held = by_name.get(key, Cost(*key, 0, 0.0, overlaps=cost.overlaps))
+        kinds = {**held.flops, **cost.flops}
+        by_name[key] = Cost(
+            *key,
+            held.launches + cost.launches,
+            held.bytes + cost.bytes,
+            {kind: held.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
+            held.least_flops + cost.least_flops,
+            cost.overlaps,
+        )
+    return list(by_name.values())
+
+
+def record(cost: Cost, gpus: Sequence[Gpu]) -> dict[str, Any]:
+    """One line of the table."""
+    times = {f"{gpu.name} ms": cost.milliseconds(gpu) for gpu in gpus}
+    return {
+        "kernel": cost.kernel,
+        "step": cost.step,
+        "launches": cost.launches,
+        "GB": cost.bytes / 1e9,
+        "Tflop": sum(cost.flops.values()) / 1e12,
+        "least Tflop": cost.least_flops / 1e12,
+        **times,
+    }
+
+
+def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.DataFrame:
+    """Kernels, their sum, and what to compare it with."""
+    config = make_config(
+        block_size=block_size,
+        refine=options.refine,
+        factor_scale=options.factor_scale,
+        max_factor_dim=options.max_factor_dim,
+    )
+    costs = merged(kernel_costs(model.shapes, config, options.dtype, options.precision, model.plain_shapes))
+    groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
+    roots = root_cost(groups, config)
+    rows = [record(cost, options.gpu) for cost in costs]
+    rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
+    circumstances = {
+        "model": model.name,
+        "block_size": block_size,
+        "refine": options.refine,
+        "dtype": options.dtype,
+        "precision": options.precision,
+    }
+    return pd.DataFrame(rows).assign(**circumstances)
+
+
+def comparison(
+    rows: list[dict[str, Any]], roots: Cost, parameters: int, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The sum of the kernels' lines, roots, and both as shares of a training step; AdamW fused."""
+    times = {gpu: f"{gpu.name} ms" for gpu in options.gpu}
+    columns = ["launches", "GB", "Tflop", "least Tflop", *times.values()]
+    step = {column: sum(row[column] for row in rows) for column in columns}
+    trained = {column: training_step(parameters, gpu) for gpu, column in times.items()}
+    share = {column: 100 * step[column] / time for column, time in trained.items()}
+    rooted = {
+        column: 100 * (step[column] + roots.milliseconds(gpu)) / trained[column]
+        for gpu, column in times.items()
+    }
+    return [
+        {"kernel": "step", "step": "sum of the above", **step},
+        record(roots, options.gpu),
+        {"kernel": "training step", "step": "64k tokens", **trained},
+        {"kernel": "step", "step": "% of training", **share},
+        {"kernel": "step and roots", "step": "% of training", **rooted},
+        record(adamw_cost(parameters, options.dtype), options.gpu),
+    ]
+
+
+def show(model: Model, frame: pd.DataFrame) -> str:
+    """A table for people."""
+    first = frame.iloc[0]
+    parameters = elements(model.shapes + model.plain_shapes)
+    title = (
+        f"{first['model']}: {parameters / 1e6:.1f} M parameters, {first['dtype']}, blocks of up to "
+        f"{first['block_size']}, {first['precision']}, refine {first['refine']}. PREDICTED, not measured"
+    )
+    shown = frame.drop(columns=["model", "block_size", "refine", "dtype", "precision"])
+    formats = dict.fromkeys(shown.columns[3:], "{:.3f}".format)
+    text = shown.to_string(
+        index=False, na_rep="", formatters={**formats, "launches": "{:.0f}".format}, justify="right"
+    )
+    return f"{title}\n{text}\n"
+
+
+def gpu_list(text: str) -> list[Gpu]:
+    unknown = [name for name in text.split(",") if name not in GPUS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(GPUS)}, got {', '.join(unknown)}")
+    return [GPUS[name] for name in text.split(",")]
+
+
+def sizes(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", choices=MODELS, default="1.3b")
+    what.add_argument("--shapes", type=parse_shapes, help="such as 2304x768,768x768*12")
+    parser.add_argument("--block-size", type=sizes, default=list(DEFAULT_BLOCKS))
+    parser.add_argument("--refine", type=int, default=make_config().refine)
+    parser.add_argument("--factor-scale", default=make_config().factor_scale)
+    parser.add_argument(
+        "--max-factor-dim",
+        type=int,
+        default=16384,
+        help="the package's default, 8192, would leave the 11008 side of a Llama 7B without factors",
+    )
+    parser.add_argument("--dtype", choices=SIZES, default="float32", help="of parameters and gradients")
+    parser.add_argument("--precision", choices=TERMS, default="bf16x3", help="of the products")
+    parser.add_argument("--gpu", type=gpu_list, default=[GPUS[name] for name in DEFAULT_GPUS])
+    parser.add_argument("--json", action="store_true", help="print records instead of tables")
+    parser.add_argument("--csv", type=Path, help="write the records there as well")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    model = options.shapes or MODELS[options.model]
+    frames = [table(model, block_size, options) for block_size in options.block_size]
+    records = pd.concat(frames, ignore_index=True)
+    if options.csv:
+        records.to_csv(options.csv, index=False)
+    if options.json:
+        json.dump(json.loads(records.to_json(orient="records")), sys.stdout, indent=1)
+        return
+    for gpu in options.gpu:
+        print(f"{gpu.name}: {', '.join(gpu.sources)}")
+    print()
+    for frame in frames:
+        print(show(model, frame))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""GPUs as a roofline sees them: public peaks, and the share of each that these kernels can hope for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+BANDWIDTH_FRACTION = 0.90
+"""Of the HBM bandwidth. Long streams of whole sectors reach 90 to 93% of the datasheet (BabelStream)."""
+
+FEED_FRACTION = 0.70
+"""Of what mma.sync reaches. Beside every 48 mma of a k tile a warp issues about 200 other instructions: six
+fragments are read from shared memory and split into terms. Two warps a scheduler hide most of it, not all."""
+
+FMA_FRACTION = 0.50
+"""Of the FP32 peak, for `fp32`. Six 8-byte reads of shared memory feed 16 multiply-adds of a lane: the
+reads take 1.5 times as long as the multiply-adds where an SM issues 128 of them a clock."""
+
+CUBLAS_FRACTION = 0.80
+"""Of the FP32 peak, for batched float32 products of cuBLAS without TF32."""
+
+TRAINING_MFU = 0.45
+"""Model flops utilisation of the training step that the optimizer's time is compared with."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Dense peaks at boost clock, without sparsity.
+
+    Attributes:
+        bf16, tf32, fp32: Tflop/s of the tensor cores, and of FP32 multiply-adds.
+        hbm: GB/s.  sms: streaming multiprocessors.  l2: MB.
+        mma_sync: share of the tensor peak that warp-level mma.sync reaches, which our CUDA kernels use.
+        sources: titles of the documents that the peaks are from.
+    """
+
+    name: str
+    bf16: float
+    tf32: float
+    fp32: float
+    hbm: float
+    sms: int
+    l2: int
+    mma_sync: float
+    sources: tuple[str, ...]
+
+    def rate(self, kind: str) -> float:
+        """Achievable flop/s of a kind of arithmetic (`Cost.flops`)."""
+        tensor = FEED_FRACTION * self.mma_sync
+        teraflops = {
+            "bf16": tensor * self.bf16,
+            "tf32": tensor * self.tf32,
+            "fp32": FMA_FRACTION * self.fp32,
+            "cublas fp32": CUBLAS_FRACTION * self.fp32,
+        }
+        return 1e12 * teraflops[kind]
+
+    @property
+    def bandwidth(self) -> float:
+        """Achievable bytes/s."""
+        return 1e9 * BANDWIDTH_FRACTION * self.hbm
+
+
+# mma_sync. A100: it is the native instruction. H100, H200: only wgmma reaches the peak; microbenchmarks
+# ("Dissecting the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level Analysis",
+# arXiv 2501.12084) put mma.sync at roughly 0.6 of it. B200: only tcgen05 reaches the peak; assumed is the
+# H100's mma.sync rate an SM, which is 0.62 x (148 SMs x 989.4) / (132 SMs x 2250) = 0.31. The first
+# measurement on such a GPU is to replace these two.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            "A100", 312, 156, 19.5, 2039, 108, 40, 1.0,
+            ("NVIDIA A100 Tensor Core GPU datasheet (80GB SXM)", "NVIDIA A100 Tensor Core GPU Architecture"),
+        ),
+        Gpu(
+            "H100", 989.4, 494.7, 66.9, 3350, 132, 50, 0.62,
+            ("NVIDIA H100 Tensor Core GPU datasheet (SXM5)", "NVIDIA H100 Tensor Core GPU Architecture"),
+        ),
+        Gpu(
+            "H200", 989.4, 494.7, 66.9, 4800, 132, 50, 0.62,
+            ("NVIDIA H200 Tensor Core GPU datasheet (SXM)", "NVIDIA H100 Tensor Core GPU Architecture"),
+        ),
+        # SMs and L2: not in the brief; counted on the device by the article.
+        Gpu(
+            "B200", 2250, 1125, 80, 8000, 148, 126, 0.31,
+            (
+                "NVIDIA Blackwell Architecture Technical Brief (HGX B200, an eighth)",
+                "Chips and Cheese, Nvidia's B200: Keeping the CUDA Juggernaut Rolling",
+            ),
+        ),
+    )
+}  # fmt: skip
+
+
+def gpu_of(device_name: str) -> Gpu | None:
+    """The GPU that a device's name speaks of; None where the table has none, or another board of its kind."""
+    if "PCIe" in device_name or "NVL" in device_name or "40GB" in device_name:
+        return None
+    return next((gpu for name, gpu in GPUS.items() if name in device_name), None)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The least work of the launches of one kernel at one point of a step.
+
+    Attributes:
+        kernel: as a launch names it; "torch: " before what torch does.  step: what it makes.
+        launches: a step; a fraction where it happens on some steps only.
+        bytes: of global memory, every operand of a launch once.
+        flops: by kind of arithmetic, as executed: split products counted term by term, padding included.
+        least_flops: one multiplication and addition a term of the formula, half of it where C is symmetric.
+        overlaps: whether memory and arithmetic of different CTAs overlap on an SM.
+    """
+
+    kernel: str
+    step: str
+    launches: float
+    bytes: float
+    flops: dict[str, float] = field(default_factory=dict)
+    least_flops: float = 0.0
+    overlaps: bool = True
+
+    def milliseconds(self, gpu: Gpu) -> float:
+        """The larger of both roofs, or their sum where the phases of a CTA have the SM to themselves."""
+        memory = 1e3 * self.bytes / gpu.bandwidth
+        arithmetic = 1e3 * sum(flops / gpu.rate(kind) for kind, flops in self.flops.items())
+        return max(memory, arithmetic) if self.overlaps else memory + arithmetic
+
+
+def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
+    """Milliseconds on a GPU: a prediction, without the few microseconds that a launch takes by itself."""
+    gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
+    return sum(cost.milliseconds(gpu) for cost in costs)

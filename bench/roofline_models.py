@@ -1,0 +1,56 @@
+"""Shapes of the parameters of the models that the roofline is told for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kradagrad_ext.plan import Shape
+
+SHAPE = re.compile(r"(\d+(?:x\d+)*)(?:\*(\d+))?")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters to precondition, and those left to the grafting method: embeddings and heads."""
+
+    name: str
+    shapes: tuple[Shape, ...]
+    plain_shapes: tuple[Shape, ...] = ()
+
+
+def gpt(name: str, layers: int, width: int, context: int, vocabulary: int = 50257) -> Model:
+    """A GPT-2 or GPT-3, with biases; the head is the embedding."""
+    matrices = ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
+    vectors = ((3 * width,), (4 * width,), *((width,),) * 6)
+    embeddings = ((vocabulary, width), (context, width))
+    return Model(name, layers * (*matrices, *vectors) + ((width,),) * 2, embeddings)
+
+
+def llama(name: str, layers: int, width: int, hidden: int, vocabulary: int = 32000) -> Model:
+    """A Llama without grouped queries; the head is a matrix of its own."""
+    matrices = (*((width, width),) * 4, *((hidden, width),) * 2, (width, hidden))
+    norms = ((width,),) * 2
+    return Model(name, layers * (*matrices, *norms) + ((width,),), ((vocabulary, width),) * 2)
+
+
+MODELS = {
+    "gpt2": gpt("gpt2", 12, 768, 1024),  # 124 M
+    "1.3b": gpt("1.3b", 24, 2048, 2048),  # GPT-3 XL
+    "7b": llama("7b", 32, 4096, 11008),  # Llama 7B
+}
+
+
+def parse_shapes(text: str) -> Model:
+    """``2304x768,768x768*12``: shapes with how many of each.
+
+    Raises:
+        ValueError: a part is none.
+    """
+    shapes: list[Shape] = []
+    for part in text.split(","):
+        found = SHAPE.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"a shape must be like 2304x768 or 768x768*12, got {part!r}")
+        shapes += [tuple(map(int, found[1].split("x")))] * int(found[2] or 1)
+    return Model(text, tuple(shapes))
