@@ -13,7 +13,7 @@ from op_case import Case
 @functools.lru_cache(maxsize=1)
 def make_case(side: int, recipe: str) -> Case:
     arguments = matrix_block_arguments(side)
-    blocks = len(arguments["left"])
+    blocks = len(arguments["norms"])
     return Case(
         op="kron_step_",
         arguments={**arguments, **scalars(recipe), "update": True},

@@ -18,7 +18,7 @@ WIDE = (64, 576, 64)
 def square_arguments(side: int) -> dict:
     full = matrix_block_arguments(side)
     return dict(
-        factor=full["left"],
+        factor=full["left"][0],
         statistics=full["left_statistics"],
         unfolding=full["grad"],
         active=full["active"],

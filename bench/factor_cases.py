@@ -22,7 +22,14 @@ PARAMETERS = ((1024, 1024), (1024, 1024))
 def scalars(recipe: str) -> Arguments:
     """The scalar arguments of a factor update by the package's defaults."""
     factor_scale, refine = RECIPES[recipe]
-    return dict(decay=DECAY, weight=1 - DECAY, damping=DAMPING, factor_scale=factor_scale, refine=refine)
+    return dict(
+        decay=DECAY,
+        weight=1 - DECAY,
+        damping=DAMPING,
+        factor_scale=factor_scale,
+        refine=refine,
+        precision="bf16x3",
+    )
 
 
 def spd(blocks: int, side: int, largest: float, seed: int) -> Tensor:
@@ -45,16 +52,16 @@ def matrix_block_arguments(side: int, parameters: tuple[tuple[int, int], ...] = 
     mean = torch.stack([g.square().mean() for g in gradients]).mean().item() * side
     statistics = torch.tensor([mean, 0.0]).repeat(blocks, 1)
     return dict(
-        left=spd(blocks, side, 1 / (DAMPING * mean), seed=1),
-        right=spd(blocks, side, 1 / (DAMPING * mean), seed=2),
-        left_statistics=statistics,
-        right_statistics=statistics.clone(),
+        left=[spd(blocks, side, 1 / (DAMPING * mean), seed=1)],
+        right=[spd(blocks, side, 1 / (DAMPING * mean), seed=2)],
+        left_statistics=[statistics],
+        right_statistics=[statistics.clone()],
         out=[block_view(torch.zeros(shape), side, side) for shape in parameters],
         norms=torch.zeros(blocks),
         grad=[block_view(g, side, side) for g in gradients],
         direction=[block_view(d, side, side) for d in directions],
-        left_root=spd(blocks, side, 1.0, seed=3),
-        right_root=spd(blocks, side, 1.0, seed=4),
+        left_root=[spd(blocks, side, 1.0, seed=3)],
+        right_root=[spd(blocks, side, 1.0, seed=4)],
         active=torch.ones(blocks, dtype=torch.bool),
     )
 

@@ -110,17 +110,22 @@ class Checks {
     if (!got.is_contiguous()) fail(name, "contiguous", "strides " + shape_text(got.strides()));
   }
 
-  // Views `[*, m, n]` that hold `count` blocks in all.
+  // A view `[*, m, n]` of blocks.
+  void block_view(const std::string& name, const Tensor& view, const Dim& rows, const Dim& cols,
+                  const DTypes& dtypes) const {
+    Dims dims(std::max<int64_t>(view.dim() - 2, 1), Dim("*"));
+    if (view.dim() == 2) dims.clear();
+    dims.insert(dims.end(), {rows, cols});
+    tensor(name, view, dims, dtypes);
+  }
+
+  // Views that hold `count` blocks in all.
   void block_views(const std::string& name, const Tensors& views, int64_t count, const Dim& rows,
                    const Dim& cols, const DTypes& dtypes) const {
     int64_t held = 0;
     for (size_t i = 0; i < views.size(); ++i) {
-      const Tensor& view = views[i];
-      Dims dims(std::max<int64_t>(view.dim() - 2, 1), Dim("*"));
-      if (view.dim() == 2) dims.clear();
-      dims.insert(dims.end(), {rows, cols});
-      tensor(item(name, i), view, dims, dtypes);
-      held += block_count(view);
+      block_view(item(name, i), views[i], rows, cols, dtypes);
+      held += block_count(views[i]);
     }
     if (held != count) {
       fail(name, "views of " + std::to_string(count) + " blocks in all", std::to_string(held) + " blocks");

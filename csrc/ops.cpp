@@ -2,16 +2,16 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
-  // Both factor updates of order-2 blocks and the two-sided product, in one call.
+  // Both factor updates of order-2 blocks and the two-sided product, of several groups in one call.
   m.def(
-      "kron_step_(Tensor(a!) left, Tensor(b!) right, Tensor(c!) left_statistics, "
-      "Tensor(d!) right_statistics, Tensor(e!)[] out, Tensor(f!) norms, Tensor[] grad, "
-      "Tensor[] direction, Tensor left_root, Tensor right_root, Tensor active, float decay, "
-      "float weight, float damping, str factor_scale, int refine, bool update) -> ()");
+      "kron_step_(Tensor(a!)[] left, Tensor(b!)[] right, Tensor(c!)[] left_statistics, "
+      "Tensor(d!)[] right_statistics, Tensor(e!)[] out, Tensor(f!) norms, Tensor[] grad, "
+      "Tensor[] direction, Tensor[] left_root, Tensor[] right_root, Tensor active, float decay, "
+      "float weight, float damping, str factor_scale, int refine, str precision, bool update) -> ()");
   // One mode's factor update, for blocks of any order.
   m.def(
       "update_factor_(Tensor(a!) factor, Tensor(b!) statistics, Tensor[] unfolding, Tensor active, "
-      "float decay, float weight, float damping, str factor_scale, int refine) -> ()");
+      "float decay, float weight, float damping, str factor_scale, int refine, str precision) -> ()");
   // Mode products of blocks with their roots; the one functional op on the step's path.
   m.def("precondition(Tensor blocks, Tensor[] roots) -> Tensor");
   // Momentum, second moment and the norm of the grafting update, before the preconditioning.

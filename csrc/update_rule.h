@@ -3,11 +3,14 @@
 
 #include <string>
 
-#include "../checks.h"
+#include "checks.h"
 
 namespace kradagrad {
 
 enum class FactorScale { kTraceDim, kTrace, kProduct, kFrobenius, kSchatten4, kExact };
+
+// How float32 products are made on tensor cores.
+enum class Precision { kBf16x3, kTf32x3, kBf16x6, kFp32 };
 
 struct UpdateRule {
   double decay;
@@ -15,6 +18,7 @@ struct UpdateRule {
   double damping;
   FactorScale scale;
   int64_t refine;
+  Precision precision;
 
   bool exact() const { return scale == FactorScale::kExact; }
   // Whether the update needs the k x k matrix N = I + A^T X A itself, not only a bound of it.
@@ -31,13 +35,22 @@ inline FactorScale factor_scale_named(const Checks& checks, const std::string& n
   checks.fail("factor_scale", "trace_dim, trace, product, frobenius, schatten4 or exact", name);
 }
 
+inline Precision precision_named(const Checks& checks, const std::string& name) {
+  if (name == "bf16x3") return Precision::kBf16x3;
+  if (name == "tf32x3") return Precision::kTf32x3;
+  if (name == "bf16x6") return Precision::kBf16x6;
+  if (name == "fp32") return Precision::kFp32;
+  checks.fail("precision", "bf16x3, tf32x3, bf16x6 or fp32", name);
+}
+
 inline UpdateRule update_rule(const Checks& checks, double decay, double weight, double damping,
-                              const std::string& factor_scale, int64_t refine) {
+                              const std::string& factor_scale, int64_t refine, const std::string& precision) {
   checks.scalar("decay", decay > 0 && decay <= 1, "in (0, 1]", decay);
   checks.positive("weight", weight);
   checks.not_negative("damping", damping);
   checks.scalar("refine", refine >= 0, ">= 0", refine);
-  return {decay, weight, damping, factor_scale_named(checks, factor_scale), refine};
+  return {decay, weight, damping, factor_scale_named(checks, factor_scale), refine,
+          precision_named(checks, precision)};
 }
 
 }  // namespace kradagrad

@@ -17,6 +17,7 @@ import torch
 VARIANTS = ("star", "plain")
 FACTOR_UPDATES = ("auto", "krad", "exact")
 FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product")
+PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
 GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "none")
 MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "newton_schulz")
@@ -94,6 +95,7 @@ class Config:
     factor_update: str
     factor_scale: str
     refine: int
+    precision: str
     factor_decay: float
     damping: float
     factor_every: int
@@ -128,6 +130,7 @@ class Config:
             ("variant", VARIANTS),
             ("factor_update", FACTOR_UPDATES),
             ("factor_scale", FACTOR_SCALES),
+            ("precision", PRECISIONS),
             ("root_method", ROOT_METHODS),
             ("graft", GRAFTS),
             ("momentum_on", MOMENTUM_ON),

@@ -46,6 +46,7 @@ class KrADagrad(Optimizer):
         factor_scale: bound used by ``krad``: ``trace_dim``, ``trace``, ``frobenius``, ``schatten4`` or
             ``product``.
         refine: iterations that take a ``krad`` update towards the exact one.
+        precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3``, ``bf16x6`` or ``fp32``.
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
         factor_every, root_every: steps between updates of the factors, and of their roots.
@@ -57,8 +58,7 @@ class KrADagrad(Optimizer):
         graft: ``adam``, ``adagrad``, ``rmsprop``, ``sgd`` or ``none``.
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
-        nesterov: Nesterov momentum.
-        decoupled_weight_decay: as in AdamW.
+        nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
         precondition_1d: precondition vectors, too.
         matrix_eps: None, or the absolute damping of the published recipe.
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
@@ -83,6 +83,7 @@ class KrADagrad(Optimizer):
         factor_update: str = "auto",
         factor_scale: str = "frobenius",
         refine: int = 2,
+        precision: str = "bf16x3",
         factor_decay: float = 0.95,
         damping: float = 1e-3,
         factor_every: int = 1,
@@ -128,8 +129,7 @@ class KrADagrad(Optimizer):
         (docs/concepts.md) are not.
 
         Args:
-            params: as for `KrADagrad`.
-            variant: ``star`` or ``plain``.
+            params: as for `KrADagrad`.  variant: ``star`` or ``plain``.
             lr, momentum, weight_decay: heavy-ball momentum and coupled decay, both on the update.
             matrix_eps: a star factor starts at I / matrix_eps; the plain one's absolute damping.
             beta2: forgetting, 1 for none.

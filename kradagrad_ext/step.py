@@ -34,9 +34,8 @@ def step_bucket(work: Work) -> None:
     directions, graft_norms = _accumulate(work, grads, coefficients, active)
     preconditioning = work.number >= config.start_step
     updates = bucket.update_buffers(config, directions) if preconditioning else []
-    block_norms = []
-    for group in bucket.groups:
-        now = variants.GroupStep(
+    nows = [
+        variants.GroupStep(
             work.number,
             work.fresh,
             active[group.block_parameter],
@@ -44,7 +43,9 @@ def step_bucket(work: Work) -> None:
             group.views(directions),
             group.views(updates) if preconditioning else [],
         )
-        block_norms.append(variants.step(group, config, work.backend, now))
+        for group in bucket.groups
+    ]
+    block_norms = variants.step(bucket.groups, config, work.backend, nows)
     if preconditioning:
         norms = bucket.update_norms(block_norms)
         grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.preconditioned, config)

@@ -1,4 +1,4 @@
-"""One step of a group of blocks: factors first, then roots if due, then the preconditioned direction.
+"""One step of groups of blocks: factors first, then roots if due, then the preconditioned direction.
 
 The two variants of the paper, each for any order: *star* updates the factors of all modes on every step
 from the gradient itself; *plain* updates one mode a step, from the gradient preconditioned on all others.
@@ -55,51 +55,79 @@ class GroupStep:
         return self.number >= config.start_step
 
 
-def step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
-    """Advance a group by one step and write its preconditioned updates.
+def step(
+    states: Sequence[GroupState], config: Config, backend: Backend, nows: Sequence[GroupStep]
+) -> list[Tensor]:
+    """Advance all groups of a bucket by one step and write their preconditioned updates.
 
     Returns:
-        Squared norms ``[N]`` of the updates, 0 for blocks that are not active.
+        For each group, the squared norms ``[N]`` of its updates, 0 for blocks that are not active.
     """
     if config.variant == "plain":
-        return _plain_step(state, config, backend, now)
-    if state.is_kron:
-        return _star_matrix_step(state, config, backend, now)
-    return _star_step(state, config, backend, now)
+        return [_plain_step(state, config, backend, now) for state, now in zip(states, nows, strict=True)]
+    norms: list[Tensor] = [torch.empty(0)] * len(states)
+    fused = [i for i, state in enumerate(states) if state.is_kron]
+    kron = [states[i] for i in fused], config, backend, [nows[i] for i in fused]
+    for i, own in zip(fused, _star_matrix_step(*kron) if fused else [], strict=True):
+        norms[i] = own
+    for i, (state, now) in enumerate(zip(states, nows, strict=True)):
+        if not state.is_kron:
+            norms[i] = _star_step(state, config, backend, now)
+    return norms
 
 
-def _star_matrix_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
-    """Order 2: one fused call, or two where the new factors must be rooted in between."""
-    update, refresh = now.updates_factors(config), now.refreshes_roots(config)
-    fused = now.preconditions(config) and not refresh
-    if update and not fused:
-        _update_factor(state, 0, config, backend, now.active, now.grads)
-        _update_factor(state, 1, config, backend, now.active, [view.mT for view in now.grads])
+def _star_matrix_step(
+    states: Sequence[GroupState], config: Config, backend: Backend, nows: Sequence[GroupStep]
+) -> list[Tensor]:
+    """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
+    now = nows[0]
+    update, refresh, product = (
+        now.updates_factors(config),
+        now.refreshes_roots(config),
+        now.preconditions(config),
+    )
+    norms = states[0].kept[0].new_zeros(sum(len(state.kept[0]) for state in states))
+    if update and (refresh or not product):
+        _kron_step(states, config, backend, nows, norms, update=True, product=False)
+        update = False
     if refresh:
-        _refresh(state, range(2), config, backend, now)
-    norms = torch.zeros_like(state.kept[0])
-    if not now.preconditions(config):
-        return norms
+        for state, own in zip(states, nows, strict=True):
+            _refresh(state, range(2), config, backend, own)
+    if product:
+        _kron_step(states, config, backend, nows, norms, update=update, product=True)
+    return list(torch.split(norms, [len(state.kept[0]) for state in states]))
+
+
+def _kron_step(
+    states: Sequence[GroupState],
+    config: Config,
+    backend: Backend,
+    nows: Sequence[GroupStep],
+    norms: Tensor,
+    *,
+    update: bool,
+    product: bool,
+) -> None:
     backend.kron_step_(
-        state.factors[0],
-        state.factors[1],
-        state.statistics[0],
-        state.statistics[1],
-        now.out,
+        [state.factors[0] for state in states],
+        [state.factors[1] for state in states],
+        [state.statistics[0] for state in states],
+        [state.statistics[1] for state in states],
+        [view for now in nows for view in now.out] if product else [],
         norms,
-        now.grads,
-        now.directions,
-        state.roots[0],
-        state.roots[1],
-        now.active,
+        [view for now in nows for view in now.grads],
+        [view for now in nows for view in now.directions] if product else [],
+        [state.roots[0] for state in states] if product else [],
+        [state.roots[1] for state in states] if product else [],
+        torch.cat([now.active for now in nows]),
         config.factor_decay,
         config.factor_weight(),
         0.0 if config.published else config.damping,
         config.op_scale(norms.device),
         config.refine,
-        update and fused,
+        config.precision,
+        update,
     )
-    return norms
 
 
 def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
@@ -168,6 +196,7 @@ def _update_factor(
         0.0 if config.published else config.damping,
         config.op_scale(active.device),
         config.refine,
+        config.precision,
     )
 
 
@@ -210,7 +239,16 @@ def _damp_(state: GroupState, mode: int, config: Config, backend: Backend, activ
         for part in roots.slices(factor):
             unfolding = [c[part].sqrt()[:, None, None] * identity]
             backend.update_factor_(
-                factor[part], statistics[part], unfolding, active[part], 1.0, 1.0, 0.0, scale, refine
+                factor[part],
+                statistics[part],
+                unfolding,
+                active[part],
+                1.0,
+                1.0,
+                0.0,
+                scale,
+                refine,
+                config.precision,
             )
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
     floor = 4 * torch.finfo(factor.dtype).eps * diagonal.mean(-1, keepdim=True)

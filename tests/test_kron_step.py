@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +22,16 @@ def inputs(
     grad = (torch.randn(n, rows, columns) / math.sqrt(columns + rows)).to(dtype)
     direction = torch.randn(n, rows, columns).to(dtype)
     return SimpleNamespace(
-        left=cases.spd(n, rows, compute),
-        right=cases.spd(n, columns, compute),
-        left_statistics=torch.zeros(n, 2, dtype=compute),
-        right_statistics=torch.zeros(n, 2, dtype=compute),
+        left=[cases.spd(n, rows, compute)],
+        right=[cases.spd(n, columns, compute)],
+        left_statistics=[torch.zeros(n, 2, dtype=compute)],
+        right_statistics=[torch.zeros(n, 2, dtype=compute)],
         out=cases.views(torch.zeros(n, rows, columns, dtype=compute), layout),
         norms=torch.full((n,), 7.0, dtype=compute),
         grad=cases.views(grad, layout),
         direction=cases.views(direction, layout),
-        left_root=cases.spd(n, rows, compute),
-        right_root=cases.spd(n, columns, compute),
+        left_root=[cases.spd(n, rows, compute)],
+        right_root=[cases.spd(n, columns, compute)],
         active=torch.arange(n) % 4 != 2,
     )
 
@@ -46,6 +47,7 @@ def run(
         "damping": 0.0,
         "factor_scale": "trace",
         "refine": 0,
+        "precision": "bf16x3",
         "update": True,
     }
     backend.kron_step_(*vars(result).values(), *(chosen | options).values())
@@ -53,10 +55,10 @@ def run(
 
 
 def compare(ours: SimpleNamespace, plain: SimpleNamespace, exact: SimpleNamespace) -> None:
-    for name in ("left", "right", "norms"):
-        assert_as_accurate(getattr(ours, name), getattr(plain, name), getattr(exact, name), name)
-    views = [cases.gathered(result.out).nan_to_num() for result in (ours, plain, exact)]
-    assert_as_accurate(*views, "out")
+    assert_as_accurate(ours.norms, plain.norms, exact.norms, "norms")
+    for name in ("left", "right", "out"):
+        for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
+            assert_as_accurate(*(tensor.nan_to_num() for tensor in trio), f"{name}[{i}]")
 
 
 @pytest.mark.parametrize(("layout", "dtype"), cases.LAYOUTS)
@@ -68,15 +70,15 @@ def test_agrees_with_float64(
     rows: int, columns: int, options: dict[str, Any], layout: str, dtype: torch.dtype, backend: str
 ) -> None:
     given = inputs(5, rows, columns, dtype, layout)
-    ours = run(resolve(backend, torch.device("cpu"), given.left.dtype), given, **options)
+    ours = run(resolve(backend, torch.device("cpu"), given.norms.dtype), given, **options)
     plain = run(reference, given, **options)
     compare(ours, plain, run(reference, given, torch.float64, **options))
     if options.get("update", True):
-        assert torch.equal(ours.left, ours.left.mT)
-        assert torch.equal(ours.right, ours.right.mT)
+        assert torch.equal(ours.left[0], ours.left[0].mT)
+        assert torch.equal(ours.right[0], ours.right[0].mT)
     else:
-        assert torch.equal(ours.left, given.left)
-    assert torch.equal(ours.left[2], given.left[2])
+        assert torch.equal(ours.left[0], given.left[0])
+    assert torch.equal(ours.left[0][2], given.left[0][2])
     assert ours.norms[2] == 0
 
 
@@ -94,9 +96,9 @@ def test_padding_around_the_views_is_neither_read_nor_written(backend: str) -> N
     assert storage is not None
     untouched = storage.isnan()
     given_ops = resolve(backend, torch.device("cpu"), torch.float32)
-    given_ops.kron_step_(*vars(given).values(), 0.9, 0.5, 0.0, "trace", 0, True)
+    given_ops.kron_step_(*vars(given).values(), 0.9, 0.5, 0.0, "trace", 0, "bf16x3", True)
     assert torch.equal(storage.isnan(), untouched)
-    assert all(tensor.isfinite().all() for tensor in (ours.left, ours.right, ours.norms))
+    assert all(tensor.isfinite().all() for tensor in (*ours.left, *ours.right, ours.norms))
 
 
 def test_out_may_be_the_direction(backend: str) -> None:
@@ -105,7 +107,7 @@ def test_out_may_be_the_direction(backend: str) -> None:
     apart = run(ops, given)
     aliased = SimpleNamespace(**vars(given))
     aliased.out = aliased.direction
-    ops.kron_step_(*vars(aliased).values(), 0.9, 0.5, 0.0, "trace", 0, True)
+    ops.kron_step_(*vars(aliased).values(), 0.9, 0.5, 0.0, "trace", 0, "bf16x3", True)
     for i in (0, 1, 3):
         assert torch.equal(aliased.direction[0][i], apart.out[0][i])
 
@@ -115,15 +117,15 @@ def test_is_its_parts(backend: str) -> None:
     ops = resolve(backend, torch.device("cpu"), torch.float64)
     given = inputs(3, 9, 12, torch.float64)
     ours = run(ops, given, factor_scale="exact", damping=1e-3)
-    left, right = given.left.clone(), given.right.clone()
-    options = (given.active, 0.9, 0.5, 1e-3, "exact", 0)
+    left, right = given.left[0].clone(), given.right[0].clone()
+    options = (given.active, 0.9, 0.5, 1e-3, "exact", 0, "bf16x3")
     ops.update_factor_(left, torch.zeros(3, 2, dtype=torch.float64), given.grad, *options)
     ops.update_factor_(
         right, torch.zeros(3, 2, dtype=torch.float64), [view.mT for view in given.grad], *options
     )
-    torch.testing.assert_close(ours.left, left, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.right, right, rtol=1e-12, atol=1e-12)
-    product = ops.precondition(given.direction[0], [given.left_root, given.right_root])
+    torch.testing.assert_close(ours.left[0], left, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.right[0], right, rtol=1e-12, atol=1e-12)
+    product = ops.precondition(given.direction[0], [given.left_root[0], given.right_root[0]])
     torch.testing.assert_close(ours.out[0][:2], product[:2], rtol=1e-12, atol=1e-12)
 
 
@@ -132,9 +134,11 @@ def test_bfloat16_roots(backend: str) -> None:
     ops = resolve(backend, torch.device("cpu"), torch.float32)
     given = inputs(3, 33, 17, torch.float32)
     rounded = SimpleNamespace(**vars(given))
-    rounded.left_root, rounded.right_root = given.left_root.bfloat16(), given.right_root.bfloat16()
+    rounded.left_root = [root.bfloat16() for root in given.left_root]
+    rounded.right_root = [root.bfloat16() for root in given.right_root]
     ours = run(ops, rounded)
-    rounded.left_root, rounded.right_root = rounded.left_root.float(), rounded.right_root.float()
+    rounded.left_root = [root.float() for root in rounded.left_root]
+    rounded.right_root = [root.float() for root in rounded.right_root]
     plain = run(reference, rounded)
     compare(ours, plain, run(reference, rounded, torch.float64))
 
@@ -152,6 +156,45 @@ def test_same_bits_for_any_number_of_threads(blocks: int, backend: str) -> None:
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
-        for name in ("left", "right", "norms"):
-            assert torch.equal(getattr(results[0], name), getattr(other, name)), name
-        assert torch.equal(results[0].out[0], other.out[0])
+        for name in ("left", "right", "out"):
+            assert torch.equal(getattr(results[0], name)[0], getattr(other, name)[0]), name
+        assert torch.equal(results[0].norms, other.norms)
+
+
+def merged(groups: list[SimpleNamespace]) -> SimpleNamespace:
+    """The arguments of one call with the blocks of several."""
+    whole = SimpleNamespace()
+    for name, first in vars(groups[0]).items():
+        parts = [getattr(group, name) for group in groups]
+        joined = list(itertools.chain(*parts)) if isinstance(first, list) else torch.cat(parts)
+        setattr(whole, name, joined)
+    return whole
+
+
+MIXED = [(3, 5, 7), (0, 4, 4), (1, 33, 20), (2, 64, 64)]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_groups_of_one_call_are_independent(layout: str, backend: str) -> None:
+    """Several groups of different shapes, one of them empty, give what one call each gives, bit for bit."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    groups = [inputs(*shape, torch.float32, layout) for shape in MIXED]
+    whole = run(ops, merged(groups), refine=2, factor_scale="frobenius")
+    apart = merged([run(ops, group, refine=2, factor_scale="frobenius") for group in groups])
+    for name in ("left", "right", "out"):
+        for ours, own in zip(getattr(whole, name), getattr(apart, name), strict=True):
+            assert torch.equal(ours.nan_to_num(), own.nan_to_num()), name
+    assert torch.equal(whole.norms, apart.norms)
+
+
+def test_factors_alone(backend: str) -> None:
+    """Without `out` the factors are updated as with it, and nothing else is written."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    given = merged([inputs(3, 5, 7, torch.float32), inputs(2, 33, 20, torch.float32)])
+    whole = run(ops, given)
+    given.out = given.direction = given.left_root = given.right_root = []
+    alone = run(ops, given)
+    for name in ("left", "right", "left_statistics", "right_statistics"):
+        for ours, expected in zip(getattr(alone, name), getattr(whole, name), strict=True):
+            assert torch.equal(ours, expected), name
+    assert (alone.norms == 7).all()

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "env_report": {"build_info", "backends"},
     "backends": {"build_info", "backends.base"},
     "backends.base": set(),
-    "backends.reference": {"backends.base"},
+    "backends.downdate": set(),
+    "backends.reference": {"backends.base", "backends.downdate"},
     "backends.native": {"backends.base"},
 }  # fmt: skip
 

@@ -18,16 +18,22 @@ pytestmark = pytest.mark.skipif(NATIVE is not None, reason=f"native backend: {NA
 def factor_arguments() -> tuple[object, ...]:
     x, active = cases.spd(4, 5, torch.float32), torch.ones(4, dtype=torch.bool)
     unfolding = cases.views(torch.randn(4, 5, 3), "strided")
-    return (x, torch.zeros(4, 2), unfolding, active, 0.9, 0.5, 1e-3, "exact", 0)
+    return (x, torch.zeros(4, 2), unfolding, active, 0.9, 0.5, 1e-3, "exact", 0, "bf16x3")
 
 
 def kron_arguments() -> tuple[object, ...]:
-    left, right = cases.spd(4, 5, torch.float32), cases.spd(4, 3, torch.float32)
-    grad, direction = (cases.views(torch.randn(4, 5, 3), "strided") for _ in range(2))
-    out = [torch.zeros(4, 5, 3)]
-    tensors = (left, right, torch.zeros(4, 2), torch.zeros(4, 2), out, torch.zeros(4), grad, direction)
-    roots = (cases.spd(4, 5, torch.float32), cases.spd(4, 3, torch.float32))
-    return (*tensors, *roots, torch.ones(4, dtype=torch.bool), 0.9, 0.5, 1e-3, "frobenius", 2, True)
+    """Two groups: 4 blocks [5, 3] and 2 blocks [3, 2]."""
+    shapes = [(4, 5, 3), (2, 3, 2)]
+    left = [cases.spd(n, rows, torch.float32) for n, rows, _ in shapes]
+    right = [cases.spd(n, columns, torch.float32) for n, _, columns in shapes]
+    statistics = [[torch.zeros(n, 2) for n, *_ in shapes] for _ in range(2)]
+    grad, direction = (
+        [view for shape in shapes for view in cases.views(torch.randn(shape), "strided")] for _ in range(2)
+    )
+    tensors = (left, right, *statistics, [torch.zeros(shape) for shape in shapes], torch.zeros(6))
+    roots = ([x.clone() for x in left], [x.clone() for x in right])
+    scalars = (torch.ones(6, dtype=torch.bool), 0.9, 0.5, 1e-3, "frobenius", 2, "bf16x3", True)
+    return (*tensors, grad, direction, *roots, *scalars)
 
 
 def some() -> list[Tensor]:
@@ -84,9 +90,16 @@ REFUSALS = [
     ("update_factor_", 6, -1.0, "update_factor_: `damping` must be"),
     ("update_factor_", 7, "spectral", "update_factor_: `factor_scale` must be"),
     ("update_factor_", 8, -1, "update_factor_: `refine` must be"),
-    ("kron_step_", 1, torch.zeros(3, 3, 3), "kron_step_: `right` must be"),
-    ("kron_step_", 4, [torch.zeros(4, 5, 4)], "kron_step_: `out"),
-    ("kron_step_", 8, torch.zeros(4, 4, 4), "kron_step_: `left_root` must be"),
+    ("update_factor_", 9, "fp16", "update_factor_: `precision` must be"),
+    ("kron_step_", 1, [torch.zeros(3, 3, 3), torch.zeros(2, 2, 2)], "kron_step_: `right[0]` must be"),
+    ("kron_step_", 1, [torch.zeros(4, 3, 3)], "kron_step_: `right` must be a list of 2"),
+    ("kron_step_", 4, [torch.zeros(4, 5, 4), torch.zeros(2, 3, 2)], "kron_step_: `out[0]` must be"),
+    ("kron_step_", 4, [torch.zeros(5, 5, 3), torch.zeros(2, 3, 2)], "kron_step_: `out` must be views of 4"),
+    ("kron_step_", 4, [torch.zeros(4, 5, 3)], "kron_step_: `out` must be views of 2 blocks for group 1"),
+    ("kron_step_", 4, [], "kron_step_: `left_root` must be a list of 0"),
+    ("kron_step_", 5, torch.zeros(4), "kron_step_: `norms` must be"),
+    ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must be"),
+    ("kron_step_", 16, "half", "kron_step_: `precision` must be"),
     ("precondition", 1, [torch.zeros(4, 5, 5)], "precondition: `roots` must"),
     ("precondition", 0, torch.zeros(4, 5, 3, dtype=torch.int32), "precondition: `blocks` must be"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),

@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "factor_update": "auto",
     "factor_scale": "frobenius",
     "refine": 2,
+    "precision": "bf16x3",
     "factor_decay": 0.95,
     "damping": 1e-3,
     "factor_every": 1,

@@ -25,7 +25,7 @@ def run(
     backend: Any, x: Tensor, stats: Tensor, a: Tensor, active: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
     given_options = {"decay": 0.9, "weight": 0.5, "damping": 0.0, "factor_scale": "trace", "refine": 0}
-    given_options |= options
+    given_options |= {"precision": "bf16x3"} | options
     factor, statistics = x.clone(), stats.clone()
     unfolding = a if isinstance(a, list) else [a]
     backend.update_factor_(factor, statistics, unfolding, active, *given_options.values())
@@ -216,7 +216,7 @@ def test_float32_stays_positive_definite_over_a_long_run(backend: str) -> None:
     for step in range(400):
         a = (basis @ torch.randn(4, 20))[None] * 10 ** math.sin(step / 20)
         a = a + 0.05 * torch.randn(1, d, 20)
-        ops.update_factor_(x, stats, [a], active, 0.95, 0.05, 1e-3, "exact", 0)
+        ops.update_factor_(x, stats, [a], active, 0.95, 0.05, 1e-3, "exact", 0, "bf16x3")
     values = torch.linalg.eigvalsh(x.double())
     assert values.min() > 0
     assert not stats[:, 1].any()

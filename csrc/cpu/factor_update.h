@@ -11,9 +11,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "../update_rule.h"
 #include "buffer.h"
 #include "products.h"
-#include "update_rule.h"
 
 namespace kradagrad::cpu {
 

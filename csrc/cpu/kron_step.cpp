@@ -1,4 +1,4 @@
-// kron_step_: both factor updates of order-2 blocks and the two-sided product, for N blocks [m, n]:
+// kron_step_: both factor updates of order-2 blocks and the two-sided product, group by group:
 //
 //   if update: left from G, right from G^T (factor_update.h);   P = left_root D right_root;   norms = |P|_F^2
 //
@@ -9,53 +9,28 @@
 #include <string>
 #include <vector>
 
-#include "../checks.h"
+#include "../kron_groups.h"
+#include "../update_rule.h"
 #include "block_views.h"
 #include "dtypes.h"
 #include "factor_update.h"
 #include "parallel.h"
 #include "products.h"
-#include "update_rule.h"
 #include "vector_loops.h"
 
 namespace kradagrad::cpu {
 namespace {
 
-struct Arguments {
-  Tensor left, right, left_statistics, right_statistics;
-  Tensors out;
-  Tensor norms;
-  Tensors grad, direction;
-  Tensor left_root, right_root, active;
-};
-
-void check(const Checks& checks, const Arguments& in, bool update) {
-  checks.contiguous("left", in.left, {"N", "m", "m"}, kFactorDTypes);
-  const DTypes dtype = {in.left.scalar_type()};
-  const DTypes root_dtypes = {dtype[0], ScalarType::BFloat16};
-  const int64_t count = in.left.size(0), m = in.left.size(1);
-  checks.contiguous("right", in.right, {count, "n", "n"}, dtype);
-  const int64_t n = in.right.size(1);
-  checks.contiguous("left_statistics", in.left_statistics, {count, 2}, dtype);
-  checks.contiguous("right_statistics", in.right_statistics, {count, 2}, dtype);
-  checks.block_views("out", in.out, count, m, n, dtype);
-  checks.contiguous("norms", in.norms, {count}, dtype);
-  if (update) checks.block_views("grad", in.grad, count, m, n, kViewDTypes);
-  checks.block_views("direction", in.direction, count, m, n, kViewDTypes);
-  checks.contiguous("left_root", in.left_root, {count, m, m}, root_dtypes);
-  checks.contiguous("right_root", in.right_root, {count, n, n}, root_dtypes);
-  checks.contiguous("active", in.active, {count}, {ScalarType::Bool});
-}
-
 // What all threads read: the blocks of the lists and the arrays by block.
 template <class T>
 struct Step {
-  const Arguments& in;
+  const KronGroup& in;
   UpdateRule rule;
-  bool update;
+  bool update, precondition;
   std::vector<BlockView> out, grad, direction;
   int64_t m, n;
   const bool* active;
+  T* norms;
 };
 
 // One thread's scratch, and the step of a chunk of blocks.
@@ -66,7 +41,7 @@ class Worker {
 
   void operator()(int64_t first, int64_t count) {
     if (step_.update) update_factors(first, count);
-    precondition(first, count);
+    if (step_.precondition) precondition(first, count);
   }
 
  private:
@@ -97,9 +72,9 @@ class Worker {
     const int64_t m = step_.m, n = step_.n;
     const auto direction = pack_chunk(step_.direction, first, count);
     const auto half = Matrices<T>::contiguous(half_.reserve(count * m * n), count, m, n);
-    multiply(half, roots(step_.in.left_root, first, count), direction);
-    multiply(direction, half, roots(step_.in.right_root, first, count));
-    T* const norms = data(step_.in.norms, first);
+    multiply(half, roots(step_.in.roots[0], first, count), direction);
+    multiply(direction, half, roots(step_.in.roots[1], first, count));
+    T* const norms = step_.norms + first;
     for (int64_t i = 0; i < count; ++i) {
       const bool active = step_.active[first + i];
       norms[i] = active ? static_cast<T>(dot(direction.item(i), direction.item(i), m * n)) : T(0);
@@ -126,34 +101,37 @@ class Worker {
 };
 
 template <class T>
-void run(const Arguments& in, const UpdateRule& rule, bool update) {
-  const int64_t count = in.left.size(0), m = in.left.size(1), n = in.right.size(1);
+void run(const KronGroup& group, const KronArguments& in, const UpdateRule& rule) {
+  const int64_t count = group.blocks, m = group.m, n = group.n;
   if (m == 0 || n == 0) return;
-  Step<T> step{in,
-               rule,
-               update,
-               list_blocks(in.out),
-               {},
-               list_blocks(in.direction),
-               m,
-               n,
-               static_cast<const bool*>(in.active.data_ptr())};
-  if (update) step.grad = list_blocks(in.grad);
+  const Step<T> step{group,
+                     rule,
+                     in.update,
+                     in.precondition(),
+                     list_blocks(group.out),
+                     list_blocks(group.grad),
+                     list_blocks(group.direction),
+                     m,
+                     n,
+                     static_cast<const bool*>(in.active.data_ptr()) + group.first_block,
+                     static_cast<T*>(in.norms.data_ptr()) + group.first_block};
   const int64_t largest = std::max(largest_matrix(rule, m, n), largest_matrix(rule, n, m));
   for_each_chunk(count, chunk_size(count, largest * sizeof(T)), [&] { return Worker<T>(step); });
 }
 
-void kron_step(const Tensor left, const Tensor right, const Tensor left_statistics,
-               const Tensor right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
-               const Tensors direction, const Tensor left_root, const Tensor right_root, const Tensor active,
+void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
+               const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
+               const Tensors direction, const Tensors left_root, const Tensors right_root, const Tensor active,
                double decay, double weight, double damping, const std::string factor_scale, int64_t refine,
-               bool update) {
-  const Arguments in{left, right,     left_statistics, right_statistics, out,   norms,
-                     grad, direction, left_root,       right_root,       active};
-  const Checks checks("kron_step_", left);
-  check(checks, in, update);
-  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine);
-  with_compute_type(left.scalar_type(), [&](auto type) { run<decltype(type)>(in, rule, update); });
+               const std::string precision, bool update) {
+  const KronArguments in{left, right,     left_statistics, right_statistics, out,    norms,
+                         grad, direction, left_root,       right_root,       active, update};
+  const Checks checks("kron_step_", norms);
+  const std::vector<KronGroup> groups = checked_groups(checks, in);
+  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine, precision);
+  with_compute_type(norms.scalar_type(), [&](auto type) {
+    for (const KronGroup& group : groups) run<decltype(type)>(group, in, rule);
+  });
 }
 
 }  // namespace

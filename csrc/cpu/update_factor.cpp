@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "../checks.h"
+#include "../update_rule.h"
 #include "block_views.h"
 #include "dtypes.h"
 #include "factor_update.h"
 #include "parallel.h"
-#include "update_rule.h"
 
 namespace kradagrad::cpu {
 namespace {
@@ -40,7 +40,7 @@ void run(const Tensor& factor, const Tensor& statistics, const std::vector<Block
 
 void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor active,
                    double decay, double weight, double damping, const std::string factor_scale,
-                   int64_t refine) {
+                   int64_t refine, const std::string precision) {
   const Checks checks("update_factor_", factor);
   checks.contiguous("factor", factor, {"N", "d", "d"}, kFactorDTypes);
   const int64_t count = factor.size(0), d = factor.size(1);
@@ -49,7 +49,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   const int64_t k = unfolding.empty() ? 0 : unfolding[0].size(unfolding[0].dim() - 1);
   checks.block_views("unfolding", unfolding, count, d, k, kViewDTypes);
   checks.contiguous("active", active, {count}, {ScalarType::Bool});
-  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine);
+  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine, precision);
   if (d == 0 || k == 0) return;
   const auto* flags = static_cast<const bool*>(active.data_ptr());
   with_compute_type(factor.scalar_type(), [&](auto type) {

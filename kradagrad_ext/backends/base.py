@@ -27,6 +27,16 @@ FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product", "exa
     exact       no bound: C = N^-1 by Cholesky
 """
 
+PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+"""How products of float32 operands are made where they run on tensor cores; elsewhere they are made in the
+factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/numerics.md)::
+
+    bf16x3   a = ah + al in bfloat16:  a b ~ ah bh + ah bl + al bh
+    tf32x3   the same in tf32
+    bf16x6   three bfloat16 terms, the six largest products
+    fp32     fused multiply-adds, no tensor cores
+"""
+
 FALLBACK_REFINE = 2
 """`refine` of the frobenius update that stands in for an exact one whose Cholesky failed."""
 
@@ -47,6 +57,7 @@ class Backend(Protocol):
         damping: float,
         factor_scale: str,
         refine: int,
+        precision: str,
     ) -> None:
         """Update the factors X of one mode from the unfoldings U of their blocks, in place.
 
@@ -74,41 +85,48 @@ class Backend(Protocol):
             active: ``[N]`` bool.
             decay: in (0, 1].  weight: of the new statistic, > 0.  damping: relative, >= 0.
             factor_scale: one of `FACTOR_SCALES`.  refine: >= 0, ignored by ``exact``.
+            precision: one of `PRECISIONS`.
         """
 
     def kron_step_(
         self,
-        left: Tensor,
-        right: Tensor,
-        left_statistics: Tensor,
-        right_statistics: Tensor,
+        left: list[Tensor],
+        right: list[Tensor],
+        left_statistics: list[Tensor],
+        right_statistics: list[Tensor],
         out: list[Tensor],
         norms: Tensor,
         grad: list[Tensor],
         direction: list[Tensor],
-        left_root: Tensor,
-        right_root: Tensor,
+        left_root: list[Tensor],
+        right_root: list[Tensor],
         active: Tensor,
         decay: float,
         weight: float,
         damping: float,
         factor_scale: str,
         refine: int,
+        precision: str,
         update: bool,
     ) -> None:
-        """Both factor updates of order-2 blocks and the two-sided product, in one call::
+        """Both factor updates of order-2 blocks and the two-sided product, of several groups in one call::
 
-            if update: update_factor_(left, G), update_factor_(right, G^T)
-            P = left_root D right_root;  out = P;  norms = |P|_F^2     (0 for an inactive block)
+            if update:  update_factor_(left, G), update_factor_(right, G^T)
+            if out:     P = left_root D right_root;  out = P;  norms = |P|_F^2     (0 for an inactive block)
+
+        Group i has N_i blocks ``[m_i, n_i]``. The lists of block views hold the blocks of all groups, one
+        group after the other, and no view holds blocks of two; so do `norms` and `active`.
 
         Args:
-            left, right: ``[N, m, m]`` and ``[N, n, n]``, as in `update_factor_`.
-            left_statistics, right_statistics: ``[N, 2]``.
-            out: list of block views ``[*, m, n]`` in the factors' dtype; may be `direction` itself.
-            norms: ``[N]`` in the factors' dtype.
-            grad, direction: lists of block views G and D, ``[*, m, n]``, float32, float64 or bfloat16.
-            left_root, right_root: ``[N, m, m]`` and ``[N, n, n]``, the factors' dtype or bfloat16.
-            active: ``[N]`` bool; the scalars as in `update_factor_`.
+            left, right: a group each, ``[N_i, m_i, m_i]`` and ``[N_i, n_i, n_i]``, as in `update_factor_`.
+            left_statistics, right_statistics: a group each, ``[N_i, 2]``.
+            out: block views ``[*, m_i, n_i]`` in the factors' dtype; may be `direction` itself. An empty
+                list leaves the product out: `direction` and the roots are empty then, and `norms` stays.
+            norms: ``[sum of N_i]`` in the factors' dtype.
+            grad, direction: block views G and D, float32, float64 or bfloat16. `grad` is not looked at
+                without `update`.
+            left_root, right_root: a group each, like the factors, in their dtype or bfloat16.
+            active: ``[sum of N_i]`` bool; the scalars as in `update_factor_`.
         """
 
     def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:

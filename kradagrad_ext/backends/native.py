@@ -69,28 +69,31 @@ def update_factor_(
     damping: float,
     factor_scale: str,
     refine: int,
+    precision: str,
 ) -> None:
     """See `Backend.update_factor_`."""
-    _op("update_factor_")(factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine)
+    rule = (decay, weight, damping, factor_scale, refine, precision)
+    _op("update_factor_")(factor, statistics, unfolding, active, *rule)
 
 
 def kron_step_(
-    left: Tensor,
-    right: Tensor,
-    left_statistics: Tensor,
-    right_statistics: Tensor,
+    left: list[Tensor],
+    right: list[Tensor],
+    left_statistics: list[Tensor],
+    right_statistics: list[Tensor],
     out: list[Tensor],
     norms: Tensor,
     grad: list[Tensor],
     direction: list[Tensor],
-    left_root: Tensor,
-    right_root: Tensor,
+    left_root: list[Tensor],
+    right_root: list[Tensor],
     active: Tensor,
     decay: float,
     weight: float,
     damping: float,
     factor_scale: str,
     refine: int,
+    precision: str,
     update: bool,
 ) -> None:
     """See `Backend.kron_step_`."""
@@ -111,6 +114,7 @@ def kron_step_(
         damping,
         factor_scale,
         refine,
+        precision,
         update,
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import FALLBACK_REFINE
+from .downdate import exact_downdate, identity_like, krad_downdate
 
 name = "reference"
 
@@ -25,70 +26,6 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
 def _gather(views: list[Tensor], dtype: torch.dtype) -> Tensor:
     """A list of block views [*, m, n] as one batch [N, m, n]."""
     return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in views]).to(dtype)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.mT) / 2
-
-
-def _identity_like(matrix: Tensor) -> Tensor:
-    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-
-def _frobenius(matrix: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    return norm
-
-
-def _bound(factor: Tensor, a: Tensor, y: Tensor, factor_scale: str) -> Tensor:
-    """t >= the largest eigenvalue of N = I + A^T X A, for X [N, d, d], A and Y = X A [N, d, k]: [N, 1, 1]."""
-    d = factor.shape[-1]
-    if factor_scale in ("trace", "trace_dim"):
-        trace = (a * y).sum((-2, -1), keepdim=True)
-        return 1 + trace if factor_scale == "trace" else d * (1 + trace)
-    if factor_scale == "product":
-        return 1 + _frobenius(y @ a.mT)
-    # The nonzero eigenvalues of A^T X A [k, k] and X A A^T [d, d] are the same: take the smaller matrix.
-    # The Frobenius norms of a symmetric B^2 and of its powers are traces, which both share.
-    b = a.mT @ y if a.shape[-1] <= d else y @ a.mT
-    if factor_scale == "schatten4":
-        b = b @ b
-        return 1 + (b * b.mT).sum((-2, -1), keepdim=True).clamp_min(0) ** 0.25
-    return 1 + (b * b.mT).sum((-2, -1), keepdim=True).clamp_min(0).sqrt()
-
-
-def krad_downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tuple[Tensor, Tensor]:
-    """X - Y C Y^T with C <= N^-1 from the KrAD lemma, and per block whether t was finite.
-
-    C starts at I / t and grows towards N^-1 by C <- C (5 I - 8 W + 4 W^2), W = N C, which on every
-    eigenvalue of W in (0, 1] stays within (0, 1]: the result dominates (X^-1 + A A^T)^-1 at every iterate.
-
-    Args:
-        factor: X ``[N, d, d]``.  a: ``[N, d, k]``.
-    """
-    y = factor @ a
-    t = _bound(factor, a, y, factor_scale)
-    if refine == 0:
-        downdate = y @ y.mT / t
-    else:
-        identity = _identity_like(a.mT @ a)
-        n = identity + _symmetric(a.mT @ y)
-        c = identity / t
-        for _ in range(refine):
-            w = _symmetric(n @ c)
-            c = _symmetric(c @ (5 * identity - 8 * w + 4 * w @ w))
-        downdate = y @ c @ y.mT
-    return factor - _symmetric(downdate), t.isfinite().flatten()
-
-
-def exact_downdate(factor: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """X - Y N^-1 Y^T = (X^-1 + A A^T)^-1 (Woodbury) by Cholesky of N, and per block whether it succeeded."""
-    y = factor @ a
-    n = _identity_like(a.mT @ a) + _symmetric(a.mT @ y)
-    lower, info = torch.linalg.cholesky_ex(n)
-    z = torch.linalg.solve_triangular(lower, y.mT, upper=False)
-    updated = factor - _symmetric(z.mT @ z)
-    return updated, (info == 0) & updated.isfinite().all(-1).all(-1)
 
 
 def _looking_is_free(device: torch.device) -> bool:
@@ -118,6 +55,7 @@ def update_factor_(
     damping: float,
     factor_scale: str,
     refine: int,
+    precision: str,
 ) -> None:
     """See `Backend.update_factor_`."""
     if factor.numel() == 0:
@@ -147,41 +85,70 @@ def _track_mean(
     """The factors, started where this is the first gradient, and the new running mean of tr(S) / d."""
     scale = a.square().sum((-2, -1)) / a.shape[-2]
     first = mean == 0
-    start = _identity_like(factor) / (damping * scale)[:, None, None]
+    start = identity_like(factor) / (damping * scale)[:, None, None]
     x = torch.where((first & (scale > 0))[:, None, None], start, factor)
     return x, torch.where(first, scale, decay * mean + (1 - decay) * scale)
 
 
 def kron_step_(
-    left: Tensor,
-    right: Tensor,
-    left_statistics: Tensor,
-    right_statistics: Tensor,
+    left: list[Tensor],
+    right: list[Tensor],
+    left_statistics: list[Tensor],
+    right_statistics: list[Tensor],
     out: list[Tensor],
     norms: Tensor,
     grad: list[Tensor],
     direction: list[Tensor],
-    left_root: Tensor,
-    right_root: Tensor,
+    left_root: list[Tensor],
+    right_root: list[Tensor],
     active: Tensor,
     decay: float,
     weight: float,
     damping: float,
     factor_scale: str,
     refine: int,
+    precision: str,
     update: bool,
 ) -> None:
     """See `Backend.kron_step_`."""
+    rule = (decay, weight, damping, factor_scale, refine, precision)
+    sizes = [len(factor) for factor in left]
+    actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
     if update:
-        for factor, statistics, unfolding in (
-            (left, left_statistics, grad),
-            (right, right_statistics, [view.mT for view in grad]),
-        ):
-            update_factor_(
-                factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine
-            )
-    blocks = _gather(direction, left.dtype)
-    product = left_root.to(left.dtype) @ blocks @ right_root.to(left.dtype)
+        for i, views in enumerate(_by_group(grad, sizes)):
+            transposed = [view.mT for view in views]
+            update_factor_(left[i], left_statistics[i], views, actives[i], *rule)
+            update_factor_(right[i], right_statistics[i], transposed, actives[i], *rule)
+    if out:
+        groups = zip(_by_group(direction, sizes), _by_group(out, sizes), strict=True)
+        for i, (directions, results) in enumerate(groups):
+            _two_sided(left_root[i], right_root[i], directions, results, norms_of[i], actives[i])
+
+
+def _by_group(views: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
+    """A list of block views cut into the groups' own; views of no blocks are passed over."""
+    groups, rest = [], iter([view for view in views if math.prod(view.shape[:-2]) > 0])
+    for size in sizes:
+        own: list[Tensor] = []
+        while sum(math.prod(view.shape[:-2]) for view in own) < size:
+            own.append(next(rest))
+        groups.append(own)
+    return groups
+
+
+def _two_sided(
+    left_root: Tensor,
+    right_root: Tensor,
+    direction: list[Tensor],
+    out: list[Tensor],
+    norms: Tensor,
+    active: Tensor,
+) -> None:
+    """P = left_root D right_root and its norms, for the active blocks of one group."""
+    if not direction:
+        return
+    blocks = _gather(direction, norms.dtype)
+    product = left_root.to(norms.dtype) @ blocks @ right_root.to(norms.dtype)
     norms.copy_(torch.where(active, product.square().sum((-2, -1)), 0))
     start = 0
     for view in out:

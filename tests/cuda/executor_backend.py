@@ -103,9 +103,7 @@ class Executor:
     def update_factor_(
         self, factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine, precision
     ) -> None:
-        group = {
-            "blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0
-        }  # fmt: skip
+        group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
         rule = (decay, weight, damping, factor_scale, refine, precision)
         if factor_scale == "exact":
             reference.update_factor_(factor, statistics, unfolding, active, *rule)
@@ -122,14 +120,32 @@ class Executor:
         )
 
     def kron_step_(
-        self, left, right, left_statistics, right_statistics, out, norms, grad, direction, left_root, right_root,
-        active, decay, weight, damping, factor_scale, refine, precision, update,
-    ) -> None:  # fmt: skip
+        self,
+        left,
+        right,
+        left_statistics,
+        right_statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        left_root,
+        right_root,
+        active,
+        decay,
+        weight,
+        damping,
+        factor_scale,
+        refine,
+        precision,
+        update,
+    ) -> None:
         device = Device()
         rule = (decay, weight, damping, factor_scale, refine, precision)
         precondition = len(out) > 0
         groups = []
         lists = {"grad": list(grad), "direction": list(direction), "out": list(out)}
+        lists = {key: [view for view in views if view.shape[:-2].numel()] for key, views in lists.items()}
         for i, (x, y) in enumerate(zip(left, right, strict=True)):
             group = {"blocks": len(x), "m": x.shape[1], "n": y.shape[1]}
             for key, views in lists.items():
@@ -142,15 +158,33 @@ class Executor:
         self.run(
             device,
             lambda *place: toolchain.plans().kron_step(
-                groups, *rule, update, precondition, device.address(active), device.address(norms), *place,
+                groups,
+                *rule,
+                update,
+                precondition,
+                device.address(active),
+                device.address(norms),
+                *place,
                 self.scratch_bytes,
             ),
-        )  # fmt: skip
+        )
 
     def accumulate_(
-        self, momenta, second_moments, directions, graft_norms, grads, params, coefficients, active, beta1, beta2,
-        weight2, l2, nesterov,
-    ) -> None:  # fmt: skip
+        self,
+        momenta,
+        second_moments,
+        directions,
+        graft_norms,
+        grads,
+        params,
+        coefficients,
+        active,
+        beta1,
+        beta2,
+        weight2,
+        l2,
+        nesterov,
+    ) -> None:
         device = Device()
         lists = {"momenta": momenta, "second_moments": second_moments, "directions": directions}
         lists |= {"grads": grads, "params": params}
@@ -160,9 +194,20 @@ class Executor:
         self.run(device, lambda *place: toolchain.plans().accumulate(lists, *fixed, norms, *place))
 
     def parameter_step_(
-        self, params, momenta, updates, directions, second_moments, coefficients, active, lr, momentum, decay, l2,
+        self,
+        params,
+        momenta,
+        updates,
+        directions,
+        second_moments,
+        coefficients,
+        active,
+        lr,
+        momentum,
+        decay,
+        l2,
         nesterov,
-    ) -> None:  # fmt: skip
+    ) -> None:
         device = Device()
         lists = {"params": params, "momenta": momenta, "updates": updates, "directions": directions}
         lists |= {"second_moments": second_moments}

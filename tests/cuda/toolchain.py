@@ -1,4 +1,4 @@
-"""Compiles what the tests of the CUDA kernels run: PTX from csrc/cuda/kernels, and the launch plans for Python.
+"""Compiles what tests of the CUDA kernels run: PTX from csrc/cuda/kernels, and the launch plans for Python.
 
 Results lie in build/, named by a hash of all that they depend on, so that most runs compile nothing.
 """
@@ -79,7 +79,9 @@ def plans() -> ModuleType:
     sources = [Path(__file__).parent / "bindings.cpp", *sorted(PLANS.glob("*.cpp"))]
     headers = [*sorted(PLANS.glob("*.h")), *kernel_headers()]
     target = BUILD / f"_plans.{digest([*sources, *headers], sys.version, pybind11.__version__)}.so"
-    includes = [f"-I{path}" for path in (ROOT / "csrc/cuda", sysconfig.get_path("include"), pybind11.get_include())]
+    includes = [
+        f"-I{path}" for path in (ROOT / "csrc/cuda", sysconfig.get_path("include"), pybind11.get_include())
+    ]
     compiler = os.environ.get("CXX", "c++")
     compile_once(target, [compiler, *PLAN_FLAGS, *includes, *map(str, sources), "-o"])
     spec = importlib.util.spec_from_file_location("_plans", target)
