@@ -8,6 +8,7 @@ of the environment that is installed into serve. So torch is required only where
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
 from setuptools import build_meta
@@ -42,8 +44,15 @@ class Decision:
     requested: str
     compiler: tuple[str, ...] | None
     """Command of the C++ compiler; None: install the Python package alone."""
+    nvcc: tuple[str, ...] | None
+    """Command of CUDA's compiler; None: no CUDA kernels."""
     reason: str | None
-    """Why there is no native library; None where there is one."""
+    """Why there is no native library, or no CUDA kernels in it; None where there is nothing to say."""
+
+    @property
+    def native(self) -> str:
+        """What the library will serve: ``cuda`` (and the CPU), ``cpu`` or ``none``."""
+        return "none" if self.compiler is None else "cpu" if self.nvcc is None else "cuda"
 
 
 def decide() -> Decision:
@@ -51,15 +60,40 @@ def decide() -> Decision:
     requested = os.environ.get("KRADAGRAD_BUILD") or "auto"
     if requested not in MODES:
         stop(f"must be one of {', '.join(MODES)}, got {requested!r}")
-    if requested == "cuda":
-        stop("this source tree has no CUDA sources (csrc/cuda); use KRADAGRAD_BUILD=cpu or auto")
     if requested == "none":
-        return Decision(requested, None, "it was left out by KRADAGRAD_BUILD=none")
+        return Decision(requested, None, None, "it was left out by KRADAGRAD_BUILD=none")
     compiler, sought = find_compiler()
-    if compiler is None and requested == "cpu":
+    if compiler is None and requested != "auto":
         stop(f"no C++ compiler found (looked for {sought}); install one, or name it in CXX")
-    reason = None if compiler else f"no C++ compiler was found (looked for {sought})"
-    return Decision(requested, compiler, reason)
+    if compiler is None:
+        return Decision(requested, None, None, f"no C++ compiler was found (looked for {sought})")
+    nvcc = find_nvcc()
+    if requested == "cuda" and nvcc is None:
+        stop("no nvcc found (looked in CUDA_HOME, on PATH and in /usr/local/cuda); install the CUDA toolkit")
+    if requested == "cpu" or (requested == "auto" and not torch_has_cuda()):
+        return Decision(requested, compiler, None, None)
+    reason = None if nvcc else "no CUDA kernels: no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda"
+    return Decision(requested, compiler, nvcc, reason)
+
+
+def find_nvcc() -> tuple[str, ...] | None:
+    """CUDA's compiler: that of CUDA_HOME, on PATH, or in the toolkit's usual place."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [os.path.join(home, "bin") for home in homes if home]
+    for place in [*folders, None, "/usr/local/cuda/bin"]:
+        found = shutil.which("nvcc", path=place)
+        if found:
+            return (found,)
+    return None
+
+
+def torch_has_cuda() -> bool:
+    """Whether the torch that is built for is a CUDA build, read from its version, without importing it."""
+    distribution = find_torch()
+    if distribution is None:
+        return False
+    text = Path(str(distribution.locate_file("torch/version.py"))).read_text(encoding="utf-8")
+    return re.search(r"^cuda\b.*=\s*['\"]", text, re.MULTILINE) is not None
 
 
 def stop(message: str) -> NoReturn:

@@ -49,7 +49,8 @@ class ViewSplitter {
       taken.push_back(views_[next_++]);
     }
     if (held != group.blocks) {
-      checks_.fail(name_, "views of " + std::to_string(group.blocks) + " blocks for group " + std::to_string(index),
+      checks_.fail(name_,
+                   "views of " + std::to_string(group.blocks) + " blocks for group " + std::to_string(index),
                    std::to_string(held) + " blocks");
     }
     return taken;
@@ -71,7 +72,8 @@ class ViewSplitter {
 };
 
 // One group's factors, statistics and roots.
-inline KronGroup checked_factors(const Checks& checks, const KronArguments& in, size_t i, const DTypes& dtype) {
+inline KronGroup checked_factors(const Checks& checks, const KronArguments& in, size_t i,
+                                 const DTypes& dtype) {
   const auto named = [&](const char* name) { return Checks::item(name, i); };
   checks.contiguous(named("left"), in.left[i], {"N", "m", "m"}, dtype);
   const int64_t count = in.left[i].size(0), m = in.left[i].size(1);
@@ -79,7 +81,7 @@ inline KronGroup checked_factors(const Checks& checks, const KronArguments& in, 
   const int64_t n = in.right[i].size(1);
   checks.contiguous(named("left_statistics"), in.left_statistics[i], {count, 2}, dtype);
   checks.contiguous(named("right_statistics"), in.right_statistics[i], {count, 2}, dtype);
-  KronGroup group{0, count, m, n, in.left[i], in.right[i], in.left_statistics[i], in.right_statistics[i],
+  KronGroup group{0,  count, m,  n, in.left[i], in.right[i], in.left_statistics[i], in.right_statistics[i],
                   {}, {},    {}, {}};
   if (in.precondition()) {
     const DTypes root_dtypes = {dtype[0], ScalarType::BFloat16};
@@ -101,11 +103,12 @@ inline void check_lengths(const Checks& checks, const KronArguments& in) {
 }
 
 // Throws, before anything is written, where an argument is not as base.py says.
-inline std::vector<KronGroup> checked_groups(const Checks& checks, const KronArguments& in) {
+inline std::vector<KronGroup> checked_groups(const Checks& checks, const KronArguments& in,
+                                             const DTypes& view_dtypes = kViewDTypes) {
   check_lengths(checks, in);
   const DTypes dtype = in.left.empty() ? kFactorDTypes : DTypes{in.left[0].scalar_type()};
-  ViewSplitter out(checks, "out", in.out, dtype), grad(checks, "grad", in.grad, kViewDTypes),
-      direction(checks, "direction", in.direction, kViewDTypes);
+  ViewSplitter out(checks, "out", in.out, dtype), grad(checks, "grad", in.grad, view_dtypes),
+      direction(checks, "direction", in.direction, view_dtypes);
   std::vector<KronGroup> groups;
   int64_t blocks = 0;
   if (!in.left.empty()) checks.contiguous("left[0]", in.left[0], {"N", "m", "m"}, kFactorDTypes);

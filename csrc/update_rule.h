@@ -49,8 +49,9 @@ inline UpdateRule update_rule(const Checks& checks, double decay, double weight,
   checks.positive("weight", weight);
   checks.not_negative("damping", damping);
   checks.scalar("refine", refine >= 0, ">= 0", refine);
-  return {decay, weight, damping, factor_scale_named(checks, factor_scale), refine,
-          precision_named(checks, precision)};
+  return {decay,   weight,
+          damping, factor_scale_named(checks, factor_scale),
+          refine,  precision_named(checks, precision)};
 }
 
 }  // namespace kradagrad

@@ -16,10 +16,11 @@ class BuildInfo:
     requested: str | None
     """KRADAGRAD_BUILD of the build; None where there is no record of one."""
     native: str
-    """What the native library serves: ``cpu``, or ``none`` where there is no library."""
+    """What the native library serves: ``cpu``, ``cuda`` (and the CPU), or ``none``: there is no library."""
     reason: str | None
-    """Why there is no native library."""
+    """Why there is no native library, or no CUDA kernels in it."""
     compiler: str | None = None
+    nvcc: str | None = None
     torch: str | None = None
 
 

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "../checks.h"
+#include "../elementwise_arguments.h"
 #include "dtypes.h"
 #include "operand.h"
 #include "spans.h"
@@ -19,41 +19,12 @@
 namespace kradagrad::cpu {
 namespace {
 
-struct Arguments {
-  Tensors momenta, second_moments, directions;
-  Tensor graft_norms;
-  Tensors grads, params;
-  Tensor coefficients, active;
-};
-
-struct Scalars {
-  double beta1, beta2, weight2, l2;
-  bool nesterov;
-};
-
-void check(const Checks& checks, const Arguments& in, const Scalars& scalars) {
-  const size_t count = in.params.size();
-  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, kFactorDTypes);
-  const DTypes dtype = {in.coefficients.scalar_type()};
-  checks.contiguous("graft_norms", in.graft_norms, {static_cast<int64_t>(count)}, dtype);
-  checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
-  checks.like_parameters("params", in.params, in.params, kViewDTypes);
-  checks.like_parameters("grads", in.grads, in.params, kViewDTypes);
-  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
-  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
-  checks.like_parameters("directions", in.directions, in.params, dtype, true);
-  checks.scalar("beta1", scalars.beta1 >= 0 && scalars.beta1 <= 1, "in [0, 1]", scalars.beta1);
-  checks.scalar("beta2", scalars.beta2 >= 0 && scalars.beta2 <= 1, "in [0, 1]", scalars.beta2);
-  checks.not_negative("weight2", scalars.weight2);
-  checks.not_negative("l2", scalars.l2);
-}
-
 struct Operands {
   Operand grad, param;
   std::optional<Operand> momentum, second_moment, direction;
 };
 
-std::vector<Operands> list_operands(const Arguments& in) {
+std::vector<Operands> list_operands(const AccumulateArguments& in) {
   std::vector<Operands> operands;
   for (size_t p = 0; p < in.params.size(); ++p) {
     const auto order = memory_order(in.params[p]);
@@ -68,7 +39,8 @@ std::vector<Operands> list_operands(const Arguments& in) {
 
 // One tile; returns its share of the graft's squared norm. `c`: the parameter's coefficients.
 template <class T>
-double accumulate_tile(const Operands& in, const Scalars& scalars, const T* c, int64_t begin, int64_t size) {
+double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, const T* c, int64_t begin,
+                       int64_t size) {
   alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile];
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
@@ -100,7 +72,7 @@ double accumulate_tile(const Operands& in, const Scalars& scalars, const T* c, i
 }
 
 template <class T>
-void run(const Arguments& in, const Scalars& scalars) {
+void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   const std::vector<Operands> operands = list_operands(in);
   std::vector<int64_t> sizes;
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
@@ -123,9 +95,10 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
                 const Tensor graft_norms, const Tensors grads, const Tensors params,
                 const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
                 double l2, bool nesterov) {
-  const Arguments in{momenta, second_moments, directions, graft_norms, grads, params, coefficients, active};
-  const Scalars scalars{beta1, beta2, weight2, l2, nesterov};
-  check(Checks("accumulate_", coefficients), in, scalars);
+  const AccumulateArguments in{momenta, second_moments, directions,   graft_norms,
+                               grads,   params,         coefficients, active};
+  const AccumulateScalars scalars{beta1, beta2, weight2, l2, nesterov};
+  check_accumulate(Checks("accumulate_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }
 

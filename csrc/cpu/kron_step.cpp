@@ -121,9 +121,9 @@ void run(const KronGroup& group, const KronArguments& in, const UpdateRule& rule
 
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
-               const Tensors direction, const Tensors left_root, const Tensors right_root, const Tensor active,
-               double decay, double weight, double damping, const std::string factor_scale, int64_t refine,
-               const std::string precision, bool update) {
+               const Tensors direction, const Tensors left_root, const Tensors right_root,
+               const Tensor active, double decay, double weight, double damping,
+               const std::string factor_scale, int64_t refine, const std::string precision, bool update) {
   const KronArguments in{left, right,     left_statistics, right_statistics, out,    norms,
                          grad, direction, left_root,       right_root,       active, update};
   const Checks checks("kron_step_", norms);

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "../checks.h"
+#include "../elementwise_arguments.h"
 #include "dtypes.h"
 #include "operand.h"
 #include "spans.h"
@@ -19,41 +19,12 @@
 namespace kradagrad::cpu {
 namespace {
 
-struct Arguments {
-  Tensors params, momenta, updates, directions, second_moments;
-  Tensor coefficients, active, lr;
-};
-
-struct Scalars {
-  double momentum, decay, l2;
-  bool nesterov;
-};
-
-void check(const Checks& checks, const Arguments& in, const Scalars& scalars) {
-  const size_t count = in.params.size();
-  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, kFactorDTypes);
-  const DTypes dtype = {in.coefficients.scalar_type()};
-  checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
-  checks.tensor("lr", in.lr, {}, dtype);
-  checks.like_parameters("params", in.params, in.params, kViewDTypes);
-  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
-  checks.like_parameters("directions", in.directions, in.params, kViewDTypes);
-  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
-  checks.length("updates", in.updates, count);
-  for (size_t i = 0; i < count; ++i) {
-    if (in.updates[i].numel() > 0) checks.like_parameter("updates", i, in.updates[i], in.params[i], dtype);
-  }
-  checks.not_negative("momentum", scalars.momentum);
-  checks.not_negative("decay", scalars.decay);
-  checks.not_negative("l2", scalars.l2);
-}
-
 struct Operands {
   Operand param, direction;
   std::optional<Operand> momentum, update, second_moment;
 };
 
-std::vector<Operands> list_operands(const Arguments& in) {
+std::vector<Operands> list_operands(const ParameterArguments& in) {
   std::vector<Operands> operands;
   for (size_t p = 0; p < in.params.size(); ++p) {
     const auto order = memory_order(in.params[p]);
@@ -69,7 +40,8 @@ std::vector<Operands> list_operands(const Arguments& in) {
 
 // One tile; `c`: the parameter's coefficients.
 template <class T>
-void step_tile(const Operands& in, const Scalars& scalars, const T* c, T lr, int64_t begin, int64_t size) {
+void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
+               int64_t size) {
   alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
   T* const p = in.param.read(begin, size, p_scratch);
   const T keep = static_cast<T>(1 - lr * scalars.decay);
@@ -103,7 +75,7 @@ void step_tile(const Operands& in, const Scalars& scalars, const T* c, T lr, int
 }
 
 template <class T>
-void run(const Arguments& in, const Scalars& scalars) {
+void run(const ParameterArguments& in, const ParameterScalars& scalars) {
   const std::vector<Operands> operands = list_operands(in);
   std::vector<int64_t> sizes;
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
@@ -123,9 +95,9 @@ void parameter_step(const Tensors params, const Tensors momenta, const Tensors u
                     const Tensors directions, const Tensors second_moments, const Tensor coefficients,
                     const Tensor active, const Tensor lr, double momentum, double decay, double l2,
                     bool nesterov) {
-  const Arguments in{params, momenta, updates, directions, second_moments, coefficients, active, lr};
-  const Scalars scalars{momentum, decay, l2, nesterov};
-  check(Checks("parameter_step_", coefficients), in, scalars);
+  const ParameterArguments in{params, momenta, updates, directions, second_moments, coefficients, active, lr};
+  const ParameterScalars scalars{momentum, decay, l2, nesterov};
+  check_parameter_step(Checks("parameter_step_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }
 

@@ -13,17 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kradagrad_ext import build_info
+
+from . import reference
+
 name = "native"
 
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """None where tensors of this device and factors of this dtype can be served, else the reason."""
-    if device.type != "cpu":
+    build = build_info.read()
+    if device.type not in _DTYPES or (device.type == "cuda" and build.native not in ("cuda", "none")):
         return f"no kernels for {device.type} in this build"
-    if dtype is not None and dtype not in _DTYPES:
-        return f"factors must be float32 or float64, not {dtype}"
+    dtypes = _DTYPES[device.type]
+    if dtype is not None and dtype not in dtypes:
+        return f"factors must be {' or '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {dtype}"
     return _load()
 
 
@@ -71,8 +77,11 @@ def update_factor_(
     refine: int,
     precision: str,
 ) -> None:
-    """See `Backend.update_factor_`."""
+    """See `Backend.update_factor_`. The CUDA kernels have no Cholesky: there an exact update is torch's."""
     rule = (decay, weight, damping, factor_scale, refine, precision)
+    if factor_scale == "exact" and factor.device.type == "cuda":
+        reference.update_factor_(factor, statistics, unfolding, active, *rule)
+        return
     _op("update_factor_")(factor, statistics, unfolding, active, *rule)
 
 
@@ -96,27 +105,15 @@ def kron_step_(
     precision: str,
     update: bool,
 ) -> None:
-    """See `Backend.kron_step_`."""
-    _op("kron_step_")(
-        left,
-        right,
-        left_statistics,
-        right_statistics,
-        out,
-        norms,
-        grad,
-        direction,
-        left_root,
-        right_root,
-        active,
-        decay,
-        weight,
-        damping,
-        factor_scale,
-        refine,
-        precision,
-        update,
-    )
+    """See `Backend.kron_step_`; exact updates as in `update_factor_`."""
+    tensors = (left, right, left_statistics, right_statistics, out, norms, grad, direction, left_root, right_root)
+    rule = (decay, weight, damping, factor_scale, refine, precision)
+    if factor_scale == "exact" and norms.device.type == "cuda":
+        if update:
+            reference.kron_step_(*tensors, active, *rule, update)
+            return
+        rule = (decay, weight, damping, "frobenius", refine, precision)  # not looked at without an update
+    _op("kron_step_")(*tensors, active, *rule, update)
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:

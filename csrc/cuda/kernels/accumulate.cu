@@ -49,9 +49,8 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 4) accumulate(cons
   const int index = own_parameter(in.parameters, in.count);
   if (!in.active[index]) return;
   float sum = 0;
-  for_each_position(in.parameters[index], [&](const Position& at) {
-    sum += accumulate_four(in, at, in.coefficients + 4 * index);
-  });
+  for_each_position(in.parameters[index],
+                    [&](const Position& at) { sum += accumulate_four(in, at, in.coefficients + 4 * index); });
   sum = cta_sum<kElementThreads / 32>(sum, scratch);
   if (threadIdx.x == 0) in.partial[blockIdx.x] = sum;
 }

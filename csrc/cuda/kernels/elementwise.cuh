@@ -1,5 +1,6 @@
-// Reading and writing of elements of any layout, four at a time where they are contiguous, and how the CTAs of
-// a launch share out the elements of all parameters: a CTA takes a span of kSpan elements of one parameter.
+// Reading and writing of elements of any layout, four at a time where they are contiguous, and how the CTAs
+// of a launch share out the elements of all parameters: a CTA takes a span of kSpan elements of one
+// parameter.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -54,13 +55,14 @@ __device__ __forceinline__ void read(float (&values)[kVector], const Elements& f
   }
 }
 
-__device__ __forceinline__ void write(const float (&values)[kVector], const Elements& to, const Position& at) {
+__device__ __forceinline__ void write(const float (&values)[kVector], const Elements& to,
+                                      const Position& at) {
   if (at.whole() && to.bf16) {
     const uint2 packed = {round_bf16x2(values[0], values[1]), round_bf16x2(values[2], values[3])};
     *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(to.data) + at.index) = packed;
   } else if (at.whole()) {
     *reinterpret_cast<float4*>(static_cast<float*>(to.data) + at.index) = {values[0], values[1], values[2],
-                                                                          values[3]};
+                                                                           values[3]};
   } else {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {

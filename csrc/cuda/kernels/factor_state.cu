@@ -7,8 +7,8 @@
 //
 // traces_of_squares: see factor_state.h.
 //
-// finish_groups, one warp a block: mean = decay mean + (1 - decay) s, the count of updates that fell back, and
-// the norm of the preconditioned block from its partial sums, in a fixed order.
+// finish_groups, one warp a block: mean = decay mean + (1 - decay) s, the count of updates that fell back,
+// and the norm of the preconditioned block from its partial sums, in a fixed order.
 #include "factor_state.h"
 #include "memory.cuh"
 #include "reduce.cuh"
@@ -76,8 +76,7 @@ __device__ __forceinline__ void finish_side(const FactorRule& rule, const Finish
 extern "C" __global__ void __launch_bounds__(kStartThreads) start_factors(const StartFactors in) {
   __shared__ float scratch[kStartThreads / 32];
   const int64_t cta = blockIdx.x;
-  const StartFactor& of =
-      in.factors[search(in.count, cta, [&](int i) { return in.factors[i].first_cta; })];
+  const StartFactor& of = in.factors[search(in.count, cta, [&](int i) { return in.factors[i].first_cta; })];
   const int64_t block = cta - of.first_cta;
   const float pending = start(in, of, block, scratch);
   if (threadIdx.x == 0) of.pending[block] = pending;
@@ -105,12 +104,14 @@ extern "C" __global__ void __launch_bounds__(32) finish_groups(const FinishGroup
   const bool active = in.active[index];
   const int lane = threadIdx.x;
   if (group.norm) {
-    const float norm = active ? total(group.norm + block * group.norm_partials, group.norm_partials, lane) : 0;
+    const float norm =
+        active ? total(group.norm + block * group.norm_partials, group.norm_partials, lane) : 0;
     if (lane == 0) in.norms[index] = norm;
   }
   if (!active || group.sides == 0) return;
-  const float energy =
-      in.rule.damping > 0 ? total(group.energy + block * group.energy_partials, group.energy_partials, lane) : 0;
+  const float energy = in.rule.damping > 0
+                           ? total(group.energy + block * group.energy_partials, group.energy_partials, lane)
+                           : 0;
   if (lane < group.sides) finish_side(in.rule, group.side[lane], block, group.blocks, energy);
 }
 

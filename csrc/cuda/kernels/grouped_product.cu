@@ -1,13 +1,13 @@
-// grouped_product: see grouped_product.cuh. Tiles of 128 for blocks of 256 and more, of 64 below; `ctas` of them
-// are to fit an SM's registers.
+// grouped_product: see grouped_product.cuh. Tiles of 128 for blocks of 256 and more, of 64 below; `ctas` of
+// them are to fit an SM's registers.
 #include "grouped_product.cuh"
 
 namespace kradagrad::cuda {
 
-#define KRADAGRAD_KERNEL(side, ctas, name, precision)                  \
-  extern "C" __global__ void __launch_bounds__(2 * side, ctas)         \
-      grouped_product_##side##_##name(const GroupedProduct in) {       \
-    grouped_product<side / kTile, Precision::precision>(in);           \
+#define KRADAGRAD_KERNEL(side, ctas, name, precision)            \
+  extern "C" __global__ void __launch_bounds__(2 * side, ctas)   \
+      grouped_product_##side##_##name(const GroupedProduct in) { \
+    grouped_product<side / kTile, Precision::precision>(in);     \
   }
 
 KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)

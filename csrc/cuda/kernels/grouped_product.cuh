@@ -152,7 +152,7 @@ class ProductTile {
     if (product_.out.views == 0) return;
     const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols)
                            .part(first_row_, first_col_, rows_, cols_);
-    for_each_pair([&](int row, int col, float(&pair)[2]) {
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
       out.write_pair(row, col, {factor * pair[0], factor * pair[1]});
     });
   }
@@ -160,7 +160,7 @@ class ProductTile {
   // This thread's part of |factor C|^2; the tiles of a symmetric C below the diagonal count twice.
   __device__ __forceinline__ float sum_of_squares(float factor) {
     float sum = 0;
-    for_each_pair([&](int, int, float(&pair)[2]) { sum += pair[0] * pair[0] + pair[1] * pair[1]; });
+    for_each_pair([&](int, int, float (&pair)[2]) { sum += pair[0] * pair[0] + pair[1] * pair[1]; });
     return (product_.symmetric && first_row_ != first_col_ ? 2 : 1) * factor * factor * sum;
   }
 
@@ -181,7 +181,7 @@ class ProductTile {
     const Operand& x = product_.x;
     Source<kTiles> source(in_.views, x, block_, product_.rows, product_.cols, 0);
     float trace = 0, energy = 0;
-    for_each_pair([&](int row, int col, float(&pair)[2]) {
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int r = first_row_ + row, c = first_col_ + col + i;
@@ -234,11 +234,14 @@ class ProductTile {
   // out = scale_x x + scale_a a + diagonal I, below the diagonal and mirrored.
   __device__ __forceinline__ void combine(float scale_x, float scale_a, float diagonal) {
     const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols);
-    const Matrix x = product_.x.of.views == 0 ? out : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
-    for_each_pair([&](int row, int col, float(&pair)[2]) {
+    const Matrix x = product_.x.of.views == 0
+                         ? out
+                         : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
       const int r = first_row_ + row, c = first_col_ + col;
       if (r >= product_.rows || c > r) return;
-      float2 value = {scale_a * pair[0] + (r == c ? diagonal : 0), scale_a * pair[1] + (r == c + 1 ? diagonal : 0)};
+      float2 value = {scale_a * pair[0] + (r == c ? diagonal : 0),
+                      scale_a * pair[1] + (r == c + 1 ? diagonal : 0)};
       if (scale_x != 0) {
         const float2 held = x.read_symmetric(r, c);
         value.x += scale_x * held.x;

@@ -46,15 +46,15 @@ struct Product {
   int64_t start;        // the first block that is worked on, within the group
   int32_t side;         // index, or -1 for a product that belongs to no factor
   int32_t rows, cols, depth;
-  int32_t tile_cols;   // CTA tiles to a row of C
-  int32_t tiles;       // CTA tiles of a block; symmetric: the lower ones
-  int32_t symmetric;   // only the lower tiles are made; what is stored is mirrored
+  int32_t tile_cols;  // CTA tiles to a row of C
+  int32_t tiles;      // CTA tiles of a block; symmetric: the lower ones
+  int32_t symmetric;  // only the lower tiles are made; what is stored is mirrored
   Epilogue epilogue;
   int32_t divide;
   Operand a, b, x;  // a matrix without views is missing
   Matrices out;
-  float* partial;      // [blocks, tiles], or null
-  float* energy;       // [blocks, energy_partials] from this product's own slots on, or null
+  float* partial;  // [blocks, tiles], or null
+  float* energy;   // [blocks, energy_partials] from this product's own slots on, or null
   int32_t energy_partials;
 };
 

@@ -64,7 +64,7 @@ __device__ __forceinline__ void precondition(const KronStepResident& in, const K
               {false, right.bf16});
   const Matrix out(in.views, group.out, block, m, n);
   float norm = 0;
-  product.for_each_pair(m_tiles, n_tiles, [&](int row, int col, float(&pair)[2]) {
+  product.for_each_pair(m_tiles, n_tiles, [&](int row, int col, float (&pair)[2]) {
     norm += pair[0] * pair[0] + pair[1] * pair[1];
     out.write_pair(row, col, {pair[0], pair[1]});
   });
@@ -91,10 +91,10 @@ __device__ __forceinline__ void kron_step(const KronStepResident& in) {
 }  // namespace
 
 // One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
-#define KRADAGRAD_KERNEL(side, ctas, name, precision)                    \
-  extern "C" __global__ void __launch_bounds__(2 * side, ctas)           \
-      kron_step_resident_##side##_##name(const KronStepResident in) {    \
-    kron_step<side / kTile, Precision::precision>(in);                   \
+#define KRADAGRAD_KERNEL(side, ctas, name, precision)                 \
+  extern "C" __global__ void __launch_bounds__(2 * side, ctas)        \
+      kron_step_resident_##side##_##name(const KronStepResident in) { \
+    kron_step<side / kTile, Precision::precision>(in);                \
   }
 
 KRADAGRAD_KERNEL(64, 3, bf16x3, kBf16x3)

@@ -75,8 +75,8 @@ struct Matrix {
     }
   }
 
-  // Elements (row, col) and (row, col + 1) of a symmetric matrix and their mirror images, where they lie on or
-  // below the diagonal; row < rows, col even and at most `row`.
+  // Elements (row, col) and (row, col + 1) of a symmetric matrix and their mirror images, where they lie on
+  // or below the diagonal; row < rows, col even and at most `row`.
   __device__ __forceinline__ void write_symmetric(int row, int col, float2 pair) const {
     if (aligned && col < row) {
       *reinterpret_cast<float2*>(&at(row, col)) = pair;
@@ -131,9 +131,10 @@ __device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row
 
 constexpr int kTileChunks = kTileFloats / 4;
 
-// The i-th four elements of a tile at tile coordinates of a matrix. Eight neighbouring lanes fill two rows of a
-// tile, and so all banks: two sectors of each row.
-__device__ __forceinline__ void copy_chunk(float* tile, const Matrix& from, int tile_row, int tile_col, int i) {
+// The i-th four elements of a tile at tile coordinates of a matrix. Eight neighbouring lanes fill two rows of
+// a tile, and so all banks: two sectors of each row.
+__device__ __forceinline__ void copy_chunk(float* tile, const Matrix& from, int tile_row, int tile_col,
+                                           int i) {
   const int row = i / 4, col = i % 4 * 4;
   copy_four(tile + tile_offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
 }

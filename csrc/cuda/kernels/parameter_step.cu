@@ -28,7 +28,8 @@ __device__ __forceinline__ void finished_update(float (&u)[kVector], const Posit
   }
 }
 
-__device__ __forceinline__ void step_four(const ParameterStep& in, const Position& at, const float* c, float lr) {
+__device__ __forceinline__ void step_four(const ParameterStep& in, const Position& at, const float* c,
+                                          float lr) {
   const Parameter& of = at.parameter;
   float u[kVector], p[kVector];
   finished_update(u, at, c);

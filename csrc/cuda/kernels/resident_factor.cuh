@@ -6,18 +6,18 @@
 //     refine > 0:   W = N / t, C = I, then `refine` times  V = 5 I - 8 W + 4 W^2,  C <- C V,  W <- W V
 //                   x -= weight / t  (Y C) Y^T
 //
-// The left side's unfolding is G [m, n], the right side's its transpose; G lies in shared memory as it is, and
-// the sides differ in which operands are read transposed (tile.cuh). Shared memory, in tiles:
+// The left side's unfolding is G [m, n], the right side's its transpose; G lies in shared memory as it is,
+// and the sides differ in which operands are read transposed (tile.cuh). Shared memory, in tiles:
 //
 //   first    T^2            lower tiles of x   ->   Y
 //   second   T (T + 1)      G   ->   W | V or C (lower tiles each)   ->   Y C
 //
-// From the third iterate on, the lower tiles of C or W wait in registers.
 #pragma once
 
 #include "memory.cuh"
 #include "reduce.cuh"
 #include "resident_products.cuh"
+#include "resident_refinement.cuh"
 
 namespace kradagrad::cuda {
 
@@ -138,7 +138,7 @@ class FactorUpdate {
     const UnfoldingTransposed<kRight> a{unfolding()};
     y.add(SymmetricTiles{shared_.first}, a, d_tiles_, k_tiles_, d_tiles_, {false, grad_.bf16});
     const float factor_scale = fresh_ ? diagonal_ : pending_;
-    y.for_each_pair(d_tiles_, k_tiles_, [&](int, int, float(&pair)[2]) {
+    y.for_each_pair(d_tiles_, k_tiles_, [&](int, int, float (&pair)[2]) {
       pair[0] *= factor_scale;
       pair[1] *= factor_scale;
     });
@@ -206,9 +206,8 @@ class FactorUpdate {
     FullProduct<kTiles, kPrecision> product;
     product.add(y(), unfolding(), d_tiles_, d_tiles_, k_tiles_, {false, grad_.bf16});
     float sum = 0;
-    product.for_each_pair(d_tiles_, d_tiles_, [&](int, int, float(&pair)[2]) {
-      sum += pair[0] * pair[0] + pair[1] * pair[1];
-    });
+    product.for_each_pair(d_tiles_, d_tiles_,
+                          [&](int, int, float (&pair)[2]) { sum += pair[0] * pair[0] + pair[1] * pair[1]; });
     return sum;
   }
 
@@ -218,95 +217,25 @@ class FactorUpdate {
     if (rule_.refine == 0) {
       difference.template add<kPrecision>(y(), y(), d_tiles_, k_tiles_);
     } else {
-      refine(1 / t);
+      n_.add_diagonal(k_tiles_, columns_, 1);
+      n_.scale(1 / t);
+      Refinement<kTiles, kPrecision> refinement(shared_.second, k_tiles_, columns_);
+      const float* const c = refinement.run(n_, rule_.refine);
       FullProduct<kTiles, kPrecision> yc;
-      yc.add(y(), SymmetricTiles{v_tiles()}, d_tiles_, k_tiles_, k_tiles_);
+      yc.add(y(), SymmetricTiles{c}, d_tiles_, k_tiles_, k_tiles_);
       __syncthreads();
       yc.write(shared_.second, d_tiles_, k_tiles_);
       __syncthreads();
       difference.template add<kPrecision>(PlainTiles{shared_.second, k_tiles_}, y(), d_tiles_, k_tiles_);
     }
     const float share = rule_.weight / t;
-    difference.for_each_pair(d_tiles_, [&](int row, int col, float(&pair)[2]) {
+    difference.for_each_pair(d_tiles_, [&](int row, int col, float (&pair)[2]) {
       if (row >= d_ || col > row) return;
       const float2 x = fresh_ ? float2{row == col ? diagonal_ : 0, row == col + 1 ? diagonal_ : 0}
                               : factor.read_symmetric(row, col);
       const float scale = fresh_ ? 1 : pending_;
       factor.write_symmetric(row, col, {scale * x.x - share * pair[0], scale * x.y - share * pair[1]});
     });
-  }
-
-  __device__ __forceinline__ float* w_tiles() const { return shared_.second; }
-  __device__ __forceinline__ float* v_tiles() const {
-    return shared_.second + lower_tiles(kTiles) * kTileFloats;
-  }
-
-  // Leaves t C in v_tiles().
-  __device__ __forceinline__ void refine(float inverse_t) {
-    n_.add_diagonal(k_tiles_, columns_, 1);
-    n_.scale(inverse_t);
-    __syncthreads();  // G, or N, is no longer read
-    n_.write(w_tiles(), k_tiles_);
-    __syncthreads();
-    for (int i = 1; i <= rule_.refine; ++i) {
-      const bool first = i == 1, last = i == rule_.refine;
-      const Lower v = polynomial();
-      if (first) {
-        v.write(v_tiles(), k_tiles_);
-        __syncthreads();
-        if (!last) replace(w_tiles(), product());
-      } else if (last) {
-        replace(w_tiles(), v);
-        replace(v_tiles(), product());
-      } else {
-        advance(v);
-      }
-    }
-  }
-
-  // V = 5 I - 8 W + 4 W^2.
-  __device__ __forceinline__ Lower polynomial() const {
-    Lower square, v;
-    const SymmetricTiles w{w_tiles()};
-    square.template add<kPrecision>(w, w, k_tiles_, k_tiles_);
-    v.read(w_tiles(), k_tiles_);
-#pragma unroll
-    for (int s = 0; s < Lower::kSlots; ++s) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        v.c[s][e / 4][e % 4] = 4 * square.c[s][e / 4][e % 4] - 8 * v.c[s][e / 4][e % 4];
-      }
-    }
-    v.add_diagonal(k_tiles_, columns_, 5);
-    return v;
-  }
-
-  // The symmetric product of the two matrices held.
-  __device__ __forceinline__ Lower product() const {
-    Lower result;
-    result.template add<kPrecision>(SymmetricTiles{w_tiles()}, SymmetricTiles{v_tiles()}, k_tiles_, k_tiles_);
-    return result;
-  }
-
-  __device__ __forceinline__ void replace(float* tiles, const Lower& by) {
-    __syncthreads();
-    by.write(tiles, k_tiles_);
-    __syncthreads();
-  }
-
-  // W <- W V and C <- C V with two matrices' room: while one product is made, the other factor waits in
-  // registers.
-  __device__ __forceinline__ void advance(const Lower& v) {
-    Lower c;
-    c.read(v_tiles(), k_tiles_);
-    replace(v_tiles(), v);
-    const Lower w = product();
-    replace(w_tiles(), c);
-    c = product();
-    __syncthreads();
-    w.write(w_tiles(), k_tiles_);
-    c.write(v_tiles(), k_tiles_);
-    __syncthreads();
   }
 
   SharedTiles<kTiles> shared_;

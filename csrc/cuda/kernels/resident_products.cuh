@@ -3,8 +3,8 @@
 //
 // Full products: warps in a 2 x kTiles/2 grid, each kTiles/2 rows x 2 columns of tiles.
 // Symmetric products: only the lower tiles. Rows kTiles-1-p and p of the triangle hold kTiles + 1 tiles
-// together; warp 2p takes the first kTiles/2 + 1 of the longer row, warp 2p + 1 the rest of it and the shorter
-// row, so that no two warps differ by more than one tile:
+// together; warp 2p takes the first kTiles/2 + 1 of the longer row, warp 2p + 1 the rest of it and the
+// shorter row, so that no two warps differ by more than one tile:
 //
 //   kTiles = 4    row 3   0 0 0 1        (the digit: which warp)
 //                 row 2   2 2 2
@@ -62,7 +62,8 @@ struct FullProduct {
 
   // Tiles beyond the matrix repeat its last ones: cheaper than branches around every product.
   template <class Multiply, class A, class B>
-  __device__ __forceinline__ void add_columns(A a, B b, int first, int rows, int cols, int depth, Exact exact) {
+  __device__ __forceinline__ void add_columns(A a, B b, int first, int rows, int cols, int depth,
+                                              Exact exact) {
 #pragma unroll 1
     for (int k = 0; k < depth; ++k) {
       const auto read = [&](int j) {
@@ -148,7 +149,7 @@ struct LowerTiles {
   }
 
   __device__ __forceinline__ void read(const float* tiles, int tile_rows) {
-    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
+    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
       const int index = lower_tiles(row / kTile) + col / kTile;
       const float2 held = read_pair({tiles + index * kTileFloats, false}, row % kTile, col % kTile);
       pair[0] = held.x;
@@ -167,7 +168,7 @@ struct LowerTiles {
 
   // Adds `value` to the diagonal's elements up to `size`.
   __device__ __forceinline__ void add_diagonal(int tile_rows, int size, float value) {
-    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
+    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
       if (row < size && row == col) pair[0] += value;
       if (row < size && row == col + 1) pair[1] += value;
     });
@@ -199,7 +200,7 @@ struct LowerTiles {
   // Sum of value^2 over the whole symmetric matrix.
   __device__ __forceinline__ float sum_of_squares(int tile_rows) {
     float sum = 0;
-    for_each_pair(tile_rows, [&](int row, int col, float(&pair)[2]) {
+    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
       sum += (row / kTile == col / kTile ? 1 : 2) * (pair[0] * pair[0] + pair[1] * pair[1]);
     });
     return sum;

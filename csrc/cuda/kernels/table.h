@@ -37,7 +37,7 @@ struct KronGroup {
   int64_t blocks;
   int32_t m, n;
   Matrices left, right, left_root, right_root, grad, direction, out;
-  float* left_statistics;   // [N, 2]: mean of tr(S) / d, fallbacks; null: this side has no factor
+  float* left_statistics;  // [N, 2]: mean of tr(S) / d, fallbacks; null: this side has no factor
   float* right_statistics;
 };
 

@@ -23,7 +23,9 @@ __host__ __device__ constexpr int tiles_of(int size) { return (size + kTile - 1)
 // Tiles of the lower triangle of an n x n grid, diagonal included.
 __host__ __device__ constexpr int lower_tiles(int n) { return n * (n + 1) / 2; }
 
-__device__ __forceinline__ int tile_offset(int row, int col) { return (row * kTile + col) ^ ((row & 6) << 2); }
+__device__ __forceinline__ int tile_offset(int row, int col) {
+  return (row * kTile + col) ^ ((row & 6) << 2);
+}
 
 // Where a tile is and how it is to be read.
 struct TileRead {

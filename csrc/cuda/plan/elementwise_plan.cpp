@@ -19,8 +19,12 @@ const TensorInfo* present(const TensorInfos& list, std::size_t index) {
 }
 
 OfParameter tensors_of(const ElementwiseInputs& inputs, std::size_t i) {
-  return {&inputs.params[i],          present(inputs.grads, i),      present(inputs.momenta, i),
-          present(inputs.second_moments, i), present(inputs.directions, i), present(inputs.updates, i)};
+  return {&inputs.params[i],
+          present(inputs.grads, i),
+          present(inputs.momenta, i),
+          present(inputs.second_moments, i),
+          present(inputs.directions, i),
+          present(inputs.updates, i)};
 }
 
 struct Layout {
@@ -134,8 +138,8 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   const auto count = static_cast<int32_t>(table.size());
   float* const partial = planner.floats(ctas);
   planner.launch("accumulate", ctas, kElementThreads, 0,
-                 Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2, rule.weight2,
-                            rule.l2, inputs.coefficients, inputs.active, partial});
+                 Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
+                            rule.weight2, rule.l2, inputs.coefficients, inputs.active, partial});
   planner.launch("sum_spans", count, kElementThreads, 0,
                  SumSpans{parameters, inputs.active, partial, graft_norms});
   return planner.take();

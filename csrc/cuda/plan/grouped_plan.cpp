@@ -45,8 +45,8 @@ GroupedPlan::SideState GroupedPlan::make_side(const KronGroup& group, bool right
   side.statistics = right ? group.right_statistics : group.left_statistics;
   side.pending = planner_.floats((side.chunks + 1) * group.blocks);
   side.failed = planner_.floats(side.chunks * group.blocks);
-  const int32_t most = std::max(tiles(side.d, std::max(side.d, side.chunk), false),
-                                tiles(side.chunk, side.chunk, true));
+  const int32_t most =
+      std::max(tiles(side.d, std::max(side.d, side.chunk), false), tiles(side.chunk, side.chunk, true));
   side.bound = planner_.floats(most * group.blocks);
   return side;
 }
@@ -55,7 +55,8 @@ GroupedPlan::GroupState GroupedPlan::make_state(const KronGroup& group) {
   GroupState state{group};
   if (inputs_.update) {
     for (const bool right : {false, true}) {
-      if (right ? group.right_statistics : group.left_statistics) state.sides.push_back(make_side(group, right));
+      if (right ? group.right_statistics : group.left_statistics)
+        state.sides.push_back(make_side(group, right));
     }
     const SideState& first = state.sides.front();
     for (int32_t start = 0; start < first.k && rule_.damping > 0; start += first.chunk) {
@@ -141,8 +142,8 @@ void GroupedPlan::launch_steps(const View* views) {
   for (const Step& step : steps_) {
     const GroupedProduct products{planner_.add(step.products), sides, views,
                                   static_cast<int32_t>(step.products.size()), inputs_.active};
-    planner_.launch(kernel, step.product_ctas, 2 * tile_, kProductStages * tile_ * 2 * kProductDepth * kFloatBytes,
-                    products);
+    planner_.launch(kernel, step.product_ctas, 2 * tile_,
+                    kProductStages * tile_ * 2 * kProductDepth * kFloatBytes, products);
     const TracesOfSquares traces{planner_.add(step.traces), views, static_cast<int32_t>(step.traces.size()),
                                  inputs_.active};
     planner_.launch("traces_of_squares", step.trace_ctas, kStartThreads, 0, traces);
@@ -169,8 +170,8 @@ void GroupedPlan::launch_finish() {
     groups.push_back(group);
     blocks += state.group.blocks;
   }
-  const FinishGroups parameters{planner_.add(groups), static_cast<int32_t>(groups.size()), rule_, inputs_.active,
-                                inputs_.norms};
+  const FinishGroups parameters{planner_.add(groups), static_cast<int32_t>(groups.size()), rule_,
+                                inputs_.active, inputs_.norms};
   planner_.launch("finish_groups", blocks, 32, 0, parameters);
 }
 

@@ -23,8 +23,8 @@ std::string name_of(Precision precision);
 
 class GroupedPlan {
  public:
-  GroupedPlan(Planner& planner, const KronStepInputs& inputs, const std::vector<KronGroup>& groups, Views& views,
-              int64_t scratch_bytes);
+  GroupedPlan(Planner& planner, const KronStepInputs& inputs, const std::vector<KronGroup>& groups,
+              Views& views, int64_t scratch_bytes);
   void plan();
 
  private:

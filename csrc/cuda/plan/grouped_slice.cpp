@@ -33,7 +33,8 @@ Matrices GroupedPlan::batch(const Part& part, float* data, int32_t rows, int32_t
   return views_.add(data, part.begin, rows, cols);
 }
 
-Product GroupedPlan::product(const Part& part, int32_t rows, int32_t cols, int32_t depth, bool symmetric) const {
+Product GroupedPlan::product(const Part& part, int32_t rows, int32_t cols, int32_t depth,
+                             bool symmetric) const {
   Product product{};
   product.first_block = part.state->group.first_block;
   product.start = part.begin;
@@ -214,8 +215,13 @@ void GroupedPlan::plan_bound(const Chunk& chunk) {
 
 TraceOfSquare GroupedPlan::trace(const Chunk& chunk, Matrices matrix) const {
   const Part& part = chunk.work.part;
-  return {0, part.state->group.first_block, part.begin, chunk.work.side->d, matrix,
-          sides_[chunk.side].pending, chunk.work.side->bound};
+  return {0,
+          part.state->group.first_block,
+          part.begin,
+          chunk.work.side->d,
+          matrix,
+          sides_[chunk.side].pending,
+          chunk.work.side->bound};
 }
 
 // More columns than rows: weight X A A^T [d, d], not symmetric, has the eigenvalues of B that are not zero.
@@ -249,7 +255,9 @@ void GroupedPlan::plan_wide_bound(const Chunk& chunk) {
 void GroupedPlan::plan_refinement(const Chunk& chunk) {
   const Work& work = chunk.work;
   const int64_t blocks = work.part.end - work.part.begin;
-  const auto at = [&](int place) { return batch(work.part, work.squares[place], chunk.columns, chunk.columns); };
+  const auto at = [&](int place) {
+    return batch(work.part, work.squares[place], chunk.columns, chunk.columns);
+  };
   int32_t v = 0, c = 1, w = 2, next_c = rule_.refine > 2 ? 3 : 2, next_w = 4;
   for (int32_t i = 0; i < rule_.refine; ++i) {
     Step& first = chunk.steps[kFirstRefinement + 2 * i];

@@ -11,7 +11,10 @@ namespace {
 // Bytes of the resident kernel's shared memory for sides of up to 16 `tiles` (resident_factor.cuh).
 int32_t resident_shared(int32_t tiles) { return (tiles * tiles + tiles * (tiles + 1)) * 1024 + tiles * 4; }
 
-bool is_resident(const KronTensors& group) { return std::max(group.m, group.n) <= kResidentSide; }
+bool is_resident(const KronTensors& group, int32_t shared_limit) {
+  const int32_t side = resident_shared(kResidentSide / 16) <= shared_limit ? kResidentSide : 64;
+  return std::max(group.m, group.n) <= side;
+}
 
 KronGroup table_entry(const KronTensors& tensors, const KronStepInputs& inputs, int64_t first_block,
                       Views& views) {
@@ -80,11 +83,12 @@ Plan plan_kron_step(const KronStepInputs& inputs, Place place, int64_t scratch_b
   for (const KronTensors& group : inputs.groups) {
     if (group.blocks > 0 && group.m > 0 && group.n > 0) {
       KronGroup entry = table_entry(group, inputs, first_block, views);
-      if (is_resident(group)) {
+      const bool fits = is_resident(group, inputs.shared_limit);
+      if (fits) {
         entry.first_cta = first_cta;
         first_cta += group.blocks;
       }
-      (is_resident(group) ? resident : grouped).push_back(entry);
+      (fits ? resident : grouped).push_back(entry);
     }
     first_block += group.blocks;
   }

@@ -20,9 +20,9 @@ struct FactorTensors {
 struct KronTensors {
   int64_t blocks;
   int32_t m, n;
-  TensorInfos grad;                  // not looked at unless factors are updated
+  TensorInfos grad;  // not looked at unless factors are updated
   std::optional<FactorTensors> left, right;
-  TensorInfos direction, out;        // not looked at unless the product is made
+  TensorInfos direction, out;  // not looked at unless the product is made
   TensorInfo left_root, right_root;
 };
 
@@ -31,14 +31,16 @@ struct KronStepInputs {
   FactorRule rule;
   Precision precision;
   bool update, precondition;
-  const bool* active;  // by block of all groups
-  float* norms;        // by block of all groups; null unless the product is made
+  const bool* active;                // by block of all groups
+  float* norms;                      // by block of all groups; null unless the product is made
+  int32_t shared_limit = 163 << 10;  // bytes of shared memory that one CTA may have
 };
 
 constexpr int64_t kScratchBytes = int64_t{256} << 20;
 
-// Blocks of up to kResidentSide a side in one launch of the resident kernel; the others by grouped products,
-// in slices of blocks whose intermediate results take about `scratch_bytes` (at least one block).
+// Blocks of up to kResidentSide a side (64 where shared memory is small) in one launch of the resident
+// kernel; the others by grouped products, in slices of blocks whose intermediate results take about
+// `scratch_bytes` (at least one block).
 Plan plan_kron_step(const KronStepInputs& inputs, Place place, int64_t scratch_bytes = kScratchBytes);
 
 constexpr int32_t kResidentSide = 128;

@@ -25,8 +25,8 @@ struct Plan {
   std::vector<Launch> launches;
 };
 
-// Where a plan's table and scratch memory lie on the device. A plan is made twice: at null, for its sizes, and
-// then at the addresses that were allocated.
+// Where a plan's table and scratch memory lie on the device. A plan is made twice: at null, for its sizes,
+// and then at the addresses that were allocated.
 struct Place {
   char* table = nullptr;
   char* scratch = nullptr;

@@ -1,0 +1,51 @@
+#include "kernels.h"
+
+#include <stdexcept>
+#include <unordered_map>
+
+#include "kernels/elementwise.h"
+#include "kernels/factor_state.h"
+#include "kernels/grouped_product.h"
+#include "kernels/kron_step_resident.h"
+
+// What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
+#define FOR_EVERY_KERNEL(KERNEL)                          \
+  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)  \
+  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)  \
+  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)  \
+  KERNEL(kron_step_resident_64_fp32, KronStepResident)    \
+  KERNEL(kron_step_resident_128_bf16x3, KronStepResident) \
+  KERNEL(kron_step_resident_128_tf32x3, KronStepResident) \
+  KERNEL(kron_step_resident_128_bf16x6, KronStepResident) \
+  KERNEL(kron_step_resident_128_fp32, KronStepResident)   \
+  KERNEL(grouped_product_64_bf16x3, GroupedProduct)       \
+  KERNEL(grouped_product_64_tf32x3, GroupedProduct)       \
+  KERNEL(grouped_product_64_bf16x6, GroupedProduct)       \
+  KERNEL(grouped_product_64_fp32, GroupedProduct)         \
+  KERNEL(grouped_product_128_bf16x3, GroupedProduct)      \
+  KERNEL(grouped_product_128_tf32x3, GroupedProduct)      \
+  KERNEL(grouped_product_128_bf16x6, GroupedProduct)      \
+  KERNEL(grouped_product_128_fp32, GroupedProduct)        \
+  KERNEL(start_factors, StartFactors)                     \
+  KERNEL(traces_of_squares, TracesOfSquares)              \
+  KERNEL(finish_groups, FinishGroups)                     \
+  KERNEL(accumulate, Accumulate)                          \
+  KERNEL(sum_spans, SumSpans)                             \
+  KERNEL(parameter_step, ParameterStep)
+
+namespace kradagrad::cuda {
+
+#define DECLARE(name, parameters) extern "C" void name(parameters);
+FOR_EVERY_KERNEL(DECLARE)
+#undef DECLARE
+
+const void* kernel_named(const std::string& name) {
+#define ENTRY(name, parameters) {#name, reinterpret_cast<const void*>(&name)},
+  static const std::unordered_map<std::string, const void*> kernels = {FOR_EVERY_KERNEL(ENTRY)};
+#undef ENTRY
+  const auto found = kernels.find(name);
+  if (found == kernels.end()) throw std::logic_error("kradagrad_ext: no kernel is named " + name);
+  return found->second;
+}
+
+}  // namespace kradagrad::cuda

@@ -1,0 +1,152 @@
+#include "run.h"
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+#include <list>
+#include <mutex>
+
+#include "kernels.h"
+
+// Only a torch that was built with CUDA has this; without one there is no tensor to call it for.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
+
+namespace kradagrad::cuda {
+namespace {
+
+constexpr int32_t kDefaultShared = 48 << 10;  // what a kernel may use without asking
+constexpr size_t kTables = 64;                // kept on the devices
+
+void check(const char* op, const std::string& what, cudaError_t status) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(status));
+}
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  if (aoti_torch_get_current_cuda_stream == nullptr) throw std::runtime_error("this torch has no CUDA");
+  if (aoti_torch_get_current_cuda_stream(device, &stream) != 0)
+    throw std::runtime_error("no current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+bool is_capturing(const char* op, cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  check(op, "cudaStreamIsCapturing", cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+Tensor bytes_on(const Tensor& like, int64_t size) {
+  const int64_t sizes[] = {std::max<int64_t>(size, 1)};
+  return torch::stable::new_empty(like, {sizes, 1}, ScalarType::Byte);
+}
+
+// A table on a device, and the pinned memory it is copied from, which a captured graph copies from again.
+struct Table {
+  std::vector<char> bytes;
+  int32_t device;
+  cudaStream_t stream;
+  Tensor on_device, pinned;
+
+  bool holds(const std::vector<char>& other, int32_t other_device, cudaStream_t other_stream) const {
+    return device == other_device && stream == other_stream && bytes == other;
+  }
+};
+
+// Tables by content, the last used first. One that a graph was captured with lives for ever; one that was
+// uploaded within a capture serves no other call, as it is only there once the graph has run.
+class Tables {
+ public:
+  // The device address of a table of these bytes.
+  char* upload(const char* op, const Tensor& like, cudaStream_t stream, const std::vector<char>& bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool capturing = is_capturing(op, stream);
+    auto table = tables_.begin();
+    while (table != tables_.end() && !table->holds(bytes, like.get_device(), stream)) ++table;
+    auto& list = capturing ? captured_ : tables_;
+    if (table == tables_.end()) {
+      list.push_front(make(like, stream, bytes));
+    } else {
+      list.splice(list.begin(), tables_, table);
+    }
+    char* const address = data<char>(list.front().on_device);
+    if (tables_.size() > kTables) tables_.pop_back();
+    return address;
+  }
+
+ private:
+  static Table make(const Tensor& like, cudaStream_t stream, const std::vector<char>& bytes) {
+    const auto size = static_cast<int64_t>(bytes.size());
+    Tensor on_device = bytes_on(like, size);
+    const int64_t sizes[] = {std::max<int64_t>(size, 1)};
+    Tensor pinned = torch::stable::empty({sizes, 1}, ScalarType::Byte, std::nullopt,
+                                         torch::stable::Device(torch::headeronly::DeviceType::CPU), true);
+    std::memcpy(pinned.data_ptr(), bytes.data(), bytes.size());
+    torch::stable::copy_(on_device, pinned, true);
+    return {bytes, like.get_device(), stream, on_device, pinned};
+  }
+
+  std::mutex mutex_;
+  std::list<Table> tables_, captured_;
+};
+
+Tables& tables() {
+  static auto* const tables = new Tables;  // outlives the CUDA context, and so is never destroyed
+  return *tables;
+}
+
+void launch(const char* op, const Launch& launch, cudaStream_t stream) {
+  const void* const kernel = kernel_named(launch.kernel);
+  if (launch.grid > std::numeric_limits<int32_t>::max()) {
+    throw std::runtime_error(std::string(op) + ": " + launch.kernel +
+                             " would need more than 2^31 - 1 blocks of threads");
+  }
+  if (launch.shared > kDefaultShared) {
+    check(op, launch.kernel + " needs " + std::to_string(launch.shared) + " bytes of shared memory",
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared));
+  }
+  void* parameters[] = {const_cast<char*>(launch.parameters.data())};
+  check(op, launch.kernel,
+        cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(launch.grid)), dim3(launch.block), parameters,
+                         launch.shared, stream));
+}
+
+}  // namespace
+
+TensorInfo info(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  return {tensor.data_ptr(),
+          tensor.scalar_type() == ScalarType::BFloat16,
+          {sizes.begin(), sizes.end()},
+          {strides.begin(), strides.end()}};
+}
+
+TensorInfos infos(const Tensors& tensors) {
+  TensorInfos result;
+  for (const Tensor& tensor : tensors) result.push_back(info(tensor));
+  return result;
+}
+
+void run(const char* op, const Tensor& like, const std::function<Plan(Place)>& make) {
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device());
+  const cudaStream_t stream = current_stream(like.get_device());
+  const Tensor scratch = bytes_on(like, make({}).scratch);
+  Place place{nullptr, data<char>(scratch)};
+  // A table holds no addresses of its own, only launches do.
+  place.table = tables().upload(op, like, stream, make(place).table);
+  const Plan plan = make(place);
+  for (const Launch& each : plan.launches) launch(op, each, stream);
+}
+
+int32_t shared_memory_limit(const Tensor& like) {
+  int limit = 0;
+  check("kradagrad_ext", "cudaDeviceGetAttribute",
+        cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, like.get_device()));
+  return limit;
+}
+
+}  // namespace kradagrad::cuda

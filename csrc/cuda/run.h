@@ -1,0 +1,31 @@
+// Runs a plan (plan/launch.h) on the device of a tensor, in the current stream.
+#pragma once
+
+#include <functional>
+
+#include "../checks.h"
+#include "plan/batch.h"
+#include "plan/launch.h"
+
+namespace kradagrad::cuda {
+
+// What the kernels read: gradients, parameters and roots; factors and moments are float32.
+inline const DTypes kKernelViewDTypes = {ScalarType::Float, ScalarType::BFloat16};
+
+TensorInfo info(const Tensor& tensor);
+TensorInfos infos(const Tensors& tensors);
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// `make` gives the plan for a place; it is called with none, for the sizes, and with the real one. Sets the
+// device guard, allocates through torch, uploads the table unless an equal one is on the device, and
+// launches. Throws where a launch fails, naming `op`.
+void run(const char* op, const Tensor& like, const std::function<Plan(Place)>& make);
+
+// The device's limit of shared memory for one CTA, in bytes.
+int32_t shared_memory_limit(const Tensor& like);
+
+}  // namespace kradagrad::cuda

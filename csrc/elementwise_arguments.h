@@ -1,0 +1,71 @@
+// The arguments of the ops that work element by element on all parameters, and their checks.
+#pragma once
+
+#include "checks.h"
+
+namespace kradagrad {
+
+struct AccumulateArguments {
+  Tensors momenta, second_moments, directions;
+  Tensor graft_norms;
+  Tensors grads, params;
+  Tensor coefficients, active;
+};
+
+struct AccumulateScalars {
+  double beta1, beta2, weight2, l2;
+  bool nesterov;
+};
+
+struct ParameterArguments {
+  Tensors params, momenta, updates, directions, second_moments;
+  Tensor coefficients, active, lr;
+};
+
+struct ParameterScalars {
+  double momentum, decay, l2;
+  bool nesterov;
+};
+
+// `dtypes`: of the coefficients and all that has their dtype; `view_dtypes`: of gradients and parameters.
+inline void check_accumulate(const Checks& checks, const AccumulateArguments& in,
+                             const AccumulateScalars& scalars, const DTypes& dtypes,
+                             const DTypes& view_dtypes) {
+  const auto count = static_cast<int64_t>(in.params.size());
+  checks.contiguous("coefficients", in.coefficients, {count, 4}, dtypes);
+  const DTypes dtype = {in.coefficients.scalar_type()};
+  checks.contiguous("graft_norms", in.graft_norms, {count}, dtype);
+  checks.contiguous("active", in.active, {count}, {ScalarType::Bool});
+  checks.like_parameters("params", in.params, in.params, view_dtypes);
+  checks.like_parameters("grads", in.grads, in.params, view_dtypes);
+  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
+  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
+  checks.like_parameters("directions", in.directions, in.params, dtype, true);
+  checks.scalar("beta1", scalars.beta1 >= 0 && scalars.beta1 <= 1, "in [0, 1]", scalars.beta1);
+  checks.scalar("beta2", scalars.beta2 >= 0 && scalars.beta2 <= 1, "in [0, 1]", scalars.beta2);
+  checks.not_negative("weight2", scalars.weight2);
+  checks.not_negative("l2", scalars.l2);
+}
+
+inline void check_parameter_step(const Checks& checks, const ParameterArguments& in,
+                                 const ParameterScalars& scalars, const DTypes& dtypes,
+                                 const DTypes& view_dtypes) {
+  const size_t count = in.params.size();
+  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, dtypes);
+  const DTypes dtype = {in.coefficients.scalar_type()};
+  checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
+  checks.tensor("lr", in.lr, {}, dtype);
+  checks.like_parameters("params", in.params, in.params, view_dtypes);
+  checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
+  checks.like_parameters("directions", in.directions, in.params, view_dtypes);
+  checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
+  checks.length("updates", in.updates, count);
+  for (size_t i = 0; i < count; ++i) {
+    if (in.updates[i].numel() > 0) checks.like_parameter("updates", i, in.updates[i], in.params[i], dtype);
+  }
+  checks.not_negative("momentum", scalars.momentum);
+  checks.not_negative("decay", scalars.decay);
+  checks.not_negative("l2", scalars.l2);
+}
+
+}  // namespace kradagrad
