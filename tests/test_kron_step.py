@@ -54,11 +54,13 @@ def run(
     return result
 
 
-def compare(ours: SimpleNamespace, plain: SimpleNamespace, exact: SimpleNamespace) -> None:
-    assert_as_accurate(ours.norms, plain.norms, exact.norms, "norms")
+def compare(
+    ours: SimpleNamespace, plain: SimpleNamespace, exact: SimpleNamespace, atol: float | None = None
+) -> None:
+    assert_as_accurate(ours.norms, plain.norms, exact.norms, "norms", atol)
     for name in ("left", "right", "out"):
         for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
-            assert_as_accurate(*(tensor.nan_to_num() for tensor in trio), f"{name}[{i}]")
+            assert_as_accurate(*(tensor.nan_to_num() for tensor in trio), f"{name}[{i}]", atol)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), cases.LAYOUTS)

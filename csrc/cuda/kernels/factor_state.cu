@@ -79,7 +79,9 @@ extern "C" __global__ void __launch_bounds__(kStartThreads) start_factors(const 
   const StartFactor& of = in.factors[search(in.count, cta, [&](int i) { return in.factors[i].first_cta; })];
   const int64_t block = cta - of.first_cta;
   const float pending = start(in, of, block, scratch);
-  if (threadIdx.x == 0) of.pending[block] = pending;
+  for (int chunk = threadIdx.x; chunk <= of.chunks; chunk += kStartThreads) {
+    of.pending[chunk * of.blocks + block] = pending;
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(kStartThreads) traces_of_squares(const TracesOfSquares in) {
@@ -109,9 +111,10 @@ extern "C" __global__ void __launch_bounds__(32) finish_groups(const FinishGroup
     if (lane == 0) in.norms[index] = norm;
   }
   if (!active || group.sides == 0) return;
-  const float energy = in.rule.damping > 0
-                           ? total(group.energy + block * group.energy_partials, group.energy_partials, lane)
-                           : 0;
+  // Without an update of the first side, whose products sum it up, the gradient was zero.
+  const bool summed = in.rule.damping > 0 && group.side[0].pending[block] != 0;
+  const float energy =
+      summed ? total(group.energy + block * group.energy_partials, group.energy_partials, lane) : 0;
   if (lane < group.sides) finish_side(in.rule, group.side[lane], block, group.blocks, energy);
 }
 

@@ -13,7 +13,9 @@ struct StartFactor {
   int32_t rows, cols;  // of the gradient's blocks
   Matrices factor, grad;
   float* statistics;  // [blocks, 2]: mean of tr(S) / d, fallbacks
-  float* pending;     // [blocks], written
+  float* pending;     // [chunks + 1, blocks], written
+  int32_t chunks;
+  int64_t blocks;
 };
 
 struct StartFactors {

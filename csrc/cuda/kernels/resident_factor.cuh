@@ -100,7 +100,8 @@ class FactorUpdate {
       k_tiles_ = tiles_of(columns_);
       __syncthreads();
       if (!loaded || chunk < k_) load(start);
-      loaded = rule_.refine == 0;  // the refinement's matrices take the place of G
+      // The matrices of the refinement, and of Schatten's norm, take the place of G.
+      loaded = rule_.refine == 0 && rule_.scale != FactorScale::kSchatten4;
       multiply_by_factor(factor);
       const float t = bound();
       if (isfinite(t)) {

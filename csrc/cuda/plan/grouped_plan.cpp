@@ -127,7 +127,7 @@ void GroupedPlan::launch_start(const View* views) {
   for (const GroupState& state : states_) {
     for (const SideState& side : state.sides) {
       factors.push_back({ctas, state.group.first_block, side.d, state.group.m, state.group.n, side.factor,
-                         state.group.grad, side.statistics, side.pending});
+                         state.group.grad, side.statistics, side.pending, side.chunks, state.group.blocks});
       ctas += state.group.blocks;
     }
   }

@@ -113,8 +113,10 @@ void GroupedPlan::plan_slice(const std::vector<Part>& slice) {
     }
   }
   steps_.resize(first_step + chunks * steps_of_chunk());
+  const bool bound_step = rule_.scale == FactorScale::kProduct || needs_gram();
+  const int32_t second_step = inputs_.update && bound_step ? kGramStep : steps_of_chunk() - 1;
   for (const Part& part : slice) {
-    if (inputs_.precondition) plan_two_sided(part, steps_[first_step], steps_[first_step + kGramStep]);
+    if (inputs_.precondition) plan_two_sided(part, steps_[first_step], steps_[first_step + second_step]);
   }
   for (const Work& work : works) {
     const SideState& side = *work.side;
