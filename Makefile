@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 STEPS ?= 300
 
 BIN := $(VENV)/bin
-NATIVE := setup.py build_backend.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py')
 
 .PHONY: demo test test-none lint bench clean
@@ -30,7 +30,7 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
 bench: $(VENV)/bench
 	$(BIN)/pytest bench --benchmark-only $(PYTEST_ARGS)

@@ -72,14 +72,16 @@ def decide() -> Decision:
         stop("no nvcc found (looked in CUDA_HOME, on PATH and in /usr/local/cuda); install the CUDA toolkit")
     if requested == "cpu" or (requested == "auto" and not torch_has_cuda()):
         return Decision(requested, compiler, None, None)
-    reason = None if nvcc else "no CUDA kernels: no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda"
+    reason = (
+        None if nvcc else "no CUDA kernels: no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda"
+    )
     return Decision(requested, compiler, nvcc, reason)
 
 
 def find_nvcc() -> tuple[str, ...] | None:
     """CUDA's compiler: that of CUDA_HOME, on PATH, or in the toolkit's usual place."""
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders = [os.path.join(home, "bin") for home in homes if home]
+    folders = [str(Path(home, "bin")) for home in homes if home]
     for place in [*folders, None, "/usr/local/cuda/bin"]:
         found = shutil.which("nvcc", path=place)
         if found:

@@ -108,10 +108,10 @@ def toolkit_flags(decision: Decision, name: str) -> list[str]:
     result = subprocess.run(
         [*(decision.nvcc or ()), "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
     )
-    for line in result.stderr.splitlines():
-        if line.startswith(f"#$ {name}="):
-            return shlex.split(line.partition("=")[2])
-    stop(f"nvcc --dryrun does not tell its {name}: {result.stderr}")
+    found = [line for line in result.stderr.splitlines() if line.startswith(f"#$ {name}=")]
+    if not found:
+        stop(f"nvcc --dryrun does not tell its {name}: {result.stderr}")
+    return shlex.split(found[0].partition("=")[2])
 
 
 def compile_object(command: list[str], source: Path, folder: Path) -> str:

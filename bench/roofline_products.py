@@ -150,7 +150,7 @@ class Grouped:
     def step(self, update: bool = True, precondition: bool = True) -> dict[tuple[int, int, str], Work]:
         """By (chunk of the unfolding, position in the chunk, what is made), in the order of launches."""
         if precondition:
-            self.two_sided()
+            self.two_sided(update)
         for name, d, k in self.sides if update else ():
             for chunk, columns in enumerate(self.rule.chunks(d, k)):
                 self.update(name, d, chunk, columns)
@@ -194,16 +194,17 @@ class Grouped:
         work.flops += executed * terms(self.rule.precision, *exact)
         work.least_flops += rows * cols * depth * (1 if symmetric else 2)
 
-    def two_sided(self) -> None:
-        """W^T = right_root D^T with the first launch, out = left_root W with the second."""
+    def two_sided(self, update: bool) -> None:
+        """W^T = right_root D^T with the first launch, out = left_root W with the next."""
         m, n, rule = self.m, self.n, self.rule
         half, root = FLOAT * m * n, rule.root
         self.add(
             (0, 0, "Y and R D^T"), n, m, n, exact=(root == 2, rule.direction == 2),
             right_root=root * n * n, direction=rule.direction * m * n, half=half,
         )  # fmt: skip
+        bounded = update and (rule.needs_gram or rule.scale == "product")
         self.add(
-            (0, 1, "bound and L W"), m, n, m, exact=(root == 2, False),
+            (0, 1, "bound and L W") if bounded else (0, 90, "downdate"), m, n, m, exact=(root == 2, False),
             left_root=root * m * m, half=half, out=half,
         )  # fmt: skip
 

@@ -16,7 +16,15 @@ from kradagrad_ext import build_info
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = Path(kradagrad_ext.__file__).parent / "_native.abi3.so"
-IN_TREE = ("setup.py", "build_backend.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+IN_TREE = (
+    "setup.py",
+    "build_backend.py",
+    "build_native.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+)
 
 BUILD = build_info.read()
 
@@ -88,6 +96,8 @@ def test_library_links_neither_python_nor_torch_python():
     needed = set(re.findall(r"NEEDED.*\[(.*)\]", listing.stdout))
     assert "libtorch_cpu.so" in needed
     system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+    # CUDA's runtime is linked statically and needs no more than the system's loader and threads.
+    system |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libdl.so.2", "librt.so.1", "libpthread.so.0"}
     assert needed - system == {"libtorch_cpu.so"}
 
 
@@ -120,7 +130,10 @@ def test_cpu_builds_one_wheel_for_every_python(tree):
     ("environment", "message"),
     [
         ({"KRADAGRAD_BUILD": "fast"}, "KRADAGRAD_BUILD=fast: must be one of auto, cuda, cpu, none"),
-        ({"KRADAGRAD_BUILD": "cuda"}, "KRADAGRAD_BUILD=cuda: this source tree has no CUDA sources"),
+        (
+            {"KRADAGRAD_BUILD": "cuda", "CXX": "no-such-compiler"},
+            "KRADAGRAD_BUILD=cuda: no C++ compiler found (looked for CXX=no-such-compiler)",
+        ),
         (
             {"KRADAGRAD_BUILD": "cpu", "CXX": "no-such-compiler"},
             "KRADAGRAD_BUILD=cpu: no C++ compiler found (looked for CXX=no-such-compiler)",
@@ -151,3 +164,47 @@ def test_torch_is_a_build_requirement_only_where_it_is_missing(tree):
     hidden = "find_torch.__globals__.update(find_torch=lambda: None) or build_backend."
     assert "torch>=2.10" in value(call_backend(tree, hidden + requires))
     assert "torch" not in value(call_backend(tree, hidden + requires, KRADAGRAD_BUILD="none"))
+
+
+def test_cuda_without_nvcc_ends_with_an_error(tree):
+    hidden = "find_torch.__globals__.update(find_nvcc=lambda: None) or build_backend."
+    result = call_backend(tree, hidden + "decide()", KRADAGRAD_BUILD="cuda")
+    assert result.returncode == 1
+    assert "KRADAGRAD_BUILD=cuda: no nvcc found" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no c++ on PATH")
+@pytest.mark.parametrize(
+    ("torch_cuda", "nvcc", "native"), [(0, 0, "cpu"), (0, 1, "cpu"), (1, 0, "cpu"), (1, 1, "cuda")]
+)
+def test_auto_builds_kernels_for_a_torch_with_cuda_where_there_is_nvcc(tree, torch_cuda, nvcc, native):
+    found = f"torch_has_cuda=lambda: {bool(torch_cuda)}, find_nvcc=lambda: {('nvcc',) if nvcc else None}"
+    expression = f"find_torch.__globals__.update({found}) or build_backend.decide().native"
+    assert value(call_backend(tree, expression, KRADAGRAD_BUILD="auto")) == native
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("cuda: Optional[str] = '13.0'", True), ("cuda = None", False)]
+)
+def test_a_torch_with_cuda_is_known_by_its_version_file(tree, version, expected):
+    (tree / "torch").mkdir()
+    (tree / "torch/version.py").write_text(f"__version__ = '2.13.0'\n{version}\n")
+    fake = "find_torch=lambda: type('Fake', (), {'locate_file': staticmethod(lambda name: name)})"
+    expression = f"find_nvcc.__globals__.update({fake}) or build_backend.torch_has_cuda()"
+    assert value(call_backend(tree, expression)) == str(expected)
+
+
+def test_architectures_are_told_in_torchs_notation(tree):
+    code = "import build_native; print('value:', build_native.architecture_flags())"
+    environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0a+PTX"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True
+    )
+    assert value(result).count("-gencode") == 3
+    assert "arch=compute_90a,code=compute_90a" in value(result)
+    environment["TORCH_CUDA_ARCH_LIST"] = "Hopper"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "TORCH_CUDA_ARCH_LIST must be like" in result.stderr

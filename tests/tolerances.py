@@ -13,8 +13,8 @@ ATOL = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
 """By the dtype of the compared result, relative to the largest element of the float64 result."""
 
 PRECISION = {"bf16x3": 4e-5, "tf32x3": 2e-6, "bf16x6": 2e-6, "fp32": 2e-6}
-"""The same share by the precision of products on tensor cores. Each of the first three refinements of a factor
-update multiplies it by 3: the error of the inverse grows with every iterate (docs/numerics.md)."""
+"""The same share by the precision of products on tensor cores. Each of the first three refinements of a
+factor update multiplies it by 3: the error of the inverse grows with every iterate (docs/numerics.md)."""
 
 TRAJECTORY = {torch.float64: 1e-8, torch.float32: 2e-3, torch.bfloat16: 3e-2}
 """Relative difference of parameters after tens of optimizer steps, by the parameters' dtype."""
@@ -36,5 +36,6 @@ def assert_as_accurate(
     """Compare a result with float64, by the error that plain PyTorch (`plain`) makes."""
     assert result.shape == exact.shape, f"{what}: shape {tuple(result.shape)}, not {tuple(exact.shape)}"
     error = largest(result.double() - exact)
-    allowed = 2 * largest(plain.double() - exact) + (ATOL[result.dtype] if atol is None else atol) * largest(exact)
+    share = ATOL[result.dtype] if atol is None else atol
+    allowed = 2 * largest(plain.double() - exact) + share * largest(exact)
     assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"

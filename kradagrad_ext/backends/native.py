@@ -106,7 +106,18 @@ def kron_step_(
     update: bool,
 ) -> None:
     """See `Backend.kron_step_`; exact updates as in `update_factor_`."""
-    tensors = (left, right, left_statistics, right_statistics, out, norms, grad, direction, left_root, right_root)
+    tensors = (
+        left,
+        right,
+        left_statistics,
+        right_statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        left_root,
+        right_root,
+    )
     rule = (decay, weight, damping, factor_scale, refine, precision)
     if factor_scale == "exact" and norms.device.type == "cuda":
         if update:

@@ -97,20 +97,28 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
   const auto list = [&](const char* name) {
     return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
   };
-  return {list("params"),     list("grads"),   list("momenta"),      list("second_moments"),
-          list("directions"), list("updates"), pointer<float>(coefficients), pointer<bool>(active)};
+  return {list("params"),
+          list("grads"),
+          list("momenta"),
+          list("second_moments"),
+          list("directions"),
+          list("updates"),
+          pointer<float>(coefficients),
+          pointer<bool>(active)};
 }
 
-py::dict accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
-                    double weight2, double l2, bool nesterov, uintptr_t norms, uintptr_t table,
+py::dict accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1,
+                    double beta2, double weight2, double l2, bool nesterov, uintptr_t norms, uintptr_t table,
                     uintptr_t scratch) {
   const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
-  return as_dict(plan_accumulate(elementwise(lists, coefficients, active), rule, pointer<float>(norms),
-                                 place(table, scratch)));
+  const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
+  check_layouts("accumulate_", inputs);
+  return as_dict(plan_accumulate(inputs, rule, pointer<float>(norms), place(table, scratch)));
 }
 
 py::dict parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
-                        float decay, float l2, bool nesterov, uintptr_t lr, uintptr_t table, uintptr_t scratch) {
+                        float decay, float l2, bool nesterov, uintptr_t lr, uintptr_t table,
+                        uintptr_t scratch) {
   return as_dict(plan_parameter_step(elementwise(lists, coefficients, active),
                                      {momentum, decay, l2, nesterov, pointer<float>(lr)},
                                      place(table, scratch)));

@@ -1,7 +1,7 @@
 """The CUDA kernels of kron_step_ and update_factor_ on the PTX executor, against float64.
 
-Every launch is checked for races, bounds and uninitialised reads (executor_backend.py); padding around strided
-views is NaN.
+Every launch is checked for races, bounds and uninitialised reads (executor_backend.py); padding around
+strided views is NaN.
 """
 
 from __future__ import annotations
@@ -169,7 +169,11 @@ def test_damping_follows_the_statistics(d: int, k: int) -> None:
     factor[4], statistics[4, 0] = cases.spd(1, d, torch.float32)[0], 0.7
     rule = (active, 0.9, 0.5, 1e-3, "frobenius", 2, "bf16x3")
     results = []
-    for backend, dtype in ((Executor(), torch.float32), (reference, torch.float32), (reference, torch.float64)):
+    for backend, dtype in (
+        (Executor(), torch.float32),
+        (reference, torch.float32),
+        (reference, torch.float64),
+    ):
         x, stats = factor.to(dtype, copy=True), statistics.to(dtype, copy=True)
         gradient = grad.to(dtype)
         if dtype == torch.float64:  # where 1e30 squared does not overflow

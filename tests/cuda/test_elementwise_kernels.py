@@ -1,0 +1,71 @@
+"""The CUDA kernels of accumulate_ and parameter_step_ on the PTX executor, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import test_accumulate
+import test_parameter_step
+import torch
+from tolerances import assert_as_accurate
+
+from kradagrad_ext.backends import reference
+
+from .executor_backend import Executor
+
+DTYPES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
+MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
+WRITTEN = {
+    "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "parameter_step_": ("params", "momenta"),
+}
+CASES = [(op, options) for op, module in MODULES.items() for options in module.OPTIONS]
+
+
+def tensors_of(result: object, name: str) -> list[torch.Tensor]:
+    value = getattr(result, name)
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize(("op", "options"), CASES, ids=str)
+@pytest.mark.parametrize(("dtype", "transposed"), DTYPES)
+def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool) -> None:
+    module = MODULES[op]
+    given = module.inputs(dtype, transposed)
+    ours = module.run(Executor(), given, **options)
+    plain = module.run(reference, given, **options)
+    exact = module.run(reference, given, torch.float64, **options)
+    for name in WRITTEN[op]:
+        results = (tensors_of(result, name) for result in (ours, plain, exact))
+        for i, (a, b, c) in enumerate(zip(*results, strict=True)):
+            assert_as_accurate(a, b, c, f"{name}[{i}]")
+
+
+@pytest.mark.parametrize("op", MODULES)
+def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
+    module = MODULES[op]
+    given = module.inputs(torch.float32)
+    results = [module.run(Executor(seed), given) for seed in (0, 1, 2)]
+    for name in WRITTEN[op]:
+        for first, *others in zip(*(tensors_of(result, name) for result in results), strict=True):
+            assert all(torch.equal(first, other) for other in others), name
+
+
+@pytest.mark.parametrize(("op", "launches"), [("accumulate_", 2), ("parameter_step_", 1)])
+def test_one_launch_serves_all_parameters(op: str, launches: int) -> None:
+    executor = Executor()
+    MODULES[op].run(executor, MODULES[op].inputs(torch.float32))
+    assert len(executor.launches) == launches
+
+
+def test_too_many_separate_dims_are_refused() -> None:
+    """A parameter that no merging of dims makes addressable is named before anything is launched."""
+    whole = torch.zeros(3, 3, 3, 3, 3, 6)
+    strided = whole[:, ::2, ::2, ::2, ::2, ::2]
+    assert strided.dim() == 6
+    ones = torch.ones(1, 4), torch.ones(1, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"):
+        Executor().accumulate_(
+            [], [], [], torch.zeros(1), [strided], [strided], *ones, 0.9, 0.99, 0.01, 0.0, False
+        )
