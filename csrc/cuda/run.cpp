@@ -1,6 +1,7 @@
 #include "run.h"
 
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,10 +11,6 @@
 #include <mutex>
 
 #include "kernels.h"
-
-// Only a torch that was built with CUDA has this; without one there is no tensor to call it for.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
 
 namespace kradagrad::cuda {
 namespace {
@@ -26,11 +23,21 @@ void check(const char* op, const std::string& what, cudaError_t status) {
   throw std::runtime_error(std::string(op) + ": " + what + ": " + cudaGetErrorString(status));
 }
 
+using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
+
+// torch's own function, from the library that a CUDA build of torch has loaded before any tensor on a GPU:
+// one that is linked to it would not load beside a torch without CUDA.
+CurrentStream find_current_stream() {
+  void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  if (found == nullptr) throw std::runtime_error("kradagrad_ext: this torch has no libtorch_cuda.so");
+  return reinterpret_cast<CurrentStream>(found);
+}
+
 cudaStream_t current_stream(int32_t device) {
+  static const CurrentStream get = find_current_stream();
   void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream == nullptr) throw std::runtime_error("this torch has no CUDA");
-  if (aoti_torch_get_current_cuda_stream(device, &stream) != 0)
-    throw std::runtime_error("no current CUDA stream");
+  if (get(device, &stream) != 0) throw std::runtime_error("kradagrad_ext: torch gave no current CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -1,0 +1,59 @@
+"""The library that holds the CUDA kernels: what it registers, and that it needs no CUDA to load."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from kradagrad_ext import build_info
+from kradagrad_ext.backends import native, reference
+
+from .toolchain import KERNELS, ROOT
+
+BUILD = build_info.read()
+needs_kernels = pytest.mark.skipif(BUILD.native != "cuda", reason=f"this build serves {BUILD.native}")
+
+OPS = re.findall(r'"(\w+)\(', (ROOT / "csrc/ops.cpp").read_text())
+
+
+@needs_kernels
+@pytest.mark.parametrize("key", ["CPU", "CUDA"])
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_both_sides(op: str, key: str) -> None:
+    assert native.available(torch.device("cpu")) is None
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kradagrad_ext::{op}", key)
+
+
+@needs_kernels
+def test_native_serves_cuda_with_float32_factors() -> None:
+    device = torch.device("cuda")
+    assert native.available(device, torch.float32) is None
+    assert native.available(device, torch.float64) == "factors must be float32, not torch.float64"
+
+
+def test_every_kernel_can_be_launched_by_name() -> None:
+    """csrc/cuda/kernels.cpp lists what the kernels' files define."""
+    defined = set()
+    for source in KERNELS.glob("*.cu"):
+        text = source.read_text()
+        defined |= set(re.findall(r"__global__ void __launch_bounds__\([^)]*\)\s+(\w+)\(", text))
+        stems = re.findall(r"(\w+_)##side##_##name", text)
+        variants = re.findall(r"^KRADAGRAD_KERNEL\((\d+), \d+, (\w+),", text, re.MULTILINE)
+        defined |= {f"{stem}{side}_{name}" for stem in stems for side, name in variants}
+    listed = re.findall(r"KERNEL\((\w+), \w+\)", (ROOT / "csrc/cuda/kernels.cpp").read_text())
+    assert defined == set(listed)
+    assert len(listed) == len(set(listed))
+
+
+def test_an_exact_update_on_cuda_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels have no Cholesky; the reference's functions run there, and nothing else does."""
+    called = []
+    monkeypatch.setattr(reference, "update_factor_", lambda *_: called.append("update_factor_"))
+    monkeypatch.setattr(reference, "kron_step_", lambda *_: called.append("kron_step_"))
+    rule = (0.9, 0.5, 0.0, "exact", 0, "bf16x3")
+    fake = type("OnCuda", (), {"device": torch.device("cuda")})()
+    native.update_factor_(fake, None, [], None, *rule)
+    native.kron_step_([], [], [], [], [], fake, [], [], [], [], None, *rule, True)
+    assert called == ["update_factor_", "kron_step_"]
