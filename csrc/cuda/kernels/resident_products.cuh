@@ -64,18 +64,19 @@ struct FullProduct {
   template <class Multiply, class A, class B>
   __device__ __forceinline__ void add_columns(A a, B b, int first, int rows, int cols, int depth,
                                               Exact exact) {
+    const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
 #pragma unroll 1
     for (int k = 0; k < depth; ++k) {
       const auto read = [&](int j) {
-        return typename Multiply::B(b.at(min(col(first + j), cols - 1), k), cta.lane);
+        return typename Multiply::B(b.at(min(col(first + j), cols - 1), k), lane);
       };
       const typename Multiply::B left = read(0), right = read(Multiply::kColumns - 1);
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const typename Multiply::A from(a.at(min(row(i), rows - 1), k), cta.lane);
+        const typename Multiply::A from(a.at(min(row(i), rows - 1), k), lane);
 #pragma unroll
         for (int j = 0; j < Multiply::kColumns; ++j) {
-          Multiply::add(c[i][first + j], from, j == 0 ? left : right, cta.lane, exact);
+          Multiply::add(c[i][first + j], from, j == 0 ? left : right, lane, exact);
         }
       }
     }
