@@ -14,6 +14,16 @@ from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference, resolve
 
+SCALARS: dict[str, Any] = {
+    "decay": 0.9,
+    "weight": 0.5,
+    "damping": 0.0,
+    "factor_scale": "trace",
+    "refine": 0,
+    "precision": "bf16x3",
+    "update": True,
+}
+
 
 def inputs(
     n: int, rows: int, columns: int, dtype: torch.dtype, layout: str = "contiguous"
@@ -41,16 +51,7 @@ def run(
 ) -> SimpleNamespace:
     """Run on copies (cast to `dtype`), and give these back."""
     result = cases.copied(given, dtype)
-    chosen = {
-        "decay": 0.9,
-        "weight": 0.5,
-        "damping": 0.0,
-        "factor_scale": "trace",
-        "refine": 0,
-        "precision": "bf16x3",
-        "update": True,
-    }
-    backend.kron_step_(*vars(result).values(), *(chosen | options).values())
+    backend.kron_step_(*vars(result).values(), *(SCALARS | options).values())
     return result
 
 
@@ -98,7 +99,7 @@ def test_padding_around_the_views_is_neither_read_nor_written(backend: str) -> N
     assert storage is not None
     untouched = storage.isnan()
     given_ops = resolve(backend, torch.device("cpu"), torch.float32)
-    given_ops.kron_step_(*vars(given).values(), 0.9, 0.5, 0.0, "trace", 0, "bf16x3", True)
+    given_ops.kron_step_(*vars(given).values(), *SCALARS.values())
     assert torch.equal(storage.isnan(), untouched)
     assert all(tensor.isfinite().all() for tensor in (*ours.left, *ours.right, ours.norms))
 
@@ -109,7 +110,7 @@ def test_out_may_be_the_direction(backend: str) -> None:
     apart = run(ops, given)
     aliased = SimpleNamespace(**vars(given))
     aliased.out = aliased.direction
-    ops.kron_step_(*vars(aliased).values(), 0.9, 0.5, 0.0, "trace", 0, "bf16x3", True)
+    ops.kron_step_(*vars(aliased).values(), *SCALARS.values())
     for i in (0, 1, 3):
         assert torch.equal(aliased.direction[0][i], apart.out[0][i])
 
@@ -200,3 +201,37 @@ def test_factors_alone(backend: str) -> None:
         for ours, expected in zip(getattr(alone, name), getattr(whole, name), strict=True):
             assert torch.equal(ours, expected), name
     assert (alone.norms == 7).all()
+
+
+def zeros(*shapes: tuple[int, int, int]) -> list[torch.Tensor]:
+    return [torch.zeros(shape) for shape in shapes]
+
+
+REFUSALS = [
+    ("grad", zeros((4, 5, 7), (1, 3, 2)), "views of 3 blocks for group 0, got 4 blocks"),
+    ("direction", zeros((2, 5, 7), (2, 5, 7), (1, 3, 2)), "views of 3 blocks for group 0, got 4 blocks"),
+    ("direction", zeros((3, 5, 7), (1, 3, 2)), "views of 2 blocks for group 1, got 1 blocks"),
+    ("out", zeros((3, 5, 7)), "views of 2 blocks for group 1, got 0 blocks"),
+    ("out", zeros((3, 5, 7), (2, 3, 2), (1, 3, 2)), "views of the groups' blocks, got 1 views more"),
+    ("precision", "half", "bf16x3, tf32x3, bf16x6 or fp32, got half"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), REFUSALS)
+def test_views_of_two_groups_and_unknown_precisions_are_refused(
+    name: str, value: Any, message: str, backend: str
+) -> None:
+    """The message names the list, the group and the counts; nothing is written."""
+    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    given = merged([inputs(3, 5, 7, torch.float32), inputs(2, 3, 2, torch.float32)])
+    before = cases.copied(given)
+    options = {"precision": value} if name == "precision" else {}
+    if not options:
+        setattr(given, name, value)
+        setattr(before, name, [view.clone() for view in value])
+    with pytest.raises(RuntimeError) as caught:
+        ops.kron_step_(*vars(given).values(), *(SCALARS | options).values())
+    assert str(caught.value) == f"kron_step_: `{name}` must be {message}"
+    for tensors, kept in zip(vars(given).values(), vars(before).values(), strict=True):
+        for tensor, same in zip(tensors, kept, strict=True):
+            assert torch.equal(tensor, same)

@@ -165,6 +165,7 @@ def test_root_orders(options: dict[str, Any], orders: dict[int, int]) -> None:
         ("block_size", 0, "an integer >= 1"),
         ("block_size", 2.5, "an integer >= 1"),
         ("refine", -1, "an integer >= 0"),
+        ("precision", "fp16", "one of ('bf16x3', 'tf32x3', 'bf16x6', 'fp32')"),
         ("factor_decay", 0.0, "a number in (0, 1]"),
         ("damping", 0.0, "> 0"),
         ("exponent", 0.3, "1/p with an integer p"),

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .base import FALLBACK_REFINE
+from .base import FALLBACK_REFINE, PRECISIONS
 from .downdate import exact_downdate, identity_like, krad_downdate
 
 name = "reference"
@@ -58,6 +58,7 @@ def update_factor_(
     precision: str,
 ) -> None:
     """See `Backend.update_factor_`."""
+    _check_precision("update_factor_", precision)
     if factor.numel() == 0:
         return
     a = _gather(unfolding, factor.dtype)
@@ -111,28 +112,52 @@ def kron_step_(
     update: bool,
 ) -> None:
     """See `Backend.kron_step_`."""
+    _check_precision("kron_step_", precision)
     rule = (decay, weight, damping, factor_scale, refine, precision)
     sizes = [len(factor) for factor in left]
     actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
-    if update:
-        for i, views in enumerate(_by_group(grad, sizes)):
-            transposed = [view.mT for view in views]
-            update_factor_(left[i], left_statistics[i], views, actives[i], *rule)
-            update_factor_(right[i], right_statistics[i], transposed, actives[i], *rule)
-    if out:
-        groups = zip(_by_group(direction, sizes), _by_group(out, sizes), strict=True)
-        for i, (directions, results) in enumerate(groups):
-            _two_sided(left_root[i], right_root[i], directions, results, norms_of[i], actives[i])
+    # All lists are cut before anything is written.
+    grads = _by_group("grad", grad, sizes) if update else []
+    directions = _by_group("direction", direction, sizes) if out else []
+    results = _by_group("out", out, sizes) if out else []
+    for i, views in enumerate(grads):
+        transposed = [view.mT for view in views]
+        update_factor_(left[i], left_statistics[i], views, actives[i], *rule)
+        update_factor_(right[i], right_statistics[i], transposed, actives[i], *rule)
+    for i, (own, written) in enumerate(zip(directions, results, strict=True)):
+        _two_sided(left_root[i], right_root[i], own, written, norms_of[i], actives[i])
 
 
-def _by_group(views: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
-    """A list of block views cut into the groups' own; views of no blocks are passed over."""
-    groups, rest = [], iter([view for view in views if math.prod(view.shape[:-2]) > 0])
-    for size in sizes:
+def _check_precision(op: str, precision: str) -> None:
+    if precision not in PRECISIONS:
+        expected = f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+        raise RuntimeError(f"{op}: `precision` must be {expected}, got {precision}")
+
+
+def _by_group(name: str, views: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
+    """A list of block views cut into the groups' own; views of no blocks are passed over.
+
+    Raises:
+        RuntimeError: a view holds blocks of two groups, or the list too few or too many.
+    """
+    rest = [(view, math.prod(view.shape[:-2])) for view in reversed(views)]
+    rest = [(view, blocks) for view, blocks in rest if blocks > 0]
+    groups = []
+    for i, size in enumerate(sizes):
         own: list[Tensor] = []
-        while sum(math.prod(view.shape[:-2]) for view in own) < size:
-            own.append(next(rest))
+        held = 0
+        while held < size and rest:
+            view, blocks = rest.pop()
+            own.append(view)
+            held += blocks
+        if held != size:
+            expected = f"views of {size} blocks for group {i}"
+            raise RuntimeError(f"kron_step_: `{name}` must be {expected}, got {held} blocks")
         groups.append(own)
+    if rest:
+        raise RuntimeError(
+            f"kron_step_: `{name}` must be views of the groups' blocks, got {len(rest)} views more"
+        )
     return groups
 
 

@@ -1,0 +1,118 @@
+"""Whether the checks notice that a kernel has been exchanged, and which layer of them does."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import ptx
+
+from cuda import executor_backend, toolchain
+
+from .probes import Probe
+
+OTHER_SEED = 5
+STEP_LIMIT = 3_000_000
+"""Warp instructions of a launch, several times what the largest launch of a probe takes."""
+
+BUDGET = 1.02
+"""A mutant may do this much of the unedited kernel's work."""
+BUDGETED = ("shared_wavefronts", "global_read_sectors", "global_write_sectors")
+
+LAYERS = {
+    "out of bounds": "bounds",
+    "misaligned": "bounds",
+    "read-only": "bounds",
+    "in-flight": "in-flight",
+    "in flight": "in-flight",
+    "uninitialised": "uninitialised",
+    "race": "race",
+}
+"""The layer of a report by a part of its kind; reports of none are about divergent warps and barriers."""
+
+
+class Caught(Exception):  # noqa: N818, an outcome rather than an error
+    """A check has noticed the mutant."""
+
+    def __init__(self, *layers: str) -> None:
+        super().__init__(*layers)
+        self.layers = set(layers)
+
+
+class Watched:
+    """A kernel whose launches are stopped early, and raise `Caught` at a report."""
+
+    def __init__(self, kernel: ptx.Kernel) -> None:
+        self.kernel = kernel
+
+    def launch(self, *args: object, **options: object) -> ptx.Launch:
+        launch = self.kernel.launch(*args, **options, step_limit=STEP_LIMIT)
+        if launch.reports:
+            raise Caught(*(layer_of(report.kind) for report in launch.reports))
+        return launch
+
+
+def layer_of(kind: str) -> str:
+    return next((layer for part, layer in LAYERS.items() if part in kind), "convergence")
+
+
+@functools.cache
+def unedited(name: str, architecture: str = "sm_80") -> Watched:
+    """A kernel on its own, which loads faster than from its whole module."""
+    stem = next(stem for start, stem in executor_backend.SOURCES.items() if name.startswith(start))
+    return Watched(ptx.Kernel(ptx.isolate(toolchain.ptx(stem, architecture), name), name))
+
+
+@contextlib.contextmanager
+def exchanged(name: str, kernel: Watched) -> Iterator[None]:
+    """The executor backend with another kernel of this name."""
+    original = executor_backend.kernel
+    executor_backend.kernel = lambda wanted, architecture: kernel if wanted == name else unedited(wanted)
+    try:
+        yield
+    finally:
+        executor_backend.kernel = original
+
+
+def run(probe: Probe, seed: int = 0) -> tuple[SimpleNamespace, dict[str, int]]:
+    """The results and the budgeted counters of all launches."""
+    executor = executor_backend.Executor(seed)
+    result = probe.run(executor)
+    counts = [launch.counters for _, launch in executor.launches]
+    return result, {name: sum(counters[name] for counters in counts) for name in BUDGETED}
+
+
+@functools.cache
+def budget_of(probe: Probe, name: str) -> dict[str, int]:
+    with exchanged(name, unedited(name)):
+        return run(probe)[1]
+
+
+def check(probe: Probe, budget: dict[str, int]) -> None:
+    """Raise `Caught` where a check of one call notices the kernel that has been put in."""
+    ours, counts = run(probe)
+    try:
+        probe.check(ours)
+    except AssertionError:
+        raise Caught("values") from None
+    if any(counts[key] > BUDGET * budget[key] for key in BUDGETED):
+        raise Caught("budget")
+    if not probe.same_bits(ours, run(probe, OTHER_SEED)[0]):
+        raise Caught("bits")
+
+
+def layers_that_notice(text: str, name: str, probes: list[Probe]) -> set[str]:
+    """What the first call that notices finds in a mutant's PTX; empty: nothing in any call."""
+    try:
+        kernel = Watched(ptx.Kernel(text, name))
+        for probe in probes:
+            budget = budget_of(probe, name)
+            with exchanged(name, kernel):
+                check(probe, budget)
+    except Caught as caught:
+        return caught.layers
+    except (ptx.ParseError, ptx.ExecutionError, ptx.StepLimit) as error:
+        return {type(error).__name__}
+    return set()

@@ -1,0 +1,79 @@
+"""Faults in the kernels' source: textual edits, compiled in a copy of csrc/cuda/kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cuda import executor_backend, toolchain
+
+FLAGS = ["-std=c++20", "--ptx", "-arch=sm_80"]
+MUTANTS = toolchain.BUILD / "mutants"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` stands once in `file`; with `new` in its place, `layer` must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    kernel: str
+    layer: str
+
+
+class DoesNotApply(Exception):  # noqa: N818
+    """The kernels' source has changed, and the fault must change with it."""
+
+
+def edited(fault: Fault) -> str:
+    """The text of the fault's file."""
+    text = (toolchain.KERNELS / fault.file).read_text()
+    found = text.count(fault.old)
+    if found != 1:
+        raise DoesNotApply(f"{fault.name}: {found} times in {fault.file}, not once:\n{fault.old}")
+    return text.replace(fault.old, fault.new)
+
+
+def only(text: str, kernel: str) -> str:
+    """A .cu file with one of the kernels that a macro makes, so that compiling takes little."""
+    side, precision = ["", *kernel.split("_")][-2:]
+    wanted = rf"KRADAGRAD_KERNEL\({side}, \d+, {precision},"
+    lines = text.splitlines(keepends=True)
+    return "".join(x for x in lines if not x.startswith("KRADAGRAD_KERNEL(") or re.match(wanted, x))
+
+
+def sources(fault: Fault) -> dict[str, str]:
+    """The files that the mutant's .cu file may include, and itself, by name."""
+    stem = next(stem for start, stem in executor_backend.SOURCES.items() if fault.kernel.startswith(start))
+    files = [toolchain.KERNELS / f"{stem}.cu", *toolchain.kernel_headers()]
+    texts = {path.name: path.read_text() for path in files}
+    if fault.file not in texts:
+        raise DoesNotApply(f"{fault.name}: {stem}.cu does not include {fault.file}")
+    texts[fault.file] = edited(fault)
+    texts[f"{stem}.cu"] = only(texts[f"{stem}.cu"], fault.kernel)
+    return texts
+
+
+def compiled(fault: Fault) -> str:
+    """The PTX of the fault's kernel."""
+    texts = sources(fault)
+    main = next(name for name in texts if name.endswith(".cu"))
+    target = MUTANTS / f"{Path(main).stem}.{_digest(texts)}.ptx"
+    if not target.exists():
+        folder = target.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        toolchain.compile_once(target, [toolchain.require_nvcc(), *FLAGS, str(folder / main), "-o"])
+        shutil.rmtree(folder)
+    return target.read_text()
+
+
+def _digest(texts: dict[str, str]) -> str:
+    whole = "\0".join(f"{name}\0{text}" for name, text in texts.items())
+    return hashlib.sha256(" ".join([*FLAGS, whole]).encode()).hexdigest()[:16]

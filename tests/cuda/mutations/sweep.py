@@ -1,0 +1,69 @@
+"""Runs edits of a kernel's PTX and counts what notices them."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+
+import ptx
+
+from cuda import executor_backend, toolchain
+
+from .detection import layers_that_notice
+from .probes import of_kernel
+from .ptx_edits import KINDS, STRICT, Edit
+from .ptx_edits import sample as sample_of
+
+KERNELS = (
+    "kron_step_resident_64_bf16x3",
+    "grouped_product_64_bf16x3",
+    "accumulate",
+    "parameter_step",
+)
+
+SMALL_KINDS = ("drop barrier", "drop wait", "wait for one group less", "drop commit")
+PER_KIND = {kind: 1000 if kind in SMALL_KINDS else 16 if kind in STRICT else 10 for kind in KINDS}
+"""Edits that the test takes of each kind: all that concern synchronisation, a sample of the rest."""
+
+
+def sample(kernel: str, text: str) -> list[Edit]:
+    return sample_of(text, PER_KIND, kernel)
+
+
+def text_of(kernel: str) -> str:
+    """The PTX of a kernel, as it is tested."""
+    stem = next(stem for start, stem in executor_backend.SOURCES.items() if kernel.startswith(start))
+    return ptx.isolate(toolchain.ptx(stem), kernel)
+
+
+UNREACHED = "not reached"
+
+
+def run(kernel: str, text: str, chosen: Iterable[Edit]) -> list[tuple[Edit, set[str]]]:
+    """Every edit with the layers that noticed it; `UNREACHED` where no probe executes the instruction."""
+    lines = text.split("\n")
+    probes = of_kernel(kernel)
+    assert not layers_that_notice(text, kernel, probes), "the kernel itself does not pass"
+    results = []
+    for edit in chosen:
+        layers = layers_that_notice(edit.apply(lines), kernel, probes)
+        if not layers and not layers_that_notice(edit.apply(lines, "\ttrap;"), kernel, probes):
+            layers = {UNREACHED}
+        results.append((edit, layers))
+    return results
+
+
+def table(results: Iterable[tuple[Edit, set[str]]]) -> str:
+    """Rows of kinds: edits, survivors, and the edits by the layer that noticed."""
+    counts: dict[str, collections.Counter[str]] = {}
+    for edit, layers in results:
+        row = counts.setdefault(edit.kind, collections.Counter())
+        row["edits"] += 1
+        row.update(layers or {"survivors"})
+    lines = []
+    for kind, row in counts.items():
+        layers = ", ".join(
+            f"{name} {n}" for name, n in row.most_common() if name not in ("edits", "survivors")
+        )
+        lines.append(f"| {kind} | {row['edits']} | {row['survivors']} | {layers} |")
+    return "\n".join(["| edit | n | survive | noticed by |", "|---|---|---|---|", *lines])

@@ -1,0 +1,75 @@
+"""The checks of the kernels' tests notice faults: of the source, and of compiled PTX."""
+
+from __future__ import annotations
+
+import ptx
+import pytest
+
+from .mutations import (
+    faults_elementwise,
+    faults_grouped,
+    faults_products,
+    faults_resident,
+    source_faults,
+    survivors,
+    sweep,
+)
+from .mutations.detection import layers_that_notice
+from .mutations.probes import MAKERS, of_kernel
+from .mutations.ptx_edits import STRICT
+from .mutations.source_faults import Fault
+from .mutations.survivors import Survivor
+
+LISTS = (faults_resident, faults_products, faults_grouped, faults_elementwise)
+FAULTS = [fault for module in LISTS for fault in module.FAULTS]
+
+MOST_SURVIVORS = 0.5
+"""Share of the edits of masks, addresses and lanes that may go unnoticed where probes execute them: many only
+move what is not used, or make a mask wider where the matrix happens to end."""
+
+MOST_UNREACHED = 0.6
+"""Share of the sampled edits in code that no probe executes: 64-bit division where 32 bits do, other
+layouts and dtypes of each operand, pairs above the diagonal."""
+
+
+def name_of(fault: Fault) -> str:
+    return f"{fault.kernel}: {fault.name}"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=name_of)
+def test_source_fault_applies(fault: Fault) -> None:
+    """A fault that the source has outgrown fails here, with or without nvcc."""
+    source_faults.sources(fault)
+
+
+@pytest.mark.parametrize("kernel", MAKERS)
+def test_unedited_kernel_passes(kernel: str) -> None:
+    """Or every fault would be noticed."""
+    assert not layers_that_notice(sweep.text_of(kernel), kernel, of_kernel(kernel))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=name_of)
+def test_source_fault_is_noticed(fault: Fault) -> None:
+    text = ptx.isolate(source_faults.compiled(fault), fault.kernel)
+    assert fault.layer in layers_that_notice(text, fault.kernel, of_kernel(fault.kernel))
+
+
+@pytest.mark.parametrize("survivor", survivors.SURVIVORS, ids=lambda survivor: survivor.place[1].strip())
+def test_survivor_names_its_place(survivor: Survivor) -> None:
+    survivors.line_of(survivor.place)
+    if survivor.caller:
+        survivors.line_of(survivor.caller)
+
+
+@pytest.mark.parametrize("kernel", sweep.KERNELS)
+def test_ptx_edits_are_noticed(kernel: str) -> None:
+    text = sweep.text_of(kernel)
+    results = sweep.run(kernel, text, sweep.sample(kernel, text))
+    print(sweep.table(results))
+    strict = [(edit, layers) for edit, layers in results if edit.kind in STRICT]
+    unexplained = survivors.unexplained(kernel, strict)
+    assert not unexplained, "\n".join(unexplained)
+    loose = [layers for edit, layers in results if edit.kind not in STRICT]
+    assert loose.count(set()) <= MOST_SURVIVORS * len(loose)
+    unreached = [edit for edit, layers in results if layers == {sweep.UNREACHED}]
+    assert len(unreached) <= MOST_UNREACHED * len(results)
