@@ -16,7 +16,7 @@ from kradagrad_ext.plan import Group, Shape, group_blocks, plan_parameter
 from kradagrad_ext.roots import NEWTON_SCHULZ_STEPS
 
 RESIDENT_SIDE = 128  # kResidentSide
-SMALL_SIDE = 256  # kSmallSide: below, CTA tiles of 64
+SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
 SPAN = 4096  # kSpan
 SCRATCH_BYTES = 256 << 20  # kScratchBytes
 SIZES = {"float32": 4, "bfloat16": 2}
@@ -149,7 +149,8 @@ def grouped_costs(
     groups: list[Group], rule: Rule, scratch_bytes: int, update: bool, precondition: bool
 ) -> list[Cost]:
     """`start_factors`, the grouped products step by step, and `finish_groups`."""
-    tile = 128 if any(max(group.block_shape) >= SMALL_SIDE for group in groups) else 64
+    large = any(max(group.block_shape) >= SMALL_SIDE for group in groups)
+    tile = 128 if large and rule.precision != "tf32x3" else 64
     planned = [Grouped(*group.block_shape, tile, rule) for group in groups]
     steps = [each.step(update, precondition) for each in planned]
     counts = [group.blocks for group in groups]

@@ -23,7 +23,6 @@
   KERNEL(grouped_product_64_bf16x6, GroupedProduct)       \
   KERNEL(grouped_product_64_fp32, GroupedProduct)         \
   KERNEL(grouped_product_128_bf16x3, GroupedProduct)      \
-  KERNEL(grouped_product_128_tf32x3, GroupedProduct)      \
   KERNEL(grouped_product_128_bf16x6, GroupedProduct)      \
   KERNEL(grouped_product_128_fp32, GroupedProduct)        \
   KERNEL(start_factors, StartFactors)                     \

@@ -16,22 +16,26 @@
 namespace kradagrad::cuda {
 namespace {
 
+// Calls use(row, col) for every element, a warp a row at a time.
+template <class Use>
+__device__ __forceinline__ void for_each_element(int rows, int cols, const Use& use) {
+  for (int row = threadIdx.x / 32; row < rows; row += kStartThreads / 32) {
+    for (int col = threadIdx.x % 32; col < cols; col += 32) use(row, col);
+  }
+}
+
 __device__ __forceinline__ float energy_of(const Matrix& grad, float* scratch) {
   float sum = 0;
-  const int64_t count = static_cast<int64_t>(grad.rows) * grad.cols;
-  for (int64_t i = threadIdx.x; i < count; i += kStartThreads) {
-    const float value = grad.read(i / grad.cols, i % grad.cols);
+  for_each_element(grad.rows, grad.cols, [&](int row, int col) {
+    const float value = grad.read(row, col);
     sum += value * value;
-  }
+  });
   return cta_sum<kStartThreads / 32>(sum, scratch);
 }
 
 __device__ __forceinline__ void fill_diagonal(const Matrix& factor, float diagonal) {
-  const int64_t count = static_cast<int64_t>(factor.rows) * factor.cols;
-  for (int64_t i = threadIdx.x; i < count; i += kStartThreads) {
-    const int row = i / factor.cols, col = i % factor.cols;
-    factor.at(row, col) = row == col ? diagonal : 0;
-  }
+  for_each_element(factor.rows, factor.cols,
+                   [&](int row, int col) { factor.at(row, col) = row == col ? diagonal : 0; });
 }
 
 // The scale that is still to be applied to X; 0: no update.
@@ -73,7 +77,7 @@ __device__ __forceinline__ void finish_side(const FactorRule& rule, const Finish
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kStartThreads) start_factors(const StartFactors in) {
+extern "C" __global__ void __launch_bounds__(kStartThreads, 4) start_factors(const StartFactors in) {
   __shared__ float scratch[kStartThreads / 32];
   const int64_t cta = blockIdx.x;
   const StartFactor& of = in.factors[search(in.count, cta, [&](int i) { return in.factors[i].first_cta; })];
@@ -84,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(kStartThreads) start_factors(const 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kStartThreads) traces_of_squares(const TracesOfSquares in) {
+extern "C" __global__ void __launch_bounds__(kStartThreads, 4) traces_of_squares(const TracesOfSquares in) {
   __shared__ float scratch[kStartThreads / 32];
   const int64_t cta = blockIdx.x;
   const TraceOfSquare& of = in.traces[search(in.count, cta, [&](int i) { return in.traces[i].first_cta; })];
@@ -92,9 +96,7 @@ extern "C" __global__ void __launch_bounds__(kStartThreads) traces_of_squares(co
   if (!in.active[of.first_block + block] || of.pending[block] == 0) return;
   const Matrix matrix(in.views, of.matrix, block, of.d, of.d);
   float sum = 0;
-  for (int64_t i = threadIdx.x; i < static_cast<int64_t>(of.d) * of.d; i += kStartThreads) {
-    sum += matrix.at(i / of.d, i % of.d) * matrix.at(i % of.d, i / of.d);
-  }
+  for_each_element(of.d, of.d, [&](int row, int col) { sum += matrix.at(row, col) * matrix.at(col, row); });
   sum = cta_sum<kStartThreads / 32>(sum, scratch);
   if (threadIdx.x == 0) of.sum[block] = fmaxf(sum, 0);
 }

@@ -70,7 +70,7 @@ struct Tf32Terms {
 
 template <int kTerms>
 struct Bf16Product {
-  static constexpr int kColumns = 2;  // tiles of B that registers hold at once
+  static constexpr int kColumns = kTerms < 3 ? 2 : 1;  // tiles of B that registers hold at once
   using A = Bf16Terms<kTerms, 4>;
   using B = Bf16Terms<kTerms, 2>;
 

@@ -179,14 +179,16 @@ class FactorUpdate {
     return cta_sum<Cta<kTiles>::kWarps>(value, shared_.scratch);
   }
 
-  // This thread's part of tr(A^T Y).
+  // This thread's part of tr(A^T Y), tile by tile, by the lanes of a fragment.
   __device__ __forceinline__ float trace() const {
+    const Cta<kTiles> cta;
     float sum = 0;
-    for (int i = threadIdx.x; i < d_tiles_ * k_tiles_ * kTileFloats / 2; i += kThreads) {
-      const int tile = i / (kTileFloats / 2), row = i % (kTileFloats / 2) / 8, col = i % 8 * 2;
-      const float2 a = read_pair(unfolding().at(tile / k_tiles_, tile % k_tiles_), row, col);
-      const float2 b = read_pair(y().at(tile / k_tiles_, tile % k_tiles_), row, col);
-      sum += a.x * b.x + a.y * b.y;
+    for (int i = cta.warp; i < d_tiles_ * k_tiles_; i += Cta<kTiles>::kWarps) {
+      const int row = i / k_tiles_, col = i % k_tiles_;
+      const FragmentA a = read_a(unfolding().at(row, col), cta.lane);
+      const FragmentA b = read_a(y().at(row, col), cta.lane);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum += a.pair[e].x * b.pair[e].x + a.pair[e].y * b.pair[e].y;
     }
     return sum;
   }

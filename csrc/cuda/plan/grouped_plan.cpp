@@ -16,7 +16,8 @@ GroupedPlan::GroupedPlan(Planner& planner, const KronStepInputs& inputs, const s
                          Views& views, int64_t scratch_bytes)
     : planner_(planner), inputs_(inputs), rule_(inputs.rule), views_(views), scratch_bytes_(scratch_bytes) {
   for (const KronGroup& group : groups) {
-    if (std::max(group.m, group.n) >= kSmallSide) tile_ = 128;
+    const bool large = std::max(group.m, group.n) >= kSmallSide;
+    if (large && inputs.precision != Precision::kTf32x3) tile_ = 128;
   }
   for (const KronGroup& group : groups) states_.push_back(make_state(group));
 }

@@ -190,8 +190,8 @@ BOOKS = [
     Fault(
         "the first factor without its last row",
         STATE,
-        "i < count; i += kStartThreads) {\n    const int row",
-        "i < count - factor.cols; i += kStartThreads) {\n    const int row",
+        "for_each_element(factor.rows, factor.cols,",
+        "for_each_element(factor.rows - 1, factor.cols,",
         "start_factors",
         "values",
     ),
@@ -206,8 +206,8 @@ BOOKS = [
     Fault(
         "trace of a square without its last row",
         STATE,
-        "i < static_cast<int64_t>(of.d) * of.d;",
-        "i < static_cast<int64_t>(of.d - 1) * of.d;",
+        "for_each_element(of.d, of.d,",
+        "for_each_element(of.d - 1, of.d,",
         "traces_of_squares",
         "values",
     ),

@@ -155,8 +155,8 @@ FAULTS = [
     Fault(
         "trace without its last row of tiles",
         FACTOR,
-        "i < d_tiles_ * k_tiles_ * kTileFloats / 2;",
-        "i < (d_tiles_ - 1) * k_tiles_ * kTileFloats / 2;",
+        "i < d_tiles_ * k_tiles_;",
+        "i < (d_tiles_ - 1) * k_tiles_;",
         SMALL,
         "values",
     ),

@@ -1,0 +1,160 @@
+"""What the CUDA kernels move and multiply, counted by the PTX executor, and the least that they could move.
+
+tests/test_cuda_budgets.py holds the counts to budgets, gpu_evidence.py lists them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+import test_accumulate
+import test_kron_step
+import test_parameter_step
+from cuda import binaries, toolchain
+from cuda.executor_backend import Executor
+
+__all__ = ["Case", "Count", "binaries", "count", "toolchain"]  # and what gpu_evidence finds through here
+
+SECTOR = 32
+BLOCKS = 2
+NUMEL = 1 << 17
+TRACE: tuple[str, int] = ("trace", 0)
+REFINED: tuple[str, int] = ("frobenius", 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call to count. For kron_step_ `side` is the blocks' side and (scale, refine) the factors' rule."""
+
+    op: str
+    dtype: torch.dtype = torch.float32
+    side: int = 0
+    rule: tuple[str, int] = TRACE
+    precision: str = "bf16x3"
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        if self.op != "kron_step":
+            return f"{self.op}, {dtype}"
+        scale, refine = self.rule
+        return f"{self.side} x {self.side}, {scale}, refine {refine}, {dtype} gradients, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Count:
+    """Sums over the launches of a call, and what its tensors need at least, in bytes."""
+
+    kernels: tuple[str, ...]
+    footprint: int  # distinct sectors of every launch
+    requested: int  # sectors of every request of every warp
+    floor: int  # every tensor once for every read and write that the call cannot do without
+    lower_floor: int  # of symmetric matrices that are read, the lower half only
+    mma: int
+    shared_loads: int  # warp instructions
+    conflicts_of_loads: int  # wavefronts of shared loads beyond the ideal
+    wavefronts: int
+    ideal_wavefronts: int
+
+
+def size(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def lower_size(tensors: Sequence[Tensor]) -> int:
+    """Bytes on and below the diagonals of square matrices."""
+    return sum(size([t]) * (t.shape[-1] + 1) // (2 * t.shape[-1]) for t in tensors)
+
+
+def _kron_step(case: Case, executor: Executor) -> tuple[int, int]:
+    given = test_kron_step.inputs(BLOCKS, case.side, case.side, case.dtype)
+    given.direction = [view.float() for view in given.direction]  # the momentum's dtype
+    scale, refine = case.rule
+    test_kron_step.run(executor, given, factor_scale=scale, refine=refine, precision=case.precision)
+    factors = [*given.left, *given.right]
+    symmetric = [*factors, *given.left_root, *given.right_root]
+    rest = size(given.grad) + size(given.direction) + size(factors) + size(given.out)
+    # Three launches pass Y, Z^T and the half product through memory: written once and read once.
+    passed = 0 if case.side <= 128 else 6 * 4 * BLOCKS * case.side**2
+    return rest + size(symmetric) + passed, rest + lower_size(symmetric) + passed
+
+
+def _one_parameter(given: SimpleNamespace, kinds: dict[str, torch.dtype]) -> SimpleNamespace:
+    """An elementwise op's arguments with one parameter in place of their own."""
+    for name, dtype in kinds.items():
+        setattr(given, name, [torch.rand(NUMEL).to(dtype)])
+    given.coefficients, given.active = torch.ones(1, 4), torch.ones(1, dtype=torch.bool)
+    return given
+
+
+def _accumulate(case: Case, executor: Executor) -> tuple[int, int]:
+    kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
+    kinds |= {"grads": case.dtype, "params": case.dtype}
+    given = _one_parameter(test_accumulate.inputs(case.dtype), kinds)
+    given.graft_norms = torch.zeros(1)
+    test_accumulate.run(executor, given)
+    floor = size(given.grads) + 2 * size([*given.momenta, *given.second_moments])
+    return floor, floor
+
+
+def _parameter_step(case: Case, executor: Executor) -> tuple[int, int]:
+    kinds = dict.fromkeys(("momenta", "updates", "second_moments"), torch.float32)
+    kinds |= {"params": case.dtype, "directions": case.dtype}
+    given = _one_parameter(test_parameter_step.inputs(case.dtype), kinds)
+    test_parameter_step.run(executor, given)
+    floor = size(given.updates) + 2 * size(given.params)
+    return floor, floor
+
+
+OPS = {"kron_step": _kron_step, "accumulate": _accumulate, "parameter_step": _parameter_step}
+
+
+@functools.cache
+def count(case: Case) -> Count:
+    """Run a call on the executor, checked as every launch there is, and sum up its counters."""
+    torch.manual_seed(0)
+    executor = Executor()
+    floor, lower_floor = OPS[case.op](case, executor)
+    counters = [launch.counters for _, launch in executor.launches]
+
+    def total(*names: str) -> int:
+        return sum(c[name] for c in counters for name in names)
+
+    loads = [v for c in counters for k, v in c.by_opcode.items() if k.startswith(("ld.shared", "ldmatrix"))]
+    return Count(
+        kernels=tuple(dict.fromkeys(name for name, _ in executor.launches)),
+        footprint=total("footprint_read_bytes", "footprint_write_bytes"),
+        requested=SECTOR * total("global_read_sectors", "global_write_sectors"),
+        floor=floor,
+        lower_floor=lower_floor,
+        mma=total("mma"),
+        shared_loads=sum(load["n"] for load in loads),
+        conflicts_of_loads=sum(load["wavefronts"] - load["ideal"] for load in loads),
+        wavefronts=total("shared_wavefronts"),
+        ideal_wavefronts=total("shared_ideal_wavefronts"),
+    )
+
+
+def _products(
+    precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequence[int], rule: tuple[str, int]
+) -> list[Case]:
+    return [Case("kron_step", dtype, side, rule, p) for p in precisions for side in sides for dtype in dtypes]
+
+
+DTYPES = (torch.float32, torch.bfloat16)
+RESIDENT = [case for rule in (TRACE, REFINED) for case in _products(["bf16x3"], DTYPES, (64, 128), rule)]
+GROUPED = _products(["bf16x3"], DTYPES, (256,), TRACE)
+ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
+# Bytes do not depend on the precision, arithmetic and shared memory do.
+ARITHMETIC = _products(["bf16x3", "tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 140, 256), REFINED)
+OTHER_PRECISIONS = _products(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (128, 256), TRACE)
+CASES = list(dict.fromkeys([*RESIDENT, *GROUPED, *ELEMENTWISE, *ARITHMETIC, *OTHER_PRECISIONS]))

@@ -1,0 +1,187 @@
+"""What ptxas makes of the CUDA kernels: registers, memory and instructions of each, and the CTAs an SM holds.
+
+Nothing here needs a GPU. Launch shapes are those of the library's own plans (csrc/cuda/plan).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import test_accumulate
+import test_kron_step
+import test_parameter_step
+import torch
+
+from . import toolchain
+from .executor_backend import SOURCES, Executor
+
+CUBIN_FLAGS = ["-std=c++20", "-O3", "-cubin"]
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+
+KB = 1024
+SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}
+RESERVED_SHARED = 1 * KB
+"""Taken by every CTA for the system; a CTA may have the SM's shared memory less this."""
+
+REGISTERS_OF_PARTITION = 16 * KB
+PARTITIONS = 4
+REGISTER_GRANULARITY = 256
+MAX_WARPS, MAX_CTAS = 64, 32
+
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", re.MULTILINE)
+USAGE = re.compile(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel of a cubin."""
+
+    registers: int
+    stack: int
+    local: int
+    static_shared: int
+    instructions: Counter[str]
+    """Instructions of the machine code by the opcode before its first dot, not times they run."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the plans launch a kernel."""
+
+    threads: int
+    dynamic_shared: int
+
+
+def _directories_of_tools() -> list[str]:
+    """Where PyPI's nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm and Triton keep their binaries."""
+    found = []
+    for package, pattern in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        for place in spec.submodule_search_locations or () if spec else ():
+            found += map(str, sorted(Path(place).glob(pattern)))
+    return found
+
+
+@functools.cache
+def _tool_path() -> str:
+    """A PATH with cuobjdump, and with nvdisasm, which it calls. Skips like `toolchain.require_nvcc`."""
+    path = os.pathsep.join([*_directories_of_tools(), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    missing = [tool for tool in ("cuobjdump", "nvdisasm") if not shutil.which(tool, path=path)]
+    if missing:
+        reason = f"no {' and no '.join(missing)}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+        if os.environ.get("KRADAGRAD_REQUIRE_NVCC"):
+            pytest.fail(f"KRADAGRAD_REQUIRE_NVCC is set and there is {reason}")
+        pytest.skip(reason)
+    return path
+
+
+def cuobjdump(*arguments: str) -> str:
+    """The output of cuobjdump."""
+    path = _tool_path()
+    command = [shutil.which("cuobjdump", path=path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+def cubin(stem: str, architecture: str) -> Path:
+    """The compiled csrc/cuda/kernels/<stem>.cu."""
+    source = toolchain.KERNELS / f"{stem}.cu"
+    digest = toolchain.digest([source, *toolchain.kernel_headers()], *CUBIN_FLAGS)
+    target = toolchain.BUILD / f"{stem}.{architecture}.{digest}.cubin"
+    if not target.exists():
+        compiler = [toolchain.require_nvcc(), *CUBIN_FLAGS, f"-arch={architecture}", str(source), "-o"]
+        toolchain.compile_once(target, compiler)
+    return target
+
+
+def count_instructions(sass: str) -> Counter[str]:
+    """Instructions of cuobjdump's listing by opcode, without what follows its first dot."""
+    return Counter(INSTRUCTION.findall(sass))
+
+
+@functools.cache
+def binaries(stem: str, architecture: str) -> dict[str, Binary]:
+    """Every kernel of one file, by name."""
+    path = str(cubin(stem, architecture))
+    listings = re.split(r"^\s*Function : ", cuobjdump("-sass", path), flags=re.MULTILINE)[1:]
+    code = {listing.split(maxsplit=1)[0]: count_instructions(listing) for listing in listings}
+    # From sm_90 on, the numbers of a cubin contain the reserved shared memory.
+    reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
+    result = {}
+    for name, *numbers in USAGE.findall(cuobjdump("-res-usage", path)):
+        registers, stack, shared, local = map(int, numbers)
+        result[name] = Binary(registers, stack, local, max(shared - reserved, 0), code[name])
+    if not result or result.keys() != code.keys():
+        raise RuntimeError(f"cuobjdump names other kernels in -res-usage than in -sass: {path}")
+    return result
+
+
+def all_binaries(architecture: str) -> dict[str, Binary]:
+    """Every kernel of every file."""
+    found: dict[str, Binary] = {}
+    for stem in sorted(path.stem for path in toolchain.KERNELS.glob("*.cu")):
+        found |= binaries(stem, architecture)
+    return found
+
+
+def binary(kernel: str, architecture: str) -> Binary:
+    """One kernel; compiles only its own file."""
+    stem = next(stem for start, stem in SOURCES.items() if kernel.startswith(start))
+    return binaries(stem, architecture)[kernel]
+
+
+class _Planner(Executor):
+    """Makes plans and launches nothing."""
+
+    def run(self, device, plan) -> None:
+        self.planned = plan(0, 0)["launches"]
+
+
+@functools.cache
+def launch_shapes() -> dict[str, Shape]:
+    """Threads and dynamic shared memory of every kernel, from plans that launch each at least once."""
+    planner, launches = _Planner(), []
+    rules = [{"precision": precision} for precision in PRECISIONS]
+    for rows, columns in ((64, 64), (128, 128), (140, 140), (256, 256)):
+        for rule in rules:
+            test_kron_step.run(planner, test_kron_step.inputs(1, rows, columns, torch.float32), **rule)
+            launches += planner.planned
+    wide = test_kron_step.inputs(1, 40, 200, torch.float32)
+    test_kron_step.run(planner, wide, factor_scale="schatten4")
+    launches += planner.planned
+    for module in (test_accumulate, test_parameter_step):
+        module.run(planner, module.inputs(torch.float32))
+        launches += planner.planned
+    shapes = {name: Shape(threads, shared) for name, _, threads, shared, _ in launches}
+    assert all(shapes[name] == Shape(threads, shared) for name, _, threads, shared, _ in launches)
+    return shapes
+
+
+def shared_of_cta(made: Binary, shape: Shape) -> int:
+    return made.static_shared + shape.dynamic_shared
+
+
+def ctas_of_sm(made: Binary, shape: Shape, architecture: str) -> int:
+    """How many CTAs an SM holds at once, by its registers, shared memory and warps."""
+    warps = -(-shape.threads // 32)
+    each = -(-made.registers * 32 // REGISTER_GRANULARITY) * REGISTER_GRANULARITY
+    by_registers = REGISTERS_OF_PARTITION // each * PARTITIONS // warps
+    by_shared = SM_SHARED[architecture] // (shared_of_cta(made, shape) + RESERVED_SHARED)
+    return min(by_registers, by_shared, MAX_WARPS // warps, MAX_CTAS)
+
+
+def occupancy(made: Binary, shape: Shape, architecture: str) -> float:
+    """The share of an SM's warps that can be there at once."""
+    return ctas_of_sm(made, shape, architecture) * -(-shape.threads // 32) / MAX_WARPS

@@ -1,0 +1,144 @@
+"""Budgets of the CUDA kernels that need no GPU: what ptxas makes of them, and what the PTX executor counts.
+
+bench/gpu_evidence.py lists the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+
+from cuda import binaries
+from cuda.binaries import ARCHITECTURES, KB, PRECISIONS
+from gpu_counts import (
+    ARITHMETIC,
+    ELEMENTWISE,
+    GROUPED,
+    OTHER_PRECISIONS,
+    RESIDENT,
+    Case,
+    count,
+)
+
+PRODUCTS = ("kron_step_resident", "grouped_product")
+
+# The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
+LEAST_CTAS = {f"kron_step_resident_128_{precision}": 1 for precision in PRECISIONS}
+LEAST_CTAS |= {f"kron_step_resident_64_{precision}": 2 for precision in PRECISIONS}
+LEAST_CTAS |= {"kron_step_resident_64_bf16x3": 3}
+LEAST_CTAS |= {f"grouped_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
+LEAST_CTAS |= {f"grouped_product_64_{precision}": 2 for precision in PRECISIONS}
+LEAST_CTAS |= {"grouped_product_64_fp32": 3}
+LEAST_CTAS |= dict.fromkeys(("start_factors", "finish_groups", "traces_of_squares"), 4)
+LEAST_CTAS |= dict.fromkeys(("accumulate", "sum_spans", "parameter_step"), 4)
+
+CTA_SHARED = {"sm_80": 163 * KB, "sm_90": 227 * KB, "sm_100": 227 * KB}
+MOST_REGISTERS = 255
+
+of_every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+of_every_kernel = pytest.mark.parametrize("kernel", LEAST_CTAS)
+of_products = pytest.mark.parametrize("kernel", [name for name in LEAST_CTAS if name.startswith(PRODUCTS)])
+
+
+@of_every_architecture
+def test_every_kernel_has_a_budget(architecture: str) -> None:
+    assert binaries.all_binaries(architecture).keys() == LEAST_CTAS.keys() == binaries.launch_shapes().keys()
+
+
+@of_every_architecture
+@of_every_kernel
+def test_no_local_memory(kernel: str, architecture: str) -> None:
+    """A spill is a store to local memory. ptxas can report none and still keep a stack: hence the SASS."""
+    made = binaries.binary(kernel, architecture)
+    found = {"stack": made.stack, "local": made.local}
+    found |= {opcode: made.instructions[opcode] for opcode in ("LDL", "STL")}
+    assert not any(found.values()), found
+
+
+@of_every_architecture
+@of_every_kernel
+def test_ctas_of_an_sm(kernel: str, architecture: str) -> None:
+    made, shape = binaries.binary(kernel, architecture), binaries.launch_shapes()[kernel]
+    assert made.registers <= MOST_REGISTERS
+    assert binaries.shared_of_cta(made, shape) <= CTA_SHARED[architecture]
+    assert binaries.ctas_of_sm(made, shape, architecture) >= LEAST_CTAS[kernel]
+
+
+@of_every_architecture
+@of_products
+def test_tensor_cores_and_asynchronous_copies(kernel: str, architecture: str) -> None:
+    instructions = binaries.binary(kernel, architecture).instructions
+    assert (instructions["HMMA"] > 0) == (not kernel.endswith("fp32"))
+    assert instructions["LDGSTS"] > 0
+
+
+def test_instructions_are_found_in_a_listing() -> None:
+    """An empty count must not pass for a kernel without spills."""
+    listing = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;   /* 0x00000a0000017a02 */
+                                                            /* 0x000fc40000000f00 */
+        /*10010*/             @!P0 STL.64 [R1], R2 ;        /* 0x0000000201007387 */
+        /*10020*/             @UP1 LDL R2, [R1+0x4] ;       /* 0x0000000201007387 */
+    """
+    assert binaries.count_instructions(listing) == {"LDC": 1, "STL": 1, "LDL": 1}
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "architecture", "ctas"),
+    [
+        (255, 256, 0, "sm_80", 1),
+        (128, 256, 0, "sm_80", 2),
+        (129, 256, 0, "sm_80", 1),
+        (168, 128, 0, "sm_90", 3),
+        (64, 256, 0, "sm_90", 4),
+        (32, 256, 81 * KB, "sm_80", 2),
+        (32, 256, 82 * KB, "sm_80", 1),
+        (32, 256, 75 * KB, "sm_90", 3),
+        (16, 256, 0, "sm_100", 8),
+        (16, 32, 0, "sm_100", 32),
+    ],
+)
+def test_occupancy_by_hand(registers: int, threads: int, shared: int, architecture: str, ctas: int) -> None:
+    made = binaries.Binary(registers, 0, 0, 0, binaries.Counter())
+    assert binaries.ctas_of_sm(made, binaries.Shape(threads, shared), architecture) == ctas
+
+
+@pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ELEMENTWISE], ids=str)
+def test_bytes(case: Case) -> None:
+    """Of the floor and the launch's table. Resident kernels read the lower halves of symmetric matrices."""
+    counted = count(case)
+    floor = counted.lower_floor if case in RESIDENT else counted.floor
+    assert counted.footprint <= 1.10 * floor
+
+
+@pytest.mark.parametrize("case", RESIDENT, ids=str)
+def test_requested_sectors(case: Case) -> None:
+    """What a cold L2 would pass on, the gradient's second read included."""
+    counted = count(case)
+    assert counted.requested <= 1.25 * counted.floor
+
+
+@pytest.mark.parametrize("case", [case for case in ARITHMETIC if case.precision != "fp32"], ids=str)
+def test_mma_per_shared_load(case: Case) -> None:
+    counted = count(case)
+    assert 2 * counted.mma >= counted.shared_loads > 0
+
+
+@pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ARITHMETIC, *OTHER_PRECISIONS], ids=str)
+def test_shared_memory_wavefronts(case: Case) -> None:
+    counted = count(case)
+    assert counted.conflicts_of_loads == 0
+    assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
+
+
+def test_floors_by_hand() -> None:
+    """Per block of side 64 in float32: nine matrices, of which four are symmetric and read."""
+    counted = count(Case("kron_step", torch.float32, 64))
+    assert counted.floor == 2 * 4 * 9 * 64**2
+    assert counted.lower_floor == 2 * 4 * (5 * 64**2 + 4 * 64 * 65 // 2)
+    assert count(Case("kron_step", torch.float32, 256)).floor == 2 * 4 * 15 * 256**2
