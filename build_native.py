@@ -39,6 +39,14 @@ def sources(decision: Decision) -> list[Path]:
     return [*KERNELS, *CUDA_SOURCES, *CPU_SOURCES] if decision.nvcc else CPU_SOURCES
 
 
+def kernels_digest(root: Path = Path()) -> str:
+    """A hash of the kernels' sources, by which a library tells whether it was built from them."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "csrc/cuda/kernels").iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def architecture_flags() -> list[str]:
     """nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``."""
     flags = []

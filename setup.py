@@ -9,7 +9,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 from build_backend import compiler_version, decide, find_torch
-from build_native import build_native, sources
+from build_native import build_native, kernels_digest, sources
 
 LIBRARY = "kradagrad_ext/_native.abi3.so"
 BUILD_RECORD = "kradagrad_ext/_build.json"
@@ -30,6 +30,7 @@ class BuildPython(build_py):
             record["torch"] = torch.version if torch else None
             if DECISION.nvcc:
                 record["nvcc"] = compiler_version(DECISION.nvcc)
+                record["kernels"] = kernels_digest()
         else:
             self.warn(f"installing kradagrad_ext without its native library: {DECISION.reason}")
             (folder / LIBRARY).unlink(missing_ok=True)  # that an earlier editable install left

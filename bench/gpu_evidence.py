@@ -1,6 +1,6 @@
 """What is known of the CUDA kernels without a GPU, as tables in docs/gpu-evidence.md.
 
-    python bench/gpu_evidence.py    # needs nvcc, cuobjdump and nvdisasm; ten minutes the first time
+    KRADAGRAD_BUILD=cuda pip install -e .[test] && python bench/gpu_evidence.py
 
 The numbers are those that tests/test_cuda_budgets.py holds to budgets.
 """
@@ -22,11 +22,11 @@ HEADER = """\
 `python bench/gpu_evidence.py` writes this page; `tests/test_cuda_budgets.py` holds the same numbers to
 budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number here was measured on a GPU.
 
-**What it shows.** The first tables are the machine code that ptxas makes for each architecture: whether a
-kernel spills, how many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The
-last table is counted while the compiler's PTX (sm_80) runs on the CPU (`tests/ptx`), over whole calls of an
-op: the bytes that it moves if the L2 keeps all within a launch and nothing between launches, those that its
-warps request, its passes through shared memory, and the mma instructions for each load from it.
+**What it shows.** The first tables are the machine code in the native library: whether a kernel spills, how
+many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The last table is counted
+while the compiler's PTX (sm_80) runs on the CPU (`tests/ptx`), over whole calls of an op: the bytes that it
+moves if the L2 keeps all within a launch and nothing between launches, those that its warps request, its
+passes through shared memory, and the mma instructions for each load from it.
 
 **What it does not show.** Times. Whether the L2 keeps what these counts take it to keep. How ptxas orders
 instructions and hides latencies, and how often an instruction of the first tables runs. How shared memory

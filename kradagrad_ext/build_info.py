@@ -21,6 +21,8 @@ class BuildInfo:
     """Why there is no native library, or no CUDA kernels in it."""
     compiler: str | None = None
     nvcc: str | None = None
+    kernels: str | None = None
+    """Hash of the CUDA kernels' sources."""
     torch: str | None = None
 
 

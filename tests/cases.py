@@ -56,12 +56,24 @@ def gathered(block_views: list[Tensor]) -> Tensor:
     return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in block_views])
 
 
+def whole(view: Tensor) -> Tensor:
+    """All of a view's storage, the padding included."""
+    return view.new_empty(0).set_(view.untyped_storage())
+
+
 def copied(given: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNamespace:
-    """Copies of an op's tensors and lists of tensors, cast to `dtype` but for masks."""
+    """Copies of an op's tensors and lists of tensors with their layouts, cast to `dtype` but for masks."""
 
     def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         if isinstance(value, list):
             return [copy(tensor) for tensor in value]
-        return value.to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+        storage = whole(value).to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
     return SimpleNamespace(**{name: copy(value) for name, value in vars(given).items()})
+
+
+def assert_same_padding(views: list[Tensor], before: list[Tensor]) -> None:
+    """What is NaN in the storages, which is the padding of `views` above, is what was NaN before."""
+    for view, old in zip(views, before, strict=True):
+        assert torch.equal(whole(view).isnan(), whole(old).isnan())

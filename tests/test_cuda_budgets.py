@@ -116,9 +116,9 @@ def test_bytes(case: Case) -> None:
     assert counted.footprint <= 1.10 * floor
 
 
-@pytest.mark.parametrize("case", RESIDENT, ids=str)
+@pytest.mark.parametrize("case", [*RESIDENT, *ELEMENTWISE], ids=str)
 def test_requested_sectors(case: Case) -> None:
-    """What a cold L2 would pass on, the gradient's second read included."""
+    """What a cold L2 would pass on: the gradient's second read included, and accesses that are not wide."""
     counted = count(case)
     assert counted.requested <= 1.25 * counted.floor
 

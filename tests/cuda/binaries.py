@@ -1,4 +1,5 @@
-"""What ptxas makes of the CUDA kernels: registers, memory and instructions of each, and the CTAs an SM holds.
+"""What the native library holds for each GPU: registers, memory and instructions of its kernels, and how many
+CTAs fit an SM.
 
 Nothing here needs a GPU. Launch shapes are those of the library's own plans (csrc/cuda/plan).
 """
@@ -11,20 +12,24 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import test_accumulate
 import test_kron_step
 import test_parameter_step
 import torch
 
-from . import toolchain
-from .executor_backend import SOURCES, Executor
+from kradagrad_ext import build_info
 
-CUBIN_FLAGS = ["-std=c++20", "-O3", "-cubin"]
+from . import toolchain
+from .executor_backend import Executor
+
+sys.path.append(str(toolchain.ROOT))
+from build_native import kernels_digest
+
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
 
@@ -74,14 +79,12 @@ def _directories_of_tools() -> list[str]:
 
 @functools.cache
 def _tool_path() -> str:
-    """A PATH with cuobjdump, and with nvdisasm, which it calls. Skips like `toolchain.require_nvcc`."""
+    """A PATH with cuobjdump, and with nvdisasm, which it calls."""
     path = os.pathsep.join([*_directories_of_tools(), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not shutil.which(tool, path=path)]
     if missing:
-        reason = f"no {' and no '.join(missing)}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
-        if os.environ.get("KRADAGRAD_REQUIRE_NVCC"):
-            pytest.fail(f"KRADAGRAD_REQUIRE_NVCC is set and there is {reason}")
-        pytest.skip(reason)
+        names = " and no ".join(missing)
+        toolchain.give_up(f"no {names}: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     return path
 
 
@@ -95,15 +98,17 @@ def cuobjdump(*arguments: str) -> str:
     return done.stdout
 
 
-def cubin(stem: str, architecture: str) -> Path:
-    """The compiled csrc/cuda/kernels/<stem>.cu."""
-    source = toolchain.KERNELS / f"{stem}.cu"
-    digest = toolchain.digest([source, *toolchain.kernel_headers()], *CUBIN_FLAGS)
-    target = toolchain.BUILD / f"{stem}.{architecture}.{digest}.cubin"
-    if not target.exists():
-        compiler = [toolchain.require_nvcc(), *CUBIN_FLAGS, f"-arch={architecture}", str(source), "-o"]
-        toolchain.compile_once(target, compiler)
-    return target
+@functools.cache
+def library() -> str:
+    """The native library, built from the kernels as they are now."""
+    built = build_info.read()
+    if built.native != "cuda":
+        toolchain.give_up(f"this installation serves {built.native}: KRADAGRAD_BUILD=cuda pip install .")
+    if built.kernels != kernels_digest(toolchain.ROOT):
+        toolchain.give_up(
+            "the native library was built from other kernels than csrc/cuda/kernels: build it again"
+        )
+    return str(Path(build_info.__file__).parent / "_native.abi3.so")
 
 
 def count_instructions(sass: str) -> Counter[str]:
@@ -112,34 +117,27 @@ def count_instructions(sass: str) -> Counter[str]:
 
 
 @functools.cache
-def binaries(stem: str, architecture: str) -> dict[str, Binary]:
-    """Every kernel of one file, by name."""
-    path = str(cubin(stem, architecture))
-    listings = re.split(r"^\s*Function : ", cuobjdump("-sass", path), flags=re.MULTILINE)[1:]
+def all_binaries(architecture: str) -> dict[str, Binary]:
+    """Every kernel by name, compiled for one architecture."""
+    of = ("-arch", architecture, library())
+    listings = re.split(r"^\s*Function : ", cuobjdump("-sass", *of), flags=re.MULTILINE)[1:]
+    if not listings:
+        toolchain.give_up(f"the native library was built for other architectures than {architecture}")
     code = {listing.split(maxsplit=1)[0]: count_instructions(listing) for listing in listings}
     # From sm_90 on, the numbers of a cubin contain the reserved shared memory.
     reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
     result = {}
-    for name, *numbers in USAGE.findall(cuobjdump("-res-usage", path)):
+    for name, *numbers in USAGE.findall(cuobjdump("-res-usage", *of)):
         registers, stack, shared, local = map(int, numbers)
         result[name] = Binary(registers, stack, local, max(shared - reserved, 0), code[name])
-    if not result or result.keys() != code.keys():
-        raise RuntimeError(f"cuobjdump names other kernels in -res-usage than in -sass: {path}")
+    if result.keys() != code.keys():
+        raise RuntimeError(f"cuobjdump names other kernels in -res-usage than in -sass: {architecture}")
     return result
 
 
-def all_binaries(architecture: str) -> dict[str, Binary]:
-    """Every kernel of every file."""
-    found: dict[str, Binary] = {}
-    for stem in sorted(path.stem for path in toolchain.KERNELS.glob("*.cu")):
-        found |= binaries(stem, architecture)
-    return found
-
-
 def binary(kernel: str, architecture: str) -> Binary:
-    """One kernel; compiles only its own file."""
-    stem = next(stem for start, stem in SOURCES.items() if kernel.startswith(start))
-    return binaries(stem, architecture)[kernel]
+    """One kernel."""
+    return all_binaries(architecture)[kernel]
 
 
 class _Planner(Executor):

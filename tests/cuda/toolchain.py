@@ -15,6 +15,7 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import pybind11
 import pytest
@@ -28,13 +29,18 @@ PTX_FLAGS = ["-std=c++20", "-lineinfo", "--ptx"]
 PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-shared"]
 
 
+def give_up(reason: str) -> NoReturn:
+    """Skip a test that lacks a tool, unless KRADAGRAD_REQUIRE_NVCC says that it must not."""
+    if os.environ.get("KRADAGRAD_REQUIRE_NVCC"):
+        pytest.fail(f"KRADAGRAD_REQUIRE_NVCC is set: {reason}")
+    pytest.skip(reason)
+
+
 def require_nvcc() -> str:
-    """nvcc's path. A run without it skips, unless KRADAGRAD_REQUIRE_NVCC says that it must not."""
+    """nvcc's path."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        if os.environ.get("KRADAGRAD_REQUIRE_NVCC"):
-            pytest.fail("KRADAGRAD_REQUIRE_NVCC is set and there is no nvcc")
-        pytest.skip("no nvcc, and no compiled PTX of these sources in build/")
+        give_up("no nvcc, and no compiled PTX of these sources in build/")
     return nvcc
 
 

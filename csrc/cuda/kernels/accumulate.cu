@@ -12,6 +12,7 @@ namespace kradagrad::cuda {
 namespace {
 
 // One quadruple; returns its share of |graft|^2.
+template <class Position>
 __device__ __forceinline__ float accumulate_four(const Accumulate& in, const Position& at, const float* c) {
   const Parameter& of = at.parameter;
   float g[kVector], d[kVector], v[kVector];
@@ -48,9 +49,11 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 4) accumulate(cons
   __shared__ float scratch[kElementThreads / 32];
   const int index = own_parameter(in.parameters, in.count);
   if (!in.active[index]) return;
+  __shared__ Parameter parameter;
+  fetch(parameter, in.parameters[index]);
   float sum = 0;
-  for_each_position(in.parameters[index],
-                    [&](const Position& at) { sum += accumulate_four(in, at, in.coefficients + 4 * index); });
+  for_each_position(parameter,
+                    [&](const auto& at) { sum += accumulate_four(in, at, in.coefficients + 4 * index); });
   sum = cta_sum<kElementThreads / 32>(sum, scratch);
   if (threadIdx.x == 0) in.partial[blockIdx.x] = sum;
 }

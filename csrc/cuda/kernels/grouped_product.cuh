@@ -234,9 +234,8 @@ class ProductTile {
   // out = scale_x x + scale_a a + diagonal I, below the diagonal and mirrored.
   __device__ __forceinline__ void combine(float scale_x, float scale_a, float diagonal) {
     const Matrix out = Matrix(in_.views, product_.out, block_, product_.rows, product_.cols);
-    const Matrix x = product_.x.of.views == 0
-                         ? out
-                         : Matrix(in_.views, product_.x.of, block_, product_.rows, product_.cols);
+    const Matrices& held_in = product_.x.of.views == 0 ? product_.out : product_.x.of;
+    const Matrix x(in_.views, held_in, block_, product_.rows, product_.cols);
     for_each_pair([&](int row, int col, float (&pair)[2]) {
       const int r = first_row_ + row, c = first_col_ + col;
       if (r >= product_.rows || c > r) return;

@@ -44,6 +44,7 @@ struct Matrix {
   __device__ __forceinline__ Matrix part(int row, int col, int count_rows, int count_cols) const {
     Matrix result = *this;
     result.data = static_cast<char*>(data) + (row * row_stride + col * col_stride) * (bf16 ? 2 : 4);
+    __builtin_assume(__isGlobal(result.data));
     result.rows = min(count_rows, rows - row);
     result.cols = min(count_cols, cols - col);
     result.aligned = aligned && col % 8 == 0;

@@ -11,6 +11,7 @@ namespace kradagrad::cuda {
 namespace {
 
 // u of one quadruple.
+template <class Position>
 __device__ __forceinline__ void finished_update(float (&u)[kVector], const Position& at, const float* c) {
   const Parameter& of = at.parameter;
   if (of.update.data && isfinite(c[3])) {
@@ -28,6 +29,7 @@ __device__ __forceinline__ void finished_update(float (&u)[kVector], const Posit
   }
 }
 
+template <class Position>
 __device__ __forceinline__ void step_four(const ParameterStep& in, const Position& at, const float* c,
                                           float lr) {
   const Parameter& of = at.parameter;
@@ -53,9 +55,10 @@ __device__ __forceinline__ void step_four(const ParameterStep& in, const Positio
 extern "C" __global__ void __launch_bounds__(kElementThreads, 4) parameter_step(const ParameterStep in) {
   const int index = own_parameter(in.parameters, in.count);
   if (!in.active[index]) return;
+  __shared__ Parameter parameter;
+  fetch(parameter, in.parameters[index]);
   const float lr = *in.lr;
-  for_each_position(in.parameters[index],
-                    [&](const Position& at) { step_four(in, at, in.coefficients + 4 * index, lr); });
+  for_each_position(parameter, [&](const auto& at) { step_four(in, at, in.coefficients + 4 * index, lr); });
 }
 
 }  // namespace kradagrad::cuda

@@ -1,5 +1,5 @@
-// The only inline PTX of the project: copies global -> shared that run asynchronously, conversions, and the
-// tensor cores' products. Everything here exists from sm_80 on.
+// The only inline PTX of the project: copies global -> shared that run asynchronously, wide stores,
+// conversions, and the tensor cores' products. Everything here exists from sm_80 on.
 #pragma once
 
 #include <cstdint>
@@ -71,6 +71,19 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const float (&a)[4], con
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// One store of 8 or 16 bytes to global memory: the compiler may split an assignment.
+__device__ __forceinline__ void store_8(void* to, uint2 value) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(value.x),
+               "r"(value.y)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_16(void* to, float4 value) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(value.x),
+               "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
 }
 
 }  // namespace kradagrad::cuda

@@ -16,6 +16,14 @@ FAULTS = [
         "race",
     ),
     Fault(
+        "no barrier after the parameter's entry was copied",
+        ELEMENTS,
+        "reinterpret_cast<const int*>(&parameter)[i];\n  }\n  __syncthreads();\n",
+        "reinterpret_cast<const int*>(&parameter)[i];\n  }\n",
+        "parameter_step",
+        "race",
+    ),
+    Fault(
         "nesterov's second term missing",
         "accumulate.cu",
         "i < kVector && in.nesterov; ++i",
@@ -48,23 +56,21 @@ FAULTS = [
         "sum_spans",
         "values",
     ),
-    Fault(
-        "tail written whole", ELEMENTS, "      if (i >= at.count) break;\n", "", "parameter_step", "bounds"
-    ),
+    Fault("tail written whole", ELEMENTS, "    if (i >= at.count) break;\n", "", "parameter_step", "bounds"),
     Fault("tail read whole", ELEMENTS, "if (i >= at.count) {", "if (false) {", "parameter_step", "bounds"),
     Fault(
         "a ragged quadruple taken for whole",
         ELEMENTS,
-        "return parameter.flat && count == kVector;",
-        "return parameter.flat;",
+        "if (parameter.flat && count == kVector) {",
+        "if (parameter.flat) {",
         "parameter_step",
         "bounds",
     ),
     Fault(
         "a transposed parameter taken for flat",
         ELEMENTS,
-        "return parameter.flat && count == kVector;",
-        "return count == kVector;",
+        "if (parameter.flat && count == kVector) {",
+        "if (count == kVector) {",
         "parameter_step",
         "values",
     ),
