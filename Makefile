@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# The suite's processes; each computes on one thread.
+JOBS ?= auto
 STEPS ?= 300
 
 BIN := $(VENV)/bin
@@ -20,11 +22,11 @@ demo: $(VENV)/installed
 	$(BIN)/python examples/compare_runs.py runs/demo/adamw runs/demo/kradagrad --out runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
 
 # The same suite on an ordinary installation of the pure-Python package.
 test-none: $(VENV)-none/installed
-	$(VENV)-none/bin/pytest $(PYTEST_ARGS)
+	$(VENV)-none/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check

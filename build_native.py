@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,9 +24,11 @@ COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
 # Source lines for profilers and compute-sanitizer; they change no code.
-NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=2"]
+NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 """Default of TORCH_CUDA_ARCH_LIST; +PTX is what later chips compile their code from."""
+VIRTUAL_ARCHITECTURE = "compute_80"
 CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 CPU_SOURCES = [Path("csrc/ops.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
@@ -48,17 +51,19 @@ def kernels_digest(root: Path = Path()) -> str:
 
 
 def architecture_flags() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``."""
-    flags = []
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``.
+
+    The kernels use what every architecture from 8.0 on has: one PTX is what the machine code of each is made
+    from, what +PTX adds to the library, and what the tests execute.
+    """
+    codes = []
     for item in (os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
-        number, _, ptx = item.partition("+")
-        name = number.replace(".", "")
-        if not name.rstrip("a").isdigit() or ptx not in ("", "PTX"):
-            stop(f"TORCH_CUDA_ARCH_LIST must be like {CUDA_ARCHITECTURES!r}, got {item!r}")
-        flags += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
-        if ptx:
-            flags += ["-gencode", f"arch=compute_{name},code=compute_{name}"]
-    return flags
+        match = re.fullmatch(r"(\d+)\.(\d)a?(\+PTX)?", item)
+        if match is None or int(match[1]) < 8:
+            stop(f"TORCH_CUDA_ARCH_LIST must be like {CUDA_ARCHITECTURES!r}, from 8.0 on, got {item!r}")
+        codes += [f"sm_{match[1]}{match[2]}", *([VIRTUAL_ARCHITECTURE] if match[3] else [])]
+    unique = dict.fromkeys(codes)
+    return [f"-gencode=arch={VIRTUAL_ARCHITECTURE},code={code}" for code in unique]
 
 
 def build_native(decision: Decision) -> type[build_ext]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from kradagrad_ext.backends import available_backends
 
 USABLE = [name for name, reason in available_backends(torch.device("cpu")).items() if reason is None]
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; its own children inherit the variable
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -194,15 +194,16 @@ def test_a_torch_with_cuda_is_known_by_its_version_file(tree, version, expected)
     assert value(call_backend(tree, expression)) == str(expected)
 
 
-def test_architectures_are_told_in_torchs_notation(tree):
+@pytest.mark.parametrize("wrong", ["Hopper", "7.5", "8.0;", "9.0+SASS"])
+def test_architectures_are_told_in_torchs_notation(tree, wrong):
     code = "import build_native; print('value:', build_native.architecture_flags())"
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0a+PTX"}
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True
     )
-    assert value(result).count("-gencode") == 3
-    assert "arch=compute_90a,code=compute_90a" in value(result)
-    environment["TORCH_CUDA_ARCH_LIST"] = "Hopper"
+    codes = ["sm_80", "sm_90", "compute_80"]
+    assert value(result) == str([f"-gencode=arch=compute_80,code={code}" for code in codes])
+    environment["TORCH_CUDA_ARCH_LIST"] = wrong
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True
     )

@@ -34,10 +34,10 @@ SOURCES = {
 
 
 @functools.cache
-def kernel(name: str, architecture: str = "sm_80") -> ptx.Kernel:
+def kernel(name: str) -> ptx.Kernel:
     """A kernel by the name that a plan launches."""
     stem = next(stem for start, stem in SOURCES.items() if name.startswith(start))
-    return ptx.Kernel(toolchain.ptx(stem, architecture), name)
+    return ptx.Kernel(toolchain.ptx(stem), name)
 
 
 class Device:
@@ -74,15 +74,13 @@ class Executor:
     Args:
         seed: shuffles the order of blocks and warps where it is not 0.
         scratch_bytes: of one slice of the grouped products.
-        architecture: of the compiled kernels.
     """
 
     name = "executor"
 
-    def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, architecture: str = "sm_80") -> None:
+    def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28) -> None:
         self.seed = seed
         self.scratch_bytes = scratch_bytes
-        self.architecture = architecture
         self.launches: list[tuple[str, ptx.Launch]] = []
 
     def run(self, device: Device, plan) -> None:
@@ -94,7 +92,7 @@ class Executor:
         bytes_of_table[: len(made["table"])] = np.frombuffer(made["table"], np.uint8)
         self.launches = []
         for name, grid, block, shared, parameters in made["launches"]:
-            launch = kernel(name, self.architecture).launch(
+            launch = kernel(name).launch(
                 device.memory, grid, block, [parameters], dynamic_shared=shared, seed=self.seed
             )
             launch.assert_clean()

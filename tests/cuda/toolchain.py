@@ -5,6 +5,7 @@ Results lie in build/, named by a hash of all that they depend on, so that most 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -25,7 +26,8 @@ KERNELS = ROOT / "csrc/cuda/kernels"
 PLANS = ROOT / "csrc/cuda/plan"
 BUILD = ROOT / "build/cuda-tests"
 
-PTX_FLAGS = ["-std=c++20", "-lineinfo", "--ptx"]
+PTX_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--ptx", "-arch=compute_80"]
+"""As build_native.py has them: all machine code in the library is made from this PTX."""
 PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-shared"]
 
 
@@ -53,15 +55,17 @@ def digest(sources: list[Path], *facts: str) -> str:
 
 
 def compile_once(target: Path, command: list[str]) -> None:
-    """Run a compiler that writes to its last argument, unless the target is there."""
-    if target.exists():
-        return
+    """Run a compiler that writes to its last argument, unless the target is there or another process makes it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}{target.suffix}")
-    done = subprocess.run([*command, str(partial)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    partial.replace(target)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return
+        partial = target.with_suffix(f".partial{target.suffix}")
+        done = subprocess.run([*command, str(partial)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        partial.replace(target)
 
 
 def kernel_headers() -> list[Path]:
@@ -70,12 +74,12 @@ def kernel_headers() -> list[Path]:
 
 
 @functools.cache
-def ptx(stem: str, architecture: str = "sm_80") -> str:
+def ptx(stem: str) -> str:
     """The PTX of csrc/cuda/kernels/<stem>.cu."""
     source = KERNELS / f"{stem}.cu"
-    target = BUILD / f"{stem}.{architecture}.{digest([source, *kernel_headers()], *PTX_FLAGS)}.ptx"
+    target = BUILD / f"{stem}.{digest([source, *kernel_headers()], *PTX_FLAGS)}.ptx"
     if not target.exists():
-        compile_once(target, [require_nvcc(), *PTX_FLAGS, f"-arch={architecture}", str(source), "-o"])
+        compile_once(target, [require_nvcc(), *PTX_FLAGS, str(source), "-o"])
     return target.read_text()
 
 

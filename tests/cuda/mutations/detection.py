@@ -59,17 +59,17 @@ def layer_of(kind: str) -> str:
 
 
 @functools.cache
-def unedited(name: str, architecture: str = "sm_80") -> Watched:
+def unedited(name: str) -> Watched:
     """A kernel on its own, which loads faster than from its whole module."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if name.startswith(start))
-    return Watched(ptx.Kernel(ptx.isolate(toolchain.ptx(stem, architecture), name), name))
+    return Watched(ptx.Kernel(ptx.isolate(toolchain.ptx(stem), name), name))
 
 
 @contextlib.contextmanager
 def exchanged(name: str, kernel: Watched) -> Iterator[None]:
     """The executor backend with another kernel of this name."""
     original = executor_backend.kernel
-    executor_backend.kernel = lambda wanted, architecture: kernel if wanted == name else unedited(wanted)
+    executor_backend.kernel = lambda wanted: kernel if wanted == name else unedited(wanted)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cuda import executor_backend, toolchain
 
-FLAGS = ["-std=c++20", "--ptx", "-arch=sm_80"]
+FLAGS = ["-std=c++20", "--ptx", "-arch=compute_80"]
 MUTANTS = toolchain.BUILD / "mutants"
 
 
