@@ -24,9 +24,9 @@ budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number here was measured on a GP
 
 **What it shows.** The first tables are the machine code in the native library: whether a kernel spills, how
 many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The last table is counted
-while the compiler's PTX (sm_80) runs on the CPU (`tests/ptx`), over whole calls of an op: the bytes that it
-moves if the L2 keeps all within a launch and nothing between launches, those that its warps request, its
-passes through shared memory, and the mma instructions for each load from it.
+while the PTX that all of it is made from runs on the CPU (`tests/ptx`), over whole calls of an op: the bytes
+that it moves if the L2 keeps all within a launch and nothing between launches, those that its warps request,
+its passes through shared memory, and the mma instructions for each load from it.
 
 **What it does not show.** Times. Whether the L2 keeps what these counts take it to keep. How ptxas orders
 instructions and hides latencies, and how often an instruction of the first tables runs. How shared memory

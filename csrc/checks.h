@@ -1,5 +1,5 @@
 // Argument checks of every op, for every device, in one style of message:
-//   kron_step_: `left` must be [N, m, m] float32 or float64, got [2, 3, 3] bfloat16
+//   kron_step_: `left[0]` must be [N, m, m] float32 or float64, got [2, 3, 3] bfloat16
 // An op runs all of its checks before it writes anything.
 #pragma once
 

@@ -59,7 +59,7 @@ class ViewSplitter {
   void finish() const {
     for (size_t i = next_; i < views_.size(); ++i) {
       if (Checks::block_count(views_[i]) == 0) continue;
-      checks_.fail(name_, "views of the groups' blocks", std::to_string(views_.size() - i) + " views more");
+      checks_.fail(name_, "views of the groups' blocks", std::to_string(views_.size() - i) + " more");
     }
   }
 

@@ -208,7 +208,7 @@ REFUSALS = [
     ("direction", zeros((2, 5, 7), (2, 5, 7), (1, 3, 2)), "views of 3 blocks for group 0, got 4 blocks"),
     ("direction", zeros((3, 5, 7), (1, 3, 2)), "views of 2 blocks for group 1, got 1 blocks"),
     ("out", zeros((3, 5, 7)), "views of 2 blocks for group 1, got 0 blocks"),
-    ("out", zeros((3, 5, 7), (2, 3, 2), (1, 3, 2)), "views of the groups' blocks, got 1 views more"),
+    ("out", zeros((3, 5, 7), (2, 3, 2), (1, 3, 2)), "views of the groups' blocks, got 1 more"),
     ("precision", "half", "bf16x3, tf32x3, bf16x6 or fp32, got half"),
 ]
 
