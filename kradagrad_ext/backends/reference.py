@@ -155,9 +155,7 @@ def _by_group(name: str, views: list[Tensor], sizes: list[int]) -> list[list[Ten
             raise RuntimeError(f"kron_step_: `{name}` must be {expected}, got {held} blocks")
         groups.append(own)
     if rest:
-        raise RuntimeError(
-            f"kron_step_: `{name}` must be views of the groups' blocks, got {len(rest)} more"
-        )
+        raise RuntimeError(f"kron_step_: `{name}` must be views of the groups' blocks, got {len(rest)} more")
     return groups
 
 

@@ -55,7 +55,7 @@ def digest(sources: list[Path], *facts: str) -> str:
 
 
 def compile_once(target: Path, command: list[str]) -> None:
-    """Run a compiler that writes to its last argument, unless the target is there or another process makes it."""
+    """Run a compiler that writes to its last argument, unless the target is there; one process at a time."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
