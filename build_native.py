@@ -23,8 +23,9 @@ COMPILE_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fno-math-errno", "-fno-trapp
 COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
-# Source lines for profilers and compute-sanitizer; they change no code.
-NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=2"]
+# Source lines, for profilers and compute-sanitizer, change no code. Architectures, and the kernels of a file,
+# are compiled side by side.
+NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=0", "--split-compile=0"]
 NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 """Default of TORCH_CUDA_ARCH_LIST; +PTX is what later chips compile their code from."""

@@ -73,8 +73,10 @@ install_torch() { "$PYTHON" -m pip install "${TORCH:-torch}"; }
 install_project() {
   local build=auto
   if command -v nvcc >/dev/null; then build=cuda; fi
-  printf 'KRADAGRAD_BUILD=%s\n' "$build"
-  export KRADAGRAD_BUILD=$build
+  # Only for the GPUs that are here: all architectures take minutes.
+  TORCH_CUDA_ARCH_LIST=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | paste -sd ';')
+  export KRADAGRAD_BUILD=$build TORCH_CUDA_ARCH_LIST
+  printf 'KRADAGRAD_BUILD=%s TORCH_CUDA_ARCH_LIST=%s\n' "$build" "$TORCH_CUDA_ARCH_LIST"
   "$PYTHON" -m pip install --no-build-isolation --no-deps -e . || "$PYTHON" -m pip install -e . || return 1
   # What tests and plots need beside it; without a network they go on with what is there.
   "$PYTHON" -c 'import pytest, hypothesis, pandas, matplotlib, safetensors' 2>/dev/null ||
@@ -94,6 +96,12 @@ report() { "$PYTHON" -m kradagrad_ext.env_report; }
 sanitize() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 \
     "$PYTHON" bench/gpu_kernels.py --smoke
+}
+
+run_tests() {
+  local parallel=()
+  if "$PYTHON" -c 'import xdist' 2>/dev/null; then parallel=(-n auto); fi
+  "$PYTHON" -m pytest -q -p no:cacheprovider "${parallel[@]}"
 }
 
 plots() {
@@ -117,12 +125,12 @@ summary() {
   return "$failed"
 }
 
-export -f install_torch install_project environment report sanitize plots
+export -f install_torch install_project environment report sanitize run_tests plots
 
 checks() {
   section environment 20 environment || return
   has_torch "$PYTHON" || section torch 150 install_torch || return
-  section install 150 install_project || return
+  section install 200 install_project || return
   section report 20 report
   if command -v compute-sanitizer >/dev/null; then
     section memcheck 70 sanitize memcheck
@@ -134,7 +142,7 @@ checks() {
   section measure 140 "$PYTHON" bench/gpu_kernels.py
   section plots 30 plots
   # Last, since it takes whatever time is left.
-  section tests 300 "$PYTHON" -m pytest -q -p no:cacheprovider
+  section tests 300 run_tests
 }
 
 PYTHON=$(choose_python) || { printf 'python3 -m venv failed: set PYTHON\n' >&2; exit 1; }
