@@ -1,0 +1,115 @@
+"""An entry of a launch's table (blocks.py): how a program finds its own, and matrices through it.
+
+A table is int64 ``[count, WIDTH]``. Nothing is specialised by value: what the compiler knows of a matrix, its
+dtype, its order and whether its runs are whole 16-byte vectors, comes as constants, by which launches are
+divided (launch.py). Addresses in scratch memory are told in bytes from its start, so that a table serves
+wherever the allocator puts it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FIRST_PROGRAM = tl.constexpr(0)
+FIRST_BLOCK = tl.constexpr(1)  # of the group, among all groups' blocks: the place in `active`
+START = tl.constexpr(2)  # the entry's first block, counted within its group
+TILES = tl.constexpr(3)  # programs of one block
+TILE_COLS = tl.constexpr(4)
+ROWS = tl.constexpr(5)
+COLS = tl.constexpr(6)
+DEPTH = tl.constexpr(7)
+# Scratch memory, -1: none. By block of the group:
+PENDING = tl.constexpr(8)  # what X still has to be multiplied by; 0: the block takes no part
+NEXT_PENDING = tl.constexpr(9)  # the same after this chunk of the unfolding
+FAILED = tl.constexpr(10)  # 1 after a chunk whose bound was not finite
+# By block and tile:
+BOUND = tl.constexpr(11)  # partial sums of the side's bound t
+BOUNDS = tl.constexpr(12)  # how many a block has
+PARTIAL = tl.constexpr(13)
+PARTIALS = tl.constexpr(14)
+ENERGY = tl.constexpr(15)  # partial sums of |A|_F^2
+ENERGIES = tl.constexpr(16)
+D = tl.constexpr(17)  # side of the factor
+STATISTICS = tl.constexpr(18)  # address of the factors' statistics [N, 2]
+BLOCKS = tl.constexpr(19)  # of the group
+CHUNKS = tl.constexpr(20)  # into which the unfolding's columns are cut
+MATRICES = tl.constexpr(24)  # four of them
+MATRIX_WIDTH = tl.constexpr(8)
+WIDTH = tl.constexpr(56)
+
+
+
+@triton.jit
+def find(table, count):
+    """The entry of this program."""
+    program = tl.program_id(0).to(tl.int64)
+    low = 0
+    while count > 1:
+        half = count // 2
+        if tl.load(table + (low + half) * WIDTH + FIRST_PROGRAM) <= program:
+            low += half
+        count -= half
+    return table + low * WIDTH
+
+
+@triton.jit
+def own_block_and_tile(entry):
+    """Block, counted within the group, and tile of this program."""
+    local = tl.program_id(0).to(tl.int64) - tl.load(entry + FIRST_PROGRAM)
+    tiles = tl.load(entry + TILES)
+    return tl.load(entry + START) + local // tiles, (local % tiles).to(tl.int32)
+
+
+@triton.jit
+def floats(entry, scratch, FIELD: tl.constexpr):
+    """Float32 in scratch memory."""
+    return (scratch + tl.load(entry + FIELD)).to(tl.pointer_type(tl.float32))
+
+
+@triton.jit
+def takes_part(entry, block, scratch, active):
+    """Whether the block is active and its factor, if the product has to do with one, is to be updated."""
+    taken = tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0
+    if tl.load(entry + PENDING) >= 0:
+        taken = taken & (tl.load(floats(entry, scratch, PENDING) + block) != 0)
+    return taken
+
+
+@triton.jit
+def matrix(entry, INDEX: tl.constexpr, block, scratch, TYPE: tl.constexpr, VECTOR: tl.constexpr):
+    """Pointer to a block's matrix, and its strides of rows and columns."""
+    field = entry + MATRICES + INDEX * MATRIX_WIDTH
+    index = block - tl.load(field + 2)
+    inner = tl.load(field + 3)
+    offset = index // inner * tl.load(field + 4) + index % inner * tl.load(field + 5)
+    address = tl.load(field) + tl.load(field + 1) * scratch.to(tl.int64, bitcast=True)
+    data = (address + offset * (TYPE.primitive_bitwidth // 8)).to(tl.pointer_type(TYPE))
+    # A vector of 16 bytes: 4 float32, and no fewer elements of a smaller dtype.
+    STRIDE: tl.constexpr = 128 // TYPE.primitive_bitwidth if VECTOR else 1
+    BYTES: tl.constexpr = 16 if VECTOR else TYPE.primitive_bitwidth // 8
+    rows = tl.multiple_of(tl.load(field + 6), STRIDE)
+    cols = tl.multiple_of(tl.load(field + 7), STRIDE)
+    return tl.multiple_of(data, BYTES), rows, cols
+
+
+@triton.jit
+def place(data, row_stride, col_stride, i, j, ORDER: tl.constexpr):
+    """Pointers to the elements (i, j)."""
+    if ORDER == "row":
+        return data + i[:, None] * row_stride + j[None, :]
+    elif ORDER == "col":
+        return data + i[:, None] + j[None, :] * col_stride
+    else:
+        return data + i[:, None] * row_stride + j[None, :] * col_stride
+
+
+@triton.jit
+def inside(i, j, rows, cols):
+    return (i < rows)[:, None] & (j < cols)[None, :]
+
+
+@triton.jit
+def size(entry, FIELD: tl.constexpr, VECTOR: tl.constexpr):
+    """Rows, columns or depth."""
+    return tl.multiple_of(tl.load(entry + FIELD).to(tl.int32), 8 if VECTOR else 1)

@@ -1,0 +1,151 @@
+"""What is done once a block and side: the first gradient, the books, a trace that bounds a norm.
+
+One program a block. See kradagrad_ext/backends/base.py for the formulas; only a factor's first gradient takes
+time, later the programs of `start_factors` read two numbers and end.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .entry import (
+    BLOCKS,
+    BOUND,
+    CHUNKS,
+    COLS,
+    D,
+    ENERGIES,
+    ENERGY,
+    FAILED,
+    FIRST_BLOCK,
+    PARTIAL,
+    PARTIALS,
+    PENDING,
+    ROWS,
+    STATISTICS,
+    find,
+    floats,
+    inside,
+    matrix,
+    own_block_and_tile,
+    place,
+    takes_part,
+)
+from .multiply import total
+
+
+@triton.jit
+def _statistics(entry, block):
+    return tl.load(entry + STATISTICS).to(tl.pointer_type(tl.float32)) + 2 * block
+
+
+@triton.jit
+def _energy(entry, block, scratch, TYPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """|G|_F^2 of matrix 0."""
+    rows, cols = tl.load(entry + ROWS), tl.load(entry + COLS)
+    data, row_stride, col_stride = matrix(entry, 0, block, scratch, TYPE, False)
+    sums = tl.zeros((BM, BN), tl.float32)
+    for row in range(0, rows, BM):
+        for col in range(0, cols, BN):
+            i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
+            places = place(data, row_stride, col_stride, i, j, "any")
+            g = tl.load(places, mask=inside(i, j, rows, cols), other=0.0).to(tl.float32)
+            sums += g * g
+    return tl.sum(sums)
+
+
+@triton.jit
+def _fill_diagonal(entry, block, scratch, diagonal, BM: tl.constexpr, BN: tl.constexpr):
+    """Matrix 3 = diagonal I."""
+    d = tl.load(entry + D)
+    data, stride, _ = matrix(entry, 3, block, scratch, tl.float32, False)
+    for row in range(0, d, BM):
+        for col in range(0, d, BN):
+            i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
+            value = tl.where(i[:, None] == j[None, :], diagonal, 0.0)
+            tl.store(place(data, stride, 1, i, j, "row"), value, mask=inside(i, j, d, d))
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay", "damping"])
+def start_factors(
+    table,
+    count,
+    scratch,
+    active,
+    decay,
+    damping,
+    TYPE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """pending = 1 / decay, or 0 where a block takes no part; a factor's first gradient makes it I / (damping s)."""
+    entry = find(table, count)
+    block, _ = own_block_and_tile(entry)
+    pending = 0.0
+    if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
+        pending = 1 / decay
+        statistics = _statistics(entry, block)
+        if damping > 0:
+            if tl.load(statistics) == 0:
+                s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
+                if (s > 0) & (s < float("inf")):
+                    tl.store(statistics, s)
+                    _fill_diagonal(entry, block, scratch, 1 / (damping * s), BM, BN)
+                else:
+                    pending = 0.0
+                    if s != 0:
+                        tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+    tl.store(floats(entry, scratch, FAILED) + block, 0.0)
+    blocks = tl.load(entry + BLOCKS)
+    for chunk in range(tl.load(entry + CHUNKS) + 1):
+        tl.store(floats(entry, scratch, PENDING) + chunk * blocks + block, pending)
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active"])
+def trace_of_square(table, count, scratch, active, BM: tl.constexpr):
+    """tr(M M) of matrix 0, ``[d, d]``, which is the squared norm of a symmetric matrix with M's eigenvalues."""
+    entry = find(table, count)
+    block, _ = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        d = tl.load(entry + D)
+        data, stride, _ = matrix(entry, 0, block, scratch, tl.float32, False)
+        sums = tl.zeros((BM, BM), tl.float32)
+        for row in range(0, d, BM):
+            for col in range(0, d, BM):
+                i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)
+                above = tl.load(place(data, stride, 1, i, j, "row"), mask=inside(i, j, d, d), other=0.0)
+                below = tl.load(place(data, stride, 1, j, i, "row"), mask=inside(j, i, d, d), other=0.0)
+                sums += above * tl.trans(below)
+        tl.store(floats(entry, scratch, BOUND) + block, tl.maximum(tl.sum(sums), 0.0))
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay", "damping"])
+def finish_factors(table, count, scratch, active, decay, damping):
+    """The running mean of tr(S) / d, and the count of updates that fell back, of one side."""
+    entry = find(table, count)
+    block, _ = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        statistics = _statistics(entry, block)
+        failed = tl.load(floats(entry, scratch, FAILED) + block)
+        if damping > 0:
+            energy = total(entry, block, scratch, ENERGY, ENERGIES)
+            mean = decay * tl.load(statistics) + (1 - decay) * energy / tl.load(entry + D).to(tl.float32)
+            if mean < float("inf"):
+                tl.store(statistics, mean)
+            else:
+                failed = 1.0
+        if failed != 0:
+            tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
+def finish_norms(table, count, scratch, active, norms):
+    """norms = |P|_F^2 from its shares, 0 for an inactive block."""
+    entry = find(table, count)
+    block, _ = own_block_and_tile(entry)
+    index = tl.load(entry + FIRST_BLOCK) + block
+    norm = 0.0
+    if tl.load(active + index) != 0:
+        norm = total(entry, block, scratch, PARTIAL, PARTIALS)
+    tl.store(norms + index, norm)

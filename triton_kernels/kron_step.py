@@ -1,0 +1,187 @@
+"""kron_step_ and update_factor_: from tensors to a plan of launches, and its run.
+
+A plan depends on shapes, strides and addresses alone. The latest ones are kept with their tables on the device:
+as long as gradients stay where they are, a step makes no plan and uploads nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import entry as fields
+from .blocks import Matrices, matrices_of
+from .factor_plan import Side, SideUpdate, chunk_of
+from .factor_state import finish_factors, finish_norms, start_factors
+from .grouped_product import grouped_product
+from .launch import TYPES, Plan, Work, run
+from .product_plan import Part, Product, Rule
+
+SCRATCH_BYTES = 256 << 20
+"""Of one slice of blocks: all intermediates of a billion parameters would take 30 GB."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """N blocks ``[m, n]``; lists of views hold them in one order.
+
+    Args:
+        left, right: factor and statistics, or None.
+        grad: needed where there is a factor.
+        direction, out, left_root, right_root: of the two-sided product, or empty and None.
+    """
+
+    blocks: int
+    first_block: int
+    grad: list[Tensor]
+    left: tuple[Tensor, Tensor] | None
+    right: tuple[Tensor, Tensor] | None
+    direction: list[Tensor]
+    out: list[Tensor]
+    left_root: Tensor | None
+    right_root: Tensor | None
+
+
+class GroupPlan:
+    """One group's state in scratch memory, and its works by slices of blocks."""
+
+    def __init__(self, plan: Plan, rule: Rule, group: Group, damped: bool) -> None:
+        self.plan, self.rule, self.group = plan, rule, group
+        self.damped = damped
+        self.grad = matrices_of(group.grad) if group.grad else None
+        self.two_sided = bool(group.out)
+        self.largest = self._largest()
+        whole = self.part(0, group.blocks)
+        self.sides = list(self._sides(whole))
+        self.norm = -1
+        if self.two_sided:
+            self.out, self.direction = matrices_of(group.out), matrices_of(group.direction)
+            self.norms = whole.tiles(self.out.rows, self.out.cols)
+            self.norm = plan.floats(self.norms * group.blocks)
+
+    def _largest(self) -> int:
+        tensors = self.group.grad or self.group.out
+        return max(tensors[0].shape[-2:])
+
+    def part(self, start: int, end: int) -> Part:
+        return Part(self.plan, self.group.first_block, start, end, self.largest, self.rule.precision)
+
+    def _sides(self, whole: Part) -> Iterator[Side]:
+        for held, transposed in ((self.group.left, False), (self.group.right, True)):
+            if held is None:
+                continue
+            unfolding = self.grad.transposed() if transposed else self.grad
+            yield self._side(*held, unfolding, whole)
+
+    def _side(self, factor: Tensor, statistics: Tensor, unfolding: Matrices, whole: Part) -> Side:
+        d, k, blocks = unfolding.rows, unfolding.cols, self.group.blocks
+        chunk = chunk_of(d, k, self.rule)
+        chunks = -(-k // chunk)
+        most = max(whole.tiles(d, chunk), whole.tiles(d, d), whole.tiles(chunk, chunk, symmetric=True))
+        energies = chunks * whole.tiles(d, chunk) if self.damped else 0
+        pending = self.plan.floats((chunks + 1) * blocks)
+        state = {
+            fields.PENDING.value: pending,
+            fields.FAILED.value: self.plan.floats(blocks),
+            fields.BOUND.value: self.plan.floats(most * blocks),
+            fields.ENERGY.value: self.plan.floats(energies * blocks),
+            fields.ENERGIES.value: energies,
+            fields.D.value: d,
+            fields.STATISTICS.value: statistics.data_ptr(),
+            fields.BLOCKS.value: blocks,
+            fields.CHUNKS.value: chunks,
+        }
+        return Side(matrices_of([factor]), unfolding, state, pending, blocks, chunk, self.damped)
+
+    def starts(self) -> list[Work]:
+        whole = self.part(0, self.group.blocks)
+        return [
+            whole.once(
+                start_factors,
+                {0: side.unfolding, 3: side.factor},
+                side.state
+                | {fields.ROWS.value: side.unfolding.rows, fields.COLS.value: side.unfolding.cols},
+                TYPE=TYPES[side.unfolding.dtype],
+            )
+            for side in self.sides
+        ]
+
+    def finishes(self) -> tuple[list[Work], list[Work]]:
+        whole = self.part(0, self.group.blocks)
+        books = [whole.once(finish_factors, {}, side.state) for side in self.sides]
+        words = {fields.PENDING.value: -1}
+        if not self.two_sided:
+            return books, []
+        words |= {fields.PARTIAL.value: self.norm, fields.PARTIALS.value: self.norms}
+        return books, [whole.once(finish_norms, {}, words)]
+
+    def scratch_of_block(self) -> int:
+        """Bytes that one block's works take (an upper bound)."""
+        floats = self.out.rows * self.out.cols if self.two_sided else 0
+        for side in self.sides:
+            d, chunk = side.factor.rows, side.chunk
+            floats += 2 * d * chunk + 5 * max(d, chunk) ** 2
+        return 4 * floats
+
+    def stages(self, start: int, end: int) -> list[Iterator[list[Work]]]:
+        """The works of blocks `start` to `end`: sequences that do not depend on each other."""
+        part = self.part(start, end)
+        sequences = [SideUpdate(part, self.rule, side).stages() for side in self.sides]
+        return [*sequences, *([self._two_sided(part)] if self.two_sided else [])]
+
+    def _two_sided(self, part: Part) -> Iterator[list[Work]]:
+        """W = left_root D;  P = W right_root."""
+        left, right = matrices_of([self.group.left_root]), matrices_of([self.group.right_root])
+        half = part.matrices(self.out.rows, self.out.cols)
+        words = {fields.PENDING.value: -1}
+        options = {"WEIGHTED": False, "SYMMETRIC": False}
+        first = Product(grouped_product, left, self.direction, out=half, words=words, typed="AB")
+        yield [part.work(first, **options, NORM=False)]
+        words |= {fields.PARTIAL.value: self.norm, fields.PARTIALS.value: self.norms}
+        second = Product(grouped_product, half, right, out=self.out, words=words, typed="AB")
+        yield [part.work(second, **options, NORM=True)]
+
+
+def plan_groups(groups: list[Group], rule: Rule, damped: bool, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
+    """All launches of a call."""
+    plan = Plan()
+    plans = [GroupPlan(plan, rule, group, damped) for group in groups if group.blocks]
+    plan.step(work for group in plans for work in group.starts())
+    mark = plan.mark()
+    for parts in _slices(plans, scratch_bytes):
+        sequences = [stage for group, start, end in parts for stage in group.stages(start, end)]
+        for stages in itertools.zip_longest(*sequences, fillvalue=()):
+            plan.step(work for stage in stages for work in stage)
+        plan.release(mark)
+    for works in zip(*(group.finishes() for group in plans), strict=True):
+        plan.step(work for own in works for work in own)
+    return plan
+
+
+def _slices(plans: list[GroupPlan], scratch_bytes: int) -> Iterator[list[tuple[GroupPlan, int, int]]]:
+    """Blocks that are worked off together, within the scratch memory of a slice."""
+    parts: list[tuple[GroupPlan, int, int]] = []
+    left = scratch_bytes
+    for group in plans:
+        each, start = group.scratch_of_block(), 0
+        while start < group.group.blocks:
+            if parts and left < each:
+                yield parts
+                parts, left = [], scratch_bytes
+            count = min(max(left // each, 1), group.group.blocks - start)
+            parts.append((group, start, start + count))
+            left -= count * each
+            start += count
+    if parts:
+        yield parts
+
+
+def run_groups(groups: list[Group], rule: Rule, active: Tensor, **scalars: float | Tensor) -> None:
+    """Plan and launch."""
+    plan = plan_groups(groups, rule, scalars["damping"] > 0)
+    table = torch.tensor(plan.words, dtype=torch.int64).to(active.device)
+    run(plan, table, active, scalars)

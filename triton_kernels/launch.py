@@ -1,0 +1,159 @@
+"""Launches as data: which kernel, over which entries of one table, with which constants.
+
+A plan is made from shapes, strides and addresses alone. `run` launches it through Triton; tests launch the same
+plan in other ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from . import entry as fields
+from .blocks import Matrices
+
+ALIGNMENT = 64
+SIZE_MULTIPLE = 8
+"""What `entry.size` promises of rows, columns and depth where matrices are read in vectors."""
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut and compiled (tuning.py)."""
+
+    constants: Mapping[str, int]
+    warps: int
+    stages: int = 1
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.constants.items()), self.warps, self.stages))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one kernel does to blocks `start` to `end` of a group.
+
+    Args:
+        kernel: the Triton function.  constants: of its specialisation, besides the configuration's.
+        fields: of its entries, by their place (entry.py).
+        matrices: by their number in the entry.
+        tiles: programs of one block.
+    """
+
+    kernel: Any
+    config: Config
+    constants: Mapping[str, Any]
+    fields: Mapping[int, int]
+    matrices: Mapping[int, Matrices]
+    start: int
+    end: int
+    tiles: int = 1
+
+    def pieces(self) -> Iterable[tuple[int, int]]:
+        """The blocks, cut where a view of a matrix begins."""
+        cuts = {self.start}.union(*(matrices.cuts() for matrices in self.matrices.values()))
+        inner = sorted(cut for cut in cuts if self.start <= cut < self.end)
+        return zip(inner, [*inner[1:], self.end], strict=True)
+
+    def entries(self) -> Iterable[tuple[list[int], int]]:
+        """Entries and their numbers of programs."""
+        for start, end in self.pieces():
+            words = [0] * fields.WIDTH.value
+            for place in (fields.PENDING, fields.NEXT_PENDING, fields.FAILED):
+                words[place.value] = -1
+            for place, value in self.fields.items():
+                words[place] = value
+            words[fields.START.value], words[fields.TILES.value] = start, self.tiles
+            for index, matrices in self.matrices.items():
+                at = fields.MATRICES.value + index * fields.MATRIX_WIDTH.value
+                words[at : at + fields.MATRIX_WIDTH.value] = matrices.at(start).words(matrices.scratch)
+            yield words, (end - start) * self.tiles
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel over `count` entries from `first` on.
+
+    Args:
+        scalars: names of the kernel's arguments after `active`, which the caller gives by name.
+    """
+
+    kernel: Any
+    config: Config
+    constants: Mapping[str, Any]
+    programs: int
+    first: int
+    count: int
+
+    @property
+    def scalars(self) -> list[str]:
+        names = self.kernel.arg_names[len(COMMON) :]
+        return [name for name in names if name not in self.constants and name not in self.config.constants]
+
+
+COMMON = ("table", "count", "scratch", "active")
+
+
+@dataclass
+class Plan:
+    """Launches in their order, their table, and the bytes of scratch memory that they share."""
+
+    launches: list[Launch] = field(default_factory=list)
+    words: list[list[int]] = field(default_factory=list)
+    scratch: int = 0
+    _used: int = 0
+
+    def floats(self, count: int) -> int:
+        """Room for float32 in scratch memory, as an offset in bytes."""
+        place = self._used
+        self._used += -(-4 * count // ALIGNMENT) * ALIGNMENT
+        self.scratch = max(self.scratch, self._used)
+        return place
+
+    def mark(self) -> int:
+        return self._used
+
+    def release(self, mark: int) -> None:
+        """Give back all that was taken since `mark`: launches that come later may take it again."""
+        self._used = mark
+
+    def step(self, works: Iterable[Work]) -> None:
+        """Works that do not depend on each other: one launch for each specialisation."""
+        by_launch: dict[Any, list[Work]] = {}
+        for work in works:
+            if work.end > work.start and work.tiles > 0:
+                key = (work.kernel.__name__, work.config, tuple(work.constants.items()))
+                by_launch.setdefault(key, []).append(work)
+        for same in by_launch.values():
+            first, programs = len(self.words), 0
+            for work in same:
+                for words, own in work.entries():
+                    words[fields.FIRST_PROGRAM.value] = programs
+                    self.words.append(words)
+                    programs += own
+            work = same[0]
+            count = len(self.words) - first
+            self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
+
+
+def run(plan: Plan, table: torch.Tensor, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
+    """Launch a plan whose table is on the device."""
+    scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=active.device)
+    for launch in plan.launches:
+        launch.kernel[(launch.programs,)](
+            table[launch.first :],
+            launch.count,
+            scratch,
+            active,
+            *(scalars[name] for name in launch.scalars),
+            **launch.constants,
+            **launch.config.constants,
+            num_warps=launch.config.warps,
+            num_stages=launch.config.stages,
+        )

@@ -1,0 +1,109 @@
+"""C = A B for one tile of one block's C: the loop of every grouped product.
+
+One program a tile of BM x BN; depth is worked off BK at a time, in the stages of the launch. A is matrix 0 of
+the entry, ``[rows, depth]``, B matrix 1, ``[depth, cols]``. Of a symmetric C, only tiles on and below the
+diagonal are made, and stored with their mirror images.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .entry import COLS, DEPTH, ROWS, TILE_COLS, floats, inside, matrix, place, size
+from .precision import dot
+
+
+@triton.jit
+def tile_corner(entry, tile, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """First row and column of a tile."""
+    if SYMMETRIC:
+        row = 0
+        while (row + 1) * (row + 2) // 2 <= tile:
+            row += 1
+        return row * BM, (tile - row * (row + 1) // 2) * BN
+    else:
+        cols = tl.load(entry + TILE_COLS).to(tl.int32)
+        return tile // cols * BM, tile % cols * BN
+
+
+@triton.jit
+def multiply(
+    entry,
+    block,
+    scratch,
+    i,
+    j,
+    A_TYPE: tl.constexpr,
+    A_ORDER: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    B_ORDER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """The rows i and columns j of C, float32."""
+    rows, cols, depth = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR), size(entry, DEPTH, VECTOR)
+    a, a_rows, a_cols = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
+    b, b_rows, b_cols = matrix(entry, 1, block, scratch, B_TYPE, VECTOR)
+    c = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    for start in range(0, depth, BK):
+        k = start + tl.arange(0, BK)
+        x = tl.load(place(a, a_rows, a_cols, i, k, A_ORDER), mask=inside(i, k, rows, depth), other=0.0)
+        y = tl.load(place(b, b_rows, b_cols, k, j, B_ORDER), mask=inside(k, j, depth, cols), other=0.0)
+        c = dot(x, y, c, PRECISION)
+    return c
+
+
+@triton.jit
+def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.constexpr):
+    """To matrix 3, ``[rows, cols]``."""
+    rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
+    out, out_rows, out_cols = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
+    tl.store(place(out, out_rows, out_cols, i, j, ORDER), value, mask=inside(i, j, rows, cols))
+
+
+@triton.jit
+def load_lower(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.constexpr):
+    """A tile of a symmetric matrix, 0 above the diagonal, where another program may be writing."""
+    rows = size(entry, ROWS, VECTOR)
+    data, stride, _ = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
+    places = place(data, stride, 1, i, j, "row")
+    if tl.min(i) == tl.min(j):
+        held = tl.load(places, mask=inside(i, j, rows, rows) & (j[None, :] <= i[:, None]), other=0.0)
+    else:
+        held = tl.load(places, mask=inside(i, j, rows, rows), other=0.0)
+    return held
+
+
+@triton.jit
+def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
+    """A tile on or below the diagonal to matrix 3, and its mirror image."""
+    rows = size(entry, ROWS, VECTOR)
+    out, stride, _ = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
+    lower, upper = place(out, stride, 1, i, j, "row"), place(out, stride, 1, j, i, "row")
+    if tl.min(i) == tl.min(j):
+        below = inside(i, j, rows, rows)
+        tl.store(lower, value, mask=below & (j[None, :] <= i[:, None]))
+        tl.store(upper, tl.trans(value), mask=tl.trans(below & (j[None, :] < i[:, None])))
+    else:
+        tl.store(lower, value, mask=inside(i, j, rows, rows))
+        tl.store(upper, tl.trans(value), mask=inside(j, i, rows, rows))
+
+
+@triton.jit
+def store_partial(entry, block, tile, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, value):
+    """A tile's share of a sum, which a later launch adds up in a fixed order."""
+    tl.store(floats(entry, scratch, FIELD) + block * tl.load(entry + COUNT) + tile, value)
+
+
+@triton.jit
+def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr):
+    """The sum of a block's shares."""
+    count = tl.load(entry + COUNT)
+    shares = floats(entry, scratch, FIELD) + block * count
+    lanes = tl.arange(0, 128)
+    sums = tl.zeros((128,), tl.float32)
+    for start in range(0, count, 128):
+        sums += tl.load(shares + start + lanes, mask=start + lanes < count, other=0.0)
+    return tl.sum(sums)

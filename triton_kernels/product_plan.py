@@ -1,0 +1,111 @@
+"""Grouped products as works of a plan: their entries, tiles and specialisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import entry as fields
+from . import tuning
+from .blocks import Matrices, scratch_matrices
+from .launch import SIZE_MULTIPLE, TYPES, Plan, Work
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The scalars of an op that decide what is launched."""
+
+    factor_scale: str
+    refine: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Product:
+    """C = A B, A ``[rows, depth]``, and what the kernel makes of it.
+
+    Args:
+        added, out: matrices 2 and 3 of the entry.
+        words: of the entry beside those that follow from the matrices.
+        typed: the matrices whose dtype and order the kernel does not know, of ``A`` and ``B``; where it has both,
+            ``OUT_ORDER`` is told too.
+    """
+
+    kernel: Any
+    a: Matrices
+    b: Matrices
+    out: Matrices | None
+    words: Mapping[int, int]
+    added: Matrices | None = None
+    symmetric: bool = False
+    typed: str = ""
+
+    def matrices(self) -> dict[int, Matrices]:
+        numbered = {0: self.a, 1: self.b, 2: self.added, 3: self.out}
+        return {index: matrix for index, matrix in numbered.items() if matrix is not None}
+
+    def types(self) -> dict[str, Any]:
+        """Constants that tell of the matrices."""
+        found: dict[str, Any] = {}
+        for name, matrix in (("A", self.a), ("B", self.b)):
+            if name in self.typed:
+                found[f"{name}_TYPE"], found[f"{name}_ORDER"] = TYPES[matrix.dtype], matrix.order
+        if self.typed == "AB":
+            found["OUT_ORDER"] = self.out.order if self.out else "none"
+        return found
+
+    def vector(self) -> bool:
+        """Whether every matrix can be read in vectors of 16 bytes."""
+        sizes = (self.a.rows, self.b.cols, self.a.cols)
+        multiple = all(size % SIZE_MULTIPLE == 0 for size in sizes)
+        return multiple and all(matrix.aligned() for matrix in self.matrices().values())
+
+
+@dataclass(frozen=True)
+class Part:
+    """Blocks `start` to `end` of a group, whose largest side decides on the tiles."""
+
+    plan: Plan
+    first_block: int
+    start: int
+    end: int
+    largest: int
+    precision: str
+
+    def matrices(self, rows: int, cols: int) -> Matrices:
+        """Scratch memory for a matrix of every block."""
+        count = self.end - self.start
+        return scratch_matrices(self.plan.floats(count * rows * cols), self.start, count, rows, cols)
+
+    def tiles(self, rows: int, cols: int, symmetric: bool = False) -> int:
+        """Programs of one block's product."""
+        tile = tuning.tile_of(self.largest, self.precision)[0]
+        down, across = -(-rows // tile), -(-cols // tile)
+        return down * (down + 1) // 2 if symmetric else down * across
+
+    def work(self, product: Product, **constants: Any) -> Work:  # noqa: ANN401
+        """A product of these blocks."""
+        rows, cols, depth = product.a.rows, product.b.cols, product.a.cols
+        config = tuning.config(product.kernel, self.largest, self.precision)
+        words = {
+            fields.FIRST_BLOCK.value: self.first_block,
+            fields.TILE_COLS.value: self.tiles(1, cols),
+            fields.ROWS.value: rows,
+            fields.COLS.value: cols,
+            fields.DEPTH.value: depth,
+            **product.words,
+        }
+        constants |= product.types() | {"PRECISION": self.precision, "VECTOR": product.vector()}
+        tiles = self.tiles(rows, cols, product.symmetric)
+        return Work(
+            product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles
+        )
+
+    def once(
+        self, kernel: Any, matrices: dict[int, Matrices], words: Mapping[int, int], **constants: Any
+    ) -> Work:  # noqa: ANN401
+        """What one program does to each of these blocks."""
+        config = tuning.config(kernel, self.largest, self.precision)
+        own = {fields.FIRST_BLOCK.value: self.first_block, **words}
+        return Work(kernel, config, constants, own, matrices, self.start, self.end)
