@@ -106,6 +106,68 @@ def test_operands_with_k_strided():
     )
 
 
+def fragment(lane: int, warp: int, r: int) -> tuple[int, int]:
+    """Row and first column of the two elements in register r (figure "WGMMA .m64nNk16 register fragment
+    layout for matrix A")."""
+    return 16 * warp + lane // 4 + 8 * (r % 2), lane % 4 * 2 + 8 * (r // 2)
+
+
+def run_with_fragments(n, a, b, *, transposed=0, strides=(16, 1024), between=""):
+    """a in registers, b in shared memory; `between`: after the issue."""
+    image = swizzled(b, 128)
+    fragments = np.zeros((128, 4, 2), np.uint16)
+    for thread in range(128):
+        for r in range(4):
+            row, column = fragment(thread % 32, thread // 32, r)
+            fragments[thread, r] = a[row, column : column + 2]
+    memory = np.zeros(40960, np.uint8)
+    memory[: image.size] = image
+    memory[32768 : 32768 + fragments.nbytes] = fragments.view(np.uint8).reshape(-1)
+    registers = ", ".join(f"%a{i}" for i in range(n // 2))
+    wgmma = (
+        f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{registers}}}, "
+        f"{{%r40,%r41,%r42,%r43}}, %d10, %p5, 1, 1, {transposed};"
+    )
+    load = (
+        "mad.wide.u32 %d7, %r9, 16, %d0; add.s64 %d7, %d7, 32768; "
+        "ld.global.v4.b32 {%r40,%r41,%r42,%r43}, [%d7];"
+    )
+    body = f"{load} {wgmma} wgmma.commit_group.sync.aligned; {between} wgmma.wait_group.sync.aligned 0;"
+    text = kernel(n, SWIZZLES[128], transposed=(0, 0), bytes_a=0, strides=strides, body=body)
+    out = np.zeros((128, n // 2), np.float32)
+    launch = execute(text, [memory, out], numbers=[0], block=128)
+    d = np.zeros((64, n), np.float32)
+    for thread in range(128):
+        for i in range(n // 2):
+            d[accumulator(thread % 32, thread // 32, i)] = out[thread, i]
+    return launch, d
+
+
+@pytest.mark.parametrize("n", [8, 64, 256])
+def test_a_in_registers(n):
+    rng = np.random.default_rng(n)
+    a, b = operand(rng, 64, 16), operand(rng, n, 64)
+    launch, d = run_with_fragments(n, a, b)
+    launch.assert_clean()
+    expected = from_bfloat(a).astype(float) @ from_bfloat(b[:, :16]).astype(float).T
+    np.testing.assert_allclose(d, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_in_registers_and_b_with_k_strided():
+    rng = np.random.default_rng(13)
+    a, b = operand(rng, 64, 16), operand(rng, 16, 64)
+    launch, d = run_with_fragments(64, a, b, transposed=1, strides=(2048, 1024))
+    launch.assert_clean()
+    expected = from_bfloat(a).astype(float) @ from_bfloat(b).astype(float)
+    np.testing.assert_allclose(d, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_registers_overwritten_before_the_wait():
+    rng = np.random.default_rng(14)
+    launch, _ = run_with_fragments(8, operand(rng, 64, 16), operand(rng, 8, 64), between="mov.u32 %r40, 0;")
+    assert kinds(launch) == ["register write to operand of a wgmma in flight"]
+
+
 def test_accumulation_in_one_group():
     rng = np.random.default_rng(8)
     a, b = operand(rng, 64, 64), operand(rng, 16, 64)

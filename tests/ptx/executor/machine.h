@@ -26,8 +26,9 @@ struct PendingCopy {
 struct PendingWgmma {
   int instruction = 0;
   u32 group = 0;
-  u64 a = 0, b = 0;
+  u64 a = 0, b = 0;  // descriptors
   bool accumulate = false;
+  std::vector<u32> fragment;  // a, where it lies in registers: four for each lane, as they were at issue
 };
 
 struct Warp {

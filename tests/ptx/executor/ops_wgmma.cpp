@@ -1,4 +1,5 @@
-// wgmma with bf16 operands in shared memory.  Each of the four warps of a warpgroup owns 16 rows.
+// wgmma with bf16 operands, b in shared memory and a there or in registers.  Each of the four warps of a
+// warpgroup owns 16 rows.
 //
 // It executes at the wait_group that covers it: until then its accumulator registers are poison, and its
 // operands count as read from issue to execution: a write in between is reported.
@@ -76,10 +77,37 @@ void read_operand(Machine& m, const Descriptor& d, u32 first, u32 count, int hol
   }
 }
 
+constexpr int kFragmentRegisters = 4, kFirstFragment = 3;
+
+bool in_registers(const Instruction& i) { return i.op[0] < 0; }
+
+std::vector<u32> fragment_of(Machine& m, const Instruction& i) {
+  std::vector<u32> fragment;
+  for (int r = 0; r < kFragmentRegisters; ++r) {
+    const u32* values = m.lanes<u32>(i.op[kFirstFragment + r]);
+    fragment.insert(fragment.end(), values, values + kWarpSize);
+  }
+  return fragment;
+}
+
+// Register r of a lane holds row lane / 4 + 8 (r % 2), columns lane % 4 * 2 + 8 (r / 2) and the next.
+void read_fragment(const PendingWgmma& w, Operands& o) {
+  for (size_t at = 0; at < w.fragment.size(); ++at) {
+    const size_t r = at / kWarpSize, lane = at % kWarpSize;
+    const size_t row = lane / 4 + r % 2 * 8, k = lane % 4 * 2 + r / 2 * 8;
+    o.a[row][k] = from_bfloat(static_cast<u16>(w.fragment[at]));
+    o.a[row][k + 1] = from_bfloat(static_cast<u16>(w.fragment[at] >> 16));
+  }
+}
+
 // immediate: bit 0, 1: a, b transposed; vector: N / 8.  hold: +1 at issue, -1 at execution
 void read_operands(Machine& m, const Instruction& i, const PendingWgmma& w, int hold, Operands& o) {
-  read_operand(m, Descriptor(w.a, i.immediate & 1), m.warp->id % 4 * kRows, kRows, hold,
-               [&](u32 row, u32 k, float value) { o.a[row][k] = value; });
+  if (in_registers(i)) {
+    read_fragment(w, o);
+  } else {
+    read_operand(m, Descriptor(w.a, i.immediate & 1), m.warp->id % 4 * kRows, kRows, hold,
+                 [&](u32 row, u32 k, float value) { o.a[row][k] = value; });
+  }
   read_operand(m, Descriptor(w.b, i.immediate & 2), 0, i.vector * 8u, hold,
                [&](u32 column, u32 k, float value) { o.b[k][column] = value; });
 }
@@ -87,6 +115,9 @@ void read_operands(Machine& m, const Instruction& i, const PendingWgmma& w, int 
 void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
   Operands o;
   read_operands(m, i, w, -1, o);
+  if (in_registers(i) && fragment_of(m, i) != w.fragment) {
+    m.report("register write to operand of a wgmma in flight", 0);
+  }
   ++m.counters.mma;
   std::vector<float>& accumulator = m.warp->accumulators[i.list[0]];
   for (size_t r = 0; r < i.list.size(); ++r) {
@@ -100,13 +131,23 @@ void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
   }
 }
 
-// op: descriptors of a and b, the scale-d predicate
-void issue(Machine& m, const Instruction& i, Mask) {
-  const u64 *a = m.lanes<u64>(i.op[0]), *b = m.lanes<u64>(i.op[1]);
+// A descriptor, which all lanes must agree on.
+u64 descriptor(Machine& m, int slot) {
+  const u64* values = m.lanes<u64>(slot);
   for (int lane = 1; lane < kWarpSize; ++lane) {
-    if (a[lane] != a[0] || b[lane] != b[0]) m.report("wgmma descriptor differs between lanes", lane);
+    if (values[lane] != values[0]) m.report("wgmma descriptor differs between lanes", lane);
   }
-  const PendingWgmma w{m.ip, m.warp->wgmma_group, a[0], b[0], (m.predicate(i.op[2]) & 1) != 0};
+  return values[0];
+}
+
+// op: descriptors of a (below 0: in registers) and b, the scale-d predicate, a's registers
+void issue(Machine& m, const Instruction& i, Mask) {
+  PendingWgmma w{m.ip, m.warp->wgmma_group, 0, descriptor(m, i.op[1]), (m.predicate(i.op[2]) & 1) != 0, {}};
+  if (in_registers(i)) {
+    w.fragment = fragment_of(m, i);
+  } else {
+    w.a = descriptor(m, i.op[0]);
+  }
   std::vector<float>& accumulator = m.warp->accumulators[i.list[0]];
   const bool chained = !accumulator.empty();  // an earlier wgmma on the same registers is in flight
   accumulator.resize(i.list.size() * kWarpSize);
@@ -155,19 +196,24 @@ void wait(Machine& m, const Instruction& i, Mask) {
 void fence(Machine&, const Instruction&, Mask) {}
 
 void decode_issue(Decoder& d, Instruction& i) {
-  d.expect(8);
+  const bool registers = d.operand(1).kind == Operand::Kind::kVector;
+  d.expect(registers ? 7 : 8);
   const std::string_view spelling = d.spelling();
   const size_t at = spelling.find("m64n") + 4;
   const int n = std::stoi(std::string(spelling.substr(at, spelling.find('k', at) - at)));
   const auto names = d.vector(0);
   if (n < 8 || n > kMaxN || n % 8 || static_cast<int>(names.size()) != n / 2) d.reject("bad wgmma shape");
-  if (d.operand(1).kind == Operand::Kind::kVector) d.reject("wgmma with a in registers is not supported");
   for (std::string_view name : names) i.list.push_back(d.destination(name, 32));
-  i.op[0] = d.source(1, 64);
+  i.op[0] = registers ? -1 : d.source(1, 64);
+  if (registers) {
+    const auto fragment = d.vector(1);
+    if (fragment.size() != kFragmentRegisters) d.reject("a takes four registers");
+    for (int r = 0; r < kFragmentRegisters; ++r) i.op[kFirstFragment + r] = d.source(fragment[r], 32);
+  }
   i.op[1] = d.source(2, 64);
   i.op[2] = d.source(3, 1);
   if (d.immediate(4) != 1 || d.immediate(5) != 1) d.reject("only scales of 1 are supported");
-  i.immediate = (d.immediate(6) & 1) | (d.immediate(7) & 1) << 1;
+  i.immediate = registers ? (d.immediate(6) & 1) << 1 : (d.immediate(6) & 1) | (d.immediate(7) & 1) << 1;
   i.vector = static_cast<u8>(n / 8);
   i.gather = Gather::kWarp;
   d.origin().touches_memory = true;
