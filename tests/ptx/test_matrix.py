@@ -1,4 +1,6 @@
-"""mma and ldmatrix: which lane and register holds which element, typed from the figures of the PTX ISA."""
+"""mma, ldmatrix, stmatrix: which lane and register holds which element, typed from the PTX ISA's figures."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -166,6 +168,39 @@ def test_ldmatrix(count, transposed):
     assert line["wavefronts"] == count
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix(count, transposed):
+    """Lane l addresses row l % 8 of matrix l / 8 and gives elements 2 (l % 4) and one more of row l / 4."""
+    values = np.random.default_rng(3).integers(0, 1 << 32, (32, 4), np.uint32)
+    out = np.full((32, 8), 0xFFFF, np.uint16)
+    trans = ".trans" if transposed else ""
+    body = f""".shared .align 16 .b8 s[1536]; mov.u32 %r1, %laneid; mov.u32 %r2, s;
+      mad.lo.u32 %r3, %r1, 48, %r2; mad.wide.u32 %d2, %r1, 16, %d0; mad.wide.u32 %d3, %r1, 16, %d1;
+      ld.global.v4.b32 {names("r", 10, 4)}, [%d2];
+      stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%r3], {names("r", 10, count)}; bar.sync 0;
+      setp.ge.u32 %p1, %r1, {8 * count}; @%p1 ret;
+      ld.shared.v4.b32 {names("r", 4, 4)}, [%r3]; st.global.v4.b32 [%d3], {names("r", 4, 4)}; ret;"""
+    launch = execute(body, [values, out])
+    launch.assert_clean()
+    for lane in range(32):
+        for i in range(count):
+            matrix = out[8 * i : 8 * i + 8].T if transposed else out[8 * i : 8 * i + 8]
+            low, high = matrix[lane // 4].tolist()[lane % 4 * 2 :][:2]
+            assert values[lane, i] == low | high << 16
+    assert (out[8 * count :] == 0xFFFF).all()
+    line = next(line for line in launch.counters.by_line if "stmatrix" in line["opcode"])
+    assert line["wavefronts"] == line["ideal"] == count
+
+
+def test_stmatrix_races_with_a_read_of_another_warp():
+    body = """.shared .align 16 .b8 s[128]; mov.u32 %r1, %laneid; mov.u32 %r2, s; and.b32 %r3, %r1, 7;
+      mad.lo.u32 %r3, %r3, 16, %r2; mov.u32 %r5, %tid.x; setp.lt.u32 %p1, %r5, 32;
+      @%p1 bra STORE; ld.shared.b32 %r6, [%r2]; ret;
+      STORE: stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r1}; ret;"""
+    assert "shared race: read after write" in kinds(execute(body, block=64))
+
+
 def test_fragment_instructions_need_a_whole_warp():
     body = "mov.b32 %f0, 0; mov.b32 %r0, 0; mov.u32 %r1, %laneid; setp.lt.u32 %p1, %r1, 16;"
     sums = "{%f0,%f1,%f2,%f3}"
@@ -179,5 +214,6 @@ def test_fragment_instructions_need_a_whole_warp():
 
 def test_every_matrix_opcode_is_tested():
     expected = {f"mma.{shape}" for shape in SHAPES}
-    expected |= {f"ldmatrix.m8n8.x{count}{trans}.b16" for count in (1, 2, 4) for trans in ("", ".trans")}
-    assert {name for name in opcodes() if name.startswith(("mma", "ldmatrix"))} == expected
+    for count, trans in itertools.product((1, 2, 4), ("", ".trans")):
+        expected |= {f"{way}matrix.m8n8.x{count}{trans}.b16" for way in ("ld", "st")}
+    assert {name for name in opcodes() if name.startswith(("mma", "ldmatrix", "stmatrix"))} == expected

@@ -24,6 +24,7 @@ OTHER_FILES = {
     "cp",
     "mma",
     "ldmatrix",
+    "stmatrix",
     "wgmma",
     "shfl",
     "vote",

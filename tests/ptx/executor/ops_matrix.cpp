@@ -1,5 +1,5 @@
-// mma.sync and ldmatrix.  Products are summed in double and rounded once; the hardware's order is not
-// specified.
+// mma.sync, ldmatrix and stmatrix.  Products are summed in double and rounded once; the hardware's order is
+// not specified.
 #include "bfloat.h"
 #include "decode.h"
 #include "opcodes.h"
@@ -123,25 +123,52 @@ void ldmatrix(Machine& m, const Instruction& i, Mask mask) {
   }
 }
 
-template <int kMatrices>
-void decode_ldmatrix(Decoder& d, Instruction& i) {
-  if (!d.has("sync") || !d.has("aligned")) d.reject("ldmatrix needs .sync.aligned");
+// The other way round: lane l gives the address of row l % 8 of matrix l / 8.
+template <bool kTransposed>
+void stmatrix(Machine& m, const Instruction& i, Mask mask) {
+  u64 address[kWarpSize];
+  m.addresses(i.address, address);
+  const int rows = 8 * i.vector;
+  count_shared(m, address, 16, rows == 32 ? kAllLanes : (1u << rows) - 1);
+  u16 matrix[4][8][8];
+  for (int k = 0; k < i.vector; ++k) {
+    const u32* values = m.lanes<u32>(i.op[k]);
+    for_lanes(mask, [&](int lane) {
+      const int row = lane / 4, column = lane % 4 * 2;
+      (kTransposed ? matrix[k][column][row] : matrix[k][row][column]) = static_cast<u16>(values[lane]);
+      (kTransposed ? matrix[k][column + 1][row] : matrix[k][row][column + 1]) =
+          static_cast<u16>(values[lane] >> 16);
+    });
+  }
+  for (int row = 0; row < rows; ++row) {
+    u8* data = m.shared_access(address[row], 16, row, Use::kWrite);
+    if (data) std::memcpy(data, matrix[row / 8][row % 8], 16);
+  }
+}
+
+template <int kMatrices, bool kStores>
+void decode_matrices(Decoder& d, Instruction& i) {
+  if (!d.has("sync") || !d.has("aligned")) d.reject("ldmatrix and stmatrix need .sync.aligned");
   d.expect(2);
-  const auto names = d.vector(0);
+  const auto names = d.vector(kStores ? 1 : 0);
   if (names.size() != kMatrices) d.reject("wrong number of registers");
-  for (size_t k = 0; k < names.size(); ++k) i.op[k] = d.destination(names[k], 32);
+  for (size_t k = 0; k < names.size(); ++k) {
+    i.op[k] = kStores ? d.source(names[k], 32) : d.destination(names[k], 32);
+  }
   i.vector = kMatrices;
-  i.address = d.address(1, Space::kShared);
+  i.address = d.address(kStores ? 0 : 1, Space::kShared);
   i.gather = Gather::kWarp;
   d.origin().touches_memory = true;
   d.narrow_cells(Space::kShared, 16);
 }
 
 template <int kMatrices>
-void add_ldmatrix(OpcodeTable& t) {
-  const std::string name = "ldmatrix.m8n8.x" + std::to_string(kMatrices);
-  t[name + ".b16"] = {"", ldmatrix<false>, decode_ldmatrix<kMatrices>};
-  t[name + ".trans.b16"] = {"", ldmatrix<true>, decode_ldmatrix<kMatrices>};
+void add_matrices(OpcodeTable& t) {
+  const std::string name = "matrix.m8n8.x" + std::to_string(kMatrices);
+  t["ld" + name + ".b16"] = {"", ldmatrix<false>, decode_matrices<kMatrices, false>};
+  t["ld" + name + ".trans.b16"] = {"", ldmatrix<true>, decode_matrices<kMatrices, false>};
+  t["st" + name + ".b16"] = {"", stmatrix<false>, decode_matrices<kMatrices, true>};
+  t["st" + name + ".trans.b16"] = {"", stmatrix<true>, decode_matrices<kMatrices, true>};
 }
 
 }  // namespace
@@ -151,9 +178,9 @@ void add_matrix_opcodes(OpcodeTable& t) {
   t["mma.m16n8k8.row.col.f32.bf16.bf16.f32"] = {"", mma_bfloat<8>, decode_mma<2, 1>};
   t["mma.m16n8k8.row.col.f32.tf32.tf32.f32"] = {"", mma_tf32<8>, decode_mma<4, 2>};
   t["mma.m16n8k4.row.col.f32.tf32.tf32.f32"] = {"", mma_tf32<4>, decode_mma<2, 1>};
-  add_ldmatrix<1>(t);
-  add_ldmatrix<2>(t);
-  add_ldmatrix<4>(t);
+  add_matrices<1>(t);
+  add_matrices<2>(t);
+  add_matrices<4>(t);
 }
 
 }  // namespace ptx
