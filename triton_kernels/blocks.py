@@ -1,8 +1,8 @@
 """Where blocks lie in memory, as the kernels' tables tell it.
 
-A table is int64 ``[entries, WIDTH]`` on the device: one entry for every stretch of blocks that a launch works
-off alike. A kernel finds its entry by binary search over the entries' first programs, so that one launch
-serves blocks of any number, shape and layout, in place.
+A table is int64 ``[entries, WIDTH]`` on the device: one entry for every stretch of blocks that a launch
+works off alike. A kernel finds its entry by binary search over the entries' first programs, so that one
+launch serves blocks of any number, shape and layout, in place.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ VECTOR_BYTES = 16
 
 @dataclass(frozen=True)
 class View:
-    """Blocks `first` to `first + count`: block ``first + i`` starts ``i // inner * outer_stride + i % inner *
-    inner_stride`` elements after `data`."""
+    """Blocks `first` to `first + count`.
+
+    Block ``first + i`` starts ``i // inner * outer_stride + i % inner * inner_stride`` elements after `data`.
+    """
 
     data: int
     first: int

@@ -21,12 +21,11 @@ def bound_of(sum, d, SCALE: tl.constexpr):
     """t from the trace or the squared norm."""
     if SCALE == "trace_dim":
         return d * (1 + sum)
-    elif SCALE == "trace":
+    if SCALE == "trace":
         return 1 + sum
-    elif SCALE == "schatten4":
+    if SCALE == "schatten4":
         return 1 + tl.sqrt(tl.sqrt(sum))
-    else:
-        return 1 + tl.sqrt(sum)
+    return 1 + tl.sqrt(sum)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """X <- X - (weight / t) Z Y^T for every block, with Z = Y C, or Z = Y without refinement.
 
-X in memory is still to be multiplied by what is pending. Only the lower triangle of X is read; it is written
-with its mirror image, so that the factor is symmetric to the bit. Where t is not finite, X stays, the failure is
-noted, and what was pending stays pending. See multiply.py for the mapping; X is matrix 3.
+X in memory is still to be multiplied by what is pending. Only the lower triangle of X is read; it is
+written with its mirror image, so that the factor is symmetric to the bit. Where t is not finite, X stays,
+the failure is noted, and what was pending stays pending. See multiply.py for the mapping; X is matrix 3.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An entry of a launch's table (blocks.py): how a program finds its own, and matrices through it.
 
-A table is int64 ``[count, WIDTH]``. Nothing is specialised by value: what the compiler knows of a matrix, its
-dtype, its order and whether its runs are whole 16-byte vectors, comes as constants, by which launches are
-divided (launch.py). Addresses in scratch memory are told in bytes from its start, so that a table serves
-wherever the allocator puts it.
+A table is int64 ``[count, WIDTH]``. Nothing is specialised by value: what the compiler knows of a matrix,
+its dtype, its order and whether its runs are whole 16-byte vectors, comes as constants, by which launches
+are divided (launch.py). Addresses in scratch memory are told in bytes from its start, so that a table
+serves wherever the allocator puts it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ CHUNKS = tl.constexpr(20)  # into which the unfolding's columns are cut
 MATRICES = tl.constexpr(24)  # four of them
 MATRIX_WIDTH = tl.constexpr(8)
 WIDTH = tl.constexpr(56)
-
 
 
 @triton.jit
@@ -98,10 +97,9 @@ def place(data, row_stride, col_stride, i, j, ORDER: tl.constexpr):
     """Pointers to the elements (i, j)."""
     if ORDER == "row":
         return data + i[:, None] * row_stride + j[None, :]
-    elif ORDER == "col":
+    if ORDER == "col":
         return data + i[:, None] + j[None, :] * col_stride
-    else:
-        return data + i[:, None] * row_stride + j[None, :] * col_stride
+    return data + i[:, None] * row_stride + j[None, :] * col_stride
 
 
 @triton.jit

@@ -139,7 +139,7 @@ class SideUpdate:
         yield [self.part.once(trace_of_square, {0: square}, self.words)]
 
     def _refine(self, squares: list[Matrices]) -> Iterator[list[Work]]:
-        """C from B. The matrices' places: 0 V, 1 C, 2 W; as those of W and C are read while new ones are made, 3, 4."""
+        """C from B. Places: 0 V, 1 C, 2 W and, as C and W are read while new ones are made, 3 and 4."""
         refine = self.rule.refine
         v, c, *rest = squares
         yield [self._iterate("start", v, v, c, added=v)]
@@ -185,7 +185,5 @@ class SideUpdate:
         return self.part.work(product, WEIGHTED=weighted, SYMMETRIC=symmetric, NORM=norm)
 
     def _downdate(self, z: Matrices, y: Matrices) -> Work:
-        product = Product(
-            downdate, z, y.transposed(), out=self.side.factor, words=self.words, symmetric=True
-        )
+        product = Product(downdate, z, y.transposed(), out=self.side.factor, words=self.words, symmetric=True)
         return self.part.work(product, SCALE=self.rule.factor_scale)

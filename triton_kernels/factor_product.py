@@ -1,8 +1,8 @@
 """Y = X A for every block, with the shares of <A, Y> = tr(A^T X A) and of |A|_F^2.
 
-X is the factor times what is pending: 1 / decay before the first columns of A, 1 after; weight, which A = sqrt(weight) U
-contains, is left out of Y and put into the trace. See multiply.py for the mapping; A is read once more for the
-traces, tile by tile, from the cache.
+X is the factor times what is pending: 1 / decay before the first columns of A, 1 after; weight, which A =
+sqrt(weight) U contains, is left out of Y and put into the trace. See multiply.py for the mapping; A is read
+once more for the traces, tile by tile, from the cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is done once a block and side: the first gradient, the books, a trace that bounds a norm.
 
-One program a block. See kradagrad_ext/backends/base.py for the formulas; only a factor's first gradient takes
-time, later the programs of `start_factors` read two numbers and end.
+One program a block. See kradagrad_ext/backends/base.py for the formulas; only a factor's first gradient
+takes time, later the programs of `start_factors` read two numbers and end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from .entry import (
     BOUND,
     CHUNKS,
     COLS,
-    D,
     ENERGIES,
     ENERGY,
     FAILED,
@@ -24,6 +23,7 @@ from .entry import (
     PENDING,
     ROWS,
     STATISTICS,
+    D,
     find,
     floats,
     inside,
@@ -79,23 +79,22 @@ def start_factors(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """pending = 1 / decay, or 0 where a block takes no part; a factor's first gradient makes it I / (damping s)."""
+    """X = I / (damping s) at the first gradient; pending = 1 / decay, or 0 where a block takes no part."""
     entry = find(table, count)
     block, _ = own_block_and_tile(entry)
     pending = 0.0
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
         pending = 1 / decay
         statistics = _statistics(entry, block)
-        if damping > 0:
-            if tl.load(statistics) == 0:
-                s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
-                if (s > 0) & (s < float("inf")):
-                    tl.store(statistics, s)
-                    _fill_diagonal(entry, block, scratch, 1 / (damping * s), BM, BN)
-                else:
-                    pending = 0.0
-                    if s != 0:
-                        tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+        if (damping > 0) & (tl.load(statistics) == 0):
+            s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
+            if (s > 0) & (s < float("inf")):
+                tl.store(statistics, s)
+                _fill_diagonal(entry, block, scratch, 1 / (damping * s), BM, BN)
+            else:
+                pending = 0.0
+                if s != 0:
+                    tl.store(statistics + 1, tl.load(statistics + 1) + 1)
     tl.store(floats(entry, scratch, FAILED) + block, 0.0)
     blocks = tl.load(entry + BLOCKS)
     for chunk in range(tl.load(entry + CHUNKS) + 1):
@@ -104,7 +103,7 @@ def start_factors(
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active"])
 def trace_of_square(table, count, scratch, active, BM: tl.constexpr):
-    """tr(M M) of matrix 0, ``[d, d]``, which is the squared norm of a symmetric matrix with M's eigenvalues."""
+    """tr(M M) of matrix 0, ``[d, d]``: the squared norm of a symmetric matrix with M's eigenvalues."""
     entry = find(table, count)
     block, _ = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):

@@ -1,7 +1,8 @@
 """out = A B, or weight A B, for every block of every group, and |out|_F^2.
 
-The two-sided product W = left_root D, P = W right_root; Y C of the refinement; and the matrices whose norms bound
-the largest eigenvalue of N: N - I = weight A^T Y, X A A^T, their squares. See multiply.py for the mapping.
+The two-sided product W = left_root D, P = W right_root; Y C of the refinement; and the matrices whose norms
+bound the largest eigenvalue of N: N - I = weight A^T Y, X A A^T, their squares. See multiply.py for the
+mapping.
 """
 
 from __future__ import annotations

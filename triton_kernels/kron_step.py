@@ -1,24 +1,24 @@
 """kron_step_ and update_factor_: from tensors to a plan of launches, and its run.
 
-A plan depends on shapes, strides and addresses alone. The latest ones are kept with their tables on the device:
-as long as gradients stay where they are, a step makes no plan and uploads nothing.
+A plan depends on shapes, strides and addresses alone. The latest ones are kept with their tables on the
+device: as long as gradients stay where they are, a step makes no plan and uploads nothing.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from . import entry as fields
+from . import launch
 from .blocks import Matrices, matrices_of
 from .factor_plan import Side, SideUpdate, chunk_of
 from .factor_state import finish_factors, finish_norms, start_factors
 from .grouped_product import grouped_product
-from .launch import TYPES, Plan, Work, run
+from .launch import TYPES, Plan, Work
 from .product_plan import Part, Product, Rule
 
 SCRATCH_BYTES = 256 << 20
@@ -37,13 +37,13 @@ class Group:
 
     blocks: int
     first_block: int
-    grad: list[Tensor]
-    left: tuple[Tensor, Tensor] | None
-    right: tuple[Tensor, Tensor] | None
-    direction: list[Tensor]
-    out: list[Tensor]
-    left_root: Tensor | None
-    right_root: Tensor | None
+    grad: Sequence[Tensor]
+    left: tuple[Tensor, Tensor] | None = None
+    right: tuple[Tensor, Tensor] | None = None
+    direction: Sequence[Tensor] = ()
+    out: Sequence[Tensor] = ()
+    left_root: Tensor | None = None
+    right_root: Tensor | None = None
 
 
 class GroupPlan:
@@ -103,8 +103,7 @@ class GroupPlan:
             whole.once(
                 start_factors,
                 {0: side.unfolding, 3: side.factor},
-                side.state
-                | {fields.ROWS.value: side.unfolding.rows, fields.COLS.value: side.unfolding.cols},
+                side.state | {fields.ROWS.value: side.unfolding.rows, fields.COLS.value: side.unfolding.cols},
                 TYPE=TYPES[side.unfolding.dtype],
             )
             for side in self.sides
@@ -180,8 +179,16 @@ def _slices(plans: list[GroupPlan], scratch_bytes: int) -> Iterator[list[tuple[G
         yield parts
 
 
-def run_groups(groups: list[Group], rule: Rule, active: Tensor, **scalars: float | Tensor) -> None:
+def run(
+    groups: list[Group],
+    rule: Rule,
+    active: Tensor,
+    decay: float,
+    weight: float,
+    damping: float,
+    norms: Tensor | None = None,
+) -> None:
     """Plan and launch."""
-    plan = plan_groups(groups, rule, scalars["damping"] > 0)
-    table = torch.tensor(plan.words, dtype=torch.int64).to(active.device)
-    run(plan, table, active, scalars)
+    plan = plan_groups(groups, rule, damping > 0)
+    scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": norms}
+    launch.run(plan, active, scalars)

@@ -1,7 +1,7 @@
 """Launches as data: which kernel, over which entries of one table, with which constants.
 
-A plan is made from shapes, strides and addresses alone. `run` launches it through Triton; tests launch the same
-plan in other ways.
+A plan is made from shapes, strides and addresses alone. `run` launches it through Triton; tests launch the
+same plan in other ways.
 """
 
 from __future__ import annotations
@@ -142,10 +142,13 @@ class Plan:
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 
-def run(plan: Plan, table: torch.Tensor, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
-    """Launch a plan whose table is on the device."""
+def run(plan: Plan, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
+    """Upload a plan's table and launch; `scalars`: the arguments that kernels name."""
+    table = torch.tensor(plan.words, dtype=torch.int64).to(active.device)
     scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=active.device)
     for launch in plan.launches:
+        if launch.programs == 0:
+            continue
         launch.kernel[(launch.programs,)](
             table[launch.first :],
             launch.count,

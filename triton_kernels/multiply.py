@@ -1,8 +1,8 @@
 """C = A B for one tile of one block's C: the loop of every grouped product.
 
-One program a tile of BM x BN; depth is worked off BK at a time, in the stages of the launch. A is matrix 0 of
-the entry, ``[rows, depth]``, B matrix 1, ``[depth, cols]``. Of a symmetric C, only tiles on and below the
-diagonal are made, and stored with their mirror images.
+One program a tile of BM x BN; depth is worked off BK at a time, in the stages of the launch. A is matrix 0
+of the entry, ``[rows, depth]``, B matrix 1, ``[depth, cols]``. Of a symmetric C, only tiles on and below
+the diagonal are made, and stored with their mirror images.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ def tile_corner(entry, tile, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.c
         while (row + 1) * (row + 2) // 2 <= tile:
             row += 1
         return row * BM, (tile - row * (row + 1) // 2) * BN
-    else:
-        cols = tl.load(entry + TILE_COLS).to(tl.int32)
-        return tile // cols * BM, tile % cols * BN
+    cols = tl.load(entry + TILE_COLS).to(tl.int32)
+    return tile // cols * BM, tile % cols * BN
 
 
 @triton.jit

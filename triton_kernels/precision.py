@@ -1,8 +1,8 @@
 """a b for tiles of float32 on tensor cores, from terms that they multiply exactly.
 
 ``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``bf16x6``: three terms, the six largest
-products. ``tf32x3``: as bf16x3 in tf32. ``fp32``: fused multiply-adds. The smallest products are added first.
-An operand that is bfloat16 is its own first term: the products with its others are left out.
+products. ``tf32x3``: as bf16x3 in tf32. ``fp32``: fused multiply-adds. The smallest products are added
+first. An operand that is bfloat16 is its own first term: the products with its others are left out.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ def dot(a, b, sum, PRECISION: tl.constexpr):
     """sum + a b, for a ``[M, K]`` and b ``[K, N]``, each float32 or bfloat16."""
     if PRECISION == "bf16x3":
         return _dot_bf16x3(a, b, sum)
-    elif PRECISION == "bf16x6":
+    if PRECISION == "bf16x6":
         return _dot_bf16x6(a, b, sum)
-    else:
-        INPUT: tl.constexpr = "tf32x3" if PRECISION == "tf32x3" else "ieee"
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sum, input_precision=INPUT)
+    INPUT: tl.constexpr = "tf32x3" if PRECISION == "tf32x3" else "ieee"
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), sum, input_precision=INPUT)
 
 
 @triton.jit

@@ -28,8 +28,8 @@ class Product:
     Args:
         added, out: matrices 2 and 3 of the entry.
         words: of the entry beside those that follow from the matrices.
-        typed: the matrices whose dtype and order the kernel does not know, of ``A`` and ``B``; where it has both,
-            ``OUT_ORDER`` is told too.
+        typed: the matrices whose dtype and order the kernel does not know, of ``A`` and ``B``; where it has
+            both, ``OUT_ORDER`` is told too.
     """
 
     kernel: Any
@@ -98,13 +98,15 @@ class Part:
         }
         constants |= product.types() | {"PRECISION": self.precision, "VECTOR": product.vector()}
         tiles = self.tiles(rows, cols, product.symmetric)
-        return Work(
-            product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles
-        )
+        return Work(product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles)
 
     def once(
-        self, kernel: Any, matrices: dict[int, Matrices], words: Mapping[int, int], **constants: Any
-    ) -> Work:  # noqa: ANN401
+        self,
+        kernel: Any,  # noqa: ANN401
+        matrices: dict[int, Matrices],
+        words: Mapping[int, int],
+        **constants: Any,  # noqa: ANN401
+    ) -> Work:
         """What one program does to each of these blocks."""
         config = tuning.config(kernel, self.largest, self.precision)
         own = {fields.FIRST_BLOCK.value: self.first_block, **words}

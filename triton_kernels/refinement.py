@@ -42,9 +42,7 @@ def refinement(
     if takes_part(entry, block, scratch, active):
         row, col = tile_corner(entry, tile, True, BM, BM)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)
-        c = multiply(
-            entry, block, scratch, i, j, tl.float32, "row", tl.float32, "row", PRECISION, VECTOR, BK
-        )
+        c = multiply(entry, block, scratch, i, j, tl.float32, "row", tl.float32, "row", PRECISION, VECTOR, BK)
         if STEP != "product":
             held = load_lower(entry, 2, block, scratch, i, j, VECTOR)
             one = tl.where(i[:, None] == j[None, :], 1.0, 0.0)

@@ -1,7 +1,8 @@
 """How kernels are cut and compiled: tile, warps and stages, by kernel, shape, precision and architecture.
 
-A plain table and no autotuning: kernels that work in place would be run many times over, and the first step would take
-minutes. Every entry is compiled ahead of time by the tests. ``bench/tune_triton.py`` measures a new table.
+A plain table and no autotuning: kernels that work in place would be run many times over, and the first step
+would take minutes. Every entry is compiled ahead of time by the tests. ``bench/tune_triton.py`` measures a
+new table.
 """
 
 from __future__ import annotations

@@ -117,9 +117,9 @@ def kron_step_(
     sizes = [len(factor) for factor in left]
     actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
     # All lists are cut before anything is written.
-    grads = _by_group("grad", grad, sizes) if update else []
-    directions = _by_group("direction", direction, sizes) if out else []
-    results = _by_group("out", out, sizes) if out else []
+    grads = by_group("grad", grad, sizes) if update else []
+    directions = by_group("direction", direction, sizes) if out else []
+    results = by_group("out", out, sizes) if out else []
     for i, views in enumerate(grads):
         transposed = [view.mT for view in views]
         update_factor_(left[i], left_statistics[i], views, actives[i], *rule)
@@ -134,7 +134,7 @@ def _check_precision(op: str, precision: str) -> None:
         raise RuntimeError(f"{op}: `precision` must be {expected}, got {precision}")
 
 
-def _by_group(name: str, views: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
+def by_group(name: str, views: list[Tensor], sizes: list[int]) -> list[list[Tensor]]:
     """A list of block views cut into the groups' own; views of no blocks are passed over.
 
     Raises:

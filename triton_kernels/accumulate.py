@@ -1,0 +1,104 @@
+"""accumulate, for the elements of all parameters in one launch::
+
+    g = grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (NESTEROV), or g
+    v = beta2 v + weight2 g^2;   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
+
+sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one program a parameter. Every
+tensor is read and written once. See elements.py for the mapping.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .elements import (
+    DIRECTION,
+    GRAD,
+    MOMENTUM,
+    NUMEL,
+    PARAM,
+    PARAMETER,
+    PARTIAL,
+    SECOND_MOMENT,
+    adaptive,
+    places,
+    span,
+)
+from .entry import find, floats
+
+
+@triton.jit(
+    do_not_specialize=[
+        "table",
+        "count",
+        "scratch",
+        "active",
+        "coefficients",
+        "beta1",
+        "rest1",
+        "beta2",
+        "weight2",
+        "l2",
+    ]
+)
+def accumulate(
+    table,
+    count,
+    scratch,
+    active,
+    coefficients,
+    beta1,
+    rest1,
+    beta2,
+    weight2,
+    l2,
+    PARAM_TYPE: tl.constexpr,
+    GRAD_TYPE: tl.constexpr,
+    HAS_MOMENTUM: tl.constexpr,
+    HAS_SECOND_MOMENT: tl.constexpr,
+    HAS_DIRECTION: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    FLAT: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    entry = find(table, count)
+    parameter = tl.load(entry + PARAMETER)
+    if tl.load(active + parameter) != 0:
+        at, exists = span(entry, FLAT, SPAN)
+        g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
+        if l2 != 0:
+            p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
+            g += l2 * p.to(tl.float32)
+        d = g
+        if HAS_MOMENTUM:
+            momentum = places(entry, MOMENTUM, at, tl.float32, FLAT)
+            d = beta1 * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
+            tl.store(momentum, d, mask=exists)
+            if NESTEROV:
+                d = beta1 * d + rest1 * g
+        if HAS_DIRECTION:
+            tl.store(places(entry, DIRECTION, at, tl.float32, FLAT), d, mask=exists)
+        c = coefficients + 4 * parameter
+        graft = tl.load(c) * d
+        if HAS_SECOND_MOMENT:
+            second = places(entry, SECOND_MOMENT, at, tl.float32, FLAT)
+            v = beta2 * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
+            tl.store(second, v, mask=exists)
+            graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
+        own = tl.program_id(0) - tl.load(entry)
+        tl.store(floats(entry, scratch, PARTIAL) + own, tl.sum(tl.where(exists, graft * graft, 0.0)))
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
+def sum_spans(table, count, scratch, active, norms, SPAN: tl.constexpr, LANES: tl.constexpr):
+    entry = find(table, count)
+    parameter = tl.load(entry + PARAMETER)
+    lanes = tl.arange(0, LANES)
+    sums = tl.zeros((LANES,), tl.float32)
+    if tl.load(active + parameter) != 0:
+        spans = (tl.load(entry + NUMEL) + SPAN - 1) // SPAN
+        shares = floats(entry, scratch, PARTIAL)
+        for start in range(0, spans, LANES):
+            sums += tl.load(shares + start + lanes, mask=start + lanes < spans, other=0.0)
+    tl.store(norms + parameter, tl.sum(sums))

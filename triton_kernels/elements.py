@@ -1,0 +1,56 @@
+"""The elements of all parameters, however they lie: what `accumulate` and `parameter_step` work off.
+
+A program takes a span of SPAN elements of one parameter, counted in the order of the parameter's memory.
+FLAT: every tensor of the parameter is contiguous in that order, starts at a multiple of 16 bytes and has a
+multiple of 8 elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+PARAMETER = tl.constexpr(1)  # its number
+NUMEL = tl.constexpr(2)
+PARTIAL = tl.constexpr(3)  # offset in scratch memory of the spans' partial sums
+SIZES = tl.constexpr(4)
+DIMS = tl.constexpr(5)
+TENSORS = tl.constexpr(9)
+TENSOR_WIDTH = tl.constexpr(6)  # address, strides
+
+PARAM = tl.constexpr(0)
+GRAD = tl.constexpr(1)
+MOMENTUM = tl.constexpr(2)
+SECOND_MOMENT = tl.constexpr(3)
+DIRECTION = tl.constexpr(4)
+UPDATE = tl.constexpr(5)
+
+
+@triton.jit
+def span(entry, FLAT: tl.constexpr, SPAN: tl.constexpr):
+    """The elements of this program, and which of them exist."""
+    start = (tl.program_id(0).to(tl.int64) - tl.load(entry)) * SPAN
+    index = start + tl.arange(0, SPAN)
+    return index, index < tl.multiple_of(tl.load(entry + NUMEL), 8 if FLAT else 1)
+
+
+@triton.jit
+def places(entry, TENSOR: tl.constexpr, index, TYPE: tl.constexpr, FLAT: tl.constexpr):
+    """Pointers to elements of a tensor."""
+    field = entry + TENSORS + TENSOR * TENSOR_WIDTH
+    data = tl.load(field).to(tl.pointer_type(TYPE))
+    if FLAT:
+        return tl.multiple_of(data, 16) + index
+    offset = tl.zeros_like(index)
+    for reverse in tl.static_range(DIMS):
+        size = tl.load(entry + SIZES + DIMS - 1 - reverse)
+        offset += index % size * tl.load(field + DIMS - reverse)
+        index = index // size
+    return data + offset
+
+
+@triton.jit
+def adaptive(d, v, c0, c1, c2):
+    """c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0."""
+    denominator = tl.sqrt(c1 * v) + c2
+    return tl.where(denominator > 0, c0 * d / tl.where(denominator > 0, denominator, 1.0), 0.0)

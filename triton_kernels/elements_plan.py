@@ -1,0 +1,159 @@
+"""accumulate_ and parameter_step_: from tensors to a plan of launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from . import elements as fields
+from . import entry, launch
+from .accumulate import accumulate, sum_spans
+from .launch import SIZE_MULTIPLE, TYPES, Config, Launch, Plan
+from .parameter_step import parameter_step
+
+SPAN = 4096
+WARPS = 8
+LANES = 256
+MOST_DIMS = fields.DIMS.value
+TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update")
+"""In the order of their numbers in an entry."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's tensors by name; one that is missing, or has no elements, is left out."""
+
+    number: int
+    tensors: Mapping[str, Tensor]
+
+    def layout(self) -> list[tuple[int, dict[str, int]]]:
+        """Sizes and strides of the dims in the order of the parameter's memory, merged where they are one."""
+        param = self.tensors["param"]
+        order = [dim for dim in range(param.ndim) if param.shape[dim] != 1]
+        order.sort(key=lambda dim: -param.stride(dim))
+        dims: list[tuple[int, dict[str, int]]] = []
+        for dim in order:
+            size = param.shape[dim]
+            strides = {name: tensor.stride(dim) for name, tensor in self.tensors.items()}
+            if dims and all(dims[-1][1][name] == stride * size for name, stride in strides.items()):
+                dims[-1] = (dims[-1][0] * size, strides)
+            else:
+                dims.append((size, strides))
+        return dims or [(1, dict.fromkeys(self.tensors, 1))]
+
+    def flat(self) -> bool:
+        """Whether the kernels may take the elements in vectors (elements.py)."""
+        dims = self.layout()
+        contiguous = len(dims) == 1 and all(stride == 1 for stride in dims[0][1].values())
+        whole = self.tensors["param"].numel() % SIZE_MULTIPLE == 0
+        return contiguous and whole and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors.values())
+
+    def words(self, first_program: int, partial: int) -> list[int]:
+        """The entry."""
+        words = [0] * entry.WIDTH.value
+        words[entry.FIRST_PROGRAM.value] = first_program
+        words[fields.PARAMETER.value] = self.number
+        words[fields.NUMEL.value] = self.tensors["param"].numel()
+        words[fields.PARTIAL.value] = partial
+        dims = [(1, dict.fromkeys(self.tensors, 0))] * MOST_DIMS + self.layout()
+        for place, (size, strides) in enumerate(dims[-MOST_DIMS:]):
+            words[fields.SIZES.value + place] = size
+            for name, tensor in self.tensors.items():
+                at = fields.TENSORS.value + TENSORS.index(name) * fields.TENSOR_WIDTH.value
+                words[at] = tensor.data_ptr()
+                words[at + 1 + place] = strides[name]
+        return words
+
+
+def parameters_of(params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]]) -> list[Parameter]:
+    """The parameters of lists of tensors, of which each may be empty.
+
+    Raises:
+        RuntimeError: a parameter's tensors have too many dims that cannot be merged.
+    """
+    found = []
+    for number, param in enumerate(params):
+        tensors = {"param": param}
+        tensors |= {name: given[number] for name, given in lists.items() if given and given[number].numel()}
+        parameter = Parameter(number, tensors)
+        dims = len(parameter.layout())
+        if dims > MOST_DIMS:
+            raise RuntimeError(
+                f"`params[{number}]` and its tensors must have at most {MOST_DIMS} dims that are not "
+                f"contiguous with each other, got {dims}"
+            )
+        found.append(parameter)
+    return found
+
+
+def accumulate_all(
+    params: Sequence[Tensor],
+    lists: Mapping[str, Sequence[Tensor]],
+    nesterov: bool,
+    active: Tensor,
+    scalars: Mapping[str, Any],
+) -> None:
+    """Run `accumulate` and `sum_spans` on the lists of tensors, by their names in `TENSORS`."""
+    launch.run(plan_accumulate(parameters_of(params, lists), nesterov), active, scalars)
+
+
+def step_all(
+    params: Sequence[Tensor],
+    lists: Mapping[str, Sequence[Tensor]],
+    nesterov: bool,
+    active: Tensor,
+    scalars: Mapping[str, Any],
+) -> None:
+    """Run `parameter_step`, likewise."""
+    launch.run(plan_parameter_step(parameters_of(params, lists), nesterov), active, scalars)
+
+
+def plan_accumulate(parameters: list[Parameter], nesterov: bool) -> Plan:
+    plan = Plan()
+    spans = {p.number: -(-p.tensors["param"].numel() // SPAN) for p in parameters}
+    partials = {number: plan.floats(count) for number, count in spans.items()}
+    _launch(plan, accumulate, parameters, partials, {"NESTEROV": nesterov}, ("param", "grad"))
+    first = len(plan.words)
+    plan.words += [p.words(place, partials[p.number]) for place, p in enumerate(parameters)]
+    config = Config({"SPAN": SPAN, "LANES": LANES}, 4)
+    plan.launches.append(Launch(sum_spans, config, {}, len(parameters), first, len(parameters)))
+    return plan
+
+
+def plan_parameter_step(parameters: list[Parameter], nesterov: bool) -> Plan:
+    plan = Plan()
+    partials = dict.fromkeys((p.number for p in parameters), 0)
+    _launch(plan, parameter_step, parameters, partials, {"NESTEROV": nesterov}, ("param", "direction"))
+    return plan
+
+
+def _launch(
+    plan: Plan,
+    kernel: Any,  # noqa: ANN401
+    parameters: list[Parameter],
+    partials: Mapping[int, int],
+    constants: Mapping[str, Any],
+    typed: tuple[str, ...],
+) -> None:
+    """One launch for each specialisation: dtypes, which tensors there are, and whether they are flat."""
+    classes: dict[tuple[tuple[str, Any], ...], list[Parameter]] = {}
+    for parameter in parameters:
+        if math.prod(parameter.tensors["param"].shape) == 0:
+            continue
+        own = dict(constants) | {"FLAT": parameter.flat()}
+        own |= {f"{name.upper()}_TYPE": TYPES[parameter.tensors[name].dtype] for name in typed}
+        own |= {f"HAS_{name.upper()}": name in parameter.tensors for name in TENSORS}
+        own = {name: value for name, value in own.items() if name in kernel.arg_names}
+        classes.setdefault(tuple(own.items()), []).append(parameter)
+    for key, same in classes.items():
+        first, programs = len(plan.words), 0
+        for parameter in same:
+            plan.words.append(parameter.words(programs, partials[parameter.number]))
+            programs += -(-parameter.tensors["param"].numel() // SPAN)
+        plan.launches.append(
+            Launch(kernel, Config({"SPAN": SPAN}, WARPS), dict(key), programs, first, len(same))
+        )
