@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from kradagrad_ext.backends import resolve
 
 SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
 """Block shapes on and beside every boundary of the kernels' tiles and chunks."""
@@ -18,6 +23,16 @@ LAYOUTS = [
     ("strided", torch.bfloat16),
 ]
 """Memory layouts of block views, and the dtype of what they show."""
+
+
+def ops(backend: str, dtype: torch.dtype) -> Any:
+    """A backend's ops; skips what the backend says that it does not serve."""
+    reason = importlib.import_module(f"kradagrad_ext.backends.{backend}").available(
+        torch.device("cpu"), dtype
+    )
+    if reason is not None:
+        pytest.skip(f"{backend}: {reason}")
+    return resolve(backend, torch.device("cpu"), dtype)
 
 
 def spd(n: int, d: int, dtype: torch.dtype, condition: float = 100.0) -> Tensor:

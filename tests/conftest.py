@@ -9,6 +9,11 @@ import torch
 
 from kradagrad_ext.backends import available_backends
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter
+
+    interpreter.mend()
+
 USABLE = [name for name, reason in available_backends(torch.device("cpu")).items() if reason is None]
 
 

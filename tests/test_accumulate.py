@@ -10,7 +10,7 @@ import pytest
 import torch
 from tolerances import assert_as_accurate
 
-from kradagrad_ext.backends import reference, resolve
+from kradagrad_ext.backends import reference
 
 SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
 OPTIONS: list[dict[str, Any]] = [
@@ -69,7 +69,7 @@ def test_agrees_with_float64(
     dtype: torch.dtype, transposed: bool, options: dict[str, Any], backend: str
 ) -> None:
     given = inputs(dtype, transposed)
-    ours = run(resolve(backend, torch.device("cpu"), given.graft_norms.dtype), given, **options)
+    ours = run(cases.ops(backend, given.graft_norms.dtype), given, **options)
     plain = run(reference, given, **options)
     exact = run(reference, given, torch.float64, **options)
     for name in ("momenta", "second_moments", "directions"):
@@ -81,7 +81,7 @@ def test_agrees_with_float64(
 def test_inactive_parameters_stay(backend: str) -> None:
     given = inputs(torch.float32)
     given.grads[3][:] = torch.nan
-    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given, nesterov=True)
+    ours = run(cases.ops(backend, torch.float32), given, nesterov=True)
     for name in ("momenta", "second_moments", "directions"):
         assert torch.equal(getattr(ours, name)[3], getattr(given, name)[3])
     assert ours.graft_norms[3] == 0
@@ -95,20 +95,20 @@ def test_zero_over_zero_is_zero(backend: str) -> None:
         for tensor in tensors:
             tensor.zero_()
     given.coefficients[:, 2] = 0
-    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given)
+    ours = run(cases.ops(backend, torch.float32), given)
     assert not ours.graft_norms.any()
 
 
 def test_no_parameters(backend: str) -> None:
     norms = torch.empty(0)
-    resolve(backend, torch.device("cpu"), torch.float32).accumulate_(
+    cases.ops(backend, torch.float32).accumulate_(
         [], [], [], norms, [], [], torch.empty(0, 4), norms.bool(), 0.9, 0.99, 0.01, 0.0, False
     )
     assert norms.shape == (0,)
 
 
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = inputs(torch.float32)
     threads = torch.get_num_threads()
     try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tolerances import assert_as_accurate
 
-from kradagrad_ext.backends import reference, resolve
+from kradagrad_ext.backends import reference
 
 SCALARS: dict[str, Any] = {
     "decay": 0.9,
@@ -74,7 +74,7 @@ def test_agrees_with_float64(
     rows: int, columns: int, options: dict[str, Any], layout: str, dtype: torch.dtype, backend: str
 ) -> None:
     given = inputs(5, rows, columns, dtype, layout)
-    ours = run(resolve(backend, torch.device("cpu"), given.norms.dtype), given, **options)
+    ours = run(cases.ops(backend, given.norms.dtype), given, **options)
     plain = run(reference, given, **options)
     compare(ours, plain, run(reference, given, torch.float64, **options))
     if options.get("update", True):
@@ -89,19 +89,19 @@ def test_agrees_with_float64(
 @pytest.mark.parametrize("blocks", [0, 1, 2, 2000])
 def test_any_number_of_blocks(blocks: int, backend: str) -> None:
     given = inputs(blocks, 6, 5, torch.float32)
-    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given)
+    ours = run(cases.ops(backend, torch.float32), given)
     compare(ours, run(reference, given), run(reference, given, torch.float64))
 
 
 def test_padding_around_the_views_is_neither_read_nor_written(backend: str) -> None:
     given = inputs(6, 7, 5, torch.float32, "strided")
-    ours = run(resolve(backend, torch.device("cpu"), torch.float32), given)
+    ours = run(cases.ops(backend, torch.float32), given)
     cases.assert_same_padding(ours.out, given.out)
     assert all(tensor.isfinite().all() for tensor in (*ours.out, *ours.left, *ours.right, ours.norms))
 
 
 def test_out_may_be_the_direction(backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = inputs(4, 33, 20, torch.float32)
     apart = run(ops, given)
     aliased = SimpleNamespace(**vars(given))
@@ -113,7 +113,7 @@ def test_out_may_be_the_direction(backend: str) -> None:
 
 def test_is_its_parts(backend: str) -> None:
     """The fused call gives what two factor updates and a product give."""
-    ops = resolve(backend, torch.device("cpu"), torch.float64)
+    ops = cases.ops(backend, torch.float64)
     given = inputs(3, 9, 12, torch.float64)
     ours = run(ops, given, factor_scale="exact", damping=1e-3)
     left, right = given.left[0].clone(), given.right[0].clone()
@@ -130,7 +130,7 @@ def test_is_its_parts(backend: str) -> None:
 
 def test_bfloat16_roots(backend: str) -> None:
     """Roots stored in bfloat16 multiply as the numbers they hold, in the factors' dtype."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = inputs(3, 33, 17, torch.float32)
     rounded = SimpleNamespace(**vars(given))
     rounded.left_root = [root.bfloat16() for root in given.left_root]
@@ -144,7 +144,7 @@ def test_bfloat16_roots(backend: str) -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 7])
 def test_same_bits_for_any_number_of_threads(blocks: int, backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = inputs(blocks, 129, 65, torch.float32)
     threads = torch.get_num_threads()
     try:
@@ -176,7 +176,7 @@ MIXED = [(3, 5, 7), (0, 4, 4), (1, 33, 20), (2, 64, 64)]
 @pytest.mark.parametrize("layout", ["contiguous", "strided"])
 def test_groups_of_one_call_are_independent(layout: str, backend: str) -> None:
     """Several groups of different shapes, one of them empty, give what one call each gives, bit for bit."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     groups = [inputs(*shape, torch.float32, layout) for shape in MIXED]
     whole = run(ops, merged(groups), refine=2, factor_scale="frobenius")
     apart = merged([run(ops, group, refine=2, factor_scale="frobenius") for group in groups])
@@ -188,7 +188,7 @@ def test_groups_of_one_call_are_independent(layout: str, backend: str) -> None:
 
 def test_factors_alone(backend: str) -> None:
     """Without `out` the factors are updated as with it, and nothing else is written."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = merged([inputs(3, 5, 7, torch.float32), inputs(2, 33, 20, torch.float32)])
     whole = run(ops, given)
     given.out = given.direction = given.left_root = given.right_root = []
@@ -218,7 +218,7 @@ def test_views_of_two_groups_and_unknown_precisions_are_refused(
     name: str, value: Any, message: str, backend: str
 ) -> None:
     """The message names the list, the group and the counts; nothing is written."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     given = merged([inputs(3, 5, 7, torch.float32), inputs(2, 3, 2, torch.float32)])
     before = cases.copied(given)
     options = {"precision": value} if name == "precision" else {}

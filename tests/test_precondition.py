@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import assert_as_accurate
 
-from kradagrad_ext.backends import reference, resolve
+from kradagrad_ext.backends import reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -19,7 +19,7 @@ def test_agrees_with_float64(
 ) -> None:
     x = torch.randn(blocks, *shape, dtype=dtype)
     roots = [cases.spd(blocks, d, dtype).to(root_dtype or dtype) for d in shape]
-    ours = resolve(backend, x.device, dtype).precondition(x, roots)
+    ours = cases.ops(backend, dtype).precondition(x, roots)
     plain = reference.precondition(x, roots)
     exact = reference.precondition(x.double(), [root.double() for root in roots])
     assert_as_accurate(ours, plain, exact, "product")
@@ -28,7 +28,7 @@ def test_agrees_with_float64(
 
 
 def test_an_empty_root_is_the_identity(backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     x = torch.randn(3, 4, 5)
     root, empty = cases.spd(3, 5, torch.float32), torch.empty(0, 4, 4)
     torch.testing.assert_close(ops.precondition(x, [empty, root]), x @ root)
@@ -36,7 +36,7 @@ def test_an_empty_root_is_the_identity(backend: str) -> None:
 
 
 def test_strided_blocks(backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float64)
+    ops = cases.ops(backend, torch.float64)
     x = torch.randn(6, 5, 4, dtype=torch.float64).permute(2, 1, 0)
     roots = [cases.spd(4, 5, torch.float64), cases.spd(4, 6, torch.float64)]
     torch.testing.assert_close(ops.precondition(x, roots), roots[0] @ x @ roots[1])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tolerances import assert_as_accurate
 from torch import Tensor
 
-from kradagrad_ext.backends import reference, resolve
+from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import FACTOR_SCALES
 
 SHAPES = [(1, 1), (1, 70), (7, 33), (33, 7), (33, 129), (64, 64), (129, 129), (130, 40)]
@@ -44,7 +44,7 @@ def test_agrees_with_float64(
     active = torch.tensor([True, True, False, True, True])
     stats = x.new_zeros(n, 2)
     options = {"factor_scale": factor_scale, "refine": refine}
-    ours = run(resolve(backend, x.device, compute), x, stats, cases.views(a, layout), active, **options)[0]
+    ours = run(cases.ops(backend, compute), x, stats, cases.views(a, layout), active, **options)[0]
     plain = run(reference, x, stats, a, active, **options)[0]
     exact = run(reference, x.double(), stats.double(), a.double(), active, **options)[0]
     assert_as_accurate(ours, plain, exact, "factor")
@@ -57,7 +57,7 @@ def test_agrees_with_float64(
 def test_any_number_of_blocks(blocks: int, factor_scale: str, backend: str) -> None:
     x, a = cases.spd(blocks, 5, torch.float32), torch.randn(blocks, 5, 6)
     active, stats = torch.rand(blocks) < 0.9, torch.zeros(blocks, 2)
-    ours = run(resolve(backend, x.device, x.dtype), x, stats, a, active, factor_scale=factor_scale)[0]
+    ours = run(cases.ops(backend, x.dtype), x, stats, a, active, factor_scale=factor_scale)[0]
     plain = run(reference, x, stats, a, active, factor_scale=factor_scale)[0]
     exact = run(reference, x.double(), stats.double(), a.double(), active, factor_scale=factor_scale)[0]
     assert_as_accurate(ours, plain, exact, "factor")
@@ -65,7 +65,7 @@ def test_any_number_of_blocks(blocks: int, factor_scale: str, backend: str) -> N
 
 def test_blocks_are_independent(backend: str) -> None:
     """A permutation of the blocks permutes the result, bit for bit."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     x, a, active = cases.spd(9, 33, torch.float32), torch.randn(9, 33, 20), torch.ones(9, dtype=torch.bool)
     order = torch.randperm(9)
     whole = run(ops, x, torch.zeros(9, 2), a, active, factor_scale="exact")[0]
@@ -75,7 +75,7 @@ def test_blocks_are_independent(backend: str) -> None:
 
 def test_relative_damping_starts_and_tracks_the_mean(backend: str) -> None:
     """The first gradient sets the scale of X; a zero one waits; the mean then decays."""
-    ops = resolve(backend, torch.device("cpu"), torch.float64)
+    ops = cases.ops(backend, torch.float64)
     d, k, damping, decay = 6, 4, 1e-3, 0.9
     a = torch.randn(2, d, k, dtype=torch.float64)
     a[1] = 0
@@ -96,7 +96,7 @@ def test_relative_damping_starts_and_tracks_the_mean(backend: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_of_inactive_blocks_do_not_leak(value: float, backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     x, a = cases.spd(4, 9, torch.float32), torch.randn(4, 9, 5)
     active = torch.tensor([True, False, True, True])
     clean = run(ops, x, torch.zeros(4, 2), a, active, damping=1e-3)
@@ -108,7 +108,7 @@ def test_values_of_inactive_blocks_do_not_leak(value: float, backend: str) -> No
 
 def test_failed_cholesky_falls_back_and_is_counted(backend: str) -> None:
     """N = I + A^T X A is indefinite for an indefinite X: that block alone takes the refined update."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     x, a = cases.spd(3, 8, torch.float32), torch.randn(3, 8, 8)
     x[1] = -x[1]
     active = torch.ones(3, dtype=torch.bool)
@@ -124,7 +124,7 @@ def test_failed_cholesky_falls_back_and_is_counted(backend: str) -> None:
 
 
 def test_overflow_leaves_the_block_and_is_counted(backend: str) -> None:
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     x, a = cases.spd(2, 8, torch.float32), torch.randn(2, 8, 8)
     a[0] *= 1e30
     for factor_scale, refine in (("trace", 0), ("frobenius", 2), ("exact", 0)):
@@ -209,7 +209,7 @@ def test_scales_order_from_loose_to_tight() -> None:
 
 def test_float32_stays_positive_definite_over_a_long_run(backend: str) -> None:
     """Low-rank gradients of changing scale, 400 updates with forgetting: the spectrum stays positive."""
-    ops = resolve(backend, torch.device("cpu"), torch.float32)
+    ops = cases.ops(backend, torch.float32)
     d, active = 48, torch.ones(1, dtype=torch.bool)
     x, stats = torch.zeros(1, d, d), torch.zeros(1, 2)
     basis = torch.linalg.qr(torch.randn(d, 4))[0]

@@ -22,7 +22,6 @@ from .base import Backend
 # In the order in which `auto` tries them.
 _REGISTRY = {
     "native": "kradagrad_ext.backends.native",
-    "triton": "kradagrad_ext.backends.triton",
     "reference": "kradagrad_ext.backends.reference",
 }
 
