@@ -74,12 +74,14 @@ class Executor:
     Args:
         seed: shuffles the order of blocks and warps where it is not 0.
         scratch_bytes: of one slice of the grouped products.
+        races: whether they are looked for, which takes several times the buffers' size in address space.
     """
 
     name = "executor"
 
-    def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28) -> None:
+    def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, races: bool = True) -> None:
         self.seed = seed
+        self.races = races
         self.scratch_bytes = scratch_bytes
         self.launches: list[tuple[str, ptx.Launch]] = []
 
@@ -93,7 +95,13 @@ class Executor:
         self.launches = []
         for name, grid, block, shared, parameters in made["launches"]:
             launch = kernel(name).launch(
-                device.memory, grid, block, [parameters], dynamic_shared=shared, seed=self.seed
+                device.memory,
+                grid,
+                block,
+                [parameters],
+                dynamic_shared=shared,
+                seed=self.seed,
+                races=self.races,
             )
             launch.assert_clean()
             self.launches.append((name, launch))

@@ -59,6 +59,18 @@ def test_one_launch_serves_all_parameters(op: str, launches: int) -> None:
     assert len(executor.launches) == launches
 
 
+def test_elements_more_than_two_to_the_31_apart() -> None:
+    """In gigabytes of address space, of which little is touched."""
+    stride = 2**31 + 4
+    near = torch.randn(2, 8)
+    far = torch.empty(stride + 8).as_strided((2, 8), (stride, 1)).copy_(near)
+    update, coefficients = torch.randn(2, 8), torch.ones(1, 4)
+    for param in (near, far):
+        arguments = (coefficients, torch.ones(1, dtype=torch.bool), torch.tensor(0.1), 0.0, 0.01, 0.0, False)
+        Executor(races=False).parameter_step_([param], [], [update], [update], [], *arguments)
+    assert torch.equal(far, near)
+
+
 def test_too_many_separate_dims_are_refused() -> None:
     """A parameter that no merging of dims makes addressable is named before anything is launched."""
     whole = torch.zeros(3, 3, 3, 3, 3, 6)

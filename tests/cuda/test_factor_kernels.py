@@ -13,7 +13,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from test_kron_step import compare, inputs, merged, run
+from test_kron_step import SCALARS, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
@@ -98,6 +98,25 @@ def test_bfloat16_roots(rows: int, columns: int) -> None:
     given.right_root = [root.float() for root in given.right_root]
     plain, exact = run(reference, given, update=False), run(reference, given, torch.float64, update=False)
     compare(ours, plain, exact, precision_atol("bf16x3", 0))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 24), (130, 24)])
+def test_blocks_more_than_two_to_the_31_elements_apart(rows: int, columns: int) -> None:
+    """In gigabytes of address space, of which little is touched."""
+    near = inputs(2, rows, columns, torch.float32)
+    expected = run(Executor(), near, **DEFAULT)
+    far = cases.copied(near)
+    for name in ("grad", "direction", "out"):
+        setattr(far, name, [far_apart(view) for view in getattr(far, name)])
+    Executor(races=False).kron_step_(*vars(far).values(), *(SCALARS | DEFAULT).values())
+    same_bits(far, expected)
+
+
+def far_apart(blocks: torch.Tensor) -> torch.Tensor:
+    """The same blocks, 2^31 elements and a few more from one to the next."""
+    stride = 2**31 + 4
+    view = torch.empty(stride + blocks[0].numel()).as_strided(blocks.shape, (stride, blocks.shape[2], 1))
+    return view.copy_(blocks)
 
 
 def test_groups_of_both_kinds_in_one_call() -> None:
