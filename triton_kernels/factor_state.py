@@ -59,7 +59,7 @@ def _energy(entry, block, scratch, TYPE: tl.constexpr, BM: tl.constexpr, BN: tl.
 def _fill_diagonal(entry, block, scratch, diagonal, BM: tl.constexpr, BN: tl.constexpr):
     """Matrix 3 = diagonal I."""
     d = tl.load(entry + D)
-    data, stride, _ = matrix(entry, 3, block, scratch, tl.float32, False)
+    data, stride, _step = matrix(entry, 3, block, scratch, tl.float32, False)
     for row in range(0, d, BM):
         for col in range(0, d, BN):
             i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
@@ -81,7 +81,7 @@ def start_factors(
 ):
     """X = I / (damping s) at the first gradient; pending = 1 / decay, or 0 where a block takes no part."""
     entry = find(table, count)
-    block, _ = own_block_and_tile(entry)
+    block, _tile = own_block_and_tile(entry)
     pending = 0.0
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
         pending = 1 / decay
@@ -105,10 +105,10 @@ def start_factors(
 def trace_of_square(table, count, scratch, active, BM: tl.constexpr):
     """tr(M M) of matrix 0, ``[d, d]``: the squared norm of a symmetric matrix with M's eigenvalues."""
     entry = find(table, count)
-    block, _ = own_block_and_tile(entry)
+    block, _tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):
         d = tl.load(entry + D)
-        data, stride, _ = matrix(entry, 0, block, scratch, tl.float32, False)
+        data, stride, _step = matrix(entry, 0, block, scratch, tl.float32, False)
         sums = tl.zeros((BM, BM), tl.float32)
         for row in range(0, d, BM):
             for col in range(0, d, BM):
@@ -123,7 +123,7 @@ def trace_of_square(table, count, scratch, active, BM: tl.constexpr):
 def finish_factors(table, count, scratch, active, decay, damping):
     """The running mean of tr(S) / d, and the count of updates that fell back, of one side."""
     entry = find(table, count)
-    block, _ = own_block_and_tile(entry)
+    block, _tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):
         statistics = _statistics(entry, block)
         failed = tl.load(floats(entry, scratch, FAILED) + block)
@@ -142,7 +142,7 @@ def finish_factors(table, count, scratch, active, decay, damping):
 def finish_norms(table, count, scratch, active, norms):
     """norms = |P|_F^2 from its shares, 0 for an inactive block."""
     entry = find(table, count)
-    block, _ = own_block_and_tile(entry)
+    block, _tile = own_block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
     norm = 0.0
     if tl.load(active + index) != 0:

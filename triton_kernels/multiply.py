@@ -66,7 +66,7 @@ def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.co
 def load_lower(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.constexpr):
     """A tile of a symmetric matrix, 0 above the diagonal, where another program may be writing."""
     rows = size(entry, ROWS, VECTOR)
-    data, stride, _ = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
+    data, stride, _step = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
     places = place(data, stride, 1, i, j, "row")
     if tl.min(i) == tl.min(j):
         held = tl.load(places, mask=inside(i, j, rows, rows) & (j[None, :] <= i[:, None]), other=0.0)
@@ -79,7 +79,7 @@ def load_lower(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.cons
 def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
     """A tile on or below the diagonal to matrix 3, and its mirror image."""
     rows = size(entry, ROWS, VECTOR)
-    out, stride, _ = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
+    out, stride, _step = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
     lower, upper = place(out, stride, 1, i, j, "row"), place(out, stride, 1, j, i, "row")
     if tl.min(i) == tl.min(j):
         below = inside(i, j, rows, rows)

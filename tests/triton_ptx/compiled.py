@@ -1,0 +1,199 @@
+"""The Triton kernels as a backend for CPU tensors: the package's own launch plans, run by the PTX executor.
+
+Kernels are compiled ahead of time for an architecture. Every launch must come out of the executor without a
+report. Scratch memory counts as uninitialised.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ptx
+import pytest
+import torch
+from cuda.executor_backend import Device
+from cuda.toolchain import ROOT
+
+os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build/triton-tests"))
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variables that it reads)
+from triton.compiler import ASTSource  # noqa: E402
+
+from kradagrad_ext.backends import reference  # noqa: E402
+from kradagrad_ext.triton_kernels import elements_plan, entry, kron_step, launch  # noqa: E402
+
+TYPES = {
+    "table": "*i64",
+    "count": "i32",
+    "scratch": "*u8",
+    "active": "*i1",
+    "norms": "*fp32",
+    "coefficients": "*fp32",
+    "lr": "*fp32",
+}
+"""Of the kernels' arguments; the others are float32 numbers."""
+
+
+@functools.cache
+def compiled(kernel: Any, constants: tuple[tuple[str, Any], ...], warps: int, stages: int, arch: int) -> Any:
+    """A specialisation for an architecture, as Triton's launcher would make it."""
+    named = dict(constants)
+    signature = {name: "constexpr" if name in named else TYPES.get(name, "fp32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=named)
+    options = {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+class Placed:
+    """A tensor as the plans see it, at an address of the executor."""
+
+    def __init__(self, tensor: torch.Tensor, device: Device) -> None:
+        self.tensor = tensor
+        self.address = device.address(tensor)
+        self.shape, self.dtype, self.ndim = tensor.shape, tensor.dtype, tensor.ndim
+
+    def data_ptr(self) -> int:
+        return self.address
+
+    def stride(self, dim: int | None = None) -> Any:
+        return self.tensor.stride() if dim is None else self.tensor.stride(dim)
+
+    def element_size(self) -> int:
+        return self.tensor.element_size()
+
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+
+class Compiled:
+    """The backend. Launches of the latest call are kept with their counters."""
+
+    name = "compiled"
+
+    def __init__(self, arch: int, seed: int = 0) -> None:
+        self.arch, self.seed = arch, seed
+        self.launches: list[tuple[str, ptx.Launch]] = []
+
+    def run(self, plan: launch.Plan, device: Device, active: int, scalars: dict[str, Any]) -> None:
+        table, memory = device.allocate(8 * len(plan.words) * entry.WIDTH.value)
+        if plan.words:
+            memory[:] = np.array(plan.words, np.int64).reshape(-1).view(np.uint8)
+        scratch, _ = device.allocate(plan.scratch, uninitialised=True)
+        self.launches = []
+        for own in plan.launches:
+            constants = tuple((own.constants | own.config.constants).items())
+            made = compiled(own.kernel, constants, own.config.warps, own.config.stages, self.arch)
+            first = table + 8 * own.first * entry.WIDTH.value
+            values = [first, own.count, scratch, active, *(scalars[name] for name in own.scalars)]
+            kernel = ptx.Kernel(made.asm["ptx"], own.kernel.__name__)
+            unused = len(kernel.parameters) - len(values)  # Triton's own scratch memory
+            result = kernel.launch(
+                device.memory,
+                own.programs,
+                32 * own.config.warps,
+                [*values, *[0] * unused],
+                dynamic_shared=made.metadata.shared,
+                seed=self.seed,
+            )
+            result.assert_clean()
+            self.launches.append((own.kernel.__name__, result))
+
+    def kron_step_(
+        self,
+        left,
+        right,
+        left_statistics,
+        right_statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        left_root,
+        right_root,
+        active,
+        decay,
+        weight,
+        damping,
+        factor_scale,
+        refine,
+        precision,
+        update,
+    ) -> None:
+        device = Device()
+        sizes = [len(factor) for factor in left]
+        none: list[list[torch.Tensor]] = [[] for _ in sizes]
+        grads = reference.by_group("grad", grad, sizes) if update else none
+        directions = reference.by_group("direction", direction, sizes) if out else none
+        outs = reference.by_group("out", out, sizes) if out else none
+
+        def place(tensors: Sequence[torch.Tensor]) -> list[Placed]:
+            return [Placed(tensor, device) for tensor in tensors]
+
+        groups, first = [], 0
+        for i, size in enumerate(sizes):
+            sides = [(left[i], left_statistics[i]), (right[i], right_statistics[i])]
+            factors = [tuple(place(side)) if update else None for side in sides]
+            roots = place([left_root[i], right_root[i]]) if out else [None, None]
+            lists = place(grads[i]), place(directions[i]), place(outs[i])
+            groups.append(kron_step.Group(size, first, lists[0], *factors, *lists[1:], *roots))
+            first += size
+        plan = kron_step.plan_groups(groups, kron_step.Rule(factor_scale, refine, precision), damping > 0)
+        scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
+        self.run(plan, device, device.address(active), scalars)
+
+    def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[elements_plan.Parameter]:
+        placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}
+        return elements_plan.parameters_of(placed.pop("param"), placed)
+
+    def accumulate_(
+        self,
+        momenta,
+        second_moments,
+        directions,
+        graft_norms,
+        grads,
+        params,
+        coefficients,
+        active,
+        beta1,
+        beta2,
+        weight2,
+        l2,
+        nesterov,
+    ) -> None:
+        device = Device()
+        lists = {"param": params, "grad": grads, "momentum": momenta}
+        lists |= {"second_moment": second_moments, "direction": directions}
+        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov)
+        scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
+        scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
+        self.run(plan, device, device.address(active), scalars)
+
+    def parameter_step_(
+        self,
+        params,
+        momenta,
+        updates,
+        directions,
+        second_moments,
+        coefficients,
+        active,
+        lr,
+        momentum,
+        decay,
+        l2,
+        nesterov,
+    ) -> None:
+        device = Device()
+        lists = {"param": params, "momentum": momenta, "update": updates}
+        lists |= {"direction": directions, "second_moment": second_moments}
+        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov)
+        scalars = {"momentum": momentum, "decay": decay, "l2": l2}
+        scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
+        self.run(plan, device, device.address(active), scalars)
