@@ -1,8 +1,7 @@
-"""How kernels are cut and compiled: tile, warps and stages, by kernel, shape, precision and architecture.
+"""How kernels are cut and compiled: tile, warps and stages, by kernel, shape and precision.
 
 A plain table and no autotuning: kernels that work in place would be run many times over, and the first step
-would take minutes. Every entry is compiled ahead of time by the tests. ``bench/tune_triton.py`` measures a
-new table.
+would take minutes. Nothing in it was measured on a GPU.
 """
 
 from __future__ import annotations
