@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint, grafting
-from .backends import resolve
-from .backends.base import Backend
 from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr
-from .state import Bucket, compute_dtype
-from .step import Work, step_bucket
+from .state import Bucket
+from .step import Work, backend_of, plan_work, step_bucket
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -250,19 +248,20 @@ class KrADagrad(Optimizer):
                     _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
             for bucket in self._buckets.get(position, []):
                 bucket.check_structure(config)
-            keys = dict.fromkeys((p.device, p.dtype) for p in group["params"] if p.grad is not None)
-            backends = {key: resolve(config.backend, key[0], compute_dtype(key[1])) for key in keys}
-            checked.append((position, config, backends))
+            keys = {(p.device, p.dtype) for p in group["params"] if p.grad is not None}
+            for key in keys:
+                backend_of(config, *key)
+            checked.append((position, config, keys))
         planned = [work for arguments in checked for work in self._plan_group(*arguments)]
-        for position, _, backends in checked:
-            self.param_groups[position]["step"] += bool(backends)
+        for position, _, keys in checked:
+            self.param_groups[position]["step"] += bool(keys)
         return planned
 
     def _plan_group(
-        self, position: int, config: Config, backends: dict[tuple[torch.device, torch.dtype], Backend]
+        self, position: int, config: Config, keys: set[tuple[torch.device, torch.dtype]]
     ) -> list[Work]:
         """One parameter group's work, its buckets made or extended where a parameter is new to them."""
-        if not backends:
+        if not keys:
             return []
         group = self.param_groups[position]
         buckets = self._buckets.get(position, [])
@@ -273,11 +272,9 @@ class KrADagrad(Optimizer):
             kept = [p for p in group["params"] if p.grad is not None or self.state.get(p)]
             buckets = self._buckets[position] = self._make_buckets(kept, config)
         return [
-            Work(
-                bucket, config, backends[bucket.key], group["step"] + 1, fresh, bucket.lr_tensor(group["lr"])
-            )
+            plan_work(bucket, config, group["step"] + 1, fresh, group["lr"])
             for bucket in buckets
-            if bucket.key in backends
+            if bucket.key in keys
         ]
 
     def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:

@@ -8,21 +8,39 @@ import torch
 from torch import Tensor
 
 from . import grafting, variants
+from .backends import resolve
 from .backends.base import Backend
 from .config import Config
-from .state import Bucket
+from .state import Bucket, compute_dtype
 
 
 @dataclass(frozen=True)
 class Work:
-    """One bucket's share of a step, checked and ready to run."""
+    """One bucket's share of a step, checked and ready to run.
+
+    Attributes:
+        backend: of the ops on parameters.  group_backends: of each group's blocks.
+        number: of the step.  fresh: whether a parameter takes its first one.
+    """
 
     bucket: Bucket
     config: Config
     backend: Backend
+    group_backends: tuple[Backend, ...]
     number: int
     fresh: bool
     lr: Tensor
+
+
+def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
+    """The backend of parameters, or of blocks with this longest side; raises as `backends.resolve`."""
+    return resolve(config.backend, device, compute_dtype(dtype), side)
+
+
+def plan_work(bucket: Bucket, config: Config, number: int, fresh: bool, lr: float | Tensor) -> Work:
+    """A bucket's work on this step."""
+    own = tuple(backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups)
+    return Work(bucket, config, backend_of(config, *bucket.key), own, number, fresh, bucket.lr_tensor(lr))
 
 
 def step_bucket(work: Work) -> None:
@@ -45,7 +63,7 @@ def step_bucket(work: Work) -> None:
         )
         for group in bucket.groups
     ]
-    block_norms = variants.step(bucket.groups, config, work.backend, nows)
+    block_norms = variants.step(bucket.groups, config, work.group_backends, nows)
     if preconditioning:
         norms = bucket.update_norms(block_norms)
         grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.preconditioned, config)

@@ -56,23 +56,26 @@ class GroupStep:
 
 
 def step(
-    states: Sequence[GroupState], config: Config, backend: Backend, nows: Sequence[GroupStep]
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], nows: Sequence[GroupStep]
 ) -> list[Tensor]:
-    """Advance all groups of a bucket by one step and write their preconditioned updates.
+    """Advance all groups of a bucket, each by its backend, and write their preconditioned updates.
 
     Returns:
         For each group, the squared norms ``[N]`` of its updates, 0 for blocks that are not active.
     """
-    if config.variant == "plain":
-        return [_plain_step(state, config, backend, now) for state, now in zip(states, nows, strict=True)]
     norms: list[Tensor] = [torch.empty(0)] * len(states)
-    fused = [i for i, state in enumerate(states) if state.is_kron]
-    kron = [states[i] for i in fused], config, backend, [nows[i] for i in fused]
-    for i, own in zip(fused, _star_matrix_step(*kron) if fused else [], strict=True):
-        norms[i] = own
-    for i, (state, now) in enumerate(zip(states, nows, strict=True)):
-        if not state.is_kron:
+    fused: dict[Backend, list[int]] = {}
+    for i, (state, backend, now) in enumerate(zip(states, backends, nows, strict=True)):
+        if config.variant == "plain":
+            norms[i] = _plain_step(state, config, backend, now)
+        elif state.is_kron:
+            fused.setdefault(backend, []).append(i)
+        else:
             norms[i] = _star_step(state, config, backend, now)
+    for backend, chosen in fused.items():
+        own = _star_matrix_step([states[i] for i in chosen], config, backend, [nows[i] for i in chosen])
+        for i, norm in zip(chosen, own, strict=True):
+            norms[i] = norm
     return norms
 
 

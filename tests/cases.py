@@ -35,6 +35,11 @@ def ops(backend: str, dtype: torch.dtype) -> Any:
     return resolve(backend, torch.device("cpu"), dtype)
 
 
+def thousands(backend: str) -> int:
+    """Thousands of blocks; fewer where an interpreter takes a tenth of a second for each."""
+    return 40 if backend == "triton" else 3000
+
+
 def spd(n: int, d: int, dtype: torch.dtype, condition: float = 100.0) -> Tensor:
     """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to `condition`."""
     q = torch.linalg.qr(torch.randn(n, d, d, dtype=torch.float64))[0]

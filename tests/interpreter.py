@@ -1,4 +1,5 @@
-"""Mends Triton's interpreter, which multiplies bfloat16 as integers and truncates float32 to bfloat16.
+"""Mends Triton's interpreter, which multiplies bfloat16 as integers, truncates float32 to bfloat16, and warns
+where a GPU overflows in silence.
 
 Import it before any kernel. `test_triton_interpreter.py` fails where a mend is missing.
 """
@@ -39,3 +40,4 @@ def _cast_impl(self: Any, source: Any, target: Any) -> Any:
 def mend() -> None:
     interpreter.InterpreterBuilder.create_dot = _create_dot
     interpreter.InterpreterBuilder.cast_impl = _cast_impl
+    np.seterr(over="ignore", invalid="ignore")

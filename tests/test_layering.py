@@ -13,8 +13,8 @@ PACKAGE = ROOT / "kradagrad_ext"
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
     "": {"optimizer", "config", "diagnostics"},
-    "optimizer": {"config", "state", "step", "grafting", "checkpoint", "backends", "backends.base"},
-    "step": {"config", "state", "variants", "grafting", "backends.base"},
+    "optimizer": {"config", "state", "step", "grafting", "checkpoint"},
+    "step": {"config", "state", "variants", "grafting", "backends", "backends.base"},
     "variants": {"config", "state", "roots", "backends.base"},
     "checkpoint": {"config", "state", "grafting"},
     "diagnostics": {"config", "state", "grafting"},
@@ -42,6 +42,7 @@ LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS = {
     "triton_kernels/accumulate.py:accumulate": "half of it are a kernel's arguments",
     "triton_kernels/parameter_step.py:parameter_step": "half of it are a kernel's arguments",
+    "triton_kernels/kron_step_resident.py:kron_step_resident": "half of it are a kernel's arguments",
 }
 
 PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])

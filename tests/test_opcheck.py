@@ -122,3 +122,21 @@ def test_bad_arguments_are_named_and_nothing_is_written(
     assert str(caught.value).startswith(message) or message in str(caught.value)
     assert "got" in str(caught.value)
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(tensors, before, strict=True))
+
+
+@pytest.mark.parametrize("op", [op for op in SAMPLES if op != "eigh"])
+def test_tensors_on_several_devices_are_refused(op: str) -> None:
+    """Whichever it is. The dispatcher takes CUDA before the CPU and so leaves that to the op, whose checks
+    are the same for both. Of the devices here it would refuse meta itself, hence `redispatch`."""
+    kernel, cpu = (
+        getattr(torch.ops.kradagrad_ext, op).default,
+        torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
+    )
+    for position, value in enumerate(SAMPLES[op]()):
+        if not isinstance(value, (Tensor, list)):
+            continue
+        elsewhere = value.to("meta") if isinstance(value, Tensor) else [value[0].to("meta"), *value[1:]]
+        with pytest.raises(
+            RuntimeError, match="must be on the device of the other tensors, got a tensor on an"
+        ):
+            kernel.redispatch(cpu, *replaced(SAMPLES[op](), position, elsewhere))

@@ -11,7 +11,7 @@ from kradagrad_ext import backends
 from kradagrad_ext.build_info import BuildInfo
 
 CPU = torch.device("cpu")
-NAMES = ("native", "reference")
+NAMES = ("native", "triton", "reference")
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,9 @@ def test_backend_asked_for_by_name_says_why_it_cannot_run():
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="`backend` must be one of auto, native, reference, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="`backend` must be one of auto, native, triton, reference, got 'fast'"
+    ):
         backends.resolve("fast", CPU, torch.float32)
 
 
@@ -87,3 +89,41 @@ def test_environment_overrides_the_argument(monkeypatch):
     monkeypatch.setenv("KRADAGRAD_BACKEND", "fast")
     with pytest.raises(ValueError, match="KRADAGRAD_BACKEND must be one of"):
         backends.resolve("reference", CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "side", "first"),
+    [((9, 0), 256, "triton"), ((9, 0), 128, "native"), ((10, 0), 129, "triton"), ((8, 0), 1024, "native")],
+)
+def test_auto_on_cuda_goes_by_side_and_architecture(monkeypatch, capability, side, first):
+    """Large blocks from sm_90 on are Triton's; without it they are native's."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    served = dict.fromkeys(NAMES)
+
+    def module(name):
+        return SimpleNamespace(name=name, available=lambda *_: served[name])
+
+    for name in NAMES:
+        monkeypatch.setitem(sys.modules, backends._REGISTRY[name], module(name))
+    cuda = torch.device("cuda", 0)
+    assert backends.resolve("auto", cuda, torch.float32, side).name == first
+    served["triton"] = "no triton"
+    assert backends.resolve("auto", cuda, torch.float32, side).name == "native"
+    assert backends.resolve("reference", cuda, torch.float32, side).name == "reference"
+
+
+def test_triton_that_is_missing_is_told_with_its_remedy(monkeypatch):
+    """And only to who asks for it: the package imports and trains without."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for name in [name for name in sys.modules if name.startswith("kradagrad_ext.triton_kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    backends.resolve("auto", CPU, torch.float32)
+    with pytest.raises(RuntimeError, match=r"cannot run .*triton.* pip install kradagrad-ext\[triton\]"):
+        backends.resolve("triton", CPU, torch.float32)
+
+
+def test_triton_on_a_cpu_is_for_its_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="no Triton kernels for cpu, but with TRITON_INTERPRET=1"):
+        backends.resolve("triton", CPU, torch.float32)

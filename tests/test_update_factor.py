@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import assert_as_accurate
+from tolerances import assert_as_accurate, backend_atol
 from torch import Tensor
 
 from kradagrad_ext.backends import reference
@@ -47,20 +47,21 @@ def test_agrees_with_float64(
     ours = run(cases.ops(backend, compute), x, stats, cases.views(a, layout), active, **options)[0]
     plain = run(reference, x, stats, a, active, **options)[0]
     exact = run(reference, x.double(), stats.double(), a.double(), active, **options)[0]
-    assert_as_accurate(ours, plain, exact, "factor")
+    assert_as_accurate(ours, plain, exact, "factor", backend_atol(backend, refine))
     assert torch.equal(ours, ours.mT), "the factor must be symmetric to the bit"
     assert torch.equal(ours[2], x[2]), "an inactive block must stay"
 
 
 @pytest.mark.parametrize("factor_scale", ["trace", "exact"])
-@pytest.mark.parametrize("blocks", [0, 1, 2, 3000])
-def test_any_number_of_blocks(blocks: int, factor_scale: str, backend: str) -> None:
+@pytest.mark.parametrize("blocks", [0, 1, 2, None], ids=str)
+def test_any_number_of_blocks(blocks: int | None, factor_scale: str, backend: str) -> None:
+    blocks = cases.thousands(backend) if blocks is None else blocks
     x, a = cases.spd(blocks, 5, torch.float32), torch.randn(blocks, 5, 6)
     active, stats = torch.rand(blocks) < 0.9, torch.zeros(blocks, 2)
     ours = run(cases.ops(backend, x.dtype), x, stats, a, active, factor_scale=factor_scale)[0]
     plain = run(reference, x, stats, a, active, factor_scale=factor_scale)[0]
     exact = run(reference, x.double(), stats.double(), a.double(), active, factor_scale=factor_scale)[0]
-    assert_as_accurate(ours, plain, exact, "factor")
+    assert_as_accurate(ours, plain, exact, "factor", backend_atol(backend))
 
 
 def test_blocks_are_independent(backend: str) -> None:

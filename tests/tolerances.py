@@ -30,6 +30,11 @@ def precision_atol(precision: str, refine: int) -> float:
     return PRECISION[precision] * 3 ** min(refine, 3)
 
 
+def backend_atol(backend: str, refine: int = 0, precision: str = "bf16x3") -> float | None:
+    """The share for a backend whose products are made on tensor cores, or as if; None for another."""
+    return precision_atol(precision, refine) if backend == "triton" else None
+
+
 def assert_as_accurate(
     result: Tensor, plain: Tensor, exact: Tensor, what: str, atol: float | None = None
 ) -> None:

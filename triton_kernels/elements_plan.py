@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from . import elements as fields
-from . import entry, launch
+from . import entry, launch, tuning
 from .accumulate import accumulate, sum_spans
 from .launch import SIZE_MULTIPLE, TYPES, Config, Launch, Plan
 from .parameter_step import parameter_step
 
-SPAN = 4096
-WARPS = 8
-LANES = 256
 MOST_DIMS = fields.DIMS.value
 TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update")
 """In the order of their numbers in an entry."""
@@ -98,7 +96,7 @@ def accumulate_all(
     scalars: Mapping[str, Any],
 ) -> None:
     """Run `accumulate` and `sum_spans` on the lists of tensors, by their names in `TENSORS`."""
-    launch.run(plan_accumulate(parameters_of(params, lists), nesterov), active, scalars)
+    _run(plan_accumulate, params, lists, nesterov, active, scalars)
 
 
 def step_all(
@@ -109,31 +107,56 @@ def step_all(
     scalars: Mapping[str, Any],
 ) -> None:
     """Run `parameter_step`, likewise."""
-    launch.run(plan_parameter_step(parameters_of(params, lists), nesterov), active, scalars)
+    _run(plan_parameter_step, params, lists, nesterov, active, scalars)
 
 
-def plan_accumulate(parameters: list[Parameter], nesterov: bool) -> Plan:
-    plan = Plan()
-    spans = {p.number: -(-p.tensors["param"].numel() // SPAN) for p in parameters}
+def _run(
+    make: Callable[[list[Parameter], bool, str], Plan],
+    params: Sequence[Tensor],
+    lists: Mapping[str, Sequence[Tensor]],
+    nesterov: bool,
+    active: Tensor,
+    scalars: Mapping[str, Any],
+) -> None:
+    architecture = tuning.architecture_of(active.device)
+    tensors = itertools.chain(params, *((None, *given) for given in lists.values()))
+    key = (make.__name__, nesterov, tuple(lists), launch.key_of(tensors))
+    made = launch.planned(
+        key, active.device, lambda: make(parameters_of(params, lists), nesterov, architecture)
+    )
+    launch.run(made, active, scalars)
+
+
+def plan_accumulate(parameters: list[Parameter], nesterov: bool, architecture: str) -> Plan:
+    plan, config = Plan(), _config(accumulate, architecture)
+    span = config.constants["SPAN"]
+    spans = {p.number: -(-p.tensors["param"].numel() // span) for p in parameters}
     partials = {number: plan.floats(count) for number, count in spans.items()}
-    _launch(plan, accumulate, parameters, partials, {"NESTEROV": nesterov}, ("param", "grad"))
+    _launch(plan, accumulate, config, parameters, partials, {"NESTEROV": nesterov}, ("param", "grad"))
     first = len(plan.words)
     plan.words += [p.words(place, partials[p.number]) for place, p in enumerate(parameters)]
-    config = Config({"SPAN": SPAN, "LANES": LANES}, 4)
-    plan.launches.append(Launch(sum_spans, config, {}, len(parameters), first, len(parameters)))
+    own = _config(sum_spans, architecture)
+    plan.launches.append(Launch(sum_spans, own, {"SPAN": span}, len(parameters), first, len(parameters)))
     return plan
 
 
-def plan_parameter_step(parameters: list[Parameter], nesterov: bool) -> Plan:
-    plan = Plan()
+def plan_parameter_step(parameters: list[Parameter], nesterov: bool, architecture: str) -> Plan:
+    plan, config = Plan(), _config(parameter_step, architecture)
     partials = dict.fromkeys((p.number for p in parameters), 0)
-    _launch(plan, parameter_step, parameters, partials, {"NESTEROV": nesterov}, ("param", "direction"))
+    _launch(
+        plan, parameter_step, config, parameters, partials, {"NESTEROV": nesterov}, ("param", "direction")
+    )
     return plan
+
+
+def _config(kernel: Any, architecture: str) -> Config:  # noqa: ANN401
+    return tuning.config(kernel, "elements", "fp32", architecture)
 
 
 def _launch(
     plan: Plan,
     kernel: Any,  # noqa: ANN401
+    config: Config,
     parameters: list[Parameter],
     partials: Mapping[int, int],
     constants: Mapping[str, Any],
@@ -153,7 +176,5 @@ def _launch(
         first, programs = len(plan.words), 0
         for parameter in same:
             plan.words.append(parameter.words(programs, partials[parameter.number]))
-            programs += -(-parameter.tensors["param"].numel() // SPAN)
-        plan.launches.append(
-            Launch(kernel, Config({"SPAN": SPAN}, WARPS), dict(key), programs, first, len(same))
-        )
+            programs += -(-parameter.tensors["param"].numel() // config.constants["SPAN"])
+        plan.launches.append(Launch(kernel, config, dict(key), programs, first, len(same)))

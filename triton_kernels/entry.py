@@ -34,9 +34,10 @@ D = tl.constexpr(17)  # side of the factor
 STATISTICS = tl.constexpr(18)  # address of the factors' statistics [N, 2]
 BLOCKS = tl.constexpr(19)  # of the group
 CHUNKS = tl.constexpr(20)  # into which the unfolding's columns are cut
-MATRICES = tl.constexpr(24)  # four of them
+RIGHT_STATISTICS = tl.constexpr(21)  # where an entry is of both sides: STATISTICS is the left one's
+MATRICES = tl.constexpr(24)  # seven of them, of which most kernels use four
 MATRIX_WIDTH = tl.constexpr(8)
-WIDTH = tl.constexpr(56)
+WIDTH = tl.constexpr(80)
 
 
 @triton.jit

@@ -20,8 +20,9 @@ from .downdate import downdate
 from .factor_product import factor_product
 from .factor_state import trace_of_square
 from .grouped_product import grouped_product
+from .groups import Rule
 from .launch import Work
-from .product_plan import Part, Product, Rule
+from .product_plan import Part, Product
 from .refinement import refinement
 
 LEAST_CHUNK = 64
@@ -102,16 +103,16 @@ class SideUpdate:
         """How many shares the bound's sum has."""
         tiles = self.part.tiles
         if self.rule.factor_scale in ("trace", "trace_dim"):
-            return tiles(self.d, columns)
+            return tiles(factor_product, self.d, columns)
         if self.rule.factor_scale == "product":
-            return tiles(self.d, self.d)
-        return 1 if self.wide else tiles(columns, columns, symmetric=True)
+            return tiles(grouped_product, self.d, self.d)
+        return 1 if self.wide else tiles(grouped_product, columns, columns, symmetric=True)
 
     def _factor_product(self, a: Matrices, y: Matrices, index: int) -> Work:
         traced = self.rule.factor_scale in ("trace", "trace_dim")
         words = dict(self.words)
         if self.side.squares:  # the shares of all chunks lie one after the other
-            words[fields.ENERGY.value] += 4 * index * self.part.tiles(self.d, self.side.chunk)
+            words[fields.ENERGY.value] += 4 * index * self.part.tiles(factor_product, self.d, self.side.chunk)
         product = Product(factor_product, self.side.factor, a, out=y, words=words, typed="B")
         return self.part.work(product, TRACE=traced, SQUARES=self.side.squares)
 

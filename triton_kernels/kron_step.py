@@ -7,43 +7,24 @@ device: as long as gradients stay where they are, a step makes no plan and uploa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from torch import Tensor
 
 from . import entry as fields
-from . import launch
+from . import launch, tuning
 from .blocks import Matrices, matrices_of
 from .factor_plan import Side, SideUpdate, chunk_of
+from .factor_product import factor_product
 from .factor_state import finish_factors, finish_norms, start_factors
 from .grouped_product import grouped_product
+from .groups import Group, Rule
 from .launch import TYPES, Plan, Work
-from .product_plan import Part, Product, Rule
+from .product_plan import Part, Product
+from .resident_plan import is_resident, resident_work
 
 SCRATCH_BYTES = 256 << 20
 """Of one slice of blocks: all intermediates of a billion parameters would take 30 GB."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """N blocks ``[m, n]``; lists of views hold them in one order.
-
-    Args:
-        left, right: factor and statistics, or None.
-        grad: needed where there is a factor.
-        direction, out, left_root, right_root: of the two-sided product, or empty and None.
-    """
-
-    blocks: int
-    first_block: int
-    grad: Sequence[Tensor]
-    left: tuple[Tensor, Tensor] | None = None
-    right: tuple[Tensor, Tensor] | None = None
-    direction: Sequence[Tensor] = ()
-    out: Sequence[Tensor] = ()
-    left_root: Tensor | None = None
-    right_root: Tensor | None = None
 
 
 class GroupPlan:
@@ -54,21 +35,16 @@ class GroupPlan:
         self.damped = damped
         self.grad = matrices_of(group.grad) if group.grad else None
         self.two_sided = bool(group.out)
-        self.largest = self._largest()
         whole = self.part(0, group.blocks)
         self.sides = list(self._sides(whole))
         self.norm = -1
         if self.two_sided:
             self.out, self.direction = matrices_of(group.out), matrices_of(group.direction)
-            self.norms = whole.tiles(self.out.rows, self.out.cols)
+            self.norms = whole.tiles(grouped_product, self.out.rows, self.out.cols)
             self.norm = plan.floats(self.norms * group.blocks)
 
-    def _largest(self) -> int:
-        tensors = self.group.grad or self.group.out
-        return max(tensors[0].shape[-2:])
-
     def part(self, start: int, end: int) -> Part:
-        return Part(self.plan, self.group.first_block, start, end, self.largest, self.rule.precision)
+        return Part(self.plan, self.group.first_block, start, end, max(self.group.shape), self.rule)
 
     def _sides(self, whole: Part) -> Iterator[Side]:
         for held, transposed in ((self.group.left, False), (self.group.right, True)):
@@ -81,8 +57,10 @@ class GroupPlan:
         d, k, blocks = unfolding.rows, unfolding.cols, self.group.blocks
         chunk = chunk_of(d, k, self.rule)
         chunks = -(-k // chunk)
-        most = max(whole.tiles(d, chunk), whole.tiles(d, d), whole.tiles(chunk, chunk, symmetric=True))
-        energies = chunks * whole.tiles(d, chunk) if self.damped else 0
+        own = whole.tiles(factor_product, d, chunk)
+        shapes = [(d, d, False), (chunk, chunk, True)]
+        most = max(own, *(whole.tiles(grouped_product, *shape) for shape in shapes))
+        energies = chunks * own if self.damped else 0
         pending = self.plan.floats((chunks + 1) * blocks)
         state = {
             fields.PENDING.value: pending,
@@ -148,7 +126,9 @@ class GroupPlan:
 def plan_groups(groups: list[Group], rule: Rule, damped: bool, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
     """All launches of a call."""
     plan = Plan()
-    plans = [GroupPlan(plan, rule, group, damped) for group in groups if group.blocks]
+    present = [group for group in groups if group.blocks]
+    plan.step(resident_work(group, rule) for group in present if is_resident(group, rule))
+    plans = [GroupPlan(plan, rule, group, damped) for group in present if not is_resident(group, rule)]
     plan.step(work for group in plans for work in group.starts())
     mark = plan.mark()
     for parts in _slices(plans, scratch_bytes):
@@ -181,14 +161,26 @@ def _slices(plans: list[GroupPlan], scratch_bytes: int) -> Iterator[list[tuple[G
 
 def run(
     groups: list[Group],
-    rule: Rule,
+    update: tuple[str, int, str],
     active: Tensor,
     decay: float,
     weight: float,
     damping: float,
     norms: Tensor | None = None,
 ) -> None:
-    """Plan and launch."""
-    plan = plan_groups(groups, rule, damping > 0)
+    """Plan and launch; `update`: factor_scale, refine and precision."""
+    rule, damped = Rule(*update, tuning.architecture_of(active.device)), damping > 0
+    tensors = itertools.chain.from_iterable(_tensors(group) for group in groups)
+    key = (rule, damped, launch.key_of(tensors))
+    made = launch.planned(key, active.device, lambda: plan_groups(groups, rule, damped))
     scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": norms}
-    launch.run(plan, active, scalars)
+    launch.run(made, active, scalars)
+
+
+def _tensors(group: Group) -> Iterator[Tensor | None]:
+    """In an order that tells groups apart."""
+    for side in (group.left, group.right):
+        yield from side or (None,)
+    for views in (group.grad, group.direction, group.out, (group.left_root, group.right_root)):
+        yield from views
+        yield None

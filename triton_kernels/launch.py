@@ -1,14 +1,16 @@
 """Launches as data: which kernel, over which entries of one table, with which constants.
 
-A plan is made from shapes, strides and addresses alone. `run` launches it through Triton; tests launch the
-same plan in other ways.
+A plan is made from dtypes, shapes, strides and addresses alone. `run` launches it through Triton; tests
+launch the same plan in other ways.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -142,21 +144,54 @@ class Plan:
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 
-def run(plan: Plan, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
-    """Upload a plan's table and launch; `scalars`: the arguments that kernels name."""
-    table = torch.tensor(plan.words, dtype=torch.int64).to(active.device)
-    scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=active.device)
-    for launch in plan.launches:
-        if launch.programs == 0:
-            continue
-        launch.kernel[(launch.programs,)](
-            table[launch.first :],
-            launch.count,
-            scratch,
-            active,
-            *(scalars[name] for name in launch.scalars),
-            **launch.constants,
-            **launch.config.constants,
-            num_warps=launch.config.warps,
-            num_stages=launch.config.stages,
-        )
+class Planned(NamedTuple):
+    """A plan and its table on a device."""
+
+    plan: Plan
+    table: torch.Tensor
+    pinned: torch.Tensor  # the host's memory that it is copied from, which a captured graph copies again
+
+
+_KEPT: OrderedDict[Hashable, Planned] = OrderedDict()
+MOST_KEPT = 32
+"""Plans that are kept: as long as tensors stay where they are, nothing is made or uploaded."""
+
+
+def key_of(tensors: Iterable[torch.Tensor | None]) -> Hashable:
+    """All that a plan knows of tensors."""
+    return tuple(None if t is None else (t.data_ptr(), t.dtype, tuple(t.shape), t.stride()) for t in tensors)
+
+
+def planned(key: Hashable, device: torch.device, make: Callable[[], Plan]) -> Planned:
+    """The plan of this key on a device, made and uploaded if it is not kept."""
+    key = (key, device)
+    if key not in _KEPT:
+        plan = make()
+        words = torch.tensor(plan.words, dtype=torch.int64)
+        pinned = words.pin_memory() if device.type == "cuda" else words
+        _KEPT[key] = Planned(plan, pinned.to(device, non_blocking=True), pinned)
+        if len(_KEPT) > MOST_KEPT:
+            _KEPT.popitem(last=False)
+    _KEPT.move_to_end(key)
+    return _KEPT[key]
+
+
+def run(made: Planned, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
+    """Launch a plan on the current stream of its device; `scalars`: the arguments that kernels name."""
+    device = active.device
+    scratch = torch.empty(max(made.plan.scratch, 1), dtype=torch.uint8, device=device)
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        for launch in made.plan.launches:
+            if launch.programs == 0:
+                continue
+            launch.kernel[(launch.programs,)](
+                made.table[launch.first :],
+                launch.count,
+                scratch,
+                active,
+                *(scalars[name] for name in launch.scalars),
+                **launch.constants,
+                **launch.config.constants,
+                num_warps=launch.config.warps,
+                num_stages=launch.config.stages,
+            )

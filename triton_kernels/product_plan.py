@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import entry as fields
 from . import tuning
 from .blocks import Matrices, scratch_matrices
-from .launch import SIZE_MULTIPLE, TYPES, Plan, Work
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The scalars of an op that decide what is launched."""
-
-    factor_scale: str
-    refine: int
-    precision: str
+from .groups import Rule
+from .launch import SIZE_MULTIPLE, TYPES, Config, Plan, Work
 
 
 @dataclass(frozen=True)
@@ -56,10 +48,13 @@ class Product:
         return found
 
     def vector(self) -> bool:
-        """Whether every matrix can be read in vectors of 16 bytes."""
-        sizes = (self.a.rows, self.b.cols, self.a.cols)
-        multiple = all(size % SIZE_MULTIPLE == 0 for size in sizes)
-        return multiple and all(matrix.aligned() for matrix in self.matrices().values())
+        return in_vectors((self.a.rows, self.b.cols, self.a.cols), self.matrices())
+
+
+def in_vectors(sizes: Iterable[int], matrices: Mapping[int, Matrices]) -> bool:
+    """Whether every matrix can be read in vectors of 16 bytes."""
+    multiple = all(size % SIZE_MULTIPLE == 0 for size in sizes)
+    return multiple and all(matrix.aligned() for matrix in matrices.values())
 
 
 @dataclass(frozen=True)
@@ -71,33 +66,37 @@ class Part:
     start: int
     end: int
     largest: int
-    precision: str
+    rule: Rule
 
     def matrices(self, rows: int, cols: int) -> Matrices:
         """Scratch memory for a matrix of every block."""
         count = self.end - self.start
         return scratch_matrices(self.plan.floats(count * rows * cols), self.start, count, rows, cols)
 
-    def tiles(self, rows: int, cols: int, symmetric: bool = False) -> int:
+    def config(self, kernel: Any) -> Config:  # noqa: ANN401
+        shape = tuning.shape_class(self.largest)
+        return tuning.config(kernel, shape, self.rule.precision, self.rule.architecture)
+
+    def tiles(self, kernel: Any, rows: int, cols: int, symmetric: bool = False) -> int:  # noqa: ANN401
         """Programs of one block's product."""
-        tile = tuning.tile_of(self.largest, self.precision)[0]
+        tile = self.config(kernel).constants["BM"]
         down, across = -(-rows // tile), -(-cols // tile)
         return down * (down + 1) // 2 if symmetric else down * across
 
     def work(self, product: Product, **constants: Any) -> Work:  # noqa: ANN401
         """A product of these blocks."""
         rows, cols, depth = product.a.rows, product.b.cols, product.a.cols
-        config = tuning.config(product.kernel, self.largest, self.precision)
         words = {
             fields.FIRST_BLOCK.value: self.first_block,
-            fields.TILE_COLS.value: self.tiles(1, cols),
+            fields.TILE_COLS.value: self.tiles(product.kernel, 1, cols),
             fields.ROWS.value: rows,
             fields.COLS.value: cols,
             fields.DEPTH.value: depth,
             **product.words,
         }
-        constants |= product.types() | {"PRECISION": self.precision, "VECTOR": product.vector()}
-        tiles = self.tiles(rows, cols, product.symmetric)
+        constants |= product.types() | {"PRECISION": self.rule.precision, "VECTOR": product.vector()}
+        tiles = self.tiles(product.kernel, rows, cols, product.symmetric)
+        config = self.config(product.kernel)
         return Work(product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles)
 
     def once(
@@ -108,6 +107,5 @@ class Part:
         **constants: Any,  # noqa: ANN401
     ) -> Work:
         """What one program does to each of these blocks."""
-        config = tuning.config(kernel, self.largest, self.precision)
         own = {fields.FIRST_BLOCK.value: self.first_block, **words}
-        return Work(kernel, config, constants, own, matrices, self.start, self.end)
+        return Work(kernel, self.config(kernel), constants, own, matrices, self.start, self.end)

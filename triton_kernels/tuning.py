@@ -1,49 +1,107 @@
-"""How kernels are cut and compiled: tile, warps and stages, by kernel, shape and precision.
+"""How kernels are cut and compiled: tile, depth of a stage, warps and stages.
 
-A plain table and no autotuning: kernels that work in place would be run many times over, and the first step
-would take minutes. Nothing in it was measured on a GPU.
+A plain table, tuning.csv, by op, shape class, precision and architecture, and no autotuning: kernels that
+work in place would be run many times over, and the first step would take minutes. bench/tune_triton.py
+measures a new one. Shape classes:
+
+    small, large    blocks whose longest side is under 256, or not          (grouped kernels)
+    16, 32          what the longest side is padded to                      (kron_step_resident)
+    elements        any parameter                                           (accumulate, parameter_step)
+
+Blocks without a row of kron_step_resident are left to the grouped kernels. `tile` is the side of a tile of the product, or the elements of a program.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import csv
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from .launch import Config
 
+TABLE = Path(__file__).with_name("tuning.csv")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 LARGE = 256
-"""Blocks with a side from here on take the larger tiles."""
-
-# (shape class, precision) -> tile, depth of a stage, warps, stages
-PRODUCTS = {
-    ("small", "bf16x3"): (64, 32, 4, 3),
-    ("small", "tf32x3"): (64, 32, 4, 3),
-    ("small", "bf16x6"): (64, 32, 4, 3),
-    ("small", "fp32"): (64, 32, 4, 3),
-    ("large", "bf16x3"): (128, 32, 8, 3),
-    ("large", "tf32x3"): (64, 32, 4, 3),
-    ("large", "bf16x6"): (64, 32, 4, 3),
-    ("large", "fp32"): (64, 32, 4, 3),
-}
-
-
-def tile_of(largest: int, precision: str) -> tuple[int, int, int, int]:
-    """Tile, depth of a stage, warps and stages for blocks whose largest side is `largest`."""
-    return PRODUCTS["large" if largest >= LARGE else "small", precision]
-
-
-def config(kernel: Any, largest: int, precision: str) -> Config:  # noqa: ANN401
-    """Of a kernel, by its name."""
-    fixed = FIXED.get(kernel.__name__)
-    if fixed is not None:
-        return fixed
-    tile, depth, warps, stages = tile_of(largest, precision)
-    tiles = {name: tile for name in ("BM", "BN") if name in kernel.arg_names}
-    return Config({**tiles, "BK": depth}, warps, stages)
-
+PADDED = (16, 32)
 
 FIXED = {
     "start_factors": Config({"BM": 32, "BN": 128}, 4),
     "trace_of_square": Config({"BM": 32}, 4),
     "finish_factors": Config({}, 1),
     "finish_norms": Config({}, 1),
+    "sum_spans": Config({"LANES": 256}, 4),
 }
+"""Of kernels that take no time."""
+
+
+class Key(NamedTuple):
+    """Of a row."""
+
+    op: str
+    shape: str
+    precision: str
+    architecture: str
+
+
+class Choice(NamedTuple):
+    """What a row says."""
+
+    tile: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def read(path: Path) -> dict[Key, Choice]:
+    """A table from its file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        Key(*(row[name] for name in Key._fields)): Choice(*(int(row[name]) for name in Choice._fields))
+        for row in rows
+    }
+
+
+@functools.cache
+def table() -> dict[Key, Choice]:
+    return read(TABLE)
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> str:
+    """The architecture whose rows serve a device; those of sm_80 where there is no better one."""
+    if device.type != "cuda":  # under the interpreter
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    # The consumers' Blackwell (12) has neither its tensor cores' instructions nor its shared memory.
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+def shape_class(largest: int) -> str:
+    """Of grouped kernels."""
+    return "large" if largest >= LARGE else "small"
+
+
+def padded(side: int) -> int:
+    """To what kron_step_resident pads a side; 0 where it is too long."""
+    return next((size for size in PADDED if side <= size), 0)
+
+
+def has(kernel: Any, shape: str, precision: str, architecture: str) -> bool:  # noqa: ANN401
+    return Key(kernel.__name__, shape, precision, architecture) in table()
+
+
+@functools.cache
+def config(kernel: Any, shape: str, precision: str, architecture: str) -> Config:  # noqa: ANN401
+    """How to launch a kernel; its constants are those of these names that it has."""
+    name = kernel.__name__
+    if name in FIXED:
+        return FIXED[name]
+    choice = table()[Key(name, shape, precision, architecture)]
+    constants = {"BM": choice.tile, "BN": choice.tile, "BK": choice.depth, "SPAN": choice.tile}
+    own = {constant: value for constant, value in constants.items() if constant in kernel.arg_names}
+    return Config(own, choice.warps, choice.stages)

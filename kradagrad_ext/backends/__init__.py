@@ -22,8 +22,12 @@ from .base import Backend
 # In the order in which `auto` tries them.
 _REGISTRY = {
     "native": "kradagrad_ext.backends.native",
+    "triton": "kradagrad_ext.backends.triton",
     "reference": "kradagrad_ext.backends.reference",
 }
+
+_RESIDENT_SIDE = 128
+"""Blocks up to this side are one launch of the native CUDA kernels."""
 
 logger = logging.getLogger("kradagrad_ext")
 
@@ -37,7 +41,7 @@ def available_backends(device: torch.device) -> dict[str, str | None]:
     return {name: _load(name).available(device) for name in _REGISTRY}
 
 
-def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
     """The backend for tensors of a device and dtype.
 
     Args:
@@ -45,6 +49,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
             KRADAGRAD_BACKEND, where it is set, takes its place.
         device: of the tensors.
         dtype: of the factors, float32 or float64.
+        side: the longest of the blocks; 0 for ops on whole parameters.
 
     Raises:
         ValueError: there is no backend of this name.
@@ -53,7 +58,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     override = os.environ.get("KRADAGRAD_BACKEND")
     option, name = ("KRADAGRAD_BACKEND", override) if override else ("`backend`", name)
     if name == "auto":
-        return _first_available(device, dtype)
+        return _first_available(_order(device, side), device, dtype)
     if name not in _REGISTRY:
         raise ValueError(f"{option} must be one of auto, {', '.join(_REGISTRY)}, got {name!r}")
     backend = _load(name)
@@ -63,25 +68,36 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return backend
 
 
-def _first_available(device: torch.device, dtype: torch.dtype) -> Backend:
-    refusals: list[str] = []
-    for name in _REGISTRY:
+def _order(device: torch.device, side: int) -> list[str]:
+    """Triton first for large blocks from sm_90 on, where it reaches tensor cores that `mma.sync` does not."""
+    names = list(_REGISTRY)
+    if side > _RESIDENT_SIDE and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+        names.sort(key=lambda name: name != "triton")
+    return names
+
+
+def _first_available(names: list[str], device: torch.device, dtype: torch.dtype) -> Backend:
+    refusals: dict[str, str] = {}
+    for name in names:
         backend = _load(name)
         reason = backend.available(device, dtype)
         if reason is None:
             if refusals:
-                _log_fallback(device.type, name, "; ".join(refusals))
+                _log_fallback(device.type, name, tuple(refusals.items()))
             return backend
-        refusals.append(f"{name}: {reason}")
-    raise RuntimeError(f"no backend runs {dtype} on {device.type}: {'; '.join(refusals)}")
+        refusals[name] = reason
+    told = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise RuntimeError(f"no backend runs {dtype} on {device.type}: {told}")
 
 
 @functools.cache
-def _log_fallback(device_type: str, name: str, refusals: str) -> None:
-    """Once for each fallback; a warning where this build was meant to have the faster backend."""
+def _log_fallback(device_type: str, name: str, refusals: tuple[tuple[str, str], ...]) -> None:
+    """Once for each fallback; a warning where this build was meant to have the native backend."""
     build = build_info.read()
-    expected = build.requested != "none" and device_type in ("cpu", build.native)
-    why = f"{refusals} ({build.reason})" if build.reason else refusals
+    missing = "native" in dict(refusals) and build.requested != "none"
+    expected = missing and device_type in ("cpu", build.native)
+    why = "; ".join(f"{refused}: {reason}" for refused, reason in refusals)
+    why += f" ({build.reason})" if build.reason else ""
     level = logging.WARNING if expected else logging.INFO
     logger.log(level, "using the %s backend on %s: %s", name, device_type, why)
 

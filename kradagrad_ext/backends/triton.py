@@ -28,7 +28,9 @@ _BOOL = (torch.bool,)
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """None where tensors of this device and factors of this dtype can be served, else the reason."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type not in ("cuda", "cpu") or (device.type == "cpu" and not interpreted):
+    if device.type == "cpu" and not interpreted:
+        return "no Triton kernels for cpu, but with TRITON_INTERPRET=1 for development"
+    if device.type not in ("cuda", "cpu"):
         return f"no Triton kernels for {device.type}"
     if dtype not in (None, torch.float32):
         return f"factors must be float32, not {dtype}"
@@ -72,7 +74,7 @@ def update_factor_(
         return
     kernels = _kernels("kron_step")
     group = kernels.Group(len(factor), 0, unfolding, (factor, statistics))
-    kernels.run([group], kernels.Rule(factor_scale, refine, precision), active, decay, weight, damping)
+    kernels.run([group], (factor_scale, refine, precision), active, decay, weight, damping)
 
 
 def kron_step_(
@@ -115,7 +117,7 @@ def kron_step_(
         return
     kernels = _kernels("kron_step")
     own = [kernels.Group(*group) for group in groups]
-    kernels.run(own, kernels.Rule(factor_scale, refine, precision), active, decay, weight, damping, norms)
+    kernels.run(own, (factor_scale, refine, precision), active, decay, weight, damping, norms)
 
 
 def _checked_groups(

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variabl
 from triton.compiler import ASTSource  # noqa: E402
 
 from kradagrad_ext.backends import reference  # noqa: E402
-from kradagrad_ext.triton_kernels import elements_plan, entry, kron_step, launch  # noqa: E402
+from kradagrad_ext.triton_kernels import elements_plan, entry, groups, kron_step, launch  # noqa: E402
 
 TYPES = {
     "table": "*i64",
@@ -135,15 +135,16 @@ class Compiled:
         def place(tensors: Sequence[torch.Tensor]) -> list[Placed]:
             return [Placed(tensor, device) for tensor in tensors]
 
-        groups, first = [], 0
+        own, first = [], 0
         for i, size in enumerate(sizes):
             sides = [(left[i], left_statistics[i]), (right[i], right_statistics[i])]
             factors = [tuple(place(side)) if update else None for side in sides]
             roots = place([left_root[i], right_root[i]]) if out else [None, None]
             lists = place(grads[i]), place(directions[i]), place(outs[i])
-            groups.append(kron_step.Group(size, first, lists[0], *factors, *lists[1:], *roots))
+            own.append(groups.Group(size, first, lists[0], *factors, *lists[1:], *roots))
             first += size
-        plan = kron_step.plan_groups(groups, kron_step.Rule(factor_scale, refine, precision), damping > 0)
+        rule = groups.Rule(factor_scale, refine, precision, f"sm_{self.arch}")
+        plan = kron_step.plan_groups(own, rule, damping > 0)
         scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
         self.run(plan, device, device.address(active), scalars)
 
@@ -170,7 +171,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
-        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov)
+        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov, f"sm_{self.arch}")
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -193,7 +194,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "momentum": momenta, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
-        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov)
+        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, f"sm_{self.arch}")
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
         self.run(plan, device, device.address(active), scalars)

@@ -29,7 +29,7 @@ RULES: list[dict[str, Any]] = [
     {"factor_scale": "frobenius", "refine": 2},
     {"factor_scale": "trace_dim", "refine": 3},
 ]
-SHAPES = [(33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
+SHAPES = [(7, 32), (33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
 
 
 def check(given: Any, arch: int, **options: Any) -> None:
@@ -50,8 +50,14 @@ def test_kron_step(rows: int, columns: int, options: dict[str, Any], arch: int) 
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("blocks", [0, 1, 1000])
+def test_any_number_of_blocks(blocks: int, arch: int) -> None:
+    check(inputs(blocks, 6, 5, torch.float32, "strided"), arch, **RULES[3])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_groups_of_several_shapes(arch: int) -> None:
-    shapes = [(2, 16, 16), (1, 130, 40), (0, 8, 8), (3, 33, 70)]
+    shapes = [(2, 16, 16), (1, 130, 40), (0, 8, 8), (3, 33, 70), (2, 9, 30)]
     check(merged([inputs(*shape, torch.float32) for shape in shapes]), arch, **RULES[3])
 
 

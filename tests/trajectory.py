@@ -1,0 +1,66 @@
+"""Twenty steps of the optimizer through a backend, on a small model with blocks of every kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tolerances import TRAJECTORY
+from torch import Tensor
+
+import kradagrad_ext.step
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.backends import reference
+
+STEPS = 20
+
+LR = {torch.float32: 1e-2, torch.bfloat16: 5e-4}
+"""Larger steps in bfloat16 would show how rounding of the parameters grows, not how the kernels differ."""
+
+DTYPES = pytest.mark.parametrize("dtype", LR)
+RECIPES = pytest.mark.parametrize(
+    "options",
+    [{}, {"refine": 0, "factor_scale": "trace", "momentum_on": "update", "nesterov": True}],
+    ids=["default", "update"],
+)
+
+
+class Model(torch.nn.Module):
+    """Matrices that a resident kernel takes whole, one that needs grouped products, and vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(20, 140)
+        self.second = torch.nn.Linear(140, 33)
+        self.last = torch.nn.Linear(33, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def train(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any]
+) -> list[Tensor]:
+    """The parameters after STEPS steps on the same data."""
+    monkeypatch.setattr(kradagrad_ext.step, "resolve", lambda *_: backend)
+    torch.manual_seed(1)
+    model = Model().to(dtype)
+    x, y = torch.randn(64, 20, dtype=dtype), torch.randn(64, 4, dtype=dtype)
+    defaults = dict(block_size=144, factor_update="krad", root_every=4, root_method="newton_schulz")
+    optimizer = KrADagrad(model.parameters(), lr=LR[dtype], **(defaults | options))
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def check_equals_the_reference(
+    monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    expected = train(monkeypatch, reference, dtype, options)
+    ours = train(monkeypatch, backend, dtype, options)
+    for p, q in zip(ours, expected, strict=True):
+        difference = (p.double() - q.double()).norm() / q.double().norm()
+        assert difference <= TRAJECTORY[dtype]
