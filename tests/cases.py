@@ -71,6 +71,14 @@ def views(blocks: Tensor, layout: str) -> list[Tensor]:
     return found
 
 
+def padded(matrix: Tensor, transposed: bool) -> Tensor:
+    """The matrix as a view with padding of NaN around it, row-major or column-major."""
+    rows, columns = matrix.shape
+    if transposed:
+        return padded(matrix.mT, False).mT
+    return matrix.new_full((rows + 1, columns + 3), math.nan)[:rows, :columns].copy_(matrix)
+
+
 def gathered(block_views: list[Tensor]) -> Tensor:
     """A list of block views as one batch."""
     return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in block_views])

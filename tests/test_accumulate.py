@@ -27,20 +27,21 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
     def tensors(
-        positive: bool = False, kind: torch.dtype = compute, strided: bool = transposed
+        positive: bool = False, kind: torch.dtype = compute, as_parameter: bool = False
     ) -> list[torch.Tensor]:
+        """With `transposed`, matrices lie in padding, parameters and gradients column by column."""
         found = [torch.randn(shape).to(kind) for shape in SHAPES]
         found = [t.abs() for t in found] if positive else found
-        return [t.mT.contiguous().mT if strided and t.ndim == 2 else t for t in found]
+        return [cases.padded(t, as_parameter) if transposed and t.ndim == 2 else t for t in found]
 
     count = len(SHAPES)
     return SimpleNamespace(
-        momenta=tensors(strided=False),
-        second_moments=tensors(positive=True, strided=False),
-        directions=tensors(strided=False),
+        momenta=tensors(),
+        second_moments=tensors(positive=True),
+        directions=tensors(),
         graft_norms=torch.full((count,), 3.0, dtype=compute),
-        grads=tensors(kind=dtype),
-        params=tensors(kind=dtype),
+        grads=tensors(kind=dtype, as_parameter=True),
+        params=tensors(kind=dtype, as_parameter=True),
         coefficients=torch.rand(count, 4, dtype=compute) + 0.1,
         active=torch.arange(count) != 3,
     )
@@ -75,6 +76,7 @@ def test_agrees_with_float64(
     for name in ("momenta", "second_moments", "directions"):
         for i, tensors in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
             assert_as_accurate(*tensors, f"{name}[{i}]")
+        cases.assert_same_padding(getattr(ours, name), getattr(given, name)[: len(getattr(ours, name))])
     assert_as_accurate(ours.graft_norms, plain.graft_norms, exact.graft_norms, "graft_norms")
 
 

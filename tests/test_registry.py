@@ -1,5 +1,6 @@
 """Which backend `resolve` picks, what it logs and how it refuses."""
 
+import inspect
 import logging
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from kradagrad_ext import backends
+from kradagrad_ext.backends.base import Backend
 from kradagrad_ext.build_info import BuildInfo
 
 CPU = torch.device("cpu")
@@ -127,3 +129,14 @@ def test_triton_on_a_cpu_is_for_its_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="no Triton kernels for cpu, but with TRITON_INTERPRET=1"):
         backends.resolve("triton", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_backend_has_every_op(name):
+    """With the contract's arguments; a type checker does not see what is imported by name."""
+    module = backends._load(name)
+    ops = [op for op in vars(Backend) if not op.startswith("_")]
+    assert len(ops) == 6
+    for op in ops:
+        arguments = list(inspect.signature(getattr(Backend, op)).parameters)[1:]
+        assert list(inspect.signature(getattr(module, op)).parameters) == arguments, op

@@ -8,7 +8,8 @@ measures a new one. Shape classes:
     16, 32          what the longest side is padded to                      (kron_step_resident)
     elements        any parameter                                           (accumulate, parameter_step)
 
-Blocks without a row of kron_step_resident are left to the grouped kernels. `tile` is the side of a tile of the product, or the elements of a program.
+Blocks without a row of kron_step_resident are left to the grouped kernels. `tile` is the side of a tile of
+the product, or the elements of a program.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import pytest
 import test_accumulate
 import test_parameter_step
@@ -40,6 +41,9 @@ def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtyp
         results = (tensors_of(result, name) for result in (ours, plain, exact))
         for i, (a, b, c) in enumerate(zip(*results, strict=True)):
             assert_as_accurate(a, b, c, f"{name}[{i}]")
+        cases.assert_same_padding(
+            tensors_of(ours, name), tensors_of(given, name)[: len(tensors_of(ours, name))]
+        )
 
 
 @pytest.mark.parametrize("op", MODULES)

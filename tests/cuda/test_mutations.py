@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
+
 import ptx
 import pytest
 
-from .mutations import (
-    faults_elementwise,
-    faults_grouped,
-    faults_products,
-    faults_resident,
-    source_faults,
-    survivors,
-    sweep,
-)
+from . import binaries, mutations
+from .mutations import source_faults, survivors, sweep
 from .mutations.detection import layers_that_notice
 from .mutations.probes import MAKERS, of_kernel
 from .mutations.ptx_edits import STRICT
 from .mutations.source_faults import Fault
 from .mutations.survivors import Survivor
 
-LISTS = (faults_resident, faults_products, faults_grouped, faults_elementwise)
-FAULTS = [fault for module in LISTS for fault in module.FAULTS]
+LISTS = sorted(path.stem for path in Path(mutations.__file__).parent.glob("faults_*.py"))
+FAULTS = [fault for name in LISTS for fault in importlib.import_module(f"{mutations.__name__}.{name}").FAULTS]
 
 MOST_SURVIVORS = 0.5
 """Share of the edits of masks, addresses and lanes that may go unnoticed where probes execute them: many only
@@ -34,6 +31,12 @@ layouts and dtypes of each operand, pairs above the diagonal."""
 
 def name_of(fault: Fault) -> str:
     return f"{fault.kernel}: {fault.name}"
+
+
+def test_every_kernel_has_a_probe() -> None:
+    """In one of its sides and precisions."""
+    names = {re.sub(r"_\d+_\w+$", "", name) for name in binaries.launch_shapes()}
+    assert names == {re.sub(r"_\d+_\w+$", "", name) for name in MAKERS}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)

@@ -201,6 +201,15 @@ def test_stmatrix_races_with_a_read_of_another_warp():
     assert "shared race: read after write" in kinds(execute(body, block=64))
 
 
+@pytest.mark.parametrize(("values", "found"), [("%r2", []), ("%r5", ["shared race: write after write"])])
+def test_warps_may_store_the_same_matrix(values, found):
+    """Of the same bytes, which is benign, as for any other store."""
+    body = f""".shared .align 16 .b8 s[128]; mov.u32 %r1, %laneid; mov.u32 %r2, s; and.b32 %r3, %r1, 7;
+      mad.lo.u32 %r3, %r3, 16, %r2; mov.u32 %r5, %tid.x;
+      stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {{{values}}}; ret;"""
+    assert kinds(execute(body, block=64)) == found
+
+
 def test_fragment_instructions_need_a_whole_warp():
     body = "mov.b32 %f0, 0; mov.b32 %r0, 0; mov.u32 %r1, %laneid; setp.lt.u32 %p1, %r1, 16;"
     sums = "{%f0,%f1,%f2,%f3}"

@@ -141,8 +141,9 @@ void stmatrix(Machine& m, const Instruction& i, Mask mask) {
     });
   }
   for (int row = 0; row < rows; ++row) {
-    u8* data = m.shared_access(address[row], 16, row, Use::kWrite);
-    if (data) std::memcpy(data, matrix[row / 8][row % 8], 16);
+    const u8* values = reinterpret_cast<const u8*>(matrix[row / 8][row % 8]);
+    u8* data = m.shared_access(address[row], 16, row, Use::kWrite, values);
+    if (data) std::memcpy(data, values, 16);
   }
 }
 
