@@ -22,8 +22,8 @@ from .elements import (
     PARTIAL,
     SECOND_MOMENT,
     adaptive,
+    chunk_of_span,
     places,
-    span,
 )
 from .entry import find, floats
 
@@ -61,33 +61,37 @@ def accumulate(
     NESTEROV: tl.constexpr,
     FLAT: tl.constexpr,
     SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     entry = find(table, count)
     parameter = tl.load(entry + PARAMETER)
     if tl.load(active + parameter) != 0:
-        at, exists = span(entry, FLAT, SPAN)
-        g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
-        if l2 != 0:
-            p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
-            g += l2 * p.to(tl.float32)
-        d = g
-        if HAS_MOMENTUM:
-            momentum = places(entry, MOMENTUM, at, tl.float32, FLAT)
-            d = beta1 * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
-            tl.store(momentum, d, mask=exists)
-            if NESTEROV:
-                d = beta1 * d + rest1 * g
-        if HAS_DIRECTION:
-            tl.store(places(entry, DIRECTION, at, tl.float32, FLAT), d, mask=exists)
         c = coefficients + 4 * parameter
-        graft = tl.load(c) * d
-        if HAS_SECOND_MOMENT:
-            second = places(entry, SECOND_MOMENT, at, tl.float32, FLAT)
-            v = beta2 * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
-            tl.store(second, v, mask=exists)
-            graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
+        sums = tl.zeros((CHUNK,), tl.float32)
+        for chunk in range(SPAN // CHUNK):
+            at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
+            g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
+            if l2 != 0:
+                p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
+                g += l2 * p.to(tl.float32)
+            d = g
+            if HAS_MOMENTUM:
+                momentum = places(entry, MOMENTUM, at, tl.float32, FLAT)
+                d = beta1 * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
+                tl.store(momentum, d, mask=exists)
+                if NESTEROV:
+                    d = beta1 * d + rest1 * g
+            if HAS_DIRECTION:
+                tl.store(places(entry, DIRECTION, at, tl.float32, FLAT), d, mask=exists)
+            graft = tl.load(c) * d
+            if HAS_SECOND_MOMENT:
+                second = places(entry, SECOND_MOMENT, at, tl.float32, FLAT)
+                v = beta2 * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
+                tl.store(second, v, mask=exists)
+                graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
+            sums += tl.where(exists, graft * graft, 0.0)
         own = tl.program_id(0) - tl.load(entry)
-        tl.store(floats(entry, scratch, PARTIAL) + own, tl.sum(tl.where(exists, graft * graft, 0.0)))
+        tl.store(floats(entry, scratch, PARTIAL) + own, tl.sum(sums))
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])

@@ -1,6 +1,7 @@
 """The elements of all parameters, however they lie: what `accumulate` and `parameter_step` work off.
 
-A program takes a span of SPAN elements of one parameter, counted in the order of the parameter's memory.
+A program takes a span of SPAN elements of one parameter, counted in the order of the parameter's memory, a
+CHUNK of them at a time: the addresses of more would not fit the registers.
 FLAT: every tensor of the parameter is contiguous in that order, starts at a multiple of 16 bytes and has a
 multiple of 8 elements.
 """
@@ -27,10 +28,10 @@ UPDATE = tl.constexpr(5)
 
 
 @triton.jit
-def span(entry, FLAT: tl.constexpr, SPAN: tl.constexpr):
-    """The elements of this program, and which of them exist."""
-    start = (tl.program_id(0).to(tl.int64) - tl.load(entry)) * SPAN
-    index = start + tl.arange(0, SPAN)
+def chunk_of_span(entry, chunk, FLAT: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr):
+    """A chunk's elements of this program's span, and which of them exist."""
+    start = (tl.program_id(0).to(tl.int64) - tl.load(entry)) * SPAN + chunk * CHUNK
+    index = start + tl.arange(0, CHUNK)
     return index, index < tl.multiple_of(tl.load(entry + NUMEL), 8 if FLAT else 1)
 
 

@@ -169,7 +169,9 @@ def run(
     norms: Tensor | None = None,
 ) -> None:
     """Plan and launch; `update`: factor_scale, refine and precision."""
-    rule, damped = Rule(*update, tuning.architecture_of(active.device)), damping > 0
+    (scale, refine, precision), architecture = update, tuning.architecture_of(active.device)
+    rule = Rule(scale, refine, tuning.served(precision, architecture), architecture)
+    damped = damping > 0
     tensors = itertools.chain.from_iterable(_tensors(group) for group in groups)
     key = (rule, damped, launch.key_of(tensors))
     made = launch.planned(key, active.device, lambda: plan_groups(groups, rule, damped))

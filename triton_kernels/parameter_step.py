@@ -20,8 +20,8 @@ from .elements import (
     SECOND_MOMENT,
     UPDATE,
     adaptive,
+    chunk_of_span,
     places,
-    span,
 )
 from .entry import find
 
@@ -57,30 +57,31 @@ def parameter_step(
     NESTEROV: tl.constexpr,
     FLAT: tl.constexpr,
     SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     entry = find(table, count)
     parameter = tl.load(entry + PARAMETER)
     if tl.load(active + parameter) != 0:
-        at, exists = span(entry, FLAT, SPAN)
         c = coefficients + 4 * parameter
-        scale = tl.load(c + 3)
+        scale, rate = tl.load(c + 3), tl.load(lr)
         usable = HAS_UPDATE and tl.abs(scale) < float("inf")
-        u = tl.zeros((SPAN,), tl.float32)
-        if usable:
-            u = scale * tl.load(places(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
-        else:
-            d = tl.load(places(entry, DIRECTION, at, DIRECTION_TYPE, FLAT), mask=exists, other=0.0)
-            u = tl.load(c) * d.to(tl.float32)
-            if HAS_SECOND_MOMENT:
-                v = tl.load(places(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
-                u = adaptive(d.to(tl.float32), v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
-        param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
-        p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
-        u += l2 * p
-        if HAS_MOMENTUM:
-            buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
-            b = momentum * tl.load(buffer, mask=exists, other=0.0) + u
-            tl.store(buffer, b, mask=exists)
-            u = u + momentum * b if NESTEROV else b
-        rate = tl.load(lr)
-        tl.store(param, ((1 - rate * decay) * p - rate * u).to(PARAM_TYPE), mask=exists)
+        for chunk in range(SPAN // CHUNK):
+            at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
+            u = tl.zeros((CHUNK,), tl.float32)
+            if usable:
+                u = scale * tl.load(places(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
+            else:
+                d = tl.load(places(entry, DIRECTION, at, DIRECTION_TYPE, FLAT), mask=exists, other=0.0)
+                u = tl.load(c) * d.to(tl.float32)
+                if HAS_SECOND_MOMENT:
+                    v = tl.load(places(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
+                    u = adaptive(d.to(tl.float32), v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
+            param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
+            p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
+            u += l2 * p
+            if HAS_MOMENTUM:
+                buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
+                b = momentum * tl.load(buffer, mask=exists, other=0.0) + u
+                tl.store(buffer, b, mask=exists)
+                u = u + momentum * b if NESTEROV else b
+            tl.store(param, ((1 - rate * decay) * p - rate * u).to(PARAM_TYPE), mask=exists)

@@ -9,7 +9,7 @@ measures a new one. Shape classes:
     elements        any parameter                                           (accumulate, parameter_step)
 
 Blocks without a row of kron_step_resident are left to the grouped kernels. `tile` is the side of a tile of
-the product, or the elements of a program.
+the product, `depth` of a stage; of elements they are those of a program, and of its chunks.
 """
 
 from __future__ import annotations
@@ -82,6 +82,11 @@ def architecture_of(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
 
 
+def served(precision: str, architecture: str) -> str:
+    """What a precision amounts to: AMD's tensor cores have no tf32."""
+    return "fp32" if precision == "tf32x3" and architecture.startswith("gfx") else precision
+
+
 def shape_class(largest: int) -> str:
     """Of grouped kernels."""
     return "large" if largest >= LARGE else "small"
@@ -103,6 +108,7 @@ def config(kernel: Any, shape: str, precision: str, architecture: str) -> Config
     if name in FIXED:
         return FIXED[name]
     choice = table()[Key(name, shape, precision, architecture)]
-    constants = {"BM": choice.tile, "BN": choice.tile, "BK": choice.depth, "SPAN": choice.tile}
+    constants = {"BM": choice.tile, "BN": choice.tile, "BK": choice.depth}
+    constants |= {"SPAN": choice.tile, "CHUNK": choice.depth}
     own = {constant: value for constant, value in constants.items() if constant in kernel.arg_names}
     return Config(own, choice.warps, choice.stages)

@@ -26,7 +26,9 @@ from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variabl
 from triton.compiler import ASTSource  # noqa: E402
 
 from kradagrad_ext.backends import reference  # noqa: E402
-from kradagrad_ext.triton_kernels import elements_plan, entry, groups, kron_step, launch  # noqa: E402
+from kradagrad_ext.triton_kernels import elements_plan, entry, groups, kron_step, launch, tuning  # noqa: E402
+
+__all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
 
 TYPES = {
     "table": "*i64",
@@ -40,14 +42,27 @@ TYPES = {
 """Of the kernels' arguments; the others are float32 numbers."""
 
 
+def compiled(own: launch.Launch, architecture: str) -> Any:
+    """A launch's kernel for an architecture, as Triton's launcher would make it."""
+    constants = tuple((own.constants | own.config.constants).items())
+    return _compiled(own.kernel, constants, own.config.warps, own.config.stages, architecture)
+
+
 @functools.cache
-def compiled(kernel: Any, constants: tuple[tuple[str, Any], ...], warps: int, stages: int, arch: int) -> Any:
-    """A specialisation for an architecture, as Triton's launcher would make it."""
+def _compiled(
+    kernel: Any, constants: tuple[tuple[str, Any], ...], warps: int, stages: int, architecture: str
+) -> Any:
     named = dict(constants)
     signature = {name: "constexpr" if name in named else TYPES.get(name, "fp32") for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=named)
     options = {"num_warps": warps, "num_stages": stages}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=target_of(architecture), options=options)
+
+
+def target_of(architecture: str) -> GPUTarget:
+    if architecture.startswith("gfx"):
+        return GPUTarget("hip", architecture, 64)
+    return GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
 
 
 class Placed:
@@ -76,8 +91,8 @@ class Compiled:
 
     name = "compiled"
 
-    def __init__(self, arch: int, seed: int = 0) -> None:
-        self.arch, self.seed = arch, seed
+    def __init__(self, architecture: str, seed: int = 0) -> None:
+        self.architecture, self.seed = architecture, seed
         self.launches: list[tuple[str, ptx.Launch]] = []
 
     def run(self, plan: launch.Plan, device: Device, active: int, scalars: dict[str, Any]) -> None:
@@ -87,8 +102,7 @@ class Compiled:
         scratch, _ = device.allocate(plan.scratch, uninitialised=True)
         self.launches = []
         for own in plan.launches:
-            constants = tuple((own.constants | own.config.constants).items())
-            made = compiled(own.kernel, constants, own.config.warps, own.config.stages, self.arch)
+            made = compiled(own, self.architecture)
             first = table + 8 * own.first * entry.WIDTH.value
             values = [first, own.count, scratch, active, *(scalars[name] for name in own.scalars)]
             kernel = ptx.Kernel(made.asm["ptx"], own.kernel.__name__)
@@ -143,7 +157,7 @@ class Compiled:
             lists = place(grads[i]), place(directions[i]), place(outs[i])
             own.append(groups.Group(size, first, lists[0], *factors, *lists[1:], *roots))
             first += size
-        rule = groups.Rule(factor_scale, refine, precision, f"sm_{self.arch}")
+        rule = groups.Rule(factor_scale, refine, precision, self.architecture)
         plan = kron_step.plan_groups(own, rule, damping > 0)
         scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -171,7 +185,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
-        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov, f"sm_{self.arch}")
+        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov, self.architecture)
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -194,7 +208,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "momentum": momenta, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
-        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, f"sm_{self.arch}")
+        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
         self.run(plan, device, device.address(active), scalars)

@@ -16,7 +16,7 @@ from kradagrad_ext.backends import reference
 
 from .compiled import Compiled
 
-ARCHITECTURES = [80, 90]
+ARCHITECTURES = ["sm_80", "sm_90"]
 MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
@@ -32,7 +32,7 @@ RULES: list[dict[str, Any]] = [
 SHAPES = [(7, 32), (33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
 
 
-def check(given: Any, arch: int, **options: Any) -> None:
+def check(given: Any, arch: str, **options: Any) -> None:
     ours = run(Compiled(arch), given, **options)
     plain, exact = run(reference, given, **options), run(reference, given, torch.float64, **options)
     compare(ours, plain, exact, precision_atol("bf16x3", options.get("refine", 0)))
@@ -44,19 +44,19 @@ def check(given: Any, arch: int, **options: Any) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("options", RULES, ids=str)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_kron_step(rows: int, columns: int, options: dict[str, Any], arch: int) -> None:
+def test_kron_step(rows: int, columns: int, options: dict[str, Any], arch: str) -> None:
     dtype = torch.bfloat16 if rows == 64 else torch.float32
     check(inputs(3, rows, columns, dtype, "strided"), arch, **options)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("blocks", [0, 1, 1000])
-def test_any_number_of_blocks(blocks: int, arch: int) -> None:
+def test_any_number_of_blocks(blocks: int, arch: str) -> None:
     check(inputs(blocks, 6, 5, torch.float32, "strided"), arch, **RULES[3])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_groups_of_several_shapes(arch: int) -> None:
+def test_groups_of_several_shapes(arch: str) -> None:
     shapes = [(2, 16, 16), (1, 130, 40), (0, 8, 8), (3, 33, 70), (2, 9, 30)]
     check(merged([inputs(*shape, torch.float32) for shape in shapes]), arch, **RULES[3])
 
@@ -68,7 +68,7 @@ def test_groups_of_several_shapes(arch: int) -> None:
     [(op, options) for op, module in MODULES.items() for options in module.OPTIONS],
     ids=str,
 )
-def test_elements(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool, arch: int) -> None:
+def test_elements(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool, arch: str) -> None:
     module = MODULES[op]
     given = module.inputs(dtype, transposed)
     results = [module.run(Compiled(arch), given, **options), module.run(reference, given, **options)]

@@ -1,0 +1,72 @@
+"""Budgets of the compiled Triton kernels that need no GPU, for every row of the tuning table.
+
+bench/gpu_evidence.py lists the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton")
+
+from cuda.binaries import KB, Binary, Counter, Shape
+from test_cuda_budgets import CTA_SHARED, MOST_REGISTERS
+from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
+
+SHARED = CTA_SHARED | {"gfx942": 64 * KB}
+REGISTERS = dict.fromkeys(CTA_SHARED, MOST_REGISTERS) | {"gfx942": 512}
+
+
+def faults(of: Made, architecture: str) -> list[str]:
+    """What breaks a budget."""
+    code, found = of.binary.instructions, []
+    spilled = of.binary.stack + of.binary.local + code["LDL"] + code["STL"]
+    spilled += code["scratch_load"] + code["scratch_store"]
+    if spilled:
+        found.append(f"stack {of.binary.stack}, {code['LDL']} LDL, {code['STL']} STL")
+    if of.binary.registers > REGISTERS[architecture]:
+        found.append(f"{of.binary.registers} registers")
+    if of.launched.dynamic_shared > SHARED[architecture]:
+        found.append(f"{of.launched.dynamic_shared} bytes of shared memory")
+    wanted = tensor_cores(of, architecture)
+    if wanted and not code[wanted]:
+        found.append(f"no {wanted}")
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_specialisation_is_within_its_budgets(precision: str, architecture: str) -> None:
+    compiled = made(precision, architecture)
+    broken = {f"{of.kernel} {of.constants}": faults(of, architecture) for of in compiled}
+    assert not {name: found for name, found in broken.items() if found}
+    assert len(compiled) >= 20 or tuning.served(precision, architecture) != precision
+
+
+def test_faults_are_found() -> None:
+    sound = Made(
+        "downdate", "small", {"PRECISION": "bf16x3"}, Binary(64, 0, 0, 0, Counter(HMMA=1)), Shape(128, 0)
+    )
+    assert not faults(sound, "sm_80")
+    assert faults(sound, "sm_90") == ["no HGMMA"]
+    spilled = Binary(64, 8, 0, 0, Counter(HMMA=1, LDL=2, STL=1))
+    assert faults(replace(sound, binary=spilled), "sm_80") == ["stack 8, 2 LDL, 1 STL"]
+    assert faults(replace(sound, launched=Shape(128, 164 * KB)), "sm_80") == ["167936 bytes of shared memory"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
+    rows = {(key.op, key.shape, key.precision) for key in tuning.table() if key.architecture == architecture}
+    compiled = {
+        (own.kernel.__name__, shape, precision)
+        for precision in PRECISIONS
+        for shape, own in launches(precision, architecture)
+        if own.kernel.__name__ not in tuning.FIXED
+    }
+    assert rows == compiled
+
+
+def test_architectures_are_the_tables() -> None:
+    assert {key.architecture for key in tuning.table()} == set(ARCHITECTURES) == set(tuning.ARCHITECTURES)

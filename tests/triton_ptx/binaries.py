@@ -1,0 +1,136 @@
+"""What Triton makes of every row of the tuning table: registers, memory and instructions, without a GPU.
+
+The specialisations are those that the package's own plans launch with the default recipe, and with the one
+that needs the trace of a square.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import test_accumulate
+import test_kron_step
+import test_parameter_step
+import torch
+from cuda import binaries as cuda_binaries
+from cuda.binaries import Binary, Shape
+
+from kradagrad_ext.triton_kernels.kron_step_resident import kron_step_resident
+
+from .compiled import compiled, elements_plan, groups, kron_step, launch, tuning
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+PRODUCTS = ("factor_product", "grouped_product", "refinement", "downdate")
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+"""The instruction of products with tiles of 64 and more."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A compiled specialisation.
+
+    Args:
+        shape: class of the tuning table's row.
+    """
+
+    kernel: str
+    shape: str
+    constants: dict[str, Any]
+    binary: Binary
+    launched: Shape
+
+
+def tensor_cores(of: Made, architecture: str) -> str | None:
+    """The instruction that a kernel's products must be made of."""
+    if of.constants.get("PRECISION") in (None, "fp32"):
+        return None
+    small = of.kernel == "kron_step_resident" and not architecture.startswith("gfx")
+    return "HMMA" if small else TENSOR_CORES[architecture]
+
+
+def _group(rows: int, columns: int) -> groups.Group:
+    given = test_kron_step.inputs(2, rows, columns, torch.float32)
+    sides = [(given.left[0], given.left_statistics[0]), (given.right[0], given.right_statistics[0])]
+    return groups.Group(
+        2, 0, given.grad, *sides, given.direction, given.out, given.left_root[0], given.right_root[0]
+    )
+
+
+def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
+    """Plans that launch every kernel, by shape class."""
+    default = groups.Rule("frobenius", 2, precision, architecture)
+    for side in tuning.PADDED:
+        if tuning.has(kron_step_resident, str(side), precision, architecture):
+            yield str(side), kron_step.plan_groups([_group(side, side)], default, True)
+    wide = groups.Rule("schatten4", 0, precision, architecture)
+    yield "small", kron_step.plan_groups([_group(128, 128)], default, True)
+    yield "small", kron_step.plan_groups([_group(40, 200)], wide, True)
+    yield "large", kron_step.plan_groups([_group(256, 256)], default, True)
+    if precision != "fp32":
+        return
+    given = test_accumulate.inputs(torch.float32)
+    lists = {"grad": given.grads, "momentum": given.momenta, "second_moment": given.second_moments}
+    parameters = elements_plan.parameters_of(given.params, lists)
+    yield "elements", elements_plan.plan_accumulate(parameters, False, architecture)
+    given = test_parameter_step.inputs(torch.float32)
+    lists = {"update": given.updates, "direction": given.directions, "second_moment": given.second_moments}
+    parameters = elements_plan.parameters_of(given.params, lists)
+    yield "elements", elements_plan.plan_parameter_step(parameters, False, architecture)
+
+
+@functools.cache
+def launches(precision: str, architecture: str) -> tuple[tuple[str, launch.Launch], ...]:
+    """Every specialisation once, by shape class; none for a precision that the architecture lacks."""
+    if tuning.served(precision, architecture) != precision:
+        return ()
+    found = {
+        (shape, own.kernel.__name__, own.config, tuple(own.constants.items())): (shape, own)
+        for shape, plan in _plans(precision, architecture)
+        for own in plan.launches
+    }
+    return tuple(found.values())
+
+
+@functools.cache
+def made(precision: str, architecture: str) -> tuple[Made, ...]:
+    """All of them compiled."""
+    return tuple(
+        Made(own.kernel.__name__, shape, own.constants | own.config.constants, *_binary(own, architecture))
+        for shape, own in launches(precision, architecture)
+    )
+
+
+def _binary(own: launch.Launch, architecture: str) -> tuple[Binary, Shape]:
+    result = compiled(own, architecture)
+    threads = result.metadata.num_warps * result.metadata.warp_size
+    read = _read_amd if architecture.startswith("gfx") else _read_cubin
+    return read(result), Shape(threads, result.metadata.shared)
+
+
+def _read_cubin(result: Any) -> Binary:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(result.asm["cubin"])
+        file.flush()
+        ((_, *numbers),) = cuda_binaries.USAGE.findall(cuda_binaries.cuobjdump("-res-usage", file.name))
+        code = cuda_binaries.count_instructions(cuda_binaries.cuobjdump("-sass", file.name))
+    registers, stack, _, local = map(int, numbers)
+    return Binary(registers, stack, local, 0, code)
+
+
+def _read_amd(result: Any) -> Binary:
+    """Scratch memory of a lane as stack. Scalar registers spill into vector registers, not to memory."""
+    text = result.asm["amdgcn"]
+
+    def number(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+    code = cuda_binaries.Counter(re.findall(r"^\s+(v_mfma|scratch_load|scratch_store)", text, re.MULTILINE))
+    return Binary(
+        number("vgpr_count"), number("private_segment_fixed_size"), number("vgpr_spill_count"), 0, code
+    )
