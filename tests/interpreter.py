@@ -40,4 +40,6 @@ def _cast_impl(self: Any, source: Any, target: Any) -> Any:
 def mend() -> None:
     interpreter.InterpreterBuilder.create_dot = _create_dot
     interpreter.InterpreterBuilder.cast_impl = _cast_impl
+    if not hasattr(interpreter.InterpreterBuilder, "get_int1_ty"):  # 3.3 cannot load a bool
+        interpreter.InterpreterBuilder.get_int1_ty = lambda _: tl.int1
     np.seterr(over="ignore", invalid="ignore")

@@ -84,10 +84,11 @@ def matrix(entry, INDEX: tl.constexpr, block, scratch, TYPE: tl.constexpr, VECTO
     inner = tl.load(field + 3)
     offset = index // inner * tl.load(field + 4) + index % inner * tl.load(field + 5)
     address = tl.load(field) + tl.load(field + 1) * scratch.to(tl.int64, bitcast=True)
-    data = (address + offset * (TYPE.primitive_bitwidth // 8)).to(tl.pointer_type(TYPE))
+    SIZE: tl.constexpr = 4 if TYPE == tl.float32 else 2  # noqa: SIM300
+    data = (address + offset * SIZE).to(tl.pointer_type(TYPE))
     # A vector of 16 bytes: 4 float32, and no fewer elements of a smaller dtype.
-    STRIDE: tl.constexpr = 128 // TYPE.primitive_bitwidth if VECTOR else 1
-    BYTES: tl.constexpr = 16 if VECTOR else TYPE.primitive_bitwidth // 8
+    STRIDE: tl.constexpr = 16 // SIZE if VECTOR else 1
+    BYTES: tl.constexpr = 16 if VECTOR else SIZE
     rows = tl.multiple_of(tl.load(field + 6), STRIDE)
     cols = tl.multiple_of(tl.load(field + 7), STRIDE)
     return tl.multiple_of(data, BYTES), rows, cols

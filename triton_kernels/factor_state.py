@@ -86,7 +86,8 @@ def start_factors(
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
         pending = 1 / decay
         statistics = _statistics(entry, block)
-        if (damping > 0) & (tl.load(statistics) == 0):
+        mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
+        if (damping > 0) & (mean == 0):
             s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
             if (s > 0) & (s < float("inf")):
                 tl.store(statistics, s)
@@ -94,7 +95,7 @@ def start_factors(
             else:
                 pending = 0.0
                 if s != 0:
-                    tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+                    tl.store(statistics + 1, fallbacks + 1)
     tl.store(floats(entry, scratch, FAILED) + block, 0.0)
     blocks = tl.load(entry + BLOCKS)
     for chunk in range(tl.load(entry + CHUNKS) + 1):
@@ -126,16 +127,18 @@ def finish_factors(table, count, scratch, active, decay, damping):
     block, _tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):
         statistics = _statistics(entry, block)
+        mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
         failed = tl.load(floats(entry, scratch, FAILED) + block)
+        finite = True
         if damping > 0:
             energy = total(entry, block, scratch, ENERGY, ENERGIES)
-            mean = decay * tl.load(statistics) + (1 - decay) * energy / tl.load(entry + D).to(tl.float32)
-            if mean < float("inf"):
-                tl.store(statistics, mean)
-            else:
-                failed = 1.0
-        if failed != 0:
-            tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+            mean = decay * mean + (1 - decay) * energy / tl.load(entry + D).to(tl.float32)
+            finite = tl.abs(mean) < float("inf")
+        tl.debug_barrier()  # every thread has read what one of them writes
+        if finite:
+            tl.store(statistics, mean)
+        if (failed != 0) | (finite == 0):
+            tl.store(statistics + 1, fallbacks + 1)
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])

@@ -60,7 +60,8 @@ class GroupPlan:
         own = whole.tiles(factor_product, d, chunk)
         shapes = [(d, d, False), (chunk, chunk, True)]
         most = max(own, *(whole.tiles(grouped_product, *shape) for shape in shapes))
-        energies = chunks * own if self.damped else 0
+        last = whole.tiles(factor_product, d, k - (chunks - 1) * chunk)
+        energies = (chunks - 1) * own + last if self.damped else 0
         pending = self.plan.floats((chunks + 1) * blocks)
         state = {
             fields.PENDING.value: pending,

@@ -117,7 +117,7 @@ def _downdated(x, a, weight, d, SCALE: tl.constexpr, REFINE: tl.constexpr, PRECI
     """The factor after the update with A, and t."""
     y = _product(x, a, PRECISION)
     b = tl.zeros((a.shape[1], a.shape[1]), tl.float32)
-    if REFINE > 0 or SCALE == "frobenius" or SCALE == "schatten4":
+    if REFINE > 0 or (SCALE == "frobenius" or SCALE == "schatten4"):
         b = _symmetric(weight * _product(tl.trans(a), y, PRECISION))
     t = _bound(a, y, b, weight, d, SCALE, PRECISION)
     z = y
@@ -145,7 +145,7 @@ def _update_factor(
 ):
     """One side's factor and statistics; X and its mean stay where the new ones are not finite."""
     statistics = tl.load(entry + STATISTICS_FIELD).to(tl.pointer_type(tl.float32)) + 2 * block
-    mean = tl.load(statistics)
+    mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
     values = a.to(tl.float32)
     s = tl.sum(values * values) / d.to(tl.float32)
     first = (damping > 0) & (mean == 0)
@@ -156,6 +156,7 @@ def _update_factor(
         x = tl.where(first, start, x) / decay
         new, t = _downdated(x, a, weight, d.to(tl.float32), SCALE, REFINE, PRECISION)
         new_mean = tl.where(first, s, decay * mean + (1 - decay) * s)
+        tl.debug_barrier()  # every thread has read what one of them writes
         finite_mean = (damping == 0) | (tl.abs(new_mean) < float("inf"))
         if finite_mean & (damping > 0):
             tl.store(statistics, new_mean)
@@ -163,7 +164,7 @@ def _update_factor(
             data, stride, _step = matrix(entry, SIDE, block, scratch, tl.float32, VECTOR)
             tl.store(place(data, stride, 1, i, i, "row"), new, mask=inside(i, i, d, d))
         else:
-            tl.store(statistics + 1, tl.load(statistics + 1) + 1)
+            tl.store(statistics + 1, fallbacks + 1)
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms", "decay", "weight", "damping"])

@@ -24,7 +24,8 @@ import torch
 from .launch import Config
 
 TABLE = Path(__file__).with_name("tuning.csv")
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942", "interpreter")
+"""Triton's interpreter takes as long for a small tile as for a large one."""
 LARGE = 256
 PADDED = (16, 32)
 
@@ -74,8 +75,8 @@ def table() -> dict[Key, Choice]:
 @functools.cache
 def architecture_of(device: torch.device) -> str:
     """The architecture whose rows serve a device; those of sm_80 where there is no better one."""
-    if device.type != "cuda":  # under the interpreter
-        return "sm_80"
+    if device.type != "cuda":
+        return "interpreter"
     if torch.version.hip:
         return "gfx942"
     # The consumers' Blackwell (12) has neither its tensor cores' instructions nor its shared memory.

@@ -20,9 +20,10 @@ import torch
 from cuda import binaries as cuda_binaries
 from cuda.binaries import Binary, Shape
 
+from kradagrad_ext.triton_kernels import elements_plan, groups, kron_step, tuning
 from kradagrad_ext.triton_kernels.kron_step_resident import kron_step_resident
 
-from .compiled import compiled, elements_plan, groups, kron_step, launch, tuning
+from .compiled import compiled, launch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")

@@ -7,6 +7,7 @@ report. Scratch memory counts as uninitialised.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -26,9 +27,11 @@ from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variabl
 from triton.compiler import ASTSource  # noqa: E402
 
 from kradagrad_ext.backends import reference  # noqa: E402
-from kradagrad_ext.triton_kernels import elements_plan, entry, groups, kron_step, launch, tuning  # noqa: E402
+from kradagrad_ext.triton_kernels import entry, groups, launch, tuning  # noqa: E402
 
 __all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
+
+PACKAGE = "kradagrad_ext.triton_kernels"
 
 TYPES = {
     "table": "*i64",
@@ -87,12 +90,18 @@ class Placed:
 
 
 class Compiled:
-    """The backend. Launches of the latest call are kept with their counters."""
+    """The backend. Launches of the latest call are kept with their counters.
+
+    Args:
+        seed: of the order of blocks and warps.  package: the kernels', or a copy's with an edit.
+    """
 
     name = "compiled"
 
-    def __init__(self, architecture: str, seed: int = 0) -> None:
+    def __init__(self, architecture: str, seed: int = 0, package: str = PACKAGE) -> None:
         self.architecture, self.seed = architecture, seed
+        self.kron_step = importlib.import_module(f"{package}.kron_step")
+        self.elements_plan = importlib.import_module(f"{package}.elements_plan")
         self.launches: list[tuple[str, ptx.Launch]] = []
 
     def run(self, plan: launch.Plan, device: Device, active: int, scalars: dict[str, Any]) -> None:
@@ -158,13 +167,13 @@ class Compiled:
             own.append(groups.Group(size, first, lists[0], *factors, *lists[1:], *roots))
             first += size
         rule = groups.Rule(factor_scale, refine, precision, self.architecture)
-        plan = kron_step.plan_groups(own, rule, damping > 0)
+        plan = self.kron_step.plan_groups(own, rule, damping > 0)
         scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
         self.run(plan, device, device.address(active), scalars)
 
-    def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[elements_plan.Parameter]:
+    def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}
-        return elements_plan.parameters_of(placed.pop("param"), placed)
+        return self.elements_plan.parameters_of(placed.pop("param"), placed)
 
     def accumulate_(
         self,
@@ -185,7 +194,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
-        plan = elements_plan.plan_accumulate(self._lists(device, lists), nesterov, self.architecture)
+        plan = self.elements_plan.plan_accumulate(self._lists(device, lists), nesterov, self.architecture)
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -208,7 +217,7 @@ class Compiled:
         device = Device()
         lists = {"param": params, "momentum": momenta, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
-        plan = elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
+        plan = self.elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
         self.run(plan, device, device.address(active), scalars)

@@ -9,6 +9,7 @@ import pytest
 import test_accumulate
 import test_parameter_step
 import torch
+from cuda.test_elementwise_kernels import tensors_of
 from test_kron_step import compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
@@ -32,8 +33,8 @@ RULES: list[dict[str, Any]] = [
 SHAPES = [(7, 32), (33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
 
 
-def check(given: Any, arch: str, **options: Any) -> None:
-    ours = run(Compiled(arch), given, **options)
+def check(given: Any, backend: Compiled, **options: Any) -> None:
+    ours = run(backend, given, **options)
     plain, exact = run(reference, given, **options), run(reference, given, torch.float64, **options)
     compare(ours, plain, exact, precision_atol("bf16x3", options.get("refine", 0)))
     cases.assert_same_padding(ours.out, given.out)
@@ -46,19 +47,63 @@ def check(given: Any, arch: str, **options: Any) -> None:
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_kron_step(rows: int, columns: int, options: dict[str, Any], arch: str) -> None:
     dtype = torch.bfloat16 if rows == 64 else torch.float32
-    check(inputs(3, rows, columns, dtype, "strided"), arch, **options)
+    check(inputs(3, rows, columns, dtype, "strided"), Compiled(arch), **options)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("blocks", [0, 1, 1000])
 def test_any_number_of_blocks(blocks: int, arch: str) -> None:
-    check(inputs(blocks, 6, 5, torch.float32, "strided"), arch, **RULES[3])
+    check(inputs(blocks, 6, 5, torch.float32, "strided"), Compiled(arch), **RULES[3])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_groups_of_several_shapes(arch: str) -> None:
     shapes = [(2, 16, 16), (1, 130, 40), (0, 8, 8), (3, 33, 70), (2, 9, 30)]
-    check(merged([inputs(*shape, torch.float32) for shape in shapes]), arch, **RULES[3])
+    check(merged([inputs(*shape, torch.float32) for shape in shapes]), Compiled(arch), **RULES[3])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("factor_scale", ["trace", "frobenius"])
+@pytest.mark.parametrize(("rows", "columns"), [(20, 30), (40, 100), (130, 40)])
+def test_damping_follows_the_statistics(rows: int, columns: int, factor_scale: str, arch: str) -> None:
+    """The first gradient starts the factors, a zero one does nothing, one that overflows is counted."""
+    given = inputs(5, rows, columns, torch.float32)
+    given.active[2] = True
+    for statistics in (*given.left_statistics, *given.right_statistics):
+        statistics[4, 0] = 0.7
+    given.grad[0][1] = 0
+    given.grad[0][3] *= 1e30
+    exact = cases.copied(given, torch.float64)
+    exact.grad[0][3] = torch.inf  # where 1e30 squared does not overflow
+    options = {"damping": 1e-3, "factor_scale": factor_scale, "refine": 2}
+    ours = run(Compiled(arch), given, **options)
+    compare(
+        ours, run(reference, given, **options), run(reference, exact, **options), precision_atol("bf16x3", 2)
+    )
+    for statistics in (*ours.left_statistics, *ours.right_statistics):
+        assert statistics[:, 1].tolist() == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("side", [20, 70])
+def test_a_bound_that_is_not_finite_leaves_the_factor(side: int, arch: str) -> None:
+    given = inputs(2, side, side, torch.float32)
+    given.grad[0][1] *= 1e25
+    ours = run(Compiled(arch), given, **RULES[3])
+    assert torch.equal(ours.left[0][1], given.left[0][1])
+    assert not torch.equal(ours.left[0][0], given.left[0][0])
+    assert ours.left_statistics[0][:, 1].tolist() == ours.right_statistics[0][:, 1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_same_bits_for_any_order_of_blocks_and_warps(seed: int, arch: str) -> None:
+    given = merged([inputs(2, 20, 30, torch.float32), inputs(2, 130, 70, torch.float32)])
+    one, other = (run(Compiled(arch, order), given, damping=1e-3, **RULES[3]) for order in (0, seed))
+    for name in ("left", "right", "left_statistics", "right_statistics", "out"):
+        for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+            assert torch.equal(a, b), name
+    assert torch.equal(one.norms, other.norms)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -69,12 +114,15 @@ def test_groups_of_several_shapes(arch: str) -> None:
     ids=str,
 )
 def test_elements(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool, arch: str) -> None:
+    check_elements(op, Compiled(arch), MODULES[op].inputs(dtype, transposed), **options)
+
+
+def check_elements(op: str, backend: Compiled, given: Any, **options: Any) -> None:
     module = MODULES[op]
-    given = module.inputs(dtype, transposed)
-    results = [module.run(Compiled(arch), given, **options), module.run(reference, given, **options)]
+    results = [module.run(backend, given, **options), module.run(reference, given, **options)]
     results.append(module.run(reference, given, torch.float64, **options))
     for name in WRITTEN[op]:
-        values = [getattr(result, name) for result in results]
-        lists = [value if isinstance(value, list) else [value] for value in values]
+        lists = [tensors_of(result, name) for result in results]
         for i, trio in enumerate(zip(*lists, strict=True)):
             assert_as_accurate(*trio, f"{name}[{i}]")
+        cases.assert_same_padding(lists[0], tensors_of(given, name)[: len(lists[0])])

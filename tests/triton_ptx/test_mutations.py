@@ -1,0 +1,180 @@
+"""Faults put into the Triton kernels' source are noticed, each by the layer that is named with it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import test_accumulate
+import test_parameter_step
+import torch
+from cuda.mutations.detection import layer_of
+from cuda.toolchain import ROOT
+from test_kron_step import inputs, merged
+
+from .compiled import Compiled
+from .test_kernels import check, check_elements
+
+KERNELS = ROOT / "triton_kernels"
+MUTANTS = ROOT / "build/triton-tests/mutants"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` stands once in `file`; with `new` in its place, `layer` must notice in a call of `probe`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    probe: str
+    layer: str
+
+
+FAULTS = [
+    Fault(
+        "the depth's tail is read", "multiply.py",
+        "(i, k, rows, depth)", "(i, k, rows, depth + 64)", "grouped", "bounds",
+    ),
+    Fault(
+        "a row too many is written", "multiply.py",
+        "out_cols, i, j, ORDER), value, mask=inside(i, j, rows, cols)",
+        "out_cols, i, j, ORDER), value, mask=inside(i, j, rows + 1, cols)", "grouped", "race",
+    ),
+    Fault(
+        "no mirror", "multiply.py",
+        "tl.store(upper, tl.trans(value), mask=inside(j, i, rows, rows))", "pass", "grouped", "uninitialised",
+    ),
+    Fault(
+        "all shares in one place", "multiply.py",
+        "tl.load(entry + COUNT) + tile, value", "tl.load(entry + COUNT), value", "grouped", "race",
+    ),
+    Fault(
+        "a share too many", "multiply.py",
+        "mask=start + lanes < count", "mask=start + lanes <= count", "grouped", "uninitialised",
+    ),
+    Fault(
+        "the entry before", "entry.py",
+        "FIRST_PROGRAM) <= program", "FIRST_PROGRAM) < program", "grouped", "bounds",
+    ),
+    Fault(
+        "inactive blocks take part", "entry.py",
+        "FIRST_BLOCK) + block) != 0", "FIRST_BLOCK) + block) >= 0", "grouped", "values",
+    ),
+    Fault(
+        "strides exchanged", "entry.py",
+        "i[:, None] + j[None, :] * col_stride", "i[:, None] * col_stride + j[None, :]", "grouped", "bounds",
+    ),
+    Fault(
+        "no second term of A", "precision.py",
+        "sum = tl.dot(_rest(a, ah).to(tl.bfloat16), bh, sum)", "sum = sum", "grouped", "values",
+    ),
+    Fault(
+        "no second term of B", "precision.py",
+        "sum = tl.dot(ah, _rest(b, bh).to(tl.bfloat16), sum)", "sum = sum",
+        "grouped", "values",
+    ),
+    Fault(
+        "nothing is pending", "downdate.py",
+        "pending * held", "held", "grouped", "values",
+    ),
+    Fault(
+        "tiles below the diagonal count once", "grouped_product.py",
+        "tl.where(row > col, 2, 1)", "1", "grouped", "values",
+    ),
+    Fault(
+        "another polynomial", "refinement.py",
+        "8 * held + 5 * one", "8 * held + 4 * one", "grouped", "values",
+    ),
+    Fault(
+        "no failure is ever cleared", "factor_state.py",
+        "    tl.store(floats(entry, scratch, FAILED) + block, 0.0)\n", "", "grouped", "uninitialised",
+    ),
+    Fault(
+        "upper half not mirrored", "kron_step_resident.py",
+        "lower, tl.trans(lower))", "lower, lower)", "resident", "values",
+    ),
+    Fault(
+        "another polynomial, resident", "kron_step_resident.py",
+        "- 8 * w + 5 * one", "- 8 * w + 4 * one", "resident", "values",
+    ),
+    Fault(
+        "no decay", "kron_step_resident.py",
+        "tl.where(first, start, x) / decay", "tl.where(first, start, x)", "resident", "values",
+    ),
+    Fault(
+        "a span's tail is written", "accumulate.py",
+        "tl.store(momentum, d, mask=exists)", "tl.store(momentum, d)", "accumulate_", "race",
+    ),
+    Fault(
+        "the last span is left out", "accumulate.py",
+        "+ SPAN - 1) // SPAN", ") // SPAN", "accumulate_", "values",
+    ),
+    Fault(
+        "spans overlap", "elements.py",
+        "* SPAN + chunk", "* CHUNK + chunk", "accumulate_", "race",
+    ),
+    Fault(
+        "a scale that is not finite is taken", "parameter_step.py",
+        'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
+    ),
+]  # fmt: skip
+
+
+def package_of(fault: Fault) -> str:
+    """The name of an importable copy of the kernels with the fault in it."""
+    text = (KERNELS / fault.file).read_text()
+    assert text.count(fault.old) == 1, (
+        f"{fault.name}: {text.count(fault.old)} times in {fault.file}, not once"
+    )
+    edited = text.replace(fault.old, fault.new)
+    sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
+    name = f"mutant_{hashlib.sha256((sources + edited).encode()).hexdigest()[:16]}"
+    folder = MUTANTS / name
+    shutil.copytree(KERNELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / fault.file).write_text(edited)
+    if str(MUTANTS) not in sys.path:
+        sys.path.append(str(MUTANTS))
+    return name
+
+
+def given_of(probe: str) -> SimpleNamespace:
+    """Ragged shapes, strided views with padding of NaN, an inactive block, several entries a launch."""
+    shapes = {"grouped": [(3, 70, 130), (4, 130, 40)], "resident": [(3, 7, 16), (3, 13, 9)]}
+    return merged([inputs(*shape, torch.float32, "strided") for shape in shapes[probe]])
+
+
+def run(probe: str, backend: Any) -> None:
+    """AssertionError where a check notices."""
+    if probe == "accumulate_":
+        check_elements(probe, backend, test_accumulate.inputs(torch.float32, True), nesterov=True)
+    elif probe == "parameter_step_":
+        check_elements(probe, backend, test_parameter_step.inputs(torch.float32), momenta=True)
+    else:
+        check(given_of(probe), backend, factor_scale="frobenius", refine=2, damping=1e-3)
+
+
+def layer_that_notices(fault: Fault | None, probe: str) -> str | None:
+    options = {} if fault is None else {"package": package_of(fault)}
+    try:
+        run(probe, Compiled("sm_80", **options))
+    except AssertionError as error:
+        layer = layer_of(str(error))
+        return "values" if layer == "convergence" else layer
+    return None
+
+
+@pytest.mark.parametrize("probe", ["grouped", "resident", "accumulate_", "parameter_step_"])
+def test_unedited_kernels_pass(probe: str) -> None:
+    """Or every fault would be noticed."""
+    assert layer_that_notices(None, probe) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_noticed(fault: Fault) -> None:
+    assert layer_that_notices(fault, fault.probe) == fault.layer
