@@ -6,12 +6,16 @@ PYTEST_ARGS ?=
 # The suite's processes; each computes on one thread.
 JOBS ?= auto
 STEPS ?= 300
+# The oldest Triton that is supported, in the second environment; its interpreter needs an older NumPy.
+OLDEST_TRITON := triton==3.3.0 numpy<2.3
+# The ops' tests, which run on Triton's interpreter, too.
+OPS := $(addprefix tests/test_,kron_step.py update_factor.py accumulate.py parameter_step.py trajectory.py)
 
 BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py')
 
-.PHONY: demo test test-none lint bench clean
+.PHONY: demo test test-none test-triton lint bench clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -27,6 +31,12 @@ test: $(VENV)/installed
 # The same suite on an ordinary installation of the pure-Python package.
 test-none: $(VENV)-none/installed
 	$(VENV)-none/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# The Triton kernels on Triton's interpreter, the newest one and, for what takes less time, the oldest.
+test-triton: $(VENV)/installed $(VENV)-none/installed
+	TRITON_INTERPRET=1 $(BIN)/pytest -n $(JOBS) -k triton $(PYTEST_ARGS) $(OPS)
+	TRITON_INTERPRET=1 $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
+	    -k "triton and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check
@@ -51,6 +61,9 @@ INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 	$(PYTHON) -m venv $*
 	$*/bin/pip install $(TORCH)
 	$*/bin/pip freeze | grep '^torch==' > $@
+	for constraint in $(foreach one,$(CONSTRAINTS),'$(one)'); do echo "$$constraint" >> $@; done
+
+$(VENV)-none/constraints.txt: CONSTRAINTS = $(OLDEST_TRITON)
 
 $(VENV)/installed: $(VENV)/constraints.txt $(NATIVE)
 	$(INSTALL) -e '.[test,examples]'

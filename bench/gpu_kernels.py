@@ -1,4 +1,4 @@
-"""Every kernel on a GPU: verified against float64, timed beside its roofline prediction and its rivals.
+"""Every kernel on a GPU, CUDA and Triton: verified against float64, timed beside a prediction and rivals.
 
     python bench/gpu_kernels.py                    # verify and time, a minute or two; appends to a CSV
     python bench/gpu_kernels.py --smoke            # every kernel once on little work, for compute-sanitizer
@@ -22,15 +22,24 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from common import HERE, Row, append_rows, percentiles
+from common import HERE, Row, append_rows, available_backends, percentiles
 from gpu_cases import MEASURED, VERIFIED, Case, cases, smoke_cases
 from gpu_step import step_rows
 from gpu_timing import Calls, host_time, kernel_times, milliseconds
 from roofline_gpus import Gpu, gpu_of, predict
 
-BACKEND = "native"
+OURS = ("native", "triton")
 ROUNDS, WARMUP = 30, 3
 SECONDS_A_CASE = 2.5
+
+
+def backends(device: torch.device) -> list[str]:
+    """Ours, of which each is verified and timed where it can run; the reason is told where it cannot."""
+    reasons = {name: available_backends(device)[name] for name in OURS}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"no {name}: {reason}")
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def each(chosen: Iterable[Case], run: Callable[[Case], bool]) -> bool:
@@ -48,23 +57,27 @@ def each(chosen: Iterable[Case], run: Callable[[Case], bool]) -> bool:
 
 def smoke(device: torch.device) -> bool:
     """Run every kernel once; compute-sanitizer does the looking."""
+    names = backends(device)
 
     def run(case: Case) -> bool:
-        case.call(BACKEND)()
-        torch.cuda.synchronize()
-        print(f"ran  {case.label}", flush=True)
-        return True
+        for name in names:
+            case.call(name)()
+            torch.cuda.synchronize()
+        print(f"ran  {case.label}: {', '.join(names)}", flush=True)
+        return bool(names)
 
     return each(smoke_cases(device), run)
 
 
 def verify(device: torch.device) -> bool:
     """The accuracy of every case that is timed, on less work, and of the ragged ones."""
+    names = backends(device)
 
     def run(case: Case) -> bool:
-        error = case.error(BACKEND)
-        right = error <= case.bound
-        print(f"{'ok  ' if right else 'FAIL'} {case.label}: error {error:.1e}, bound {case.bound:.0e}")
+        errors = {name: case.error(name) for name in names}
+        right = bool(errors) and max(errors.values()) <= case.bound
+        told = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+        print(f"{'ok  ' if right else 'FAIL'} {case.label}: error {told}, bound {case.bound:.0e}")
         return right
 
     return each(itertools.chain(cases(VERIFIED, device), smoke_cases(device)), run)
@@ -84,19 +97,20 @@ def row(case: Case, backend: str, metric: str, values: Sequence[float]) -> Row:
     return Row(op, backend, case.recipe.dtype, case.shape, case.blocks, metric, *spread)
 
 
-def measure(case: Case, gpu: Gpu | None) -> list[Row]:
-    """Times of a case and its rivals, and what the roofline says of its kernels."""
-    calls: Calls = {BACKEND: case.call(BACKEND), "reference": case.call("reference"), **case.rivals()}
+def measure(case: Case, gpu: Gpu | None, ours: Sequence[str]) -> list[Row]:
+    """Times of a case and its rivals, and what the roofline says of the CUDA kernels."""
+    calls: Calls = {name: case.call(name) for name in (*ours, "reference")} | case.rivals()
     if case.op == "parameter_step_":
         calls |= adamw(case)
     times = milliseconds(calls, ROUNDS, WARMUP, SECONDS_A_CASE)
     rows = [row(case, name, "ms", values) for name, values in times.items()]
-    rows.append(row(case, BACKEND, "host_ms", [host_time(calls[BACKEND])]))
-    rows += [
-        row(case, BACKEND, f"ms of {name}", [spent])
-        for name, spent in kernel_times(calls[BACKEND]).items()
-        if not name.startswith(("Mem", "void", "cuda"))
-    ]
+    for backend in ours:
+        rows.append(row(case, backend, "host_ms", [host_time(calls[backend])]))
+        rows += [
+            row(case, backend, f"ms of {name}", [spent])
+            for name, spent in kernel_times(calls[backend]).items()
+            if not name.startswith(("Mem", "void", "cuda"))
+        ]
     if gpu and case.costs:
         rows.append(row(case, "roofline", "ms", [predict(case.costs, gpu)]))
         for kernel in dict.fromkeys(cost.kernel for cost in case.costs):
@@ -106,9 +120,9 @@ def measure(case: Case, gpu: Gpu | None) -> list[Row]:
 
 
 def told(case: Case, rows: Iterable[Row]) -> str:
-    """One line of the table: times, and as multiples of ours those of the others."""
+    """One line of the table: times, and as multiples of our first those of the others."""
     held = {line.backend: line for line in rows if line.metric == "ms"}
-    own = held.pop(BACKEND)
+    own = held.pop(next(iter(held)))
     others = "".join(f"  {name} {line.p50:.3f} ({line.p50 / own.p50:.2f}x)" for name, line in held.items())
     return f"{case.label}: {own.p50:.3f} ms [{own.p20:.3f}, {own.p80:.3f}]{others}"
 
@@ -118,14 +132,16 @@ def measure_all(device: torch.device, path: Path) -> bool:
     gpu = gpu_of(torch.cuda.get_device_name(device))
     print(f"prediction for: {gpu.name if gpu else 'none, this GPU is not in the table of peaks'}")
 
+    ours = backends(device)
+
     def run(case: Case) -> bool:
-        rows = measure(case, gpu)
+        rows = measure(case, gpu, ours)
         append_rows(rows, path)
         print(told(case, rows), flush=True)
         return True
 
     right = each(cases(MEASURED, device), run)
-    rows = step_rows(device, gpu)
+    rows = step_rows(device, gpu, [*ours, "auto", "reference"])
     append_rows(rows, path)
     for line in rows:
         print(f"{line.op} ({line.backend}): {line.p50:.3f} {line.metric} [{line.p20:.3f}, {line.p80:.3f}]")

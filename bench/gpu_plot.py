@@ -13,7 +13,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-SERIES = ("#1f5fa8", "#d1682b", "#3b8f5a", "#8a5aa8", "#777777")
+COLORS = {
+    "native": "#1f5fa8",
+    "triton": "#c23b5a",
+    "reference": "#d1682b",
+    "roofline": "#3b8f5a",
+    "torch.bmm fp32": "#8a5aa8",
+    "torch.bmm tf32": "#777777",
+}
+OURS = ("native", "triton")
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150, "savefig.bbox": "tight"}
 KEYS = ["op", "backend", "dtype", "shape", "metric"]
 
@@ -32,8 +40,8 @@ def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
         return None
     chosen["side"] = chosen["shape"].str.split("x").str[0].astype(int)
     figure, axes = plt.subplots(figsize=(6.5, 4))
-    for color, (name, series) in zip(SERIES, chosen.groupby("backend"), strict=False):
-        series = series.sort_values("side")
+    for name, series in chosen.groupby("backend"):
+        color, series = COLORS[name], series.sort_values("side")
         style = "--" if name == "roofline" else "o-"
         axes.plot(series["side"], series["p50"], style, color=color, label=name, markersize=4)
         axes.fill_between(series["side"], series["p20"], series["p80"], color=color, alpha=0.15, lw=0)
@@ -49,13 +57,16 @@ def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
 
 def plot_prediction(rows: pd.DataFrame, device: str) -> Figure | None:
     """Measured time of every case over its prediction."""
-    times = rows[(rows["metric"] == "ms") & rows["backend"].isin(["native", "roofline"])]
+    times = rows[(rows["metric"] == "ms") & rows["backend"].isin([*OURS, "roofline"])]
     wide = times.pivot_table(index=["op", "shape", "dtype"], columns="backend", values="p50")
-    if not {"native", "roofline"} <= set(wide.columns) or wide.dropna().empty:
+    ours = [name for name in OURS if name in wide]
+    if not ours or "roofline" not in wide:
         return None
-    ratio = (wide["native"] / wide["roofline"]).dropna().sort_values()
-    figure, axes = plt.subplots(figsize=(7, 0.28 * len(ratio) + 1))
-    axes.barh([" ".join(key) for key in ratio.index], ratio, color=SERIES[0])
+    ratio = wide[ours].div(wide["roofline"], axis=0).dropna(how="all").sort_values(ours[0])
+    ratio.index = [" ".join(key) for key in ratio.index]
+    figure, axes = plt.subplots(figsize=(7, 0.28 * len(ratio) * len(ours) + 1))
+    ratio.plot.barh(ax=axes, color=[COLORS[name] for name in ours], width=0.8)
+    axes.legend(frameon=False, title="the roofline is of the CUDA kernels' launches" if ours[1:] else None)
     axes.axvline(1, color="black", lw=0.8)
     axes.tick_params(axis="y", labelsize=7, length=0)
     axes.set_xlabel("measured over predicted time")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from common import Row, percentiles
 from gpu_timing import Calls, milliseconds
@@ -29,11 +31,11 @@ def parameters(device: torch.device) -> list[torch.nn.Parameter]:
     return made
 
 
-def step_rows(device: torch.device, gpu: Gpu | None) -> list[Row]:
+def step_rows(device: torch.device, gpu: Gpu | None, ours: Sequence[str]) -> list[Row]:
     """Milliseconds of a step: the median is of one without roots, the mean has two refreshes in 20 steps."""
     calls: Calls = {"AdamW fused": torch.optim.AdamW(parameters(device), lr=1e-4, fused=True).step}
     for block in BLOCKS:
-        for backend in ("native", "reference"):
+        for backend in ours:
             optimizer = KrADagrad(parameters(device), lr=1e-4, block_size=block, backend=backend)
             calls[f"KrADagrad block={block} {backend}"] = optimizer.step
     rows = []

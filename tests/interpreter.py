@@ -1,5 +1,5 @@
-"""Mends Triton's interpreter, which multiplies bfloat16 as integers, truncates float32 to bfloat16, and warns
-where a GPU overflows in silence.
+"""Mends Triton's interpreter, which multiplies bfloat16 as integers, truncates float32 to bfloat16, warns
+where a GPU overflows in silence, and spends half of its time on replacing the language at every call.
 
 Import it before any kernel. `test_triton_interpreter.py` fails where a mend is missing.
 """
@@ -14,6 +14,8 @@ from triton.runtime import interpreter
 
 _Handle = interpreter.TensorHandle
 _cast = interpreter.InterpreterBuilder.cast_impl
+_patch_lang = interpreter._patch_lang
+_load = tl.load
 
 
 def _numbers(handle: Any) -> np.ndarray:
@@ -37,9 +39,16 @@ def _cast_impl(self: Any, source: Any, target: Any) -> Any:
     return _Handle(np.where(np.isnan(source.data), np.uint16(0x7FC0), rounded), tl.bfloat16)
 
 
+def _patch_lang_once(function: Any) -> Any:
+    """A launch replaces the language; functions that its kernel calls find it replaced."""
+    languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+    return _patch_lang(function) if any(language.load is _load for language in languages) else None
+
+
 def mend() -> None:
     interpreter.InterpreterBuilder.create_dot = _create_dot
     interpreter.InterpreterBuilder.cast_impl = _cast_impl
+    interpreter._patch_lang = _patch_lang_once
     if not hasattr(interpreter.InterpreterBuilder, "get_int1_ty"):  # 3.3 cannot load a bool
         interpreter.InterpreterBuilder.get_int1_ty = lambda _: tl.int1
     np.seterr(over="ignore", invalid="ignore")
