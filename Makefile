@@ -9,6 +9,8 @@ STEPS ?= 300
 # The oldest Triton that is supported, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The ops' tests, which run on Triton's interpreter, too.
+# One thread a process, for NumPy's products as well.
+INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 OPS := $(addprefix tests/test_,kron_step.py update_factor.py accumulate.py parameter_step.py trajectory.py)
 
 BIN := $(VENV)/bin
@@ -34,8 +36,8 @@ test-none: $(VENV)-none/installed
 
 # The Triton kernels on Triton's interpreter, the newest one and, for what takes less time, the oldest.
 test-triton: $(VENV)/installed $(VENV)-none/installed
-	TRITON_INTERPRET=1 $(BIN)/pytest -n $(JOBS) -k triton $(PYTEST_ARGS) $(OPS)
-	TRITON_INTERPRET=1 $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
+	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k triton $(PYTEST_ARGS) $(OPS)
+	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
 
 lint: $(VENV)/lint

@@ -1,4 +1,4 @@
-"""What the CUDA kernels move and multiply, counted by the PTX executor, and the least that they could move.
+"""What the CUDA and Triton kernels move and multiply, counted by the PTX executor, and the least to move.
 
 tests/test_cuda_budgets.py holds the counts to budgets, gpu_evidence.py lists them.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +24,15 @@ import test_parameter_step
 from cuda import binaries, toolchain
 from cuda.executor_backend import Executor
 
-__all__ = ["Case", "Count", "binaries", "count", "toolchain"]  # and what gpu_evidence finds through here
+__all__ = [
+    "Case",
+    "Count",
+    "Executor",
+    "Runner",
+    "binaries",
+    "count",
+    "toolchain",
+]  # and what gpu_evidence finds through here
 
 SECTOR = 32
 BLOCKS = 2
@@ -50,6 +59,14 @@ class Case:
         return f"{self.side} x {self.side}, {scale}, refine {refine}, {dtype} gradients, {self.precision}"
 
 
+class Runner(Protocol):
+    """A backend whose kernels the executor runs: the CUDA kernels, or Triton's (tests/triton_ptx)."""
+
+    launches: list[tuple[str, Any]]
+    resident_side: int
+    gradient_launches: int
+
+
 @dataclass(frozen=True)
 class Count:
     """Sums over the launches of a call, and what its tensors need at least, in bytes."""
@@ -66,6 +83,11 @@ class Count:
     ideal_wavefronts: int
 
 
+def has_floor(case: Case) -> bool:
+    """Whether the floor knows all that a call passes through memory: not what grouped refinement does."""
+    return case.op != "kron_step" or case.side <= 128 or case.rule[1] == 0
+
+
 def size(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -75,7 +97,7 @@ def lower_size(tensors: Sequence[Tensor]) -> int:
     return sum(size([t]) * (t.shape[-1] + 1) // (2 * t.shape[-1]) for t in tensors)
 
 
-def _kron_step(case: Case, executor: Executor) -> tuple[int, int]:
+def _kron_step(case: Case, executor: Runner) -> tuple[int, int]:
     given = test_kron_step.inputs(BLOCKS, case.side, case.side, case.dtype)
     given.direction = [view.float() for view in given.direction]  # the momentum's dtype
     scale, refine = case.rule
@@ -84,7 +106,9 @@ def _kron_step(case: Case, executor: Executor) -> tuple[int, int]:
     symmetric = [*factors, *given.left_root, *given.right_root]
     rest = size(given.grad) + size(given.direction) + size(factors) + size(given.out)
     # Three launches pass Y, Z^T and the half product through memory: written once and read once.
-    passed = 0 if case.side <= 128 else 6 * 4 * BLOCKS * case.side**2
+    # What several launches read is there again in each.
+    passed = 6 * 4 * BLOCKS * case.side**2 + (executor.gradient_launches - 1) * size(given.grad)
+    passed = 0 if case.side <= executor.resident_side else passed
     return rest + size(symmetric) + passed, rest + lower_size(symmetric) + passed
 
 
@@ -96,7 +120,7 @@ def _one_parameter(given: SimpleNamespace, kinds: dict[str, torch.dtype]) -> Sim
     return given
 
 
-def _accumulate(case: Case, executor: Executor) -> tuple[int, int]:
+def _accumulate(case: Case, executor: Runner) -> tuple[int, int]:
     kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
     kinds |= {"grads": case.dtype, "params": case.dtype}
     given = _one_parameter(test_accumulate.inputs(case.dtype), kinds)
@@ -106,7 +130,7 @@ def _accumulate(case: Case, executor: Executor) -> tuple[int, int]:
     return floor, floor
 
 
-def _parameter_step(case: Case, executor: Executor) -> tuple[int, int]:
+def _parameter_step(case: Case, executor: Runner) -> tuple[int, int]:
     kinds = dict.fromkeys(("momenta", "updates", "second_moments"), torch.float32)
     kinds |= {"params": case.dtype, "directions": case.dtype}
     given = _one_parameter(test_parameter_step.inputs(case.dtype), kinds)
@@ -119,10 +143,10 @@ OPS = {"kron_step": _kron_step, "accumulate": _accumulate, "parameter_step": _pa
 
 
 @functools.cache
-def count(case: Case) -> Count:
+def count(case: Case, make: Callable[[], Runner] = Executor) -> Count:
     """Run a call on the executor, checked as every launch there is, and sum up its counters."""
     torch.manual_seed(0)
-    executor = Executor()
+    executor = make()
     floor, lower_floor = OPS[case.op](case, executor)
     counters = [launch.counters for _, launch in executor.launches]
 
@@ -157,4 +181,6 @@ ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dt
 # Bytes do not depend on the precision, arithmetic and shared memory do.
 ARITHMETIC = _products(["bf16x3", "tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 140, 256), REFINED)
 OTHER_PRECISIONS = _products(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (128, 256), TRACE)
+TRITON = [Case("kron_step", torch.float32, 32, REFINED)]
+TRITON += [case for rule in (TRACE, REFINED) for case in _products(["bf16x3"], DTYPES, (256,), rule)]
 CASES = list(dict.fromkeys([*RESIDENT, *GROUPED, *ELEMENTWISE, *ARITHMETIC, *OTHER_PRECISIONS]))

@@ -1,4 +1,4 @@
-"""What is known of the CUDA kernels without a GPU, as tables in docs/gpu-evidence.md.
+"""What is known of the CUDA and Triton kernels without a GPU, as tables in docs/gpu-evidence.md.
 
     KRADAGRAD_BUILD=cuda pip install -e .[test] && python bench/gpu_evidence.py
 
@@ -7,13 +7,29 @@ The numbers are those that tests/test_cuda_budgets.py holds to budgets.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from gpu_counts import BLOCKS, CASES, NUMEL, Case, binaries, count, toolchain
+from gpu_counts import (
+    BLOCKS,
+    CASES,
+    ELEMENTWISE,
+    NUMEL,
+    TRITON,
+    Case,
+    Executor,
+    Runner,
+    binaries,
+    count,
+    has_floor,
+    toolchain,
+)
+from triton_ptx import binaries as triton_binaries
+from triton_ptx.compiled import Compiled, triton
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/gpu-evidence.md"
 
@@ -43,6 +59,14 @@ BINARIES = """\
 
 Shared memory: static + dynamic bytes, as the plans launch it. LDL, STL, HMMA, LDS and LDGSTS: instructions in
 the code, not executions.
+
+"""
+
+TRITON_BINARIES = """\
+## Triton {version}, compiled for {architecture}
+
+Every row of the tuning table, the largest or, of the instructions that must be there, the smallest number of
+its specialisations with the default recipe. Spilled: bytes of stack, loads and stores of local memory.
 
 """
 
@@ -82,20 +106,52 @@ def binary_rows(architecture: str) -> Iterable[Iterable[object]]:
         )
 
 
-def count_row(case: Case) -> Iterable[object]:
-    of = count(case)
-    has_floor = case.op != "kron_step" or case.side <= 128 or case.rule[1] == 0
-    resident = case.op == "kron_step" and case.side <= 128
+def count_row(case: Case, make: Callable[[], Runner] = Executor) -> Iterable[object]:
+    of = count(case, make)
+    resident = make is Executor and case.op == "kron_step" and case.side <= 128
     return (
         f"`{next((k for k in of.kernels if k.startswith('grouped')), of.kernels[0])}`",
         case,
-        f"{of.footprint / of.floor:.3f}" if has_floor else "",
+        f"{of.footprint / of.floor:.3f}" if has_floor(case) else "",
         f"{of.footprint / of.lower_floor:.3f}" if resident else "",
-        f"{of.requested / of.floor:.3f}" if has_floor else "",
+        f"{of.requested / of.floor:.3f}" if has_floor(case) else "",
         of.conflicts_of_loads,
         f"{of.wavefronts / of.ideal_wavefronts:.4f}" if of.ideal_wavefronts else "",
         f"{of.mma / of.shared_loads:.2f}" if of.mma else "",
     )
+
+
+def triton_rows(architecture: str) -> Iterable[Iterable[object]]:
+    """Kernels by row of the tuning table."""
+    rows: dict[tuple[str, str, str], list[triton_binaries.Made]] = {}
+    for precision in triton_binaries.PRECISIONS:
+        for of in triton_binaries.made(precision, architecture):
+            own = precision if "PRECISION" in of.constants else ""
+            rows.setdefault((of.kernel, of.shape, own), []).append(of)
+    for key, same in sorted(rows.items()):
+        wanted = triton_binaries.tensor_cores(same[0], architecture)
+        spilled = [
+            of.binary.stack + of.binary.instructions["LDL"] + of.binary.instructions["STL"] for of in same
+        ]
+        yield (
+            f"`{key[0]}`",
+            *key[1:],
+            same[0].constants.get("BM", same[0].constants.get("SPAN", "")),
+            same[0].launched.threads,
+            len(same),
+            max(of.binary.registers for of in same),
+            max(spilled),
+            max(of.launched.dynamic_shared for of in same),
+            f"{min(of.binary.instructions[wanted] for of in same)} {wanted}" if wanted else "",
+        )
+
+
+def triton_page() -> Iterable[str]:
+    columns = ("kernel", "shape", "precision", "tile", "threads", "specialisations", "registers", "spilled")
+    for architecture in triton_binaries.ARCHITECTURES:
+        header = TRITON_BINARIES.format(version=triton.__version__, architecture=architecture)
+        rows = triton_rows(architecture)
+        yield header + table([*columns, "shared memory", "tensor cores"], rows)
 
 
 def release(text: str) -> str:
@@ -129,6 +185,12 @@ def page() -> str:
     columns += ("conflicts of loads", "wavefronts / ideal", "mma / shared load")
     sizes = {"blocks": BLOCKS, "numel": NUMEL}
     parts.append(COUNTS.format(**sizes) + table(columns, map(count_row, CASES)))
+    parts += triton_page()
+    for architecture in ("sm_80", "sm_90"):
+        make = functools.partial(Compiled, architecture)
+        rows = (count_row(case, make) for case in [*TRITON, *ELEMENTWISE])
+        header = f"## Triton's kernels for {architecture}, counted by the executor\n\nAs above.\n\n"
+        parts.append(header + table(columns, rows))
     return "\n".join(parts)
 
 

@@ -66,10 +66,10 @@ def plot_prediction(rows: pd.DataFrame, device: str) -> Figure | None:
     ratio.index = [" ".join(key) for key in ratio.index]
     figure, axes = plt.subplots(figsize=(7, 0.28 * len(ratio) * len(ours) + 1))
     ratio.plot.barh(ax=axes, color=[COLORS[name] for name in ours], width=0.8)
-    axes.legend(frameon=False, title="the roofline is of the CUDA kernels' launches" if ours[1:] else None)
+    axes.legend(frameon=False, ncols=len(ours), loc="lower right", bbox_to_anchor=(1, 1))
     axes.axvline(1, color="black", lw=0.8)
     axes.tick_params(axis="y", labelsize=7, length=0)
-    axes.set_xlabel("measured over predicted time")
+    axes.set_xlabel("measured over predicted time (of the CUDA kernels' launches)")
     axes.set_title(f"Kernels against their roofline, {device}", loc="left", fontsize=11)
     return figure
 

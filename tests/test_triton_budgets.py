@@ -5,16 +5,23 @@ bench/gpu_evidence.py lists the same numbers.
 
 from __future__ import annotations
 
+import functools
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from cuda.binaries import KB, Binary, Counter, Shape
+from gpu_counts import ELEMENTWISE, TRITON, Case, count, has_floor
 from test_cuda_budgets import CTA_SHARED, MOST_REGISTERS
 from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
+from triton_ptx.compiled import Compiled
 
+EXECUTED = {name: functools.partial(Compiled, name) for name in ("sm_80", "sm_90")}
 SHARED = CTA_SHARED | {"gfx942": 64 * KB}
 REGISTERS = dict.fromkeys(CTA_SHARED, MOST_REGISTERS) | {"gfx942": 512}
 
@@ -66,6 +73,24 @@ def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
         if own.kernel.__name__ not in tuning.FIXED
     }
     assert rows == compiled
+
+
+@pytest.mark.parametrize("architecture", EXECUTED)
+@pytest.mark.parametrize("case", [case for case in [*TRITON, *ELEMENTWISE] if has_floor(case)], ids=str)
+def test_bytes(case: Case, architecture: str) -> None:
+    """Of the floor and the launches' tables."""
+    counted = count(case, EXECUTED[architecture])
+    assert counted.footprint <= 1.10 * counted.floor
+
+
+@pytest.mark.parametrize("case", TRITON, ids=str)
+def test_shared_memory_wavefronts(case: Case) -> None:
+    """Operands of wgmma lie in shared memory as it reads them. For mma.sync Triton's own layout of float32
+    operands that become bfloat16 has conflicts; auto takes the CUDA kernels there."""
+    newest, oldest = count(case, EXECUTED["sm_90"]), count(case, EXECUTED["sm_80"])
+    resident = case.side <= tuning.PADDED[-1]
+    assert newest.wavefronts <= (1.10 if resident else 1.01) * newest.ideal_wavefronts
+    assert oldest.wavefronts <= 1.5 * oldest.ideal_wavefronts
 
 
 def test_architectures_are_the_tables() -> None:

@@ -78,6 +78,8 @@ class Executor:
     """
 
     name = "executor"
+    resident_side = 128
+    gradient_launches = 1  # of the grouped products: how many read the gradient
 
     def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, races: bool = True) -> None:
         self.seed = seed

@@ -97,6 +97,8 @@ class Compiled:
     """
 
     name = "compiled"
+    resident_side = tuning.PADDED[-1]
+    gradient_launches = 2  # one for each order in which a side sees it
 
     def __init__(self, architecture: str, seed: int = 0, package: str = PACKAGE) -> None:
         self.architecture, self.seed = architecture, seed

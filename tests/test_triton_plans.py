@@ -1,0 +1,165 @@
+"""Which specialisation of a Triton kernel a launch takes, how many launches there are, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_kron_step import inputs
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from kradagrad_ext.triton_kernels import (
+    accumulate,
+    downdate,
+    elements_plan,
+    factor_product,
+    factor_state,
+    grouped_product,
+    groups,
+    kron_step,
+    kron_step_resident,
+    launch,
+    parameter_step,
+    refinement,
+)
+
+KERNELS = [
+    accumulate.accumulate,
+    accumulate.sum_spans,
+    parameter_step.parameter_step,
+    kron_step_resident.kron_step_resident,
+    factor_product.factor_product,
+    grouped_product.grouped_product,
+    refinement.refinement,
+    downdate.downdate,
+    factor_state.start_factors,
+    factor_state.trace_of_square,
+    factor_state.finish_factors,
+    factor_state.finish_norms,
+]
+DEFAULT = ("frobenius", 2)
+
+
+def plan(*shapes: tuple[int, int, int], rule: tuple[str, int] = DEFAULT, **options: Any) -> launch.Plan:
+    own, first = [], 0
+    for shape in shapes:
+        own.append(group_of(inputs(*shape, torch.float32), first))
+        first += shape[0]
+    return kron_step.plan_groups(own, groups.Rule(*rule, "bf16x3", "sm_90"), True, **options)
+
+
+def group_of(given: Any, first: int = 0) -> groups.Group:
+    sides = [(given.left[0], given.left_statistics[0]), (given.right[0], given.right_statistics[0])]
+    roots = given.left_root[0], given.right_root[0]
+    return groups.Group(len(given.active), first, given.grad, *sides, given.direction, given.out, *roots)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
+def test_triton_specialises_no_argument_by_value(kernel: Any) -> None:
+    """All that a kernel is compiled for are constants, which the tests compile; a 1 or a multiple of 16 among
+    the arguments makes no other kernel of it."""
+    if not hasattr(kernel, "params"):
+        pytest.skip("interpreted kernels are not specialised")
+    specialised = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]
+    assert not specialised
+
+
+def gradient(layout: str) -> Tensor:
+    """Two blocks [64, 48], or an odd size."""
+    if layout == "odd":
+        return torch.randn(2, 64, 47)
+    if layout == "moved":  # not on a multiple of 16 bytes
+        return torch.randn(2 * 64 * 48 + 1)[1:].view(2, 64, 48)
+    if layout == "odd stride":
+        return torch.randn(64, 2 * 48 + 1)[:, :96].unflatten(1, (2, 48)).permute(1, 0, 2)
+    if layout == "strided":
+        return torch.randn(64, 2 * 48 + 4)[:, :96].unflatten(1, (2, 48)).permute(1, 0, 2)
+    if layout == "bfloat16, stride of 8 bytes":
+        return torch.randn(64, 2 * 48 + 4).bfloat16()[:, :96].unflatten(1, (2, 48)).permute(1, 0, 2)
+    if layout == "transposed":
+        return torch.randn(2, 48, 64).mT
+    if layout == "every second":
+        return torch.randn(2, 64, 96)[..., ::2]
+    return torch.randn(2, 64, 48).to(torch.bfloat16 if layout == "bfloat16" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "order", "vector"),
+    [
+        ("contiguous", "fp32", "row", True),
+        ("bfloat16", "bf16", "row", True),
+        ("strided", "fp32", "row", True),
+        ("transposed", "fp32", "col", True),
+        ("odd", "fp32", "row", False),
+        ("moved", "fp32", "row", False),
+        ("odd stride", "fp32", "row", False),
+        ("bfloat16, stride of 8 bytes", "bf16", "row", False),
+        ("every second", "fp32", "any", False),
+    ],
+)
+def test_dispatch_of_the_factors_product(layout: str, dtype: str, order: str, vector: bool) -> None:
+    """Y = L G sees the gradient as it lies, Z^T = R G^T the other way round."""
+    grad = gradient(layout)
+    given = inputs(2, *grad.shape[1:], torch.float32)
+    given.grad = [grad]
+    rule = groups.Rule("trace", 0, "bf16x3", "sm_90")
+    launches = kron_step.plan_groups([group_of(given)], rule, False).launches
+    seen = [own.constants for own in launches if own.kernel is factor_product.factor_product]
+    other = {"row": "col", "col": "row", "any": "any"}[order]
+    assert {constants["B_ORDER"] for constants in seen} == {order, other}
+    for constants in seen:
+        assert (str(constants["B_TYPE"]), constants["VECTOR"]) == (dtype, vector)
+
+
+@pytest.mark.parametrize(
+    ("case", "flat"),
+    [("contiguous", True), ("transposed", True), ("odd", False), ("moved", False), ("mixed", False)],
+)
+def test_dispatch_of_elements(case: str, flat: bool) -> None:
+    """Flat where all tensors run through memory in the parameter's order, in vectors of 16 bytes."""
+    param = torch.randn(12, 7 if case == "odd" else 8)
+    if case == "moved":
+        param = torch.randn(97)[1:].view(12, 8)
+    if case in ("transposed", "mixed"):
+        param = param.mT
+    grad = torch.randn(8, 12) if case == "mixed" else param.clone(memory_format=torch.preserve_format)
+    (parameter,) = elements_plan.parameters_of([param], {"grad": [grad]})
+    assert parameter.flat() == flat
+
+
+@pytest.mark.parametrize(
+    ("side", "rule", "launches"),
+    [(32, DEFAULT, 1), (140, ("trace", 0), 8), (140, ("frobenius", 0), 10), (140, DEFAULT, 15)],
+)
+def test_launches_do_not_grow_with_the_blocks(side: int, rule: tuple[str, int], launches: int) -> None:
+    for count in (2, 5):
+        assert len(plan((count, side, side), rule=rule).launches) == launches
+
+
+def test_slices_bound_the_scratch_memory() -> None:
+    shapes = [(6, 140, 130), (3, 200, 40)]
+    whole, sliced = plan(*shapes), plan(*shapes, scratch_bytes=1 << 20)
+    assert sliced.scratch < 1 << 21 < whole.scratch
+    assert len(sliced.launches) > len(whole.launches)
+
+
+def test_plans_are_kept_for_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, device = [], torch.device("cpu")
+    monkeypatch.setattr(launch, "_KEPT", type(launch._KEPT)())
+    monkeypatch.setattr(launch, "MOST_KEPT", 2)
+
+    def planned(tensor: Tensor) -> launch.Planned:
+        return launch.planned(launch.key_of([tensor, None]), device, lambda: made.append(1) or launch.Plan())
+
+    first, second, third = torch.zeros(3), torch.zeros(3), torch.zeros(4)
+    assert planned(first) is planned(first)
+    assert planned(first[1:]) is not planned(first)  # neither moved nor reshaped
+    assert len(made) == 2
+    for tensor in (second, third):
+        planned(tensor)
+    assert len(launch._KEPT) == 2
+    planned(first)
+    assert len(made) == 5
