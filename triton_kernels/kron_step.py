@@ -23,8 +23,9 @@ from .launch import TYPES, Plan, Work
 from .product_plan import Part, Product
 from .resident_plan import is_resident, resident_work
 
-SCRATCH_BYTES = 256 << 20
-"""Of one slice of blocks: all intermediates of a billion parameters would take 30 GB."""
+SCRATCH_BYTES = 1 << 30
+"""Of one slice of blocks: all intermediates of a billion parameters would take 30 GB. A launch costs the host
+tens of microseconds, so that slices must not be many."""
 
 
 class GroupPlan:
