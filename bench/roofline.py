@@ -2,6 +2,7 @@
 
     python bench/roofline.py                                  # GPT-3 XL at the default options
     python bench/roofline.py --model 7b --block-size 128,256,1024 --gpu H100
+    python bench/roofline.py --backend triton --gpu H100
     python bench/roofline.py --shapes 2304x768,768x768*12 --dtype bfloat16 --refine 0 --csv roofline.csv
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
@@ -31,11 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from roofline_costs import SIZES, elements, kernel_costs, kron_step_costs, make_config, root_cost
+from roofline_costs import SIZES, elements, kernel_costs, kron_step_costs, make_config, root_cost, rule_of
 from roofline_gpus import GPUS, TRAINING_MFU, Cost, Gpu, predict
 from roofline_models import MODELS, Model, parse_shapes
 from roofline_products import TERMS
 
+from kradagrad_ext.config import Config
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
 __all__ = ["Cost", "Gpu", "kernel_costs", "kron_step_costs", "predict", "training_step"]
@@ -95,7 +97,7 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
         factor_scale=options.factor_scale,
         max_factor_dim=options.max_factor_dim,
     )
-    costs = merged(kernel_costs(model.shapes, config, options.dtype, options.precision, model.plain_shapes))
+    costs = merged(backend_costs(model, config, options))
     groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
     roots = root_cost(groups, config)
     rows = [record(cost, options.gpu) for cost in costs]
@@ -108,6 +110,19 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
         "precision": options.precision,
     }
     return pd.DataFrame(rows).assign(**circumstances)
+
+
+def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> list[Cost]:
+    """A step's launches; on request Triton's of the blocks, by the tuning table for the last GPU."""
+    costs = kernel_costs(model.shapes, config, options.dtype, options.precision, model.plain_shapes)
+    if options.backend != "triton":
+        return costs
+    from roofline_triton import architecture_of, triton_kron_costs
+
+    elementwise = ("accumulate", "sum_spans", "parameter_step", "torch")
+    first = [cost for cost in costs if cost.kernel.startswith(elementwise)]
+    rule = rule_of(config, options.dtype, options.precision)
+    return first + triton_kron_costs(model.shapes, config, rule, architecture_of(options.gpu[-1]))
 
 
 def comparison(
@@ -168,6 +183,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--model", choices=MODELS, default="1.3b")
     what.add_argument("--shapes", type=parse_shapes, help="such as 2304x768,768x768*12")
     parser.add_argument("--block-size", type=sizes, default=list(DEFAULT_BLOCKS))
+    parser.add_argument("--backend", choices=("native", "triton"), default="native", help="of the blocks")
     parser.add_argument("--refine", type=int, default=make_config().refine)
     parser.add_argument("--factor-scale", default=make_config().factor_scale)
     parser.add_argument(

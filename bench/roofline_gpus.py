@@ -19,6 +19,10 @@ reads take 1.5 times as long as the multiply-adds where an SM issues 128 of them
 CUBLAS_FRACTION = 0.80
 """Of the FP32 peak, for batched float32 products of cuBLAS without TF32."""
 
+TRITON_FRACTION = 0.50
+"""Of the tensor peak, for Triton's products, which reach wgmma and tcgen05: assumed, half of it for splitting
+float32 operands between them. The first measurement on a GPU is to replace it."""
+
 TRAINING_MFU = 0.45
 """Model flops utilisation of the training step that the optimizer's time is compared with."""
 
@@ -52,6 +56,9 @@ class Gpu:
             "tf32": tensor * self.tf32,
             "fp32": FMA_FRACTION * self.fp32,
             "cublas fp32": CUBLAS_FRACTION * self.fp32,
+            "triton bf16": TRITON_FRACTION * self.bf16,
+            "triton tf32": TRITON_FRACTION * self.tf32,
+            "triton fp32": FMA_FRACTION * self.fp32,
         }
         return 1e12 * teraflops[kind]
 
