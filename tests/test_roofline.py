@@ -163,7 +163,7 @@ def test_total_is_the_sum_of_its_parts():
 
 
 def test_triton_costs_by_hand():
-    """10 b^3 multiplications and additions without refinement (design: five products of 2 b^3), from the plan."""
+    """10 b^3 multiplications and additions without refinement: five products of 2 b^3, from the plan."""
     pytest.importorskip("triton")
     from roofline_triton import triton_kron_costs
 
@@ -180,7 +180,7 @@ def test_triton_costs_by_hand():
     )
     assert small.kernel == "triton kron_step_resident"
     assert small.bytes == 4 * 9 * 32**2
-    # Of each side Y, Y C and the downdate, B, four products of the iterates; then the two-sided one.
+    # Of each side Y, Y C, the downdate, B and four products of the iterates; then the two-sided one.
     assert small.flops["triton bf16"] == 3 * 2 * 32**3 * (2 * (3 + 1 + 4) + 2)
 
 

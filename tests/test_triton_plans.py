@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from kradagrad_ext.triton_kernels import (
     launch,
     parameter_step,
     refinement,
+    tuning,
 )
 
 KERNELS = [
@@ -163,3 +165,21 @@ def test_plans_are_kept_for_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -
     assert len(launch._KEPT) == 2
     planned(first)
     assert len(made) == 5
+
+
+def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures on a GPU alone. Candidates begin with the present row, which an exchange brings back."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
+    import tune_triton
+
+    tune_triton.write(tuning.table(), tmp_path / "table.csv")
+    assert tuning.read(tmp_path / "table.csv") == tuning.table()
+    for key, now in list(tuning.table().items()):
+        first, *others = tune_triton.candidates(key)
+        assert first == now
+        assert others
+        assert now not in others
+    key = tuning.Key("downdate", "large", "bf16x3", "sm_90")
+    with tune_triton.exchanged(key, others[0]):
+        assert tuning.config(downdate.downdate, *key[1:]).warps == others[0].warps
+    assert tuning.config(downdate.downdate, *key[1:]).warps == tuning.table()[key].warps

@@ -176,6 +176,11 @@ def planned(key: Hashable, device: torch.device, make: Callable[[], Plan]) -> Pl
     return _KEPT[key]
 
 
+def forget_plans() -> None:
+    """Make all plans anew: what they were made from has changed."""
+    _KEPT.clear()
+
+
 def run(made: Planned, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
     """Launch a plan on the current stream of its device; `scalars`: the arguments that kernels name."""
     device = active.device

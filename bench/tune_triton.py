@@ -1,0 +1,138 @@
+"""Measures Triton's tuning table on this GPU and writes its rows, as data, into a copy of the table.
+
+    python bench/tune_triton.py                          # all rows of this GPU's architecture, some minutes
+    python bench/tune_triton.py --precision bf16x3 --out triton_kernels/tuning.csv
+
+For every op, shape class and precision each candidate that fits the GPU is timed: a whole call of
+`kron_step_` on 4096 x 4096 elements in blocks of the class, or of the elementwise op, with this row exchanged
+and all others as they are. The fastest median by CUDA events stays. A candidate whose result differs from the
+present one's by more than the precision allows ends the run. Rows that spill are not told from others here:
+tests/test_triton_budgets.py refuses them.
+
+Exit status: 0; 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from common import percentiles, relative_error
+from gpu_cases import ERROR_BOUNDS, Case, elementwise_cases, kron_case
+from gpu_inputs import Recipe
+from gpu_timing import milliseconds
+
+from kradagrad_ext.triton_kernels import launch, tuning
+from kradagrad_ext.triton_kernels.tuning import Choice, Key
+
+SIDES = {"16": 16, "32": 32, "small": 128, "large": 512}
+ELEMENTS = [
+    Choice(span, chunk, warps, 1) for span in (2048, 4096, 8192) for chunk, warps in ((512, 4), (1024, 8))
+]
+PRODUCTS = [
+    Choice(tile, depth, warps, stages)
+    for tile, warps in ((64, 4), (128, 8), (128, 4))
+    for depth in (16, 32, 64)
+    for stages in (2, 3, 4)
+]
+ROUNDS, WARMUP, SECONDS = 20, 3, 2.0
+
+
+def candidates(key: Key) -> list[Choice]:
+    """The present row first."""
+    now = tuning.table()[key]
+    if key.shape == "elements":
+        others = ELEMENTS
+    elif key.op == "kron_step_resident":
+        others = [Choice(int(key.shape), 0, warps, 1) for warps in (1, 2, 4, 8)]
+    else:
+        others = PRODUCTS
+    return [now, *(other for other in others if other != now)]
+
+
+def case_of(key: Key, device: torch.device) -> Case:
+    """A call that launches the row's kernel."""
+    if key.shape == "elements":
+        cases = elementwise_cases([(4096, 4096), (4096,)], "float32", device)
+        return next(case for case in cases if case.op == f"{key.op}_")
+    side = SIDES[key.shape]
+    return kron_case((4096, 4096), [(side, side)], Recipe(precision=key.precision), device)
+
+
+@contextlib.contextmanager
+def exchanged(key: Key, choice: Choice) -> Iterator[None]:
+    """The table with another row; plans that were made from the old one are dropped."""
+    table = tuning.table()
+    before = table[key]
+    table[key] = choice
+    forget()
+    try:
+        yield
+    finally:
+        table[key] = before
+        forget()
+
+
+def forget() -> None:
+    tuning.config.cache_clear()
+    launch.forget_plans()
+
+
+def tune(key: Key, device: torch.device) -> Choice:
+    """The fastest candidate of a row."""
+    case = case_of(key, device)
+    expected = case.results("triton")
+    best, fastest = tuning.table()[key], float("inf")
+    for choice in candidates(key):
+        with exchanged(key, choice):
+            try:
+                results = case.results("triton")
+            except (RuntimeError, ValueError) as error:  # out of shared memory or registers
+                print(f"  {tuple(choice)}: {type(error).__name__}")
+                continue
+            error = max(map(relative_error, results, expected))
+            if error > ERROR_BOUNDS.get(key.precision, 1e-4):
+                raise RuntimeError(f"{key}: {choice} differs from {best} by {error:.1e}")
+            times = milliseconds({"triton": case.call("triton")}, ROUNDS, WARMUP, SECONDS)["triton"]
+        spread = percentiles(times)
+        print(f"  {tuple(choice)}: {spread[1]:.3f} ms [{spread[0]:.3f}, {spread[2]:.3f}]", flush=True)
+        if spread[1] < fastest:
+            best, fastest = choice, spread[1]
+    return best
+
+
+def write(table: dict[Key, Choice], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*Key._fields, *Choice._fields])
+        writer.writerows([*key, *choice] for key, choice in table.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--precision", help="of the rows to tune; default: all")
+    parser.add_argument("--out", type=Path, default=Path("tuning.csv"))
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("no GPU: nothing was run", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    table, architecture = tuning.table(), tuning.architecture_of(device)
+    for key in [key for key in table if key.architecture == architecture]:
+        if options.precision in (None, key.precision):
+            print(*key, flush=True)
+            table[key] = tune(key, device)
+            write(table, options.out)
+    print(f"written to {options.out}: run tests/test_triton_budgets.py on it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
