@@ -162,6 +162,48 @@ def test_a_in_registers_and_b_with_k_strided():
     np.testing.assert_allclose(d, expected, rtol=1e-6, atol=1e-6)
 
 
+def fragment_tf32(lane: int, warp: int, r: int) -> tuple[int, int]:
+    """Row and column of the element in register r (figure "WGMMA .m64nNk8 register fragment layout for matrix
+    A")."""
+    return 16 * warp + lane // 4 + 8 * (r % 2), lane % 4 + 4 * (r // 2)
+
+
+@pytest.mark.parametrize("in_registers", [False, True])
+@pytest.mark.parametrize("row_bytes", SWIZZLES)
+@pytest.mark.parametrize("n", [8, 64])
+def test_tf32(n, row_bytes, in_registers):
+    """8 of k, of which the lower 13 bits are not looked at; both operands have k contiguous."""
+    rng = np.random.default_rng(n)
+    a, b = (rng.standard_normal((rows, row_bytes // 4)).astype(np.float32) for rows in (64, n))
+    fragments = np.zeros((128, 4), np.float32)
+    for thread in range(128):
+        for r in range(4):
+            fragments[thread, r] = a[fragment_tf32(thread % 32, thread // 32, r)]
+    memory = np.zeros(40960, np.uint8)
+    for start, image in ((0, swizzled(a, row_bytes)), (16384, swizzled(b, row_bytes))):
+        memory[start : start + image.size] = image
+    memory[32768 : 32768 + fragments.nbytes] = fragments.view(np.uint8).reshape(-1)
+    registers = ", ".join(f"%a{i}" for i in range(n // 2))
+    first = "{%r40,%r41,%r42,%r43}" if in_registers else "%d10"
+    wgmma = f"wgmma.mma_async.sync.aligned.m64n{n}k8.f32.tf32.tf32 {{{registers}}}, {first}, %d11, %p5, 1, 1;"
+    load = (
+        "mad.wide.u32 %d7, %r9, 16, %d0; add.s64 %d7, %d7, 32768; "
+        "ld.global.v4.b32 {%r40,%r41,%r42,%r43}, [%d7];"
+    )
+    body = load + ONCE.replace("WGMMA", wgmma)
+    strides = (16, 8 * row_bytes)
+    text = kernel(n, SWIZZLES[row_bytes], transposed=(0, 0), bytes_a=16384, strides=strides, body=body)
+    out = np.zeros((128, n // 2), np.float32)
+    launch = execute(text, [memory, out], numbers=[0], block=128)
+    launch.assert_clean()
+    d = np.zeros((64, n), np.float32)
+    for thread in range(128):
+        for i in range(n // 2):
+            d[accumulator(thread % 32, thread // 32, i)] = out[thread, i]
+    a, b = ((x.view(np.uint32) & 0xFFFFE000).view(np.float32)[:, :8].astype(float) for x in (a, b))
+    np.testing.assert_allclose(d, a @ b.T, rtol=1e-6, atol=1e-6)
+
+
 def test_registers_overwritten_before_the_wait():
     rng = np.random.default_rng(14)
     launch, _ = run_with_fragments(8, operand(rng, 64, 16), operand(rng, 8, 64), between="mov.u32 %r40, 0;")
@@ -219,6 +261,5 @@ def test_what_is_not_supported():
 
 def test_every_wgmma_opcode_is_tested():
     known = {name for name in opcodes() if name.startswith("wgmma")}
-    assert known == {
-        "wgmma.mma_async.m64nNk16.f32.bf16.bf16", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group",
-    }  # fmt: skip
+    shapes = {f"wgmma.mma_async.m64nN{kind}" for kind in ("k16.f32.bf16.bf16", "k8.f32.tf32.tf32")}
+    assert known == {*shapes, "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group"}

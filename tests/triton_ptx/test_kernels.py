@@ -14,6 +14,7 @@ from test_kron_step import compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
+from kradagrad_ext.backends.base import PRECISIONS
 
 from .compiled import Compiled
 
@@ -36,7 +37,8 @@ SHAPES = [(7, 32), (33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
 def check(given: Any, backend: Compiled, **options: Any) -> None:
     ours = run(backend, given, **options)
     plain, exact = run(reference, given, **options), run(reference, given, torch.float64, **options)
-    compare(ours, plain, exact, precision_atol("bf16x3", options.get("refine", 0)))
+    atol = precision_atol(options.get("precision", "bf16x3"), options.get("refine", 0))
+    compare(ours, plain, exact, atol)
     cases.assert_same_padding(ours.out, given.out)
     for factor in (*ours.left, *ours.right):
         assert torch.equal(factor, factor.mT), "the factor must be symmetric to the bit"
@@ -126,3 +128,12 @@ def check_elements(op: str, backend: Compiled, given: Any, **options: Any) -> No
         for i, trio in enumerate(zip(*lists, strict=True)):
             assert_as_accurate(*trio, f"{name}[{i}]")
         cases.assert_same_padding(lists[0], tensors_of(given, name)[: len(lists[0])])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("side", [16, 32, 128, 256])
+def test_every_row_of_the_table(side: int, precision: str, arch: str) -> None:
+    """Of every shape class and precision (the elements' rows are those of the tests above)."""
+    options = RULES[3] | {"damping": 1e-3, "precision": precision}
+    check(inputs(2, side, side, torch.float32), Compiled(arch), **options)

@@ -96,8 +96,11 @@ std::string_view merged(std::string_view base, std::string_view word) {
   return word;
 }
 
-bool is_wgmma_shape(std::string_view word) {
-  return word.size() > 7 && word.substr(0, 4) == "m64n" && word.substr(word.size() - 3) == "k16";
+// A wgmma shape with any n, or the word as it is.
+std::string without_n(std::string_view word) {
+  const size_t k = word.rfind('k');
+  if (word.substr(0, 4) != "m64n" || k == std::string_view::npos) return std::string(word);
+  return "m64nN" + std::string(word.substr(k));
 }
 
 }  // namespace
@@ -111,7 +114,7 @@ std::string canonical(std::string_view spelling) {
     const std::string_view word = words[i];
     if (is_one_of(word, ignored)) continue;
     result += '.';
-    result += base == "wgmma" && is_wgmma_shape(word) ? std::string_view("m64nNk16") : merged(base, word);
+    result += base == "wgmma" ? without_n(word) : std::string(merged(base, word));
   }
   return result;
 }

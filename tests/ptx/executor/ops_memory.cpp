@@ -107,7 +107,7 @@ template <class E>
 void decode_registers(Decoder& d, Instruction& i, const std::vector<std::string_view>& names, bool load) {
   if (static_cast<int>(names.size()) != d.vector_width()) d.reject("vector width and operand differ");
   if (sizeof(E) * names.size() > kMaxAccess) d.reject("access too wide");
-  const bool narrow = sizeof(E) < 4;  // held in any wider register
+  const bool narrow = sizeof(E) < 8;  // held in any wider register
   int bits = sizeof(E) * 8;
   if (narrow || i.is_signed) {
     bits = sizeof(E) == 1 ? 16 : bits;

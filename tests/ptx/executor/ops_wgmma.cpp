@@ -1,5 +1,6 @@
-// wgmma with bf16 operands, b in shared memory and a there or in registers.  Each of the four warps of a
-// warpgroup owns 16 rows.
+// wgmma with bf16 or tf32 operands, b in shared memory and a there or in registers.  Each of the four warps
+// of a warpgroup owns 16 rows.  An instruction takes 32 bytes of k: 16 bf16 or 8 tf32, which are never
+// transposed.
 //
 // It executes at the wait_group that covers it: until then its accumulator registers are poison, and its
 // operands count as read from issue to execution: a write in between is reported.
@@ -13,18 +14,22 @@ namespace ptx {
 
 namespace {
 
-constexpr int kRows = 16, kK = 16, kMaxN = 256;
+constexpr int kRows = 16, kMaxK = 16, kMaxN = 256;
+constexpr u32 kDepthBytes = 32, kPieceBytes = 16;
 
 struct Operands {
-  float a[kRows][kK];
-  float b[kK][kMaxN];
+  float a[kRows][kMaxK];
+  float b[kMaxK][kMaxN];
 };
+
+int depth(const Instruction& i) { return kDepthBytes / i.element_bytes; }
 
 // A matrix descriptor of the PTX ISA: start, leading and stride byte offsets (in units of 16), swizzle in
 // bits 62-63.
 class Descriptor {
  public:
-  Descriptor(u64 bits, bool transposed) : transposed_(transposed) {
+  Descriptor(u64 bits, bool transposed, u32 element_bytes)
+      : transposed_(transposed), element_bytes_(element_bytes) {
     start_ = (bits & 0x3fff) << 4;
     leading_ = (bits >> 16 & 0x3fff) << 4;
     stride_ = (bits >> 32 & 0x3fff) << 4;
@@ -36,19 +41,20 @@ class Descriptor {
 
   // The shared address of element `k` of row (of a) or column (of b) `mn`.
   u32 address(u32 mn, u32 k) const {
-    const u32 per_row = row_bytes_ / 2;
+    const u32 per_row = row_bytes_ / element_bytes_;
     const u32 plain = transposed_ ? start_ + mn / per_row * leading_ + k / 8 * stride_ + k % 8 * row_bytes_ +
-                                        mn % per_row * 2
-                                  : start_ + mn / 8 * stride_ + mn % 8 * row_bytes_ + k * 2;
+                                        mn % per_row * element_bytes_
+                                  : start_ + mn / 8 * stride_ + mn % 8 * row_bytes_ + k * element_bytes_;
     // The 16-byte chunks of a row are permuted by the row's number within its 128-byte pattern.
     return plain ^ ((plain >> 7 & (row_bytes_ / 16 - 1)) << 4);
   }
 
   bool transposed() const { return transposed_; }
+  u32 element_bytes() const { return element_bytes_; }
 
  private:
   bool transposed_;
-  u32 start_, leading_, stride_, row_bytes_;
+  u32 element_bytes_, start_, leading_, stride_, row_bytes_;
 };
 
 // +1: one more wgmma in flight reads these 16 bytes.
@@ -59,19 +65,29 @@ void hold_operand(Machine& m, u32 address, int change) {
   }
 }
 
-// Reads `count` rows of 16 elements, in the 16-byte pieces that the unit reads.
+// An element of 16 bytes, poison where there are none.
+float element_of(const u8* piece, u32 index, u32 bytes) {
+  u32 bits = 0xffffffffu;
+  if (piece) {
+    bits = 0;
+    std::memcpy(&bits, piece + bytes * index, bytes);
+  }
+  return bytes == 2 ? from_bfloat(static_cast<u16>(bits)) : from_tf32(bits);
+}
+
+// Reads `count` rows of 32 bytes, in the 16-byte pieces that the unit reads.
 template <class F>
 void read_operand(Machine& m, const Descriptor& d, u32 first, u32 count, int hold, F put) {
-  const u32 rows = d.transposed() ? kK : count, columns = d.transposed() ? count : kK;
+  const u32 bytes = d.element_bytes(), deep = kDepthBytes / bytes, piece = kPieceBytes / bytes;
+  const u32 rows = d.transposed() ? deep : count, columns = d.transposed() ? count : deep;
   for (u32 row = 0; row < rows; ++row) {
-    for (u32 column = 0; column < columns; column += 8) {
+    for (u32 column = 0; column < columns; column += piece) {
       const u32 mn = d.transposed() ? first + column : first + row, k = d.transposed() ? row : column;
-      const u8* data = m.shared_access(d.address(mn, k), 16, kAsyncLane, Use::kRead);
+      const u8* data = m.shared_access(d.address(mn, k), kPieceBytes, kAsyncLane, Use::kRead);
       if (data) hold_operand(m, d.address(mn, k), hold);
-      for (u32 j = 0; j < 8; ++j) {
-        u16 bits = 0xffff;
-        if (data) std::memcpy(&bits, data + 2 * j, 2);
-        put(d.transposed() ? column + j : row, d.transposed() ? row : column + j, from_bfloat(bits));
+      for (u32 j = 0; j < piece; ++j) {
+        const float value = element_of(data, j, bytes);
+        put(d.transposed() ? column + j : row, d.transposed() ? row : column + j, value);
       }
     }
   }
@@ -90,25 +106,26 @@ std::vector<u32> fragment_of(Machine& m, const Instruction& i) {
   return fragment;
 }
 
-// Register r of a lane holds row lane / 4 + 8 (r % 2), columns lane % 4 * 2 + 8 (r / 2) and the next.
-void read_fragment(const PendingWgmma& w, Operands& o) {
+// Register r of a lane holds row lane / 4 + 8 (r % 2).  Of bf16 columns lane % 4 * 2 + 8 (r / 2) and the
+// next, of tf32 column lane % 4 + 4 (r / 2).
+void read_fragment(const PendingWgmma& w, u32 bytes, Operands& o) {
   for (size_t at = 0; at < w.fragment.size(); ++at) {
-    const size_t r = at / kWarpSize, lane = at % kWarpSize;
-    const size_t row = lane / 4 + r % 2 * 8, k = lane % 4 * 2 + r / 2 * 8;
-    o.a[row][k] = from_bfloat(static_cast<u16>(w.fragment[at]));
-    o.a[row][k + 1] = from_bfloat(static_cast<u16>(w.fragment[at] >> 16));
+    const size_t r = at / kWarpSize, lane = at % kWarpSize, row = lane / 4 + r % 2 * 8;
+    const u8* value = reinterpret_cast<const u8*>(&w.fragment[at]);
+    const size_t each = 4 / bytes, k = lane % 4 * each + r / 2 * 4 * each;
+    for (size_t j = 0; j < each; ++j) o.a[row][k + j] = element_of(value, static_cast<u32>(j), bytes);
   }
 }
 
 // immediate: bit 0, 1: a, b transposed; vector: N / 8.  hold: +1 at issue, -1 at execution
 void read_operands(Machine& m, const Instruction& i, const PendingWgmma& w, int hold, Operands& o) {
   if (in_registers(i)) {
-    read_fragment(w, o);
+    read_fragment(w, i.element_bytes, o);
   } else {
-    read_operand(m, Descriptor(w.a, i.immediate & 1), m.warp->id % 4 * kRows, kRows, hold,
+    read_operand(m, Descriptor(w.a, i.immediate & 1, i.element_bytes), m.warp->id % 4 * kRows, kRows, hold,
                  [&](u32 row, u32 k, float value) { o.a[row][k] = value; });
   }
-  read_operand(m, Descriptor(w.b, i.immediate & 2), 0, i.vector * 8u, hold,
+  read_operand(m, Descriptor(w.b, i.immediate & 2, i.element_bytes), 0, i.vector * 8u, hold,
                [&](u32 column, u32 k, float value) { o.b[k][column] = value; });
 }
 
@@ -125,7 +142,7 @@ void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
       const size_t row = lane / 4 + r / 2 % 2 * 8, column = r / 4 * 8 + lane % 4 * 2 + r % 2;
       float& target = accumulator[r * kWarpSize + lane];
       double sum = w.accumulate ? target : 0;
-      for (int k = 0; k < kK; ++k) sum += static_cast<double>(o.a[row][k]) * o.b[k][column];
+      for (int k = 0; k < depth(i); ++k) sum += static_cast<double>(o.a[row][k]) * o.b[k][column];
       target = static_cast<float>(sum);
     }
   }
@@ -195,9 +212,12 @@ void wait(Machine& m, const Instruction& i, Mask) {
 
 void fence(Machine&, const Instruction&, Mask) {}
 
+template <int kElementBytes>
 void decode_issue(Decoder& d, Instruction& i) {
   const bool registers = d.operand(1).kind == Operand::Kind::kVector;
-  d.expect(registers ? 7 : 8);
+  const bool transposable = kElementBytes == 2;
+  i.element_bytes = kElementBytes;
+  d.expect(transposable ? (registers ? 7 : 8) : 6);
   const std::string_view spelling = d.spelling();
   const size_t at = spelling.find("m64n") + 4;
   const int n = std::stoi(std::string(spelling.substr(at, spelling.find('k', at) - at)));
@@ -213,7 +233,10 @@ void decode_issue(Decoder& d, Instruction& i) {
   i.op[1] = d.source(2, 64);
   i.op[2] = d.source(3, 1);
   if (d.immediate(4) != 1 || d.immediate(5) != 1) d.reject("only scales of 1 are supported");
-  i.immediate = registers ? (d.immediate(6) & 1) << 1 : (d.immediate(6) & 1) | (d.immediate(7) & 1) << 1;
+  i.immediate = 0;
+  if (transposable) {
+    i.immediate = registers ? (d.immediate(6) & 1) << 1 : (d.immediate(6) & 1) | (d.immediate(7) & 1) << 1;
+  }
   i.vector = static_cast<u8>(n / 8);
   i.gather = Gather::kWarp;
   d.origin().touches_memory = true;
@@ -234,7 +257,8 @@ void decode_wait(Decoder& d, Instruction& i) {
 }  // namespace
 
 void add_wgmma_opcodes(OpcodeTable& t) {
-  t["wgmma.mma_async.m64nNk16.f32.bf16.bf16"] = {"", issue, decode_issue};
+  t["wgmma.mma_async.m64nNk16.f32.bf16.bf16"] = {"", issue, decode_issue<2>};
+  t["wgmma.mma_async.m64nNk8.f32.tf32.tf32"] = {"", issue, decode_issue<4>};
   t["wgmma.fence"] = {"", fence, decode_plain};
   t["wgmma.commit_group"] = {"", commit, decode_plain};
   t["wgmma.wait_group"] = {"", wait, decode_wait};
