@@ -36,8 +36,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs/gpu-evidence.md"
 HEADER = """\
 # Evidence without a GPU
 
-`python bench/gpu_evidence.py` writes this page; `tests/test_cuda_budgets.py` holds the same numbers to
-budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number here was measured on a GPU.
+`python bench/gpu_evidence.py` writes this page; `tests/test_cuda_budgets.py` and
+`tests/test_triton_budgets.py` hold the same numbers to budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number here was measured on a GPU.
 
 **What it shows.** The first tables are the machine code in the native library: whether a kernel spills, how
 many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The last table is counted
@@ -49,9 +49,14 @@ its passes through shared memory, and the mma instructions for each load from it
 instructions and hides latencies, and how often an instruction of the first tables runs. How shared memory
 serves asynchronous copies, which are counted like stores. `bench/gpu_check.sh` measures on a GPU.
 
+After the CUDA kernels come Triton's: every row of the tuning table, compiled for four architectures, and the
+counts for the two whose PTX the executor runs.
+
 **Launches.** 1 for all blocks of up to 128 a side; for larger ones 4 with `trace` and no refinement, 10 at
 refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`.
-`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them.
+`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's kernels 1
+for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
+(`tests/test_triton_plans.py`).
 """
 
 BINARIES = """\
@@ -138,7 +143,7 @@ def triton_rows(architecture: str) -> Iterable[Iterable[object]]:
             *key[1:],
             same[0].constants.get("BM", same[0].constants.get("SPAN", "")),
             same[0].launched.threads,
-            len(same),
+            len({str(of.constants) for of in same}),
             max(of.binary.registers for of in same),
             max(spilled),
             max(of.launched.dynamic_shared for of in same),

@@ -7,6 +7,7 @@ launch serves blocks of any number, shape and layout, in place.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -53,31 +54,34 @@ class Matrices:
     dtype: torch.dtype
     scratch: bool = False
 
-    @property
+    @functools.cached_property
     def order(self) -> str:
         """``row`` where rows are contiguous, ``col`` where columns are, else ``any``."""
         if all(view.col_stride == 1 for view in self.views):
             return "row"
         return "col" if all(view.row_stride == 1 for view in self.views) else "any"
 
+    @functools.cached_property
     def aligned(self) -> bool:
         """Whether every contiguous row or column starts at a multiple of 16 bytes."""
         if self.order == "any":
             return False
-        size = self.dtype.itemsize
+        size, by_rows = self.dtype.itemsize, self.order == "row"
         for view in self.views:
-            steps = [view.outer_stride, view.inner_stride]
-            steps.append(view.row_stride if self.order == "row" else view.col_stride)
+            steps = [view.outer_stride, view.inner_stride, view.row_stride if by_rows else view.col_stride]
             if view.data % VECTOR_BYTES or any(step * size % VECTOR_BYTES for step in steps):
                 return False
         return True
 
+    @functools.cached_property
     def transposed(self) -> Matrices:
         views = tuple(replace(v, row_stride=v.col_stride, col_stride=v.row_stride) for v in self.views)
         return replace(self, views=views, rows=self.cols, cols=self.rows)
 
     def columns(self, first: int, count: int) -> Matrices:
         """Columns `first` to `first + count`."""
+        if count == self.cols:
+            return self
         size = self.dtype.itemsize
         views = tuple(replace(v, data=v.data + first * v.col_stride * size) for v in self.views)
         return replace(self, views=views, cols=count)

@@ -120,20 +120,20 @@ class SideUpdate:
         """The norm of what the scale asks for, and B where the refinement does."""
         scale = self.rule.factor_scale
         if scale == "product":
-            yield [self._product(y, a.transposed(), None, norm=True, weighted=True)]
+            yield [self._product(y, a.transposed, None, norm=True, weighted=True)]
         if self.wide and scale in ("frobenius", "schatten4"):
             yield from self._wide_bound(a, y)
         elif self.rule.refine or scale in ("frobenius", "schatten4"):
             b = self.squares[0].sized(a.cols, a.cols) if self.squares else None
             norm = scale == "frobenius"
-            yield [self._product(a.transposed(), y, b, norm=norm, weighted=True, symmetric=True)]
+            yield [self._product(a.transposed, y, b, norm=norm, weighted=True, symmetric=True)]
             if scale == "schatten4":
                 yield [self._product(b, b, None, norm=True, symmetric=True)]
 
     def _wide_bound(self, a: Matrices, y: Matrices) -> Iterator[list[Work]]:
         """weight X A A^T [d, d], not symmetric, has the eigenvalues of B that are not zero."""
         square = self.squares[0]
-        yield [self._product(y, a.transposed(), square, weighted=True)]
+        yield [self._product(y, a.transposed, square, weighted=True)]
         if self.rule.factor_scale == "schatten4":
             yield [self._product(square, square, self.squares[1])]
             square = self.squares[1]
@@ -186,5 +186,5 @@ class SideUpdate:
         return self.part.work(product, WEIGHTED=weighted, SYMMETRIC=symmetric, NORM=norm)
 
     def _downdate(self, z: Matrices, y: Matrices) -> Work:
-        product = Product(downdate, z, y.transposed(), out=self.side.factor, words=self.words, symmetric=True)
+        product = Product(downdate, z, y.transposed, out=self.side.factor, words=self.words, symmetric=True)
         return self.part.work(product, SCALE=self.rule.factor_scale)

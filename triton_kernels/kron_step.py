@@ -51,7 +51,7 @@ class GroupPlan:
         for held, transposed in ((self.group.left, False), (self.group.right, True)):
             if held is None:
                 continue
-            unfolding = self.grad.transposed() if transposed else self.grad
+            unfolding = self.grad.transposed if transposed else self.grad
             yield self._side(*held, unfolding, whole)
 
     def _side(self, factor: Tensor, statistics: Tensor, unfolding: Matrices, whole: Part) -> Side:

@@ -54,7 +54,7 @@ class Product:
 def in_vectors(sizes: Iterable[int], matrices: Mapping[int, Matrices]) -> bool:
     """Whether every matrix can be read in vectors of 16 bytes."""
     multiple = all(size % SIZE_MULTIPLE == 0 for size in sizes)
-    return multiple and all(matrix.aligned() for matrix in matrices.values())
+    return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
 @dataclass(frozen=True)
