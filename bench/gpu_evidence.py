@@ -37,7 +37,8 @@ HEADER = """\
 # Evidence without a GPU
 
 `python bench/gpu_evidence.py` writes this page; `tests/test_cuda_budgets.py` and
-`tests/test_triton_budgets.py` hold the same numbers to budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number here was measured on a GPU.
+`tests/test_triton_budgets.py` hold the same numbers to budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number
+here was measured on a GPU.
 
 **What it shows.** The first tables are the machine code in the native library: whether a kernel spills, how
 many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The last table is counted
@@ -54,8 +55,8 @@ counts for the two whose PTX the executor runs.
 
 **Launches.** 1 for all blocks of up to 128 a side; for larger ones 4 with `trace` and no refinement, 10 at
 refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`.
-`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's kernels 1
-for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
+`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's kernels
+1 for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
 (`tests/test_triton_plans.py`).
 """
 
