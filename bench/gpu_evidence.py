@@ -55,8 +55,8 @@ counts for the two whose PTX the executor runs.
 
 **Launches.** 1 for all blocks of up to 128 a side; for larger ones 4 with `trace` and no refinement, 10 at
 refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`.
-`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's kernels
-1 for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
+`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
+kernels 1 for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
 (`tests/test_triton_plans.py`).
 """
 
