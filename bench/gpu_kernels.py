@@ -15,6 +15,7 @@ Exit status: 0 if all that ran is right; 1 if a result is wrong or an op failed;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import re
 import sys
@@ -29,6 +30,11 @@ from gpu_timing import Calls, host_time, kernel_times, milliseconds
 from roofline_gpus import Gpu, gpu_of, predict
 
 OURS = ("native", "triton")
+FAILURES: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)
+with contextlib.suppress(ImportError):
+    from triton.errors import TritonError
+
+    FAILURES += (TritonError,)
 ROUNDS, WARMUP = 30, 3
 SECONDS_A_CASE = 2.5
 
@@ -48,7 +54,7 @@ def each(chosen: Iterable[Case], run: Callable[[Case], bool]) -> bool:
     for case in chosen:
         try:
             right &= run(case)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except FAILURES as error:
             print(f"FAIL {case.label}: {type(error).__name__}: {error}", flush=True)
             right = False
         torch.cuda.empty_cache()

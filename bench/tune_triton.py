@@ -26,6 +26,7 @@ from common import percentiles, relative_error
 from gpu_cases import ERROR_BOUNDS, Case, elementwise_cases, kron_case
 from gpu_inputs import Recipe
 from gpu_timing import milliseconds
+from triton.errors import TritonError
 
 from kradagrad_ext.triton_kernels import launch, tuning
 from kradagrad_ext.triton_kernels.tuning import Choice, Key
@@ -92,7 +93,7 @@ def tune(key: Key, device: torch.device) -> Choice:
         with exchanged(key, choice):
             try:
                 results = case.results("triton")
-            except (RuntimeError, ValueError) as error:  # out of shared memory or registers
+            except (RuntimeError, ValueError, TritonError) as error:  # out of shared memory or registers
                 print(f"  {tuple(choice)}: {type(error).__name__}")
                 continue
             error = max(map(relative_error, results, expected))

@@ -187,6 +187,26 @@ def test_groups_of_one_call_are_independent(layout: str, backend: str) -> None:
     assert torch.equal(whole.norms, apart.norms)
 
 
+def test_views_of_both_dtypes_in_one_list(backend: str) -> None:
+    """A bfloat16 parameter without a gradient stands in for it among float32 gradients."""
+    ops = cases.ops(backend, torch.float32)
+    given = merged([inputs(3, 9, 12, torch.float32), inputs(2, 9, 12, torch.bfloat16)])
+    for name in ("left", "right", "left_statistics", "right_statistics", "left_root", "right_root"):
+        setattr(given, name, [torch.cat(getattr(given, name))])
+    given.out = [out.float() for out in given.out]
+    ours, plain = run(ops, given), run(reference, given)
+    compare(ours, plain, run(reference, given, torch.float64), backend_atol(backend))
+
+
+def test_neither_update_nor_product(backend: str) -> None:
+    ops = cases.ops(backend, torch.float32)
+    given = inputs(2, 9, 12, torch.float32)
+    given.out = given.direction = given.left_root = given.right_root = []
+    ours = run(ops, given, update=False)
+    assert torch.equal(ours.left[0], given.left[0])
+    assert (ours.norms == 7).all()
+
+
 def test_factors_alone(backend: str) -> None:
     """Without `out` the factors are updated as with it, and nothing else is written."""
     ops = cases.ops(backend, torch.float32)

@@ -33,6 +33,8 @@ def faults(of: Made, architecture: str) -> list[str]:
     spilled += code["scratch_load"] + code["scratch_store"]
     if spilled:
         found.append(f"stack {of.binary.stack}, {code['LDL']} LDL, {code['STL']} STL")
+    if code["ftz"]:  # the executor does not know that it takes subnormal numbers for 0
+        found.append(f"{code['ftz']} instructions that flush to zero")
     if of.binary.registers > REGISTERS[architecture]:
         found.append(f"{of.binary.registers} registers")
     if of.launched.dynamic_shared > SHARED[architecture]:

@@ -24,8 +24,8 @@ def bound_of(sum, d, SCALE: tl.constexpr):
     if SCALE == "trace":
         return 1 + sum
     if SCALE == "schatten4":
-        return 1 + tl.sqrt(tl.sqrt(sum))
-    return 1 + tl.sqrt(sum)
+        return 1 + tl.sqrt_rn(tl.sqrt_rn(sum))
+    return 1 + tl.sqrt_rn(sum)
 
 
 @triton.jit

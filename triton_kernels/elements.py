@@ -53,5 +53,5 @@ def places(entry, TENSOR: tl.constexpr, index, TYPE: tl.constexpr, FLAT: tl.cons
 @triton.jit
 def adaptive(d, v, c0, c1, c2):
     """c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0."""
-    denominator = tl.sqrt(c1 * v) + c2
+    denominator = tl.sqrt_rn(c1 * v) + c2  # the approximate one takes subnormal numbers for 0
     return tl.where(denominator > 0, c0 * d / tl.where(denominator > 0, denominator, 1.0), 0.0)

@@ -89,9 +89,12 @@ def start_factors(
         mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
         if (damping > 0) & (mean == 0):
             s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
-            if (s > 0) & (s < float("inf")):
+            finite = (s > 0) & (s < float("inf"))
+            start = 1 / tl.where(s > 0, damping * s, 1.0)
+            if finite:
                 tl.store(statistics, s)
-                _fill_diagonal(entry, block, scratch, 1 / (damping * s), BM, BN)
+            if finite & (start < float("inf")):
+                _fill_diagonal(entry, block, scratch, start, BM, BN)
             else:
                 pending = 0.0
                 if s != 0:

@@ -128,7 +128,7 @@ class GroupPlan:
 def plan_groups(groups: list[Group], rule: Rule, damped: bool, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
     """All launches of a call."""
     plan = Plan()
-    present = [group for group in groups if group.blocks]
+    present = [group for group in groups if group.blocks and (group.grad or group.out)]
     plan.step(resident_work(group, rule) for group in present if is_resident(group, rule))
     plans = [GroupPlan(plan, rule, group, damped) for group in present if not is_resident(group, rule)]
     plan.step(work for group in plans for work in group.starts())

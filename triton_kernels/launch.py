@@ -7,6 +7,7 @@ launch the same plan in other ways.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -80,11 +81,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel over `count` entries from `first` on.
-
-    Args:
-        scalars: names of the kernel's arguments after `active`, which the caller gives by name.
-    """
+    """A kernel over `count` entries from `first` on."""
 
     kernel: Any
     config: Config
@@ -95,6 +92,7 @@ class Launch:
 
     @property
     def scalars(self) -> list[str]:
+        """Names of the kernel's arguments after `active`, which the caller gives by name."""
         names = self.kernel.arg_names[len(COMMON) :]
         return [name for name in names if name not in self.constants and name not in self.config.constants]
 
@@ -153,7 +151,10 @@ class Planned(NamedTuple):
 
 
 _KEPT: OrderedDict[Hashable, Planned] = OrderedDict()
-MOST_KEPT = 32
+_CAPTURED: list[Planned] = []
+"""What CUDA graphs use: for ever, since a graph may be replayed at any time."""
+_LOCK = threading.Lock()
+MOST_KEPT = 128
 """Plans that are kept: as long as tensors stay where they are, nothing is made or uploaded."""
 
 
@@ -163,17 +164,28 @@ def key_of(tensors: Iterable[torch.Tensor | None]) -> Hashable:
 
 
 def planned(key: Hashable, device: torch.device, make: Callable[[], Plan]) -> Planned:
-    """The plan of this key on a device, made and uploaded if it is not kept."""
-    key = (key, device)
-    if key not in _KEPT:
-        plan = make()
-        words = torch.tensor(plan.words, dtype=torch.int64)
-        pinned = words.pin_memory() if device.type == "cuda" else words
-        _KEPT[key] = Planned(plan, pinned.to(device, non_blocking=True), pinned)
+    """The plan of this key on a device's current stream, made and uploaded if it is not kept."""
+    stream, capturing = 0, False
+    if device.type == "cuda":
+        stream = torch.cuda.current_stream(device).cuda_stream
+        capturing = torch.cuda.is_current_stream_capturing()
+    key = (key, device, stream)
+    with _LOCK:
+        kept = _KEPT.pop(key, None)
+        made = kept or _uploaded(make(), device)
+        if capturing:
+            _CAPTURED.append(made)
+        if kept or not capturing:  # an upload that is captured happens when the graph runs, not before
+            _KEPT[key] = made
         if len(_KEPT) > MOST_KEPT:
             _KEPT.popitem(last=False)
-    _KEPT.move_to_end(key)
-    return _KEPT[key]
+    return made
+
+
+def _uploaded(plan: Plan, device: torch.device) -> Planned:
+    words = torch.tensor(plan.words, dtype=torch.int64)
+    pinned = words.pin_memory() if device.type == "cuda" else words
+    return Planned(plan, pinned.to(device, non_blocking=True), pinned)
 
 
 def forget_plans() -> None:

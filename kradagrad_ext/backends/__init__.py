@@ -29,6 +29,9 @@ _REGISTRY = {
 _RESIDENT_SIDE = 128
 """Blocks up to this side are one launch of the native CUDA kernels."""
 
+_NEW_TENSOR_CORES = (9, 10)
+"""Major compute capabilities of wgmma and tcgen05; those after them have mma.sync alone."""
+
 logger = logging.getLogger("kradagrad_ext")
 
 
@@ -69,9 +72,10 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) 
 
 
 def _order(device: torch.device, side: int) -> list[str]:
-    """Triton first for large blocks from sm_90 on, where it reaches tensor cores that `mma.sync` does not."""
+    """Triton first for large blocks where it reaches tensor cores that `mma.sync` does not."""
     names = list(_REGISTRY)
-    if side > _RESIDENT_SIDE and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0):
+    large = side > _RESIDENT_SIDE and device.type == "cuda"
+    if large and torch.cuda.get_device_capability(device)[0] in _NEW_TENSOR_CORES:
         names.sort(key=lambda name: name != "triton")
     return names
 

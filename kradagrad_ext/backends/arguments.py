@@ -67,14 +67,10 @@ class Checks:
     def views(
         self, name: str, views: Sequence[Tensor], rows: int, cols: int | str, dtypes: Sequence[torch.dtype]
     ) -> None:
-        """A list of block views ``[*, rows, cols]`` of one dtype."""
+        """A list of block views ``[*, rows, cols]``."""
         for i, view in enumerate(views):
             leading = ["*"] * (view.dim() - 2) if view.dim() > 1 else ["*"]
             self.tensor(f"{name}[{i}]", view, [*leading, rows, cols], dtypes)
-            if view.dtype != views[0].dtype:
-                self.fail(
-                    f"{name}[{i}]", f"{_dtype_name(views[0].dtype)} like the first", _dtype_name(view.dtype)
-                )
 
     def length(self, name: str, given: Sequence[Tensor], count: int, may_be_empty: bool = False) -> None:
         """A list of `count` tensors, or an empty one where that is allowed."""
@@ -119,3 +115,36 @@ class Checks:
         self.contiguous(f"{side}{suffix}", factor, [count, letter, letter], dtypes)
         prefix = f"{side}_" if suffix else ""
         self.contiguous(f"{prefix}statistics{suffix}", statistics, [len(factor), 2], dtypes)
+
+    def factors(
+        self,
+        left: list[Tensor],
+        right: list[Tensor],
+        left_statistics: list[Tensor],
+        right_statistics: list[Tensor],
+    ) -> None:
+        """Both sides of every group."""
+        lists = {"right": right, "left_statistics": left_statistics, "right_statistics": right_statistics}
+        for name, given in lists.items():
+            self.length(name, given, len(left))
+        for i, x in enumerate(left):
+            self.factor(f"[{i}]", "left", x, left_statistics[i], "N")
+            self.factor(f"[{i}]", "right", right[i], right_statistics[i], len(x))
+
+    def roots(
+        self,
+        left: list[Tensor],
+        right: list[Tensor],
+        left_root: list[Tensor],
+        right_root: list[Tensor],
+        direction: list[Tensor],
+        precondition: bool,
+    ) -> None:
+        """The roots of every group, if there is a product."""
+        groups = len(left) if precondition else 0
+        for name, roots, factors in (("left_root", left_root, left), ("right_root", right_root, right)):
+            self.length(name, roots, groups)
+            for i, root in enumerate(roots):
+                self.contiguous(f"{name}[{i}]", root, list(factors[i].shape), (torch.float32, torch.bfloat16))
+        if not precondition:
+            self.length("direction", direction, 0)

@@ -25,7 +25,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
 
 def _gather(views: list[Tensor], dtype: torch.dtype) -> Tensor:
     """A list of block views [*, m, n] as one batch [N, m, n]."""
-    return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in views]).to(dtype)
+    return torch.cat([view.reshape(math.prod(view.shape[:-2]), *view.shape[-2:]) for view in views]).to(dtype)
 
 
 def _looking_is_free(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import subprocess
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,12 +33,27 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
         return "no Triton kernels for cpu, but with TRITON_INTERPRET=1 for development"
     if device.type not in ("cuda", "cpu"):
         return f"no Triton kernels for {device.type}"
+    if device.type == "cuda" and interpreted:
+        return "with TRITON_INTERPRET=1 the kernels run on CPU tensors alone"
     if dtype not in (None, torch.float32):
         return f"factors must be float32, not {dtype}"
     try:
         _kernels("launch")
     except ImportError as error:
         return f"{error}: pip install kradagrad-ext[triton]"
+    return _gpu_reason(device) if device.type == "cuda" else None
+
+
+@functools.cache
+def _gpu_reason(device: torch.device) -> str | None:
+    """Why Triton cannot compile for a GPU: its driver needs a C compiler, which a machine may lack."""
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+        return "its kernels are for compute capability 8.0 and later"
+    driver = importlib.import_module("triton.runtime").driver
+    try:
+        driver.active.get_current_target()
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton's driver does not start: {error}"
     return None
 
 
@@ -62,18 +78,17 @@ def update_factor_(
     rule = (decay, weight, damping, factor_scale, refine, precision)
     checks = Checks("update_factor_", factor.device)
     checks.factor("", "factor", factor, statistics, "N")
-    checks.views(
-        "unfolding", unfolding, factor.shape[-1], unfolding[0].shape[-1] if unfolding else "k", _VIEWS
-    )
+    columns = unfolding[0].shape[-1] if unfolding and unfolding[0].dim() else "k"
+    checks.views("unfolding", unfolding, factor.shape[-1], columns, _VIEWS)
     checks.contiguous("active", active, [len(factor)], _BOOL)
     held = sum(view.shape[:-2].numel() for view in unfolding)
     checks.scalar("unfolding", held == len(factor), f"views of {len(factor)} blocks in all", f"{held} blocks")
     checks.rule(*rule)
-    if factor_scale == "exact":
+    if factor_scale == "exact" or 0 in (factor.shape[-1], columns):
         reference.update_factor_(factor, statistics, unfolding, active, *rule)
         return
     kernels = _kernels("kron_step")
-    group = kernels.Group(len(factor), 0, unfolding, (factor, statistics))
+    group = kernels.Group(len(factor), 0, _of_one_dtype(unfolding), (factor, statistics))
     kernels.run([group], (factor_scale, refine, precision), active, decay, weight, damping)
 
 
@@ -112,7 +127,7 @@ def kron_step_(
         right_root,
     )
     groups = _checked_groups(*tensors, active, rule, update)
-    if factor_scale == "exact" and update:
+    if (factor_scale == "exact" and update) or any(0 in x.shape[1:] for x in (*left, *right)):
         reference.kron_step_(*tensors, active, *rule, update)
         return
     kernels = _kernels("kron_step")
@@ -138,8 +153,8 @@ def _checked_groups(
     """The arguments of the groups (triton_kernels/kron_step.py)."""
     checks = Checks("kron_step_", norms.device)
     checks.rule(*rule)
-    _check_factors(checks, left, right, left_statistics, right_statistics)
-    _check_roots(checks, left, right, left_root, right_root, direction, bool(out))
+    checks.factors(left, right, left_statistics, right_statistics)
+    checks.roots(left, right, left_root, right_root, direction, bool(out))
     blocks = sum(map(len, left))
     checks.contiguous("norms", norms, [blocks], _FLOAT)
     checks.contiguous("active", active, [blocks], _BOOL)
@@ -156,39 +171,6 @@ def _checked_groups(
     return groups
 
 
-def _check_factors(
-    checks: Checks,
-    left: list[Tensor],
-    right: list[Tensor],
-    left_statistics: list[Tensor],
-    right_statistics: list[Tensor],
-) -> None:
-    lists = {"right": right, "left_statistics": left_statistics, "right_statistics": right_statistics}
-    for name_, given in lists.items():
-        checks.length(name_, given, len(left))
-    for i, x in enumerate(left):
-        checks.factor(f"[{i}]", "left", x, left_statistics[i], "N")
-        checks.factor(f"[{i}]", "right", right[i], right_statistics[i], len(x))
-
-
-def _check_roots(
-    checks: Checks,
-    left: list[Tensor],
-    right: list[Tensor],
-    left_root: list[Tensor],
-    right_root: list[Tensor],
-    direction: list[Tensor],
-    precondition: bool,
-) -> None:
-    groups = len(left) if precondition else 0
-    for name_, roots, factors in (("left_root", left_root, left), ("right_root", right_root, right)):
-        checks.length(name_, roots, groups)
-        for i, root in enumerate(roots):
-            checks.contiguous(f"{name_}[{i}]", root, list(factors[i].shape), _VIEWS)
-    if not precondition:
-        checks.length("direction", direction, 0)
-
-
 def _views(
     checks: Checks,
     name_: str,
@@ -203,7 +185,12 @@ def _views(
     groups = reference.by_group(name_, views, [count for count, _, _ in sizes])
     for own, (_, rows, cols) in zip(groups, sizes, strict=True):
         checks.views(name_, own, rows, cols, dtypes)
-    return groups
+    return [_of_one_dtype(own) for own in groups]
+
+
+def _of_one_dtype(views: list[Tensor]) -> list[Tensor]:
+    """What is read, as copies in float32 where a list holds both dtypes, which a kernel takes one of."""
+    return views if len({view.dtype for view in views}) <= 1 else [view.float() for view in views]
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:

@@ -120,6 +120,7 @@ def _read_cubin(result: Any) -> Binary:
         file.flush()
         ((_, *numbers),) = cuda_binaries.USAGE.findall(cuda_binaries.cuobjdump("-res-usage", file.name))
         code = cuda_binaries.count_instructions(cuda_binaries.cuobjdump("-sass", file.name))
+    code["ftz"] = result.asm["ptx"].count(".ftz")
     registers, stack, _, local = map(int, numbers)
     return Binary(registers, stack, local, 0, code)
 
