@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_kron_step import inputs
+from test_kron_step import SCALARS, inputs
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -183,3 +183,32 @@ def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytes
     with tune_triton.exchanged(key, others[0]):
         assert tuning.config(downdate.downdate, *key[1:]).warps == others[0].warps
     assert tuning.config(downdate.downdate, *key[1:]).warps == tuning.table()[key].warps
+
+
+KEYS = {
+    "damping": lambda given: {"damping": 1e-3},
+    "refine": lambda given: {"refine": 1},
+    "precision": lambda given: {"precision": "bf16x6"},
+    "update": lambda given: {"update": False},
+    "stride": lambda given: (
+        setattr(given, "grad", [given.grad[0].flip(0).transpose(1, 2).contiguous().mT]) or {}
+    ),
+    "dtype of roots": lambda given: setattr(given, "left_root", [given.left_root[0].bfloat16()]) or {},
+}
+
+
+@pytest.mark.parametrize("what", KEYS)
+def test_a_plan_is_made_anew_when_anything_that_it_knows_changes(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kradagrad_ext.backends import triton
+
+    keys = []
+    monkeypatch.setattr(launch, "planned", lambda key, *_: keys.append(key))
+    monkeypatch.setattr(launch, "run", lambda *_: None)
+    given = inputs(2, 12, 12, torch.float32)
+    triton.kron_step_(*vars(given).values(), *SCALARS.values())
+    triton.kron_step_(*vars(given).values(), *SCALARS.values())
+    options = SCALARS | KEYS[what](given)
+    triton.kron_step_(*vars(given).values(), *options.values())
+    assert keys[0] == keys[1] != keys[2]
