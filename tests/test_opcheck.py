@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import cases
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kradagrad_ext.backends import available_backends
+from kradagrad_ext.backends import available_backends, triton
 
 NATIVE = available_backends(torch.device("cpu")).get("native")
 pytestmark = pytest.mark.skipif(NATIVE is not None, reason=f"native backend: {NATIVE}")
@@ -110,21 +111,31 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("op", "position", "value", "message"), REFUSALS)
-def test_bad_arguments_are_named_and_nothing_is_written(
-    op: str, position: int, value: object, message: str
-) -> None:
+OWN = {op: getattr(triton, op) for op in SAMPLES if op not in ("precondition", "eigh")}
+"""Ops that the Triton backend checks itself, before it looks for Triton."""
+
+
+def assert_refused(call: Callable[..., object], op: str, position: int, value: object, message: str) -> None:
     arguments = SAMPLES[op]()
     tensors = [t for a in arguments for t in (a if isinstance(a, list) else [a]) if isinstance(t, Tensor)]
     before = [t.clone() for t in tensors]
     with pytest.raises(RuntimeError, match="must") as caught:
-        getattr(torch.ops.kradagrad_ext, op)(*replaced(arguments, position, value))
+        call(*replaced(arguments, position, value))
     assert str(caught.value).startswith(message) or message in str(caught.value)
     assert "got" in str(caught.value)
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(tensors, before, strict=True))
 
 
-@pytest.mark.parametrize("op", [op for op in SAMPLES if op != "eigh"])
+@pytest.mark.parametrize(("op", "position", "value", "message"), REFUSALS)
+def test_bad_arguments_are_named_and_nothing_is_written(
+    op: str, position: int, value: object, message: str
+) -> None:
+    assert_refused(getattr(torch.ops.kradagrad_ext, op), op, position, value, message)
+    if op in OWN:
+        assert_refused(OWN[op], op, position, value, message)
+
+
+@pytest.mark.parametrize("op", OWN)
 def test_tensors_on_several_devices_are_refused(op: str) -> None:
     """Whichever it is. The dispatcher takes CUDA before the CPU and so leaves that to the op, whose checks
     are the same for both. Of the devices here it would refuse meta itself, hence `redispatch`."""
@@ -132,11 +143,11 @@ def test_tensors_on_several_devices_are_refused(op: str) -> None:
         getattr(torch.ops.kradagrad_ext, op).default,
         torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
     )
+    message = "must be on the device of the other tensors, got a tensor on another device"
     for position, value in enumerate(SAMPLES[op]()):
         if not isinstance(value, (Tensor, list)):
             continue
         elsewhere = value.to("meta") if isinstance(value, Tensor) else [value[0].to("meta"), *value[1:]]
-        with pytest.raises(
-            RuntimeError, match="must be on the device of the other tensors, got a tensor on an"
-        ):
-            kernel.redispatch(cpu, *replaced(SAMPLES[op](), position, elsewhere))
+        for call in (functools.partial(kernel.redispatch, cpu), OWN[op]):
+            with pytest.raises(RuntimeError, match=message):
+                call(*replaced(SAMPLES[op](), position, elsewhere))

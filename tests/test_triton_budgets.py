@@ -22,7 +22,8 @@ from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made,
 from triton_ptx.compiled import Compiled
 
 EXECUTED = {name: functools.partial(Compiled, name) for name in ("sm_80", "sm_90")}
-SHARED = CTA_SHARED | {"gfx942": 64 * KB}
+# The rows of sm_80 serve sm_86, sm_89 and sm_120 too, which have less.
+SHARED = CTA_SHARED | {"sm_80": 99 * KB, "gfx942": 64 * KB}
 REGISTERS = dict.fromkeys(CTA_SHARED, MOST_REGISTERS) | {"gfx942": 512}
 
 

@@ -128,8 +128,16 @@ def test_dispatch_of_elements(case: str, flat: bool) -> None:
     if case in ("transposed", "mixed"):
         param = param.mT
     grad = torch.randn(8, 12) if case == "mixed" else param.clone(memory_format=torch.preserve_format)
-    (parameter,) = elements_plan.parameters_of([param], {"grad": [grad]})
+    (parameter,) = elements_plan.parameters_of("", [param], {"grad": [grad]})
     assert parameter.flat() == flat
+
+
+def test_too_many_separate_dims_are_refused() -> None:
+    """A parameter that no merging of dims makes addressable is named before anything is launched."""
+    strided = torch.zeros(3, 3, 3, 3, 3, 6)[:, ::2, ::2, ::2, ::2, ::2]
+    message = r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"
+    with pytest.raises(RuntimeError, match=message):
+        elements_plan.parameters_of("accumulate_", [strided], {"grad": [strided]})
 
 
 @pytest.mark.parametrize(

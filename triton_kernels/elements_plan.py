@@ -67,8 +67,10 @@ class Parameter:
         return words
 
 
-def parameters_of(params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]]) -> list[Parameter]:
-    """The parameters of lists of tensors, of which each may be empty.
+def parameters_of(
+    op: str, params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]]
+) -> list[Parameter]:
+    """The parameters of an op's lists of tensors, of which each may be empty.
 
     Raises:
         RuntimeError: a parameter's tensors have too many dims that cannot be merged.
@@ -81,7 +83,7 @@ def parameters_of(params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]
         dims = len(parameter.layout())
         if dims > MOST_DIMS:
             raise RuntimeError(
-                f"`params[{number}]` and its tensors must have at most {MOST_DIMS} dims that are not "
+                f"{op}: `params[{number}]` and its tensors must have at most {MOST_DIMS} dims that are not "
                 f"contiguous with each other, got {dims}"
             )
         found.append(parameter)
@@ -96,7 +98,7 @@ def accumulate_all(
     scalars: Mapping[str, Any],
 ) -> None:
     """Run `accumulate` and `sum_spans` on the lists of tensors, by their names in `TENSORS`."""
-    _run(plan_accumulate, params, lists, nesterov, active, scalars)
+    _run("accumulate_", plan_accumulate, params, lists, nesterov, active, scalars)
 
 
 def step_all(
@@ -107,10 +109,11 @@ def step_all(
     scalars: Mapping[str, Any],
 ) -> None:
     """Run `parameter_step`, likewise."""
-    _run(plan_parameter_step, params, lists, nesterov, active, scalars)
+    _run("parameter_step_", plan_parameter_step, params, lists, nesterov, active, scalars)
 
 
 def _run(
+    op: str,
     make: Callable[[list[Parameter], bool, str], Plan],
     params: Sequence[Tensor],
     lists: Mapping[str, Sequence[Tensor]],
@@ -120,9 +123,9 @@ def _run(
 ) -> None:
     architecture = tuning.architecture_of(active.device)
     tensors = itertools.chain(params, *((None, *given) for given in lists.values()))
-    key = (make.__name__, nesterov, tuple(lists), launch.key_of(tensors))
+    key = (op, nesterov, tuple(lists), launch.key_of(tensors))
     made = launch.planned(
-        key, active.device, lambda: make(parameters_of(params, lists), nesterov, architecture)
+        key, active.device, lambda: make(parameters_of(op, params, lists), nesterov, architecture)
     )
     launch.run(made, active, scalars)
 

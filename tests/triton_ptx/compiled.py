@@ -175,7 +175,7 @@ class Compiled:
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}
-        return self.elements_plan.parameters_of(placed.pop("param"), placed)
+        return self.elements_plan.parameters_of("", placed.pop("param"), placed)
 
     def accumulate_(
         self,

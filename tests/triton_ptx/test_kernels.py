@@ -10,7 +10,7 @@ import test_accumulate
 import test_parameter_step
 import torch
 from cuda.test_elementwise_kernels import tensors_of
-from test_kron_step import compare, inputs, merged, run
+from test_kron_step import SCALARS, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
@@ -137,3 +137,31 @@ def test_every_row_of_the_table(side: int, precision: str, arch: str) -> None:
     """Of every shape class and precision (the elements' rows are those of the tests above)."""
     options = RULES[3] | {"damping": 1e-3, "precision": precision}
     check(inputs(2, side, side, torch.float32), Compiled(arch), **options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("side", [20, 70])
+def test_product_alone_and_factors_alone(side: int, arch: str) -> None:
+    """Together they are the whole call, bit for bit; with roots in bfloat16."""
+    given = inputs(3, side, side, torch.float32)
+    given.left_root = [root.bfloat16() for root in given.left_root]
+    whole = run(Compiled(arch), given, **RULES[3])
+    product = run(Compiled(arch), given, update=False)
+    assert torch.equal(product.out[0], whole.out[0])
+    assert torch.equal(product.norms, whole.norms)
+    assert torch.equal(product.left[0], given.left[0])
+    given.out = given.direction = given.left_root = given.right_root = []
+    factors = run(Compiled(arch), given, **RULES[3])
+    for name in ("left", "right", "left_statistics", "right_statistics"):
+        assert torch.equal(getattr(factors, name)[0], getattr(whole, name)[0]), name
+    assert (factors.norms == 7).all()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("side", [20, 70])
+def test_out_may_be_the_direction(side: int, arch: str) -> None:
+    given = inputs(2, side, side, torch.float32)
+    apart, aliased = run(Compiled(arch), given), cases.copied(given)
+    aliased.out = aliased.direction
+    Compiled(arch).kron_step_(*vars(aliased).values(), *SCALARS.values())
+    assert torch.equal(aliased.direction[0], apart.out[0])
