@@ -1,7 +1,7 @@
 """kron_step_ and update_factor_: from tensors to a plan of launches, and its run.
 
-A plan depends on shapes, strides and addresses alone. The latest ones are kept with their tables on the
-device: as long as gradients stay where they are, a step makes no plan and uploads nothing.
+A plan depends on the rule and on the tensors' dtypes, shapes, strides and addresses. The latest ones are kept
+with their tables on the device (launch.py).
 """
 
 from __future__ import annotations
