@@ -15,7 +15,7 @@ OPS := $(addprefix tests/test_,kron_step.py update_factor.py accumulate.py param
 
 BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
-PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py')
+PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
 .PHONY: demo test test-none test-triton lint bench clean
 .DELETE_ON_ERROR:
