@@ -1,6 +1,7 @@
 // The scalars of a factor update (kradagrad_ext/backends/base.py), read and checked.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "checks.h"
@@ -8,6 +9,10 @@
 namespace kradagrad {
 
 enum class FactorScale { kTraceDim, kTrace, kProduct, kFrobenius, kSchatten4, kExact };
+
+inline bool bounded_by_trace(FactorScale scale) {
+  return scale == FactorScale::kTrace || scale == FactorScale::kTraceDim;
+}
 
 // How float32 products are made on tensor cores.
 enum class Precision { kBf16x3, kTf32x3, kBf16x6, kFp32 };
@@ -23,6 +28,10 @@ struct UpdateRule {
   bool exact() const { return scale == FactorScale::kExact; }
   // Whether the update needs the k x k matrix N = I + A^T X A itself, not only a bound of it.
   bool inverts() const { return exact() || refine > 0; }
+  // Of the k columns of an unfolding with d rows.
+  int64_t columns_at_once(int64_t d, int64_t k) const {
+    return inverts() ? std::min(k, std::max(d, int64_t{64})) : k;
+  }
 };
 
 inline FactorScale factor_scale_named(const Checks& checks, const std::string& name) {

@@ -101,6 +101,54 @@ def test_padding_around_the_views_is_neither_read_nor_written(backend: str) -> N
     assert all(tensor.isfinite().all() for tensor in (*ours.out, *ours.left, *ours.right, ours.norms))
 
 
+def check_gradient_not_finite(ops: Any, rows: int, columns: int, **options: Any) -> None:
+    """Neither factor of a block changes, whichever side has its columns in chunks; the product is made."""
+    given = inputs(4, rows, columns, torch.float32)
+    for statistics in (*given.left_statistics, *given.right_statistics):
+        statistics[:, 0] = 0.7
+    clean = run(ops, given, damping=1e-3, **options)
+    given.grad[0][1, -1, -1] = math.nan
+    ours = run(ops, given, damping=1e-3, **options)
+    results = ([*each.left, *each.right] for each in (given, clean, ours))
+    for before, untouched, after in zip(*results, strict=True):
+        assert torch.equal(after[1], before[1])
+        assert not torch.equal(untouched[1], before[1])
+        assert torch.equal(after[0], untouched[0])
+    for statistics in (*ours.left_statistics, *ours.right_statistics):
+        assert statistics[:, 1].tolist() == [0, 1, 0, 0]
+        assert float(statistics[1, 0]) == pytest.approx(0.7)
+    assert torch.equal(ours.out[0], clean.out[0])
+    assert torch.equal(ours.norms, clean.norms)
+
+
+NOT_FINITE = [(20, 24), (40, 300), (300, 40), (130, 140)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), NOT_FINITE)
+@pytest.mark.parametrize(("factor_scale", "refine"), [("trace", 0), ("frobenius", 2), ("exact", 0)])
+def test_a_gradient_that_is_not_finite_leaves_both_factors(
+    rows: int, columns: int, factor_scale: str, refine: int, backend: str
+) -> None:
+    ops = cases.ops(backend, torch.float32)
+    check_gradient_not_finite(ops, rows, columns, factor_scale=factor_scale, refine=refine)
+
+
+def check_without_elements(ops: Any, **options: Any) -> None:
+    """Blocks of no elements among others: their factors stay, their norms are 0."""
+    shapes = [(2, 6, 0), (3, 5, 7), (2, 0, 4), (1, 0, 0), (2, 200, 0)]
+    given = merged([inputs(*shape, torch.float32) for shape in shapes])
+    ours = run(ops, given, damping=1e-3, **options)
+    alone = run(ops, merged([inputs(3, 5, 7, torch.float32)]), damping=1e-3, **options)
+    for name in ("left", "right", "left_statistics", "right_statistics"):
+        for i, (after, before) in enumerate(zip(getattr(ours, name), getattr(given, name), strict=True)):
+            assert torch.equal(after, before) == (i != 1), name
+    assert ours.norms.bool().tolist() == [False] * 2 + alone.norms.bool().tolist() + [False] * 5
+
+
+def test_blocks_without_elements(backend: str) -> None:
+    check_without_elements(cases.ops(backend, torch.float32))
+
+
 def test_out_may_be_the_direction(backend: str) -> None:
     ops = cases.ops(backend, torch.float32)
     given = inputs(4, 33, 20, torch.float32)

@@ -136,6 +136,120 @@ def test_overflow_leaves_the_block_and_is_counted(backend: str) -> None:
         assert stats[:, 1].tolist() == [1, 0]
 
 
+def check_mean_not_finite(ops: Any, d: int, k: int, fault: str, options: dict[str, Any]) -> None:
+    """Nothing of a block changes where its mean is not finite, whichever columns that comes from."""
+    x, a, active = cases.spd(3, d, torch.float32), torch.randn(3, d, k), torch.ones(3, dtype=torch.bool)
+    stats = torch.tensor([[1.0, 0], [1.0, 2], [1.0, 0]])
+    clean = run(ops, x, stats, a, active, damping=1e-3, **options)
+    if fault == "overflow":  # of |A|_F^2 alone: t is finite
+        x[1] *= 1e-30
+        stats[1, 0] = 1e30
+        a[1] = 1e20
+    else:
+        a[1, -1, -1] = math.nan
+    ours, new_stats = run(ops, x, stats, a, active, damping=1e-3, **options)
+    assert torch.equal(ours[1], x[1])
+    assert new_stats[1].tolist() == [float(stats[1, 0]), 3]
+    assert torch.equal(ours[::2], clean[0][::2])
+    assert torch.equal(new_stats[::2], clean[1][::2])
+    assert not torch.equal(ours[::2], x[::2])
+
+
+NOT_FINITE = [
+    (7, 40, {"factor_scale": "trace"}),
+    (7, 150, {"factor_scale": "trace", "refine": 2}),
+    (140, 60, {"factor_scale": "frobenius"}),
+    (140, 300, {"factor_scale": "frobenius", "refine": 2}),
+    (140, 300, {"factor_scale": "schatten4", "refine": 1}),
+]
+"""Sides d and k, in one chunk and in several."""
+
+
+@pytest.mark.parametrize("fault", ["nan", "overflow"])
+@pytest.mark.parametrize(("d", "k", "options"), [*NOT_FINITE, (20, 150, {"factor_scale": "exact"})], ids=str)
+def test_a_mean_that_is_not_finite_leaves_the_block(
+    d: int, k: int, options: dict[str, Any], fault: str, backend: str
+) -> None:
+    check_mean_not_finite(cases.ops(backend, torch.float32), d, k, fault, options)
+
+
+def check_chunk_not_finite(ops: Any, d: int, atol: float) -> None:
+    """Without a mean to keep, the columns that are finite count."""
+    width = max(d, 64)
+    x, a, active = cases.spd(2, d, torch.float32), torch.randn(2, d, 3 * width), torch.tensor([True, True])
+    a /= math.sqrt(3 * width)
+    a[1, 0, width + 1] = math.nan
+    options = {"factor_scale": "frobenius", "refine": 2}
+    ours, stats = run(ops, x, torch.zeros(2, 2), a, active, **options)
+    finite = a[1:, :, [*range(width), *range(2 * width, 3 * width)]]
+    plain, exact = (
+        run(reference, x[1:].to(t), torch.zeros(1, 2, dtype=t), finite.to(t), active[1:], **options)[0]
+        for t in (torch.float32, torch.float64)
+    )
+    assert_as_accurate(ours[1:], plain, exact, "factor", atol)
+    assert stats[:, 1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("d", [20, 140])
+def test_a_chunk_that_is_not_finite_is_left_out(d: int, backend: str) -> None:
+    check_chunk_not_finite(cases.ops(backend, torch.float32), d, backend_atol(backend, 2))
+
+
+def check_start_not_finite(ops: Any, d: int, k: int) -> None:
+    """1 / (damping s) overflows: the next gradient is to be the first."""
+    a = torch.full((2, d, k), 1e-18)
+    a[0] = 1
+    ours, stats = run(
+        ops, torch.zeros(2, d, d), torch.zeros(2, 2), a, torch.ones(2, dtype=torch.bool), damping=1e-5
+    )
+    assert not ours[1].any()
+    assert stats[1].tolist() == [0, 1]
+    assert ours[0].any()
+    assert stats[0].tolist() == [k, 0]
+
+
+@pytest.mark.parametrize("d", [7, 140])
+def test_a_first_factor_that_is_not_finite_is_counted(d: int, backend: str) -> None:
+    check_start_not_finite(cases.ops(backend, torch.float32), d, 16)
+
+
+def check_square_of_y(ops: Any, d: int, options: dict[str, Any], atol: float) -> None:
+    """A gradient that comes alive: Y Y^T = X A A^T X overflows, t and the result do not."""
+    size, damping = 1e33, 1e-3
+    x, a = size * cases.spd(2, d, torch.float32), 1e-16 * torch.randn(2, d, 20)
+    stats, active = torch.tensor([[1 / (damping * size), 0.0]] * 2), torch.ones(2, dtype=torch.bool)
+    ours, new_stats = run(ops, x, stats, a, active, damping=damping, **options)
+    plain, exact = (
+        run(reference, x.to(t), stats.to(t), a.to(t), active, damping=damping, **options)[0]
+        for t in (torch.float32, torch.float64)
+    )
+    assert not (x @ a @ (x @ a).mT).isfinite().all(), "the input must be as large as the test says"
+    assert_as_accurate(ours / size, plain / size, exact / size, "factor", atol)
+    assert not new_stats[:, 1].any()
+
+
+SQUARES_OF_Y = [("trace", 0), ("frobenius", 0), ("product", 0), ("schatten4", 1), ("frobenius", 2)]
+
+
+@pytest.mark.parametrize(("factor_scale", "refine"), SQUARES_OF_Y)
+@pytest.mark.parametrize("d", [9, 140])
+def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int, backend: str) -> None:
+    options = {"factor_scale": factor_scale, "refine": refine}
+    check_square_of_y(cases.ops(backend, torch.float32), d, options, backend_atol(backend, refine))
+
+
+@pytest.mark.parametrize("factor_scale", ["trace", "exact"])
+@pytest.mark.parametrize(("d", "k"), [(5, 0), (0, 5), (0, 0)])
+def test_nothing_of_a_block_without_elements_changes(d: int, k: int, factor_scale: str, backend: str) -> None:
+    ops = cases.ops(backend, torch.float32)
+    x, stats, active = cases.spd(2, d, torch.float32), torch.ones(2, 2), torch.ones(2, dtype=torch.bool)
+    ours, new_stats = run(
+        ops, x, stats, torch.zeros(2, d, k), active, damping=1e-3, factor_scale=factor_scale
+    )
+    assert torch.equal(ours, x)
+    assert torch.equal(new_stats, stats)
+
+
 @settings(deadline=None, max_examples=80)
 @given(
     d=st.integers(1, 12),

@@ -2,11 +2,11 @@
 
 ::
 
-    Y = X A                                  factor_product    with tr(A^T Y) and |A|_F^2
-    B = weight A^T Y [k, k]                  grouped_product   with |B|_F^2; or another matrix of the bound
+    Y = X A / u                              factor_product    with tr(A^T X A) and |A|_F^2
+    B = weight u A^T Y [k, k]                grouped_product   with |B|_F^2; or another matrix of the bound
     V, W and C, `refine` times               refinement
     Z = Y C                                  grouped_product
-    X <- X - weight / t Z Y^T                downdate
+    X <- X - weight u^2 / t Z Y^T            downdate
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Side:
         factor: X ``[d, d]``.  unfolding: A ``[d, k]``, the gradient as this side sees it.
         state: words of every entry of this side: where its state is (entry.py).
         pending: offset in scratch memory of what is pending, ``[chunks + 1, blocks]``.
-        squares: whether |A|_F^2 is summed up here.
+        sums: whether |A|_F^2 is summed up here, for both sides.
     """
 
     factor: Matrices
@@ -50,7 +50,7 @@ class Side:
     pending: int
     blocks: int
     chunk: int
-    squares: bool
+    sums: bool
 
     @property
     def chunks(self) -> int:
@@ -91,7 +91,7 @@ class SideUpdate:
             fields.NEXT_PENDING.value: pending + 4 * self.side.blocks,
             fields.BOUNDS.value: self._bounds(columns),
         }
-        yield [self._factor_product(a, y, index)]
+        yield [self._factor_product(a, y)]
         yield from self._bound(a, y)
         if self.rule.refine:
             squares = [square.sized(columns, columns) for square in self.squares]
@@ -108,13 +108,11 @@ class SideUpdate:
             return tiles(grouped_product, self.d, self.d)
         return 1 if self.wide else tiles(grouped_product, columns, columns, symmetric=True)
 
-    def _factor_product(self, a: Matrices, y: Matrices, index: int) -> Work:
+    def _factor_product(self, a: Matrices, y: Matrices) -> Work:
         traced = self.rule.factor_scale in ("trace", "trace_dim")
-        words = dict(self.words)
-        if self.side.squares:  # the shares of all chunks lie one after the other
-            words[fields.ENERGY.value] += 4 * index * self.part.tiles(factor_product, self.d, self.side.chunk)
-        product = Product(factor_product, self.side.factor, a, out=y, words=words, typed="B")
-        return self.part.work(product, TRACE=traced, SQUARES=self.side.squares)
+        squares = self.side.sums and self.side.chunks == 1  # or start_factors sums them up
+        product = Product(factor_product, self.side.factor, a, out=y, words=self.words, typed="B")
+        return self.part.work(product, TRACE=traced, SQUARES=squares)
 
     def _bound(self, a: Matrices, y: Matrices) -> Iterator[list[Work]]:
         """The norm of what the scale asks for, and B where the refinement does."""

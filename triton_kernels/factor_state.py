@@ -32,12 +32,8 @@ from .entry import (
     place,
     takes_part,
 )
+from .mean import statistics_of, tracked_mean
 from .multiply import total
-
-
-@triton.jit
-def _statistics(entry, block):
-    return tl.load(entry + STATISTICS).to(tl.pointer_type(tl.float32)) + 2 * block
 
 
 @triton.jit
@@ -67,6 +63,16 @@ def _fill_diagonal(entry, block, scratch, diagonal, BM: tl.constexpr, BN: tl.con
             tl.store(place(data, stride, 1, i, j, "row"), value, mask=inside(i, j, d, d))
 
 
+@triton.jit
+def _fill_energies(entry, block, scratch, energy, BN: tl.constexpr):
+    """The whole energy as the first of its shares."""
+    count = tl.load(entry + ENERGIES)
+    shares = floats(entry, scratch, ENERGY) + block * count
+    for first in range(0, count, BN):
+        lanes = first + tl.arange(0, BN)
+        tl.store(shares + lanes, tl.where(lanes == 0, energy, 0.0), mask=lanes < count)
+
+
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay", "damping"])
 def start_factors(
     table,
@@ -79,26 +85,36 @@ def start_factors(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """X = I / (damping s) at the first gradient; pending = 1 / decay, or 0 where a block takes no part."""
+    """X = I / (damping s) at the first gradient; pending = 1 / decay, or 0 where a block takes no part.
+
+    The energy |A|_F^2 is left here where no product sums it up: of blocks that take no part, and of
+    unfoldings in several chunks, since X may change only if all of them are finite.
+    """
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     pending = 0.0
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
         pending = 1 / decay
-        statistics = _statistics(entry, block)
+        statistics = statistics_of(entry, block, STATISTICS)
         mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
-        if (damping > 0) & (mean == 0):
-            s = _energy(entry, block, scratch, TYPE, BM, BN) / tl.load(entry + D).to(tl.float32)
-            finite = (s > 0) & (s < float("inf"))
+        first = (damping > 0) & (mean == 0)
+        summed_here = tl.load(entry + ENERGY) >= 0
+        sums = summed_here & (tl.load(entry + CHUNKS) > 1)
+        energy = 0.0
+        if first | sums:
+            energy = _energy(entry, block, scratch, TYPE, BM, BN)
+        if first:
+            s = energy / tl.load(entry + D).to(tl.float32)
             start = 1 / tl.where(s > 0, damping * s, 1.0)
-            if finite:
+            if (s > 0) & (s < float("inf")) & (start < float("inf")):
                 tl.store(statistics, s)
-            if finite & (start < float("inf")):
                 _fill_diagonal(entry, block, scratch, start, BM, BN)
             else:
                 pending = 0.0
                 if s != 0:
                     tl.store(statistics + 1, fallbacks + 1)
+        if sums | (summed_here & (pending == 0)):
+            _fill_energies(entry, block, scratch, energy, BN)
     tl.store(floats(entry, scratch, FAILED) + block, 0.0)
     blocks = tl.load(entry + BLOCKS)
     for chunk in range(tl.load(entry + CHUNKS) + 1):
@@ -129,13 +145,12 @@ def finish_factors(table, count, scratch, active, decay, damping):
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):
-        statistics = _statistics(entry, block)
+        statistics = statistics_of(entry, block, STATISTICS)
         mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
         failed = tl.load(floats(entry, scratch, FAILED) + block)
         finite = True
         if damping > 0:
-            energy = total(entry, block, scratch, ENERGY, ENERGIES)
-            mean = decay * mean + (1 - decay) * energy / tl.load(entry + D).to(tl.float32)
+            mean = tracked_mean(entry, block, scratch, decay)
             finite = tl.abs(mean) < float("inf")
         tl.debug_barrier()  # every thread has read what one of them writes
         if finite:

@@ -1,8 +1,8 @@
-"""out = A B, or weight A B, for every block of every group, and |out|_F^2.
+"""out = A B, or weight u A B, for every block of every group, and |out|_F^2.
 
 The two-sided product W = left_root D, P = W right_root; Y C of the refinement; and the matrices whose norms
-bound the largest eigenvalue of N: N - I = weight A^T Y, X A A^T, their squares. See multiply.py for the
-mapping.
+bound the largest eigenvalue of N: N - I = weight u A^T Y, X A A^T, their squares. u is the unit that Y is
+held in (mean.py). See multiply.py for the mapping.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import triton
 import triton.language as tl
 
 from .entry import PARTIAL, PARTIALS, find, own_block_and_tile, takes_part
+from .mean import unit
 from .multiply import multiply, store, store_partial, store_symmetric, tile_corner
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "weight"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "weight", "damping"])
 def grouped_product(
     table,
     count,
     scratch,
     active,
     weight,
+    damping,
     A_TYPE: tl.constexpr,
     A_ORDER: tl.constexpr,
     B_TYPE: tl.constexpr,
@@ -42,7 +44,7 @@ def grouped_product(
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
         c = multiply(entry, block, scratch, i, j, A_TYPE, A_ORDER, B_TYPE, B_ORDER, PRECISION, VECTOR, BK)
         if WEIGHTED:
-            c *= weight
+            c *= weight * unit(entry, block, damping)
         if OUT_ORDER != "none":
             if SYMMETRIC:
                 store_symmetric(entry, block, scratch, i, j, c, VECTOR)

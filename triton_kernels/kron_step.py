@@ -7,7 +7,7 @@ with their tables on the device (launch.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -48,46 +48,59 @@ class GroupPlan:
         return Part(self.plan, self.group.first_block, start, end, max(self.group.shape), self.rule)
 
     def _sides(self, whole: Part) -> Iterator[Side]:
-        for held, transposed in ((self.group.left, False), (self.group.right, True)):
-            if held is None:
-                continue
-            unfolding = self.grad.transposed if transposed else self.grad
-            yield self._side(*held, unfolding, whole)
+        """|G|_F^2 must be known before X changes.
 
-    def _side(self, factor: Tensor, statistics: Tensor, unfolding: Matrices, whole: Part) -> Side:
+        It comes from the first product of a side that takes all columns at once, which of two sides the
+        longer one does, or from start_factors.
+        """
+        held = [side for side in (self.group.left, self.group.right) if side]
+        unfoldings = [self.grad] if self.group.left else []
+        unfoldings += [self.grad.transposed] if self.group.right else []
+        longest = max(unfoldings, key=lambda unfolding: unfolding.rows, default=None)
+        energy = self._energy(longest, whole) if longest and self.damped else {}
+        for side, unfolding in zip(held, unfoldings, strict=True):
+            yield self._side(*side, unfolding, energy, sums=unfolding is longest and self.damped, whole=whole)
+
+    def _energy(self, a: Matrices, whole: Part) -> dict[int, int]:
+        """Where the shares of |A|_F^2 are, as words of an entry."""
+        at_once = chunk_of(a.rows, a.cols, self.rule) == a.cols
+        shares = whole.tiles(factor_product, a.rows, a.cols) if at_once else 1
+        place = self.plan.floats(shares * self.group.blocks)
+        return {fields.ENERGY.value: place, fields.ENERGIES.value: shares}
+
+    def _side(
+        self,
+        factor: Tensor,
+        statistics: Tensor,
+        unfolding: Matrices,
+        energy: Mapping[int, int],
+        sums: bool,
+        whole: Part,
+    ) -> Side:
         d, k, blocks = unfolding.rows, unfolding.cols, self.group.blocks
         chunk = chunk_of(d, k, self.rule)
-        chunks = -(-k // chunk)
-        own = whole.tiles(factor_product, d, chunk)
         shapes = [(d, d, False), (chunk, chunk, True)]
-        most = max(own, *(whole.tiles(grouped_product, *shape) for shape in shapes))
-        last = whole.tiles(factor_product, d, k - (chunks - 1) * chunk)
-        energies = (chunks - 1) * own + last if self.damped else 0
-        pending = self.plan.floats((chunks + 1) * blocks)
+        most = max(whole.tiles(grouped_product, *shape) for shape in shapes)
+        pending = self.plan.floats((-(-k // chunk) + 1) * blocks)
         state = {
             fields.PENDING.value: pending,
             fields.FAILED.value: self.plan.floats(blocks),
-            fields.BOUND.value: self.plan.floats(most * blocks),
-            fields.ENERGY.value: self.plan.floats(energies * blocks),
-            fields.ENERGIES.value: energies,
+            fields.BOUND.value: self.plan.floats(max(most, whole.tiles(factor_product, d, chunk)) * blocks),
             fields.D.value: d,
             fields.STATISTICS.value: statistics.data_ptr(),
             fields.BLOCKS.value: blocks,
-            fields.CHUNKS.value: chunks,
+            fields.CHUNKS.value: -(-k // chunk),
         }
-        return Side(matrices_of([factor]), unfolding, state, pending, blocks, chunk, self.damped)
+        return Side(matrices_of([factor]), unfolding, {**state, **energy}, pending, blocks, chunk, sums)
 
     def starts(self) -> list[Work]:
-        whole = self.part(0, self.group.blocks)
-        return [
-            whole.once(
-                start_factors,
-                {0: side.unfolding, 3: side.factor},
-                side.state | {fields.ROWS.value: side.unfolding.rows, fields.COLS.value: side.unfolding.cols},
-                TYPE=TYPES[side.unfolding.dtype],
-            )
-            for side in self.sides
-        ]
+        whole, works = self.part(0, self.group.blocks), []
+        for side in self.sides:
+            a = side.unfolding
+            words = side.state | {fields.ROWS.value: a.rows, fields.COLS.value: a.cols}
+            words |= {} if side.sums else {fields.ENERGY.value: -1}
+            works.append(whole.once(start_factors, {0: a, 3: side.factor}, words, TYPE=TYPES[a.dtype]))
+        return works
 
     def finishes(self) -> tuple[list[Work], list[Work]]:
         whole = self.part(0, self.group.blocks)

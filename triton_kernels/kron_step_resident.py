@@ -3,9 +3,9 @@
 For each side that has a factor X, with A = G or G^T::
 
     X = I / (damping s) at the first gradient, s = |G|_F^2 / d;   X = X / decay
-    Y = X A;   B = weight A^T Y;   t bounds the largest eigenvalue of I + B (bound.py)
+    Y = X A / u;   B = weight u A^T Y;   t bounds the largest eigenvalue of I + B (bound.py), u: mean.py
     C = I, or `REFINE` iterates towards t (I + B)^-1 (refinement.py)
-    X = X - weight / t (Y C) Y^T
+    X = X - weight u^2 / t (Y C) Y^T
 
 and P = left_root D right_root with |P|_F^2, if there is an output. Matrices are held whole, padded to M x N
 by zeros, which every formula keeps where they matter. Of symmetric results the lower triangle is used twice.
@@ -31,6 +31,7 @@ from .entry import (
     place,
     size,
 )
+from .mean import statistics_of, unit_of
 from .precision import dot
 
 GRAD = tl.constexpr(0)
@@ -113,17 +114,17 @@ def _refined(b, t, REFINE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _downdated(x, a, weight, d, SCALE: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr):
+def _downdated(x, a, u, weight, d, SCALE: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr):
     """The factor after the update with A, and t."""
-    y = _product(x, a, PRECISION)
+    y = _product(x, a, PRECISION) / u
     b = tl.zeros((a.shape[1], a.shape[1]), tl.float32)
     if REFINE > 0 or (SCALE == "frobenius" or SCALE == "schatten4"):
-        b = _symmetric(weight * _product(tl.trans(a), y, PRECISION))
-    t = _bound(a, y, b, weight, d, SCALE, PRECISION)
+        b = _symmetric(weight * u * _product(tl.trans(a), y, PRECISION))
+    t = _bound(a, y, b, weight * u, d, SCALE, PRECISION)
     z = y
     if REFINE > 0:
         z = _product(y, _refined(b, t, REFINE, PRECISION), PRECISION)
-    return _symmetric(x - weight / t * _product(z, tl.trans(y), PRECISION)), t
+    return _symmetric(x - weight / t * u * u * _product(z, tl.trans(y), PRECISION)), t
 
 
 @triton.jit
@@ -144,7 +145,7 @@ def _update_factor(
     VECTOR: tl.constexpr,
 ):
     """One side's factor and statistics; X and its mean stay where the new ones are not finite."""
-    statistics = tl.load(entry + STATISTICS_FIELD).to(tl.pointer_type(tl.float32)) + 2 * block
+    statistics = statistics_of(entry, block, STATISTICS_FIELD)
     mean, fallbacks = tl.load(statistics), tl.load(statistics + 1)
     values = a.to(tl.float32)
     s = tl.sum(values * values) / d.to(tl.float32)
@@ -152,15 +153,16 @@ def _update_factor(
     if (s != 0) | (first == 0):
         i = tl.arange(0, a.shape[0])
         x = _load(entry, SIDE, block, scratch, i, i, tl.float32, "row", VECTOR, d, d)
-        start = _identity(a.shape[0]) / tl.where(first, damping * s, 1.0)
-        x = tl.where(first, start, x) / decay
-        new, t = _downdated(x, a, weight, d.to(tl.float32), SCALE, REFINE, PRECISION)
+        start = 1 / tl.where(first, damping * s, 1.0)
+        x = tl.where(first, _identity(a.shape[0]) * start, x) / decay
+        u = unit_of(damping * tl.where(first, s, mean))
+        new, t = _downdated(x, a, u, weight, d.to(tl.float32), SCALE, REFINE, PRECISION)
         new_mean = tl.where(first, s, decay * mean + (1 - decay) * s)
         tl.debug_barrier()  # every thread has read what one of them writes
-        finite_mean = (damping == 0) | (tl.abs(new_mean) < float("inf"))
-        if finite_mean & (damping > 0):
+        usable = (damping == 0) | ((tl.abs(new_mean) < float("inf")) & (tl.abs(start) < float("inf")))
+        if usable & (damping > 0):
             tl.store(statistics, new_mean)
-        if finite_mean & (tl.abs(t) < float("inf")):
+        if usable & (tl.abs(t) < float("inf")):
             data, stride, _step = matrix(entry, SIDE, block, scratch, tl.float32, VECTOR)
             tl.store(place(data, stride, 1, i, i, "row"), new, mask=inside(i, i, d, d))
         else:

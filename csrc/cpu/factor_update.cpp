@@ -12,16 +12,7 @@
 namespace kradagrad::cpu {
 namespace {
 
-constexpr int64_t kLeastColumns = 64;
 constexpr int64_t kFallbackRefine = 2;
-
-int64_t columns_at_once(const UpdateRule& rule, int64_t d, int64_t k) {
-  return rule.inverts() ? std::min(k, std::max(d, kLeastColumns)) : k;
-}
-
-bool bounded_by_trace(FactorScale scale) {
-  return scale == FactorScale::kTrace || scale == FactorScale::kTraceDim;
-}
 
 // Whether t comes from the d x d matrix y U^T: always for `product`, and for the other norms where that is
 // cheaper than U^T y, which has the same nonzero eigenvalues.
@@ -38,7 +29,7 @@ double bound(FactorScale scale, double c, double size, int64_t d) {
 }  // namespace
 
 int64_t largest_matrix(const UpdateRule& rule, int64_t d, int64_t k) {
-  const int64_t columns = columns_at_once(rule, d, k);
+  const int64_t columns = rule.columns_at_once(d, k);
   const bool gram = rule.inverts() || (!bounded_by_trace(rule.scale) && !sized_by_product(rule.scale, d, k));
   return std::max({d * k, d * d, gram ? columns * columns : 0});
 }
@@ -54,7 +45,7 @@ void FactorUpdate<T>::apply(T* factor, T* statistics, const bool* active, const 
     fell_back[i] = overflow;
   }
   if (std::any_of(ready.begin(), ready.end(), [](uint8_t is) { return is; })) {
-    const int64_t columns = columns_at_once(rule_, d, k);
+    const int64_t columns = rule_.columns_at_once(d, k);
     for (int64_t begin = 0; begin < k; begin += columns) {
       std::vector<uint8_t> pending = ready;
       const auto u = unfolding.col_range(begin, std::min(begin + columns, k));
@@ -78,7 +69,7 @@ void FactorUpdate<T>::apply(T* factor, T* statistics, const bool* active, const 
 }
 
 // Relative damping of an active item: its running mean, and its first factor. False where nothing more is
-// to be done, because there was no gradient yet or the mean is not a number that can be kept.
+// to be done, because there was no gradient yet or the mean or the factor is not finite.
 template <class T>
 bool FactorUpdate<T>::prepare(T* x, T* statistics, const T* u, int64_t d, int64_t k, bool* overflow) const {
   if (rule_.damping == 0) return true;
@@ -86,7 +77,7 @@ bool FactorUpdate<T>::prepare(T* x, T* statistics, const T* u, int64_t d, int64_
   const bool first = statistics[0] == 0;
   const double mean = first ? size : rule_.decay * statistics[0] + (1 - rule_.decay) * size;
   const double start = first ? 1 / (rule_.damping * size) : 1;
-  if (!(mean > 0)) return false;
+  if (mean <= 0) return false;
   *overflow = !std::isfinite(static_cast<T>(mean)) || !std::isfinite(static_cast<T>(start));
   if (*overflow) return false;
   statistics[0] = static_cast<T>(mean);
@@ -135,9 +126,9 @@ void FactorUpdate<T>::plain(const Batch& batch) {
   const int64_t count = batch.u.count, d = batch.u.rows, k = batch.u.cols;
   const double c = rule_.weight / batch.decay;
   const auto y = factor_times_unfolding(batch, false);
-  std::vector<double> sizes(count);
+  std::vector<double> sizes;
   if (bounded_by_trace(rule_.scale)) {
-    for (int64_t i = 0; i < count; ++i) sizes[i] = dot(batch.u.item(i), y.item(i), d * k);
+    for (int64_t i = 0; i < count; ++i) sizes.push_back(dot(batch.u.item(i), y.item(i), d * k));
   } else if (sized_by_product(rule_.scale, d, k)) {
     sizes = sizes_by_product(batch.u, y, rule_.scale);
   } else {
@@ -145,9 +136,18 @@ void FactorUpdate<T>::plain(const Batch& batch) {
     multiply_lower(gram, batch.u.transposed(), y);
     sizes = sizes_by_gram(gram, rule_.scale);
   }
-  std::vector<double> weights(count);
-  for (int64_t i = 0; i < count; ++i) weights[i] = c / batch.decay / bound(rule_.scale, c, sizes[i], d);
+  std::vector<double> t(count), weights(count);
+  for (int64_t i = 0; i < count; ++i) {
+    t[i] = bound(rule_.scale, c, sizes[i], d);
+    weights[i] = std::isfinite(static_cast<T>(t[i])) ? c / batch.decay / t[i] : NAN;
+  }
   downdate(batch, y, y, weights);
+  for (int64_t i = 0; i < count; ++i) {  // y y^T may overflow where y y^T / t does not
+    if (!batch.pending[i] || std::isnan(weights[i])) continue;
+    const auto own = y.items(i, 1);
+    scale(own.data, static_cast<T>(std::sqrt(1 / t[i])), own.data, d * k);
+    downdate(batch.item(i), own, own, {c / batch.decay});
+  }
 }
 
 // C = I / t refined: X / decay - (c / decay) (y C) y^T.

@@ -6,6 +6,7 @@
 // scratch first and its results written from scratch last, so `out` may be `direction`.
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -103,7 +104,11 @@ class Worker {
 template <class T>
 void run(const KronGroup& group, const KronArguments& in, const UpdateRule& rule) {
   const int64_t count = group.blocks, m = group.m, n = group.n;
-  if (m == 0 || n == 0) return;
+  T* const norms = static_cast<T*>(in.norms.data_ptr()) + group.first_block;
+  if (m == 0 || n == 0) {
+    if (in.precondition()) std::fill_n(norms, count, T(0));
+    return;
+  }
   const Step<T> step{group,
                      rule,
                      in.update,
@@ -114,7 +119,7 @@ void run(const KronGroup& group, const KronArguments& in, const UpdateRule& rule
                      m,
                      n,
                      static_cast<const bool*>(in.active.data_ptr()) + group.first_block,
-                     static_cast<T*>(in.norms.data_ptr()) + group.first_block};
+                     norms};
   const int64_t largest = std::max(largest_matrix(rule, m, n), largest_matrix(rule, n, m));
   for_each_chunk(count, chunk_size(count, largest * sizeof(T)), [&] { return Worker<T>(step); });
 }

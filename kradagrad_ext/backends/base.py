@@ -75,7 +75,9 @@ class Backend(Protocol):
         X' dominates (X^-1 + A A^T)^-1 and so stays positive definite (docs/concepts.md, the KrAD lemma).
         With `refine` > 0 or ``exact`` and k > max(d, 64), A is fed in chunks of max(d, 64) columns (mean
         and decay once). An exact update whose Cholesky fails is replaced, for that block, by the frobenius
-        update with refine 2; where t, the mean or the result is not finite X stays. Both are counted.
+        update with refine 2. A chunk whose t or result is not finite is left out; where the mean or the first
+        X is not finite, nothing of the block changes. Each of these is counted, once a call and block.
+        A block of no elements (k = 0) has no gradient: nothing of it changes.
 
         Args:
             factor: X, ``[N, d, d]`` float32 or float64, contiguous.
@@ -112,7 +114,8 @@ class Backend(Protocol):
         """Both factor updates of order-2 blocks and the two-sided product, of several groups in one call::
 
             if update:  update_factor_(left, G), update_factor_(right, G^T)
-            if out:     P = left_root D right_root;  out = P;  norms = |P|_F^2     (0 for an inactive block)
+            if out:     P = left_root D right_root;  out = P;  norms = |P|_F^2     (0 for an inactive block
+                                                                                   and one of no elements)
 
         Group i has N_i blocks ``[m_i, n_i]``. The lists of block views hold the blocks of all groups, one
         group after the other, and no view holds blocks of two; so do `norms` and `active`.

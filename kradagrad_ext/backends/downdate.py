@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+UNIT_LEAST_EXPONENT = -120
+"""Of damping mean, so that the square of the unit is a float32."""
+
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
@@ -16,6 +19,17 @@ def _symmetric(matrix: Tensor) -> Tensor:
 def identity_like(matrix: Tensor) -> Tensor:
     """I, to be broadcast over a batch of square matrices."""
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def unit_of(damped_mean: Tensor) -> Tensor:
+    """u ``[N, 1, 1]``, the power of two near (damping mean)^(-1/2), under which damping keeps X^(1/2).
+
+    With X / u^2 and A u for X and A, Y Y^T overflows where t does; without, where X (t - 1) does. Powers of
+    two round nothing.
+    """
+    exponent = torch.frexp(damped_mean).exponent.clamp_min(UNIT_LEAST_EXPONENT)
+    unit = torch.ldexp(torch.ones_like(damped_mean), -(exponent // 2))
+    return torch.where(damped_mean > 0, unit, 1)[:, None, None]
 
 
 def _frobenius(matrix: Tensor) -> Tensor:
@@ -41,7 +55,7 @@ def _bound(factor: Tensor, a: Tensor, y: Tensor, factor_scale: str) -> Tensor:
 
 
 def krad_downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> tuple[Tensor, Tensor]:
-    """X - Y C Y^T with C <= N^-1 from the KrAD lemma, and per block whether t was finite.
+    """X - Y C Y^T with C <= N^-1 from the KrAD lemma, and per block whether t and it are finite.
 
     C starts at I / t and grows towards N^-1 by C <- C (5 I - 8 W + 4 W^2), W = N C, which on every
     eigenvalue of W in (0, 1] stays within (0, 1]: the result dominates (X^-1 + A A^T)^-1 at every iterate.
@@ -61,7 +75,8 @@ def krad_downdate(factor: Tensor, a: Tensor, factor_scale: str, refine: int) -> 
             w = _symmetric(n @ c)
             c = _symmetric(c @ (5 * identity - 8 * w + 4 * w @ w))
         downdate = y @ c @ y.mT
-    return factor - _symmetric(downdate), t.isfinite().flatten()
+    updated = factor - _symmetric(downdate)
+    return updated, t.isfinite().flatten() & updated.isfinite().all(-1).all(-1)
 
 
 def exact_downdate(factor: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .base import FALLBACK_REFINE, PRECISIONS
-from .downdate import exact_downdate, identity_like, krad_downdate
+from .downdate import exact_downdate, identity_like, krad_downdate, unit_of
 
 name = "reference"
 
@@ -59,36 +59,40 @@ def update_factor_(
 ) -> None:
     """See `Backend.update_factor_`."""
     _check_precision("update_factor_", precision)
-    if factor.numel() == 0:
+    a = _gather(unfolding, factor.dtype) if unfolding else factor[:, :, :0]
+    if factor.numel() == 0 or a.numel() == 0:
         return
-    a = _gather(unfolding, factor.dtype)
     mean, fallbacks = statistics.unbind(-1)
-    x, usable = factor, torch.ones_like(active)
+    x, unit, usable = factor, torch.ones_like(mean)[:, None, None], torch.ones_like(active)
     if damping > 0:
-        x, new_mean = _track_mean(factor, mean, a, decay, damping)
+        x, new_mean, unit, started = _track_mean(factor, mean, a, decay, damping)
         active = active & ~(new_mean <= 0)
-        usable = new_mean.isfinite()
+        usable = new_mean.isfinite() & started
         mean.copy_(torch.where(active & usable, new_mean, mean))
     d, k = a.shape[-2:]
     whole = factor_scale != "exact" and refine == 0
-    x, succeeded, changed = x / decay, usable, torch.zeros_like(active)
-    for chunk in torch.split(a * math.sqrt(weight), k if whole else max(d, 64), -1):
+    a = a * (math.sqrt(weight) * unit)
+    x, succeeded, changed = x / decay / unit.square(), usable, torch.zeros_like(active)
+    for chunk in torch.split(a, k if whole else max(d, 64), -1):
         x, chunk_succeeded, chunk_changed = _downdate(x, chunk, factor_scale, refine)
         succeeded = succeeded & chunk_succeeded
         changed = changed | chunk_changed
-    factor.copy_(torch.where((active & usable & changed)[:, None, None], x, factor))
+    factor.copy_(torch.where((active & usable & changed)[:, None, None], x * unit.square(), factor))
     fallbacks.add_(active & ~succeeded)
 
 
 def _track_mean(
     factor: Tensor, mean: Tensor, a: Tensor, decay: float, damping: float
-) -> tuple[Tensor, Tensor]:
-    """The factors, started where this is the first gradient, and the new running mean of tr(S) / d."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """X, started where this is the first gradient; the new mean of tr(S) / d; the unit; which X started."""
     scale = a.square().sum((-2, -1)) / a.shape[-2]
     first = mean == 0
-    start = identity_like(factor) / (damping * scale)[:, None, None]
+    diagonal = 1 / (damping * scale)
+    start = torch.where(identity_like(factor) > 0, diagonal[:, None, None], 0)
     x = torch.where((first & (scale > 0))[:, None, None], start, factor)
-    return x, torch.where(first, scale, decay * mean + (1 - decay) * scale)
+    new_mean = torch.where(first, scale, decay * mean + (1 - decay) * scale)
+    unit = unit_of(damping * torch.where(first, scale, mean))
+    return x, new_mean, unit, ~first | diagonal.isfinite()
 
 
 def kron_step_(

@@ -12,6 +12,8 @@ from typing import Any
 
 import cases
 import pytest
+import test_kron_step
+import test_update_factor
 import torch
 from test_kron_step import SCALARS, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
@@ -217,3 +219,43 @@ def test_a_bound_that_is_not_finite_leaves_the_factor(d: int) -> None:
     assert torch.equal(x[1], given[1])
     assert not torch.equal(x[0], given[0])
     assert stats[:, 1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("fault", ["nan", "overflow"])
+@pytest.mark.parametrize(("d", "k", "options"), test_update_factor.NOT_FINITE, ids=str)
+def test_a_mean_that_is_not_finite_leaves_the_block(
+    d: int, k: int, options: dict[str, Any], fault: str
+) -> None:
+    test_update_factor.check_mean_not_finite(Executor(), d, k, fault, options)
+
+
+@pytest.mark.parametrize(("rows", "columns"), test_kron_step.NOT_FINITE)
+@pytest.mark.parametrize(("factor_scale", "refine"), [("trace", 0), ("frobenius", 2)])
+def test_a_gradient_that_is_not_finite_leaves_both_factors(
+    rows: int, columns: int, factor_scale: str, refine: int
+) -> None:
+    options = {"factor_scale": factor_scale, "refine": refine}
+    test_kron_step.check_gradient_not_finite(Executor(), rows, columns, **options)
+
+
+@pytest.mark.parametrize("d", [20, 140])
+def test_a_chunk_that_is_not_finite_is_left_out(d: int) -> None:
+    test_update_factor.check_chunk_not_finite(Executor(), d, precision_atol("bf16x3", 2))
+
+
+@pytest.mark.parametrize("d", [7, 140])
+def test_a_first_factor_that_is_not_finite_is_counted(d: int) -> None:
+    test_update_factor.check_start_not_finite(Executor(), d, 16)
+
+
+@pytest.mark.parametrize(("factor_scale", "refine"), test_update_factor.SQUARES_OF_Y)
+@pytest.mark.parametrize("d", [9, 140])
+def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int) -> None:
+    options = {"factor_scale": factor_scale, "refine": refine}
+    atol = precision_atol("bf16x3", refine)
+    test_update_factor.check_square_of_y(Executor(), d, options, atol)
+
+
+@pytest.mark.parametrize("options", [{"factor_scale": "trace"}, DEFAULT], ids=str)
+def test_blocks_without_elements(options: dict[str, Any]) -> None:
+    test_kron_step.check_without_elements(Executor(), **options)

@@ -129,6 +129,27 @@ class Compiled:
             result.assert_clean()
             self.launches.append((own.kernel.__name__, result))
 
+    def update_factor_(
+        self, factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine, precision
+    ) -> None:
+        device = Device()
+        grad = [Placed(view, device) for view in unfolding]
+        group = groups.Group(len(factor), 0, grad, (Placed(factor, device), Placed(statistics, device)))
+        scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": 0}
+        self._update([group], (factor_scale, refine, precision), device, active, scalars)
+
+    def _update(
+        self,
+        own: list[groups.Group],
+        update: tuple[str, int, str],
+        device: Device,
+        active: torch.Tensor,
+        scalars: dict[str, Any],
+    ) -> None:
+        rule = groups.Rule(*update, self.architecture)
+        plan = self.kron_step.plan_groups(own, rule, scalars["damping"] > 0)
+        self.run(plan, device, device.address(active), scalars)
+
     def kron_step_(
         self,
         left,
@@ -168,10 +189,8 @@ class Compiled:
             lists = place(grads[i]), place(directions[i]), place(outs[i])
             own.append(groups.Group(size, first, lists[0], *factors, *lists[1:], *roots))
             first += size
-        rule = groups.Rule(factor_scale, refine, precision, self.architecture)
-        plan = self.kron_step.plan_groups(own, rule, damping > 0)
         scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
-        self.run(plan, device, device.address(active), scalars)
+        self._update(own, (factor_scale, refine, precision), device, active, scalars)
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}

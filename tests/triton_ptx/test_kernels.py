@@ -8,9 +8,10 @@ import cases
 import pytest
 import test_accumulate
 import test_parameter_step
+import test_update_factor
 import torch
 from cuda.test_elementwise_kernels import tensors_of
-from test_kron_step import SCALARS, compare, inputs, merged, run
+from test_kron_step import NOT_FINITE, SCALARS, check_gradient_not_finite, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
@@ -95,6 +96,42 @@ def test_a_bound_that_is_not_finite_leaves_the_factor(side: int, arch: str) -> N
     assert torch.equal(ours.left[0][1], given.left[0][1])
     assert not torch.equal(ours.left[0][0], given.left[0][0])
     assert ours.left_statistics[0][:, 1].tolist() == ours.right_statistics[0][:, 1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("fault", ["nan", "overflow"])
+@pytest.mark.parametrize(("d", "k", "options"), test_update_factor.NOT_FINITE, ids=str)
+def test_a_mean_that_is_not_finite_leaves_the_block(
+    d: int, k: int, options: dict[str, Any], fault: str, arch: str
+) -> None:
+    test_update_factor.check_mean_not_finite(Compiled(arch), d, k, fault, options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("rows", "columns"), NOT_FINITE)
+def test_a_gradient_that_is_not_finite_leaves_both_factors(rows: int, columns: int, arch: str) -> None:
+    check_gradient_not_finite(Compiled(arch), rows, columns, **RULES[3])
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("d", [20, 140])
+def test_a_chunk_that_is_not_finite_is_left_out(d: int, arch: str) -> None:
+    test_update_factor.check_chunk_not_finite(Compiled(arch), d, precision_atol("bf16x3", 2))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("d", [7, 140])
+def test_a_first_factor_that_is_not_finite_is_counted(d: int, arch: str) -> None:
+    test_update_factor.check_start_not_finite(Compiled(arch), d, 16)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("factor_scale", "refine"), test_update_factor.SQUARES_OF_Y)
+@pytest.mark.parametrize("d", [9, 140])
+def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int, arch: str) -> None:
+    options = {"factor_scale": factor_scale, "refine": refine}
+    atol = precision_atol("bf16x3", refine)
+    test_update_factor.check_square_of_y(Compiled(arch), d, options, atol)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -3,12 +3,15 @@
 //   X = I / (damping s),  mean = s,   s = |G|_F^2 / d           (nothing happens where s = 0)
 //
 // and `pending`, the scale that X still has to be multiplied by, is 1 / decay, or 0 where the block takes no
-// part. After the first gradient a CTA reads two numbers and ends.
+// part. The energy |G|_F^2 is left here where no product sums it up: of blocks that take no part, and of
+// unfoldings in several chunks, since X may change only if all of them are finite. Otherwise a CTA reads two
+// numbers after the first gradient and ends.
 //
 // traces_of_squares: see factor_state.h.
 //
 // finish_groups, one warp a block: mean = decay mean + (1 - decay) s, the count of updates that fell back,
 // and the norm of the preconditioned block from its partial sums, in a fixed order.
+#include "factor_rule.cuh"
 #include "factor_state.h"
 #include "memory.cuh"
 #include "reduce.cuh"
@@ -38,20 +41,32 @@ __device__ __forceinline__ void fill_diagonal(const Matrix& factor, float diagon
                    [&](int row, int col) { factor.at(row, col) = row == col ? diagonal : 0; });
 }
 
+// The factor of a first gradient; whether there is one.
+__device__ __forceinline__ bool start_at(const StartFactors& in, const StartFactor& of, int64_t block,
+                                         float scale) {
+  if (scale == 0) return false;
+  const float diagonal = 1 / (in.rule.damping * scale);
+  const bool finite = isfinite(scale) && isfinite(diagonal);
+  if (threadIdx.x == 0) of.statistics[2 * block + (finite ? 0 : 1)] += finite ? scale : 1;
+  if (finite) fill_diagonal(Matrix(in.views, of.factor, block, of.d, of.d), diagonal);
+  return finite;
+}
+
 // The scale that is still to be applied to X; 0: no update.
 __device__ __forceinline__ float start(const StartFactors& in, const StartFactor& of, int64_t block,
                                        float* scratch) {
   if (!in.active[of.first_block + block]) return 0;
-  float* const statistics = of.statistics + 2 * block;
-  if (in.rule.damping > 0 && statistics[0] == 0) {
-    const Matrix grad(in.views, of.grad, block, of.rows, of.cols);
-    const float scale = energy_of(grad, scratch) / of.d;
-    if (scale == 0) return 0;
-    if (threadIdx.x == 0) statistics[isfinite(scale) ? 0 : 1] += isfinite(scale) ? scale : 1;
-    if (!isfinite(scale)) return 0;
-    fill_diagonal(Matrix(in.views, of.factor, block, of.d, of.d), 1 / (in.rule.damping * scale));
+  const bool first = in.rule.damping > 0 && of.statistics[2 * block] == 0;
+  const bool sums = of.energy && of.chunks > 1;
+  float energy = 0;
+  if (first || sums) energy = energy_of(Matrix(in.views, of.grad, block, of.rows, of.cols), scratch);
+  const bool taken = !first || start_at(in, of, block, energy / of.d);
+  if (sums || (of.energy && !taken)) {
+    for (int i = threadIdx.x; i < of.energy_partials; i += kStartThreads) {
+      of.energy[block * of.energy_partials + i] = i == 0 ? energy : 0;
+    }
   }
-  return 1 / in.rule.decay;
+  return taken ? 1 / in.rule.decay : 0;
 }
 
 // Sum of a block's partial sums, for every lane.
@@ -68,7 +83,7 @@ __device__ __forceinline__ void finish_side(const FactorRule& rule, const Finish
   for (int chunk = 0; chunk < side.chunks; ++chunk) failed |= side.failed[chunk * blocks + block] != 0;
   float* const statistics = side.statistics + 2 * block;
   if (rule.damping > 0) {
-    const float mean = rule.decay * statistics[0] + (1 - rule.decay) * energy / side.d;
+    const float mean = tracked_mean(rule, statistics[0], energy / side.d);
     if (isfinite(mean)) statistics[0] = mean;
     failed |= !isfinite(mean);
   }
@@ -113,10 +128,7 @@ extern "C" __global__ void __launch_bounds__(32) finish_groups(const FinishGroup
     if (lane == 0) in.norms[index] = norm;
   }
   if (!active || group.sides == 0) return;
-  // Without an update of the first side, whose products sum it up, the gradient was zero.
-  const bool summed = in.rule.damping > 0 && group.side[0].pending[block] != 0;
-  const float energy =
-      summed ? total(group.energy + block * group.energy_partials, group.energy_partials, lane) : 0;
+  const float energy = total(group.energy + block * group.energy_partials, group.energy_partials, lane);
   if (lane < group.sides) finish_side(in.rule, group.side[lane], block, group.blocks, energy);
 }
 

@@ -16,6 +16,8 @@ struct StartFactor {
   float* pending;     // [chunks + 1, blocks], written
   int32_t chunks;
   int64_t blocks;
+  float* energy;  // [blocks, energy_partials]: |A|_F^2, or null where the other side sums it up
+  int32_t energy_partials;
 };
 
 struct StartFactors {

@@ -9,6 +9,7 @@
 // An operand lies in a buffer as it lies in memory, so that a transposed one is read along its columns.
 #pragma once
 
+#include "factor_rule.cuh"
 #include "grouped_product.h"
 #include "memory.cuh"
 #include "reduce.cuh"
@@ -173,10 +174,14 @@ class ProductTile {
     if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
   }
 
-  // out = pending a, and its product with the unfolding x.
+  __device__ __forceinline__ float unit(const Side& side) const {
+    return unit_of(side.rule, side.rule.damping > 0 ? side.statistics[int64_t{block_} * 2] : 0);
+  }
+
+  // out = pending a / u, and its product with the unfolding x.
   __device__ __forceinline__ void factor_product(const Side& side) {
     const float pending = side.pending[block_];
-    store(pending);
+    store(pending / unit(side));
     if (!product_.partial && !product_.energy) return;
     const Operand& x = product_.x;
     Source<kTiles> source(in_.views, x, block_, product_.rows, product_.cols, 0);
@@ -190,32 +195,36 @@ class ProductTile {
         energy += value * value;
       }
     });
-    if (product_.partial) add_partial(side.weight * pending * trace);
+    if (product_.partial) add_partial(side.rule.weight * pending * trace);
     if (product_.energy) {
       const float sum = cta_total(energy);
       if (threadIdx.x == 0) product_.energy[int64_t{block_} * product_.energy_partials + tile_] = sum;
     }
   }
 
-  // out = weight a, and its norm.
+  // out = weight u a, and its norm.
   __device__ __forceinline__ void gram(const Side& side) {
-    if (product_.partial) add_partial(sum_of_squares(side.weight));
+    const float scale = side.rule.weight * unit(side);
+    if (product_.partial) add_partial(sum_of_squares(scale));
     if (product_.out.views == 0) return;
     if (product_.symmetric) {
-      combine(0, side.weight, 0);
+      combine(0, scale, 0);
     } else {
-      store(side.weight);
+      store(scale);
     }
+  }
+
+  // A block's partial sums, added up by every warp.
+  __device__ __forceinline__ float total(const float* partials, int count) const {
+    float sum = 0;
+    for (int i = threadIdx.x % 32; i < count; i += 32) sum += partials[int64_t{block_} * count + i];
+    return warp_sum(sum);
   }
 
   // t of the side's bound, from its partial sums.
   __device__ __forceinline__ float bound(const Side& side) const {
-    float sum = 0;
-    for (int i = threadIdx.x % 32; i < side.bound_partials; i += 32) {
-      sum += side.bound[int64_t{block_} * side.bound_partials + i];
-    }
-    sum = warp_sum(sum);
-    switch (side.scale) {
+    const float sum = total(side.bound, side.bound_partials);
+    switch (side.rule.scale) {
       case FactorScale::kTraceDim:
         return side.d * (1 + sum);
       case FactorScale::kTrace:
@@ -251,13 +260,19 @@ class ProductTile {
   }
 
   __device__ __forceinline__ void downdate(const Side& side) {
-    const float t = bound(side), pending = side.pending[block_];
-    const bool finite = isfinite(t);
+    const float t = bound(side), pending = side.pending[block_], u = unit(side);
+    const bool finite = isfinite(t) && mean_is_finite(side);
     if (tile_ == 0 && threadIdx.x == 0) {
       side.next_pending[block_] = finite ? 1 : pending;
       side.failed[block_] = !finite;
     }
-    if (finite) combine(pending, -side.weight / t, 0);  // out and x are the factor
+    if (finite) combine(pending, -side.rule.weight / t * u * u, 0);  // out and x are the factor
+  }
+
+  __device__ __forceinline__ bool mean_is_finite(const Side& side) const {
+    if (side.rule.damping == 0) return true;
+    const float energy = total(side.energy, side.energy_partials);
+    return isfinite(tracked_mean(side.rule, side.statistics[int64_t{block_} * 2], energy / side.d));
   }
 
   const GroupedProduct& in_;

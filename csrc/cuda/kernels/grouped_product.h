@@ -16,28 +16,31 @@ struct Operand {
 };
 
 // What becomes of the accumulators a = A B^T. B below is N - I = weight A^T x A (base.py), s = 1 / t where
-// the product says `divide`, else 1.
+// the product says `divide`, else 1. Y is stored divided by the side's unit u (factor_rule.cuh), so that its
+// square does not overflow.
 enum class Epilogue : int32_t {
   kStore,       // out = a
   kUpdate,      // out = a, partial |a|^2; out may be missing
-  kFactor,      // out = pending a, partial weight <out, x>, energy |x|^2
-  kGram,        // out = weight a, partial |out|^2; out may be missing
+  kFactor,      // out = pending a / u, partial weight u <out, x>, energy |x|^2
+  kGram,        // out = weight u a, partial |out|^2; out may be missing
   kStart,       // out = 5 I - 8 W + 4 W^2 for W = s (I + x), a = x^2
   kPolynomial,  // out = 5 I - 8 x + 4 a, a = x^2
   kScaled,      // out = s (a + x); x may be missing
-  kDowndate,    // x = pending x - weight / t a, in place
+  kDowndate,    // x = pending x - weight u^2 / t a, in place
 };
 
 // One side of one group's factor updates, on one chunk of the unfolding's columns.
 struct Side {
-  float weight;
-  FactorScale scale;
+  FactorRule rule;
   int32_t d;
-  int32_t bound_partials;  // of each block
-  const float* bound;      // [blocks, bound_partials], whose sum gives t
-  const float* pending;    // [blocks]: x = pending X; 0 where the block takes no part
-  float* next_pending;     // [blocks], for the next chunk
-  float* failed;           // [blocks]: whether t was not finite
+  int32_t bound_partials;   // of each block
+  const float* bound;       // [blocks, bound_partials], whose sum gives t
+  const float* pending;     // [blocks]: x = pending X; 0 where the block takes no part
+  float* next_pending;      // [blocks], for the next chunk
+  float* failed;            // [blocks]: whether t or the new mean was not finite
+  const float* statistics;  // [blocks, 2]
+  const float* energy;      // [blocks, energy_partials]: |A|_F^2; read with damping alone
+  int32_t energy_partials;
 };
 
 struct Product {

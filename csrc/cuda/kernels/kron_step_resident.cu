@@ -80,7 +80,7 @@ __device__ __forceinline__ void kron_step(const KronStepResident& in) {
   const KronGroup& group =
       in.groups[search(in.group_count, cta, [&](int i) { return in.groups[i].first_cta; })];
   const int64_t block = cta - group.first_cta, index = group.first_block + block;
-  if (!in.active[index]) {
+  if (!in.active[index] || group.m == 0 || group.n == 0) {
     if (in.precondition && threadIdx.x == 0) in.norms[index] = 0;
     return;
   }

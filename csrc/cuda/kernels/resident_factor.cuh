@@ -6,6 +6,8 @@
 //     refine > 0:   W = N / t, C = I, then `refine` times  V = 5 I - 8 W + 4 W^2,  C <- C V,  W <- W V
 //                   x -= weight / t  (Y C) Y^T
 //
+// Y is held in units of u (factor_rule.cuh).
+//
 // The left side's unfolding is G [m, n], the right side's its transpose; G lies in shared memory as it is,
 // and the sides differ in which operands are read transposed (tile.cuh). Shared memory, in tiles:
 //
@@ -14,6 +16,7 @@
 //
 #pragma once
 
+#include "factor_rule.cuh"
 #include "memory.cuh"
 #include "reduce.cuh"
 #include "resident_products.cuh"
@@ -73,19 +76,18 @@ class FactorUpdate {
   // Updates X; `energy` = |G|_F^2. `loaded`: G lies in shared memory, on return whether it still does.
   __device__ __forceinline__ void run(Matrix factor, float* statistics, float energy, bool& loaded) {
     const float mean = statistics[0], scale = energy / d_;
-    const float new_mean = mean == 0 ? scale : rule_.decay * mean + (1 - rule_.decay) * scale;
+    const float new_mean = mean == 0 ? scale : tracked_mean(rule_, mean, scale);
     const bool damped = rule_.damping > 0;
     if (damped && new_mean <= 0) return;
-    bool succeeded = !damped || isfinite(new_mean);
-    if (succeeded) {
-      pending_ = 1 / rule_.decay;
-      if (damped && mean == 0) diagonal_ = pending_ / (rule_.damping * scale);
-      fresh_ = damped && mean == 0;
-      succeeded = update(factor, loaded);
-    }
+    pending_ = 1 / rule_.decay;
+    fresh_ = damped && mean == 0;
+    if (fresh_) diagonal_ = pending_ / (rule_.damping * scale);
+    unit_ = unit_of(rule_, fresh_ ? scale : mean);
+    const bool usable = !damped || (isfinite(new_mean) && isfinite(diagonal_));
+    const bool succeeded = usable && update(factor, loaded);
     __syncthreads();  // every thread has read the statistics
     if (threadIdx.x == 0) {
-      if (damped && isfinite(new_mean)) statistics[0] = new_mean;
+      if (damped && usable) statistics[0] = new_mean;
       if (!succeeded) statistics[1] += 1;
     }
   }
@@ -127,7 +129,7 @@ class FactorUpdate {
   }
   __device__ __forceinline__ Exact exact_a() const { return {grad_.bf16, false}; }
 
-  // Y = x A in `first`.
+  // Y / u = x A / u in `first`.
   __device__ __forceinline__ void multiply_by_factor(const Matrix& factor) {
     if (fresh_) {
       fill_identity();
@@ -138,7 +140,7 @@ class FactorUpdate {
     FullProduct<kTiles, kPrecision> y;
     const UnfoldingTransposed<kRight> a{unfolding()};
     y.add(SymmetricTiles{shared_.first}, a, d_tiles_, k_tiles_, d_tiles_, {false, grad_.bf16});
-    const float factor_scale = fresh_ ? diagonal_ : pending_;
+    const float factor_scale = (fresh_ ? diagonal_ : pending_) / unit_;
     y.for_each_pair(d_tiles_, k_tiles_, [&](int, int, float (&pair)[2]) {
       pair[0] *= factor_scale;
       pair[1] *= factor_scale;
@@ -167,19 +169,19 @@ class FactorUpdate {
     if (rule_.refine > 0 || scale == FactorScale::kFrobenius || scale == FactorScale::kSchatten4) {
       const UnfoldingTransposed<kRight> a{unfolding()};
       n_.template add<kPrecision>(a, y_transposed(), k_tiles_, d_tiles_, exact_a());
-      n_.scale(rule_.weight);
+      n_.scale(rule_.weight * unit_);
     }
     if (scale == FactorScale::kFrobenius) return 1 + sqrtf(sum(n_.sum_of_squares(k_tiles_)));
     if (scale == FactorScale::kSchatten4) return 1 + sqrtf(sqrtf(sum(square_of_n())));
-    if (scale == FactorScale::kProduct) return 1 + rule_.weight * sqrtf(sum(square_of_product()));
-    return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * sum(trace()));
+    if (scale == FactorScale::kProduct) return 1 + rule_.weight * unit_ * sqrtf(sum(square_of_product()));
+    return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * unit_ * sum(trace()));
   }
 
   __device__ __forceinline__ float sum(float value) {
     return cta_sum<Cta<kTiles>::kWarps>(value, shared_.scratch);
   }
 
-  // This thread's part of tr(A^T Y), tile by tile, by the lanes of a fragment.
+  // This thread's part of tr(A^T Y) / u, tile by tile, by the lanes of a fragment.
   __device__ __forceinline__ float trace() const {
     const Cta<kTiles> cta;
     float sum = 0;
@@ -204,7 +206,7 @@ class FactorUpdate {
     return square.sum_of_squares(k_tiles_);
   }
 
-  // This thread's part of |Y A^T|_F^2.
+  // This thread's part of |Y A^T|_F^2 / u^2.
   __device__ __forceinline__ float square_of_product() {
     FullProduct<kTiles, kPrecision> product;
     product.add(y(), unfolding(), d_tiles_, d_tiles_, k_tiles_, {false, grad_.bf16});
@@ -231,7 +233,7 @@ class FactorUpdate {
       __syncthreads();
       difference.template add<kPrecision>(PlainTiles{shared_.second, k_tiles_}, y(), d_tiles_, k_tiles_);
     }
-    const float share = rule_.weight / t;
+    const float share = rule_.weight / t * unit_ * unit_;
     difference.for_each_pair(d_tiles_, [&](int row, int col, float (&pair)[2]) {
       if (row >= d_ || col > row) return;
       const float2 x = fresh_ ? float2{row == col ? diagonal_ : 0, row == col + 1 ? diagonal_ : 0}
@@ -247,7 +249,7 @@ class FactorUpdate {
   int d_, k_, d_tiles_;
   int columns_, k_tiles_;  // of the chunk at hand
   bool fresh_ = false;     // x is diagonal_ I, else pending_ X
-  float diagonal_ = 0, pending_ = 1;
+  float diagonal_ = 0, pending_ = 1, unit_ = 1;
   Lower n_;
 };
 

@@ -59,17 +59,25 @@ GroupedPlan::GroupState GroupedPlan::make_state(const KronGroup& group) {
       if (right ? group.right_statistics : group.left_statistics)
         state.sides.push_back(make_side(group, right));
     }
-    const SideState& first = state.sides.front();
-    for (int32_t start = 0; start < first.k && rule_.damping > 0; start += first.chunk) {
-      state.energy_partials += tiles(first.d, std::min(first.chunk, first.k - start), false);
-    }
-    state.energy = planner_.floats(state.energy_partials * group.blocks);
+    if (rule_.damping > 0) plan_energy(state);
   }
   if (inputs_.precondition) {
     state.norm_partials = tiles(group.m, group.n, false);
     state.norm = planner_.floats(state.norm_partials * group.blocks);
   }
   return state;
+}
+
+// |G|_F^2 must be known before X changes: from the first product of the side that takes all columns at once,
+// which of two sides the longer one does, or from start_factors.
+void GroupedPlan::plan_energy(GroupState& state) {
+  SideState* side = &state.sides.front();
+  for (SideState& other : state.sides) {
+    if (other.chunks == 1) side = &other;
+  }
+  side->sums_energy = true;
+  state.energy_partials = side->chunks == 1 ? tiles(side->d, side->k, false) : 1;
+  state.energy = planner_.floats(state.energy_partials * state.group.blocks);
 }
 
 // How many square matrices a side works with: B and, from the first refinement on, V; W from the second; two
@@ -128,7 +136,8 @@ void GroupedPlan::launch_start(const View* views) {
   for (const GroupState& state : states_) {
     for (const SideState& side : state.sides) {
       factors.push_back({ctas, state.group.first_block, side.d, state.group.m, state.group.n, side.factor,
-                         state.group.grad, side.statistics, side.pending, side.chunks, state.group.blocks});
+                         state.group.grad, side.statistics, side.pending, side.chunks, state.group.blocks,
+                         side.sums_energy ? state.energy : nullptr, state.energy_partials});
       ctas += state.group.blocks;
     }
   }

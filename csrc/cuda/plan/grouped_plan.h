@@ -34,9 +34,10 @@ class GroupedPlan {
     int32_t d, k, chunk, chunks;
     Matrices factor;
     float* statistics;
-    float* pending;  // [chunks + 1, blocks]
-    float* failed;   // [chunks, blocks]
-    float* bound;    // [blocks, most bound partials]
+    float* pending;    // [chunks + 1, blocks]
+    float* failed;     // [chunks, blocks]
+    float* bound;      // [blocks, most bound partials]
+    bool sums_energy;  // |G|_F^2 of the group
   };
 
   struct GroupState {
@@ -82,6 +83,7 @@ class GroupedPlan {
 
   GroupState make_state(const KronGroup& group);
   SideState make_side(const KronGroup& group, bool right);
+  void plan_energy(GroupState& state);
   int32_t squares_of(const SideState& side) const;
   int64_t block_bytes(const GroupState& state) const;
   std::vector<std::vector<Part>> slices();

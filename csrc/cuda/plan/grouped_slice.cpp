@@ -94,11 +94,12 @@ int32_t GroupedPlan::bound_partials(const SideState& side, int32_t columns) cons
 
 int32_t GroupedPlan::add_side(const Work& work, int32_t index) {
   const SideState& side = *work.side;
-  const int64_t blocks = work.part.state->group.blocks;
+  const GroupState& state = *work.part.state;
+  const int64_t blocks = state.group.blocks;
   const int32_t columns = std::min(side.chunk, side.k - index * side.chunk);
-  sides_.push_back({rule_.weight, rule_.scale, side.d, bound_partials(side, columns), side.bound,
-                    side.pending + index * blocks, side.pending + (index + 1) * blocks,
-                    side.failed + index * blocks});
+  sides_.push_back({rule_, side.d, bound_partials(side, columns), side.bound, side.pending + index * blocks,
+                    side.pending + (index + 1) * blocks, side.failed + index * blocks, side.statistics,
+                    state.energy, state.energy_partials});
   return static_cast<int32_t>(sides_.size()) - 1;
 }
 
@@ -164,7 +165,7 @@ void GroupedPlan::plan_chunk(const Chunk& chunk, int32_t index) {
   chunk.steps[steps_of_chunk() - 1].add(downdate, work.part.end - work.part.begin);
 }
 
-// Y = x A, with the trace of A^T Y, and |A|^2 with the first side, where they are asked for.
+// Y = x A, with the trace of A^T Y and |A|^2 where they are asked for.
 void GroupedPlan::plan_factor(const Chunk& chunk, int32_t index) {
   const Work& work = chunk.work;
   const SideState& side = *work.side;
@@ -177,8 +178,8 @@ void GroupedPlan::plan_factor(const Chunk& chunk, int32_t index) {
   factor.x = unfolding(chunk, false);
   factor.out = batch(work.part, work.y, side.d, chunk.columns);
   factor.partial = traced() ? side.bound : nullptr;
-  if (state.energy_partials > 0 && &side == state.sides.data()) {
-    factor.energy = state.energy + index * tiles(side.d, side.chunk, false);
+  if (side.sums_energy && side.chunks == 1) {
+    factor.energy = state.energy;
     factor.energy_partials = state.energy_partials;
   }
   chunk.steps[kFactorStep].add(factor, work.part.end - work.part.begin);

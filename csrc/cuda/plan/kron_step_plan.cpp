@@ -16,6 +16,9 @@ bool is_resident(const KronTensors& group, int32_t shared_limit) {
   return std::max(group.m, group.n) <= side;
 }
 
+// Blocks of no elements have nothing but norms.
+bool is_empty(const KronGroup& group) { return group.m == 0 || group.n == 0; }
+
 KronGroup table_entry(const KronTensors& tensors, const KronStepInputs& inputs, int64_t first_block,
                       Views& views) {
   KronGroup group{};
@@ -44,7 +47,7 @@ void plan_resident(Planner& planner, const KronStepInputs& inputs, const std::ve
   int32_t side = 1;
   int64_t blocks = 0;
   for (const KronGroup& group : groups) {
-    side = std::max({side, group.m, group.n});
+    if (!is_empty(group)) side = std::max({side, group.m, group.n});
     blocks += group.blocks;
   }
   side = side <= 64 ? 64 : kResidentSide;
@@ -81,9 +84,9 @@ Plan plan_kron_step(const KronStepInputs& inputs, Place place, int64_t scratch_b
   std::vector<KronGroup> resident, grouped;
   int64_t first_block = 0, first_cta = 0;
   for (const KronTensors& group : inputs.groups) {
-    if (group.blocks > 0 && group.m > 0 && group.n > 0) {
+    if (group.blocks > 0) {
       KronGroup entry = table_entry(group, inputs, first_block, views);
-      const bool fits = is_resident(group, inputs.shared_limit);
+      const bool fits = is_empty(entry) || is_resident(group, inputs.shared_limit);
       if (fits) {
         entry.first_cta = first_cta;
         first_cta += group.blocks;
