@@ -251,8 +251,8 @@ def test_a_first_factor_that_is_not_finite_is_counted(d: int) -> None:
 @pytest.mark.parametrize(("factor_scale", "refine"), test_update_factor.SQUARES_OF_Y)
 @pytest.mark.parametrize("d", [9, 140])
 def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int) -> None:
-    options = {"factor_scale": factor_scale, "refine": refine}
-    atol = precision_atol("bf16x3", refine)
+    options = {"factor_scale": factor_scale, "refine": refine, "precision": "bf16x6"}
+    atol = precision_atol("bf16x6", refine)
     test_update_factor.check_square_of_y(Executor(), d, options, atol)
 
 
