@@ -117,12 +117,12 @@ def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> 
     costs = kernel_costs(model.shapes, config, options.dtype, options.precision, model.plain_shapes)
     if options.backend != "triton":
         return costs
-    from roofline_triton import architecture_of, triton_kron_costs
+    from roofline_triton import architecture_by_name, triton_kron_costs
 
     elementwise = ("accumulate", "sum_spans", "parameter_step", "torch")
     first = [cost for cost in costs if cost.kernel.startswith(elementwise)]
     rule = rule_of(config, options.dtype, options.precision)
-    return first + triton_kron_costs(model.shapes, config, rule, architecture_of(options.gpu[-1]))
+    return first + triton_kron_costs(model.shapes, config, rule, architecture_by_name(options.gpu[-1]))
 
 
 def comparison(

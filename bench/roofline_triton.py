@@ -113,6 +113,6 @@ def side_flops(d: int, k: int, rule: Rule) -> float:
     return flops
 
 
-def architecture_of(gpu: Any) -> str:  # noqa: ANN401
+def architecture_by_name(gpu: Any) -> str:  # noqa: ANN401
     """Of the tuning table, by a GPU's name."""
     return {"A100": "sm_80", "B200": "sm_100"}.get(gpu.name, "sm_90")

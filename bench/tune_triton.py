@@ -28,7 +28,7 @@ from gpu_inputs import Recipe
 from gpu_timing import milliseconds
 from triton.errors import TritonError
 
-from kradagrad_ext.triton_kernels import launch, tuning
+from kradagrad_ext.triton_kernels import kept_plans, tuning
 from kradagrad_ext.triton_kernels.tuning import Choice, Key
 
 SIDES = {"16": 16, "32": 32, "small": 128, "large": 512}
@@ -81,7 +81,7 @@ def exchanged(key: Key, choice: Choice) -> Iterator[None]:
 
 def forget() -> None:
     tuning.config.cache_clear()
-    launch.forget_plans()
+    kept_plans.forget()
 
 
 def tune(key: Key, device: torch.device) -> Choice:

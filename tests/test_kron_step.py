@@ -10,6 +10,7 @@ from typing import Any
 import cases
 import pytest
 import torch
+from test_update_factor import RECIPES
 from tolerances import assert_as_accurate, backend_atol
 
 from kradagrad_ext.backends import reference
@@ -191,8 +192,9 @@ def test_bfloat16_roots(backend: str) -> None:
     compare(ours, plain, run(reference, rounded, torch.float64), backend_atol(backend))
 
 
+@pytest.mark.parametrize("options", RECIPES, ids=str)
 @pytest.mark.parametrize("blocks", [1, 2, 7])
-def test_same_bits_for_any_number_of_threads(blocks: int, backend: str) -> None:
+def test_same_bits_for_any_number_of_threads(blocks: int, options: dict[str, Any], backend: str) -> None:
     ops = cases.ops(backend, torch.float32)
     given = inputs(blocks, 129, 65, torch.float32)
     threads = torch.get_num_threads()
@@ -200,7 +202,7 @@ def test_same_bits_for_any_number_of_threads(blocks: int, backend: str) -> None:
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(run(ops, given, factor_scale="exact"))
+            results.append(run(ops, given, **options))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:

@@ -20,6 +20,7 @@ from kradagrad_ext.triton_kernels import (
     factor_state,
     grouped_product,
     groups,
+    kept_plans,
     kron_step,
     kron_step_resident,
     launch,
@@ -156,23 +157,46 @@ def test_slices_bound_the_scratch_memory() -> None:
     assert len(sliced.launches) > len(whole.launches)
 
 
-def test_plans_are_kept_for_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, device = [], torch.device("cpu")
-    monkeypatch.setattr(launch, "_KEPT", type(launch._KEPT)())
-    monkeypatch.setattr(launch, "MOST_KEPT", 2)
+def test_plans_are_kept_and_tables_for_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(kept_plans, "_KEPT", type(kept_plans._KEPT)())
+    monkeypatch.setattr(kept_plans, "MOST_KEPT", 2)
 
-    def planned(tensor: Tensor) -> launch.Planned:
-        return launch.planned(launch.key_of([tensor, None]), device, lambda: made.append(1) or launch.Plan())
+    def planned(tensor: Tensor) -> Tensor:
+        def make() -> launch.Plan:
+            made.append(symbol)
+            return launch.Plan(words=[[symbol.data_ptr(), 7]])
 
-    first, second, third = torch.zeros(3), torch.zeros(3), torch.zeros(4)
-    assert planned(first) is planned(first)
-    assert planned(first[1:]) is not planned(first)  # neither moved nor reshaped
-    assert len(made) == 2
-    for tensor in (second, third):
-        planned(tensor)
-    assert len(launch._KEPT) == 2
-    planned(first)
-    assert len(made) == 5
+        symbol = (symbols := kept_plans.Symbols()).of(tensor)
+        return kept_plans.plan_of(symbol, symbols.addresses, torch.device("cpu"), make)[1]
+
+    tensors = [torch.zeros(4) for _ in range(kept_plans.MOST_TABLES + 1)]
+    for tensor in tensors:
+        assert planned(tensor).tolist() == [[tensor.data_ptr(), 7]]
+    assert len(made) == 1, "a tensor that lies elsewhere needs no other plan"
+    assert planned(tensors[-1]) is planned(tensors[-1])
+    assert len(*[kept.tables for kept in kept_plans._KEPT.values()]) == kept_plans.MOST_TABLES
+    assert planned(tensors[0][1:]).tolist() == [[tensors[0].data_ptr() + 4, 7]]
+    assert planned(tensors[0][::2]).tolist() == [[tensors[0].data_ptr(), 7]]
+    assert len(made) == 3, "neither moved within 16 bytes nor reshaped"
+    assert len(kept_plans._KEPT) == 2
+    planned(tensors[0])
+    assert len(made) == 4
+
+
+def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
+    """Addresses are put in for all symbols, in views of several dims and from within a tensor."""
+    given = [inputs(3, 70, 100, torch.bfloat16, "strided"), inputs(2, 20, 9, torch.float32)]
+    given[1].grad = [torch.randn(40, 20)[:, 11:].view(2, 20, 9)]
+    own = [group_of(given[0]), group_of(given[1], 3)]
+    rule, symbols = groups.Rule(*DEFAULT, "bf16x3", "sm_90"), kept_plans.Symbols()
+    symbolic = [group.symbolic(symbols) for group in own]
+    plan, table = kept_plans.plan_of(
+        object(), symbols.addresses, torch.device("cpu"), lambda: kron_step.plan_groups(symbolic, rule, True)
+    )
+    expected = kron_step.plan_groups(own, rule, True)
+    assert table.tolist() == expected.words
+    assert [vars(each) for each in plan.launches] == [vars(each) for each in expected.launches]
 
 
 def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +236,7 @@ def test_a_plan_is_made_anew_when_anything_that_it_knows_changes(
     from kradagrad_ext.backends import triton
 
     keys = []
-    monkeypatch.setattr(launch, "planned", lambda key, *_: keys.append(key))
-    monkeypatch.setattr(launch, "run", lambda *_: None)
+    monkeypatch.setattr(kept_plans, "run", lambda key, *_: keys.append(key))
     given = inputs(2, 12, 12, torch.float32)
     triton.kron_step_(*vars(given).values(), *SCALARS.values())
     triton.kron_step_(*vars(given).values(), *SCALARS.values())

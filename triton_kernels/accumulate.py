@@ -25,7 +25,7 @@ from .elements import (
     chunk_of_span,
     places,
 )
-from .entry import find, floats
+from .entry import FIRST_PROGRAM, find, floats
 
 
 @triton.jit(
@@ -90,7 +90,7 @@ def accumulate(
                 tl.store(second, v, mask=exists)
                 graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             sums += tl.where(exists, graft * graft, 0.0)
-        own = tl.program_id(0) - tl.load(entry)
+        own = tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)
         tl.store(floats(entry, scratch, PARTIAL) + own, tl.sum(sums))
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .entry import FIRST_PROGRAM, SIZE_MULTIPLE
+
 PARAMETER = tl.constexpr(1)  # its number
 NUMEL = tl.constexpr(2)
 PARTIAL = tl.constexpr(3)  # offset in scratch memory of the spans' partial sums
@@ -30,9 +32,9 @@ UPDATE = tl.constexpr(5)
 @triton.jit
 def chunk_of_span(entry, chunk, FLAT: tl.constexpr, SPAN: tl.constexpr, CHUNK: tl.constexpr):
     """A chunk's elements of this program's span, and which of them exist."""
-    start = (tl.program_id(0).to(tl.int64) - tl.load(entry)) * SPAN + chunk * CHUNK
+    start = (tl.program_id(0).to(tl.int64) - tl.load(entry + FIRST_PROGRAM)) * SPAN + chunk * CHUNK
     index = start + tl.arange(0, CHUNK)
-    return index, index < tl.multiple_of(tl.load(entry + NUMEL), 8 if FLAT else 1)
+    return index, index < tl.multiple_of(tl.load(entry + NUMEL), SIZE_MULTIPLE if FLAT else 1)
 
 
 @triton.jit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from . import elements as fields
-from . import entry, launch, tuning
+from . import entry, kept_plans, tuning
 from .accumulate import accumulate, sum_spans
-from .launch import SIZE_MULTIPLE, TYPES, Config, Launch, Plan
+from .launch import TYPES, Config, Launch, Plan
 from .parameter_step import parameter_step
 
 MOST_DIMS = fields.DIMS.value
@@ -47,7 +46,7 @@ class Parameter:
         """Whether the kernels may take the elements in vectors (elements.py)."""
         dims = self.layout()
         contiguous = len(dims) == 1 and all(stride == 1 for stride in dims[0][1].values())
-        whole = self.tensors["param"].numel() % SIZE_MULTIPLE == 0
+        whole = self.tensors["param"].numel() % entry.SIZE_MULTIPLE.value == 0
         return contiguous and whole and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors.values())
 
     def words(self, first_program: int, partial: int) -> list[int]:
@@ -122,12 +121,12 @@ def _run(
     scalars: Mapping[str, Any],
 ) -> None:
     architecture = tuning.architecture_of(active.device)
-    tensors = itertools.chain(params, *((None, *given) for given in lists.values()))
-    key = (op, nesterov, tuple(lists), launch.key_of(tensors))
-    made = launch.planned(
-        key, active.device, lambda: make(parameters_of(op, params, lists), nesterov, architecture)
+    symbols = kept_plans.Symbols()
+    own, given = symbols.all(params), {name: symbols.all(tensors) for name, tensors in lists.items()}
+    key = (op, nesterov, architecture, own, *given.items())
+    kept_plans.run(
+        key, symbols, lambda: make(parameters_of(op, own, given), nesterov, architecture), active, scalars
     )
-    launch.run(made, active, scalars)
 
 
 def plan_accumulate(parameters: list[Parameter], nesterov: bool, architecture: str) -> Plan:

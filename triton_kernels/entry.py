@@ -39,6 +39,9 @@ MATRICES = tl.constexpr(24)  # seven of them, of which most kernels use four
 MATRIX_WIDTH = tl.constexpr(8)
 WIDTH = tl.constexpr(80)
 
+SIZE_MULTIPLE = tl.constexpr(8)
+"""What `size` promises of rows, columns and depth where matrices are read in vectors."""
+
 
 @triton.jit
 def find(table, count):
@@ -112,4 +115,4 @@ def inside(i, j, rows, cols):
 @triton.jit
 def size(entry, FIELD: tl.constexpr, VECTOR: tl.constexpr):
     """Rows, columns or depth."""
-    return tl.multiple_of(tl.load(entry + FIELD).to(tl.int32), 8 if VECTOR else 1)
+    return tl.multiple_of(tl.load(entry + FIELD).to(tl.int32), SIZE_MULTIPLE if VECTOR else 1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from .kept_plans import Symbols
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,11 @@ class Group:
         """m and n."""
         rows, cols = (self.grad or self.out)[0].shape[-2:]
         return rows, cols
+
+    def symbolic(self, symbols: Symbols) -> Group:
+        """All that a plan may know of it, hashable."""
+        of: Any = symbols.of  # symbols stand in for tensors
+        roots = [root if root is None else of(root) for root in (self.left_root, self.right_root)]
+        sides = [side and (of(side[0]), of(side[1])) for side in (self.left, self.right)]
+        lists = [tuple(map(of, views)) for views in (self.grad, self.direction, self.out)]
+        return Group(self.blocks, self.first_block, lists[0], *sides, *lists[1:], *roots)

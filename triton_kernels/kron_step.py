@@ -1,7 +1,7 @@
 """kron_step_ and update_factor_: from tensors to a plan of launches, and its run.
 
-A plan depends on the rule and on the tensors' dtypes, shapes, strides and addresses. The latest ones are kept
-with their tables on the device (launch.py).
+A plan depends on the rule and on the tensors' dtypes, shapes, strides and alignment. The latest ones are kept
+with their tables on the device (kept_plans.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from . import entry as fields
-from . import launch, tuning
+from . import kept_plans, tuning
 from .blocks import Matrices, matrices_of
 from .factor_plan import Side, SideUpdate, chunk_of
 from .factor_product import factor_product
@@ -186,18 +186,8 @@ def run(
     """Plan and launch; `update`: factor_scale, refine and precision."""
     (scale, refine, precision), architecture = update, tuning.architecture_of(active.device)
     rule = Rule(scale, refine, tuning.served(precision, architecture), architecture)
-    damped = damping > 0
-    tensors = itertools.chain.from_iterable(_tensors(group) for group in groups)
-    key = (rule, damped, launch.key_of(tensors))
-    made = launch.planned(key, active.device, lambda: plan_groups(groups, rule, damped))
+    symbols = kept_plans.Symbols()
+    own, damped = [group.symbolic(symbols) for group in groups], damping > 0
     scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": norms}
-    launch.run(made, active, scalars)
-
-
-def _tensors(group: Group) -> Iterator[Tensor | None]:
-    """In an order that tells groups apart."""
-    for side in (group.left, group.right):
-        yield from side or (None,)
-    for views in (group.grad, group.direction, group.out, (group.left_root, group.right_root)):
-        yield from views
-        yield None
+    key = (rule, damped, *own)
+    kept_plans.run(key, symbols, lambda: plan_groups(own, rule, damped), active, scalars)

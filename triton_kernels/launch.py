@@ -1,17 +1,15 @@
 """Launches as data: which kernel, over which entries of one table, with which constants.
 
-A plan is made from dtypes, shapes, strides and addresses alone. `run` launches it through Triton; tests
-launch the same plan in other ways.
+A plan is made from dtypes, shapes, strides and addresses alone (kept_plans.py). `run` launches it through
+Triton; tests launch the same plan in other ways.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -20,8 +18,6 @@ from . import entry as fields
 from .blocks import Matrices
 
 ALIGNMENT = 64
-SIZE_MULTIPLE = 8
-"""What `entry.size` promises of rows, columns and depth where matrices are read in vectors."""
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
@@ -142,67 +138,16 @@ class Plan:
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 
-class Planned(NamedTuple):
-    """A plan and its table on a device."""
-
-    plan: Plan
-    table: torch.Tensor
-    pinned: torch.Tensor  # the host's memory that it is copied from, which a captured graph copies again
-
-
-_KEPT: OrderedDict[Hashable, Planned] = OrderedDict()
-_CAPTURED: list[Planned] = []
-"""What CUDA graphs use: for ever, since a graph may be replayed at any time."""
-_LOCK = threading.Lock()
-MOST_KEPT = 128
-"""Plans that are kept: as long as tensors stay where they are, nothing is made or uploaded."""
-
-
-def key_of(tensors: Iterable[torch.Tensor | None]) -> Hashable:
-    """All that a plan knows of tensors."""
-    return tuple(None if t is None else (t.data_ptr(), t.dtype, tuple(t.shape), t.stride()) for t in tensors)
-
-
-def planned(key: Hashable, device: torch.device, make: Callable[[], Plan]) -> Planned:
-    """The plan of this key on a device's current stream, made and uploaded if it is not kept."""
-    stream, capturing = 0, False
-    if device.type == "cuda":
-        stream = torch.cuda.current_stream(device).cuda_stream
-        capturing = torch.cuda.is_current_stream_capturing()
-    key = (key, device, stream)
-    with _LOCK:
-        kept = _KEPT.pop(key, None)
-        made = kept or _uploaded(make(), device)
-        if capturing:
-            _CAPTURED.append(made)
-        if kept or not capturing:  # an upload that is captured happens when the graph runs, not before
-            _KEPT[key] = made
-        if len(_KEPT) > MOST_KEPT:
-            _KEPT.popitem(last=False)
-    return made
-
-
-def _uploaded(plan: Plan, device: torch.device) -> Planned:
-    words = torch.tensor(plan.words, dtype=torch.int64)
-    pinned = words.pin_memory() if device.type == "cuda" else words
-    return Planned(plan, pinned.to(device, non_blocking=True), pinned)
-
-
-def forget_plans() -> None:
-    """Make all plans anew: what they were made from has changed."""
-    _KEPT.clear()
-
-
-def run(made: Planned, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
+def run(plan: Plan, table: torch.Tensor, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
     """Launch a plan on the current stream of its device; `scalars`: the arguments that kernels name."""
     device = active.device
-    scratch = torch.empty(max(made.plan.scratch, 1), dtype=torch.uint8, device=device)
+    scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        for launch in made.plan.launches:
+        for launch in plan.launches:
             if launch.programs == 0:
                 continue
             launch.kernel[(launch.programs,)](
-                made.table[launch.first :],
+                table[launch.first :],
                 launch.count,
                 scratch,
                 active,

@@ -10,7 +10,7 @@ from . import entry as fields
 from . import tuning
 from .blocks import Matrices, scratch_matrices
 from .groups import Rule
-from .launch import SIZE_MULTIPLE, TYPES, Config, Plan, Work
+from .launch import TYPES, Config, Plan, Work
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Product:
 
 def in_vectors(sizes: Iterable[int], matrices: Mapping[int, Matrices]) -> bool:
     """Whether every matrix can be read in vectors of 16 bytes."""
-    multiple = all(size % SIZE_MULTIPLE == 0 for size in sizes)
+    multiple = all(size % fields.SIZE_MULTIPLE.value == 0 for size in sizes)
     return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
