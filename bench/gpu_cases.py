@@ -72,8 +72,28 @@ class Case:
         arguments = {name: copied(value, dtype) for name, value in self.arguments.items()}
         function = getattr(resolve(backend, torch.device("cuda"), dtype or torch.float32), self.op)
         function(**arguments)
-        written = [arguments[name] for name in self.writes]
-        return [tensor for item in written for tensor in (item if isinstance(item, list) else [item])]
+        return self.written(arguments)
+
+    def written(self, arguments: Arguments) -> list[Tensor]:
+        lists = [arguments[name] for name in self.writes]
+        return [tensor for item in lists for tensor in (item if isinstance(item, list) else [item])]
+
+    def replayed(self, backend: str) -> list[Tensor]:
+        """What the op writes on a copy, captured in a CUDA graph on another stream and replayed once."""
+        arguments = {name: copied(value) for name, value in self.arguments.items()}
+        function = getattr(resolve(backend, torch.device("cuda"), torch.float32), self.op)
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function(**arguments)  # compiles and makes plans
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            function(**arguments)
+        for tensor, before in zip(self.written(arguments), self.written(self.arguments), strict=True):
+            tensor.copy_(before)
+        graph.replay()
+        torch.cuda.synchronize()
+        return self.written(arguments)
 
     def error(self, backend: str) -> float:
         """The largest relative error of a result against the float64 reference."""
@@ -121,13 +141,12 @@ def kron_case(
     return Case("kron_step_", arguments, KRON_WRITES, name, count, recipe, tuple(costs), bound)
 
 
-def update_case(shape: tuple[int, int], side: int, recipe: Recipe, device: torch.device) -> Case:
+def update_case(shape: tuple[int, int], block: tuple[int, int], recipe: Recipe, device: torch.device) -> Case:
     """The left factors alone; no prediction, the roofline is of both sides."""
-    arguments = update_arguments(kron_arguments(Source(device), shape, [(side, side)], recipe))
+    arguments = update_arguments(kron_arguments(Source(device), shape, [block], recipe))
     bound, count = ERROR_BOUNDS[recipe.precision], len(arguments["active"])
-    return Case(
-        "update_factor_", arguments, ("factor", "statistics"), f"{side}x{side}", count, recipe, (), bound
-    )
+    name = "x".join(map(str, block))
+    return Case("update_factor_", arguments, ("factor", "statistics"), name, count, recipe, (), bound)
 
 
 def elementwise_cases(shapes: list[tuple[int, ...]], dtype: str, device: torch.device) -> Iterator[Case]:
@@ -160,7 +179,7 @@ def cases(shape: tuple[int, int], device: torch.device) -> Iterator[Case]:
         for recipe in recipes(side):
             yield kron_case(shape, [(side, side)], recipe, device)
     for side in (128, 256):
-        yield update_case(shape, side, Recipe(), device)
+        yield update_case(shape, (side, side), Recipe(), device)
     for dtype in SIZES:
         yield from elementwise_cases([shape, shape, (shape[0],)], dtype, device)
 
@@ -174,6 +193,16 @@ def smoke_cases(device: torch.device) -> Iterator[Case]:
     # Wider than high without refinement: bounds by traces of squares.
     for scale in ("frobenius", "schatten4", "product"):
         yield kron_case((1, 1), [(40, 192), (90, 300)], Recipe(scale, 0, dtype="bfloat16"), device)
-    yield update_case((128, 128), 128, Recipe(refine=3), device)
+    # The first gradients, and the product alone.
+    first = kron_case((1, 1), RAGGED, Recipe(), device)
+    for statistics in (*first.arguments["left_statistics"], *first.arguments["right_statistics"]):
+        statistics.zero_()
+    yield first
+    product = kron_case((1, 1), RAGGED, Recipe(), device)
+    product.arguments["update"] = False
+    yield product
+    # In one chunk of columns, and in three.
+    yield update_case((128, 128), (128, 128), Recipe(refine=3), device)
+    yield update_case((40, 140), (40, 140), Recipe(), device)
     for dtype in SIZES:
         yield from elementwise_cases([(300, 70), (5000,), (1,)], dtype, device)
