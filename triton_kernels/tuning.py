@@ -30,7 +30,7 @@ LARGE = 256
 PADDED = (16, 32)
 
 FIXED = {
-    "start_factors": Config({"BM": 32, "BN": 128}, 4),
+    "start_factors": Config({"BM": 16, "BN": 128}, 4),
     "trace_of_square": Config({"BM": 32}, 4),
     "finish_factors": Config({}, 1),
     "finish_norms": Config({}, 1),

@@ -11,7 +11,7 @@ import test_parameter_step
 import test_update_factor
 import torch
 from cuda.test_elementwise_kernels import tensors_of
-from test_kron_step import NOT_FINITE, SCALARS, check_gradient_not_finite, compare, inputs, merged, run
+from test_kron_step import SCALARS, check_gradient_not_finite, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
@@ -98,36 +98,38 @@ def test_a_bound_that_is_not_finite_leaves_the_factor(side: int, arch: str) -> N
     assert ours.left_statistics[0][:, 1].tolist() == ours.right_statistics[0][:, 1].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("fault", ["nan", "overflow"])
-@pytest.mark.parametrize(("d", "k", "options"), test_update_factor.NOT_FINITE, ids=str)
-def test_a_mean_that_is_not_finite_leaves_the_block(
-    d: int, k: int, options: dict[str, Any], fault: str, arch: str
-) -> None:
+NOT_FINITE = test_update_factor.NOT_FINITE
+
+
+@pytest.mark.parametrize(
+    ("case", "fault", "arch"),
+    [(NOT_FINITE[0], "overflow", "sm_90"), (NOT_FINITE[1], "nan", "sm_80"), (NOT_FINITE[3], "nan", "sm_90")],
+    ids=str,
+)
+def test_a_mean_that_is_not_finite_leaves_the_block(case: Any, fault: str, arch: str) -> None:
+    d, k, options = case
     test_update_factor.check_mean_not_finite(Compiled(arch), d, k, fault, options)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("rows", "columns"), NOT_FINITE)
+@pytest.mark.parametrize(("rows", "columns", "arch"), [(20, 24, "sm_90"), (40, 300, "sm_80")])
 def test_a_gradient_that_is_not_finite_leaves_both_factors(rows: int, columns: int, arch: str) -> None:
     check_gradient_not_finite(Compiled(arch), rows, columns, **RULES[3])
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("d", [20, 140])
-def test_a_chunk_that_is_not_finite_is_left_out(d: int, arch: str) -> None:
-    test_update_factor.check_chunk_not_finite(Compiled(arch), d, precision_atol("bf16x3", 2))
+def test_a_chunk_that_is_not_finite_is_left_out(arch: str) -> None:
+    test_update_factor.check_chunk_not_finite(Compiled(arch), 20, precision_atol("bf16x3", 2))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("d", [7, 140])
+@pytest.mark.parametrize(("d", "arch"), [(7, "sm_80"), (140, "sm_90")])
 def test_a_first_factor_that_is_not_finite_is_counted(d: int, arch: str) -> None:
     test_update_factor.check_start_not_finite(Compiled(arch), d, 16)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("factor_scale", "refine"), test_update_factor.SQUARES_OF_Y)
-@pytest.mark.parametrize("d", [9, 140])
+@pytest.mark.parametrize(
+    ("d", "factor_scale", "refine", "arch"),
+    [(9, "frobenius", 2, "sm_90"), (70, "trace", 0, "sm_80"), (70, "frobenius", 2, "sm_80")],
+)
 def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int, arch: str) -> None:
     options = {"factor_scale": factor_scale, "refine": refine, "precision": "bf16x6"}
     atol = precision_atol("bf16x6", refine)

@@ -105,7 +105,16 @@ FAULTS = [
     ),
     Fault(
         "no decay", "kron_step_resident.py",
-        "tl.where(first, start, x) / decay", "tl.where(first, start, x)", "resident", "values",
+        "* start, x) / decay", "* start, x)", "resident", "values",
+    ),
+    Fault(
+        "updated although the mean is not finite", "downdate.py",
+        'finite = finite & (tl.abs(tracked_mean(entry, block, scratch, decay)) < float("inf"))', "pass",
+        "not finite", "values",
+    ),
+    Fault(
+        "Y not in its unit", "factor_product.py",
+        "PENDING) + block) / u", "PENDING) + block)", "not finite", "values",
     ),
     Fault(
         "a span's tail is written", "accumulate.py",
@@ -146,7 +155,13 @@ def package_of(fault: Fault) -> str:
 def given_of(probe: str) -> SimpleNamespace:
     """Ragged shapes, strided views with padding of NaN, an inactive block, several entries a launch."""
     shapes = {"grouped": [(3, 70, 130), (4, 130, 40)], "resident": [(3, 7, 16), (3, 13, 9)]}
-    return merged([inputs(*shape, torch.float32, "strided") for shape in shapes[probe]])
+    shapes["not finite"] = [(2, 70, 130)]  # the last columns of one side, whose first come before
+    given = merged([inputs(*shape, torch.float32, "strided") for shape in shapes[probe]])
+    if probe == "not finite":
+        for statistics in (*given.left_statistics, *given.right_statistics):
+            statistics[:, 0] = 0.7
+        given.grad[-1][..., -1, -1] = torch.nan
+    return given
 
 
 def run(probe: str, backend: Any) -> None:
@@ -169,7 +184,7 @@ def layer_that_notices(fault: Fault | None, probe: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("probe", ["grouped", "resident", "accumulate_", "parameter_step_"])
+@pytest.mark.parametrize("probe", ["grouped", "not finite", "resident", "accumulate_", "parameter_step_"])
 def test_unedited_kernels_pass(probe: str) -> None:
     """Or every fault would be noticed."""
     assert layer_that_notices(None, probe) is None

@@ -207,11 +207,7 @@ class ProductTile {
     const float scale = side.rule.weight * unit(side);
     if (product_.partial) add_partial(sum_of_squares(scale));
     if (product_.out.views == 0) return;
-    if (product_.symmetric) {
-      combine(0, scale, 0);
-    } else {
-      store(scale);
-    }
+    product_.symmetric ? combine(0, scale, 0) : store(scale);
   }
 
   // A block's partial sums, added up by every warp.

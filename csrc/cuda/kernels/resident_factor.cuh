@@ -32,10 +32,12 @@ struct SharedTiles {
   float* first;
   float* second;
   float* scratch;  // one float a warp
+  float* unit;     // u of the side at hand: here, since registers are short
   __device__ __forceinline__ explicit SharedTiles(float* base)
       : first(base),
         second(base + first_tiles(kTiles) * kTileFloats),
-        scratch(second + second_tiles(kTiles) * kTileFloats) {}
+        scratch(second + second_tiles(kTiles) * kTileFloats),
+        unit(scratch + kTiles) {}
 };
 
 // How G is read as rows of A, which holds d rows, or of A^T, which holds k rows.
@@ -79,11 +81,10 @@ class FactorUpdate {
     const float new_mean = mean == 0 ? scale : tracked_mean(rule_, mean, scale);
     const bool damped = rule_.damping > 0;
     if (damped && new_mean <= 0) return;
-    pending_ = 1 / rule_.decay;
     fresh_ = damped && mean == 0;
-    if (fresh_) diagonal_ = pending_ / (rule_.damping * scale);
-    unit_ = unit_of(rule_, fresh_ ? scale : mean);
-    const bool usable = !damped || (isfinite(new_mean) && isfinite(diagonal_));
+    pending_ = 1 / rule_.decay / (fresh_ ? rule_.damping * scale : 1);
+    if (threadIdx.x == 0) *shared_.unit = unit_of(rule_, fresh_ ? scale : mean);
+    const bool usable = !damped || (isfinite(new_mean) && isfinite(pending_));
     const bool succeeded = usable && update(factor, loaded);
     __syncthreads();  // every thread has read the statistics
     if (threadIdx.x == 0) {
@@ -140,7 +141,7 @@ class FactorUpdate {
     FullProduct<kTiles, kPrecision> y;
     const UnfoldingTransposed<kRight> a{unfolding()};
     y.add(SymmetricTiles{shared_.first}, a, d_tiles_, k_tiles_, d_tiles_, {false, grad_.bf16});
-    const float factor_scale = (fresh_ ? diagonal_ : pending_) / unit_;
+    const float factor_scale = pending_ / *shared_.unit;
     y.for_each_pair(d_tiles_, k_tiles_, [&](int, int, float (&pair)[2]) {
       pair[0] *= factor_scale;
       pair[1] *= factor_scale;
@@ -169,12 +170,13 @@ class FactorUpdate {
     if (rule_.refine > 0 || scale == FactorScale::kFrobenius || scale == FactorScale::kSchatten4) {
       const UnfoldingTransposed<kRight> a{unfolding()};
       n_.template add<kPrecision>(a, y_transposed(), k_tiles_, d_tiles_, exact_a());
-      n_.scale(rule_.weight * unit_);
+      n_.scale(rule_.weight * *shared_.unit);
     }
     if (scale == FactorScale::kFrobenius) return 1 + sqrtf(sum(n_.sum_of_squares(k_tiles_)));
     if (scale == FactorScale::kSchatten4) return 1 + sqrtf(sqrtf(sum(square_of_n())));
-    if (scale == FactorScale::kProduct) return 1 + rule_.weight * unit_ * sqrtf(sum(square_of_product()));
-    return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * unit_ * sum(trace()));
+    if (scale == FactorScale::kProduct)
+      return 1 + rule_.weight * *shared_.unit * sqrtf(sum(square_of_product()));
+    return (scale == FactorScale::kTraceDim ? d_ : 1) * (1 + rule_.weight * *shared_.unit * sum(trace()));
   }
 
   __device__ __forceinline__ float sum(float value) {
@@ -233,13 +235,12 @@ class FactorUpdate {
       __syncthreads();
       difference.template add<kPrecision>(PlainTiles{shared_.second, k_tiles_}, y(), d_tiles_, k_tiles_);
     }
-    const float share = rule_.weight / t * unit_ * unit_;
+    const float u = *shared_.unit, share = rule_.weight / t * u * u;
     difference.for_each_pair(d_tiles_, [&](int row, int col, float (&pair)[2]) {
       if (row >= d_ || col > row) return;
-      const float2 x = fresh_ ? float2{row == col ? diagonal_ : 0, row == col + 1 ? diagonal_ : 0}
-                              : factor.read_symmetric(row, col);
-      const float scale = fresh_ ? 1 : pending_;
-      factor.write_symmetric(row, col, {scale * x.x - share * pair[0], scale * x.y - share * pair[1]});
+      const float2 x =
+          fresh_ ? float2{row == col ? 1.0f : 0, row == col + 1 ? 1.0f : 0} : factor.read_symmetric(row, col);
+      factor.write_symmetric(row, col, {pending_ * x.x - share * pair[0], pending_ * x.y - share * pair[1]});
     });
   }
 
@@ -248,8 +249,8 @@ class FactorUpdate {
   Matrix grad_;
   int d_, k_, d_tiles_;
   int columns_, k_tiles_;  // of the chunk at hand
-  bool fresh_ = false;     // x is diagonal_ I, else pending_ X
-  float diagonal_ = 0, pending_ = 1, unit_ = 1;
+  bool fresh_ = false;     // x is pending_ I, else pending_ X
+  float pending_ = 1;
   Lower n_;
 };
 

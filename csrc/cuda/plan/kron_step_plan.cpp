@@ -9,7 +9,9 @@ namespace kradagrad::cuda {
 namespace {
 
 // Bytes of the resident kernel's shared memory for sides of up to 16 `tiles` (resident_factor.cuh).
-int32_t resident_shared(int32_t tiles) { return (tiles * tiles + tiles * (tiles + 1)) * 1024 + tiles * 4; }
+int32_t resident_shared(int32_t tiles) {
+  return (tiles * tiles + tiles * (tiles + 1)) * 1024 + (tiles + 1) * 4;
+}
 
 bool is_resident(const KronTensors& group, int32_t shared_limit) {
   const int32_t side = resident_shared(kResidentSide / 16) <= shared_limit ? kResidentSide : 64;

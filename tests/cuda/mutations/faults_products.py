@@ -131,9 +131,25 @@ FAULTS = [
     Fault(
         "pending scale not applied",
         FACTOR,
-        "const float scale = fresh_ ? 1 : pending_;",
-        "const float scale = 1;",
+        "{pending_ * x.x - share * pair[0], pending_ * x.y - share * pair[1]}",
+        "{x.x - share * pair[0], x.y - share * pair[1]}",
         SMALL,
+        "values",
+    ),
+    Fault(
+        "Y not in its unit",
+        FACTOR,
+        "const float factor_scale = pending_ / *shared_.unit;",
+        "const float factor_scale = pending_;",
+        SMALL,
+        "values",
+    ),
+    Fault(
+        "updated although the mean is not finite",
+        FACTOR,
+        "const bool succeeded = usable && update(factor, loaded);",
+        "const bool succeeded = update(factor, loaded);",
+        LARGE,
         "values",
     ),
     Fault(
@@ -163,7 +179,7 @@ FAULTS = [
     Fault(
         "inactive blocks take part",
         KERNEL,
-        "if (!in.active[index]) {",
+        "if (!in.active[index] || group.m == 0 || group.n == 0) {",
         "if (false) {",
         SMALL,
         "values",

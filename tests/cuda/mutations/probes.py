@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import cases
 import test_accumulate
 import test_kron_step
 import test_parameter_step
@@ -31,11 +32,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "precision": "bf16x3",
         "update": True,
     },
+    "update_factor_": {
+        "decay": 0.9,
+        "weight": 0.5,
+        "damping": 1e-3,
+        "factor_scale": "frobenius",
+        "refine": 2,
+        "precision": "bf16x3",
+    },
     "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False},
     "parameter_step_": {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False},
 }
 WRITTEN = {
     "kron_step_": ("left", "right", "left_statistics", "right_statistics", "out", "norms"),
+    "update_factor_": ("factor", "statistics"),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
 }
@@ -103,7 +113,7 @@ class Probe:
         plain, exact = self.expected
         refine = (DEFAULTS[self.op] | self.options).get("refine", 0)
         for name in WRITTEN[self.op]:
-            products = self.op == "kron_step_" and "statistics" not in name
+            products = self.op in ("kron_step_", "update_factor_") and not name.endswith("statistics")
             atol = precision_atol("bf16x3", refine) if products else None
             trios = zip(*(tensors(of, name) for of in (ours, plain, exact)), strict=True)
             if "norms" in name:  # of blocks apart: a large one would hide another's
@@ -144,6 +154,23 @@ def kron(
     return Probe(name, "kron_step_", given, options)
 
 
+def update(n: int, d: int, k: int, **options: Any) -> Probe:
+    """A factor alone, that has seen a gradient."""
+    given = SimpleNamespace(
+        factor=cases.spd(n, d, torch.float32),
+        statistics=torch.tensor([[0.7, 0.0]]).repeat(n, 1),
+        unfolding=[torch.randn(n, d, k) / math.sqrt(k)],
+        active=torch.ones(n, dtype=torch.bool),
+    )
+    return Probe(f"{n} of {d} x {k}, {options}", "update_factor_", given, options)
+
+
+def with_nan(probe: Probe) -> Probe:
+    """The last element of the last block's gradient is not finite, so that its factors stay."""
+    probe.given.grad[-1][..., -1, -1] = math.nan
+    return probe
+
+
 def resident() -> list[Probe]:
     """Rows start aligned only in the second and fourth; an inactive block lies in the first and third."""
     return [
@@ -158,7 +185,7 @@ def resident() -> list[Probe]:
 
 
 def resident_chunks() -> list[Probe]:
-    return [kron(2, 20, 100, started=True), kron(2, 100, 20, refine=0, factor_scale="trace")]
+    return [with_nan(kron(2, 20, 100, started=True)), kron(2, 100, 20, refine=0, factor_scale="trace")]
 
 
 def grouped() -> list[Probe]:
@@ -167,7 +194,8 @@ def grouped() -> list[Probe]:
     first.given.grad[0].zero_()
     return [
         first,
-        kron(2, 20, 130, started=True, factor_scale="schatten4", refine=1),
+        with_nan(kron(2, 20, 130, started=True, factor_scale="schatten4", refine=1)),
+        update(1, 20, 150, factor_scale="trace", refine=1),
         kron(3, 7, 140, torch.bfloat16, factor_scale="trace", refine=0),
         kron(1, 130, 40, layout="transposed", started=True, factor_scale="product", refine=0),
         kron(1, 132, 64, layout="contiguous", factor_scale="trace_dim", refine=3),
