@@ -154,12 +154,14 @@ def kron(
     return Probe(name, "kron_step_", given, options)
 
 
-def update(n: int, d: int, k: int, **options: Any) -> Probe:
-    """A factor alone, that has seen a gradient."""
+def update_with_nan(n: int, d: int, k: int, **options: Any) -> Probe:
+    """Factors alone, that have seen a gradient; the last column of the last one's is not finite."""
+    unfolding = torch.randn(n, d, k) / math.sqrt(k)
+    unfolding[-1, :, -1] = math.nan
     given = SimpleNamespace(
         factor=cases.spd(n, d, torch.float32),
         statistics=torch.tensor([[0.7, 0.0]]).repeat(n, 1),
-        unfolding=[torch.randn(n, d, k) / math.sqrt(k)],
+        unfolding=[unfolding],
         active=torch.ones(n, dtype=torch.bool),
     )
     return Probe(f"{n} of {d} x {k}, {options}", "update_factor_", given, options)
@@ -194,8 +196,8 @@ def grouped() -> list[Probe]:
     first.given.grad[0].zero_()
     return [
         first,
-        with_nan(kron(2, 20, 130, started=True, factor_scale="schatten4", refine=1)),
-        update(1, 20, 150, factor_scale="trace", refine=1),
+        kron(2, 20, 130, started=True, factor_scale="schatten4", refine=1),
+        update_with_nan(2, 20, 150, factor_scale="trace", refine=1),
         kron(3, 7, 140, torch.bfloat16, factor_scale="trace", refine=0),
         kron(1, 130, 40, layout="transposed", started=True, factor_scale="product", refine=0),
         kron(1, 132, 64, layout="contiguous", factor_scale="trace_dim", refine=3),
