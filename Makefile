@@ -8,8 +8,7 @@ JOBS ?= auto
 STEPS ?= 300
 # The oldest Triton that is supported, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
-# The ops' tests, which run on Triton's interpreter, too.
-# One thread a process, for NumPy's products as well.
+# The ops' tests, which run on Triton's interpreter, too: on one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 OPS := $(addprefix tests/test_,kron_step.py update_factor.py accumulate.py parameter_step.py trajectory.py)
 
@@ -36,9 +35,10 @@ test-none: $(VENV)-none/installed
 
 # The Triton kernels on Triton's interpreter, the newest one and, for what takes less time, the oldest.
 test-triton: $(VENV)/installed $(VENV)-none/installed
-	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k triton $(PYTEST_ARGS) $(OPS)
+	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads and not (129 and contiguous)" \
+	    $(PYTEST_ARGS) $(OPS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
-	    -k "triton and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
+	    -k "triton and not threads and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check

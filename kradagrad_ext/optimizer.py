@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import checkpoint, grafting
+from . import checkpoint
 from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr
-from .state import Bucket
-from .step import Work, backend_of, plan_work, step_bucket
+from .local import Local
+from .step import Settings, backend_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from .distributed.sharded import Sharded
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -60,6 +64,9 @@ class KrADagrad(Optimizer):
         precondition_1d: precondition vectors, too.
         matrix_eps: None, or the absolute damping of the published recipe.
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
+        process_group: its ranks share out state and work; parameters and gradients lie on all of them
+            (`DistributedDataParallel`), or in shards as DTensors (`fully_shard`, tensor parallelism), for
+            which the default is all ranks. None for plain tensors: every rank does all work.
 
     Raises:
         ValueError: an option is out of range, or a structural one changed after the state was made.
@@ -97,11 +104,13 @@ class KrADagrad(Optimizer):
         precondition_1d: bool = False,
         matrix_eps: float | None = None,
         backend: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        not_options = ("self", "params", "__class__")
+        not_options = ("self", "params", "process_group", "__class__")
         options = {name: value for name, value in locals().items() if name not in not_options}
-        self._buckets: dict[int, list[Bucket]] = {}
+        self._process_group = process_group
         super().__init__(params, {**options, "precondition": True, "step": 0})
+        self._engine = self._make_engine()
 
     @classmethod
     def published(
@@ -197,12 +206,16 @@ class KrADagrad(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for work in self._prepare():
-            step_bucket(work)
+        self._engine.step(self._settings())
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As `torch.optim.Optimizer`: plain tensors and values, loadable with ``weights_only=True``."""
+        """As `torch.optim.Optimizer`: plain tensors and values, loadable with ``weights_only=True``.
+
+        Raises:
+            RuntimeError: the state is sharded over ranks: checkpoints of that are not written yet.
+        """
+        self._require_local("state_dict")
         return checkpoint.owned(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -210,7 +223,9 @@ class KrADagrad(Optimizer):
 
         Raises:
             ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
+            RuntimeError: as `state_dict`.
         """
+        self._require_local("load_state_dict")
         final: dict[str, Any] = {}
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
@@ -219,7 +234,7 @@ class KrADagrad(Optimizer):
 
         def restore(_: Optimizer) -> None:
             checkpoint.restore(self, final)
-            self._buckets = {}
+            self._engine = self._make_engine()
 
         # As hooks, so that the user's own see and change what they would in any optimizer.
         handles = (
@@ -235,60 +250,40 @@ class KrADagrad(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the batches are made anew from the parameters' state on the next step."""
         super().__setstate__(state)
-        self._buckets = {}
+        self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
+        self._engine = self._make_engine()
 
-    def _prepare(self) -> list[Work]:
-        """Check everything, then bring the buckets up to date: what raises, raises before any change."""
-        checked = []
+    def _require_local(self, method: str) -> None:
+        if not isinstance(self._engine, Local):
+            raise RuntimeError(
+                f"KrADagrad: `{method}` must be called where one rank holds all state, got an optimizer that "
+                "is sharded: its checkpoints are not written yet"
+            )
+
+    def _make_engine(self) -> Local | Sharded:
+        """What steps the parameters: this rank alone, or the ranks of a process group together."""
+        sharded = any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
+        if self._process_group is None and not sharded:
+            return Local(self.state)
+        from .distributed.sharded import Sharded  # torch.distributed is not part of every torch
+
+        return Sharded(self.state, self._process_group)
+
+    def _settings(self) -> list[Settings]:
+        """The parameter groups that have a gradient, checked in every respect."""
+        found = []
         for position, group in enumerate(self.param_groups):
             config = Config.of(group)
             check_lr(group["lr"])
+            with_gradient = [p for p in group["params"] if p.grad is not None]
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
                     _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
-            for bucket in self._buckets.get(position, []):
-                bucket.check_structure(config)
-            keys = {(p.device, p.dtype) for p in group["params"] if p.grad is not None}
-            for key in keys:
+            for key in {(p.device, p.dtype) for p in with_gradient}:
                 backend_of(config, *key)
-            checked.append((position, config, keys))
-        planned = [work for arguments in checked for work in self._plan_group(*arguments)]
-        for position, _, keys in checked:
-            self.param_groups[position]["step"] += bool(keys)
-        return planned
-
-    def _plan_group(
-        self, position: int, config: Config, keys: set[tuple[torch.device, torch.dtype]]
-    ) -> list[Work]:
-        """One parameter group's work, its buckets made or extended where a parameter is new to them."""
-        if not keys:
-            return []
-        group = self.param_groups[position]
-        buckets = self._buckets.get(position, [])
-        known = {p: bucket for bucket in buckets for p in bucket.params}
-        with_gradient = [p for p in group["params"] if p.grad is not None]
-        fresh = not all(self.state.get(p) for p in with_gradient)
-        if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
-            kept = [p for p in group["params"] if p.grad is not None or self.state.get(p)]
-            buckets = self._buckets[position] = self._make_buckets(kept, config)
-        return [
-            plan_work(bucket, config, group["step"] + 1, fresh, group["lr"])
-            for bucket in buckets
-            if bucket.key in keys
-        ]
-
-    def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
-        """Batch the parameters by device and dtype, taking over the state they have."""
-        by_key: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-        for p in params:
-            by_key[p.device, p.dtype].append(p)
-        buckets = []
-        for members in by_key.values():
-            saved = [self.state[p] for p in members]
-            bucket = Bucket(members, config, grafting.has_second_moment(config), saved)
-            self.state.update(zip(members, bucket.parameter_states(), strict=True))
-            buckets.append(bucket)
-        return buckets
+            found.append(Settings(position, group, config, group["step"] + 1))
+        self._engine.check(found)
+        return [own for own in found if any(p.grad is not None for p in own.params)]
 
 
 def _check_tensor(tensor: Tensor, position: str) -> None:

@@ -111,14 +111,19 @@ class Bucket:
     """
 
     def __init__(
-        self, params: Sequence[Tensor], config: Config, second_moment: bool, initial: Sequence[Initial]
+        self,
+        params: Sequence[Tensor],
+        config: Config,
+        second_moment: bool,
+        initial: Sequence[Initial],
+        plans: Sequence[ParameterPlan] | None = None,
     ) -> None:
         self.params = list(params)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
         self.key = (params[0].device, params[0].dtype)
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
-        self.plans = [plan_parameter(p.shape, config) for p in params]
+        self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
         self.scalars = like.new_zeros(len(params), 4)
         self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
         self.second_moments = [torch.zeros_like(m) for m in self.momenta] if second_moment else []

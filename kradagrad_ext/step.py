@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,30 @@ from .backends import resolve
 from .backends.base import Backend
 from .config import Config
 from .state import Bucket, compute_dtype
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One parameter group of an optimizer on this step; `number`: of the step, from 1."""
+
+    position: int
+    group: dict[str, Any]
+    config: Config
+    number: int
+
+    @property
+    def params(self) -> list[Tensor]:
+        own: list[Tensor] = self.group["params"]
+        return own
+
+    @property
+    def lr(self) -> float | Tensor:
+        own: float | Tensor = self.group["lr"]
+        return own
+
+    def count(self) -> None:
+        """The step, as one that is being taken."""
+        self.group["step"] = self.number
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,10 @@ class Work:
     fresh: bool
     lr: Tensor
 
+    @property
+    def preconditions(self) -> bool:
+        return self.number >= self.config.start_step
+
 
 def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
     """The backend of parameters, or of blocks with this longest side; raises as `backends.resolve`."""
@@ -46,32 +75,19 @@ def plan_work(bucket: Bucket, config: Config, number: int, fresh: bool, lr: floa
 def step_bucket(work: Work) -> None:
     """Guard, momentum, factors and roots, preconditioned update, graft, write."""
     bucket, config = work.bucket, work.config
+    params = [p.detach() for p in bucket.params]
     grads, present = bucket.gradients()
     active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
     coefficients = grafting.coefficients(bucket.scalars, config)
-    directions, graft_norms = _accumulate(work, grads, coefficients, active)
-    preconditioning = work.number >= config.start_step
-    updates = bucket.update_buffers(config, directions) if preconditioning else []
-    nows = [
-        variants.GroupStep(
-            work.number,
-            work.fresh,
-            active[group.block_parameter],
-            group.views(grads),
-            group.views(directions),
-            group.views(updates) if preconditioning else [],
-        )
-        for group in bucket.groups
-    ]
-    block_norms = variants.step(bucket.groups, config, work.group_backends, nows)
-    if preconditioning:
-        norms = bucket.update_norms(block_norms)
+    directions, graft_norms = accumulate(work, params, grads, coefficients, active)
+    updates, norms = precondition(work, grads, directions, active)
+    if work.preconditions:
         grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.preconditioned, config)
-    _write(work, updates or [bucket.like] * len(grads), directions, coefficients, active)
+    write(work, params, updates, directions, coefficients, active)
 
 
-def _accumulate(
-    work: Work, grads: list[Tensor], coefficients: Tensor, active: Tensor
+def accumulate(
+    work: Work, params: list[Tensor], grads: list[Tensor], coefficients: Tensor, active: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
     bucket, config = work.bucket, work.config
@@ -85,7 +101,7 @@ def _accumulate(
         lookahead,
         graft_norms,
         grads,
-        [p.detach() for p in bucket.params],
+        params,
         coefficients,
         active,
         config.betas[0],
@@ -97,14 +113,40 @@ def _accumulate(
     return lookahead or (bucket.momenta if averaged else grads), graft_norms
 
 
-def _write(
-    work: Work, updates: list[Tensor], directions: list[Tensor], coefficients: Tensor, active: Tensor
+def precondition(
+    work: Work, grads: list[Tensor], directions: list[Tensor], active: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[P]``."""
+    bucket = work.bucket
+    updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
+    nows = [
+        variants.GroupStep(
+            work.number,
+            work.fresh,
+            active[group.block_parameter],
+            group.views(grads),
+            group.views(directions),
+            group.views(updates) if work.preconditions else [],
+        )
+        for group in bucket.groups
+    ]
+    block_norms = variants.step(bucket.groups, work.config, work.group_backends, nows)
+    return updates or [bucket.like] * len(grads), bucket.update_norms(block_norms)
+
+
+def write(
+    work: Work,
+    params: list[Tensor],
+    updates: list[Tensor],
+    directions: list[Tensor],
+    coefficients: Tensor,
+    active: Tensor,
 ) -> None:
     """Graft, weight decay, momentum of the update, and the parameters."""
     bucket, config = work.bucket, work.config
     averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
     work.backend.parameter_step_(
-        [p.detach() for p in bucket.params],
+        params,
         [] if averaged else bucket.momenta,
         updates,
         directions,

@@ -13,7 +13,20 @@ PACKAGE = ROOT / "kradagrad_ext"
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
     "": {"optimizer", "config", "diagnostics"},
-    "optimizer": {"config", "state", "step", "grafting", "checkpoint"},
+    "optimizer": {"config", "local", "step", "checkpoint", "distributed.sharded"},
+    "local": {"config", "state", "step", "grafting"},
+    "distributed": set(),
+    "distributed.sharded": {"distributed.shard", "step"},
+    "distributed.shard": {
+        "config", "state", "step", "grafting",
+        "distributed.exchange", "distributed.layout", "distributed.parts", "distributed.pieces",
+    },
+    "distributed.parts": {
+        "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.pieces",
+    },
+    "distributed.layout": {"distributed.pieces"},
+    "distributed.exchange": set(),
+    "distributed.pieces": {"config", "plan"},
     "step": {"config", "state", "variants", "grafting", "backends", "backends.base"},
     "variants": {"config", "state", "roots", "backends.base"},
     "checkpoint": {"config", "state", "grafting"},

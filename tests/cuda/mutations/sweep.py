@@ -22,7 +22,7 @@ KERNELS = (
 )
 
 SMALL_KINDS = ("drop barrier", "drop wait", "wait for one group less", "drop commit")
-PER_KIND = {kind: 1000 if kind in SMALL_KINDS else 16 if kind in STRICT else 10 for kind in KINDS}
+PER_KIND = {kind: 1000 if kind in SMALL_KINDS else 12 if kind in STRICT else 6 for kind in KINDS}
 """Edits that the test takes of each kind: all that concern synchronisation, a sample of the rest."""
 
 

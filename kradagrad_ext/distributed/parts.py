@@ -1,0 +1,109 @@
+"""What a rank keeps: of all parameters their scalars, of its own pieces the state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kradagrad_ext import grafting
+from kradagrad_ext.config import Config
+from kradagrad_ext.plan import Shape, plan_parameter
+from kradagrad_ext.state import Bucket
+from kradagrad_ext.step import Settings, Work, accumulate, plan_work, precondition, write
+
+from .exchange import Route
+from .pieces import Piece
+
+
+class Ledger:
+    """What every rank knows of all parameters of one parameter group and dtype.
+
+    Attributes:
+        parameters: their indices among all of the optimizer's.
+        scalars: ``[P, 4]``, see `grafting`.
+    """
+
+    def __init__(
+        self, parameters: Sequence[int], shapes: Sequence[Shape], config: Config, like: Tensor
+    ) -> None:
+        self.parameters = list(parameters)
+        self.scalars = like.new_zeros(len(shapes), 4)
+        self.numel = like.new_tensor([max(math.prod(shape), 1) for shape in shapes])
+        plans = [plan_parameter(shape, config) for shape in shapes]
+        self.preconditioned = torch.tensor([bool(plan.regions) for plan in plans], device=like.device)
+
+    def observe(self, norms: Tensor, present: Tensor, config: Config) -> None:
+        """The guard of this step, and the coefficients of its updates."""
+        own = norms[self.parameters].to(self.scalars.dtype)
+        self.active = grafting.observe_(self.scalars, own, self.numel, present[self.parameters], config)
+        self.coefficients = grafting.coefficients(self.scalars, config)
+
+    def scale(self, graft_norms: Tensor, update_norms: Tensor, config: Config) -> None:
+        """The lengths of this step's updates."""
+        dtype, own = self.scalars.dtype, self.parameters
+        graft, update = graft_norms[own].to(dtype), update_norms[own].to(dtype)
+        grafting.scale_(self.coefficients, self.scalars, graft, update, self.preconditioned, config)
+
+
+@dataclass
+class Part:
+    """The pieces of one ledger in a chunk.
+
+    Attributes:
+        bucket: their state, each piece as a parameter of its own.
+        rows: of the ledger, for every piece.
+        grads, params: their buffers on this step.
+    """
+
+    position: int
+    ledger: Ledger
+    bucket: Bucket
+    pieces: Sequence[Piece]
+    rows: Tensor
+    grads: list[Tensor] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+
+    def make_buffers(self) -> list[Tensor]:
+        """For gradients and parameters, piece by piece in turns."""
+        self.grads = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.bucket.params]
+        self.params = [torch.empty_like(g) for g in self.grads]
+        return [tensor for pair in zip(self.grads, self.params, strict=True) for tensor in pair]
+
+
+@dataclass
+class Chunk:
+    """What is taken in, worked off and handed back at once."""
+
+    parts: list[Part]
+    fetch: Route
+    hand_back: Route
+
+
+@dataclass
+class Share:
+    """One part's step, between its updates and its write."""
+
+    part: Part
+    work: Work
+    directions: list[Tensor]
+    updates: list[Tensor]
+
+
+def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
+    """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
+    work = plan_work(part.bucket, settings.config, settings.number, fresh, settings.lr)
+    coefficients, active = part.ledger.coefficients[part.rows], part.ledger.active[part.rows]
+    directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, active)
+    updates, norms = precondition(work, part.grads, directions, active)
+    return Share(part, work, directions, updates), (graft_norms, norms)
+
+
+def finish(share: Share) -> None:
+    """Write the new values into the buffers of a part's pieces."""
+    part = share.part
+    coefficients, active = part.ledger.coefficients[part.rows], part.ledger.active[part.rows]
+    write(share.work, part.params, share.updates, share.directions, coefficients, active)

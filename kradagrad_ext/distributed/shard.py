@@ -1,0 +1,262 @@
+"""A step whose work and state are shared out: every rank owns pieces of all parameters.
+
+::
+
+    norms of all gradients                              one small collective
+    chunk by chunk: gradients and parameters come in    one collective a chunk, the next one under way
+        moments, factors and roots, updates of own pieces
+    lengths of all updates                              one small collective
+    chunk by chunk: write own pieces, hand them back    one collective a chunk
+    parameters take what was handed back
+
+A parameter changes in the last line alone, so that a rank that dies leaves it as it was. Chunks bound what a
+rank holds in buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kradagrad_ext import grafting
+from kradagrad_ext.config import Config
+from kradagrad_ext.state import Bucket, compute_dtype
+from kradagrad_ext.step import Settings
+
+from .exchange import Pending, Route, Segment
+from .layout import box_of, gather_holders, local
+from .parts import Chunk, Ledger, Part, advance, finish
+from .pieces import Piece, deal
+
+CHUNK_BYTES = 64 << 20
+"""Gradients and parameters that one rank takes in at once."""
+
+
+class Shard:
+    """All parameters of an optimizer, dealt out to the ranks of a process group.
+
+    Args:
+        params: of all parameter groups, one after the other.  names: for messages.
+        positions: the parameter group of each.  configs: of each parameter group.
+
+    Raises:
+        ValueError: ranks disagree on the parameters, or a placement is not supported; on every rank.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        names: Sequence[str],
+        positions: Sequence[int],
+        configs: Mapping[int, Config],
+        group: dist.ProcessGroup,
+    ) -> None:
+        self.params, self.group = list(params), group
+        self.seen: set[int] = set()
+        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
+        shapes = [tuple(p.shape) for p in params]
+        self.holders = gather_holders(self.boxes, shapes, names, group)
+        self.replicated = all(
+            len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
+        )
+        self.ledgers = self._make_ledgers(positions, configs)
+        dealt = deal(shapes, [configs[position] for position in positions], self.ranks)
+        by_chunk = [list(self._cut(pieces)) for pieces in dealt]
+        count = max(map(len, by_chunk))
+        self.chunks = [
+            self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], positions, configs)
+            for i in range(count)
+        ]
+
+    def _make_ledgers(
+        self, positions: Sequence[int], configs: Mapping[int, Config]
+    ) -> dict[tuple[int, torch.dtype], Ledger]:
+        members: dict[tuple[int, torch.dtype], list[int]] = {}
+        for index, p in enumerate(self.params):
+            members.setdefault((positions[index], p.dtype), []).append(index)
+        ledgers = {}
+        for (position, dtype), own in members.items():
+            like = torch.empty(0, dtype=compute_dtype(dtype), device=local(self.params[own[0]]).device)
+            shapes = [tuple(self.params[index].shape) for index in own]
+            ledgers[position, dtype] = Ledger(own, shapes, configs[position], like)
+        return ledgers
+
+    def _cut(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+        """One rank's pieces, chunk by chunk."""
+        own: list[Piece] = []
+        used = 0
+        for piece in pieces:
+            size = 2 * piece.box.numel * self.params[piece.parameter].element_size()
+            if own and used + size > CHUNK_BYTES:
+                yield own
+                own, used = [], 0
+            own.append(piece)
+            used += size
+        if own:
+            yield own
+
+    def _make_chunk(
+        self, pieces: Sequence[Sequence[Piece]], positions: Sequence[int], configs: Mapping[int, Config]
+    ) -> Chunk:
+        """`pieces`: of every rank."""
+        own: dict[tuple[int, torch.dtype], list[Piece]] = {}
+        for piece in pieces[self.rank]:
+            own.setdefault((positions[piece.parameter], self.params[piece.parameter].dtype), []).append(piece)
+        parts = [self._make_part(key, members, configs[key[0]]) for key, members in own.items()]
+        ordered = [piece for part in parts for piece in part.pieces]
+        return Chunk(parts, *self._routes(ordered, pieces))
+
+    def _make_part(self, key: tuple[int, torch.dtype], pieces: Sequence[Piece], config: Config) -> Part:
+        ledger = self.ledgers[key]
+        device = ledger.scalars.device
+        buffers = [torch.empty((), dtype=key[1], device=device).expand(piece.box.shape) for piece in pieces]
+        plans = [piece.plan for piece in pieces]
+        bucket = Bucket(buffers, config, grafting.has_second_moment(config), [{}] * len(pieces), plans)
+        rows = torch.tensor([ledger.parameters.index(piece.parameter) for piece in pieces], device=device)
+        return Part(key[0], ledger, bucket, pieces, rows)
+
+    def _routes(self, own: Sequence[Piece], pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
+        """How gradients and parameters come to their owners, and how parameters come back.
+
+        Slots on the way in: twice a parameter's index among the sources, twice a piece's among the targets,
+        and the next for the parameter itself. On the way back: a piece's index, a parameter's index.
+        """
+        fetch, back = Route(self.ranks), Route(self.ranks, self.replicated)
+        for owner, theirs in enumerate(pieces):
+            for index, piece in enumerate(own if owner == self.rank else theirs):
+                dtype, holders = self.params[piece.parameter].dtype, self.holders[piece.parameter]
+                for box, ranks in holders.ranks_of.items():
+                    shared = piece.box.intersection(box)
+                    if shared is None:
+                        continue
+                    here, there = shared.within(box), shared.within(piece.box)
+                    sender = holders.sender(box, owner)
+                    for kind in (0, 1):
+                        if sender == self.rank:
+                            fetch.sent[owner].append(Segment(2 * piece.parameter + kind, here, dtype))
+                        if owner == self.rank:
+                            fetch.received[sender].append(Segment(2 * index + kind, there, dtype))
+                    if self.rank in ranks:
+                        back.received[owner].append(Segment(piece.parameter, here, dtype))
+                    if owner == self.rank:
+                        for rank in (0,) if self.replicated else ranks:
+                            back.sent[rank].append(Segment(index, there, dtype))
+        return fetch, back
+
+    def step(self, settings: Mapping[int, Settings]) -> None:
+        """One step of all parameters that have a gradient.
+
+        Args:
+            settings: by parameter group; those without a gradient are left out.
+
+        Raises:
+            RuntimeError: a rank has died or did not come in time. Parameters are as they were.
+        """
+        locals_ = [local(p) for p in self.params]
+        fresh = self._fresh()
+        norms, present = self._sum(*self._gradient_norms())
+        for (position, _), ledger in self.ledgers.items():
+            if position in settings:
+                ledger.observe(norms, present == self.ranks, settings[position].config)
+        sources = [
+            tensor for p, own in zip(self.params, locals_, strict=True) for tensor in (_gradient(p, own), own)
+        ]
+        graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
+        shares = []
+        for chunk in self._fetched(sources):
+            for part in chunk.parts:
+                if part.position in settings:
+                    share, (graft, update) = advance(part, settings[part.position], fresh)
+                    shares.append(share)
+                    indices = torch.tensor([piece.parameter for piece in part.pieces], device=norms.device)
+                    graft_norms.index_add_(0, indices, graft.to(norms.dtype))
+                    update_norms.index_add_(0, indices, update.to(norms.dtype))
+        graft_norms, update_norms = self._sum(graft_norms, update_norms)
+        for (position, _), ledger in self.ledgers.items():
+            if position in settings and settings[position].number >= settings[position].config.start_step:
+                ledger.scale(graft_norms, update_norms, settings[position].config)
+        for share in shares:
+            finish(share)
+        self._hand_back(locals_)
+
+    def _fresh(self) -> bool:
+        """Whether a parameter takes its first step."""
+        present = {index for index, p in enumerate(self.params) if p.grad is not None}
+        fresh = not present <= self.seen
+        self.seen |= present
+        return fresh
+
+    def check(self, configs: Mapping[int, Config]) -> None:
+        """Raise ValueError if an option that shapes the state has changed since it was made."""
+        for chunk in self.chunks:
+            for part in chunk.parts:
+                part.bucket.check_structure(configs[part.position])
+
+    def parameter_states(self) -> list[dict[str, Tensor]]:
+        """For every parameter, what ``optimizer.state[p]`` holds on this rank: what all ranks know."""
+        states: list[dict[str, Tensor]] = [{} for _ in self.params]
+        for ledger in self.ledgers.values():
+            for row, index in enumerate(ledger.parameters):
+                states[index]["scalars"] = ledger.scalars[row]
+        return states
+
+    def _gradient_norms(self) -> tuple[Tensor, Tensor]:
+        """|g|_F^2 of what this rank has to tell of every gradient ``[P]``, and whether there is one.
+
+        Of replicas, each tells of its share of the parameters.
+        """
+        present = [p.grad is not None for p in self.params]
+        norms = []
+        for index, (p, box) in enumerate(zip(self.params, self.boxes, strict=True)):
+            ranks = self.holders[index].ranks_of.get(box, ())
+            if p.grad is not None and ranks and ranks[index % len(ranks)] == self.rank:
+                norms.append(torch.linalg.vector_norm(local(p.grad), dtype=torch.float64).square())
+            else:
+                norms.append(torch.zeros((), dtype=torch.float64, device=local(p).device))
+        stacked = torch.stack(norms)
+        return stacked, torch.tensor(present, dtype=torch.float64, device=stacked.device)
+
+    def _sum(self, *vectors: Tensor) -> list[Tensor]:
+        """Over all ranks."""
+        flat = torch.cat(vectors)
+        dist.all_reduce(flat, group=self.group)
+        return list(torch.split(flat, [len(vector) for vector in vectors]))
+
+    def _fetched(self, sources: Sequence[Tensor]) -> Iterator[Chunk]:
+        """The chunks with their gradients and parameters; the next one is on its way."""
+        pending = self._fetch(self.chunks[0], sources)
+        for chunk, following in zip(self.chunks, [*self.chunks[1:], None], strict=True):
+            upcoming = self._fetch(following, sources) if following else None
+            if pending:
+                pending.finish()
+            pending = upcoming
+            yield chunk
+
+    def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> Pending | None:
+        targets = [buffer for part in chunk.parts for buffer in part.make_buffers()]
+        if self.replicated:
+            chunk.fetch.copy(sources, targets)
+            return None
+        return chunk.fetch.start(sources, targets, self.group)
+
+    def _hand_back(self, locals_: Sequence[Tensor]) -> None:
+        """Every rank's new parameters, and only when all of them are there, their write."""
+        staged = [torch.empty_like(own) for own in locals_]
+        under_way: list[Pending] = []
+        for chunk in self.chunks:
+            pieces = [param for part in chunk.parts for param in part.params]
+            under_way.append(chunk.hand_back.start(pieces, staged, self.group))
+            if len(under_way) > 1:
+                under_way.pop(0).finish()
+        for pending in under_way:
+            pending.finish()
+        torch._foreach_copy_(list(locals_), staged)
+
+
+def _gradient(p: Tensor, own: Tensor) -> Tensor:
+    """What this rank holds of the gradient; zeros where there is none, which nothing depends on."""
+    return torch.zeros_like(own) if p.grad is None else local(p.grad)

@@ -1,0 +1,67 @@
+"""All of the work on this rank: parameters batched by parameter group, device and dtype."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import grafting
+from .config import Config
+from .state import Bucket
+from .step import Settings, Work, plan_work, step_bucket
+
+Key = tuple[torch.device, torch.dtype]
+
+
+class Local:
+    """The buckets of an optimizer, made from its state and extended where a parameter is new to them."""
+
+    def __init__(self, state: dict[Tensor, Any]) -> None:
+        self._state = state
+        self._buckets: dict[int, list[Bucket]] = {}
+
+    def check(self, settings: Sequence[Settings]) -> None:
+        """Raise ValueError if an option that shapes the state has changed since it was made."""
+        for own in settings:
+            for bucket in self._buckets.get(own.position, []):
+                bucket.check_structure(own.config)
+
+    def step(self, settings: Sequence[Settings]) -> None:
+        """Every bucket's step; what raises, raises before any change."""
+        planned = [work for own in settings for work in self._plan_group(own)]
+        for own in settings:
+            own.count()
+        for work in planned:
+            step_bucket(work)
+
+    def _plan_group(self, settings: Settings) -> list[Work]:
+        buckets = self._buckets.get(settings.position, [])
+        known = {p: bucket for bucket in buckets for p in bucket.params}
+        with_gradient = [p for p in settings.params if p.grad is not None]
+        fresh = not all(self._state.get(p) for p in with_gradient)
+        if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
+            kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
+            buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)
+        keys = {(p.device, p.dtype) for p in with_gradient}
+        return [
+            plan_work(bucket, settings.config, settings.number, fresh, settings.lr)
+            for bucket in buckets
+            if bucket.key in keys
+        ]
+
+    def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
+        """Batch the parameters by device and dtype, taking over the state they have."""
+        by_key: dict[Key, list[Tensor]] = defaultdict(list)
+        for p in params:
+            by_key[p.device, p.dtype].append(p)
+        buckets = []
+        for members in by_key.values():
+            saved = [self._state[p] for p in members]
+            bucket = Bucket(members, config, grafting.has_second_moment(config), saved)
+            self._state.update(zip(members, bucket.parameter_states(), strict=True))
+            buckets.append(bucket)
+        return buckets

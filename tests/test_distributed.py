@@ -1,0 +1,143 @@
+"""Sharing state and work out to ranks: the same parameters as on one, in every mode, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.distributed import exchange
+
+STEPS = 20
+MODES = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (2, "tp")]
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"nesterov": True, "weight_decay": 0.1, "decoupled_weight_decay": False, "precondition_1d": True},
+    {"momentum_on": "update", "graft": "sgd", "factor_update": "krad", "start_step": 3},
+]
+
+
+def train(model: nn.Sequential, options: dict[str, Any], steps: int = STEPS) -> KrADagrad:
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **options)
+    for step in range(steps):
+        ranks.backward(model, step)
+        optimizer.step()
+    return optimizer
+
+
+def modes_of_a_rank(rank: int, world: int) -> dict[Any, list[Tensor]]:
+    results = {}
+    for mode in [mode for size, mode in MODES if size == world]:
+        for number, options in enumerate(VARIANTS):
+            for dtype in (torch.float64,) if number or mode == "tp" else (torch.float64, torch.float32):
+                model = ranks.make_model(dtype)
+                own = ranks.shard(model, mode)
+                train(model, options | own)
+                results[mode, number, dtype] = ranks.whole(model)
+    return results
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_same_parameters_in_every_mode(world: int, tmp_path: Path) -> None:
+    """As on one rank, to rounding. Tensor parallelism makes gradients with rounding of its own, which many
+    steps in float32 let grow."""
+    gathered = ranks.launch(world, modes_of_a_rank, tmp_path, world)
+    for (mode, number, dtype), parameters in gathered[0].items():
+        model = ranks.make_model(dtype)
+        train(model, VARIANTS[number])
+        for ours, alone in zip(parameters, ranks.whole(model), strict=True):
+            error = float((ours - alone).norm() / alone.norm())
+            assert error <= (1e-10 if dtype == torch.float64 else 1e-5), (mode, number, dtype)
+        for other in gathered[1:]:
+            same = zip(parameters, other[mode, number, dtype], strict=True)
+            assert all(torch.equal(a, b) for a, b in same), "replicas must agree to the bit"
+
+
+def guarded_rank(rank: int, mode: str) -> dict[str, Any]:
+    """A gradient with an Inf in one element, which one rank holds; and one that is missing."""
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
+    ranks.backward(model, 0)
+    optimizer.step()
+    before = ranks.whole(model)
+    ranks.backward(model, 1)
+    weight = model[0].weight.grad
+    held = weight.to_local() if hasattr(weight, "to_local") else weight
+    if mode == "ddp" or rank == 1:
+        held[-1, -1] = torch.inf
+    model[2].bias.grad = None
+    optimizer.step()
+    return {"before": before, "after": ranks.whole(model)}
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_a_gradient_that_is_not_finite_or_missing_on_all_ranks(mode: str, tmp_path: Path) -> None:
+    for result in ranks.launch(2, guarded_rank, tmp_path, mode):
+        changed = [not torch.equal(*pair) for pair in zip(result["before"], result["after"], strict=True)]
+        assert changed == [False, True, True, False, True]
+
+
+def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int]]:
+    """Collectives of one step of a model of so many layers, and the sizes of their buffers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
+    optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
+    counts: Counter[str] = Counter()
+    sizes: list[int] = []
+
+    def counting(module: Any, name: str) -> Any:
+        original = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            sizes.append(max(t.numel() * t.element_size() for t in arguments if isinstance(t, Tensor)))
+            return original(*arguments, **options)
+
+        return call
+
+    for step in range(2):
+        if step == 1:  # the first one makes the shard
+            for name in ("all_reduce", "all_to_all_single", "all_gather_object"):
+                setattr(dist, name, counting(dist, name))
+            exchange.all_gather = counting(exchange, "all_gather")
+        model.zero_grad()
+        model(torch.randn(8, 32)).square().mean().backward()
+        optimizer.step()
+    return counts, sizes
+
+
+@pytest.mark.parametrize("layers", [3, 30])
+def test_collectives_do_not_grow_with_the_parameters(layers: int, tmp_path: Path) -> None:
+    for counts, sizes in ranks.launch(2, counted_rank, tmp_path, layers):
+        assert counts == {"all_reduce": 2, "all_gather": 1}
+        parameters = layers * (32 * 32 + 32)
+        assert max(sizes) <= 1.2 * 4 * parameters + 4096
+
+
+def dying_rank(rank: int, mode: str) -> dict[str, Any]:
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
+    for step in range(2):
+        ranks.backward(model, step)
+        optimizer.step()
+    ranks.backward(model, 2)
+    if rank == 1:
+        os._exit(1)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+    return {"same": all(same)}
+
+
+def test_a_rank_that_dies_raises_and_leaves_the_parameters(tmp_path: Path) -> None:
+    survivor, _ = ranks.launch(2, dying_rank, tmp_path, "ddp", deaths=1)
+    assert survivor["same"]

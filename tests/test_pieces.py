@@ -1,0 +1,67 @@
+"""Ownership of blocks, from shapes alone: pieces make up every parameter, and ranks have equal shares."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.config import Config
+from kradagrad_ext.distributed.pieces import Box, bytes_of, cost_of, deal
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+
+def config(**options: object) -> Config:
+    return Config.of(KrADagrad([torch.zeros(1)], **options).param_groups[0])
+
+
+@pytest.mark.parametrize("ranks", [8, 64, 512])
+def test_a_large_model_is_shared_out_evenly(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
+    from roofline_models import MODELS
+
+    shapes = [tuple(shape) for shape in MODELS["1.3b"].shapes]
+    dealt = deal(shapes, [config()] * len(shapes), ranks)
+    for measure in (cost_of, bytes_of):
+        shares = [sum(measure(piece.plan) for piece in own) for own in dealt]
+        assert max(shares) <= 1.1 * sum(shares) / ranks, measure.__name__
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 40), min_size=0, max_size=3), min_size=1, max_size=4),
+    block_size=st.sampled_from([4, 7, 16]),
+    max_factor_dim=st.sampled_from([8, 1000]),
+    merge_dims=st.booleans(),
+    ranks=st.integers(1, 9),
+)
+def test_pieces_make_up_every_parameter(
+    shapes: list[list[int]], block_size: int, max_factor_dim: int, merge_dims: bool, ranks: int
+) -> None:
+    """Every element once, and the blocks of the pieces are those of the parameter."""
+    own = config(block_size=block_size, max_factor_dim=max_factor_dim, merge_dims=merge_dims)
+    sizes = [tuple(shape) for shape in shapes]
+    pieces = list(itertools.chain(*deal(sizes, [own] * len(sizes), ranks)))
+    for parameter, shape in enumerate(sizes):
+        counted = torch.zeros(shape, dtype=torch.int64)
+        blocks: Counter[object] = Counter()
+        for piece in (piece for piece in pieces if piece.parameter == parameter):
+            counted[piece.box.within(Box((0,) * len(shape), shape))] += 1
+            assert piece.plan.shape == piece.box.shape
+            blocks.update({group.block_shape: group.blocks for group in group_blocks([piece.plan])})
+        assert (counted == 1).all()
+        expected = group_blocks([plan_parameter(shape, own)])
+        assert blocks == {group.block_shape: group.blocks for group in expected}
+
+
+def test_boxes_intersect() -> None:
+    a, b = Box((0, 2), (4, 4)), Box((3, 0), (4, 3))
+    assert a.intersection(b) == b.intersection(a) == Box((3, 2), (1, 1))
+    assert a.intersection(Box((4, 0), (1, 9))) is None
+    assert Box((), ()).intersection(Box((), ())) == Box((), ())
