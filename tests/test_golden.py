@@ -38,7 +38,7 @@ def published(case: dict[str, Any], parameter: torch.nn.Parameter, backend: str)
 
 def row_major_blocks(optimizer: KrADagrad, parameter: torch.nn.Parameter, key: str) -> list[torch.Tensor]:
     """The state's tensors in the order of the golden files: blocks in row-major order, modes innermost."""
-    plan = optimizer._buckets[0][0].plans[0]
+    plan = optimizer._engine._buckets[0][0].plans[0]
     state = optimizer.state[parameter]
     found = []
     for r, region in enumerate(plan.regions):
