@@ -1,22 +1,22 @@
 """What makes a `state_dict` of views exact and checked.
 
 `torch.optim.Optimizer` would save one view of a batch as the whole batch, and cast float32 factors to
-bfloat16 when it loads them for a bfloat16 parameter: `owned` and `restore` undo that. `check` refuses what
+bfloat16 when it loads them for a bfloat16 parameter: `owned` and `by_parameter` undo that. `check` refuses
+what
 does not fit before anything is loaded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from .config import STRUCTURAL, Config
-from .grafting import has_second_moment
-from .state import Bucket
+from .state import empty_state
 
 
 def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -66,23 +66,30 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
 
 def _check_state(index: int, p: Tensor, config: Config, saved: dict[str, Any]) -> None:
     """Compare one parameter's saved tensors with what its plan holds, worked out on the meta device."""
-    like = torch.empty(p.shape, dtype=p.dtype, device="meta")
-    expected = Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
+    expected = empty_state(p, config)
     if saved.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
         raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
     for key, tensor in expected.items():
         value = saved[key]
-        if not isinstance(value, Tensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
+        fits = isinstance(value, Tensor) and value.dtype == tensor.dtype
+        if not fits or _in_a_row(value.shape, tensor.ndim) != tensor.shape:
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
             wanted = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"KrADagrad: `{key}` of parameter {index} must be {wanted}, got {got}")
 
 
-def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Put the saved tensors in place of those that `torch.optim.Optimizer` cast to the parameters' dtype."""
-    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
-        for index, p in zip(saved["params"], group["params"], strict=True):
-            if index in state_dict["state"]:
-                tensors = state_dict["state"][index].items()
-                optimizer.state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors}
+def _in_a_row(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """Blocks that lie in their grid, as those of sharded states do, counted one after the other."""
+    grid = len(shape) - ndim + 1
+    return tuple(shape) if grid < 2 else (math.prod(shape[:grid]), *shape[grid:])
+
+
+def by_parameter(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
+    """The saved tensors, not those that `torch.optim.Optimizer` cast to the parameters' dtype."""
+    return {
+        p: state_dict["state"][index]
+        for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
+        for index, p in zip(saved["params"], group["params"], strict=True)
+        if index in state_dict["state"]
+    }

@@ -15,8 +15,15 @@ def _total(tensors: Iterable[Tensor]) -> int:
     return int(sum((tensor.sum().double().cpu() for tensor in tensors), torch.zeros((), dtype=torch.float64)))
 
 
+def _held(items: Iterable[tuple[str, Tensor]], prefix: str) -> Iterable[Tensor]:
+    """What this rank holds of the tensors whose key begins so: of a sharded one, some pieces."""
+    return [part for key, t in items if key.startswith(prefix) for part in getattr(t, "parts", [t])]
+
+
 def report(optimizer: Optimizer) -> list[dict[str, int]]:
     """Counts since the start of training, one dict for every parameter group.
+
+    Of a sharded optimizer, the last two are of this rank's blocks.
 
     Returns:
         ``steps``: of the group. ``non_finite_gradients``: gradients skipped because they held NaN or Inf,
@@ -33,8 +40,8 @@ def report(optimizer: Optimizer) -> list[dict[str, int]]:
                 "steps": group["step"],
                 "non_finite_gradients": _total(state["scalars"][SKIPPED] for state in states),
                 "graft_fallbacks": _total(state["scalars"][FALLBACKS] for state in states),
-                "factor_fallbacks": _total(t[:, 1] for key, t in items if key.startswith("statistics_")),
-                "roots_kept": _total(t for key, t in items if key.startswith("kept_")),
+                "factor_fallbacks": _total(t[..., 1] for t in _held(items, "statistics_")),
+                "roots_kept": _total(_held(items, "kept_")),
             }
         )
     return reports

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,15 @@ class Local:
         for own in settings:
             for bucket in self._buckets.get(own.position, []):
                 bucket.check_structure(own.config)
+
+    def complete(self, settings: Sequence[Settings]) -> None:
+        """Nothing: state is made as gradients come."""
+
+    def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
+        self._state, self._buckets = state, {}
+        for p, tensors in saved.items():
+            state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
     def step(self, settings: Sequence[Settings]) -> None:
         """Every bucket's step; what raises, raises before any change."""

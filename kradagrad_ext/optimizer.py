@@ -212,10 +212,10 @@ class KrADagrad(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer`: plain tensors and values, loadable with ``weights_only=True``.
 
-        Raises:
-            RuntimeError: the state is sharded over ranks: checkpoints of that are not written yet.
+        Of a sharded optimizer it is to be called on all ranks, and its tensors are those of
+        `torch.distributed.checkpoint`: each rank has its pieces of them (docs/distributed.md).
         """
-        self._require_local("state_dict")
+        self._engine.complete(self._groups())
         return checkpoint.owned(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -223,9 +223,9 @@ class KrADagrad(Optimizer):
 
         Raises:
             ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
-            RuntimeError: as `state_dict`.
         """
-        self._require_local("load_state_dict")
+        engine = self._engine
+        engine.complete(self._groups())
         final: dict[str, Any] = {}
 
         def check(_: Optimizer, given: dict[str, Any]) -> None:
@@ -233,8 +233,8 @@ class KrADagrad(Optimizer):
             final.update(given)
 
         def restore(_: Optimizer) -> None:
-            checkpoint.restore(self, final)
-            self._engine = self._make_engine()
+            engine.restore(self.state, checkpoint.by_parameter(self, final))
+            self._engine = engine
 
         # As hooks, so that the user's own see and change what they would in any optimizer.
         handles = (
@@ -253,13 +253,6 @@ class KrADagrad(Optimizer):
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
         self._engine = self._make_engine()
 
-    def _require_local(self, method: str) -> None:
-        if not isinstance(self._engine, Local):
-            raise RuntimeError(
-                f"KrADagrad: `{method}` must be called where one rank holds all state, got an optimizer that "
-                "is sharded: its checkpoints are not written yet"
-            )
-
     def _make_engine(self) -> Local | Sharded:
         """What steps the parameters: this rank alone, or the ranks of a process group together."""
         sharded = any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
@@ -269,19 +262,24 @@ class KrADagrad(Optimizer):
 
         return Sharded(self.state, self._process_group)
 
+    def _groups(self) -> list[Settings]:
+        """All parameter groups, their options checked."""
+        for group in self.param_groups:
+            check_lr(group["lr"])
+        return [
+            Settings(position, group, Config.of(group), group["step"] + 1)
+            for position, group in enumerate(self.param_groups)
+        ]
+
     def _settings(self) -> list[Settings]:
         """The parameter groups that have a gradient, checked in every respect."""
-        found = []
-        for position, group in enumerate(self.param_groups):
-            config = Config.of(group)
-            check_lr(group["lr"])
-            with_gradient = [p for p in group["params"] if p.grad is not None]
-            for i, p in enumerate(group["params"]):
+        found = self._groups()
+        for own in found:
+            for i, p in enumerate(own.params):
                 if p.grad is not None:
-                    _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
-            for key in {(p.device, p.dtype) for p in with_gradient}:
-                backend_of(config, *key)
-            found.append(Settings(position, group, config, group["step"] + 1))
+                    _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {own.position}")
+            for key in {(p.device, p.dtype) for p in own.params if p.grad is not None}:
+                backend_of(own.config, *key)
         self._engine.check(found)
         return [own for own in found if any(p.grad is not None for p in own.params)]
 

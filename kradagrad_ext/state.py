@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import STRUCTURAL, Config
+from .grafting import has_second_moment
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
 
 Initial = Mapping[str, Any]
@@ -96,6 +97,12 @@ class GroupState:
             for mode, batch in enumerate(batches)
             if self.group.factored[mode]
         }
+
+
+def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
+    """What ``optimizer.state[p]`` holds of a parameter, on the meta device."""
+    like = torch.empty(p.shape, dtype=p.dtype, device="meta")
+    return Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
 
 
 class Bucket:

@@ -12,8 +12,9 @@ import ranks
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import checkpoint
 
-from kradagrad_ext import KrADagrad
+from kradagrad_ext import KrADagrad, diagnostics
 from kradagrad_ext.distributed import exchange
 
 STEPS = 20
@@ -122,6 +123,27 @@ def test_collectives_do_not_grow_with_the_parameters(layers: int, tmp_path: Path
         assert max(sizes) <= 1.2 * 4 * parameters + 4096
 
 
+def measured_rank(rank: int, world: int) -> dict[str, int]:
+    """Bytes of state on this rank, and what diagnostics count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(100, 96), *(nn.Linear(96, 96) for _ in range(3)))
+    optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
+    state = optimizer.state_dict()["state"].values()
+    parts = [part for own in state for tensor in own.values() for part in getattr(tensor, "parts", [])]
+    model(torch.arange(10)).square().mean().backward()
+    optimizer.step()
+    assert diagnostics(optimizer)[0]["steps"] == 1
+    return {"bytes": sum(part.numel() * part.element_size() for part in parts)}
+
+
+def test_state_is_shared_out(tmp_path: Path) -> None:
+    (alone,) = ranks.launch(1, measured_rank, tmp_path, 1)
+    (tmp_path / "4").mkdir()
+    shares = [own["bytes"] for own in ranks.launch(4, measured_rank, tmp_path / "4", 4)]
+    assert sum(shares) == alone["bytes"]
+    assert max(shares) <= 1.1 * alone["bytes"] / 4
+
+
 def dying_rank(rank: int, mode: str) -> dict[str, Any]:
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
@@ -141,3 +163,48 @@ def dying_rank(rank: int, mode: str) -> dict[str, Any]:
 def test_a_rank_that_dies_raises_and_leaves_the_parameters(tmp_path: Path) -> None:
     survivor, _ = ranks.launch(2, dying_rank, tmp_path, "ddp", deaths=1)
     assert survivor["same"]
+
+
+def saved_rank(rank: int, world: int, mode: str, folder: str, steps: tuple[int, int]) -> list[Tensor]:
+    """Go on from the checkpoint in the folder, if there is one, for some steps, and save another."""
+    model = ranks.make_model()
+    own = ranks.shard(model, mode)
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+    first, last = steps
+    if first > 0:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.load(state, checkpoint_id=f"{folder}/{first}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(first, last):
+        ranks.backward(model, step)
+        optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint.save(state, checkpoint_id=f"{folder}/{last}")
+    return ranks.whole(model)
+
+
+@pytest.mark.parametrize(
+    ("world", "mode", "other_world", "other_mode"),
+    [(2, "fsdp", 2, "fsdp"), (4, "fsdp", 2, "fsdp"), (2, "ddp", 4, "hsdp"), (2, "tp", 1, "ddp")],
+)
+def test_a_checkpoint_goes_on_on_other_ranks(
+    world: int, mode: str, other_world: int, other_mode: str, tmp_path: Path
+) -> None:
+    """To the bit on as many ranks; else as the run on one rank, to rounding."""
+
+    def launch(number: int, world: int, mode: str, steps: tuple[int, int]) -> list[Tensor]:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        return ranks.launch(world, saved_rank, folder, world, mode, str(tmp_path), steps)[0]
+
+    launch(0, world, mode, (0, 4))
+    resumed = launch(1, other_world, other_mode, (4, 8))
+    model = ranks.make_model()
+    train(model, {}, 8)
+    unbroken = ranks.whole(model)
+    if (world, mode) == (other_world, other_mode):
+        unbroken = launch(2, world, mode, (0, 8))
+        assert all(torch.equal(*pair) for pair in zip(resumed, unbroken, strict=True))
+    for ours, expected in zip(resumed, unbroken, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)

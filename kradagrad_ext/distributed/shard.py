@@ -23,13 +23,15 @@ from torch import Tensor
 
 from kradagrad_ext import grafting
 from kradagrad_ext.config import Config
-from kradagrad_ext.state import Bucket, compute_dtype
+from kradagrad_ext.plan import plan_parameter
+from kradagrad_ext.state import Bucket, compute_dtype, empty_state
 from kradagrad_ext.step import Settings
 
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
 from .parts import Chunk, Ledger, Part, advance, finish
 from .pieces import Piece, deal
+from .stored import stored_states
 
 CHUNK_BYTES = 64 << 20
 """Gradients and parameters that one rank takes in at once."""
@@ -196,9 +198,22 @@ class Shard:
             for part in chunk.parts:
                 part.bucket.check_structure(configs[part.position])
 
-    def parameter_states(self) -> list[dict[str, Tensor]]:
-        """For every parameter, what ``optimizer.state[p]`` holds on this rank: what all ranks know."""
-        states: list[dict[str, Tensor]] = [{} for _ in self.params]
+    def parameter_states(
+        self, positions: Sequence[int], configs: Mapping[int, Config]
+    ) -> list[dict[str, Tensor]]:
+        """For every parameter, what ``optimizer.state[p]`` holds: scalars, and state that lies in pieces."""
+        own: list[list[tuple[Piece, dict[str, Tensor]]]] = [[] for _ in self.params]
+        for part in (part for chunk in self.chunks for part in chunk.parts):
+            for piece, state in zip(part.pieces, part.bucket.parameter_states(), strict=True):
+                own[piece.parameter].append((piece, state))
+        states = []
+        for index, p in enumerate(self.params):
+            config = configs[positions[index]]
+            states.append(
+                stored_states(
+                    plan_parameter(tuple(p.shape), config), own[index], empty_state(p, config), p.device
+                )
+            )
         for ledger in self.ledgers.values():
             for row, index in enumerate(ledger.parameters):
                 states[index]["scalars"] = ledger.scalars[row]

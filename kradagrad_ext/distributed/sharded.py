@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
+from kradagrad_ext.grafting import STEPS
 from kradagrad_ext.step import Settings
 
 from .shard import Shard
+from .stored import StoredPieces
 
 
 class Sharded:
@@ -20,6 +22,7 @@ class Sharded:
         self._state, self._group = state, group or dist.distributed_c10d._get_default_group()
         self._shards: list[Shard] = []
         self._all: Sequence[Settings] = ()
+        self._live: dict[Tensor, dict[str, Tensor]] = {}
 
     def check(self, settings: Sequence[Settings]) -> None:
         """Raise ValueError if an option that shapes the state has changed since it was made.
@@ -32,12 +35,32 @@ class Sharded:
         for shard in self._shards:
             shard.check(configs)
 
-    def step(self, settings: Sequence[Settings]) -> None:
-        """One step of the groups that have a gradient; on all ranks alike."""
-        known = {p for shard in self._shards for p in shard.params}
-        new = [(own, i, p) for own in self._all for i, p in enumerate(own.params) if p not in known]
+    def complete(self, settings: Sequence[Settings]) -> None:
+        """Make the state of parameters that have none yet; on all ranks alike.
+
+        Args:
+            settings: of all parameter groups.
+        """
+        self._all = settings
+        new = [(own, i, p) for own in settings for i, p in enumerate(own.params) if p not in self._live]
         if new:
             self._shards.append(self._make_shard(new))
+            self._state.update(self._live)
+
+    def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
+        for p, values in saved.items():
+            for key, value in values.items():
+                live = self._live[p][key]
+                live.take_over(value) if isinstance(live, StoredPieces) else live.copy_(value)
+        self._state = state
+        self._state.update(self._live)
+        for shard in self._shards:
+            shard.seen = {i for i, p in enumerate(shard.params) if float(self._live[p]["scalars"][STEPS]) > 0}
+
+    def step(self, settings: Sequence[Settings]) -> None:
+        """One step of the groups that have a gradient; on all ranks alike."""
+        self.complete(self._all)
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
@@ -49,6 +72,5 @@ class Sharded:
         configs = {own.position: own.config for own in self._all}
         positions = [own.position for own, _, _ in new]
         shard = Shard([p for *_, p in new], names, positions, configs, self._group)
-        for p, state in zip(shard.params, shard.parameter_states(), strict=True):
-            self._state[p] = state
+        self._live |= dict(zip(shard.params, shard.parameter_states(positions, configs), strict=True))
         return shard
