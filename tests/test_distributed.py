@@ -123,6 +123,30 @@ def test_collectives_do_not_grow_with_the_parameters(layers: int, tmp_path: Path
         assert max(sizes) <= 1.2 * 4 * parameters + 4096
 
 
+def taking_over_rank(rank: int, file: str) -> list[Tensor]:
+    """Go on from what an optimizer on one rank saved."""
+    saved = torch.load(file, weights_only=True)
+    model = ranks.make_model()
+    model.load_state_dict(saved["model"])
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, "fsdp"))
+    optimizer.load_state_dict(saved["optimizer"])
+    for step in range(4, 8):
+        ranks.backward(model, step)
+        optimizer.step()
+    return ranks.whole(model)
+
+
+def test_a_state_dict_of_one_rank_is_taken_over(tmp_path: Path) -> None:
+    model = ranks.make_model()
+    optimizer = train(model, {}, 4)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "one")
+    resumed = ranks.launch(2, taking_over_rank, tmp_path, str(tmp_path / "one"))[0]
+    model = ranks.make_model()
+    train(model, {}, 8)
+    for ours, expected in zip(resumed, ranks.whole(model), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+
+
 def measured_rank(rank: int, world: int) -> dict[str, int]:
     """Bytes of state on this rank, and what diagnostics count."""
     torch.manual_seed(0)
