@@ -293,7 +293,8 @@ def test_dominates_the_exact_inverse(
 def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) -> None:
     """Every iterate shrinks X more than the one before, and in the end by nearly all of the exact update.
 
-    Near the eigenvalue 1 of W the cubic has slope 1, so the last hundredths come slowly.
+    Near the eigenvalue 1 of W the cubic has slope 1: what is missing there, e, becomes e - 4 e^2, which is
+    some 1 / (4 n) after n iterates, of which the smallest eigenvalues take the first six to come near.
     """
     torch.manual_seed(seed)
     x, a = cases.spd(1, d, torch.float64, condition=10.0), torch.randn(1, d, k, dtype=torch.float64)
@@ -305,7 +306,7 @@ def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) ->
     for loose, tight in itertools.pairwise(iterates):
         assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
     exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
-    assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.98 * (x - exact)).min() >= -1e-10
+    assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.97 * (x - exact)).min() >= -1e-10
 
 
 def test_rank_one_is_exact_with_the_trace_scale() -> None:
