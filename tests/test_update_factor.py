@@ -293,20 +293,20 @@ def test_dominates_the_exact_inverse(
 def test_refinement_grows_towards_the_exact_update(d: int, k: int, seed: int) -> None:
     """Every iterate shrinks X more than the one before, and in the end by nearly all of the exact update.
 
-    Near the eigenvalue 1 of W the cubic has slope 1: what is missing there, e, becomes e - 4 e^2, which is
-    some 1 / (4 n) after n iterates, of which the smallest eigenvalues take the first six to come near.
+    Near the eigenvalue 1 of W the cubic has slope 1, so the last hundredths come slowly; and from the twelfth
+    iterate on, what rounding leaves in W grows.
     """
     torch.manual_seed(seed)
     x, a = cases.spd(1, d, torch.float64, condition=10.0), torch.randn(1, d, k, dtype=torch.float64)
     active = torch.ones(1, dtype=torch.bool)
     options: dict[str, Any] = {"decay": 1.0, "weight": 1.0, "factor_scale": "frobenius"}
     iterates = [
-        run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 16)
+        run(reference, x, x.new_zeros(1, 2), a, active, refine=r, **options)[0] for r in (0, 1, 2, 10)
     ]
     for loose, tight in itertools.pairwise(iterates):
         assert torch.linalg.eigvalsh(loose - tight).min() >= -1e-10
     exact = torch.linalg.inv(torch.linalg.inv(x) + a @ a.mT)
-    assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.97 * (x - exact)).min() >= -1e-10
+    assert torch.linalg.eigvalsh((x - iterates[-1]) - 0.96 * (x - exact)).min() >= -1e-10
 
 
 def test_rank_one_is_exact_with_the_trace_scale() -> None:
