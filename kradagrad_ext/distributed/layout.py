@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -65,7 +66,7 @@ def gather_holders(
     Raises:
         ValueError: on every rank, where ranks do not have the same parameters or no rank has an element.
     """
-    gathered: list[tuple[list[tuple[int, ...]], Boxes]] = [None] * dist.get_world_size(group)  # type: ignore[list-item]
+    gathered: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, ([tuple(shape) for shape in shapes], own), group=group)
     for rank, (others, _) in enumerate(gathered):
         if others != gathered[0][0]:

@@ -82,7 +82,7 @@ def pieces_of(parameter: int, whole: ParameterPlan, config: Config, most: float)
         yield Piece(parameter, box, plan)
 
 
-def _dims_of_merged(plan: ParameterPlan) -> list[list[int]]:
+def dims_of_merged(plan: ParameterPlan) -> list[list[int]]:
     """For every merged dim, the parameter's dims that make it up; dims of 1 belong to none."""
     dims = iter([dim for dim, size in enumerate(plan.shape) if size != 1])
     found = []
@@ -99,7 +99,7 @@ def _units(plan: ParameterPlan, config: Config) -> list[int]:
     if not plan.regions:
         return [1] * len(plan.shape)
     units = [max(size, 1) for size in plan.shape]
-    for own, factored in zip(_dims_of_merged(plan), plan.factored, strict=True):
+    for own, factored in zip(dims_of_merged(plan), plan.factored, strict=True):
         if len(own) == 1 and factored:
             units[own[0]] = config.block_size
     return units
@@ -109,7 +109,7 @@ def _plan_of_box(whole: ParameterPlan, box: Box, config: Config) -> ParameterPla
     """The blocks of `whole` that lie in the box, merged as they are there."""
     if math.prod(whole.shape) == 0:
         return ParameterPlan(box.shape, whole.merged_shape, whole.factored, ())
-    merged = tuple(math.prod(box.shape[dim] for dim in own) for own in _dims_of_merged(whole))
+    merged = tuple(math.prod(box.shape[dim] for dim in own) for own in dims_of_merged(whole))
     regions = [
         Region(*map(tuple, zip(*choice, strict=True)))
         for choice in itertools.product(

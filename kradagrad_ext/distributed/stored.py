@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from kradagrad_ext.plan import ParameterPlan, Region, Shape
 
-from .pieces import Box, Piece
+from .pieces import Box, Piece, dims_of_merged
 
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten._to_copy.default)
 
@@ -135,7 +135,9 @@ def _place(key: str) -> tuple[int, int] | None:
 
 def _find(whole: ParameterPlan, piece: Piece, region: Region) -> tuple[int, Shape]:
     """Which region of the whole parameter a piece's region is part of, and its first block there."""
-    start = tuple(map(sum, zip(_merged_offset(whole, piece), region.offset, strict=True)))
+    # Only dims that were not merged are ever cut.
+    own = (piece.box.offset[dims[0]] for dims in dims_of_merged(whole))
+    start = tuple(map(sum, zip(own, region.offset, strict=True)))
     for index, candidate in enumerate(whole.regions):
         steps = [b - a for a, b in zip(candidate.offset, start, strict=True)]
         inside = all(
@@ -145,17 +147,3 @@ def _find(whole: ParameterPlan, piece: Piece, region: Region) -> tuple[int, Shap
         if inside and candidate.block_shape == region.block_shape:
             return index, tuple(s // size for s, size in zip(steps, region.block_shape, strict=True))
     raise AssertionError(f"{region} lies in no region of {whole}")
-
-
-def _merged_offset(whole: ParameterPlan, piece: Piece) -> Shape:
-    """A piece's offset in the merged dims: only dims that were not merged are ever cut."""
-    offsets = (offset for offset, size in zip(piece.box.offset, whole.shape, strict=True) if size != 1)
-    sizes = iter([size for size in whole.shape if size != 1])
-    found = []
-    for merged in whole.merged_shape:
-        first, size = next(offsets), next(sizes)
-        while size < merged:
-            size *= next(sizes)
-            next(offsets)
-        found.append(first)
-    return tuple(found)

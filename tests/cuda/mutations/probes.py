@@ -22,24 +22,17 @@ from torch import Tensor
 
 from kradagrad_ext.backends import reference
 
+RULE: dict[str, Any] = {
+    "decay": 0.9,
+    "weight": 0.5,
+    "damping": 1e-3,
+    "factor_scale": "frobenius",
+    "refine": 2,
+    "precision": "bf16x3",
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "kron_step_": {
-        "decay": 0.9,
-        "weight": 0.5,
-        "damping": 1e-3,
-        "factor_scale": "frobenius",
-        "refine": 2,
-        "precision": "bf16x3",
-        "update": True,
-    },
-    "update_factor_": {
-        "decay": 0.9,
-        "weight": 0.5,
-        "damping": 1e-3,
-        "factor_scale": "frobenius",
-        "refine": 2,
-        "precision": "bf16x3",
-    },
+    "kron_step_": {**RULE, "update": True},
+    "update_factor_": RULE,
     "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False},
     "parameter_step_": {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False},
 }
