@@ -12,7 +12,7 @@ from torch import Tensor
 from . import grafting
 from .config import Config
 from .state import Bucket
-from .step import Settings, Work, plan_work, step_bucket
+from .step import LossScale, Settings, Work, plan_work, step_bucket
 
 Key = tuple[torch.device, torch.dtype]
 
@@ -39,19 +39,20 @@ class Local:
         for p, tensors in saved.items():
             state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
-    def step(self, settings: Sequence[Settings]) -> None:
+    def step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """Every bucket's step; what raises, raises before any change."""
-        planned = [work for own in settings for work in self._plan_group(own)]
+        planned = [work for own in settings for work in self._plan_group(own, loss_scale)]
+        loss_scale.unscale_([p.grad for own in settings for p in own.params if p.grad is not None])
         for own in settings:
             own.count()
         for work in planned:
-            step_bucket(work)
+            step_bucket(work, loss_scale)
 
-    def _plan_group(self, settings: Settings) -> list[Work]:
+    def _plan_group(self, settings: Settings, loss_scale: LossScale) -> list[Work]:
         buckets = self._buckets.get(settings.position, [])
         known = {p: bucket for bucket in buckets for p in bucket.params}
         with_gradient = [p for p in settings.params if p.grad is not None]
-        fresh = not all(self._state.get(p) for p in with_gradient)
+        fresh = loss_scale.searching(settings) or not all(self._state.get(p) for p in with_gradient)
         if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
             kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
             buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)

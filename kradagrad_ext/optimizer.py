@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from . import checkpoint
 from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr
 from .local import Local
-from .step import Settings, backend_of
+from .step import LossScale, Settings, backend_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -72,6 +72,8 @@ class KrADagrad(Optimizer):
         ValueError: an option is out of range, or a structural one changed after the state was made.
         TypeError: a parameter or gradient is sparse, complex, integer or of an unsupported dtype.
     """
+
+    _step_supports_amp_scaling = True  # `torch.amp.GradScaler` sets `grad_scale` and `found_inf` instead
 
     def __init__(
         self,
@@ -191,7 +193,8 @@ class KrADagrad(Optimizer):
         """One step over all parameters that have a gradient.
 
         A parameter whose gradient holds NaN or Inf keeps its value and all its state on this step; it is
-        counted in `diagnostics.report`, without a host sync.
+        counted in `diagnostics.report`, without a host sync. Called through `torch.amp.GradScaler.step`, it
+        divides the gradients by the scale itself and, where any holds NaN or Inf, keeps all parameters.
 
         Args:
             closure: re-evaluates the model and returns the loss.
@@ -206,7 +209,8 @@ class KrADagrad(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._engine.step(self._settings())
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        self._engine.step(self._settings(), LossScale(scale, found_inf))
         return loss
 
     def state_dict(self) -> dict[str, Any]:

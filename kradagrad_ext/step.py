@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,42 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class LossScale:
+    """What `torch.amp.GradScaler` tells an optimizer before a step.
+
+    Attributes:
+        scale: of the gradients, a one-element tensor; None where they were unscaled before.
+        found_inf: a one-element tensor, positive if any gradient is not finite; None without a scaler.
+    """
+
+    scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def unscale_(self, grads: Sequence[Tensor]) -> None:
+        """Divide gradients, as they lie on this rank, by the scale; in place, as the scaler itself would."""
+        if self.scale is not None:
+            by_device: dict[torch.device, list[Tensor]] = {}
+            for grad in grads:
+                by_device.setdefault(grad.device, []).append(grad)
+            for device, own in by_device.items():
+                torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
+
+    def searching(self, settings: Settings) -> bool:
+        """Whether a scale may still be being found, which refuses a few steps and with them first gradients.
+
+        New roots are then made on every step until the first that are due, so that none stays at I.
+        """
+        return self.found_inf is not None and settings.number < settings.config.root_every
+
+    def refused(self, device: torch.device) -> Tensor:
+        """Whether nothing may change on this step, a 0-dim bool."""
+        if self.found_inf is None:
+            return torch.zeros((), dtype=torch.bool, device=device)
+        return (self.found_inf > 0).to(device).reshape(())
+
+
+@dataclass(frozen=True)
 class Work:
     """One bucket's share of a step, checked and ready to run.
 
@@ -72,11 +109,12 @@ def plan_work(bucket: Bucket, config: Config, number: int, fresh: bool, lr: floa
     return Work(bucket, config, backend_of(config, *bucket.key), own, number, fresh, bucket.lr_tensor(lr))
 
 
-def step_bucket(work: Work) -> None:
+def step_bucket(work: Work, loss_scale: LossScale) -> None:
     """Guard, momentum, factors and roots, preconditioned update, graft, write."""
     bucket, config = work.bucket, work.config
     params = [p.detach() for p in bucket.params]
     grads, present = bucket.gradients()
+    present = present & ~loss_scale.refused(present.device)
     active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
     coefficients = grafting.coefficients(bucket.scalars, config)
     directions, graft_norms = accumulate(work, params, grads, coefficients, active)

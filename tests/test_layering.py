@@ -16,7 +16,9 @@ MAY_IMPORT = {
     "optimizer": {"config", "local", "step", "checkpoint", "distributed.sharded"},
     "local": {"config", "state", "step", "grafting"},
     "distributed": set(),
-    "distributed.sharded": {"distributed.shard", "distributed.stored", "step", "grafting"},
+    "distributed.sharded": {
+        "distributed.layout", "distributed.shard", "distributed.stored", "step", "grafting",
+    },
     "distributed.shard": {
         "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.layout",
         "distributed.parts", "distributed.pieces", "distributed.stored",

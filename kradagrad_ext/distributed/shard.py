@@ -25,7 +25,7 @@ from kradagrad_ext import grafting
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import Bucket, compute_dtype, empty_state
-from kradagrad_ext.step import Settings
+from kradagrad_ext.step import LossScale, Settings
 
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
@@ -149,21 +149,24 @@ class Shard:
                             back.sent[rank].append(Segment(index, there, dtype))
         return fetch, back
 
-    def step(self, settings: Mapping[int, Settings]) -> None:
+    def step(self, settings: Mapping[int, Settings], loss_scale: LossScale) -> None:
         """One step of all parameters that have a gradient.
 
         Args:
             settings: by parameter group; those without a gradient are left out.
+            loss_scale: gradients are unscaled already; what any rank refuses, all refuse.
 
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
         locals_ = [local(p) for p in self.params]
         fresh = self._fresh()
-        norms, present = self._sum(*self._gradient_norms())
+        norms, present = self._gradient_norms()
+        norms, present, refused = self._sum(norms, present, loss_scale.refused(norms.device).to(norms)[None])
+        present = (present == self.ranks) & (refused == 0)
         for (position, _), ledger in self.ledgers.items():
             if position in settings:
-                ledger.observe(norms, present == self.ranks, settings[position].config)
+                ledger.observe(norms, present, settings[position].config)
         sources = [
             tensor for p, own in zip(self.params, locals_, strict=True) for tensor in (_gradient(p, own), own)
         ]
@@ -172,7 +175,8 @@ class Shard:
         for chunk in self._fetched(sources):
             for part in chunk.parts:
                 if part.position in settings:
-                    share, (graft, update) = advance(part, settings[part.position], fresh)
+                    own = settings[part.position]
+                    share, (graft, update) = advance(part, own, fresh or loss_scale.searching(own))
                     shares.append(share)
                     indices = torch.tensor([piece.parameter for piece in part.pieces], device=norms.device)
                     graft_norms.index_add_(0, indices, graft.to(norms.dtype))

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.grafting import STEPS
-from kradagrad_ext.step import Settings
+from kradagrad_ext.step import LossScale, Settings
 
+from .layout import local
 from .shard import Shard
 from .stored import StoredPieces
 
@@ -58,14 +59,15 @@ class Sharded:
         for shard in self._shards:
             shard.seen = {i for i, p in enumerate(shard.params) if float(self._live[p]["scalars"][STEPS]) > 0}
 
-    def step(self, settings: Sequence[Settings]) -> None:
+    def step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """One step of the groups that have a gradient; on all ranks alike."""
         self.complete(self._all)
+        loss_scale.unscale_([local(p.grad) for own in settings for p in own.params if p.grad is not None])
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
         for shard in self._shards:
-            shard.step(by_position)
+            shard.step(by_position, loss_scale)
 
     def _make_shard(self, new: Sequence[tuple[Settings, int, Tensor]]) -> Shard:
         names = [f"parameter {i} of parameter group {own.position}" for own, i, _ in new]
