@@ -39,7 +39,7 @@ def meta_groups(shapes: Sequence[Shape], config: Config, rule: Rule) -> list[gro
     dtype = torch.float32 if rule.grad == FLOAT else torch.bfloat16
     plans = [plan_parameter(shape, config) for shape in shapes]
     like = torch.empty(0, device="meta")
-    states = [GroupState(group, plans, config, like) for group in group_blocks(plans)]
+    states = [GroupState.new(group, plans, config, like) for group in group_blocks(plans)]
     grads = [torch.empty(shape, device="meta", dtype=dtype) for shape in shapes]
     floats = [torch.empty(shape, device="meta") for shape in shapes]
     found, first = [], 0

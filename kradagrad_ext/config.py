@@ -33,6 +33,7 @@ STRUCTURAL = (
     "graft",
     "momentum_on",
     "root_dtype",
+    "packed",
     "matrix_eps",
 )
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
@@ -104,6 +105,7 @@ class Config:
     exponent: float | str | None
     root_method: str
     root_dtype: torch.dtype | None
+    packed: bool
     graft: str
     momentum_on: str
     nesterov: bool
@@ -143,6 +145,7 @@ class Config:
             "decoupled_weight_decay",
             "precondition",
             "precondition_1d",
+            "packed",
         ):
             _require(isinstance(getattr(self, option), bool), option, "a bool", getattr(self, option))
         _require(isinstance(self.backend, str), "backend", "a name", self.backend)

@@ -57,6 +57,8 @@ class KrADagrad(Optimizer):
             1/k for k modes; None is 1/2 for matrices (1/k above, 1/2 below).
         root_method: ``eigh``, ``newton_schulz`` or ``auto``: the latter on an accelerator.
         root_dtype: ``torch.bfloat16`` stores the roots in half the memory; None in the factors' own dtype.
+        packed: store factors and roots as triangles, in half the memory; on a step, some of them at a time
+            are made whole.
         graft: ``adam``, ``adagrad``, ``rmsprop``, ``sgd`` or ``none``.
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
@@ -99,6 +101,7 @@ class KrADagrad(Optimizer):
         exponent: float | str | None = None,
         root_method: str = "auto",
         root_dtype: torch.dtype | None = None,
+        packed: bool = False,
         graft: str = "adam",
         momentum_on: str = "gradient",
         nesterov: bool = False,

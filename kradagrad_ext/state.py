@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import packing
 from .config import STRUCTURAL, Config
 from .grafting import has_second_moment
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
@@ -36,38 +38,44 @@ def block_layout(plan: ParameterPlan, member: Member) -> tuple[list[int], list[i
     return size, stride, sum(s * o for s, o in zip(strides, region.offset, strict=True))
 
 
+@dataclass(frozen=True)
 class GroupState:
     """Factors, their statistics and roots, for the N blocks of one group; one tensor a mode.
 
     Attributes:
-        factors: ``[N, d_i, d_i]`` for every mode i, empty for a mode without a factor.
+        layouts: of each member's blocks, see `block_layout`.
+        factors: ``[N, d_i, d_i]`` for every mode i, empty for a mode without a factor; with `packed`
+            ``[N, d_i (d_i + 1) / 2]``, see `packing`.
         statistics: ``[N, 2]``: running mean of tr(S) / d, updates that fell back.
-        roots: ``[N, d_i, d_i]`` in the root dtype.
+        roots: like the factors, in the root dtype.
         kept: ``[N]``: refreshes on which the old root stayed because the new one was bad.
-        block_parameter: ``[N]``, the index in the bucket of each block's parameter.
     """
 
-    def __init__(self, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> None:
-        self.group = group
-        self.layouts = [block_layout(plans[m.parameter], m) for m in group.members]
-        n = group.blocks
-        root_dtype = config.root_dtype or like.dtype
-        self.factors, self.statistics, self.roots, self.kept = [], [], [], []
-        for d in group.factor_dims:
-            identity = torch.eye(d, dtype=like.dtype, device=like.device)
-            self.factors.append((identity * self._initial_factor(config)).expand(n, d, d).clone())
-            self.statistics.append(like.new_zeros(n, 2))
-            self.roots.append(identity.to(root_dtype).expand(n, d, d).clone())
-            self.kept.append(like.new_zeros(n))
-        owners = [m.parameter for m in group.members for _ in range(m.region.blocks)]
-        self.block_parameter = torch.tensor(owners, device=like.device)
+    group: Group
+    layouts: list[tuple[list[int], list[int], int]]
+    factors: list[Tensor]
+    statistics: list[Tensor]
+    roots: list[Tensor]
+    kept: list[Tensor]
 
-    @staticmethod
-    def _initial_factor(config: Config) -> float:
-        """The multiple of I a factor starts at; 0 leaves it to the first gradient (relative damping)."""
-        if config.matrix_eps is None:
-            return 0.0
-        return 1.0 if config.variant == "plain" else 1 / config.matrix_eps
+    @classmethod
+    def new(cls, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> GroupState:
+        """The state before the first step, of `like`'s dtype and device."""
+        n, dims = group.blocks, group.factor_dims
+        factors, roots = [], []
+        for d in dims:
+            identity = torch.eye(d, dtype=like.dtype, device=like.device)
+            identity = packing.pack(identity[None])[0] if config.packed else identity
+            factors.append((identity * _initial_factor(config)).expand(n, *identity.shape).clone())
+            roots.append(identity.to(config.root_dtype or like.dtype).expand(n, *identity.shape).clone())
+        return cls(
+            group,
+            [block_layout(plans[m.parameter], m) for m in group.members],
+            factors,
+            [like.new_zeros(n, 2) for _ in dims],
+            roots,
+            [like.new_zeros(n) for _ in dims],
+        )
 
     @property
     def is_kron(self) -> bool:
@@ -105,6 +113,13 @@ def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
     return Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
 
 
+def _initial_factor(config: Config) -> float:
+    """The multiple of I a factor starts at; 0 leaves it to the first gradient (relative damping)."""
+    if config.matrix_eps is None:
+        return 0.0
+    return 1.0 if config.variant == "plain" else 1 / config.matrix_eps
+
+
 class Bucket:
     """Parameters of one parameter group with one device and dtype, and all their state.
 
@@ -113,6 +128,7 @@ class Bucket:
         scalars: ``[P, 4]``, see `grafting`.
         momenta, second_moments: P tensors each, or none.
         groups: the batched state of the preconditioned blocks.
+        block_parameters: for each group ``[N]``, the index of each block's parameter.
         preconditioned: ``[P]`` bool, whether a parameter has blocks.
         norm_index: ``[P, most blocks]`` into the concatenated block norms and one trailing zero.
     """
@@ -134,7 +150,11 @@ class Bucket:
         self.scalars = like.new_zeros(len(params), 4)
         self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
         self.second_moments = [torch.zeros_like(m) for m in self.momenta] if second_moment else []
-        self.groups = [GroupState(group, self.plans, config, like) for group in group_blocks(self.plans)]
+        self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]
+        self.block_parameters = [
+            torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
+            for group in (state.group for state in self.groups)
+        ]
         self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
         self.preconditioned = torch.tensor([bool(plan.regions) for plan in self.plans], device=device)
         self.norm_index = self._norm_index()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import grafting, variants
+from . import grafting, packed, variants
 from .backends import resolve
 from .backends.base import Backend
 from .config import Config
@@ -161,14 +161,15 @@ def precondition(
         variants.GroupStep(
             work.number,
             work.fresh,
-            active[group.block_parameter],
+            active[owners],
             group.views(grads),
             group.views(directions),
             group.views(updates) if work.preconditions else [],
         )
-        for group in bucket.groups
+        for group, owners in zip(bucket.groups, bucket.block_parameters, strict=True)
     ]
-    block_norms = variants.step(bucket.groups, work.config, work.group_backends, nows)
+    advance = packed.step if work.config.packed else variants.step
+    block_norms = advance(bucket.groups, work.config, work.group_backends, nows)
     return updates or [bucket.like] * len(grads), bucket.update_norms(block_norms)
 
 

@@ -22,7 +22,7 @@ MODES = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "hsdp
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"nesterov": True, "weight_decay": 0.1, "decoupled_weight_decay": False, "precondition_1d": True},
-    {"momentum_on": "update", "graft": "sgd", "factor_update": "krad", "start_step": 3},
+    {"momentum_on": "update", "graft": "sgd", "factor_update": "krad", "start_step": 3, "packed": True},
 ]
 
 
@@ -189,10 +189,12 @@ def test_a_rank_that_dies_raises_and_leaves_the_parameters(tmp_path: Path) -> No
     assert survivor["same"]
 
 
-def saved_rank(rank: int, world: int, mode: str, folder: str, steps: tuple[int, int]) -> list[Tensor]:
+def saved_rank(
+    rank: int, mode: str, options: dict[str, Any], folder: str, steps: tuple[int, int]
+) -> list[Tensor]:
     """Go on from the checkpoint in the folder, if there is one, for some steps, and save another."""
     model = ranks.make_model()
-    own = ranks.shard(model, mode)
+    own = ranks.shard(model, mode) | options
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
     first, last = steps
     if first > 0:
@@ -209,23 +211,28 @@ def saved_rank(rank: int, world: int, mode: str, folder: str, steps: tuple[int, 
 
 
 @pytest.mark.parametrize(
-    ("world", "mode", "other_world", "other_mode"),
-    [(2, "fsdp", 2, "fsdp"), (4, "fsdp", 2, "fsdp"), (2, "ddp", 4, "hsdp"), (2, "tp", 1, "ddp")],
+    ("world", "mode", "other_world", "other_mode", "options"),
+    [
+        (2, "fsdp", 2, "fsdp", {}),
+        (4, "fsdp", 2, "fsdp", {"packed": True, "root_dtype": torch.bfloat16}),
+        (2, "ddp", 4, "hsdp", {}),
+        (2, "tp", 1, "ddp", {}),
+    ],
 )
 def test_a_checkpoint_goes_on_on_other_ranks(
-    world: int, mode: str, other_world: int, other_mode: str, tmp_path: Path
+    world: int, mode: str, other_world: int, other_mode: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """To the bit on as many ranks; else as the run on one rank, to rounding."""
 
     def launch(number: int, world: int, mode: str, steps: tuple[int, int]) -> list[Tensor]:
         folder = tmp_path / str(number)
         folder.mkdir()
-        return ranks.launch(world, saved_rank, folder, world, mode, str(tmp_path), steps)[0]
+        return ranks.launch(world, saved_rank, folder, mode, options, str(tmp_path), steps)[0]
 
     launch(0, world, mode, (0, 4))
     resumed = launch(1, other_world, other_mode, (4, 8))
     model = ranks.make_model()
-    train(model, {}, 8)
+    train(model, options, 8)
     unbroken = ranks.whole(model)
     if (world, mode) == (other_world, other_mode):
         unbroken = launch(2, world, mode, (0, 8))

@@ -11,38 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kradagrad_ext import KrADagrad
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group, cut, group_blocks, merge_dims, plan_parameter
 
-DEFAULTS: dict[str, Any] = {
-    "betas": (0.9, 0.99),
-    "eps": 1e-8,
-    "weight_decay": 0.0,
-    "variant": "star",
-    "block_size": 256,
-    "merge_dims": True,
-    "max_factor_dim": 8192,
-    "factor_update": "auto",
-    "factor_scale": "frobenius",
-    "refine": 2,
-    "precision": "bf16x3",
-    "factor_decay": 0.95,
-    "damping": 1e-3,
-    "factor_every": 1,
-    "root_every": 10,
-    "start_step": 1,
-    "exponent": None,
-    "root_method": "auto",
-    "root_dtype": None,
-    "graft": "adam",
-    "momentum_on": "gradient",
-    "nesterov": False,
-    "decoupled_weight_decay": True,
-    "precondition": True,
-    "precondition_1d": False,
-    "backend": "auto",
-    "matrix_eps": None,
-}
+DEFAULTS: dict[str, Any] = vars(Config.of(KrADagrad([torch.zeros(1)]).param_groups[0]))
 
 
 def config(**options: Any) -> Config:

@@ -1,0 +1,124 @@
+"""The step of groups whose factors and roots are stored as triangles: some blocks at a time are made whole.
+
+What is whole at once is bounded: as many regions of parameters as fit into `WHOLE_BYTES`, at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import packing, variants
+from .backends.base import Backend
+from .config import Config
+from .plan import Group
+from .state import GroupState
+from .variants import GroupStep
+
+WHOLE_BYTES = 256 << 20
+"""Of factors and roots that are whole at once."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Members ``first : last`` of group number `group`."""
+
+    group: int
+    first: int
+    last: int
+
+
+def step(
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], nows: Sequence[GroupStep]
+) -> list[Tensor]:
+    """As `variants.step`, of packed states."""
+    norms: list[list[Tensor]] = [[] for _ in states]
+    for runs in batches([state.group for state in states], _sizes(states)):
+        opened = [_open(states[run.group], run) for run in runs]
+        taken = variants.step(
+            opened,
+            config,
+            [backends[run.group] for run in runs],
+            [_part(nows[run.group], states[run.group].group, run) for run in runs],
+        )
+        for run, whole, own in zip(runs, opened, taken, strict=True):
+            _close(states[run.group], run, whole, config, nows[run.group])
+            norms[run.group].append(own)
+    return [torch.cat(own) for own in norms]
+
+
+def batches(groups: Sequence[Group], block_bytes: Sequence[int]) -> Iterator[list[Run]]:
+    """All members, in runs that are to be whole at once.
+
+    Args:
+        block_bytes: of one whole block of each group.
+    """
+    runs: list[Run] = []
+    used = 0
+    for number, (group, size) in enumerate(zip(groups, block_bytes, strict=True)):
+        for index, member in enumerate(group.members):
+            needed = member.region.blocks * size
+            if runs and used + needed > WHOLE_BYTES:
+                yield runs
+                runs, used = [], 0
+            used += needed
+            if runs and runs[-1].group == number:
+                runs[-1] = replace(runs[-1], last=index + 1)
+            else:
+                runs.append(Run(number, index, index + 1))
+    if runs:
+        yield runs
+
+
+def _sizes(states: Sequence[GroupState]) -> list[int]:
+    return [
+        state.group.state_bytes(state.factors[0].element_size(), state.roots[0].element_size())
+        // state.group.blocks
+        for state in states
+    ]
+
+
+def _blocks(group: Group, run: Run) -> slice:
+    members = group.members[run.first : run.last]
+    return slice(members[0].start, members[-1].start + members[-1].region.blocks)
+
+
+def _open(state: GroupState, run: Run) -> GroupState:
+    """The state of a run's blocks with whole factors and roots; the rest are views."""
+    blocks, start = _blocks(state.group, run), state.group.members[run.first].start
+    members = tuple(
+        replace(member, start=member.start - start) for member in state.group.members[run.first : run.last]
+    )
+    return GroupState(
+        replace(state.group, members=members),
+        state.layouts[run.first : run.last],
+        [packing.unpack(factor[blocks]) for factor in state.factors],
+        [statistics[blocks] for statistics in state.statistics],
+        [packing.unpack(root[blocks]) for root in state.roots],
+        [kept[blocks] for kept in state.kept],
+    )
+
+
+def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: GroupStep) -> None:
+    """Store what the step has written; a refresh of the roots damps the factors, too."""
+    blocks, refreshed = _blocks(state.group, run), now.refreshes_roots(config)
+    pairs = [*zip(state.roots, whole.roots, strict=True)] if refreshed else []
+    if refreshed or now.updates_factors(config):
+        pairs += zip(state.factors, whole.factors, strict=True)
+    for stored, own in pairs:
+        stored[blocks] = packing.pack(own)
+
+
+def _part(now: GroupStep, group: Group, run: Run) -> GroupStep:
+    """A run's share of a group's step."""
+    views = slice(run.first, run.last)
+    return replace(
+        now,
+        active=now.active[_blocks(group, run)],
+        grads=now.grads[views],
+        directions=now.directions[views],
+        out=now.out[views],
+    )

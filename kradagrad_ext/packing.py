@@ -1,0 +1,43 @@
+"""Symmetric matrices in half the memory: the lower triangle of each, row by row.
+
+::
+
+    [a . .]
+    [b c .]   is kept as   a b c d e f
+    [d e f]
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+
+def pack(matrices: Tensor) -> Tensor:
+    """The lower triangles ``[N, d (d + 1) / 2]`` of ``[N, d, d]``."""
+    d = matrices.shape[-1]
+    return matrices.flatten(1)[:, _places(d, matrices.device)[0]]
+
+
+def unpack(triangles: Tensor) -> Tensor:
+    """The symmetric matrices ``[N, d, d]`` of ``[N, d (d + 1) / 2]``."""
+    d = side(triangles)
+    return triangles[:, _places(d, triangles.device)[1]].reshape(len(triangles), d, d)
+
+
+def side(triangles: Tensor) -> int:
+    """d of ``[N, d (d + 1) / 2]``."""
+    return (math.isqrt(8 * triangles.shape[-1] + 1) - 1) // 2
+
+
+@functools.cache
+def _places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every element of a triangle in its matrix, and the other way round, as flat indices."""
+    rows, columns = torch.tril_indices(d, d, device=device)
+    flat = torch.arange(d * d, device=device)
+    row, column = flat // d, flat % d
+    longer, shorter = torch.maximum(row, column), torch.minimum(row, column)
+    return rows * d + columns, longer * (longer + 1) // 2 + shorter

@@ -1,0 +1,116 @@
+"""Factors and roots in half the memory: the same triangles, the same steps, and the bytes that are saved."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_optimizer import SHAPES, SMALL, parameters, relative_difference, train
+from tolerances import TRAJECTORY
+
+from kradagrad_ext import KrADagrad, packed, packing
+from kradagrad_ext.config import Config
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+
+@given(n=st.integers(0, 4), d=st.integers(0, 40), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: torch.dtype) -> None:
+    matrices = torch.randn(n, d, d, generator=torch.Generator().manual_seed(d)).to(dtype)
+    symmetric = torch.tril(matrices) + torch.tril(matrices, -1).mT
+    triangles = packing.pack(symmetric)
+    assert triangles.shape == (n, d * (d + 1) // 2)
+    assert packing.side(triangles) == d
+    assert torch.equal(packing.unpack(triangles), symmetric)
+
+
+def test_packing_goes_row_by_row() -> None:
+    matrix = torch.tensor([[1, 2, 4], [2, 3, 5], [4, 5, 6]])
+    assert packing.pack(matrix[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("whole_bytes", [1, 1500, packed.WHOLE_BYTES], ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"variant": "plain"},
+        {"factor_update": "krad", "root_method": "newton_schulz"},
+        {"max_factor_dim": 10, "merge_dims": False},
+        {"root_dtype": torch.bfloat16},
+        {"precondition_1d": True, "start_step": 4, "factor_every": 2},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_whole_matrices(
+    recipe: dict[str, Any], whole_bytes: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many blocks are whole at once; to rounding, as a root's other triangle is not kept."""
+    monkeypatch.setattr(packed, "WHOLE_BYTES", whole_bytes)
+    ours, whole = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer = KrADagrad(ours, **(SMALL | recipe), packed=True, backend=backend)
+    other = KrADagrad(whole, **(SMALL | recipe), backend=backend)
+    train(optimizer, ours, range(20))
+    train(other, whole, range(20))
+    loose = TRAJECTORY[recipe.get("root_dtype", torch.float32)]
+    assert relative_difference(ours, whole) < loose
+    for p, q in zip(ours, whole, strict=True):
+        for key, triangles in optimizer.state[p].items():
+            if key.startswith("factor"):
+                expected = other.state[q][key]
+                assert float((packing.unpack(triangles) - expected).norm()) <= 0.05 * float(expected.norm())
+
+
+@pytest.mark.parametrize("root_dtype", [None, torch.bfloat16])
+def test_half_the_bytes(root_dtype: torch.dtype | None) -> None:
+    """Of factors and roots, but for the diagonals."""
+
+    def bytes_of(**options: Any) -> int:
+        params = parameters((256, 512))
+        optimizer = KrADagrad(params, block_size=128, root_dtype=root_dtype, **options)
+        train(optimizer, params, range(1))
+        tensors = [t for key, t in optimizer.state[params[0]].items() if key.startswith(("factor", "root"))]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    assert bytes_of(packed=True) / bytes_of() == (128 + 1) / (2 * 128)
+
+
+def test_a_resumed_run_equals_the_unbroken_one(backend: str) -> None:
+    unbroken, resumed = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer = KrADagrad(unbroken, **SMALL, packed=True, backend=backend)
+    train(optimizer, unbroken, range(5))
+    for p, q in zip(unbroken, resumed, strict=True):
+        q.data.copy_(p.data)
+    other = KrADagrad(resumed, **SMALL, packed=True, backend=backend)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(optimizer, unbroken, range(5, 9))
+    train(other, resumed, range(5, 9))
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+    whole = KrADagrad(resumed, **SMALL, backend=backend)
+    with pytest.raises(ValueError, match="`packed` of parameter group 0 must be False"):
+        whole.load_state_dict(optimizer.state_dict())
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6),
+    most=st.integers(1, 40_000),
+)
+def test_runs_hold_every_member_once_and_stay_within_the_bound(
+    shapes: list[tuple[int, int]], most: int
+) -> None:
+    config = Config.of(KrADagrad([torch.zeros(1)], block_size=8, packed=True).param_groups[0])
+    groups = group_blocks([plan_parameter(shape, config) for shape in shapes])
+    sizes = [group.state_bytes() // group.blocks for group in groups]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "WHOLE_BYTES", most)
+        cut = list(packed.batches(groups, sizes))
+    taken = [(run.group, index) for runs in cut for run in runs for index in range(run.first, run.last)]
+    every = [(number, index) for number, group in enumerate(groups) for index in range(len(group.members))]
+    assert taken == every
+    for runs in cut:
+        members = [(run.group, m) for run in runs for m in groups[run.group].members[run.first : run.last]]
+        own = [sizes[number] * member.region.blocks for number, member in members]
+        assert len(own) == 1 or sum(own) <= most
