@@ -114,6 +114,7 @@ class Config:
     precondition_1d: bool
     backend: str
     matrix_eps: float | None
+    capturable: bool
 
     @classmethod
     def of(cls, param_group: Mapping[str, Any]) -> Config:
@@ -126,6 +127,12 @@ class Config:
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
+        if self.capturable:
+            _require(self.variant == "star", "variant", "star with `capturable`", self.variant)
+            _require(not self.published, "matrix_eps", "None with `capturable`", self.matrix_eps)
+            _require(
+                self.root_method != "eigh", "root_method", "newton_schulz with `capturable`", self.root_method
+            )
 
     def _check_choices(self) -> None:
         for option, choices in (
@@ -146,6 +153,7 @@ class Config:
             "precondition",
             "precondition_1d",
             "packed",
+            "capturable",
         ):
             _require(isinstance(getattr(self, option), bool), option, "a bool", getattr(self, option))
         _require(isinstance(self.backend, str), "backend", "a name", self.backend)
@@ -203,7 +211,11 @@ class Config:
     def op_scale(self, device: torch.device) -> str:
         """`factor_scale` as the ops take it: ``exact``, or the bound of the KrAD update.
 
-        ``auto`` is exact where a Cholesky factorisation is cheap (a CPU) and KrAD where products are.
+        ``auto`` is exact where a Cholesky factorisation is cheap and KrAD where products are.
         """
-        exact = self.factor_update == "exact" or (self.factor_update == "auto" and device.type == "cpu")
+        exact = self.factor_update == "exact" or (self.factor_update == "auto" and self.factorises(device))
         return "exact" if exact else self.factor_scale
+
+    def factorises(self, device: torch.device) -> bool:
+        """Whether factorisations, which may look at values, serve better than products: on a CPU."""
+        return device.type == "cpu" and not self.capturable

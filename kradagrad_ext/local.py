@@ -25,10 +25,10 @@ class Local:
         self._buckets: dict[int, list[Bucket]] = {}
 
     def check(self, settings: Sequence[Settings]) -> None:
-        """Raise ValueError if an option that shapes the state has changed since it was made."""
+        """Raise ValueError if an option does not fit the state that there is."""
         for own in settings:
             for bucket in self._buckets.get(own.position, []):
-                bucket.check_structure(own.config)
+                bucket.check(own.config)
 
     def complete(self, settings: Sequence[Settings]) -> None:
         """Nothing: state is made as gradients come."""
@@ -53,15 +53,13 @@ class Local:
         known = {p: bucket for bucket in buckets for p in bucket.params}
         with_gradient = [p for p in settings.params if p.grad is not None]
         fresh = loss_scale.searching(settings) or not all(self._state.get(p) for p in with_gradient)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            _check_capture(settings, fresh)
         if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
             kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
             buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)
         keys = {(p.device, p.dtype) for p in with_gradient}
-        return [
-            plan_work(bucket, settings.config, settings.number, fresh, settings.lr)
-            for bucket in buckets
-            if bucket.key in keys
-        ]
+        return [plan_work(bucket, settings, fresh) for bucket in buckets if bucket.key in keys]
 
     def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
         """Batch the parameters by device and dtype, taking over the state they have."""
@@ -72,6 +70,21 @@ class Local:
         for members in by_key.values():
             saved = [self._state[p] for p in members]
             bucket = Bucket(members, config, grafting.has_second_moment(config), saved)
+            bucket.check(config)
             self._state.update(zip(members, bucket.parameter_states(), strict=True))
             buckets.append(bucket)
         return buckets
+
+
+def _check_capture(settings: Settings, fresh: bool) -> None:
+    """Raise RuntimeError where a graph would not be the step."""
+    if not settings.config.capturable:
+        raise RuntimeError(
+            f"KrADagrad: `capturable` of parameter group {settings.position} must be True where a step is "
+            "captured, got False"
+        )
+    if fresh:
+        raise RuntimeError(
+            f"KrADagrad: a step must be taken before one is captured, as parameters of parameter group "
+            f"{settings.position} have no state yet"
+        )

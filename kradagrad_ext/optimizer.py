@@ -65,6 +65,8 @@ class KrADagrad(Optimizer):
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
         precondition_1d: precondition vectors, too.
         matrix_eps: None, or the absolute damping of the published recipe.
+        capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
+            device, roots by products and in turns (docs/large-models.md). Not for the plain variant.
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
         process_group: its ranks share out state and work; parameters and gradients lie on all of them
             (`DistributedDataParallel`), or in shards as DTensors (`fully_shard`, tensor parallelism), for
@@ -108,6 +110,7 @@ class KrADagrad(Optimizer):
         decoupled_weight_decay: bool = True,
         precondition_1d: bool = False,
         matrix_eps: float | None = None,
+        capturable: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
@@ -271,12 +274,7 @@ class KrADagrad(Optimizer):
 
     def _groups(self) -> list[Settings]:
         """All parameter groups, their options checked."""
-        for group in self.param_groups:
-            check_lr(group["lr"])
-        return [
-            Settings(position, group, Config.of(group), group["step"] + 1)
-            for position, group in enumerate(self.param_groups)
-        ]
+        return [Settings.of(position, group) for position, group in enumerate(self.param_groups)]
 
     def _settings(self) -> list[Settings]:
         """The parameter groups that have a gradient, checked in every respect."""

@@ -5,13 +5,13 @@ What is whole at once is bounded: as many regions of parameters as fit into `WHO
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from . import packing, variants
+from . import packing
 from .backends.base import Backend
 from .config import Config
 from .plan import Group
@@ -31,14 +31,22 @@ class Run:
     last: int
 
 
+Rule = Callable[[Sequence[GroupState], Config, Sequence[Backend], Sequence[GroupStep]], list[Tensor]]
+"""`variants.step`, or another with the same arguments."""
+
+
 def step(
-    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], nows: Sequence[GroupStep]
+    rule: Rule,
+    states: Sequence[GroupState],
+    config: Config,
+    backends: Sequence[Backend],
+    nows: Sequence[GroupStep],
 ) -> list[Tensor]:
-    """As `variants.step`, of packed states."""
+    """As `rule`, of packed states."""
     norms: list[list[Tensor]] = [[] for _ in states]
     for runs in batches([state.group for state in states], _sizes(states)):
         opened = [_open(states[run.group], run) for run in runs]
-        taken = variants.step(
+        taken = rule(
             opened,
             config,
             [backends[run.group] for run in runs],
@@ -104,9 +112,9 @@ def _open(state: GroupState, run: Run) -> GroupState:
 
 def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: GroupStep) -> None:
     """Store what the step has written; a refresh of the roots damps the factors, too."""
-    blocks, refreshed = _blocks(state.group, run), now.refreshes_roots(config)
+    blocks, refreshed = _blocks(state.group, run), config.capturable or now.refreshes_roots(config)
     pairs = [*zip(state.roots, whole.roots, strict=True)] if refreshed else []
-    if refreshed or now.updates_factors(config):
+    if refreshed or now.clock.factors_due(config):
         pairs += zip(state.factors, whole.factors, strict=True)
     for stored, own in pairs:
         stored[blocks] = packing.pack(own)

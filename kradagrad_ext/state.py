@@ -19,6 +19,7 @@ from . import packing
 from .config import STRUCTURAL, Config
 from .grafting import has_second_moment
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
+from .roots import supports_newton_schulz
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -143,6 +144,7 @@ class Bucket:
     ) -> None:
         self.params = list(params)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
+        self.masks: dict[tuple[bool, ...], Tensor] = {}
         self.key = (params[0].device, params[0].dtype)
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
@@ -202,11 +204,11 @@ class Bucket:
 
     def gradients(self) -> tuple[list[Tensor], Tensor]:
         """The gradients, each missing one stood in for by its parameter, and which are present ``[P]``."""
-        missing = [p.grad is None for p in self.params]
+        present = tuple(p.grad is not None for p in self.params)
         grads = [p.detach() if p.grad is None else p.grad for p in self.params]
-        if any(missing):
-            return grads, ~torch.tensor(missing, device=self.like.device)
-        return grads, torch.ones(len(missing), dtype=torch.bool, device=self.like.device)
+        if present not in self.masks:  # as a copy to the device is nothing for a graph
+            self.masks = {present: torch.tensor(present, device=self.like.device)}
+        return grads, self.masks[present]
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
         """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
@@ -232,8 +234,18 @@ class Bucket:
             return lr.detach().to(self.like).reshape(())
         return torch.full((), lr, dtype=self.like.dtype, device=self.like.device)
 
-    def check_structure(self, config: Config) -> None:
-        """Raise ValueError if an option that shapes the state has changed since it was made."""
+    def check(self, config: Config) -> None:
+        """Raise ValueError if an option does not fit the state.
+
+        Those that shape it must be as when it was made; `capturable` needs roots that products alone make.
+        """
+        for state in self.groups:
+            p = config.root_order(len(state.group.block_shape))
+            if config.capturable and not supports_newton_schulz(p):
+                raise ValueError(
+                    f"KrADagrad: `exponent` must be 1/p, p a power of two, with `capturable`, got 1/{p} for "
+                    f"blocks of {list(state.group.block_shape)}"
+                )
         for option, value in self.structure.items():
             if getattr(config, option) != value:
                 got = getattr(config, option)

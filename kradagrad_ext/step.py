@@ -4,26 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import grafting, packed, variants
+from . import captured, grafting, packed, variants
 from .backends import resolve
 from .backends.base import Backend
-from .config import Config
+from .clock import Clock
+from .config import Config, check_lr
 from .state import Bucket, compute_dtype
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One parameter group of an optimizer on this step; `number`: of the step, from 1."""
+    """One parameter group of an optimizer on this step."""
 
     position: int
     group: dict[str, Any]
     config: Config
-    number: int
+    clock: Clock
+
+    @classmethod
+    def of(cls, position: int, group: dict[str, Any]) -> Settings:
+        """The group's checked options; its count of steps is brought to where they need it."""
+        check_lr(group["lr"])
+        config = Config.of(group)
+        if config.capturable:
+            device = group["params"][0].device if group["params"] else torch.device("cpu")
+            if isinstance(group["step"], int):
+                group["step"] = torch.full((), group["step"], dtype=torch.int64, device=device)
+            group["step"] = group["step"].to(device)
+            return cls(position, group, config, Clock(counter=group["step"]))
+        group["step"] = int(group["step"])
+        return cls(position, group, config, Clock(group["step"] + 1))
 
     @property
     def params(self) -> list[Tensor]:
@@ -35,9 +51,16 @@ class Settings:
         own: float | Tensor = self.group["lr"]
         return own
 
+    @property
+    def preconditions(self) -> bool:
+        return self.clock.preconditions(self.config)
+
     def count(self) -> None:
         """The step, as one that is being taken."""
-        self.group["step"] = self.number
+        if self.clock.counter is None:
+            self.group["step"] = self.clock.number
+        else:
+            self.clock.counter.add_(1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +90,8 @@ class LossScale:
 
         New roots are then made on every step until the first that are due, so that none stays at I.
         """
-        return self.found_inf is not None and settings.number < settings.config.root_every
+        on_host = self.found_inf is not None and settings.clock.counter is None
+        return on_host and settings.clock.number < settings.config.root_every
 
     def refused(self, device: torch.device) -> Tensor:
         """Whether nothing may change on this step, a 0-dim bool."""
@@ -82,20 +106,20 @@ class Work:
 
     Attributes:
         backend: of the ops on parameters.  group_backends: of each group's blocks.
-        number: of the step.  fresh: whether a parameter takes its first one.
+        clock: the step.  fresh: whether a parameter takes its first one.
     """
 
     bucket: Bucket
     config: Config
     backend: Backend
     group_backends: tuple[Backend, ...]
-    number: int
+    clock: Clock
     fresh: bool
     lr: Tensor
 
     @property
     def preconditions(self) -> bool:
-        return self.number >= self.config.start_step
+        return self.clock.preconditions(self.config)
 
 
 def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
@@ -103,10 +127,11 @@ def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: i
     return resolve(config.backend, device, compute_dtype(dtype), side)
 
 
-def plan_work(bucket: Bucket, config: Config, number: int, fresh: bool, lr: float | Tensor) -> Work:
+def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
     """A bucket's work on this step."""
+    config, lr = settings.config, bucket.lr_tensor(settings.lr)
     own = tuple(backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups)
-    return Work(bucket, config, backend_of(config, *bucket.key), own, number, fresh, bucket.lr_tensor(lr))
+    return Work(bucket, config, backend_of(config, *bucket.key), own, settings.clock, fresh, lr)
 
 
 def step_bucket(work: Work, loss_scale: LossScale) -> None:
@@ -120,7 +145,8 @@ def step_bucket(work: Work, loss_scale: LossScale) -> None:
     directions, graft_norms = accumulate(work, params, grads, coefficients, active)
     updates, norms = precondition(work, grads, directions, active)
     if work.preconditions:
-        grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.preconditioned, config)
+        taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
+        grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, taken, config)
     write(work, params, updates, directions, coefficients, active)
 
 
@@ -159,7 +185,7 @@ def precondition(
     updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
     nows = [
         variants.GroupStep(
-            work.number,
+            work.clock,
             work.fresh,
             active[owners],
             group.views(grads),
@@ -168,7 +194,8 @@ def precondition(
         )
         for group, owners in zip(bucket.groups, bucket.block_parameters, strict=True)
     ]
-    advance = packed.step if work.config.packed else variants.step
+    rule = captured.step if work.config.capturable else variants.step
+    advance = partial(packed.step, rule) if work.config.packed else rule
     block_norms = advance(bucket.groups, work.config, work.group_backends, nows)
     return updates or [bucket.like] * len(grads), bucket.update_norms(block_norms)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import roots
 from .backends.base import Backend
+from .clock import Clock
 from .config import PUBLISHED_RIDGE, Config
 from .state import GroupState
 
@@ -27,32 +28,26 @@ class GroupStep:
     """What a variant needs to know about this step.
 
     Attributes:
-        number: of the step, from 1.
+        clock: the number of the step.
         fresh: whether a parameter of the bucket takes its first step.
         active: ``[N]`` bool, the blocks that take part.
         grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
     """
 
-    number: int
+    clock: Clock
     fresh: bool
     active: Tensor
     grads: list[Tensor]
     directions: list[Tensor]
     out: list[Tensor]
 
-    def updates_factors(self, config: Config) -> bool:
-        return self.number % config.factor_every == 0
-
-    def roots_due(self, config: Config) -> bool:
-        """On the schedule: multiples of `root_every`, counted from 0 by the plain variant."""
-        return (self.number - (config.variant == "plain")) % config.root_every == 0
-
     def refreshes_roots(self, config: Config) -> bool:
         """When due; for a new parameter at once, but for the published recipe, which starts from I."""
-        return self.roots_due(config) or (self.fresh and not config.published)
+        return self.clock.roots_due(config) or (self.fresh and not config.published)
 
-    def preconditions(self, config: Config) -> bool:
-        return self.number >= config.start_step
+    def updated(self, config: Config) -> Tensor:
+        """Blocks whose factors are updated, where any may be."""
+        return self.active & self.clock.factors_due_on_device(config)
 
 
 def step(
@@ -85,12 +80,13 @@ def _star_matrix_step(
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
     now = nows[0]
     update, refresh, product = (
-        now.updates_factors(config),
+        now.clock.factors_due(config),
         now.refreshes_roots(config),
-        now.preconditions(config),
+        now.clock.preconditions(config),
     )
     norms = states[0].kept[0].new_zeros(sum(len(state.kept[0]) for state in states))
-    if update and (refresh or not product):
+    apart = refresh or not product or now.clock.leaves_blocks_out(config)
+    if update and apart:
         _kron_step(states, config, backend, nows, norms, update=True, product=False)
         update = False
     if refresh:
@@ -122,7 +118,7 @@ def _kron_step(
         [view for now in nows for view in now.directions] if product else [],
         [state.roots[0] for state in states] if product else [],
         [state.roots[1] for state in states] if product else [],
-        torch.cat([now.active for now in nows]),
+        torch.cat([now.active if product else now.updated(config) for now in nows]),
         config.factor_decay,
         config.factor_weight(),
         0.0 if config.published else config.damping,
@@ -136,13 +132,13 @@ def _kron_step(
 def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
     """Any order, and modes without a factor."""
     modes = [mode for mode, factored in enumerate(state.group.factored) if factored]
-    if now.updates_factors(config):
+    if now.clock.factors_due(config):
         blocks = _gather(now.grads, state)
         for mode in modes:
-            _update_factor(state, mode, config, backend, now.active, [_unfold(blocks, mode)])
+            _update_factor(state, mode, config, backend, now.updated(config), [_unfold(blocks, mode)])
     if now.refreshes_roots(config):
         _refresh(state, modes, config, backend, now)
-    if not now.preconditions(config):
+    if not now.clock.preconditions(config):
         return torch.zeros_like(state.kept[0])
     return _write(backend.precondition(_gather(now.directions, state), state.roots), now)
 
@@ -158,10 +154,10 @@ def plain_mode(step: int, block_shape: Sequence[int]) -> int:
 
 def _plain_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
     """One mode i: its factor from G' = G with the roots of all other modes, then U = D' x_i P_i."""
-    shape, step = state.group.block_shape, now.number - 1
+    shape, step = state.group.block_shape, now.clock.number - 1
     mode = plain_mode(step, shape)
     others = [root if j != mode else root[:0] for j, root in enumerate(state.roots)]
-    if now.updates_factors(config) and state.group.factored[mode]:
+    if now.clock.factors_due(config) and state.group.factored[mode]:
         unfolding = _unfold(backend.precondition(_gather(now.grads, state), others), mode)
         if config.matrix_eps is not None:
             _plain_published_damping_(state.factors[mode], now.active, config.factor_decay, config.matrix_eps)
@@ -172,7 +168,7 @@ def _plain_step(state: GroupState, config: Config, backend: Backend, now: GroupS
         last = step - 1 - (step - 1) % config.root_every
         updated = {plain_mode(s, shape) for s in range(last + 1, step + 1)}
         _refresh(state, [i for i in sorted(updated) if state.group.factored[i]], config, backend, now)
-    if not now.preconditions(config):
+    if not now.clock.preconditions(config):
         return torch.zeros_like(state.kept[0])
     own = [root if j == mode else root[:0] for j, root in enumerate(state.roots)]
     return _write(backend.precondition(partial, own), now)
@@ -207,26 +203,46 @@ def _refresh(
     state: GroupState, modes: Sequence[int], config: Config, backend: Backend, now: GroupStep
 ) -> None:
     """New roots for some modes, damping their factors first where the schedule is due."""
+    updates = max(1.0, config.root_every / config.factor_every) if now.clock.roots_due(config) else 0.0
+    root(state, modes, config, backend, now.active, updates)
+
+
+def root(
+    state: GroupState,
+    modes: Sequence[int],
+    config: Config,
+    backend: Backend,
+    active: Tensor,
+    updates: float,
+) -> None:
+    """New roots for some modes of active blocks.
+
+    Args:
+        updates: of the factors since the last ones, by which they are damped first; 0 for no damping.
+    """
     p = config.root_order(len(state.group.block_shape))
+    method = "newton_schulz" if config.capturable else config.root_method
     for mode in modes:
-        active = now.active
+        rooted = active
         if not config.published:
-            active = active & (state.statistics[mode][:, 0] > 0)
-            if now.roots_due(config):
-                _damp_(state, mode, config, backend, active)
+            rooted = active & (state.statistics[mode][:, 0] > 0)
+            if updates > 0:
+                _damp_(state, mode, config, backend, rooted, updates)
         roots.refresh_(
             state.factors[mode],
             state.roots[mode],
             state.kept[mode],
-            active,
+            rooted,
             p,
-            roots.resolve_method(config.root_method, p, active.device),
+            roots.resolve_method(method, p, active.device),
             PUBLISHED_RIDGE if config.published else 0.0,
             backend.eigh,
         )
 
 
-def _damp_(state: GroupState, mode: int, config: Config, backend: Backend, active: Tensor) -> None:
+def _damp_(
+    state: GroupState, mode: int, config: Config, backend: Backend, active: Tensor, updates: float
+) -> None:
     """X <- (X^-1 + c I)^-1, c = (1 - decay) damping mean per factor update since the last refresh.
 
     Without it a direction that gets no gradient grows as decay^-n for ever. It is the factor update with
@@ -235,10 +251,9 @@ def _damp_(state: GroupState, mode: int, config: Config, backend: Backend, activ
     """
     factor, statistics = state.factors[mode], state.statistics[mode]
     if config.factor_decay < 1:
-        updates = max(1.0, config.root_every / config.factor_every)
         c = (1 - config.factor_decay) * config.damping * updates * statistics[:, 0]
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        scale, refine = ("exact", 0) if factor.device.type == "cpu" else ("frobenius", DAMPING_REFINE)
+        scale, refine = ("exact", 0) if config.factorises(factor.device) else ("frobenius", DAMPING_REFINE)
         for part in roots.slices(factor):
             unfolding = [c[part].sqrt()[:, None, None] * identity]
             backend.update_factor_(

@@ -95,7 +95,7 @@ class Share:
 
 def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    work = plan_work(part.bucket, settings.config, settings.number, fresh, settings.lr)
+    work = plan_work(part.bucket, settings, fresh)
     coefficients, active = part.ledger.coefficients[part.rows], part.ledger.active[part.rows]
     directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, active)
     updates, norms = precondition(work, part.grads, directions, active)

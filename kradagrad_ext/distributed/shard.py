@@ -183,7 +183,7 @@ class Shard:
                     update_norms.index_add_(0, indices, update.to(norms.dtype))
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for (position, _), ledger in self.ledgers.items():
-            if position in settings and settings[position].number >= settings[position].config.start_step:
+            if position in settings and settings[position].preconditions:
                 ledger.scale(graft_norms, update_norms, settings[position].config)
         for share in shares:
             finish(share)
@@ -197,10 +197,10 @@ class Shard:
         return fresh
 
     def check(self, configs: Mapping[int, Config]) -> None:
-        """Raise ValueError if an option that shapes the state has changed since it was made."""
+        """Raise ValueError if an option does not fit the state that there is."""
         for chunk in self.chunks:
             for part in chunk.parts:
-                part.bucket.check_structure(configs[part.position])
+                part.bucket.check(configs[part.position])
 
     def parameter_states(
         self, positions: Sequence[int], configs: Mapping[int, Config]

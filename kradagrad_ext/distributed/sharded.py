@@ -26,11 +26,13 @@ class Sharded:
         self._live: dict[Tensor, dict[str, Tensor]] = {}
 
     def check(self, settings: Sequence[Settings]) -> None:
-        """Raise ValueError if an option that shapes the state has changed since it was made.
+        """Raise ValueError if an option does not fit sharding, or the state that there is.
 
         Args:
             settings: of all parameter groups.
         """
+        if any(own.config.capturable for own in settings):
+            raise ValueError("KrADagrad: `capturable` must be False where ranks share out the work, got True")
         self._all = settings
         configs = {own.position: own.config for own in settings}
         for shard in self._shards:

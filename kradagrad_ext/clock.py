@@ -1,0 +1,66 @@
+"""The number of a step, on the host or on the device, and what is due on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The step being taken.
+
+    On the host, schedules decide what is done on a step. A graph that is replayed does the same on every
+    step: with `capturable`, they decide for which blocks, on the device.
+
+    Attributes:
+        number: of the step, from 1; not known to the host with `capturable`.
+        counter: 0-dim int64 on the device, which holds the number once the step has begun; None without
+            `capturable`.
+    """
+
+    number: int = 0
+    counter: Tensor | None = None
+
+    def factors_due(self, config: Config) -> bool:
+        """Whether any factor is updated."""
+        return self.counter is not None or self.number % config.factor_every == 0
+
+    def roots_due(self, config: Config) -> bool:
+        """Whether all roots are made: on multiples of `root_every`, counted from 0 by the plain variant."""
+        return self.counter is None and (self.number - (config.variant == "plain")) % config.root_every == 0
+
+    def preconditions(self, config: Config) -> bool:
+        """Whether preconditioned updates are made."""
+        return self.counter is not None or self.number >= config.start_step
+
+    def leaves_blocks_out(self, config: Config) -> bool:
+        """Whether factors of active blocks may stay on a step on which `factors_due`."""
+        return self.counter is not None and config.factor_every > 1
+
+    def factors_due_on_device(self, config: Config) -> Tensor | bool:
+        """Whether factors are updated, where the host does not know."""
+        if self.counter is None or config.factor_every == 1:
+            return True
+        return self.counter % config.factor_every == 0
+
+    def preconditions_on_device(self, config: Config) -> Tensor | bool:
+        """Whether preconditioned updates are taken, where the host does not know."""
+        if self.counter is None or config.start_step <= 1:
+            return True
+        return self.counter >= config.start_step
+
+    def turn(self, blocks: int, config: Config) -> Tensor:
+        """The blocks of a group whose roots are made on this step, so that all have theirs in `root_every`.
+
+        Returns:
+            Indices ``[ceil(blocks / root_every)]`` on the device.
+        """
+        if self.counter is None:
+            raise ValueError("turns are taken by a counter on the device")
+        count = -(-blocks // config.root_every)
+        return (self.counter * count + torch.arange(count, device=self.counter.device)) % blocks

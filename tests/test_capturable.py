@@ -1,0 +1,245 @@
+"""`capturable`: a step that a graph can hold. The host looks at nothing and does the same work on every step.
+
+There is no CUDA graph without a GPU; a recording of the step's operations on the same tensors, which is
+replayed, stands for one here.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kradagrad_ext import KrADagrad, roots
+from kradagrad_ext.backends import reference
+
+SHAPES = ((16, 12), (7,), ())
+LOOKING = (
+    "_local_scalar_dense",
+    "item",
+    "equal",
+    "is_nonzero",
+    "nonzero",
+    "unique",
+    "masked_select",
+    "_to_copy",
+)
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"factor_every": 2, "start_step": 5, "packed": True},
+    {"root_dtype": torch.bfloat16, "nesterov": True, "weight_decay": 0.1},
+    {
+        "momentum_on": "update",
+        "graft": "sgd",
+        "precondition_1d": True,
+        "max_factor_dim": 10,
+        "merge_dims": False,
+    },
+]
+
+
+class NoLooking(TorchDispatchMode):
+    """Raises where the host looks at a value, or copies from it to the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        copies = name == "_to_copy" and (kwargs or {}).get("device") in (None, args[0].device)
+        assert copies or name not in LOOKING, f"the host looks: {func}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_the_host_looks_at_nothing(recipe: dict[str, Any]) -> None:
+    """With a missing gradient, a NaN in one, a tensor for a learning rate, a scaler."""
+    params = parameters(*SHAPES)
+    options = SMALL | recipe | {"lr": torch.tensor(1e-2)}
+    optimizer = KrADagrad(params, **options, capturable=True, backend="reference")
+    optimizer.found_inf, optimizer.grad_scale = torch.zeros(1), torch.ones(1)
+    for step in range(8):
+        set_gradients(params, step)
+        assert params[0].grad is not None
+        params[0].grad[0, 0] = torch.nan if step == 5 else 0.0
+        params[1].grad = params[1].grad if step % 2 else None
+        if step < 2:
+            optimizer.step()
+            continue
+        with NoLooking():
+            optimizer.step()
+    assert int(optimizer.param_groups[0]["step"]) == 8
+
+
+def test_looking_is_seen() -> None:
+    with NoLooking(), pytest.raises(AssertionError, match="the host looks"):
+        torch.ones(1).item()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_recorded_step_is_every_step(recipe: dict[str, Any], backend: str) -> None:
+    """Recorded once, replayed with other gradients and learning rates: to the bit the steps taken one by one.
+
+    So no schedule is baked in: roots take their turns, factors their steps, and updates start when due.
+    """
+    ours, eager = parameters(*SHAPES), parameters(*SHAPES)
+    lr, eager_lr = torch.tensor(1e-2), torch.tensor(1e-2)
+    options = SMALL | recipe | {"capturable": True, "backend": backend}
+    optimizer = KrADagrad(ours, **(options | {"lr": lr}))
+    other = KrADagrad(eager, **(options | {"lr": eager_lr}))
+    train(optimizer, ours, range(2))
+    train(other, eager, range(2))
+    set_gradients(ours, 2)
+    gradients = [p.grad for p in ours]
+
+    def step() -> Tensor:
+        optimizer.step()
+        return torch.zeros(())
+
+    recorded = make_fx(step)()  # takes the step, too
+    train(other, eager, range(2, 3))
+    for number in range(3, 12):
+        set_gradients(eager, number)
+        for mine, p in zip(gradients, eager, strict=True):
+            assert mine is not None
+            assert p.grad is not None
+            mine.copy_(p.grad)
+        for rate in (lr, eager_lr):
+            rate.fill_(1e-2 / number)
+        recorded()
+        other.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True)), number
+    for p, q in zip(ours, eager, strict=True):
+        for key, tensor in optimizer.state[p].items():
+            assert torch.equal(tensor, other.state[q][key]), key
+
+
+def test_roots_take_turns() -> None:
+    """Of 10 blocks, 4 a step at most with 3 steps between a block's roots; all at once on the first step."""
+    params = parameters((40, 16))
+    optimizer = KrADagrad(params, block_size=8, root_every=3, lr=1e-2, capturable=True)
+    train(optimizer, params, range(1))
+    last_refresh = torch.zeros(10)
+    before = optimizer.state[params[0]]["root_0_0"].clone()
+    for step in range(1, 13):
+        train(optimizer, params, range(step, step + 1))
+        after = optimizer.state[params[0]]["root_0_0"].clone()
+        changed = (after != before).flatten(1).any(1)
+        assert int(changed.sum()) == 4
+        assert float((step - last_refresh[changed]).max()) <= 3
+        last_refresh[changed] = step
+        before = after
+
+
+def test_steps_follow_their_definition() -> None:
+    """One matrix, one block: root_every 1 gives each step the roots of the factors before its own update."""
+    ours, exact = parameters((6, 4), dtype=torch.float64), parameters((6, 4), dtype=torch.float64)[0].detach()
+    options = {"damping": 1e-2, "factor_decay": 0.9, "betas": (0.9, 0.0), "graft": "none", "lr": 0.1}
+    optimizer = KrADagrad(ours, root_every=1, capturable=True, backend="reference", **options)
+    shapes = (6, 4)
+    factors = [torch.zeros(1, d, d, dtype=torch.float64) for d in shapes]
+    statistics = [torch.zeros(1, 2, dtype=torch.float64) for _ in shapes]
+    every = torch.ones(1, dtype=torch.bool)
+    momentum = torch.zeros_like(exact)
+
+    def update(i: int, unfolding: Tensor, *rule: Any) -> None:
+        reference.update_factor_(factors[i], statistics[i], [unfolding], every, *rule, "bf16x3")
+
+    def refresh(damped: bool) -> list[Tensor]:
+        for i, d in enumerate(shapes):
+            if damped:
+                c = 0.1 * 1e-2 * statistics[i][:, 0]
+                identity = torch.eye(d, dtype=torch.float64)
+                update(i, c.sqrt()[:, None, None] * identity, 1.0, 1.0, 0.0, "frobenius", 3)
+                diagonal = factors[i].diagonal(dim1=1, dim2=2)
+                diagonal += 4 * torch.finfo(torch.float64).eps * diagonal.mean()
+        return [roots.root(factor, 2, "newton_schulz")[0][0] for factor in factors]
+
+    for step in range(1, 6):
+        set_gradients(ours, step)
+        assert ours[0].grad is not None
+        gradient = ours[0].grad.clone()
+        optimizer.step()
+        for i, unfolding in enumerate((gradient, gradient.mT)):
+            update(i, unfolding[None], 0.9, 1 - 0.9, 1e-2, "frobenius", 2)
+        momentum = 0.9 * momentum + 0.1 * gradient
+        if step == 1:
+            left, right = refresh(damped=False)
+        exact = exact - 0.1 * left @ (momentum / (1 - 0.9**step)) @ right
+        if step > 1:
+            left, right = refresh(damped=True)
+        torch.testing.assert_close(ours[0].detach(), exact, rtol=1e-9, atol=1e-9)
+
+
+def test_it_learns_as_without() -> None:
+    """Not the same steps, since roots come in turns, but as good ones."""
+    losses = []
+    for capturable in (False, True):
+        torch.manual_seed(0)
+        x, target = torch.randn(64, 20), torch.randn(20, 12)
+        weight = torch.nn.Parameter(torch.zeros(20, 12))
+        optimizer = KrADagrad([weight], lr=3e-2, block_size=8, capturable=capturable)
+        for _ in range(60):
+            loss = ((x * torch.linspace(0.1, 3, 20)) @ (weight - target)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[1] < 1.2 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({"variant": "plain"}, (8, 8), "`variant` must be star with `capturable`, got 'plain'"),
+        ({"matrix_eps": 1e-4}, (8, 8), "`matrix_eps` must be None with `capturable`, got 0.0001"),
+        ({"root_method": "eigh"}, (8, 8), "`root_method` must be newton_schulz with `capturable`"),
+        ({"capturable": 1}, (8, 8), "`capturable` must be a bool, got 1"),
+        ({}, (8, 8, 8), r"`exponent` must be 1/p, p a power of two, with `capturable`, got 1/3 for blocks"),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_refused(
+    options: dict[str, Any], shape: tuple[int, ...], message: str
+) -> None:
+    params = parameters(shape)
+    start = params[0].detach().clone()
+    with pytest.raises(ValueError, match=message):  # noqa: PT012, at once or on the first step
+        optimizer = KrADagrad(params, **(SMALL | {"capturable": True} | options))
+        train(optimizer, params, range(1))
+    assert torch.equal(params[0], start)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_state_dict_is_taken_over_either_way(capturable: bool) -> None:
+    """The count of steps moves to the host or to the device."""
+    params, resumed = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL, capturable=not capturable)
+    train(optimizer, params, range(4))
+    for p, q in zip(params, resumed, strict=True):
+        q.data.copy_(p.data)
+    other = KrADagrad(resumed, **SMALL, capturable=capturable)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["capturable"] = capturable
+    other.load_state_dict(saved)
+    train(other, resumed, range(4, 6))
+    train(optimizer, params, range(4, 6))
+    assert isinstance(other.param_groups[0]["step"], Tensor) == capturable
+    assert int(other.param_groups[0]["step"]) == 6
+    assert relative_difference(params, resumed) < 0.05
+
+
+def test_capturing_without_the_option_or_before_the_first_step_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, fresh = parameters((8, 8)), parameters((8, 8))
+    optimizer, other = KrADagrad(plain, **SMALL), KrADagrad(fresh, **SMALL, capturable=True)
+    train(optimizer, plain, range(1))
+    for name in ("is_available", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    with pytest.raises(RuntimeError, match="`capturable` of parameter group 0 must be True"):
+        train(optimizer, plain, range(1, 2))
+    with pytest.raises(RuntimeError, match="a step must be taken before one is captured"):
+        train(other, fresh, range(1))
