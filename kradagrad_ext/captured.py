@@ -23,11 +23,11 @@ def step(
 ) -> list[Tensor]:
     """As `variants.step`."""
     norms = variants.step(states, config, backends, nows)
-    if not nows[0].fresh:
-        for state, backend, now in zip(states, backends, nows, strict=True):
+    for state, backend, now in zip(states, backends, nows, strict=True):
+        if not now.fresh:
             _take_turn(state, config, backend, now)
-    taken = nows[0].clock.preconditions_on_device(config)
-    return [norm * taken for norm in norms]
+    taken = [now.clock.preconditions_on_device(config) for now in nows]
+    return [norm * mask for norm, mask in zip(norms, taken, strict=True)]
 
 
 def _take_turn(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> None:
