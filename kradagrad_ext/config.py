@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,11 +23,15 @@ MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "newton_schulz")
 NAMED_EXPONENTS = ("shampoo", "ons")
 ROOT_DTYPES = (None, torch.bfloat16)
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 STRUCTURAL = (
     "variant",
     "block_size",
     "merge_dims",
     "max_factor_dim",
+    "batch_dims",
+    "split",
+    "split_dim",
     "precondition",
     "precondition_1d",
     "graft",
@@ -78,6 +82,13 @@ def check_lr(lr: object) -> None:
         _require(_is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
 
 
+def check_tensor(tensor: torch.Tensor, position: str) -> None:
+    """Raise TypeError unless a parameter or gradient is one that the ops take."""
+    if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
+        kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
+        raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of one parameter group, as `KrADagrad` documents them, without `lr` and `params`.
@@ -93,6 +104,9 @@ class Config:
     block_size: int
     merge_dims: bool
     max_factor_dim: int
+    batch_dims: int
+    split: int | Sequence[int]
+    split_dim: int
     factor_update: str
     factor_scale: str
     refine: int
@@ -168,9 +182,13 @@ class Config:
         for option in ("block_size", "max_factor_dim", "factor_every", "root_every"):
             value = getattr(self, option)
             _require(_is_int(value) and value >= 1, option, "an integer >= 1", value)
-        for option in ("refine", "start_step"):
+        for option in ("refine", "start_step", "batch_dims"):
             value = getattr(self, option)
             _require(_is_int(value) and value >= 0, option, "an integer >= 0", value)
+        _require(_is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
+        parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
+        sound = len(parts) > 0 and all(_is_int(part) and part >= 1 for part in parts)
+        _require(sound, "split", "a number of parts >= 1 or the length of every part", self.split)
         decay = self.factor_decay
         _require(_is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
         expected = f"None, one of {NAMED_EXPONENTS} or 1/p with an integer p"

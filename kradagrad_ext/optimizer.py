@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -10,16 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint
-from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr
+from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr, check_tensor
 from .local import Local
+from .plan import plan_parameter
 from .step import LossScale, Settings, backend_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from .distributed.sharded import Sharded
-
-SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class KrADagrad(Optimizer):
@@ -43,7 +42,10 @@ class KrADagrad(Optimizer):
         variant: ``star`` (all modes every step) or ``plain`` (one mode a step).
         block_size: longest side of a block.
         merge_dims: multiply neighbouring small dims before cutting blocks.
-        max_factor_dim: a (merged) dim longer than this gets no factor and is not cut.
+        max_factor_dim: a (merged) dim, or part of one, longer than this gets no factor and is not cut.
+        batch_dims: the first dims count matrices: experts' weights ``[experts, m, n]`` have 1.
+        split, split_dim: parts of one dim, a number of equal ones or the length of each, such as those of
+            queries, keys and values in one matrix: no block reaches from one into the next.
         factor_update: ``krad`` (products alone), ``exact`` (Cholesky), or ``auto``: exact on a CPU.
         factor_scale: bound used by ``krad``: ``trace_dim``, ``trace``, ``frobenius``, ``schatten4`` or
             ``product``.
@@ -91,6 +93,9 @@ class KrADagrad(Optimizer):
         block_size: int = 256,
         merge_dims: bool = True,
         max_factor_dim: int = 8192,
+        batch_dims: int = 0,
+        split: int | Sequence[int] = 1,
+        split_dim: int = 0,
         factor_update: str = "auto",
         factor_scale: str = "frobenius",
         refine: int = 2,
@@ -175,15 +180,17 @@ class KrADagrad(Optimizer):
         """Add parameters, with options that override the optimizer's; see `torch.optim.Optimizer`.
 
         Raises:
-            ValueError: an option is out of range.  TypeError: a parameter has an unsupported dtype.
+            ValueError: an option is out of range or does not fit a parameter's shape.
+            TypeError: a parameter has an unsupported dtype.
         """
         super().add_param_group(param_group)
         group, position = self.param_groups[-1], len(self.param_groups) - 1
         try:
             check_lr(group["lr"])
-            Config.of(group)
+            config = Config.of(group)
             for i, p in enumerate(group["params"]):
-                _check_tensor(p, f"parameter {i} of parameter group {position}")
+                check_tensor(p, f"parameter {i} of parameter group {position}")
+                plan_parameter(p.shape, config)
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
@@ -282,14 +289,8 @@ class KrADagrad(Optimizer):
         for own in found:
             for i, p in enumerate(own.params):
                 if p.grad is not None:
-                    _check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {own.position}")
+                    check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {own.position}")
             for key in {(p.device, p.dtype) for p in own.params if p.grad is not None}:
                 backend_of(own.config, *key)
         self._engine.check(found)
         return [own for own in found if any(p.grad is not None for p in own.params)]
-
-
-def _check_tensor(tensor: Tensor, position: str) -> None:
-    if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
-        kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
-        raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")

@@ -5,9 +5,10 @@ Integers only, no tensors: a plan can be made for a model that does not fit on t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .config import Config
@@ -19,7 +20,8 @@ Shape = tuple[int, ...]
 class Region:
     """A box of a parameter's merged shape that a regular grid of equal blocks fills exactly.
 
-    A dim of 600 in blocks of 256 gives two regions: one of 2 blocks of 256, and one block of 88.
+    A dim of 600 in blocks of 256 gives two regions: one of 2 blocks of 256, and one block of 88. Blocks have
+    a side of 1 in batch dims.
     """
 
     offset: Shape
@@ -38,15 +40,29 @@ class ParameterPlan:
 
     Attributes:
         shape: the parameter's own.
-        merged_shape: after merging neighbouring dims; the view the blocks are cut from.
+        merged_dims: which of its dims make up every dim of the merged shape, the view that blocks are cut
+            from; dims of 1 belong to none.
         factored: for every merged dim, whether it has a factor.
-        regions: empty for a parameter that takes the grafting method alone.
+        chunks: for every merged dim, the sides of the blocks along it; none for a parameter that takes the
+            grafting method alone.
+        batch_dims: how many of the merged dims, from the first, count matrices and are no modes.
     """
 
     shape: Shape
-    merged_shape: Shape
+    merged_dims: tuple[Shape, ...]
     factored: tuple[bool, ...]
-    regions: tuple[Region, ...]
+    chunks: tuple[Shape, ...]
+    batch_dims: int = 0
+
+    @property
+    def merged_shape(self) -> Shape:
+        return tuple(math.prod(self.shape[dim] for dim in dims) for dims in self.merged_dims)
+
+    @functools.cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Empty for a parameter that takes the grafting method alone."""
+        choices = itertools.product(*map(_runs, self.chunks)) if self.chunks else ()
+        return tuple(Region(*map(tuple, zip(*choice, strict=True))) for choice in choices)
 
 
 @dataclass(frozen=True)
@@ -94,62 +110,117 @@ class Group:
         return self.blocks * sum(5 * d * elements for d in self.factor_dims)
 
 
-def merge_dims(shape: Shape, limit: int, keep_matrices: bool) -> Shape:
-    """Multiply neighbouring dims, left to right, while the product stays within `limit`; drop dims of 1.
+def merge_dims(shape: Shape, limit: int, keep_matrices: bool) -> tuple[Shape, ...]:
+    """Group neighbouring dims, left to right, while their product stays within `limit`; drop dims of 1.
 
     Args:
         shape: a parameter's shape.
         limit: the block size.
-        keep_matrices: leave at least two dims to a tensor that has them, so that a small matrix is not
+        keep_matrices: leave at least two groups to a tensor that has two dims, so that a small matrix is not
             turned into a vector. The published code does turn it.
+
+    Returns:
+        The dims of every group.
     """
-    dims = [d for d in shape if d != 1]
-    merged: list[int] = []
-    for d in dims:
-        if merged and merged[-1] * d <= limit:
-            merged[-1] *= d
+    dims = [dim for dim, size in enumerate(shape) if size != 1]
+    merged: list[Shape] = []
+    for dim in dims:
+        if merged and math.prod(shape[own] for own in (*merged[-1], dim)) <= limit:
+            merged[-1] = (*merged[-1], dim)
         else:
-            merged.append(d)
+            merged.append((dim,))
     if keep_matrices and len(merged) == 1 and len(dims) > 1:
-        return dims[0], math.prod(dims[1:])
+        return (dims[0],), tuple(dims[1:])
     return tuple(merged)
 
 
-def cut(length: int, block: int) -> list[tuple[int, int, int]]:
-    """Cut a dim into runs of equal chunks, as (offset, number of chunks, chunk length); the rest is last."""
+def cut(length: int, block: int) -> Shape:
+    """Sides of the blocks along a dim, the rest last."""
     whole, rest = divmod(length, block)
-    runs = [(0, whole, block)] if whole else []
-    return runs + ([(whole * block, 1, rest)] if rest else [])
+    return (block,) * whole + ((rest,) if rest else ())
+
+
+def _runs(sides: Shape) -> list[tuple[int, int, int]]:
+    """Equal sides in a row as (offset, number, side)."""
+    runs, offset = [], 0
+    for side, equal in itertools.groupby(sides):
+        count = len(list(equal))
+        runs.append((offset, count, side))
+        offset += count * side
+    return runs
 
 
 def plan_parameter(shape: Sequence[int], config: Config) -> ParameterPlan:
-    """The plan of one parameter, from its shape and its group's options."""
+    """The plan of one parameter, from its shape and its group's options.
+
+    Raises:
+        ValueError: `batch_dims`, `split` or `split_dim` do not fit the shape.
+    """
     shape = tuple(shape)
-    if config.merge_dims:
-        merged = merge_dims(shape, config.block_size, keep_matrices=not config.published)
-    else:
-        merged = tuple(d for d in shape if d != 1)
-    factored = tuple(d <= config.max_factor_dim for d in merged)
+    parts = _parts(shape, config)
+    first = config.batch_dims
+    batch = tuple((dim,) for dim in range(first) if shape[dim] != 1)
+    merged = (*batch, *_merge(shape, first, parts, config))
+    lengths = tuple(
+        parts.get(dims[0], (math.prod(shape[dim] for dim in dims),)) for dims in merged[len(batch) :]
+    )
+    factored = tuple(max(own) <= config.max_factor_dim for own in lengths)
     preconditioned = config.precondition and any(factored) and math.prod(shape) > 0
-    if not preconditioned or (len(merged) == 1 and not config.precondition_1d):
-        return ParameterPlan(shape, merged, factored, ())
-    runs = [
-        cut(d, config.block_size) if has_factor else [(0, 1, d)]
-        for d, has_factor in zip(merged, factored, strict=True)
-    ]
-    regions = []
-    for choice in itertools.product(*runs):
-        offset, grid, block_shape = zip(*choice, strict=True)
-        regions.append(Region(offset, grid, block_shape))
-    return ParameterPlan(shape, merged, factored, tuple(regions))
+    flags = (*(False for _ in batch), *factored)
+    if not preconditioned or (len(factored) == 1 and not config.precondition_1d):
+        return ParameterPlan(shape, merged, flags, (), len(batch))
+    chunks = [(1,) * shape[dim] for (dim,) in batch]
+    for own, has_factor in zip(lengths, factored, strict=True):
+        cuts = (cut(length, config.block_size) if has_factor else (length,) for length in own)
+        chunks.append(tuple(itertools.chain(*cuts)))
+    return ParameterPlan(shape, merged, flags, tuple(chunks), len(batch))
+
+
+def _parts(shape: Shape, config: Config) -> dict[int, Shape]:
+    """Lengths of the parts of the dim that is split, if any is; checks that the options fit the shape."""
+    got = f"of a {list(shape)} parameter"
+    if config.batch_dims > len(shape):
+        raise ValueError(f"KrADagrad: `batch_dims` must be dims {got}, got {config.batch_dims}")
+    if config.split == 1:
+        return {}
+    dim = config.split_dim + (len(shape) if config.split_dim < 0 else 0)
+    if not config.batch_dims <= dim < len(shape):
+        raise ValueError(
+            f"KrADagrad: `split_dim` must be a dim {got} after its {config.batch_dims} batch dims, "
+            f"got {config.split_dim}"
+        )
+    size, split = shape[dim], config.split
+    lengths = (size // split,) * split if isinstance(split, int) else tuple(split)
+    if sum(lengths) != size or 0 in lengths:
+        raise ValueError(f"KrADagrad: `split` must make up dim {dim} {got} in whole, got {split!r}")
+    return {dim: lengths}
+
+
+def _merge(shape: Shape, first: int, parts: Mapping[int, Shape], config: Config) -> tuple[Shape, ...]:
+    """The dims from `first` on, merged where that is wanted; one that is split is merged with none."""
+    if not config.merge_dims:
+        return tuple((dim,) for dim in range(first, len(shape)) if shape[dim] != 1)
+    merged: list[Shape] = []
+    start = first
+    for end in (*parts, len(shape)):
+        keep = not config.published and not parts
+        own = merge_dims(shape[start:end], config.block_size, keep)
+        merged += [tuple(start + dim for dim in dims) for dims in own]
+        merged += [(end,)] if end in parts else []
+        start = end + 1
+    return tuple(merged)
 
 
 def group_blocks(plans: Sequence[ParameterPlan]) -> tuple[Group, ...]:
-    """Gather the blocks of equal shape, parameters in order, blocks of a region in row-major order."""
+    """Gather the blocks of equal shape, parameters in order, blocks of a region in row-major order.
+
+    Batch dims are part of the grid alone: an expert's matrix is a block like any other.
+    """
     members: dict[tuple[Shape, tuple[bool, ...]], list[Member]] = {}
     for parameter, plan in enumerate(plans):
         for index, region in enumerate(plan.regions):
-            batch = members.setdefault((region.block_shape, plan.factored), [])
+            key = (region.block_shape[plan.batch_dims :], plan.factored[plan.batch_dims :])
+            batch = members.setdefault(key, [])
             start = batch[-1].start + batch[-1].region.blocks if batch else 0
             batch.append(Member(parameter, index, region, start))
     return tuple(Group(shape, factored, tuple(batch)) for (shape, factored), batch in members.items())

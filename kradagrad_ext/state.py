@@ -31,11 +31,15 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def block_layout(plan: ParameterPlan, member: Member) -> tuple[list[int], list[int], int]:
-    """(size, stride, offset) of a region as ``[*grid, *block_shape]``, in a contiguous parameter."""
-    strides = [math.prod(plan.merged_shape[i + 1 :]) for i in range(len(plan.merged_shape))]
-    region = member.region
-    size = [*region.grid, *region.block_shape]
-    stride = [s * d for s, d in zip(strides, region.block_shape, strict=True)] + strides
+    """(size, stride, offset) of a region as ``[*grid, *block_shape]``, in a contiguous parameter.
+
+    Batch dims are among those of the grid alone.
+    """
+    merged = plan.merged_shape
+    strides = [math.prod(merged[i + 1 :]) for i in range(len(merged))]
+    region, first = member.region, plan.batch_dims
+    size = [*region.grid, *region.block_shape[first:]]
+    stride = [s * d for s, d in zip(strides, region.block_shape, strict=True)] + strides[first:]
     return size, stride, sum(s * o for s, o in zip(strides, region.offset, strict=True))
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "kradagrad_ext"
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
     "": {"optimizer", "config", "diagnostics"},
-    "optimizer": {"config", "local", "step", "checkpoint", "distributed.sharded"},
+    "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
     "local": {"config", "state", "step", "grafting"},
     "distributed": set(),
     "distributed.sharded": {
@@ -62,6 +62,7 @@ MAX_FUNCTION_LINES = 40
 # Each with the reason why it is not split.
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS = {
+    "kradagrad_ext/optimizer.py:__init__": "all but a few lines are the options and their defaults",
     "triton_kernels/accumulate.py:accumulate": "half of it are a kernel's arguments",
     "triton_kernels/parameter_step.py:parameter_step": "half of it are a kernel's arguments",
     "triton_kernels/kron_step_resident.py:kron_step_resident": "half of it are a kernel's arguments",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_plan import divisions
 
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.config import Config
@@ -40,15 +41,22 @@ def test_a_large_model_is_shared_out_evenly(ranks: int, monkeypatch: pytest.Monk
     max_factor_dim=st.sampled_from([8, 1000]),
     merge_dims=st.booleans(),
     ranks=st.integers(1, 9),
+    data=st.data(),
 )
 def test_pieces_make_up_every_parameter(
-    shapes: list[list[int]], block_size: int, max_factor_dim: int, merge_dims: bool, ranks: int
+    shapes: list[list[int]],
+    block_size: int,
+    max_factor_dim: int,
+    merge_dims: bool,
+    ranks: int,
+    data: st.DataObject,
 ) -> None:
     """Every element once, and the blocks of the pieces are those of the parameter."""
-    own = config(block_size=block_size, max_factor_dim=max_factor_dim, merge_dims=merge_dims)
+    options = {"block_size": block_size, "max_factor_dim": max_factor_dim, "merge_dims": merge_dims}
     sizes = [tuple(shape) for shape in shapes]
-    pieces = list(itertools.chain(*deal(sizes, [own] * len(sizes), ranks)))
-    for parameter, shape in enumerate(sizes):
+    configs = [config(**options, **data.draw(divisions(shape))) for shape in sizes]
+    pieces = list(itertools.chain(*deal(sizes, configs, ranks)))
+    for parameter, (shape, own) in enumerate(zip(sizes, configs, strict=True)):
         counted = torch.zeros(shape, dtype=torch.int64)
         blocks: Counter[object] = Counter()
         for piece in (piece for piece in pieces if piece.parameter == parameter):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +27,42 @@ def config(**options: Any) -> Config:
 shapes = st.lists(st.integers(1, 40), max_size=4).map(tuple)
 
 
+@st.composite
+def divisions(draw: st.DrawFn, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Batch dims and a split that fit a shape."""
+    batch_dims = draw(st.integers(0, len(shape)))
+    if batch_dims == len(shape):
+        return {"batch_dims": batch_dims}
+    dim = draw(st.integers(batch_dims, len(shape) - 1))
+    borders = sorted(draw(st.sets(st.integers(1, shape[dim]), max_size=3)) - {shape[dim]})
+    lengths = [b - a for a, b in itertools.pairwise([0, *borders, shape[dim]])]
+    equal = draw(st.sampled_from([n for n in range(1, shape[dim] + 1) if shape[dim] % n == 0]))
+    return {"batch_dims": batch_dims, "split_dim": dim, "split": draw(st.sampled_from([lengths, equal]))}
+
+
+def parts_of(shape: tuple[int, ...], options: Config) -> Sequence[int]:
+    split, size = options.split, shape[options.split_dim]
+    return [size // split] * split if isinstance(split, int) else split
+
+
 @settings(deadline=None, max_examples=300)
-@given(shape=shapes, block=st.integers(1, 50), limit=st.integers(1, 60), merge=st.booleans())
+@given(
+    shape=shapes,
+    block=st.integers(1, 50),
+    limit=st.integers(1, 60),
+    merge=st.booleans(),
+    data=st.data(),
+)
 def test_blocks_tile_the_parameter_exactly_once(
-    shape: tuple[int, ...], block: int, limit: int, merge: bool
+    shape: tuple[int, ...], block: int, limit: int, merge: bool, data: st.DataObject
 ) -> None:
-    options = config(block_size=block, max_factor_dim=limit, merge_dims=merge, precondition_1d=True)
+    options = config(
+        block_size=block,
+        max_factor_dim=limit,
+        merge_dims=merge,
+        precondition_1d=True,
+        **data.draw(divisions(shape)),
+    )
     plan = plan_parameter(shape, options)
     assert math.prod(plan.merged_shape) == math.prod(shape)
     if not plan.regions:
@@ -43,9 +75,12 @@ def test_blocks_tile_the_parameter_exactly_once(
             count[tuple(slice(c, c + d) for c, d in zip(corner, region.block_shape, strict=True))] += 1
     assert (count == 1).all()
     for region in plan.regions:
-        for side, factored, whole in zip(region.block_shape, plan.factored, plan.merged_shape, strict=True):
-            assert side <= block if factored else side == whole
-            assert factored == (whole <= limit)
+        assert region.block_shape[: plan.batch_dims] == (1,) * plan.batch_dims
+        modes = [*zip(region.block_shape, plan.factored, plan.merged_dims, strict=True)][plan.batch_dims :]
+        for dim, (side, factored, dims) in enumerate(modes, plan.batch_dims):
+            parts = parts_of(shape, options) if dims == (options.split_dim,) else [plan.merged_shape[dim]]
+            assert side <= min(block, max(parts)) if factored else side in parts
+            assert factored == (max(parts) <= limit)
 
 
 @settings(deadline=None, max_examples=100)
@@ -80,14 +115,70 @@ def test_groups_hold_every_block_once_in_order(all_shapes: list[tuple[int, ...]]
     ],
 )
 def test_merging(shape: Any, limit: int, published: Any, default: Any) -> None:
-    assert merge_dims(shape, limit, keep_matrices=False) == published
-    assert merge_dims(shape, limit, keep_matrices=True) == default
+    for keep, expected in ((False, published), (True, default)):
+        merged = merge_dims(shape, limit, keep_matrices=keep)
+        assert tuple(math.prod(shape[dim] for dim in dims) for dims in merged) == expected
+        assert [dim for dims in merged for dim in dims] == [d for d, size in enumerate(shape) if size != 1]
 
 
 def test_cut_puts_the_rest_last() -> None:
-    assert cut(600, 256) == [(0, 2, 256), (512, 1, 88)]
-    assert cut(512, 256) == [(0, 2, 256)]
-    assert cut(5, 256) == [(0, 1, 5)]
+    assert cut(600, 256) == (256, 256, 88)
+    assert cut(512, 256) == (256, 256)
+    assert cut(5, 256) == (5,)
+
+
+def regions_of(shape: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
+    regions = plan_parameter(shape, config(**options)).regions
+    return [(region.offset, region.grid, region.block_shape) for region in regions]
+
+
+def test_no_block_reaches_from_one_part_into_the_next() -> None:
+    assert regions_of((12, 5), block_size=5, split=(6, 3, 3)) == [
+        ((0, 0), (1, 1), (5, 5)),
+        ((5, 0), (1, 1), (1, 5)),
+        ((6, 0), (2, 1), (3, 5)),
+    ]
+    assert regions_of((12, 5), block_size=5, split=3) == [((0, 0), (3, 1), (4, 5))]
+    assert regions_of((5, 12), block_size=5, split=3, split_dim=-1) == [((0, 0), (1, 3), (5, 4))]
+
+
+def test_a_part_decides_whether_a_dim_has_a_factor() -> None:
+    assert plan_parameter((12, 5), config(max_factor_dim=4)).factored == (False, False)
+    assert plan_parameter((12, 5), config(max_factor_dim=5, split=3)).factored == (True, True)
+    unfactored = plan_parameter((12, 4), config(max_factor_dim=4, split=(5, 7)))
+    assert [region.block_shape for region in unfactored.regions] == [(5, 4), (7, 4)]
+
+
+def test_batch_dims_count_matrices() -> None:
+    """Blocks of all experts are blocks of one group, of order 2."""
+    plan = plan_parameter((3, 10, 4), config(block_size=8, batch_dims=1, split=2, split_dim=1))
+    assert plan.merged_dims == ((0,), (1,), (2,))
+    (group,) = group_blocks([plan])
+    assert (group.block_shape, group.factored, group.blocks) == ((5, 4), (True, True), 6)
+    vectors = plan_parameter((3, 10), config(batch_dims=1))
+    assert vectors.regions == ()
+    assert plan_parameter((3, 2, 5, 4), config(batch_dims=2)).merged_shape == (3, 2, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": 3}, r"`split` must make up dim 0 of a \[10, 4\] parameter in whole, got 3"),
+        ({"split": (5, 4)}, r"`split` must make up dim 0 of a \[10, 4\] parameter in whole, got \(5, 4\)"),
+        ({"split": 2, "split_dim": 2}, r"`split_dim` must be a dim of a \[10, 4\] parameter .*, got 2"),
+        ({"split": 2, "batch_dims": 1}, r"after its 1 batch dims, got 0"),
+        ({"batch_dims": 3}, r"`batch_dims` must be dims of a \[10, 4\] parameter, got 3"),
+    ],
+)
+def test_options_that_do_not_fit_a_shape_are_refused_before_anything_is_made(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_parameter((10, 4), config(**options))
+    optimizer = KrADagrad([torch.nn.Parameter(torch.zeros(4, 4))])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(10, 4))], **options})
+    assert len(optimizer.param_groups) == 1
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0, 3), (5,)])
@@ -138,6 +229,11 @@ def test_root_orders(options: dict[str, Any], orders: dict[int, int]) -> None:
         ("block_size", 0, "an integer >= 1"),
         ("block_size", 2.5, "an integer >= 1"),
         ("refine", -1, "an integer >= 0"),
+        ("batch_dims", -1, "an integer >= 0"),
+        ("split", 0, "a number of parts >= 1 or the length of every part"),
+        ("split", (), "a number of parts >= 1 or the length of every part"),
+        ("split", (3, True), "a number of parts >= 1 or the length of every part"),
+        ("split_dim", 0.5, "an integer"),
         ("precision", "fp16", "one of ('bf16x3', 'tf32x3', 'bf16x6', 'fp32')"),
         ("factor_decay", 0.0, "a number in (0, 1]"),
         ("damping", 0.0, "> 0"),

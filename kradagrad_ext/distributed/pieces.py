@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import ParameterPlan, Region, Shape, cut, group_blocks, plan_parameter
+from kradagrad_ext.plan import ParameterPlan, Shape, group_blocks, plan_parameter
 
 PIECES_A_RANK = 16
 """Of equal cost, at least: what is left over when pieces are dealt out is at most one of them."""
@@ -65,62 +65,44 @@ class Piece:
     plan: ParameterPlan
 
 
-def pieces_of(parameter: int, whole: ParameterPlan, config: Config, most: float) -> Iterator[Piece]:
+def pieces_of(parameter: int, whole: ParameterPlan, most: float) -> Iterator[Piece]:
     """A parameter in pieces that cost at most `most`, or consist of one block (of one element)."""
-    shape, units = whole.shape, _units(whole, config)
-    counts = [-(-size // unit) for size, unit in zip(shape, units, strict=True)]
     left = cost_of(whole) / most
     runs: list[list[tuple[int, int]]] = []
-    for size, unit, count in zip(shape, units, counts, strict=True):
+    for borders in _borders(whole):
+        count = len(borders) - 1
         taken = max(1, count if left <= 1 else int(count / left))
-        step = taken * unit
-        runs.append([(start, min(step, size - start)) for start in range(0, size, step)])
+        ends = [*borders[taken:-1:taken], *borders[-1:]] if count else []
+        runs.append([(start, end - start) for start, end in zip(borders[:-1:taken], ends, strict=True)])
         left *= taken / max(count, 1)
     for choice in itertools.product(*runs):
         box = Box(tuple(start for start, _ in choice), tuple(size for _, size in choice))
-        plan = _plan_of_box(whole, box, config)
-        yield Piece(parameter, box, plan)
+        yield Piece(parameter, box, _plan_of_box(whole, box))
 
 
-def dims_of_merged(plan: ParameterPlan) -> list[list[int]]:
-    """For every merged dim, the parameter's dims that make it up; dims of 1 belong to none."""
-    dims = iter([dim for dim, size in enumerate(plan.shape) if size != 1])
-    found = []
-    for merged in plan.merged_shape:
-        own = [next(dims)]
-        while math.prod(plan.shape[dim] for dim in own) < merged:
-            own.append(next(dims))
-        found.append(own)
-    return found
+def _borders(plan: ParameterPlan) -> list[Sequence[int]]:
+    """For every dim, where it may be cut: between blocks, or any elements where there are none.
+
+    Of dims that are merged, none is cut.
+    """
+    if not plan.chunks:
+        return [range(size + 1) for size in plan.shape]
+    borders: list[Sequence[int]] = [(0, size) for size in plan.shape]
+    for dims, chunks in zip(plan.merged_dims, plan.chunks, strict=True):
+        if len(dims) == 1:
+            borders[dims[0]] = (0, *itertools.accumulate(chunks))
+    return borders
 
 
-def _units(plan: ParameterPlan, config: Config) -> list[int]:
-    """For every dim, the multiples at which it may be cut: blocks, or any element where there are none."""
-    if not plan.regions:
-        return [1] * len(plan.shape)
-    units = [max(size, 1) for size in plan.shape]
-    for own, factored in zip(dims_of_merged(plan), plan.factored, strict=True):
-        if len(own) == 1 and factored:
-            units[own[0]] = config.block_size
-    return units
-
-
-def _plan_of_box(whole: ParameterPlan, box: Box, config: Config) -> ParameterPlan:
+def _plan_of_box(whole: ParameterPlan, box: Box) -> ParameterPlan:
     """The blocks of `whole` that lie in the box, merged as they are there."""
-    if math.prod(whole.shape) == 0:
-        return ParameterPlan(box.shape, whole.merged_shape, whole.factored, ())
-    merged = tuple(math.prod(box.shape[dim] for dim in own) for own in dims_of_merged(whole))
-    regions = [
-        Region(*map(tuple, zip(*choice, strict=True)))
-        for choice in itertools.product(
-            *(
-                cut(size, config.block_size) if factored else [(0, 1, size)]
-                for size, factored in zip(merged, whole.factored, strict=True)
-            )
-        )
-        if whole.regions
-    ]
-    return ParameterPlan(box.shape, merged, whole.factored, tuple(regions))
+    chunks = []
+    for dims, own in zip(whole.merged_dims, whole.chunks, strict=bool(whole.chunks)):
+        start = box.offset[dims[0]] if len(dims) == 1 else 0
+        end = start + math.prod(box.shape[dim] for dim in dims)
+        ends = itertools.accumulate(own)
+        chunks.append(tuple(side for side, last in zip(own, ends, strict=True) if start < last <= end))
+    return ParameterPlan(box.shape, whole.merged_dims, whole.factored, tuple(chunks), whole.batch_dims)
 
 
 def cost_of(plan: ParameterPlan) -> int:
@@ -145,9 +127,9 @@ def deal(shapes: Sequence[Shape], configs: Sequence[Config], ranks: int) -> list
     blocked, plain = (
         [
             piece
-            for parameter, (plan, config) in enumerate(zip(plans, configs, strict=True))
+            for parameter, plan in enumerate(plans)
             if bool(plan.regions) == has_blocks
-            for piece in pieces_of(parameter, plan, config, _most(plans, ranks, has_blocks))
+            for piece in pieces_of(parameter, plan, _most(plans, ranks, has_blocks))
         ]
         for has_blocks in (True, False)
     )

@@ -15,6 +15,7 @@ rank holds in buffers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -105,12 +106,19 @@ class Shard:
         self, pieces: Sequence[Sequence[Piece]], positions: Sequence[int], configs: Mapping[int, Config]
     ) -> Chunk:
         """`pieces`: of every rank."""
-        own: dict[tuple[int, torch.dtype], list[Piece]] = {}
-        for piece in pieces[self.rank]:
-            own.setdefault((positions[piece.parameter], self.params[piece.parameter].dtype), []).append(piece)
-        parts = [self._make_part(key, members, configs[key[0]]) for key, members in own.items()]
-        ordered = [piece for part in parts for piece in part.pieces]
-        return Chunk(parts, *self._routes(ordered, pieces))
+        by_part = [self._by_part(theirs, positions) for theirs in pieces]
+        parts = [self._make_part(key, own, configs[key[0]]) for key, own in by_part[self.rank].items()]
+        return Chunk(parts, *self._routes([list(itertools.chain(*own.values())) for own in by_part]))
+
+    def _by_part(
+        self, pieces: Sequence[Piece], positions: Sequence[int]
+    ) -> dict[tuple[int, torch.dtype], list[Piece]]:
+        """One rank's pieces by parameter group and dtype: the order in which they travel."""
+        found: dict[tuple[int, torch.dtype], list[Piece]] = {}
+        for piece in pieces:
+            key = positions[piece.parameter], self.params[piece.parameter].dtype
+            found.setdefault(key, []).append(piece)
+        return found
 
     def _make_part(self, key: tuple[int, torch.dtype], pieces: Sequence[Piece], config: Config) -> Part:
         ledger = self.ledgers[key]
@@ -121,7 +129,7 @@ class Shard:
         rows = torch.tensor([ledger.parameters.index(piece.parameter) for piece in pieces], device=device)
         return Part(key[0], ledger, bucket, pieces, rows)
 
-    def _routes(self, own: Sequence[Piece], pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
+    def _routes(self, pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
         """How gradients and parameters come to their owners, and how parameters come back.
 
         Slots on the way in: twice a parameter's index among the sources, twice a piece's among the targets,
@@ -129,7 +137,7 @@ class Shard:
         """
         fetch, back = Route(self.ranks), Route(self.ranks, self.replicated)
         for owner, theirs in enumerate(pieces):
-            for index, piece in enumerate(own if owner == self.rank else theirs):
+            for index, piece in enumerate(theirs):
                 dtype, holders = self.params[piece.parameter].dtype, self.holders[piece.parameter]
                 for box, ranks in holders.ranks_of.items():
                     shared = piece.box.intersection(box)

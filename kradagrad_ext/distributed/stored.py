@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from kradagrad_ext.plan import ParameterPlan, Region, Shape
 
-from .pieces import Box, Piece, dims_of_merged
+from .pieces import Box, Piece
 
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten._to_copy.default)
 
@@ -136,7 +136,7 @@ def _place(key: str) -> tuple[int, int] | None:
 def _find(whole: ParameterPlan, piece: Piece, region: Region) -> tuple[int, Shape]:
     """Which region of the whole parameter a piece's region is part of, and its first block there."""
     # Only dims that were not merged are ever cut.
-    own = (piece.box.offset[dims[0]] for dims in dims_of_merged(whole))
+    own = (piece.box.offset[dims[0]] for dims in whole.merged_dims)
     start = tuple(map(sum, zip(own, region.offset, strict=True)))
     for index, candidate in enumerate(whole.regions):
         steps = [b - a for a, b in zip(candidate.offset, start, strict=True)]
