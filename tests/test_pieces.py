@@ -10,16 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import divisions
+from test_plan import config, divisions
 
-from kradagrad_ext import KrADagrad
-from kradagrad_ext.config import Config
 from kradagrad_ext.distributed.pieces import Box, bytes_of, cost_of, deal
 from kradagrad_ext.plan import group_blocks, plan_parameter
-
-
-def config(**options: object) -> Config:
-    return Config.of(KrADagrad([torch.zeros(1)], **options).param_groups[0])
 
 
 @pytest.mark.parametrize("ranks", [8, 64, 512])
