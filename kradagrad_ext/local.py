@@ -23,6 +23,10 @@ class Local:
     def __init__(self, state: dict[Tensor, Any]) -> None:
         self._state = state
         self._buckets: dict[int, list[Bucket]] = {}
+        # To torch.compile, a bucket's step is a graph and all else the host's.
+        self.step = torch.compiler.disable(self._step, recursive=False)  # type: ignore[no-untyped-call]
+        self._plan = torch.compiler.disable(self._plan_groups)  # type: ignore[no-untyped-call]
+        self._step_eagerly = torch.compiler.disable(step_bucket)  # type: ignore[no-untyped-call]
 
     def check(self, settings: Sequence[Settings]) -> None:
         """Raise ValueError if an option does not fit the state that there is."""
@@ -39,14 +43,26 @@ class Local:
         for p, tensors in saved.items():
             state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
-    def step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
-        """Every bucket's step; what raises, raises before any change."""
+    def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
+        """Every bucket's step; what raises, raises before any change.
+
+        Only with `capturable` is it compiled: else it differs from step to step.
+        """
+        for work, grads, present in self._plan(settings, loss_scale):
+            if work.config.capturable:
+                step_bucket(work, grads, present, loss_scale)
+            else:
+                self._step_eagerly(work, grads, present, loss_scale)
+
+    def _plan_groups(
+        self, settings: Sequence[Settings], loss_scale: LossScale
+    ) -> list[tuple[Work, list[Tensor], Tensor]]:
+        """All that the host decides; the gradients, unscaled, and which there are."""
         planned = [work for own in settings for work in self._plan_group(own, loss_scale)]
         loss_scale.unscale_([p.grad for own in settings for p in own.params if p.grad is not None])
         for own in settings:
             own.count()
-        for work in planned:
-            step_bucket(work, loss_scale)
+        return [(work, *work.bucket.gradients()) for work in planned]
 
     def _plan_group(self, settings: Settings, loss_scale: LossScale) -> list[Work]:
         buckets = self._buckets.get(settings.position, [])

@@ -223,7 +223,7 @@ class KrADagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        self._engine.step(self._settings(), LossScale(scale, found_inf))
+        self._engine.step(self._checked_settings(), LossScale(scale, found_inf))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,6 +272,7 @@ class KrADagrad(Optimizer):
 
     def _make_engine(self) -> Local | Sharded:
         """What steps the parameters: this rank alone, or the ranks of a process group together."""
+        self._checked_settings = torch.compiler.disable(self._settings)  # type: ignore[no-untyped-call]
         sharded = any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
         if self._process_group is None and not sharded:
             return Local(self.state)

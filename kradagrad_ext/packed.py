@@ -103,9 +103,9 @@ def _open(state: GroupState, run: Run) -> GroupState:
     return GroupState(
         replace(state.group, members=members),
         state.layouts[run.first : run.last],
-        [packing.unpack(factor[blocks]) for factor in state.factors],
+        [packing.unpack(f[blocks], d) for f, d in zip(state.factors, state.group.factor_dims, strict=True)],
         [statistics[blocks] for statistics in state.statistics],
-        [packing.unpack(root[blocks]) for root in state.roots],
+        [packing.unpack(r[blocks], d) for r, d in zip(state.roots, state.group.factor_dims, strict=True)],
         [kept[blocks] for kept in state.kept],
     )
 

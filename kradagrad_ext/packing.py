@@ -9,11 +9,10 @@
 
 from __future__ import annotations
 
-import functools
-import math
-
 import torch
 from torch import Tensor
+
+_PLACES: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
 
 def pack(matrices: Tensor) -> Tensor:
@@ -22,20 +21,19 @@ def pack(matrices: Tensor) -> Tensor:
     return matrices.flatten(1)[:, _places(d, matrices.device)[0]]
 
 
-def unpack(triangles: Tensor) -> Tensor:
+def unpack(triangles: Tensor, d: int) -> Tensor:
     """The symmetric matrices ``[N, d, d]`` of ``[N, d (d + 1) / 2]``."""
-    d = side(triangles)
     return triangles[:, _places(d, triangles.device)[1]].reshape(len(triangles), d, d)
 
 
-def side(triangles: Tensor) -> int:
-    """d of ``[N, d (d + 1) / 2]``."""
-    return (math.isqrt(8 * triangles.shape[-1] + 1) - 1) // 2
-
-
-@functools.cache
 def _places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Of every element of a triangle in its matrix, and the other way round, as flat indices."""
+    if (d, device) not in _PLACES:
+        _PLACES[d, device] = _make_places(d, device)
+    return _PLACES[d, device]
+
+
+def _make_places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     rows, columns = torch.tril_indices(d, d, device=device)
     flat = torch.arange(d * d, device=device)
     row, column = flat // d, flat % d

@@ -144,11 +144,12 @@ def root(
     return rooted.mul_(scale ** (1 / p)), residual.flatten()
 
 
-def slices(factors: Tensor) -> Iterator[slice]:
-    """Runs of blocks to work on at once: few, to bound memory, yet one for every core."""
+def slices(factors: Tensor, factorised: bool) -> Iterator[slice]:
+    """Runs of blocks to work on at once: few, to bound memory, yet one for every core that factorises one."""
     on_cpu = factors.device.type == "cpu"
     elements = SLICE_ELEMENTS["cpu" if on_cpu else "accelerator"]
-    blocks = max(torch.get_num_threads() if on_cpu else 1, elements // max(1, factors[:1].numel()))
+    least = torch.get_num_threads() if on_cpu and factorised else 1
+    blocks = max(least, elements // max(1, factors[:1].numel()))
     for start in range(0, len(factors), blocks):
         yield slice(start, start + blocks)
 
@@ -174,7 +175,7 @@ def refresh_(
     """
     if factors.numel() == 0:
         return
-    for part in slices(factors):
+    for part in slices(factors, method == "eigh"):
         new, residual = root(factors[part], p, method, ridge, eigh)
         good = residual <= RESIDUAL_BOUND
         replaced, old = (active[part] & good)[:, None, None], roots[part]

@@ -7,7 +7,7 @@ so that a checkpoint lists them parameter by parameter.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import packing
 from .config import STRUCTURAL, Config
 from .grafting import has_second_moment
-from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
+from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
 from .roots import supports_newton_schulz
 
 Initial = Mapping[str, Any]
@@ -30,17 +30,41 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def block_layout(plan: ParameterPlan, member: Member) -> tuple[list[int], list[int], int]:
-    """(size, stride, offset) of a region as ``[*grid, *block_shape]``, in a contiguous parameter.
+@dataclass(frozen=True)
+class BlockLayout:
+    """How the blocks of one region lie in a parameter, as views that torch.compile can write through.
 
-    Batch dims are among those of the grid alone.
+    Attributes:
+        merged_shape: of the parameter.
+        cuts: (dim, offset, length) where the region is shorter than the parameter.
+        split: the region as ``grid[0], side[0], grid[1], side[1], ...``, sides of batch dims left out.
+        order: of these dims, those of the grid first.
     """
-    merged = plan.merged_shape
-    strides = [math.prod(merged[i + 1 :]) for i in range(len(merged))]
-    region, first = member.region, plan.batch_dims
-    size = [*region.grid, *region.block_shape[first:]]
-    stride = [s * d for s, d in zip(strides, region.block_shape, strict=True)] + strides[first:]
-    return size, stride, sum(s * o for s, o in zip(strides, region.offset, strict=True))
+
+    merged_shape: Shape
+    cuts: tuple[Shape, ...]
+    split: Shape
+    order: Shape
+
+    @classmethod
+    def of(cls, plan: ParameterPlan, region: Region) -> BlockLayout:
+        """The layout of one of the plan's regions."""
+        merged, sides = plan.merged_shape, region.block_shape
+        ends = [(o, g * d) for o, g, d in zip(region.offset, region.grid, sides, strict=True)]
+        cuts = [(dim, *end) for dim, end in enumerate(ends) if end[1] != merged[dim]]
+        batch = plan.batch_dims
+        pairs = zip(region.grid[batch:], sides[batch:], strict=True)
+        split = (*region.grid[:batch], *itertools.chain(*pairs))
+        modes = range(batch, len(split), 2)
+        order = (*range(batch), *modes, *(dim + 1 for dim in modes))
+        return cls(merged, tuple(cuts), split, order)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The blocks ``[*grid, *block_shape]`` of a contiguous tensor of the parameter's shape."""
+        whole = tensor.view(self.merged_shape)
+        for dim, offset, length in self.cuts:
+            whole = whole.narrow(dim, offset, length)
+        return whole.view(self.split).permute(self.order)
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,7 @@ class GroupState:
     """Factors, their statistics and roots, for the N blocks of one group; one tensor a mode.
 
     Attributes:
-        layouts: of each member's blocks, see `block_layout`.
+        layouts: of each member's blocks.
         factors: ``[N, d_i, d_i]`` for every mode i, empty for a mode without a factor; with `packed`
             ``[N, d_i (d_i + 1) / 2]``, see `packing`.
         statistics: ``[N, 2]``: running mean of tr(S) / d, updates that fell back.
@@ -57,7 +81,7 @@ class GroupState:
     """
 
     group: Group
-    layouts: list[tuple[list[int], list[int], int]]
+    layouts: list[BlockLayout]
     factors: list[Tensor]
     statistics: list[Tensor]
     roots: list[Tensor]
@@ -75,7 +99,7 @@ class GroupState:
             roots.append(identity.to(config.root_dtype or like.dtype).expand(n, *identity.shape).clone())
         return cls(
             group,
-            [block_layout(plans[m.parameter], m) for m in group.members],
+            [BlockLayout.of(plans[m.parameter], m.region) for m in group.members],
             factors,
             [like.new_zeros(n, 2) for _ in dims],
             roots,
@@ -89,11 +113,10 @@ class GroupState:
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
-        views = []
-        for member, (size, stride, offset) in zip(self.group.members, self.layouts, strict=True):
-            tensor = tensors[member.parameter].contiguous()
-            views.append(tensor.as_strided(size, stride, tensor.storage_offset() + offset))
-        return views
+        return [
+            layout.view(tensors[member.parameter].contiguous())
+            for member, layout in zip(self.group.members, self.layouts, strict=True)
+        ]
 
     def slices(self, member: Member) -> dict[str, Tensor]:
         """A member's part of every tensor, by its key in ``optimizer.state[p]``."""

@@ -134,11 +134,14 @@ def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
     return Work(bucket, config, backend_of(config, *bucket.key), own, settings.clock, fresh, lr)
 
 
-def step_bucket(work: Work, loss_scale: LossScale) -> None:
-    """Guard, momentum, factors and roots, preconditioned update, graft, write."""
+def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
+    """Guard, momentum, factors and roots, preconditioned update, graft, write.
+
+    Args:
+        grads, present: see `Bucket.gradients`.
+    """
     bucket, config = work.bucket, work.config
     params = [p.detach() for p in bucket.params]
-    grads, present = bucket.gradients()
     present = present & ~loss_scale.refused(present.device)
     active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
     coefficients = grafting.coefficients(bucket.scalars, config)

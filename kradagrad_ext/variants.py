@@ -59,16 +59,17 @@ def step(
         For each group, the squared norms ``[N]`` of its updates, 0 for blocks that are not active.
     """
     norms: list[Tensor] = [torch.empty(0)] * len(states)
-    fused: dict[Backend, list[int]] = {}
+    fused: dict[str, list[int]] = {}
     for i, (state, backend, now) in enumerate(zip(states, backends, nows, strict=True)):
         if config.variant == "plain":
             norms[i] = _plain_step(state, config, backend, now)
         elif state.is_kron:
-            fused.setdefault(backend, []).append(i)
+            fused.setdefault(backend.name, []).append(i)
         else:
             norms[i] = _star_step(state, config, backend, now)
-    for backend, chosen in fused.items():
-        own = _star_matrix_step([states[i] for i in chosen], config, backend, [nows[i] for i in chosen])
+    for chosen in fused.values():
+        backend, own_nows = backends[chosen[0]], [nows[i] for i in chosen]
+        own = _star_matrix_step([states[i] for i in chosen], config, backend, own_nows)
         for i, norm in zip(chosen, own, strict=True):
             norms[i] = norm
     return norms
@@ -254,7 +255,7 @@ def _damp_(
         c = (1 - config.factor_decay) * config.damping * updates * statistics[:, 0]
         identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
         scale, refine = ("exact", 0) if config.factorises(factor.device) else ("frobenius", DAMPING_REFINE)
-        for part in roots.slices(factor):
+        for part in roots.slices(factor, scale == "exact"):
             unfolding = [c[part].sqrt()[:, None, None] * identity]
             backend.update_factor_(
                 factor[part],

@@ -23,8 +23,7 @@ def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: to
     symmetric = torch.tril(matrices) + torch.tril(matrices, -1).mT
     triangles = packing.pack(symmetric)
     assert triangles.shape == (n, d * (d + 1) // 2)
-    assert packing.side(triangles) == d
-    assert torch.equal(packing.unpack(triangles), symmetric)
+    assert torch.equal(packing.unpack(triangles, d), symmetric)
 
 
 def test_packing_goes_row_by_row() -> None:
@@ -61,7 +60,8 @@ def test_steps_are_those_of_whole_matrices(
         for key, triangles in optimizer.state[p].items():
             if key.startswith("factor"):
                 expected = other.state[q][key]
-                assert float((packing.unpack(triangles) - expected).norm()) <= 0.05 * float(expected.norm())
+                unpacked = packing.unpack(triangles, expected.shape[-1])
+                assert float((unpacked - expected).norm()) <= 0.05 * float(expected.norm())
 
 
 @pytest.mark.parametrize("root_dtype", [None, torch.bfloat16])

@@ -19,6 +19,9 @@ from . import reference
 
 name = "native"
 
+_OPS = ("kron_step_", "update_factor_", "precondition", "accumulate_", "parameter_step_", "eigh")
+_OVERLOADS: dict[str, Any] = {}
+
 _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
@@ -45,6 +48,7 @@ def _load() -> str | None:
         return f"{path.name} does not load: {error}"
     torch.library.register_fake("kradagrad_ext::precondition", _fake_precondition)
     torch.library.register_fake("kradagrad_ext::eigh", _fake_eigh)
+    _OVERLOADS.update({op: getattr(torch.ops.kradagrad_ext, op).default for op in _OPS})
     return None
 
 
@@ -56,13 +60,13 @@ def _fake_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape)
 
 
-@functools.cache
 def _op(op: str) -> Any:  # noqa: ANN401
     """An op's one overload; calling that skips a lookup by name on every call."""
-    reason = _load()
-    if reason is not None:
-        raise RuntimeError(f"the native backend cannot run: {reason}")
-    return getattr(torch.ops.kradagrad_ext, op).default
+    if not _OVERLOADS:
+        reason = _load()
+        if reason is not None:
+            raise RuntimeError(f"the native backend cannot run: {reason}")
+    return _OVERLOADS[op]
 
 
 def update_factor_(

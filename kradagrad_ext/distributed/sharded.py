@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Sharded:
     def __init__(self, state: dict[Tensor, Any], group: dist.ProcessGroup | None) -> None:
         self._state, self._group = state, group or dist.distributed_c10d._get_default_group()
         self._shards: list[Shard] = []
+        self.step = torch.compiler.disable(self._step)  # type: ignore[no-untyped-call]
         self._all: Sequence[Settings] = ()
         self._live: dict[Tensor, dict[str, Tensor]] = {}
 
@@ -61,8 +63,8 @@ class Sharded:
         for shard in self._shards:
             shard.seen = {i for i, p in enumerate(shard.params) if float(self._live[p]["scalars"][STEPS]) > 0}
 
-    def step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
-        """One step of the groups that have a gradient; on all ranks alike."""
+    def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
+        """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
         self.complete(self._all)
         loss_scale.unscale_([local(p.grad) for own in settings for p in own.params if p.grad is not None])
         for own in settings:

@@ -1,0 +1,78 @@
+"""`torch.compile(optimizer.step)`: with `capturable` a graph a bucket, made once; else the step as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
+from torch._dynamo.utils import counters
+
+from kradagrad_ext import KrADagrad
+
+SHAPES = ((16, 12), (7,))
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled_and_eager(
+    compiler: str, lrs: list[Any], shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any
+) -> float:
+    """Steps with these learning rates: how far parameters are from those of eager steps."""
+    ours, eager = parameters(*shapes), parameters(*shapes)
+    optimizer, other = KrADagrad(ours, **(SMALL | options)), KrADagrad(eager, **(SMALL | options))
+    train(optimizer, ours, range(1))
+    train(other, eager, range(1))
+    step = torch.compile(optimizer.step, backend=compiler)
+    for number, lr in enumerate(lrs, 1):
+        for own, params in ((optimizer, ours), (other, eager)):
+            own.param_groups[0]["lr"] = lr
+            set_gradients(params, number)
+        step()
+        other.step()
+    return relative_difference(ours, eager)
+
+
+@pytest.mark.parametrize("lrs", [[0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]], ids=str)
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[Any], backend: str) -> None:
+    """To the bit where the graph is run operation by operation; all breaks are the host's decisions."""
+    difference = compiled_and_eager(compiler, lrs, capturable=True, backend=backend)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert difference <= (0 if compiler == "eager" else 1e-6)
+    assert counters["graph_break"]
+    assert all("torch.compiler.disable" in reason for reason in counters["graph_break"])
+
+
+def test_packed_states_of_two_groups_are_two_graphs() -> None:
+    params = parameters(*SHAPES, (20, 6))
+    groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
+    optimizer = KrADagrad(groups, **SMALL, packed=True, capturable=True, nesterov=True)
+    train(optimizer, params, range(1))
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for number in range(1, 4):
+        set_gradients(params, number)
+        step()
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_without_capturable_nothing_is_compiled() -> None:
+    """What is done differs from step to step: schedules would compile it again and again."""
+    difference = compiled_and_eager("eager", [0.03, 0.01, 0.02, 0.01])
+    assert counters["stats"]["unique_graphs"] == 0
+    assert difference == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of inductor itself
+def test_inductor_takes_the_same_steps() -> None:
+    difference = compiled_and_eager("inductor", [0.03, 0.01], ((8, 8),), capturable=True)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert difference < 1e-5
