@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .diagnostics import report as diagnostics
+from .grouping import param_groups
 from .optimizer import KrADagrad
 
 try:
@@ -10,4 +11,4 @@ try:
 except PackageNotFoundError:
     __version__ = "0+source"
 
-__all__ = ["KrADagrad", "__version__", "diagnostics"]
+__all__ = ["KrADagrad", "__version__", "diagnostics", "param_groups"]

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "kradagrad_ext"
 
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
-    "": {"optimizer", "config", "diagnostics"},
+    "": {"optimizer", "config", "diagnostics", "grouping"},
+    "grouping": set(),
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
     "local": {"config", "state", "step", "grafting"},
     "distributed": set(),
