@@ -87,6 +87,11 @@ def check_tensor(tensor: torch.Tensor, position: str) -> None:
     if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
         kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
         raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")
+    if getattr(tensor, "_fsdp_flattened", False):  # as FullyShardedDataParallel marks what it has flattened
+        raise TypeError(
+            f"KrADagrad: {position} must have its own shape, got a flat shard {list(tensor.shape)} of "
+            "FullyShardedDataParallel; use torch.distributed.fsdp.fully_shard"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

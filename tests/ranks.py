@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from kradagrad_ext.distributed import exchange
 
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "block_size": 16, "root_every": 3, "max_factor_dim": 64}
 """Blocks that cross the borders of shards, a dim without factors, several refreshes of the roots."""
@@ -56,7 +59,7 @@ def _run(rank: int, world: int, work: Callable[..., Any], folder: str, arguments
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
     torch.manual_seed(0)
-    layers = [nn.Linear(37, 70), nn.Tanh(), nn.Linear(70, 50), nn.Tanh(), nn.Linear(50, 5, bias=False)]
+    layers = [nn.Linear(37, 72), nn.Tanh(), nn.Linear(72, 50), nn.Tanh(), nn.Linear(50, 5, bias=False)]
     return nn.Sequential(*layers).to(dtype)
 
 
@@ -86,6 +89,29 @@ def backward(model: nn.Sequential, step: int) -> None:
     x, y = (torch.randn(24, size, generator=generator).to(dtype) for size in (37, 5))
     model.zero_grad()
     (model(x) - y).square().mean().backward()
+
+
+def local(p: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a parameter."""
+    return (p.to_local() if isinstance(p, DTensor) else p).detach()
+
+
+def count_collectives(counts: Counter[str], sizes: list[int]) -> None:
+    """From now on, count this rank's collectives by name, and list the bytes of each one's largest buffer."""
+
+    def counting(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            sizes.append(max(t.nbytes for t in arguments if isinstance(t, torch.Tensor)))
+            return original(*arguments, **options)
+
+        setattr(module, name, call)
+
+    for name in ("all_reduce", "all_to_all_single", "all_gather_object"):
+        counting(dist, name)
+    counting(exchange, "all_gather")
 
 
 def whole(model: nn.Module) -> list[torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 
-from kradagrad_ext import KrADagrad, diagnostics
-from kradagrad_ext.distributed import exchange
+from kradagrad_ext import KrADagrad
 
 STEPS = 20
-MODES = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (2, "tp")]
+MODES = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (2, "tp"), (4, "tp")]
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"nesterov": True, "weight_decay": 0.1, "decoupled_weight_decay": False, "precondition_1d": True},
@@ -93,22 +92,9 @@ def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int]]:
     optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
     counts: Counter[str] = Counter()
     sizes: list[int] = []
-
-    def counting(module: Any, name: str) -> Any:
-        original = getattr(module, name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            counts[name] += 1
-            sizes.append(max(t.numel() * t.element_size() for t in arguments if isinstance(t, Tensor)))
-            return original(*arguments, **options)
-
-        return call
-
     for step in range(2):
         if step == 1:  # the first one makes the shard
-            for name in ("all_reduce", "all_to_all_single", "all_gather_object"):
-                setattr(dist, name, counting(dist, name))
-            exchange.all_gather = counting(exchange, "all_gather")
+            ranks.count_collectives(counts, sizes)
         model.zero_grad()
         model(torch.randn(8, 32)).square().mean().backward()
         optimizer.step()
@@ -147,46 +133,29 @@ def test_a_state_dict_of_one_rank_is_taken_over(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
-def measured_rank(rank: int, world: int) -> dict[str, int]:
-    """Bytes of state on this rank, and what diagnostics count."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(100, 96), *(nn.Linear(96, 96) for _ in range(3)))
-    optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
+def measured_rank(rank: int, root: str) -> int:
+    """Bytes of state on this rank, of the demo's model."""
+    sys.path.insert(0, root)
+    from gpt.model import GPT
+    from gpt.options import Options
+
+    own = Options(out="")
+    model = GPT(own.context, own.layers, own.width, own.heads)
+    optimizer = KrADagrad(model.parameters(), process_group=dist.group.WORLD)
     state = optimizer.state_dict()["state"].values()
-    parts = [part for own in state for tensor in own.values() for part in getattr(tensor, "parts", [])]
-    model(torch.arange(10)).square().mean().backward()
-    optimizer.step()
-    assert diagnostics(optimizer)[0]["steps"] == 1
-    return {"bytes": sum(part.numel() * part.element_size() for part in parts)}
+    parts = [part for held in state for t in held.values() for part in getattr(t, "parts", [])]
+    return sum(part.nbytes for part in parts)
 
 
 def test_state_is_shared_out(tmp_path: Path) -> None:
-    (alone,) = ranks.launch(1, measured_rank, tmp_path, 1)
-    (tmp_path / "4").mkdir()
-    shares = [own["bytes"] for own in ranks.launch(4, measured_rank, tmp_path / "4", 4)]
-    assert sum(shares) == alone["bytes"]
-    assert max(shares) <= 1.1 * alone["bytes"] / 4
-
-
-def dying_rank(rank: int, mode: str) -> dict[str, Any]:
-    model = ranks.make_model()
-    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
-    for step in range(2):
-        ranks.backward(model, step)
-        optimizer.step()
-    ranks.backward(model, 2)
-    if rank == 1:
-        os._exit(1)
-    before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(RuntimeError):
-        optimizer.step()
-    same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
-    return {"same": all(same)}
-
-
-def test_a_rank_that_dies_raises_and_leaves_the_parameters(tmp_path: Path) -> None:
-    survivor, _ = ranks.launch(2, dying_rank, tmp_path, "ddp", deaths=1)
-    assert survivor["same"]
+    examples = str(Path(__file__).resolve().parent.parent / "examples")
+    alone = None
+    for world in (1, 2, 4):
+        (tmp_path / str(world)).mkdir()
+        shares = ranks.launch(world, measured_rank, tmp_path / str(world), examples)
+        alone = alone or shares[0]
+        assert sum(shares) == alone
+        assert max(shares) <= 1.1 * alone / world
 
 
 def saved_rank(

@@ -1,0 +1,195 @@
+"""Ranks with nothing to do, ranks that do not come, collectives counted, torch's state dict functions."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.distributed import exchange, shard
+
+
+def small_model() -> nn.Sequential:
+    """One block, one row more than a block, one element, nothing at all; in two dtypes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 17, bias=False))
+    model.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    model.register_parameter("none", nn.Parameter(torch.zeros(0, 3)))
+    model[1].to(torch.bfloat16)
+    return model
+
+
+def train_small(model: nn.Sequential, optimizer: KrADagrad, steps: int = 6) -> list[Tensor]:
+    for step in range(steps):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        model.zero_grad()
+        hidden = model[0](x) * model.scale
+        loss = model[1](hidden.bfloat16()).float().square().mean() + (model.none * 2).sum()
+        loss.backward()
+        optimizer.step()
+    return ranks.whole(model)
+
+
+def idle_rank(rank: int) -> list[Tensor]:
+    model = small_model()
+    optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
+    return train_small(model, optimizer)
+
+
+def test_ranks_without_blocks_take_part(tmp_path: Path) -> None:
+    """Four ranks for two blocks, and vectors of fewer elements than ranks."""
+    model = small_model()
+    alone = train_small(model, KrADagrad(model.parameters(), block_size=16))
+    for parameters in ranks.launch(4, idle_rank, tmp_path):
+        assert all(torch.equal(a, b) for a, b in zip(parameters, alone, strict=True))
+
+
+def late_rank(rank: int) -> dict[str, Any]:
+    """Rank 1 does not come to the third step within the process group's timeout."""
+    group = dist.new_group(timeout=datetime.timedelta(seconds=3))
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, process_group=group)
+    for step in range(2):
+        ranks.backward(model, step)
+        optimizer.step()
+    ranks.backward(model, 2)
+    if rank == 1:
+        time.sleep(6)
+        return {}
+    before = ranks.whole(model)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"[Tt]imed out|[Tt]imeout"):
+        optimizer.step()
+    waited = time.monotonic() - start
+    return {"same": all(map(torch.equal, before, ranks.whole(model))), "waited": waited}
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    punctual, _ = ranks.launch(2, late_rank, tmp_path)
+    assert punctual["same"]
+    assert punctual["waited"] < 6
+
+
+def dying_rank(rank: int, mode: str, collective: str) -> bool:
+    """Rank 1 dies when it comes to a collective: the first norms, a chunk on its way, the last hand-back."""
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
+    ranks.backward(model, 0)
+    optimizer.step()
+    ranks.backward(model, 1)
+    if rank == 1:
+        setattr(exchange if collective == "all_gather" else dist, collective, lambda *_, **__: os._exit(1))
+    before = [ranks.local(p).clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    return all(torch.equal(a, ranks.local(p)) for a, p in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "collective"),
+    [("ddp", "all_gather"), ("fsdp", "all_reduce"), ("fsdp", "all_to_all_single")],
+)
+def test_a_rank_that_dies_in_a_step_raises_and_leaves_the_parameters(
+    mode: str, collective: str, tmp_path: Path
+) -> None:
+    survivor, _ = ranks.launch(2, dying_rank, tmp_path, mode, collective, deaths=1)
+    assert survivor
+
+
+def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
+    """Collectives of one step in shards, the bytes that each of them sends, and how many chunks there are."""
+    shard.CHUNK_BYTES = 1 << 14
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = KrADagrad(model.parameters(), block_size=16)
+    counts: Counter[str] = Counter()
+    sizes: list[int] = []
+    for step in range(2):
+        model.zero_grad()
+        model(torch.randn(8, 32)).square().mean().backward()
+        if step == 1:  # the first one makes the shard
+            ranks.count_collectives(counts, sizes)
+        optimizer.step()
+    return counts, sizes, len(optimizer._engine._shards[0].chunks)
+
+
+@pytest.mark.parametrize("layers", [4, 12])
+def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_path: Path) -> None:
+    """Two small ones, and a chunk there and back; none is larger than a chunk and its alignment."""
+    most = 1 << 14
+    for counts, sizes, chunks in ranks.launch(2, counted_rank, tmp_path, layers):
+        bytes_in = 2 * 4 * layers * (32 * 32 + 32) / 2
+        assert bytes_in / most <= chunks <= 1.5 * bytes_in / most + 1
+        assert counts == {"all_reduce": 2, "all_to_all_single": 2 * chunks}
+        assert max(sizes) <= 1.1 * most
+
+
+def flat_rank(rank: int) -> str:
+    model = FullyShardedDataParallel(nn.Linear(6, 4), use_orig_params=True, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError) as refused:
+        KrADagrad(model.parameters())
+    return str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # that wrapper is deprecated
+def test_flat_shards_are_refused(tmp_path: Path) -> None:
+    for message in ranks.launch(2, flat_rank, tmp_path):
+        assert message.startswith(
+            "KrADagrad: parameter 0 of parameter group 0 must have its own shape, got a flat shard"
+        )
+        assert message.endswith("use torch.distributed.fsdp.fully_shard")
+
+
+def by_name_rank(rank: int, mode: str, flatten: bool, folder: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Save and restore by parameters' names, as trainers do with torch's state dict functions."""
+
+    def make() -> tuple[nn.Module, KrADagrad]:
+        model = ranks.make_model()
+        own = ranks.shard(model, mode)
+        return model, KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+
+    def steps(model: nn.Module, optimizer: KrADagrad, numbers: range) -> None:
+        for step in numbers:
+            ranks.backward(model, step)
+            optimizer.step()
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    model, optimizer = make()
+    steps(model, optimizer, range(4))
+    parts = get_state_dict(model, optimizer, options=options)
+    checkpoint.save(dict(zip(("model", "optimizer"), parts, strict=True)), checkpoint_id=folder)
+    steps(model, optimizer, range(4, 8))
+    resumed, other = make()
+    parts = get_state_dict(resumed, other, options=options)
+    saved = dict(zip(("model", "optimizer"), parts, strict=True))
+    checkpoint.load(saved, checkpoint_id=folder)
+    set_state_dict(
+        resumed,
+        other,
+        model_state_dict=saved["model"],
+        optim_state_dict=saved["optimizer"],
+        options=options,
+    )
+    steps(resumed, other, range(4, 8))
+    return ranks.whole(model), ranks.whole(resumed)
+
+
+@pytest.mark.parametrize(("mode", "flatten"), [("fsdp", False), ("fsdp", True), ("ddp", False)])
+def test_torchs_state_dict_functions(mode: str, flatten: bool, tmp_path: Path) -> None:
+    for unbroken, resumed in ranks.launch(2, by_name_rank, tmp_path, mode, flatten, str(tmp_path / "saved")):
+        assert all(map(torch.equal, unbroken, resumed))
