@@ -34,7 +34,7 @@ def _take_turn(state: GroupState, config: Config, backend: Backend, now: GroupSt
     """New roots for the blocks whose turn it is."""
     blocks = state.group.blocks
     index = now.clock.turn(blocks, config)
-    batches = (state.factors, state.statistics, state.roots, state.kept)
+    batches = (state.factors, state.statistics, state.roots, state.checks)
     chosen = [[batch[index] for batch in own] for own in batches]
     turn = GroupState(state.group, state.layouts, *chosen)
     modes = [mode for mode, factored in enumerate(state.group.factored) if factored]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .grafting import FALLBACKS, SKIPPED
+from .roots import REFUSALS
 
 
 def _total(tensors: Iterable[Tensor]) -> int:
@@ -41,7 +42,7 @@ def report(optimizer: Optimizer) -> list[dict[str, int]]:
                 "non_finite_gradients": _total(state["scalars"][SKIPPED] for state in states),
                 "graft_fallbacks": _total(state["scalars"][FALLBACKS] for state in states),
                 "factor_fallbacks": _total(t[..., 1] for t in _held(items, "statistics_")),
-                "roots_kept": _total(_held(items, "kept_")),
+                "roots_kept": _total(t[..., REFUSALS] for t in _held(items, "checks_")),
             }
         )
     return reports

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from .config import Config
 
-STEPS, ENERGY, SKIPPED, FALLBACKS = range(4)
-"""Columns of a bucket's ``scalars [P, 4]``: gradients seen, mean of v, gradients skipped because they were
-not finite, and steps on which the preconditioned update was not finite and the graft's was taken."""
+STEPS, ENERGY, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(5)
+"""Columns of a bucket's ``scalars [P, 5]``: gradients seen, mean of v, gradients skipped because they were
+not finite, steps on which the preconditioned update was not finite and the graft's was taken, and the factor
+that gave the last preconditioned update its length, 0 before the first."""
 
 
 def has_second_moment(config: Config) -> bool:
@@ -49,7 +50,7 @@ def observe_(
     """The non-finite guard, on the device: count, and tell which parameters take part in this step.
 
     Args:
-        scalars: ``[P, 4]``, updated in place.
+        scalars: ``[P, 5]``, updated in place.
         gradient_norms: |g|_F^2 ``[P]``; not finite where any element is not.
         numel: elements of each parameter ``[P]``, at least 1.
         present: ``[P]`` bool, false for parameters without a gradient on this step.
@@ -93,10 +94,11 @@ def scale_(
     c3 stays NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[P, 4]``.  scalars: ``[P, 4]``; such steps are counted.
+        coefficients: ``[P, 4]``.  scalars: ``[P, 5]``; such steps are counted, the factor is kept.
         graft_norms, update_norms: squared norms ``[P]``.  preconditioned: ``[P]`` bool.
     """
     scale = coefficients[:, 0] if config.graft == "none" else (graft_norms / update_norms).sqrt()
     sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
     scalars[:, FALLBACKS] += preconditioned & ~sound & (graft_norms > 0)
+    scalars[:, RATIO] = torch.where(sound, scale, scalars[:, RATIO])

@@ -106,7 +106,7 @@ def _open(state: GroupState, run: Run) -> GroupState:
         [packing.unpack(f[blocks], d) for f, d in zip(state.factors, state.group.factor_dims, strict=True)],
         [statistics[blocks] for statistics in state.statistics],
         [packing.unpack(r[blocks], d) for r, d in zip(state.roots, state.group.factor_dims, strict=True)],
-        [kept[blocks] for kept in state.kept],
+        [checks[blocks] for checks in state.checks],
     )
 
 

@@ -28,6 +28,10 @@ NEWTON_SCHULZ_FLOOR = 1e-4
 NEWTON_SCHULZ_STEPS = 13
 """Enough for the floor above to reach 1 in float32's accuracy."""
 
+REFUSALS, RESIDUAL = CHECKS = range(2)
+"""Columns of ``checks [N, 2]``: refreshes on which a block's old root stayed because the new one was bad, and
+the residual of the last root made, accepted or not."""
+
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 
@@ -144,12 +148,16 @@ def root(
     return rooted.mul_(scale ** (1 / p)), residual.flatten()
 
 
-def slices(factors: Tensor, factorised: bool) -> Iterator[slice]:
-    """Runs of blocks to work on at once: few, to bound memory, yet one for every core that factorises one."""
+def slices(factors: Tensor, factorised: bool, share: int = 1) -> Iterator[slice]:
+    """Runs of blocks to work on at once: few, to bound memory, yet one for every core that factorises one.
+
+    Args:
+        share: `SLICE_ELEMENTS` are divided by it, for work that needs so many times the memory.
+    """
     on_cpu = factors.device.type == "cpu"
     elements = SLICE_ELEMENTS["cpu" if on_cpu else "accelerator"]
     least = torch.get_num_threads() if on_cpu and factorised else 1
-    blocks = max(least, elements // max(1, factors[:1].numel()))
+    blocks = max(least, elements // max(1, share * factors[:1].numel()))
     for start in range(0, len(factors), blocks):
         yield slice(start, start + blocks)
 
@@ -157,7 +165,7 @@ def slices(factors: Tensor, factorised: bool) -> Iterator[slice]:
 def refresh_(
     factors: Tensor,
     roots: Tensor,
-    kept: Tensor,
+    checks: Tensor,
     active: Tensor,
     p: int,
     method: str,
@@ -169,7 +177,7 @@ def refresh_(
     Args:
         factors: X ``[N, d, d]``.
         roots: ``[N, d, d]``, written in place; any floating dtype.
-        kept: ``[N]``, counts the refusals: the old root stayed because the new one was bad.
+        checks: ``[N, 2]``, see `CHECKS`; infinity stands for a residual that is NaN.
         active: ``[N]`` bool.
         p, method, ridge, eigh: as in `root`.
     """
@@ -180,4 +188,6 @@ def refresh_(
         good = residual <= RESIDUAL_BOUND
         replaced, old = (active[part] & good)[:, None, None], roots[part]
         torch.where(replaced, new.to(old.dtype), old, out=old)
-        kept[part] += active[part] & ~good
+        checks[part, REFUSALS] += active[part] & ~good
+        made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(checks.dtype)
+        checks[part, RESIDUAL] = torch.where(active[part], made, checks[part, RESIDUAL])

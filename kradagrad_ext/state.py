@@ -17,9 +17,9 @@ from torch import Tensor
 
 from . import packing
 from .config import STRUCTURAL, Config
-from .grafting import has_second_moment
+from .grafting import COLUMNS, has_second_moment
 from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
-from .roots import supports_newton_schulz
+from .roots import CHECKS, supports_newton_schulz
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -77,7 +77,7 @@ class GroupState:
             ``[N, d_i (d_i + 1) / 2]``, see `packing`.
         statistics: ``[N, 2]``: running mean of tr(S) / d, updates that fell back.
         roots: like the factors, in the root dtype.
-        kept: ``[N]``: refreshes on which the old root stayed because the new one was bad.
+        checks: ``[N, 2]``: refusals of new roots, residual of the last root made; see `roots.CHECKS`.
     """
 
     group: Group
@@ -85,7 +85,7 @@ class GroupState:
     factors: list[Tensor]
     statistics: list[Tensor]
     roots: list[Tensor]
-    kept: list[Tensor]
+    checks: list[Tensor]
 
     @classmethod
     def new(cls, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> GroupState:
@@ -103,7 +103,7 @@ class GroupState:
             factors,
             [like.new_zeros(n, 2) for _ in dims],
             roots,
-            [like.new_zeros(n) for _ in dims],
+            [like.new_zeros(n, len(CHECKS)) for _ in dims],
         )
 
     @property
@@ -125,7 +125,7 @@ class GroupState:
             "factor": self.factors,
             "statistics": self.statistics,
             "root": self.roots,
-            "kept": self.kept,
+            "checks": self.checks,
         }
         return {
             f"{key}_{member.region_index}_{mode}": batch[part]
@@ -153,7 +153,7 @@ class Bucket:
 
     Attributes:
         params: P parameters, in the parameter group's order.
-        scalars: ``[P, 4]``, see `grafting`.
+        scalars: ``[P, 5]``, see `grafting`.
         momenta, second_moments: P tensors each, or none.
         groups: the batched state of the preconditioned blocks.
         block_parameters: for each group ``[N]``, the index of each block's parameter.
@@ -176,7 +176,7 @@ class Bucket:
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
-        self.scalars = like.new_zeros(len(params), 4)
+        self.scalars = like.new_zeros(len(params), len(COLUMNS))
         self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
         self.second_moments = [torch.zeros_like(m) for m in self.momenta] if second_moment else []
         self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]

@@ -85,7 +85,7 @@ def _star_matrix_step(
         now.refreshes_roots(config),
         now.clock.preconditions(config),
     )
-    norms = states[0].kept[0].new_zeros(sum(len(state.kept[0]) for state in states))
+    norms = states[0].checks[0].new_zeros(sum(len(state.checks[0]) for state in states))
     apart = refresh or not product or now.clock.leaves_blocks_out(config)
     if update and apart:
         _kron_step(states, config, backend, nows, norms, update=True, product=False)
@@ -95,7 +95,7 @@ def _star_matrix_step(
             _refresh(state, range(2), config, backend, own)
     if product:
         _kron_step(states, config, backend, nows, norms, update=update, product=True)
-    return list(torch.split(norms, [len(state.kept[0]) for state in states]))
+    return list(torch.split(norms, [len(state.checks[0]) for state in states]))
 
 
 def _kron_step(
@@ -140,7 +140,7 @@ def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupSt
     if now.refreshes_roots(config):
         _refresh(state, modes, config, backend, now)
     if not now.clock.preconditions(config):
-        return torch.zeros_like(state.kept[0])
+        return torch.zeros_like(state.checks[0][:, 0])
     return _write(backend.precondition(_gather(now.directions, state), state.roots), now)
 
 
@@ -170,7 +170,7 @@ def _plain_step(state: GroupState, config: Config, backend: Backend, now: GroupS
         updated = {plain_mode(s, shape) for s in range(last + 1, step + 1)}
         _refresh(state, [i for i in sorted(updated) if state.group.factored[i]], config, backend, now)
     if not now.clock.preconditions(config):
-        return torch.zeros_like(state.kept[0])
+        return torch.zeros_like(state.checks[0][:, 0])
     own = [root if j == mode else root[:0] for j, root in enumerate(state.roots)]
     return _write(backend.precondition(partial, own), now)
 
@@ -232,7 +232,7 @@ def root(
         roots.refresh_(
             state.factors[mode],
             state.roots[mode],
-            state.kept[mode],
+            state.checks[mode],
             rooted,
             p,
             roots.resolve_method(method, p, active.device),
@@ -276,7 +276,7 @@ def _damp_(
 
 def _gather(views: list[Tensor], state: GroupState) -> Tensor:
     """Block views as one batch ``[N, *block_shape]`` in the compute dtype."""
-    return torch.cat([view.reshape(-1, *state.group.block_shape) for view in views]).to(state.kept[0].dtype)
+    return torch.cat([view.reshape(-1, *state.group.block_shape) for view in views]).to(state.checks[0].dtype)
 
 
 def _unfold(blocks: Tensor, mode: int) -> Tensor:

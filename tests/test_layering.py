@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "packing": set(),
     "variants": {"clock", "config", "state", "roots", "backends.base"},
     "checkpoint": {"config", "state"},
-    "diagnostics": {"config", "state", "grafting"},
+    "diagnostics": {"grafting", "roots"},
     "state": {"plan", "config", "grafting", "packing", "roots"},
     "plan": {"config"},
     "grafting": {"config"},

@@ -60,21 +60,24 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
     factors = cases.spd(3, 8, torch.float32)
     factors[1] = value
     old = torch.randn(3, 8, 8)
-    new, kept = old.clone(), torch.zeros(3)
+    new, checks = old.clone(), torch.zeros(3, 2)
     active = torch.tensor([True, True, False])
-    roots.refresh_(factors, new, kept, active, 2, method)
+    roots.refresh_(factors, new, checks, active, 2, method)
     torch.testing.assert_close(new[0] @ new[0], factors[0], rtol=1e-3, atol=1e-3)
     assert torch.equal(new[1:], old[1:])
-    assert kept.tolist() == [0, 1, 0]
+    assert checks[:, roots.REFUSALS].tolist() == [0, 1, 0]
+    assert 0 < checks[0, roots.RESIDUAL] < 1e-4
+    assert checks[1:, roots.RESIDUAL].tolist() == [math.inf, 0]
 
 
 def test_an_indefinite_factor_is_refused() -> None:
     x = cases.spd(1, 6, torch.float32, 2.0)
     x[0, 0, 0] -= 10
     for method in ("eigh", "newton_schulz"):
-        new, kept = torch.zeros(1, 6, 6), torch.zeros(1)
-        roots.refresh_(x, new, kept, torch.ones(1, dtype=torch.bool), 2, method)
-        assert kept.item() == 1
+        new, checks = torch.zeros(1, 6, 6), torch.zeros(1, 2)
+        roots.refresh_(x, new, checks, torch.ones(1, dtype=torch.bool), 2, method)
+        assert checks[0, roots.REFUSALS] == 1
+        assert checks[0, roots.RESIDUAL] > roots.RESIDUAL_BOUND
         assert not new.any()
 
 
@@ -101,9 +104,9 @@ def test_refresh_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     factors = cases.spd(7, 5, torch.float64)
     whole, sliced = torch.zeros(7, 5, 5, dtype=torch.float64), torch.zeros(7, 5, 5, dtype=torch.float64)
     active = torch.ones(7, dtype=torch.bool)
-    roots.refresh_(factors, whole, torch.zeros(7), active, 4, "eigh")
+    roots.refresh_(factors, whole, torch.zeros(7, 2), active, 4, "eigh")
     monkeypatch.setitem(roots.SLICE_ELEMENTS, "cpu", 60)
-    roots.refresh_(factors, sliced, torch.zeros(7), active, 4, "eigh")
+    roots.refresh_(factors, sliced, torch.zeros(7, 2), active, 4, "eigh")
     torch.testing.assert_close(whole, sliced)
 
 

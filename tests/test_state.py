@@ -47,10 +47,10 @@ def test_parameter_states_are_views_of_the_batches() -> None:
     state = bucket()
     for tensors in state.parameter_states():
         for key, tensor in tensors.items():
-            if key.startswith(("factor", "root", "kept", "statistics")):
+            if key.startswith(("factor", "root", "checks", "statistics")):
                 tensor.fill_(7)
     for group in state.groups:
-        for tensor in (*group.factors, *group.roots, *group.kept, *group.statistics):
+        for tensor in (*group.factors, *group.roots, *group.checks, *group.statistics):
             assert (tensor == 7).all()
 
 

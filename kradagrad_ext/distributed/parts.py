@@ -24,14 +24,14 @@ class Ledger:
 
     Attributes:
         parameters: their indices among all of the optimizer's.
-        scalars: ``[P, 4]``, see `grafting`.
+        scalars: ``[P, 5]``, see `grafting`.
     """
 
     def __init__(
         self, parameters: Sequence[int], shapes: Sequence[Shape], config: Config, like: Tensor
     ) -> None:
         self.parameters = list(parameters)
-        self.scalars = like.new_zeros(len(shapes), 4)
+        self.scalars = like.new_zeros(len(shapes), len(grafting.COLUMNS))
         self.numel = like.new_tensor([max(math.prod(shape), 1) for shape in shapes])
         plans = [plan_parameter(shape, config) for shape in shapes]
         self.preconditioned = torch.tensor([bool(plan.regions) for plan in plans], device=like.device)
