@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .diagnostics import Reading
 from .diagnostics import report as diagnostics
 from .grouping import param_groups
 from .optimizer import KrADagrad
@@ -11,4 +12,4 @@ try:
 except PackageNotFoundError:
     __version__ = "0+source"
 
-__all__ = ["KrADagrad", "__version__", "diagnostics", "param_groups"]
+__all__ = ["KrADagrad", "Reading", "__version__", "diagnostics", "param_groups"]

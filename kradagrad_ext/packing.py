@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,11 @@ def pack(matrices: Tensor) -> Tensor:
 def unpack(triangles: Tensor, d: int) -> Tensor:
     """The symmetric matrices ``[N, d, d]`` of ``[N, d (d + 1) / 2]``."""
     return triangles[:, _places(d, triangles.device)[1]].reshape(len(triangles), d, d)
+
+
+def side(triangles: Tensor) -> int:
+    """d of ``[N, d (d + 1) / 2]``."""
+    return (math.isqrt(8 * triangles.shape[-1] + 1) - 1) // 2
 
 
 def _places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: to
     symmetric = torch.tril(matrices) + torch.tril(matrices, -1).mT
     triangles = packing.pack(symmetric)
     assert triangles.shape == (n, d * (d + 1) // 2)
+    assert packing.side(triangles) == d
     assert torch.equal(packing.unpack(triangles, d), symmetric)
 
 

@@ -76,13 +76,15 @@ def test_zero_gradients_are_harmless(backend: str) -> None:
     train(optimizer, params, range(3))
     assert all(p.isfinite().all() for p in params)
     (report,) = kradagrad_ext.diagnostics(optimizer)
-    assert report == {
+    counts = {name: value for name, value in report.items() if isinstance(value, int)}
+    assert counts == {
         "steps": 7,
         "non_finite_gradients": 0,
         "graft_fallbacks": 0,
         "factor_fallbacks": 0,
         "roots_kept": 0,
     }
+    assert report["smallest_eigenvalue"] > 0
 
 
 def test_a_direction_without_gradient_does_not_wind_up(backend: str) -> None:

@@ -1,0 +1,336 @@
+"""What diagnostics tell, against linear algebra in float64, and that a reading holds nothing up."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+import ranks
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_capturable import NoLooking
+from test_optimizer import SMALL, parameters, set_gradients, train
+from torch import Tensor, nn
+
+import kradagrad_ext
+from kradagrad_ext import KrADagrad, Reading, packing, roots
+from kradagrad_ext.measures import MEASURES, factor_bounds
+
+SHAPES = ((20, 13), (7,), (3, 4, 5), ())
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"packed": True, "root_dtype": torch.bfloat16},
+    {"variant": "plain"},
+    {"max_factor_dim": 10, "merge_dims": False, "precondition_1d": True},
+    {"capturable": True, "exponent": 0.5},
+    {"factor_update": "krad", "graft": "none", "lr": 1e-4},
+]
+
+
+def trained(recipe: dict[str, Any], dtype: torch.dtype = torch.float32) -> KrADagrad:
+    params = parameters(*SHAPES, dtype=dtype)
+    optimizer = KrADagrad(params, **(SMALL | recipe))
+    train(optimizer, params, range(8))
+    return optimizer
+
+
+def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
+    """All factors or roots ``[d, d]``, in float64."""
+    found = []
+    for p, state in optimizer.state.items():
+        for key, batch in state.items():
+            if key.startswith(f"{name}_"):
+                packed = batch.ndim == 2
+                assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
+                found += list((packing.unpack(batch) if packed else batch).double())
+    return found
+
+
+def one_factor(factor: Tensor) -> dict[str, float]:
+    """The report of an optimizer of one block whose left factor is set to this."""
+    (p,) = parameters((len(factor), 3), dtype=torch.float64)
+    optimizer = KrADagrad([p], block_size=len(factor))
+    train(optimizer, [p], range(1))
+    optimizer.state[p]["factor_0_0"][0] = factor
+    optimizer.state[p]["factor_0_1"][0] = torch.eye(3) * factor.diagonal().nan_to_num(1.0).mean().abs()
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    return report
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_of_trained_optimizers(recipe: dict[str, Any], dtype: torch.dtype) -> None:
+    """Every kind of state: bounds hold and are within what their formulas leave open, d and sqrt(d)."""
+    optimizer = trained(recipe, dtype)
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert list(report) == list(MEASURES)
+    values = [torch.linalg.eigvalsh(factor) for factor in blocks(optimizer, "factor")]
+    least, most = min(float(v[0]) for v in values), max(float(v[-1]) for v in values)
+    d = max(map(len, values))
+    assert least / d <= report["smallest_eigenvalue"] <= least * (1 + 1e-9)
+    assert most * (1 - 1e-9) <= report["largest_eigenvalue"] <= most * math.sqrt(d)
+    worst = max(float(v[-1] / v[0]) for v in values)
+    assert worst * (1 - 1e-9) <= report["condition"] <= worst * d**1.5
+    assert report["asymmetry"] <= (0 if recipe.get("packed") else 1e-5)
+    assert 0 < report["root_residual"] < roots.RESIDUAL_BOUND
+    assert 0 < report["smallest_graft_ratio"] <= report["largest_graft_ratio"] < math.inf
+    assert report["steps"] == 8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    d=st.integers(1, 33),
+    condition=st.floats(0, 10),
+    scale=st.floats(-30, 30),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 999),
+)
+def test_bounds_are_certain(d: int, condition: float, scale: float, dtype: torch.dtype, seed: int) -> None:
+    """Of random factors of any size and scale, those that rounding to float32 made indefinite included."""
+    torch.manual_seed(seed)
+    x = (cases.spd(3, d, torch.float64, 10**condition) * 10**scale).to(dtype)
+    values = torch.linalg.eigvalsh(x.double())
+    bounds = factor_bounds(x)
+    slack = 1e-13 * d * values[:, -1]
+    assert (bounds["smallest_eigenvalue"] <= values[:, 0].clamp_min(0) + slack).all()
+    assert (bounds["largest_eigenvalue"] >= values[:, -1] - slack).all()
+    definite = values[:, 0] > slack
+    assert (bounds["smallest_eigenvalue"] >= 0.99 * values[:, 0] / d)[definite].all()
+    assert (bounds["condition"] >= 0.99 * values[:, -1] / values[:, 0])[definite].all()
+
+
+def test_a_factor_that_is_not_positive_definite() -> None:
+    """Its neighbour in the batch is told of as if alone."""
+    x = cases.spd(2, 9, torch.float64, 10.0)
+    x[1] -= 5 * torch.eye(9)
+    assert torch.linalg.eigvalsh(x[1])[0] < -1
+    bounds = factor_bounds(x)
+    torch.testing.assert_close(bounds["smallest_eigenvalue"][0], 1 / torch.linalg.inv(x[0]).trace())
+    assert bounds["smallest_eigenvalue"][1] == 0
+    report = one_factor(x[1])
+    assert report["smallest_eigenvalue"] == 0
+    assert report["condition"] == math.inf
+    assert report["largest_eigenvalue"] >= torch.linalg.eigvalsh(x[1])[-1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_factor_that_is_not_finite(value: float) -> None:
+    x = cases.spd(1, 5, torch.float64)[0]
+    x[2, 2] = value
+    report = one_factor(x)
+    assert report["smallest_eigenvalue"] == 0
+    assert [report[name] for name in ("largest_eigenvalue", "condition", "asymmetry")] == [math.inf] * 3
+
+
+def test_an_asymmetric_factor() -> None:
+    x = cases.spd(1, 7, torch.float64)[0]
+    x[0, 6] += 3
+    report = one_factor(x)
+    expected = torch.linalg.matrix_norm(x - x.mT) / torch.linalg.matrix_norm(x)
+    assert report["asymmetry"] == pytest.approx(float(expected), rel=1e-12)
+    values = torch.linalg.eigvalsh((x + x.mT) / 2)
+    assert report["largest_eigenvalue"] >= values[-1]
+    assert report["smallest_eigenvalue"] <= max(float(values[0]), 0)
+
+
+def test_the_residual_is_that_of_the_roots() -> None:
+    """As their definition gives it, where roots have been made on the last step."""
+    params = parameters((20, 13), (9, 4))
+    optimizer = KrADagrad(params, **(SMALL | {"root_every": 2, "root_method": "newton_schulz"}))
+    train(optimizer, params, range(4))
+    residuals = [
+        float(torch.linalg.matrix_norm(p @ p - x) / torch.linalg.matrix_norm(x))
+        for p, x in zip(blocks(optimizer, "root"), blocks(optimizer, "factor"), strict=True)
+    ]
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert report["root_residual"] == pytest.approx(max(residuals), rel=0.1)
+
+
+def test_a_refused_root_shows() -> None:
+    """The residual of the last root made, though the old one stays."""
+    params = parameters((6, 4))
+    optimizer = KrADagrad(params, **(SMALL | {"root_every": 1}))
+    train(optimizer, params, range(2))
+    optimizer.state[params[0]]["factor_0_0"].copy_(torch.diag(torch.tensor([-2.0, 1, 1, 1, 1, 1]))[None])
+    optimizer.param_groups[0]["factor_every"] = 100
+    train(optimizer, params, range(2, 3))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert report["roots_kept"] == 1
+    assert report["root_residual"] > roots.RESIDUAL_BOUND
+
+
+def test_blocks_without_an_update_do_not_count() -> None:
+    """Factors start at 0 or I, roots at I: their measures would say nothing. The published recipe's count."""
+    params = parameters((6, 4))
+    optimizer = KrADagrad(params, **SMALL, factor_every=3)
+    train(optimizer, params, range(2))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert math.isnan(report["smallest_eigenvalue"])
+    assert math.isnan(report["condition"])
+    train(optimizer, params, range(2, 3))
+    assert kradagrad_ext.diagnostics(optimizer)[0]["smallest_eigenvalue"] > 0
+    params = parameters((6, 4))
+    published = KrADagrad.published(params, variant="star", lr=1e-2, matrix_eps=0.5, factor_every=3)
+    train(published, params, range(1))
+    (report,) = kradagrad_ext.diagnostics(published)
+    assert report["smallest_eigenvalue"] == pytest.approx(2 / 24)  # the recipe makes small matrices vectors
+    assert report["largest_eigenvalue"] == pytest.approx(2)
+
+
+def test_groups_without_blocks() -> None:
+    """All names are there; what they have none of is NaN, and left out of the metrics."""
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad([{"params": params, "precondition": False}])
+    train(optimizer, params, range(3))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert list(report) == list(MEASURES)
+    counts = {name for name, fold in MEASURES.items() if fold.counts}
+    assert {name for name, value in report.items() if math.isnan(value)} == set(MEASURES) - counts
+    assert set(Reading(optimizer).metrics()) == {f"kradagrad/group0/{name}" for name in counts}
+
+
+def test_before_the_first_step() -> None:
+    optimizer = KrADagrad(parameters((6, 4)))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert report["steps"] == report["roots_kept"] == 0
+    assert math.isnan(report["largest_graft_ratio"])
+
+
+def test_skipped_gradients_are_counted_and_change_no_ratio() -> None:
+    params = parameters((20, 13), (7,))
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(5))
+    (before,) = kradagrad_ext.diagnostics(optimizer)
+    for value in (math.nan, math.inf):
+        for p in params:
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+    (after,) = kradagrad_ext.diagnostics(optimizer)
+    assert after == before | {"steps": 7, "non_finite_gradients": 4}
+
+
+def test_graft_ratios_worked_out_by_hand() -> None:
+    """With sgd for a graft, no momentum and identity factors of known size, |g| over |P g Q|.
+
+    For X = a I and Y = b I, P = sqrt(a) I and Q = sqrt(b) I: the ratio is 1 / sqrt(a b).
+    """
+    params = parameters((6, 4), (5, 3), (7,))
+    options = {"graft": "sgd", "betas": (0.0, 0.0), "root_every": 100, "factor_every": 100}
+    optimizer = KrADagrad(params, lr=1e-3, **options)
+    train(optimizer, params, range(1))
+    for p, a, b in ((params[0], 4.0, 9.0), (params[1], 0.25, 1.0)):
+        for key, scale in (("root_0_0", a), ("root_0_1", b)):
+            optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))
+    train(optimizer, params, range(1, 2))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert report["smallest_graft_ratio"] == pytest.approx(1 / 6)
+    assert report["largest_graft_ratio"] == pytest.approx(2)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_reading_looks_at_nothing(recipe: dict[str, Any]) -> None:
+    """Until its result is asked for."""
+    optimizer = trained(recipe)
+    with NoLooking():
+        reading = Reading(optimizer, {"loss": torch.ones(1)})
+    assert reading.ready()
+    assert reading.result() == kradagrad_ext.diagnostics(optimizer)
+
+
+def test_a_reading_is_of_its_own_time() -> None:
+    """Later steps, and changes of the tensors brought along, do not show in it."""
+    params = parameters((20, 13))
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(3))
+    loss = torch.tensor(2.0)
+    reading, expected = Reading(optimizer, {"train/loss": loss}), kradagrad_ext.diagnostics(optimizer)
+    loss.zero_()
+    train(optimizer, params, range(3, 6))
+    assert reading.result() == expected
+    assert reading.metrics()["train/loss"] == 2.0
+
+
+def test_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks are worked on at once."""
+    for recipe in ({}, {"packed": True}):
+        optimizer = trained(recipe)
+        expected = kradagrad_ext.diagnostics(optimizer)
+        monkeypatch.setitem(roots.SLICE_ELEMENTS, "cpu", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        (report,) = kradagrad_ext.diagnostics(optimizer)
+        assert report == pytest.approx(expected[0], rel=1e-12)
+        monkeypatch.undo()
+
+
+def test_names_of_groups() -> None:
+    """Their own where they have one; two groups of one name would hide each other."""
+    shapes = [(6, 4)] * 4
+    names = [{"name": "embeddings"}, {}, {"name": "twice"}, {"name": "twice"}]
+    groups = [{"params": [p], **own} for p, own in zip(parameters(*shapes), names, strict=True)]
+    found = Reading(KrADagrad(groups)).metrics("health")
+    assert {name.split("/")[1] for name in found} == {"embeddings", "group1", "group2", "group3"}
+    assert {name.split("/")[0] for name in found} == {"health"}
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_bad_arguments() -> None:
+    params = parameters((6, 4))
+    with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got SGD"):
+        kradagrad_ext.diagnostics(torch.optim.SGD(params, lr=0.1))
+    with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got Linear"):
+        Reading(nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`also\['loss'\]` must be a tensor, got float"):
+        Reading(KrADagrad(params), {"loss": 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"`also\['loss'\]` must be a one-element tensor, got \[2\]"):
+        Reading(KrADagrad(params), {"loss": torch.ones(2)})
+
+
+def reports_of_a_rank(rank: int, options: dict[str, Any]) -> list[dict[str, float]]:
+    """Of DistributedDataParallel's and of fully_shard's kind."""
+    found = []
+    for mode in ("ddp", "fsdp"):
+        model = ranks.make_model()
+        own = ranks.shard(model, mode)
+        optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **options, **own)
+        for step in range(5):
+            ranks.backward(model, step)
+            optimizer.step()
+        found += kradagrad_ext.diagnostics(optimizer)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True, "precondition_1d": True}], ids=str)
+def test_two_ranks_tell_together_what_one_does(options: dict[str, Any], tmp_path: Path) -> None:
+    """Each of its own blocks, so that the worst of both is the worst of one; parameters on both alike."""
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **options)
+    for step in range(5):
+        ranks.backward(model, step)
+        optimizer.step()
+    (alone,) = kradagrad_ext.diagnostics(optimizer)
+    for first, second in zip(*ranks.launch(2, reports_of_a_rank, tmp_path, options), strict=True):
+        for name, fold in MEASURES.items():
+            together = fold.join(torch.tensor([first[name], second[name]], dtype=torch.float64))
+            # Rounding is all that there is of the last two.
+            allowed = 1e-10 if name in ("asymmetry", "root_residual") else 0
+            assert float(together) == pytest.approx(alone[name], rel=1e-8, abs=allowed), name
+        for name in ("steps", "smallest_graft_ratio", "largest_graft_ratio"):
+            assert first[name] == second[name]
+        assert first["condition"] != second["condition"]
+
+
+def test_it_is_saved_and_loaded() -> None:
+    """Counts, residuals and ratios go on where the run does."""
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(4))
+    set_gradients(params, 4)
+    params[1].grad = torch.full_like(params[1], math.nan)
+    optimizer.step()
+    resumed = KrADagrad(parameters(*SHAPES), **SMALL)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert kradagrad_ext.diagnostics(resumed) == kradagrad_ext.diagnostics(optimizer)
