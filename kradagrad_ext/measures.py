@@ -52,7 +52,7 @@ MEASURES = {
 """Of a parameter group, in the order of a row; docs/diagnostics.md says what each means."""
 
 SLICE_SHARE = 8
-"""Slices are so many times smaller than those of a refresh: float64, and whole matrices from triangles."""
+"""Slices are so many times smaller than those of a refresh, and twice that for triangles to be made whole."""
 
 
 class Tally:
@@ -120,7 +120,7 @@ def _add_blocks(tally: Tally, factors: Tensor, statistics: Tensor, checks: Tenso
     tally.add("roots_kept", checks[:, roots.REFUSALS])
     counted = (statistics[:, 0] != 0) | config.published
     tally.add("root_residual", checks[:, roots.RESIDUAL], counted)
-    for part in roots.slices(factors, factorised=False, share=SLICE_SHARE):
+    for part in roots.slices(factors, factorised=False, share=SLICE_SHARE * (1 + config.packed)):
         whole = factors[part]
         whole = packing.unpack(whole, packing.side(whole)) if config.packed else whole
         for name, values in factor_bounds(whole).items():

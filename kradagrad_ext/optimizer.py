@@ -206,8 +206,9 @@ class KrADagrad(Optimizer):
         """One step over all parameters that have a gradient.
 
         A parameter whose gradient holds NaN or Inf keeps its value and all its state on this step; it is
-        counted in `diagnostics.report`, without a host sync. Called through `torch.amp.GradScaler.step`, it
-        divides the gradients by the scale itself and, where any holds NaN or Inf, keeps all parameters.
+        counted in `kradagrad_ext.diagnostics`, without a host sync. Called through
+        `torch.amp.GradScaler.step`, it divides the gradients by the scale itself and, where any holds NaN or
+        Inf, keeps all parameters.
 
         Args:
             closure: re-evaluates the model and returns the loss.
