@@ -47,7 +47,7 @@ def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
             if key.startswith(f"{name}_"):
                 packed = batch.ndim == 2
                 assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
-                found += list((packing.unpack(batch) if packed else batch).double())
+                found += list((packing.unpack(batch, packing.side(batch)) if packed else batch).double())
     return found
 
 
