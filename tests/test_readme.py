@@ -1,0 +1,89 @@
+"""Every Python snippet of the README runs, those on large models on two ranks; what it links to is there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import transformers
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(heading: str) -> list[str]:
+    """The Python blocks of one section."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+LARGE = snippets("Large models")
+
+
+def test_the_first_example_prints_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = snippets("Use")
+    exec(source, {})
+    assert "non_finite_gradients" in capsys.readouterr().out
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 60, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **tokens))
+
+
+def make_batches(count: int) -> list[dict[str, torch.Tensor]]:
+    tokens = torch.randint(0, 60, (count, 4, 8), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": own, "labels": own} for own in tokens]
+
+
+def run_rank(rank: int, folder: str) -> list[list[float]]:
+    """Every snippet after the first one, which all need, then steps: the losses of each."""
+    os.chdir(folder)
+    losses = []
+    for source in LARGE:
+        space: dict[str, Any] = {"torch": torch, "model": make_model(), "batches": make_batches(3)}
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(LARGE[0], space)
+            if source is not LARGE[0]:
+                exec(source, space)
+        losses.append(train(space["model"], space["optimizer"], space.get("step")))
+    return losses
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Any) -> list[float]:
+    own = []
+    for number, batch in enumerate(make_batches(1) * 6):
+        loss = model(**batch).loss
+        loss.backward()
+        (step if step and number else optimizer.step)()
+        optimizer.zero_grad()
+        own.append(float(loss.detach()))
+    return own
+
+
+def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
+    first, second = ranks.launch(2, run_rank, tmp_path, str(tmp_path))
+    assert first == second
+    assert len(first) == len(LARGE) >= 8
+    for source, losses in zip(LARGE, first, strict=True):
+        assert losses[-1] < losses[0] - 0.3, source
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert target.startswith("http") or (folder / target).exists(), target
