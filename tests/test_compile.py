@@ -41,8 +41,14 @@ def compiled_and_eager(
     return relative_difference(ours, eager)
 
 
-@pytest.mark.parametrize("lrs", [[0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]], ids=str)
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+NUMBERS, TENSORS = [0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "lrs"),
+    [("eager", NUMBERS), ("eager", TENSORS), ("aot_eager", [*NUMBERS, *TENSORS])],
+    ids=["numbers", "tensors", "functionalised"],
+)
 def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[Any], backend: str) -> None:
     """To the bit where the graph is run operation by operation; all breaks are the host's decisions."""
     difference = compiled_and_eager(compiler, lrs, capturable=True, backend=backend)
