@@ -1,15 +1,15 @@
 """What makes a `state_dict` of views exact and checked.
 
 `torch.optim.Optimizer` would save one view of a batch as the whole batch, and cast float32 factors to
-bfloat16 when it loads them for a bfloat16 parameter: `owned` and `by_parameter` undo that. `check` refuses
-what
+bfloat16 when it loads them for a bfloat16 parameter: `owned` and `exactly` undo that. `check` refuses what
 does not fit before anything is loaded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +20,49 @@ from .state import empty_state
 
 
 def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The same state dict with every tensor of the state in a storage of its own."""
+    """The same state dict with every tensor of the state in a storage of its own, consolidated ones whole."""
     state = {
-        index: {key: value.clone() if isinstance(value, Tensor) else value for key, value in values.items()}
+        index: {key: _copy(value) for key, value in values.items()}
         for index, values in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
+
+
+def _copy(value: Any) -> Any:  # noqa: ANN401
+    whole = getattr(value, "whole", None)  # of what lies in pieces on the ranks
+    if whole is not None:
+        return whole
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def exactly(
+    optimizer: Optimizer, restore: Callable[[Mapping[Tensor, dict[str, Tensor]]], None]
+) -> Iterator[None]:
+    """While `torch.optim.Optimizer.load_state_dict` runs, check what it is given and restore it to the bit.
+
+    It does so by hooks, so that the user's own see and change what they would in any optimizer.
+
+    Args:
+        restore: called with the saved tensors of every parameter.
+    """
+    final: dict[str, Any] = {}
+
+    def before(_: Optimizer, given: dict[str, Any]) -> None:
+        check(optimizer.param_groups, given)
+        final.update(given)
+
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(
+            lambda _: restore(by_parameter(optimizer, final)), prepend=True
+        ),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> None:

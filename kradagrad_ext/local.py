@@ -37,6 +37,9 @@ class Local:
     def complete(self, settings: Sequence[Settings]) -> None:
         """Nothing: state is made as gradients come."""
 
+    def consolidate(self, to: int) -> None:
+        """Nothing: all state is whole."""
+
     def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
         """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
         self._state, self._buckets = state, {}

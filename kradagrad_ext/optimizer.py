@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -13,7 +13,7 @@ from . import checkpoint
 from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr, check_tensor
 from .local import Local
 from .plan import plan_parameter
-from .step import LossScale, Settings, backend_of
+from .step import LossScale, Settings
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,8 +39,7 @@ class KrADagrad(Optimizer):
         betas: decay of the momentum and of the grafting method's second moment.
         eps: of the grafting method, relative to the root mean square of the parameter's gradients.
         weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
-        variant: ``star`` (all modes every step) or ``plain`` (one mode a step).
-        block_size: longest side of a block.
+        variant: ``star`` (all modes every step) or ``plain`` (one mode a step).  block_size: longest side.
         merge_dims: multiply neighbouring small dims before cutting blocks.
         max_factor_dim: a (merged) dim, or part of one, longer than this gets no factor and is not cut.
         batch_dims: the first dims count matrices: experts' weights ``[experts, m, n]`` have 1.
@@ -65,8 +64,7 @@ class KrADagrad(Optimizer):
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
-        precondition_1d: precondition vectors, too.
-        matrix_eps: None, or the absolute damping of the published recipe.
+        precondition_1d: precondition vectors, too.  matrix_eps: None, or the published absolute damping.
         capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
             device, roots by products and in turns (docs/large-models.md). Not for the plain variant.
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
@@ -224,17 +222,29 @@ class KrADagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        self._engine.step(self._checked_settings(), LossScale(scale, found_inf))
+        settings = self._checked_settings()
+        self._engine.step(settings, LossScale(scale, found_inf))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         """As `torch.optim.Optimizer`: plain tensors and values, loadable with ``weights_only=True``.
 
         Of a sharded optimizer it is to be called on all ranks, and its tensors are those of
-        `torch.distributed.checkpoint`: each rank has its pieces of them (docs/distributed.md).
+        `torch.distributed.checkpoint`: each rank has its pieces of them, unless `consolidate_state_dict`.
         """
-        self._engine.complete(self._groups())
+        self._complete()
         return checkpoint.owned(super().state_dict())
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Make `state_dict` whole on one rank of a sharded optimizer, until the next step.
+
+        To be called on all ranks, for trainers that save on one alone, as that of
+        `torch.distributed.optim.ZeroRedundancyOptimizer`. Without sharding, every state is whole.
+
+        Args:
+            to: a rank of the process group, else it raises ValueError; its host memory takes all state.
+        """
+        self._complete().consolidate(to)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict`, bit for bit.
@@ -242,28 +252,14 @@ class KrADagrad(Optimizer):
         Raises:
             ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
         """
-        engine = self._engine
-        engine.complete(self._groups())
-        final: dict[str, Any] = {}
+        engine = self._complete()
 
-        def check(_: Optimizer, given: dict[str, Any]) -> None:
-            checkpoint.check(self.param_groups, given)
-            final.update(given)
-
-        def restore(_: Optimizer) -> None:
-            engine.restore(self.state, checkpoint.by_parameter(self, final))
+        def restore(saved: Mapping[Tensor, dict[str, Tensor]]) -> None:
+            engine.restore(self.state, saved)
             self._engine = engine
 
-        # As hooks, so that the user's own see and change what they would in any optimizer.
-        handles = (
-            self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
-        )
-        try:
+        with checkpoint.exactly(self, restore):
             super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the batches are made anew from the parameters' state on the next step."""
@@ -274,25 +270,31 @@ class KrADagrad(Optimizer):
     def _make_engine(self) -> Local | Sharded:
         """What steps the parameters: this rank alone, or the ranks of a process group together."""
         self._checked_settings = torch.compiler.disable(self._settings)  # type: ignore[no-untyped-call]
-        sharded = any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
-        if self._process_group is None and not sharded:
+        if self._process_group is None and not self._has_dtensors():
             return Local(self.state)
         from .distributed.sharded import Sharded  # torch.distributed is not part of every torch
 
         return Sharded(self.state, self._process_group)
 
+    def _complete(self) -> Local | Sharded:
+        """The engine, with whatever state it makes before there are gradients; on all ranks alike."""
+        groups = self._groups()
+        self._engine.complete(groups)
+        return self._engine
+
+    def _has_dtensors(self) -> bool:
+        return any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
+
     def _groups(self) -> list[Settings]:
         """All parameter groups, their options checked."""
+        if isinstance(self._engine, Local) and self._has_dtensors():  # put in place of those it was made with
+            self._engine = self._make_engine()
         return [Settings.of(position, group) for position, group in enumerate(self.param_groups)]
 
     def _settings(self) -> list[Settings]:
         """The parameter groups that have a gradient, checked in every respect."""
         found = self._groups()
         for own in found:
-            for i, p in enumerate(own.params):
-                if p.grad is not None:
-                    check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {own.position}")
-            for key in {(p.device, p.dtype) for p in own.params if p.grad is not None}:
-                backend_of(own.config, *key)
+            own.check_gradients()
         self._engine.check(found)
         return [own for own in found if any(p.grad is not None for p in own.params)]

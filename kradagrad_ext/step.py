@@ -14,7 +14,7 @@ from . import captured, grafting, packed, variants
 from .backends import resolve
 from .backends.base import Backend
 from .clock import Clock
-from .config import Config, check_lr
+from .config import Config, check_lr, check_tensor
 from .state import Bucket, compute_dtype
 
 
@@ -54,6 +54,14 @@ class Settings:
     @property
     def preconditions(self) -> bool:
         return self.clock.preconditions(self.config)
+
+    def check_gradients(self) -> None:
+        """Raise TypeError or ValueError if a gradient, or where it lies, is none that the ops take."""
+        for i, p in enumerate(self.params):
+            if p.grad is not None:
+                check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {self.position}")
+        for key in {(p.device, p.dtype) for p in self.params if p.grad is not None}:
+            backend_of(self.config, *key)
 
     def count(self) -> None:
         """The step, as one that is being taken."""

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "local": {"config", "state", "step", "grafting"},
     "distributed": set(),
     "distributed.sharded": {
-        "distributed.layout", "distributed.shard", "distributed.stored", "step", "grafting",
+        "distributed.layout", "distributed.shard", "distributed.stored", "state", "step", "grafting",
     },
     "distributed.shard": {
         "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.layout",

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.grafting import STEPS
+from kradagrad_ext.state import empty_state
 from kradagrad_ext.step import LossScale, Settings
 
 from .layout import local
@@ -52,8 +53,24 @@ class Sharded:
             self._shards.append(self._make_shard(new))
             self._state.update(self._live)
 
+    def consolidate(self, to: int) -> None:
+        """Gather every tensor that lies in pieces on one rank of the group; on all ranks alike.
+
+        One collective of the tensor's size each, so that no rank needs more room on its device.
+        """
+        if not 0 <= to < self._group.size():
+            raise ValueError(f"KrADagrad: `to` must be a rank in [0, {self._group.size()}), got {to}")
+        for own in self._all:
+            for p in own.params:
+                expected = empty_state(p, own.config)
+                for key, stored in self._live[p].items():
+                    if isinstance(stored, StoredPieces):
+                        whole = stored.gathered(to, self._group)
+                        stored.whole = whole if whole is None else whole.reshape(expected[key].shape)
+
     def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
         """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
+        self._scatter()
         for p, values in saved.items():
             for key, value in values.items():
                 live = self._live[p][key]
@@ -66,12 +83,20 @@ class Sharded:
     def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
         self.complete(self._all)
+        self._scatter()
         loss_scale.unscale_([local(p.grad) for own in settings for p in own.params if p.grad is not None])
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
         for shard in self._shards:
             shard.step(by_position, loss_scale)
+
+    def _scatter(self) -> None:
+        """Forget what was consolidated, which no longer holds."""
+        for values in self._live.values():
+            for value in values.values():
+                if isinstance(value, StoredPieces):
+                    value.whole = None
 
     def _make_shard(self, new: Sequence[tuple[Settings, int, Tensor]]) -> Shard:
         names = [f"parameter {i} of parameter group {own.position}" for own, i, _ in new]

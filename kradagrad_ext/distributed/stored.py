@@ -7,9 +7,10 @@ library asks it for its boxes by the methods that it defines for such tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -26,17 +27,22 @@ COPIES = (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops
 
 
 class StoredPieces(torch.Tensor):
-    """A tensor of some size, of which `boxes` and their `parts` are on this rank."""
+    """A tensor of some size, of which `boxes` and their `parts` are on this rank.
+
+    Attributes:
+        whole: all of it, in host memory, on the rank that it was last gathered on; None after a step.
+    """
 
     boxes: list[Box]
     parts: list[Tensor]
+    whole: Tensor | None
 
     @staticmethod
     def __new__(
         cls: type[StoredPieces], size: Shape, dtype: torch.dtype, device: torch.device
     ) -> StoredPieces:
         own: StoredPieces = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=device)
-        own.boxes, own.parts = [], []
+        own.boxes, own.parts, own.whole = [], [], None
         return own
 
     @classmethod
@@ -60,6 +66,23 @@ class StoredPieces(torch.Tensor):
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"StoredPieces({list(self.shape)}, {self.dtype}, {len(self.boxes)} here)"
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse: a file of one rank would hold that rank's pieces alone, and no error tell of it."""
+        raise TypeError(
+            "KrADagrad: the state of a sharded optimizer must be saved with torch.distributed.checkpoint, or "
+            f"after `consolidate_state_dict` on the rank named there, got pieces of {list(self.shape)}"
+        )
+
+    def gathered(self, to: int, group: dist.ProcessGroup) -> Tensor | None:
+        """The whole tensor ``self.shape`` in host memory on the group's rank `to`, None on the others."""
+        whole = torch.zeros(tuple(self.shape), dtype=self.dtype, device=self.device)
+        for box, part in zip(self.boxes, self.parts, strict=True):
+            whole[box.within(Box((0,) * self.ndim, tuple(self.shape)))] = part
+        if whole.numel():
+            # A sum of bytes, all but one of them zero, is exact whatever they stand for.
+            dist.reduce(whole.view(-1).view(torch.uint8), group=group, group_dst=to)
+        return whole.to("cpu") if group.rank() == to else None
 
     def include(self, box: Box, part: Tensor) -> None:
         """One more box."""
