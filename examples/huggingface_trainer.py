@@ -114,6 +114,7 @@ def make_trainer(given: argparse.Namespace) -> transformers.Trainer:
         logging_steps=max(1, given.steps // 20),
         save_steps=given.save_every,
         save_total_limit=2,
+        ddp_find_unused_parameters=False,
         seed=given.seed,
         report_to="tensorboard",
     )

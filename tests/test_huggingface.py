@@ -1,0 +1,242 @@
+"""transformers' Trainer, by the example, and Accelerate; offline, with tiny models of random weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import kradagrad_ext
+from kradagrad_ext import KrADagrad
+
+EXAMPLES = str(Path(__file__).resolve().parent.parent / "examples")
+sys.path.insert(0, EXAMPLES)
+
+import huggingface_trainer
+
+SMALL = ["--steps=8", "--batch=8", "--save-every=4"]
+
+pytestmark = pytest.mark.filterwarnings(
+    # Of torch's data loader, with which Trainer asks for pinned memory on any machine.
+    "ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is looked up on the network, and Accelerate's process-wide state is that of the test alone."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """40 kB of Python, to train on."""
+    path = tmp_path_factory.mktemp("text") / "text.py"
+    path.write_bytes(Path(argparse.__file__).read_bytes()[:40_000])
+    return f"--data={path}"
+
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    return load_file(folder / f"checkpoint-{step}" / "model.safetensors")
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Ctrl-C during a step."""
+    original = huggingface_trainer.HealthTrainer.training_step
+
+    def training_step(self: Any, *arguments: Any, **options: Any) -> Tensor:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(huggingface_trainer.HealthTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize("precision", huggingface_trainer.PRECISIONS)
+def test_a_resumed_run_equals_the_unbroken_one(
+    precision: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bit for bit, weights and all of the optimizer's state, after a stop between two checkpoints."""
+    run = [text, *SMALL, f"--precision={precision}"]
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    assert huggingface_trainer.main([*run, f"--out={unbroken}"]) == 0
+    with monkeypatch.context() as stopped:
+        interrupt(stopped, 6)
+        assert huggingface_trainer.main([*run, f"--out={resumed}"]) == 130
+    assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+    assert huggingface_trainer.main([*run, f"--out={resumed}", "--resume"]) == 0
+    ours, expected = weights(resumed, 8), weights(unbroken, 8)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    assert {tensor.dtype for tensor in expected.values()} == {dtype}
+    states = [
+        torch.load(folder / "checkpoint-8" / "optimizer.pt", weights_only=True)["state"]
+        for folder in (resumed, unbroken)
+    ]
+    for index, values in states[1].items():
+        assert all(torch.equal(states[0][index][key], value) for key, value in values.items())
+
+
+def test_losses_fall_and_the_logs_tell_of_the_optimizer(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    huggingface_trainer.main([text, "--steps=20", "--batch=8", "--save-every=20", f"--out={tmp_path}"])
+    state = json.loads((tmp_path / "checkpoint-20" / "trainer_state.json").read_text())
+    log = [entry for entry in state["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in log] == list(range(1, 21))
+    assert log[-1]["loss"] < log[0]["loss"] - 1
+    rates = [entry["learning_rate"] for entry in log]
+    assert rates[0] < max(rates) == 1e-2
+    assert rates[-1] < 1e-3
+    assert all(entry["condition"] > 1 and entry["non_finite_gradients"] == 0 for entry in log)
+    out = capsys.readouterr().out
+    assert "eval_loss" in out
+    assert "precondition=False" in out  # the table of parameter groups
+    assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_accumulation_is_one_larger_batch(text: str, tmp_path: Path) -> None:
+    """To float32 rounding; accumulation cuts the same batch."""
+    for parts in (1, 4):
+        huggingface_trainer.main([text, *SMALL, f"--accumulate={parts}", f"--out={tmp_path / str(parts)}"])
+    whole, cut = weights(tmp_path / "1", 8), weights(tmp_path / "4", 8)
+    for name, tensor in whole.items():
+        assert (cut[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--resume"], "--resume: {out} holds no checkpoint"),
+        (["--accumulate=3"], "--accumulate: must divide --batch 8, got 3"),
+        (["--steps=0"], "--steps: must be at least 1, got 0"),
+        (["--data={out}/none"], "--data: no such file or folder"),
+    ],
+)
+def test_wrong_options_are_told(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        huggingface_trainer.main([*SMALL, f"--out={out}", *(own.format(out=out) for own in given)])
+    assert message.format(out=out) in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_runs_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoint-4").mkdir()
+    with pytest.raises(SystemExit):
+        huggingface_trainer.main([f"--out={tmp_path}"])
+    assert "checkpoint-4 is another run's checkpoint; go on with --resume" in capsys.readouterr().err
+
+
+def trainer_rank(rank: int, examples: str, arguments: list[str]) -> int:
+    """The exit status of one of the processes that torchrun starts."""
+    torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ.update(torchrun, ACCELERATE_USE_CPU="1")
+    sys.path.insert(0, examples)
+    import huggingface_trainer
+
+    return huggingface_trainer.main(arguments)
+
+
+def test_two_ranks_share_the_work(text: str, tmp_path: Path) -> None:
+    """They train as one rank with twice the batch, to rounding, and resume from what one of them saved."""
+    out = tmp_path / "two"
+    arguments = [text, "--steps=8", "--batch=4", "--accumulate=1", "--save-every=4", f"--out={out}"]
+    assert ranks.launch(2, trainer_rank, tmp_path, EXAMPLES, arguments) == [0, 0]
+    unbroken = weights(out, 8)
+    shutil.rmtree(out / "checkpoint-8")
+    (tmp_path / "rendezvous").unlink(missing_ok=True)
+    assert ranks.launch(2, trainer_rank, tmp_path, EXAMPLES, [*arguments, "--resume"]) == [0, 0]
+    resumed = weights(out, 8)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
+    one = tmp_path / "one"
+    huggingface_trainer.main([text, *SMALL, "--accumulate=1", f"--out={one}"])
+    for name, tensor in weights(one, 8).items():
+        assert (unbroken[name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 3))
+
+
+def batches(steps: range) -> list[tuple[Tensor, Tensor]]:
+    generators = [torch.Generator().manual_seed(step) for step in steps]
+    return [(torch.randn(8, 12, generator=own), torch.randn(8, 3, generator=own)) for own in generators]
+
+
+def make(accelerator: Accelerator) -> tuple[nn.Module, Any, Any]:
+    model = network()
+    optimizer = KrADagrad(model.parameters(), lr=1e-2, block_size=8, root_every=3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    return accelerator.prepare(model, optimizer, schedule)
+
+
+def accelerated(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, schedule: Any, steps: range
+) -> None:
+    for x, y in batches(steps):
+        with accelerator.accumulate(model):
+            accelerator.backward((model(x) - y).square().mean())
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+
+def test_accelerate_takes_the_steps_of_a_plain_loop() -> None:
+    """Gradient accumulation, clipping and a schedule, bit for bit."""
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer, schedule = make(accelerator)
+    accelerated(accelerator, model, optimizer, schedule, range(12))
+    plain = network()
+    own = KrADagrad(plain.parameters(), lr=1e-2, block_size=8, root_every=3)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(own, 20)
+    for number, (x, y) in enumerate(batches(range(12))):
+        ((plain(x) - y).square().mean() / 2).backward()
+        if number % 2:
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+            own.step()
+            rates.step()
+            own.zero_grad()
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+    (report,) = kradagrad_ext.diagnostics(optimizer)
+    assert report["steps"] == 6
+
+
+def test_accelerate_saves_and_loads(tmp_path: Path) -> None:
+    """`save_state` and `load_state`: bit for bit."""
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, schedule = make(accelerator)
+    accelerated(accelerator, model, optimizer, schedule, range(5))
+    accelerator.save_state(str(tmp_path))
+    accelerated(accelerator, model, optimizer, schedule, range(5, 10))
+    other = Accelerator(cpu=True)
+    resumed = make(other)
+    other.load_state(str(tmp_path))
+    accelerated(other, *resumed, range(5, 10))
+    assert all(map(torch.equal, resumed[0].parameters(), model.parameters()))
