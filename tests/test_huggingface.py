@@ -22,11 +22,11 @@ from torch import Tensor, nn
 import kradagrad_ext
 from kradagrad_ext import KrADagrad
 
-EXAMPLES = str(Path(__file__).resolve().parent.parent / "examples")
-sys.path.insert(0, EXAMPLES)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import huggingface_trainer
 
+EXAMPLES = str(Path(huggingface_trainer.__file__).parent)
 SMALL = ["--steps=8", "--batch=8", "--save-every=4"]
 
 pytestmark = pytest.mark.filterwarnings(

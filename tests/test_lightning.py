@@ -16,8 +16,7 @@ from torch.utils.data import DistributedSampler
 
 from kradagrad_ext import KrADagrad, param_groups
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lightning_module.py"
-sys.path.insert(0, str(EXAMPLE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 import lightning_module
 
@@ -122,8 +121,9 @@ def test_two_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """They train as one rank that accumulates their batches, which takes over the state that they save."""
     options = ["--epochs=2", "--precision=32-true"]
     two, one = tmp_path / "two", tmp_path / "one"
-    arguments = [*options, "--batch=256", "--accumulate=1", "--ranks=2", f"--out={two}"]
-    subprocess.run([sys.executable, str(EXAMPLE), *arguments], check=True, timeout=120, capture_output=True)
+    command = [sys.executable, lightning_module.__file__, *options]
+    command += ["--batch=256", "--accumulate=1", "--ranks=2", f"--out={two}"]
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
     monkeypatch.setattr(lightning_module, "DistributedSampler", TwoRanksInTurn)
     lightning_module.main([*options, "--batch=512", "--accumulate=2", f"--out={one}"])
     ours, alone = saved(two), saved(one)

@@ -25,7 +25,8 @@ def snippets(heading: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
-LARGE = snippets("Large models")
+TRAINERS = [source for source in snippets("Large models") if "Trainer(" in source]
+LARGE = [source for source in snippets("Large models") if source not in TRAINERS]
 
 
 def test_the_first_example_prints_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +79,30 @@ def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
     assert len(first) == len(LARGE) >= 8
     for source, losses in zip(LARGE, first, strict=True):
         assert losses[-1] < losses[0] - 0.3, source
+
+
+# Lightning's advice on workers and logging, what it calls in torch, and what Trainer asks for on any machine.
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning")
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.parametrize("source", TRAINERS, ids=["transformers", "lightning"])
+def test_snippets_on_trainers_train(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (batch,) = make_batches(1)
+    examples = [{key: value[0] for key, value in batch.items()}] * 16
+    space: dict[str, Any] = {"torch": torch, "model": make_model(), "dataset": examples}
+    space["loader"] = torch.utils.data.DataLoader(examples, 4)
+    space["arguments"] = transformers.TrainingArguments("out", max_steps=20, use_cpu=True, report_to="none")
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(space["model"](**{key: value[:1] for key, value in batch.items()}).loss)
+
+    before = loss()
+    exec(LARGE[0], space)
+    exec(source, space)
+    assert loss() < before - 1
 
 
 @pytest.mark.parametrize(
