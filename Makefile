@@ -10,7 +10,8 @@ STEPS ?= 300
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The ops' tests, which run on Triton's interpreter, too: on one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
-OPS := $(addprefix tests/test_,kron_step.py update_factor.py accumulate.py parameter_step.py trajectory.py)
+OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor.py krad_lemma.py accumulate.py \
+    parameter_step.py trajectory.py)
 
 BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)

@@ -1,0 +1,112 @@
+"""A reading of diagnostics holds nothing up, and tells on every rank what one rank would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from test_capturable import NoLooking
+from test_diagnostics import RECIPES, trained
+from test_optimizer import SMALL, parameters, train
+from torch import Tensor, nn
+
+import kradagrad_ext
+from kradagrad_ext import KrADagrad, Reading
+from kradagrad_ext.measures import MEASURES, tally_group
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_a_reading_looks_at_nothing(recipe: dict[str, Any]) -> None:
+    """Until its result is asked for."""
+    optimizer = trained(recipe)
+    with NoLooking():
+        reading = Reading(optimizer, {"loss": torch.ones(1)})
+    assert reading.ready()
+    assert reading.result() == kradagrad_ext.diagnostics(optimizer)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_all_work_stays_on_the_device(recipe: dict[str, Any]) -> None:
+    """On tensors without values, at which the host cannot look, and of another device than its own."""
+    optimizer = trained(recipe)
+    (group,) = optimizer.param_groups
+    states = [{key: tensor.to("meta") for key, tensor in s.items()} for s in optimizer.state.values()]
+    step = group["step"].to("meta") if isinstance(group["step"], Tensor) else group["step"]
+    rows = {
+        device.type: tally.row() for device, tally in tally_group({**group, "step": step}, states).items()
+    }
+    assert set(rows) == ({"meta"} if isinstance(step, Tensor) else {"cpu", "meta"})
+    assert all(row.device.type == kind for kind, row in rows.items())
+
+
+def test_a_reading_is_of_its_own_time() -> None:
+    """Later steps, and changes of the tensors brought along, do not show in it."""
+    params = parameters((20, 13))
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(3))
+    loss = torch.tensor(2.0)
+    reading, expected = Reading(optimizer, {"train/loss": loss}), kradagrad_ext.diagnostics(optimizer)
+    loss.zero_()
+    train(optimizer, params, range(3, 6))
+    assert reading.result() == expected
+    assert reading.metrics()["train/loss"] == 2.0
+
+
+def test_names_of_groups() -> None:
+    """Their own where they have one; two groups of one name would hide each other."""
+    shapes = [(6, 4)] * 4
+    names = [{"name": "embeddings"}, {}, {"name": "twice"}, {"name": "twice"}]
+    groups = [{"params": [p], **own} for p, own in zip(parameters(*shapes), names, strict=True)]
+    found = Reading(KrADagrad(groups)).metrics("health")
+    assert {name.split("/")[1] for name in found} == {"embeddings", "group1", "group2", "group3"}
+    assert {name.split("/")[0] for name in found} == {"health"}
+    assert all(isinstance(value, float) for value in found.values())
+
+
+def test_bad_arguments() -> None:
+    params = parameters((6, 4))
+    with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got SGD"):
+        kradagrad_ext.diagnostics(torch.optim.SGD(params, lr=0.1))
+    with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got Linear"):
+        Reading(nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`also\['loss'\]` must be a tensor, got float"):
+        Reading(KrADagrad(params), {"loss": 1.0})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"`also\['loss'\]` must be a one-element tensor, got \[2\]"):
+        Reading(KrADagrad(params), {"loss": torch.ones(2)})
+
+
+def reports_of_a_rank(rank: int, options: dict[str, Any]) -> list[dict[str, float]]:
+    """Of DistributedDataParallel's and of fully_shard's kind."""
+    found = []
+    for mode in ("ddp", "fsdp"):
+        model = ranks.make_model()
+        own = ranks.shard(model, mode)
+        optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **options, **own)
+        for step in range(5):
+            ranks.backward(model, step)
+            optimizer.step()
+        found += kradagrad_ext.diagnostics(optimizer)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True, "precondition_1d": True}], ids=str)
+def test_two_ranks_tell_together_what_one_does(options: dict[str, Any], tmp_path: Path) -> None:
+    """Each of its own blocks, so that the worst of both is the worst of one; parameters on both alike."""
+    model = ranks.make_model()
+    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **options)
+    for step in range(5):
+        ranks.backward(model, step)
+        optimizer.step()
+    (alone,) = kradagrad_ext.diagnostics(optimizer)
+    for first, second in zip(*ranks.launch(2, reports_of_a_rank, tmp_path, options), strict=True):
+        for name, fold in MEASURES.items():
+            together = fold.join(torch.tensor([first[name], second[name]], dtype=torch.float64))
+            # Rounding is all that there is of the last two.
+            allowed = 1e-10 if name in ("asymmetry", "root_residual") else 0
+            assert float(together) == pytest.approx(alone[name], rel=1e-8, abs=allowed), name
+        for name in ("steps", "smallest_graft_ratio", "largest_graft_ratio"):
+            assert first[name] == second[name]
+        assert first["condition"] != second["condition"]
