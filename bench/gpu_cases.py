@@ -20,17 +20,19 @@ from gpu_inputs import (
     update_arguments,
 )
 from gpu_timing import Calls, tf32
-from roofline_costs import SIZES, before_blocks, kron_step_costs, make_config, parameter_step_costs
-from roofline_gpus import Cost
-from roofline_products import Rule
 from torch import Tensor
 
 from kradagrad_ext.backends import resolve
+from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.cost.launches import before_blocks, kron_step_costs, parameter_step_costs
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.products import Rule
 from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
 ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "bf16x6": 1e-4, "fp32": 1e-4}
 """Largest relative Frobenius error against float64: two-term bf16 is good for 2^-16 a product."""
 
+DTYPES = ("float32", "bfloat16")
 SIDES = (64, 128, 256, 512, 1024)
 MEASURED = (4096, 4096)
 VERIFIED = (512, 512)
@@ -114,7 +116,7 @@ class Case:
 
 
 def rule(recipe: Recipe) -> Rule:
-    return Rule(recipe.scale, recipe.refine, recipe.precision, grad=SIZES[recipe.dtype])
+    return Rule(recipe.scale, recipe.refine, recipe.precision, grad=recipe.torch_dtype.itemsize)
 
 
 def groups_of(shape: tuple[int, int], blocks: list[tuple[int, int]]) -> list[Group]:
@@ -153,10 +155,12 @@ def elementwise_cases(shapes: list[tuple[int, ...]], dtype: str, device: torch.d
     recipe, name = Recipe(dtype=dtype), "x".join(map(str, shapes[0]))
     arguments: dict[str, Any] = elementwise_arguments(Source(device), shapes, dtype)
     config, bound = make_config(), 1e-5 if dtype == "float32" else 8e-3
-    first = tuple(cost for cost in before_blocks(shapes, [], config, dtype) if "torch" not in cost.kernel)
+    first = tuple(
+        cost for cost in before_blocks(shapes, [], config, recipe.torch_dtype) if "torch" not in cost.kernel
+    )
     writes = ("momenta", "second_moments", "graft_norms")
     yield Case("accumulate_", arguments["accumulate_"], writes, name, len(shapes), recipe, first, bound)
-    last = tuple(parameter_step_costs(shapes, [], config, dtype))
+    last = tuple(parameter_step_costs(shapes, [], config, recipe.torch_dtype))
     yield Case(
         "parameter_step_", arguments["parameter_step_"], ("params",), name, len(shapes), recipe, last, bound
     )
@@ -180,7 +184,7 @@ def cases(shape: tuple[int, int], device: torch.device) -> Iterator[Case]:
             yield kron_case(shape, [(side, side)], recipe, device)
     for side in (128, 256):
         yield update_case(shape, (side, side), Recipe(), device)
-    for dtype in SIZES:
+    for dtype in DTYPES:
         yield from elementwise_cases([shape, shape, (shape[0],)], dtype, device)
 
 
@@ -204,5 +208,5 @@ def smoke_cases(device: torch.device) -> Iterator[Case]:
     # In one chunk of columns, and in three.
     yield update_case((128, 128), (128, 128), Recipe(refine=3), device)
     yield update_case((40, 140), (40, 140), Recipe(), device)
-    for dtype in SIZES:
+    for dtype in DTYPES:
         yield from elementwise_cases([(300, 70), (5000,), (1,)], dtype, device)

@@ -26,7 +26,8 @@ from common import HERE, Row, append_rows, available_backends, percentiles
 from gpu_cases import MEASURED, VERIFIED, Case, cases, smoke_cases
 from gpu_step import step_rows
 from gpu_timing import Calls, host_time, kernel_times, milliseconds
-from roofline_gpus import Gpu, gpu_of, predict
+
+from kradagrad_ext.cost.gpus import Gpu, gpu_of, predict
 
 OURS = ("native", "triton")
 FAILURES: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)

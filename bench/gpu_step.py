@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from common import Row, percentiles
 from gpu_timing import Calls, milliseconds
-from roofline_costs import kernel_costs, make_config, root_cost
-from roofline_gpus import Gpu, predict
-from roofline_models import MODELS
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.cost.gpus import Gpu, predict
+from kradagrad_ext.cost.models import MODELS
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.steps import kernel_costs, parts_of
+from kradagrad_ext.cost.torch_products import root_cost
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
 BLOCKS = (128, 256)
@@ -50,7 +52,7 @@ def predicted_rows(gpu: Gpu) -> list[Row]:
     for block in BLOCKS:
         config = make_config(block_size=block)
         groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
-        kernels = predict(kernel_costs(SHAPES, config), gpu)
+        kernels = predict(kernel_costs(parts_of(SHAPES, config)), gpu)
         with_roots = kernels + predict([root_cost(groups, config)], gpu)
         name = f"KrADagrad block={block} roofline"
         rows += [step_row(name, "ms", (kernels,) * 3), step_row(name, "mean_ms", (with_roots,) * 3)]

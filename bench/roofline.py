@@ -7,8 +7,9 @@
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
 that csrc/cuda/plan makes; a time is the larger of bytes over bandwidth and flops over the arithmetic rate,
-each with the share of its peak that `roofline_gpus` states and argues. The resident kernel of side 128 takes
-the sum of both: one CTA fills an SM, and its memory and arithmetic phases follow one another.
+each with the share of its peak that `kradagrad_ext.cost.gpus` states and argues. The resident kernel of side
+128 takes the sum of both: one CTA fills an SM, and its memory and arithmetic phases follow one another.
+Blocks that no kernel serves are torch's products.
 
 Bytes: each launch's operands once, as if the L2 kept what several CTAs read and nothing between launches.
 Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), bf16x6 is
@@ -32,29 +33,25 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from roofline_costs import SIZES, elements, kernel_costs, kron_step_costs, make_config, root_cost, rule_of
-from roofline_gpus import GPUS, TRAINING_MFU, Cost, Gpu, predict
-from roofline_models import MODELS, Model, parse_shapes
-from roofline_products import TERMS
+import torch
 
 from kradagrad_ext.config import Config
+from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, training_step
+from kradagrad_ext.cost.launches import elements, rule_of
+from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.products import TERMS
+from kradagrad_ext.cost.steps import kernel_costs, parts_of
+from kradagrad_ext.cost.torch_products import root_cost
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
-__all__ = ["Cost", "Gpu", "kernel_costs", "kron_step_costs", "predict", "training_step"]
-
-TOKENS = 64 * 1024
-DEFAULT_GPUS = ("A100", "H100", "B200")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
 
 
-def training_step(parameters: int, gpu: Gpu, tokens: int = TOKENS) -> float:
-    """Milliseconds of forward and backward."""
-    return 1e3 * 6 * parameters * tokens / (TRAINING_MFU * 1e12 * gpu.bf16)
-
-
-def adamw_cost(parameters: int, dtype: str) -> Cost:
+def adamw_cost(parameters: int, dtype: torch.dtype) -> Cost:
     """torch.optim.AdamW(fused=True): reads the gradient, reads and writes parameter and both moments."""
-    return Cost("torch: AdamW fused", "all", 1, 7.0 * SIZES[dtype] * parameters)
+    return Cost("torch: AdamW fused", "all", 1, 7.0 * dtype.itemsize * parameters)
 
 
 def merged(costs: Sequence[Cost]) -> list[Cost]:
@@ -96,6 +93,7 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
         refine=options.refine,
         factor_scale=options.factor_scale,
         max_factor_dim=options.max_factor_dim,
+        precision=options.precision,
     )
     costs = merged(backend_costs(model, config, options))
     groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
@@ -114,14 +112,14 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
 
 def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> list[Cost]:
     """A step's launches; on request Triton's of the blocks, by the tuning table for the last GPU."""
-    costs = kernel_costs(model.shapes, config, options.dtype, options.precision, model.plain_shapes)
+    costs = kernel_costs(parts_of(model.shapes, config, DTYPES[options.dtype], model.plain_shapes))
     if options.backend != "triton":
         return costs
     from roofline_triton import architecture_by_name, triton_kron_costs
 
     elementwise = ("accumulate", "sum_spans", "parameter_step", "torch")
     first = [cost for cost in costs if cost.kernel.startswith(elementwise)]
-    rule = rule_of(config, options.dtype, options.precision)
+    rule = rule_of(config, DTYPES[options.dtype])
     return first + triton_kron_costs(model.shapes, config, rule, architecture_by_name(options.gpu[-1]))
 
 
@@ -144,7 +142,7 @@ def comparison(
         {"kernel": "training step", "step": "64k tokens", **trained},
         {"kernel": "step", "step": "% of training", **share},
         {"kernel": "step and roots", "step": "% of training", **rooted},
-        record(adamw_cost(parameters, options.dtype), options.gpu),
+        record(adamw_cost(parameters, DTYPES[options.dtype]), options.gpu),
     ]
 
 
@@ -192,7 +190,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=16384,
         help="the package's default, 8192, would leave the 11008 side of a Llama 7B without factors",
     )
-    parser.add_argument("--dtype", choices=SIZES, default="float32", help="of parameters and gradients")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
     parser.add_argument("--precision", choices=TERMS, default="bf16x3", help="of the products")
     parser.add_argument("--gpu", type=gpu_list, default=[GPUS[name] for name in DEFAULT_GPUS])
     parser.add_argument("--json", action="store_true", help="print records instead of tables")

@@ -1,7 +1,7 @@
 """The launches of ``kron_step_`` by the Triton backend as costs, counted from the package's own plan.
 
 Plans are made from tensors without memory, on torch's meta device. Flops are those of whole tiles, terms and
-padding included; bytes are each operand of a launch once, as in `roofline_costs`.
+padding included; bytes are each operand of a launch once, as in `kradagrad_ext.cost.launches`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from roofline_gpus import Cost
-from roofline_products import FLOAT, KINDS, Rule, terms
 
 from kradagrad_ext.config import Config
+from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.cost.products import FLOAT, KINDS, Rule, terms
 from kradagrad_ext.plan import Shape, group_blocks, plan_parameter
 from kradagrad_ext.state import GroupState
 from kradagrad_ext.triton_kernels import entry, groups, kron_step, launch

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from .cost import cost
 from .diagnostics import Reading
 from .diagnostics import report as diagnostics
 from .grouping import param_groups
@@ -12,4 +13,4 @@ try:
 except PackageNotFoundError:
     __version__ = "0+source"
 
-__all__ = ["KrADagrad", "Reading", "__version__", "diagnostics", "param_groups"]
+__all__ = ["KrADagrad", "Reading", "__version__", "cost", "diagnostics", "param_groups"]

@@ -12,7 +12,24 @@ PACKAGE = ROOT / "kradagrad_ext"
 
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
-    "": {"optimizer", "config", "diagnostics", "grouping"},
+    "": {"optimizer", "config", "cost", "diagnostics", "grouping"},
+    "cost": {
+        "plan", "distributed.pieces", "cost.estimate", "cost.gpus", "cost.memory", "cost.parameters",
+        "cost.steps", "cost.traffic",
+    },
+    "cost.__main__": {"cost", "cost.gpus", "cost.models", "cost.parameters"},
+    "cost.estimate": {"cost.gpus", "cost.memory"},
+    "cost.memory": {"grafting", "roots", "state", "cost.steps"},
+    "cost.traffic": {"distributed.pieces", "cost.gpus", "cost.parameters"},
+    "cost.parameters": {"config", "optimizer", "plan"},
+    "cost.steps": {"config", "plan", "cost.gpus", "cost.launches", "cost.products", "cost.torch_products"},
+    "cost.torch_products": {
+        "backends.base", "config", "plan", "roots", "variants", "cost.gpus", "cost.products",
+    },
+    "cost.launches": {"config", "grafting", "plan", "cost.gpus", "cost.products"},
+    "cost.products": set(),
+    "cost.models": {"plan"},
+    "cost.gpus": set(),
     "grouping": set(),
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
     "local": {"config", "state", "step", "grafting"},

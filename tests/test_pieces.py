@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import config, divisions
 
+from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.distributed.pieces import Box, bytes_of, cost_of, deal
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
 
 @pytest.mark.parametrize("ranks", [8, 64, 512])
-def test_a_large_model_is_shared_out_evenly(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
-    from roofline_models import MODELS
-
+def test_a_large_model_is_shared_out_evenly(ranks: int) -> None:
     shapes = [tuple(shape) for shape in MODELS["1.3b"].shapes]
     dealt = deal(shapes, [config()] * len(shapes), ranks)
     for measure in (cost_of, bytes_of):

@@ -18,13 +18,14 @@ sys.path.insert(0, str(BENCH))
 pytest.importorskip("pandas")
 
 import roofline  # noqa: E402
-import roofline_costs  # noqa: E402
-import roofline_products  # noqa: E402
-from roofline_costs import kernel_costs, kron_step_costs, make_config, rule_of  # noqa: E402
-from roofline_gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict  # noqa: E402
-from roofline_models import MODELS, parse_shapes  # noqa: E402
-from roofline_products import lower_elements, terms  # noqa: E402
 
+from kradagrad_ext.cost import launches, products  # noqa: E402
+from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict  # noqa: E402
+from kradagrad_ext.cost.launches import elements, kron_step_costs, rule_of  # noqa: E402
+from kradagrad_ext.cost.models import MODELS, parse_shapes  # noqa: E402
+from kradagrad_ext.cost.parameters import make_config  # noqa: E402
+from kradagrad_ext.cost.products import lower_elements, terms  # noqa: E402
+from kradagrad_ext.cost.steps import kernel_costs, parts_of  # noqa: E402
 from kradagrad_ext.plan import group_blocks, plan_parameter  # noqa: E402
 
 
@@ -32,9 +33,9 @@ def groups_of(shapes, config):
     return group_blocks([plan_parameter(shape, config) for shape in shapes])
 
 
-def kron_costs(shapes, dtype="float32", precision="bf16x3", **options):
+def kron_costs(shapes, dtype=torch.float32, **options):
     config = make_config(**{"block_size": 256, "merge_dims": False, **options})
-    return kron_step_costs(groups_of(shapes, config), rule_of(config, dtype, precision))
+    return kron_step_costs(groups_of(shapes, config), rule_of(config, dtype))
 
 
 def by_step(costs):
@@ -108,12 +109,14 @@ def test_least_flops_are_those_of_the_plan():
     shapes = [(512, 384), (300, 200), (100, 90)]
     config = make_config(block_size=192, merge_dims=False, refine=0, factor_scale="trace")
     groups = groups_of(shapes, config)
-    costs = kron_step_costs(groups, rule_of(config, "float32", "bf16x3"))
+    costs = kron_step_costs(groups, rule_of(config, torch.float32))
     assert sum(cost.least_flops for cost in costs) == sum(group.step_flops for group in groups)
 
 
 def test_bf16_gradients_save_a_product_and_bytes():
-    full, exact = (by_step(kron_costs([(256, 256)], dtype, refine=0)) for dtype in ("float32", "bfloat16"))
+    full, exact = (
+        by_step(kron_costs([(256, 256)], dtype, refine=0)) for dtype in (torch.float32, torch.bfloat16)
+    )
     # Two of three products of Y = X A; R D^T has a float32 direction.
     assert exact["Y and R D^T"].flops["bf16"] == full["Y and R D^T"].flops["bf16"] * 7 / 9
     assert full["Y and R D^T"].bytes - exact["Y and R D^T"].bytes == 2 * 256**2
@@ -121,7 +124,7 @@ def test_bf16_gradients_save_a_product_and_bytes():
 
 def test_elementwise_kernels_by_hand():
     config = make_config(block_size=128)
-    costs = {cost.kernel: cost for cost in kernel_costs([(128, 128), (100,)], config)}
+    costs = {cost.kernel: cost for cost in kernel_costs(parts_of([(128, 128), (100,)], config))}
     count, spans = 128**2 + 100, 4 + 1
     assert costs["accumulate"].bytes == (4 + 8 + 8) * count + 4 * spans
     assert costs["parameter_step"].bytes == (4 + 8) * 128**2 + (4 + 4 + 8) * 100
@@ -141,8 +144,8 @@ def test_prediction_by_hand():
 @pytest.mark.parametrize("block_size", [128, 256])
 def test_more_work_takes_longer(block_size):
     def time(count=1, gpu="H100", precision="bf16x3", **options):
-        config = make_config(block_size=block_size, **options)
-        return predict(kernel_costs([(512, 512)] * count, config, precision=precision), gpu)
+        config = make_config(block_size=block_size, precision=precision, **options)
+        return predict(kernel_costs(parts_of([(512, 512)] * count, config)), gpu)
 
     assert time(2) == pytest.approx(2 * time(1), rel=1e-3)
     assert time(refine=0) < time(refine=1) < time(refine=2) < time(refine=3)
@@ -158,19 +161,24 @@ def test_total_is_the_sum_of_its_parts():
     parts = frame.iloc[:total]
     for column in ("launches", "GB", "Tflop", "least Tflop", "H100 ms"):
         assert frame.at[total, column] == pytest.approx(parts[column].sum())
-    costs = kernel_costs(MODELS["gpt2"].shapes, make_config(), plain_shapes=MODELS["gpt2"].plain_shapes)
+    model = MODELS["gpt2"]
+    costs = kernel_costs(parts_of(model.shapes, make_config(), plain_shapes=model.plain_shapes))
     assert frame.at[total, "H100 ms"] == pytest.approx(predict(costs, "H100"))
 
 
-@pytest.mark.parametrize(("name", "millions"), [("gpt2", 124.4), ("1.3b", 1315.7), ("7b", 6738.4)])
+@pytest.mark.parametrize(
+    ("name", "millions"), [("gpt2", 124.4), ("1.3b", 1315.7), ("7b", 6738.4), ("70b", 68976.6)]
+)
 def test_models_have_their_parameters(name, millions):
     model = MODELS[name]
-    assert roofline.elements(model.shapes + model.plain_shapes) / 1e6 == pytest.approx(millions, abs=0.1)
+    assert elements(model.shapes + model.plain_shapes) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_shapes_that_no_kernel_serves_are_refused():
     with pytest.raises(ValueError, match="no kernel serves"):
-        kernel_costs([(9000, 128)], make_config())
+        kron_costs([(9000, 128)])
+    with pytest.raises(ValueError, match="Cholesky"):
+        kron_costs([(64, 64)], factor_update="exact")
     with pytest.raises(ValueError, match="like 2304x768"):
         parse_shapes("2304x")
 
@@ -225,7 +233,7 @@ def planned_launches(groups, config, update, precondition, scratch_bytes):
 def test_launches_are_those_of_the_plans(scale, refine, scratch_bytes, update, precondition):
     config = make_config(block_size=192, merge_dims=False, factor_scale=scale, refine=refine)
     groups = groups_of([(600, 300), (192, 40), (100, 90), (64, 64)], config)
-    costs = kron_step_costs(groups, rule_of(config, "float32", "bf16x3"), scratch_bytes, update, precondition)
+    costs = kron_step_costs(groups, rule_of(config, torch.float32), scratch_bytes, update, precondition)
     counted = Counter()
     for cost in costs:
         counted[cost.kernel] += cost.launches
@@ -236,10 +244,10 @@ def test_constants_are_those_of_the_sources():
     kernels = BENCH.parent / "csrc/cuda"
     text = "".join(path.read_text() for path in sorted(kernels.rglob("*.*")) if path.is_file())
     for name, value in (
-        ("kResidentSide", roofline_costs.RESIDENT_SIDE),
-        ("kSmallSide", roofline_costs.SMALL_SIDE),
-        ("kSpan", roofline_costs.SPAN),
-        ("kProductDepth", roofline_products.DEPTH),
+        ("kResidentSide", launches.RESIDENT_SIDE),
+        ("kSmallSide", launches.SMALL_SIDE),
+        ("kSpan", launches.SPAN),
+        ("kProductDepth", products.DEPTH),
     ):
         assert f"{name} = {value};" in text
 

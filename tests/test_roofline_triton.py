@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("triton")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-from roofline_costs import make_config
-from roofline_products import Rule
 from roofline_triton import triton_kron_costs
+
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.products import Rule
 
 
 def test_costs_by_hand() -> None:

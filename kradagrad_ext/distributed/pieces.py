@@ -22,6 +22,9 @@ ELEMENT_FLOPS = 64
 """What moments and the write of an element cost, in flops of a factor update: they move some 30 bytes, in
 which time a GPU makes about so many."""
 
+CHUNK_BYTES = 64 << 20
+"""Gradients and parameters that one rank takes in at once."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -150,3 +153,23 @@ def _most(plans: Sequence[ParameterPlan], ranks: int, has_blocks: bool) -> float
         return math.inf
     in_bytes = sum(map(bytes_of, plans)) * ELEMENT_FLOPS // 8
     return max(sum(map(cost_of, plans)) if has_blocks else in_bytes, 1) / (ranks * PIECES_A_RANK)
+
+
+def in_chunks(pieces: Sequence[Piece], sizes: Sequence[int], most: int) -> Iterator[list[Piece]]:
+    """One rank's pieces, chunk by chunk.
+
+    Args:
+        sizes: bytes of an element of every parameter.
+        most: bytes of a chunk's gradients and parameters, but for one of a single piece.
+    """
+    own: list[Piece] = []
+    used = 0
+    for piece in pieces:
+        size = 2 * piece.box.numel * sizes[piece.parameter]
+        if own and used + size > most:
+            yield own
+            own, used = [], 0
+        own.append(piece)
+        used += size
+    if own:
+        yield own

@@ -31,11 +31,8 @@ from kradagrad_ext.step import LossScale, Settings
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
 from .parts import Chunk, Ledger, Part, advance, finish
-from .pieces import Piece, deal
+from .pieces import CHUNK_BYTES, Piece, deal, in_chunks
 from .stored import stored_states
-
-CHUNK_BYTES = 64 << 20
-"""Gradients and parameters that one rank takes in at once."""
 
 
 class Shard:
@@ -68,7 +65,8 @@ class Shard:
         )
         self.ledgers = self._make_ledgers(positions, configs)
         dealt = deal(shapes, [configs[position] for position in positions], self.ranks)
-        by_chunk = [list(self._cut(pieces)) for pieces in dealt]
+        sizes = [p.element_size() for p in params]
+        by_chunk = [list(in_chunks(pieces, sizes, CHUNK_BYTES)) for pieces in dealt]
         count = max(map(len, by_chunk))
         self.chunks = [
             self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], positions, configs)
@@ -87,20 +85,6 @@ class Shard:
             shapes = [tuple(self.params[index].shape) for index in own]
             ledgers[position, dtype] = Ledger(own, shapes, configs[position], like)
         return ledgers
-
-    def _cut(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-        """One rank's pieces, chunk by chunk."""
-        own: list[Piece] = []
-        used = 0
-        for piece in pieces:
-            size = 2 * piece.box.numel * self.params[piece.parameter].element_size()
-            if own and used + size > CHUNK_BYTES:
-                yield own
-                own, used = [], 0
-            own.append(piece)
-            used += size
-        if own:
-            yield own
 
     def _make_chunk(
         self, pieces: Sequence[Sequence[Piece]], positions: Sequence[int], configs: Mapping[int, Config]

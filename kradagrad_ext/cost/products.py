@@ -6,20 +6,25 @@ Not counted: a block's statistics and norm, a few numbers beside its matrices.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
 LEAST_CHUNK = 64  # kLeastChunk
-FLOAT = 4
+FLOAT = 4  # bytes
 GRAM_SCALES = ("frobenius", "schatten4")  # bounds made from A^T X A
 TRACES = "traces of squares"
 
 TERMS = {"bf16x3": 2, "tf32x3": 2, "bf16x6": 3, "fp32": 1}
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "bf16x6": "bf16", "fp32": "fp32"}
 
+Operands = Mapping[str, float]
+"""Bytes of what a launch reads or writes, by name."""
+
 
 def ceil_to(size: int, unit: int) -> int:
+    """The least multiple of a unit that is not smaller."""
     return -(-size // unit) * unit
 
 
@@ -44,7 +49,7 @@ class Rule:
     """What all blocks of a call share.
 
     Attributes:
-        scale: `factor_scale`, none of them ``exact``.  refine, precision: as the ops take them.
+        scale: `factor_scale`, or ``exact``.  refine, precision: as the ops take them.
         grad, direction, root: bytes of an element.
     """
 
@@ -58,7 +63,7 @@ class Rule:
     def chunks(self, d: int, k: int) -> list[int]:
         """Columns of the unfolding's chunks (backends/base.py)."""
         limit = max(d, LEAST_CHUNK)
-        if self.refine == 0 or k <= limit:
+        if (self.refine == 0 and self.scale != "exact") or k <= limit:
             return [k]
         return [min(limit, k - start) for start in range(0, k, limit)]
 
@@ -75,7 +80,7 @@ class Work:
     flops: float = 0.0
     least_flops: float = 0.0
 
-    def move(self, **operands: float) -> None:
+    def move(self, operands: Operands) -> None:
         for name, size in operands.items():
             self.operands[name] = max(size, self.operands.get(name, 0))
 
@@ -94,14 +99,15 @@ class Resident:
     def step(self, update: bool = True, precondition: bool = True) -> Work:
         m, n, rule, work = self.m, self.n, self.rule, self.work
         if update:
-            work.move(grad=rule.grad * m * n)
+            work.move({"grad": rule.grad * m * n})
             for name, d, k in (("left", m, n), ("right", n, m)):
-                work.move(**{f"{name} read": FLOAT * lower_elements(d), f"{name} written": FLOAT * d * d})
+                work.move({f"{name} read": FLOAT * lower_elements(d), f"{name} written": FLOAT * d * d})
                 for columns in rule.chunks(d, k):
                     self.update(d, columns)
         if precondition:
-            work.move(direction=rule.direction * m * n, out=FLOAT * m * n)
-            work.move(left_root=rule.root * lower_elements(m), right_root=rule.root * lower_elements(n))
+            work.move({"direction": rule.direction * m * n, "out": FLOAT * m * n})
+            roots = rule.root * lower_elements(m), rule.root * lower_elements(n)
+            work.move({"left root": roots[0], "right root": roots[1]})
             self.full(m, n, m, exact_a=rule.root == 2, exact_b=rule.direction == 2)
             self.full(m, n, n, exact_b=rule.root == 2)
         return work
@@ -183,13 +189,13 @@ class Grouped:
         rows: int,
         cols: int,
         depth: int,
+        operands: Operands,
         symmetric: bool = False,
         exact: tuple[bool, bool] = (False, False),
-        **operands: float,
     ) -> None:
-        """One more product in the launch `key`; bytes of its operands by their names."""
+        """One more product in the launch `key`."""
         work = self.launches.setdefault(key, Work())
-        work.move(**operands)
+        work.move(operands)
         executed = 2 * self.tiles(rows, cols, symmetric) * self.tile**2 * ceil_to(depth, DEPTH)
         work.flops += executed * terms(self.rule.precision, *exact)
         work.least_flops += rows * cols * depth * (1 if symmetric else 2)
@@ -199,13 +205,14 @@ class Grouped:
         m, n, rule = self.m, self.n, self.rule
         half, root = FLOAT * m * n, rule.root
         self.add(
-            (0, 0, "Y and R D^T"), n, m, n, exact=(root == 2, rule.direction == 2),
-            right_root=root * n * n, direction=rule.direction * m * n, half=half,
+            (0, 0, "Y and R D^T"), n, m, n,
+            {"right root": root * n * n, "direction": rule.direction * m * n, "half": half},
+            exact=(root == 2, rule.direction == 2),
         )  # fmt: skip
         bounded = update and (rule.needs_gram or rule.scale == "product")
         self.add(
-            (0, 1, "bound and L W") if bounded else (0, 90, "downdate"), m, n, m, exact=(root == 2, False),
-            left_root=root * m * m, half=half, out=half,
+            (0, 1, "bound and L W") if bounded else (0, 90, "downdate"), m, n, m,
+            {"left root": root * m * m, "half": half, "out": half}, exact=(root == 2, False),
         )  # fmt: skip
 
     def update(self, name: str, d: int, chunk: int, columns: int) -> None:
@@ -214,22 +221,21 @@ class Grouped:
         grad = rule.grad * d * columns
         y_name, yc = f"{name} y", y if rule.refine else 0
         self.add(
-            (chunk, 0, "Y and R D^T"), d, columns, d, exact=(False, rule.grad == 2),
-            **{f"{name} factor": FLOAT * d * d, "grad": grad, y_name: y},
+            (chunk, 0, "Y and R D^T"), d, columns, d,
+            {f"{name} factor": FLOAT * d * d, "grad": grad, y_name: y}, exact=(False, rule.grad == 2),
         )  # fmt: skip
         self.bound(name, d, chunk, columns)
         if rule.refine:
             self.refinement(name, d, chunk, columns)
         factor = {f"{name} read": FLOAT * lower_elements(d), f"{name} written": FLOAT * d * d}
-        self.add(
-            (chunk, 90, "downdate"), d, d, columns, symmetric=True, **{y_name: y, f"{name} yc": yc}, **factor
-        )
+        operands = {y_name: y, f"{name} yc": yc, **factor}
+        self.add((chunk, 90, "downdate"), d, d, columns, operands, symmetric=True)
 
     def bound(self, name: str, d: int, chunk: int, columns: int) -> None:
         rule, key = self.rule, (chunk, 1, "bound and L W")
         read = {f"{name} y": FLOAT * d * columns, "grad": rule.grad * d * columns}
         if rule.scale == "product":
-            self.add(key, d, d, columns, exact=(False, rule.grad == 2), **read)
+            self.add(key, d, d, columns, read, exact=(False, rule.grad == 2))
         if not rule.needs_gram:
             return
         if rule.refine == 0 and columns > d:
@@ -237,28 +243,27 @@ class Grouped:
             return
         square = {f"{name} square": FLOAT * columns**2}
         stored = square if rule.refine or rule.scale == "schatten4" else {}
-        self.add(key, columns, columns, d, True, (rule.grad == 2, False), **read, **stored)
+        self.add(key, columns, columns, d, {**read, **stored}, True, (rule.grad == 2, False))
         if rule.scale == "schatten4":
-            self.add((chunk, 3, "square"), columns, columns, columns, True, **square)
+            self.add((chunk, 3, "square"), columns, columns, columns, square, True)
 
-    def wide_bound(self, name: str, d: int, chunk: int, columns: int, read: dict[str, float]) -> None:
+    def wide_bound(self, name: str, d: int, chunk: int, columns: int, read: Operands) -> None:
         """From Y A^T [d, d], which is smaller than A^T Y but not symmetric."""
         square, second = {f"{name} square": FLOAT * d * d}, {f"{name} second": FLOAT * d * d}
-        self.add(
-            (chunk, 1, "bound and L W"), d, d, columns, exact=(False, self.rule.grad == 2), **read, **square
-        )
+        exact = (False, self.rule.grad == 2)
+        self.add((chunk, 1, "bound and L W"), d, d, columns, {**read, **square}, exact=exact)
         if self.rule.scale == "frobenius":
-            self.launches.setdefault((chunk, 2, TRACES), Work()).move(**square)
+            self.launches.setdefault((chunk, 2, TRACES), Work()).move(square)
             return
-        self.add((chunk, 3, "square"), d, d, d, **square, **second)
-        self.launches.setdefault((chunk, 4, TRACES), Work()).move(**second)
+        self.add((chunk, 3, "square"), d, d, d, {**square, **second})
+        self.launches.setdefault((chunk, 4, TRACES), Work()).move(second)
 
     def refinement(self, name: str, d: int, chunk: int, columns: int) -> None:
         """V = 5 I - 8 W + 4 W^2; C <- C V; W <- W V; in the end Y C. The first V, of B = N - I, is also C."""
 
         def product(position: int, step: str, *operands: str) -> None:
             squares = {f"{name} {operand}": FLOAT * columns**2 for operand in operands}
-            self.add((chunk, position, step), columns, columns, columns, True, **squares)
+            self.add((chunk, position, step), columns, columns, columns, squares, True)
 
         last = self.rule.refine - 1
         product(10, "refine: V", "b", "c")
@@ -270,4 +275,4 @@ class Grouped:
             if i < last:
                 product(11 + 2 * i, "refine: W and C", "w", "v", "next w")
         y = {f"{name} y": FLOAT * d * columns, f"{name} yc": FLOAT * d * columns}
-        self.add((chunk, 80, "Y C"), d, columns, columns, **y, **{f"{name} c": FLOAT * columns**2})
+        self.add((chunk, 80, "Y C"), d, columns, columns, {**y, f"{name} c": FLOAT * columns**2})

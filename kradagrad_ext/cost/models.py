@@ -1,4 +1,4 @@
-"""Shapes of the parameters of the models that the roofline is told for."""
+"""Shapes of the parameters of known models."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ def gpt(name: str, layers: int, width: int, context: int, vocabulary: int = 5025
     return Model(name, layers * (*matrices, *vectors) + ((width,),) * 2, embeddings)
 
 
-def llama(name: str, layers: int, width: int, hidden: int, vocabulary: int = 32000) -> Model:
-    """A Llama without grouped queries; the head is a matrix of its own."""
-    matrices = (*((width, width),) * 4, *((hidden, width),) * 2, (width, hidden))
+def llama(
+    name: str, layers: int, width: int, hidden: int, keys: int | None = None, vocabulary: int = 32000
+) -> Model:
+    """A Llama 2; the head is a matrix of its own.
+
+    Args:
+        keys: rows of the projections to keys and values; fewer than `width` where queries are grouped.
+    """
+    projections = (*((width, width),) * 2, *((keys or width, width),) * 2)
+    matrices = (*projections, *((hidden, width),) * 2, (width, hidden))
     norms = ((width,),) * 2
     return Model(name, layers * (*matrices, *norms) + ((width,),), ((vocabulary, width),) * 2)
 
@@ -38,6 +45,7 @@ MODELS = {
     "gpt2": gpt("gpt2", 12, 768, 1024),  # 124 M
     "1.3b": gpt("1.3b", 24, 2048, 2048),  # GPT-3 XL
     "7b": llama("7b", 32, 4096, 11008),  # Llama 7B
+    "70b": llama("70b", 80, 8192, 28672, keys=1024),  # Llama 2 70B: 8 heads of keys for 64 of queries
 }
 
 

@@ -26,6 +26,11 @@ float32 operands between them. The first measurement on a GPU is to replace it."
 TRAINING_MFU = 0.45
 """Model flops utilisation of the training step that the optimizer's time is compared with."""
 
+TOKENS = 64 * 1024
+"""Of that training step."""
+
+DEFAULT_GPUS = ("A100", "H100", "B200")
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -139,3 +144,8 @@ def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
     """Milliseconds on a GPU: a prediction, without the few microseconds that a launch takes by itself."""
     gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
     return sum(cost.milliseconds(gpu) for cost in costs)
+
+
+def training_step(parameters: int, gpu: Gpu, tokens: int = TOKENS) -> float:
+    """Milliseconds of forward and backward on one GPU, at 6 flops a parameter and token."""
+    return 1e3 * 6 * parameters * tokens / (TRAINING_MFU * 1e12 * gpu.bf16)

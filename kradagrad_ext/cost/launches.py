@@ -2,80 +2,51 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from roofline_gpus import Cost
-from roofline_products import FLOAT, KINDS, TRACES, Grouped, Resident, Rule, Work
 
-from kradagrad_ext import KrADagrad
 from kradagrad_ext.config import Config
 from kradagrad_ext.grafting import has_second_moment
-from kradagrad_ext.plan import Group, Shape, group_blocks, plan_parameter
-from kradagrad_ext.roots import NEWTON_SCHULZ_STEPS
+from kradagrad_ext.plan import Group, Shape
+
+from .gpus import Cost
+from .products import FLOAT, KINDS, TRACES, Grouped, Resident, Rule, Work
 
 RESIDENT_SIDE = 128  # kResidentSide
 SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
 SPAN = 4096  # kSpan
 SCRATCH_BYTES = 256 << 20  # kScratchBytes
-SIZES = {"float32": 4, "bfloat16": 2}
 
 
-def make_config(**options: object) -> Config:
-    """The package's defaults with some options changed."""
-    optimizer = KrADagrad([torch.nn.Parameter(torch.zeros(1))], **options)
-    return Config.of(optimizer.param_groups[0])
-
-
-def kernel_costs(
-    shapes: Sequence[Shape],
-    config: Config,
-    dtype: str = "float32",
-    precision: str = "bf16x3",
-    plain_shapes: Sequence[Shape] = (),
-    scratch_bytes: int = SCRATCH_BYTES,
-) -> list[Cost]:
-    """A step that updates the factors and refreshes no root.
-
-    Args:
-        shapes: of the parameters.  plain_shapes: of those in a parameter group with ``precondition=False``.
-        config: options.  dtype: of parameters and gradients.  precision: of the products.
-        scratch_bytes: of a slice of the grouped products.
-
-    Raises:
-        ValueError: blocks of an order other than 2, or with a side that has no factor: no kernel serves them.
-    """
-    plans = [plan_parameter(shape, config) for shape in shapes]
-    groups = group_blocks(plans)
-    rest = [shape for shape, plan in zip(shapes, plans, strict=True) if not plan.regions]
-    matrices = [shape for shape, plan in zip(shapes, plans, strict=True) if plan.regions]
-    buckets = [(matrices, rest), ([], list(plain_shapes))]
-    costs = [cost for bucket in buckets for cost in before_blocks(*bucket, config, dtype)]
-    costs += kron_step_costs(groups, rule_of(config, dtype, precision), scratch_bytes)
-    return costs + [cost for bucket in buckets for cost in parameter_step_costs(*bucket, config, dtype)]
-
-
-def rule_of(config: Config, dtype: str, precision: str) -> Rule:
-    """What the kron step's kernels are told, and the sizes of what they read."""
-    direction = FLOAT if config.momentum_on == "gradient" else SIZES[dtype]
+def rule_of(config: Config, dtype: torch.dtype) -> Rule:
+    """What the products are told, and the sizes of what they read; `dtype`: of parameters and gradients."""
+    direction = FLOAT if config.momentum_on == "gradient" else dtype.itemsize
     root = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
     scale = config.op_scale(torch.device("cuda"))
-    if scale == "exact":
-        raise ValueError("factor_update='exact' is torch's Cholesky: no kernel serves it")
-    return Rule(scale, config.refine, precision, SIZES[dtype], direction, root)
+    return Rule(scale, config.refine, config.precision, dtype.itemsize, direction, root)
 
 
 def elements(shapes: Sequence[Shape]) -> int:
+    """Of all shapes together."""
     return sum(math.prod(shape) for shape in shapes)
 
 
-def before_blocks(matrices: list[Shape], rest: list[Shape], config: Config, dtype: str) -> Iterator[Cost]:
-    """The guard against non-finite gradients, moments, and norms of the grafting updates."""
-    shapes = matrices + rest
+def before_blocks(
+    matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
+) -> Iterator[Cost]:
+    """The guard against non-finite gradients, moments, and norms of the grafting updates.
+
+    Args:
+        matrices, rest: shapes of parameters with and without blocks.
+        dtype: of parameters and gradients.
+    """
+    shapes = [*matrices, *rest]
     if not shapes:
         return
-    count, size = elements(shapes), SIZES[dtype]
+    count, size = elements(shapes), dtype.itemsize
     spans = sum(math.ceil(math.prod(shape) / SPAN) for shape in shapes)
     yield Cost("torch: foreach_norm", "guard", 1, size * count)
     averaged = config.momentum_on == "gradient"
@@ -87,15 +58,17 @@ def before_blocks(matrices: list[Shape], rest: list[Shape], config: Config, dtyp
 
 
 def parameter_step_costs(
-    matrices: list[Shape], rest: list[Shape], config: Config, dtype: str
+    matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
 ) -> Iterator[Cost]:
-    """Graft, weight decay, momentum of the update, and the write."""
+    """Graft, weight decay, momentum of the update, and the write; as `before_blocks`."""
     if not matrices and not rest:
         return
-    size, averaged = SIZES[dtype], config.momentum_on == "gradient"
+    size, averaged = dtype.itemsize, config.momentum_on == "gradient"
     each = 2 * size + 2 * FLOAT * (not averaged)
     direction = (FLOAT if averaged else size) + FLOAT * has_second_moment(config)
-    total = each * elements(matrices + rest) + FLOAT * elements(matrices) + direction * elements(rest)
+    total = (
+        each * (elements(matrices) + elements(rest)) + FLOAT * elements(matrices) + direction * elements(rest)
+    )
     yield Cost("parameter_step", "write", 1, total)
 
 
@@ -106,7 +79,18 @@ def kron_step_costs(
     update: bool = True,
     precondition: bool = True,
 ) -> list[Cost]:
-    """The launches of one call of ``kron_step_`` with all groups."""
+    """The launches of one call of ``kron_step_`` with all groups.
+
+    Args:
+        scratch_bytes: of a slice of the grouped products.
+        update, precondition: what the call does.
+
+    Raises:
+        ValueError: blocks of an order other than 2, or with a side that has no factor, or exact updates: no
+            kernel serves them.
+    """
+    if rule.scale == "exact":
+        raise ValueError("no kernel serves exact updates of factors, which are torch's Cholesky")
     for group in groups:
         if len(group.block_shape) != 2 or not all(group.factored):
             raise ValueError(f"no kernel serves blocks {group.block_shape} with factors {group.factored}")
@@ -117,10 +101,11 @@ def kron_step_costs(
 
 
 def resident_cost(groups: list[Group], rule: Rule, update: bool, precondition: bool) -> Cost:
+    """The one launch that has all blocks of up to 128 a side."""
     side = 64 if max(max(group.block_shape) for group in groups) <= 64 else RESIDENT_SIDE
     size = flops = least = 0.0
     for group in groups:
-        work = Resident(*group.block_shape, side, rule).step(update, precondition)
+        work = resident_work(*group.block_shape, side, rule, update, precondition)
         size += group.blocks * work.bytes
         flops += group.blocks * work.flops
         least += group.blocks * work.least_flops
@@ -129,9 +114,25 @@ def resident_cost(groups: list[Group], rule: Rule, update: bool, precondition: b
     return Cost(kernel, "all", 1, size, {KINDS[rule.precision]: flops}, least, overlaps=side == 64)
 
 
+@functools.lru_cache(1024)  # as the ranks' blocks have few shapes
+def resident_work(m: int, n: int, side: int, rule: Rule, update: bool, precondition: bool) -> Work:
+    """Of one block."""
+    return Resident(m, n, side, rule).step(update, precondition)
+
+
+@functools.lru_cache(1024)
+def grouped_work(
+    m: int, n: int, tile: int, rule: Rule, update: bool, precondition: bool
+) -> tuple[dict[tuple[int, int, str], Work], int]:
+    """Work by launch, and floats of scratch memory."""
+    own = Grouped(m, n, tile, rule)
+    return own.step(update, precondition), own.scratch_floats(update, precondition)
+
+
 def slices(blocks: list[int], floats: list[int], scratch_bytes: int) -> Iterator[list[int]]:
     """Which groups every slice holds blocks of: as many blocks as fit, one at least."""
-    used, held = 0, []
+    used = 0
+    held: list[int] = []
     for index, (count, each) in enumerate(zip(blocks, floats, strict=True)):
         size = max(FLOAT * each, 1)
         while count > 0:
@@ -151,10 +152,9 @@ def grouped_costs(
     """`start_factors`, the grouped products step by step, and `finish_groups`."""
     large = any(max(group.block_shape) >= SMALL_SIDE for group in groups)
     tile = 128 if large and rule.precision != "tf32x3" else 64
-    planned = [Grouped(*group.block_shape, tile, rule) for group in groups]
-    steps = [each.step(update, precondition) for each in planned]
+    planned = [grouped_work(*group.block_shape, tile, rule, update, precondition) for group in groups]
+    steps, floats = [work for work, _ in planned], [scratch for _, scratch in planned]
     counts = [group.blocks for group in groups]
-    floats = [each.scratch_floats(update, precondition) for each in planned]
     launches: dict[str, int] = {}
     for held in slices(counts, floats, scratch_bytes):
         for _, _, step in {key for index in held for key in steps[index]}:
@@ -203,16 +203,3 @@ def finish_cost(groups: list[Group], tile: int, rule: Rule, update: bool, precon
         books = update * (FLOAT * (tiles + chunks) + 40) + precondition * FLOAT * (tiles + 1) + 1
         size += group.blocks * books
     return Cost("finish_groups", "books", 1, size)
-
-
-def root_cost(groups: Sequence[Group], config: Config) -> Cost:
-    """Square roots by torch's batched float32 products, a step: one of `root_every` steps pays for it.
-
-    Three products an iterate and one for the residual; passes over memory between them are not counted.
-    """
-    square_roots = max(1, round(math.log2(config.root_order(2))))
-    products = (3 * NEWTON_SCHULZ_STEPS * square_roots + 1) / config.root_every
-    sides = [(group.blocks, d) for group in groups for d in group.factor_dims]
-    flops = products * sum(2.0 * blocks * d**3 for blocks, d in sides)
-    size = products * sum(3.0 * FLOAT * blocks * d**2 for blocks, d in sides)
-    return Cost("torch: bmm", "roots", products * 2 * len(groups), size, {"cublas fp32": flops}, flops)

@@ -1,0 +1,184 @@
+"""What training with the optimizer costs, rank by rank, and a table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .gpus import DEFAULT_GPUS, GPUS, TRAINING_MFU, Cost, predict, training_step
+from .memory import StateBytes
+
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Work on a rank on a step, on average.
+
+    Attributes:
+        flops: least ones, of factors and blocks; of what is elementwise none is counted.
+        bytes: of memory, that the launches read and write.
+        milliseconds: predicted, by the name of the GPU.
+    """
+
+    flops: float
+    bytes: float
+    milliseconds: dict[str, float]
+
+    @classmethod
+    def of(cls, costs: Sequence[Cost]) -> Load:
+        """The sum of launches."""
+        return cls(
+            sum(cost.least_flops for cost in costs),
+            sum(cost.bytes for cost in costs),
+            {gpu: predict(costs, gpu) for gpu in DEFAULT_GPUS},
+        )
+
+
+@dataclass(frozen=True)
+class RankEstimate:
+    """What one rank has to keep and to do.
+
+    Attributes:
+        kernels: all of a step but new roots.
+        roots: their share of a step, one `root_every`-th, and the damping before them.
+        sent, received: bytes to and from other ranks a step.
+    """
+
+    state: StateBytes
+    kernels: Load
+    roots: Load
+    sent: int
+    received: int
+
+    def milliseconds(self, gpu: str) -> float:
+        """Predicted, of a step."""
+        return self.kernels.milliseconds[gpu] + self.roots.milliseconds[gpu]
+
+
+ROWS: tuple[tuple[str, str, Callable[[RankEstimate], float]], ...] = (
+    ("flops", "flop", lambda rank: rank.kernels.flops + rank.roots.flops),
+    ("bytes moved", "B", lambda rank: rank.kernels.bytes + rank.roots.bytes),
+    ("bytes sent", "B", lambda rank: rank.sent),
+    ("bytes received", "B", lambda rank: rank.received),
+)
+"""What a rank does on a step: name, unit and number."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What training with the optimizer costs; times are predictions, nothing is measured.
+
+    Attributes:
+        parameters: their number.  tokens: of a training step, over all ranks.
+        replicated: whether parameters and gradients lie on all ranks, or in shards.
+        ranks: of every rank.
+    """
+
+    parameters: int
+    tokens: int
+    replicated: bool
+    ranks: tuple[RankEstimate, ...]
+
+    @property
+    def most_state(self) -> StateBytes:
+        """Of the rank that has the most."""
+        return max((rank.state for rank in self.ranks), key=lambda state: state.total)
+
+    @property
+    def mean_state(self) -> StateBytes:
+        """Of all ranks."""
+        return sum((rank.state for rank in self.ranks), StateBytes()).divided(len(self.ranks))
+
+    def slowest(self, gpu: str) -> RankEstimate:
+        """The rank that the others wait for on a GPU."""
+        return max(self.ranks, key=lambda rank: rank.milliseconds(gpu))
+
+    def training_milliseconds(self, gpu: str) -> float:
+        """Forward and backward of a training step on one of the ranks."""
+        return training_step(self.parameters, GPUS[gpu], self.tokens) / len(self.ranks)
+
+    def share(self, gpu: str) -> float:
+        """The optimizer's time as a share of forward and backward, 0.01 for one percent."""
+        return self.slowest(gpu).milliseconds(gpu) / self.training_milliseconds(gpu)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers and names alone, for JSON; of all ranks the most and the mean."""
+        states = {"most": self.most_state, "mean": self.mean_state}
+        return {
+            "parameters": self.parameters,
+            "world_size": len(self.ranks),
+            "replicated": self.replicated,
+            "tokens": self.tokens,
+            "state_bytes": {name: {**asdict(own), "total": own.total} for name, own in states.items()},
+            "step": {name: dict(zip(states, self._spread(of), strict=True)) for name, _, of in ROWS},
+            "predicted_milliseconds": {
+                gpu: {
+                    "kernels": self.slowest(gpu).kernels.milliseconds[gpu],
+                    "roots": self.slowest(gpu).roots.milliseconds[gpu],
+                    "training": self.training_milliseconds(gpu),
+                }
+                for gpu in DEFAULT_GPUS
+            },
+            "predicted_share": {gpu: self.share(gpu) for gpu in DEFAULT_GPUS},
+        }
+
+    def __str__(self) -> str:
+        """A table for people."""
+        alone = len(self.ranks) == 1
+        placed = "replicated" if self.replicated else "sharded"
+        where = "1 rank" if alone else f"{len(self.ranks)} ranks, {placed}"
+        lines = [
+            f"{self.parameters / 1e6:,.1f} M parameters on {where}. Times are PREDICTED, not measured.",
+            *_table(self._size_rows()),
+            *_table(self._time_rows()),
+            "",
+            f"A training step has {self.tokens:,} tokens; forward and backward run at {TRAINING_MFU:.0%} of "
+            "the peak.",
+        ]
+        return "\n".join(lines if alone else [*lines, "Not in the times: what ranks send one another."])
+
+    def _size_rows(self) -> list[tuple[str, ...]]:
+        """State, work and traffic."""
+        most, mean = self.most_state, self.mean_state
+        sizes = [("state", most.total, mean.total)]
+        sizes += [(f"  {name}", size, asdict(mean)[name]) for name, size in asdict(most).items()]
+        spreads = [(f"{name} a step", *(_unit(v, unit) for v in self._spread(of))) for name, unit, of in ROWS]
+        rows = [(name, _unit(first, "B"), _unit(second, "B")) for name, first, second in sizes]
+        return [("a rank", "most", "mean"), *rows, *spreads]
+
+    def _time_rows(self) -> list[tuple[str, ...]]:
+        """By GPU, of the slowest rank."""
+        slowest = {gpu: self.slowest(gpu) for gpu in DEFAULT_GPUS}
+        return [
+            ("milliseconds a step, PREDICTED", *DEFAULT_GPUS),
+            ("kernels", *(f"{own.kernels.milliseconds[gpu]:.2f}" for gpu, own in slowest.items())),
+            ("new roots", *(f"{own.roots.milliseconds[gpu]:.2f}" for gpu, own in slowest.items())),
+            ("forward and backward", *(f"{self.training_milliseconds(gpu):.1f}" for gpu in DEFAULT_GPUS)),
+            ("share of these", *(f"{self.share(gpu):.1%}" for gpu in DEFAULT_GPUS)),
+        ]
+
+    def _spread(self, of: Callable[[RankEstimate], float]) -> tuple[float, float]:
+        """The most and the mean of all ranks."""
+        values = [of(rank) for rank in self.ranks]
+        return max(values), sum(values) / len(values)
+
+
+def _unit(value: float, unit: str) -> str:
+    """Three digits and a prefix."""
+    if value < 1000:
+        return f"{value:.0f} {unit}"
+    scale, prefix = next(own for own in PREFIXES if value >= own[0])
+    scaled = value / scale
+    return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {prefix}{unit}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned columns, the first to the left, after an empty line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [""]
+    for name, *cells in rows:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
+    return lines

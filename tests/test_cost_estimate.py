@@ -1,0 +1,159 @@
+"""Work, bytes and times that are told beforehand, against counts by hand; the table and the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from kradagrad_ext import cost
+from kradagrad_ext.cost.__main__ import main
+from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, GPUS, TRAINING_MFU
+from kradagrad_ext.cost.models import MODELS
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+PLAIN: dict[str, Any] = {"refine": 0, "factor_scale": "trace"}
+"""Updates whose least flops the plan knows: 3 d^2 k a mode, and 2 d^2 k of the product with its root."""
+
+
+def planned_flops(shapes: list[tuple[int, ...]], **options: Any) -> int:
+    config = make_config(**options)
+    return sum(
+        group.step_flops for group in group_blocks([plan_parameter(shape, config) for shape in shapes])
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((600, 300), {}),
+        ((40, 16, 24), {"merge_dims": False}),
+        ((90, 20), {"max_factor_dim": 50}),
+        ((50,), {"precondition_1d": True}),
+    ],
+)
+def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """Whether a kernel serves the blocks or torch's products do; updates of the factors by their share."""
+    told = cost([shape], block_size=128, **PLAIN, **options).ranks[0].kernels.flops
+    planned = planned_flops([shape], block_size=128, **PLAIN, **options)
+    assert told == planned
+    seldom = cost([shape], block_size=128, factor_every=4, **PLAIN, **options).ranks[0].kernels.flops
+    assert seldom == pytest.approx(planned * (3 / 4 + 2) / 5)
+
+
+def test_the_plain_variant_updates_one_side() -> None:
+    """Of [80, 32] the longer one, from the gradient times the other root."""
+    told = cost([(80, 32)], variant="plain", **PLAIN).ranks[0].kernels.flops
+    m, n = 80, 32
+    # The unfolding comes in one chunk where nothing is refined.
+    assert told == 2 * m * n * n + 3 * m * m * n + 2 * m * n * (m + n)
+
+
+def test_exact_updates_by_hand() -> None:
+    """A side's Y, N, Cholesky factor, its triangle solved, downdate; Y, N, iterates, Y C and downdate of what
+    would replace it; then two products with roots."""
+    told = cost([(64, 64)], factor_update="exact").ranks[0].kernels.flops
+    exact, fallback = 2 + 1 + 1 / 3 + 1 + 1, 2 + 1 + 4 + 2 + 1
+    assert told == pytest.approx(64**3 * (2 * (exact + fallback) + 4))
+
+
+@pytest.mark.parametrize(
+    ("exponent", "method", "products"),
+    [(0.5, "auto", 3 * 13 + 1), (0.25, "auto", 2 * 3 * 13 + 2 + 1), (1 / 3, "eigh", 1 + 4.5 + 1 + 1)],
+)
+def test_roots_by_hand(exponent: float, method: str, products: float) -> None:
+    """Square roots of three products an iterate, or an eigendecomposition and a product; the residual's
+    powers; and the damping before: Y, N, seven products of iterates, Y C and the downdate."""
+    options = {"exponent": exponent, "root_method": method, "root_every": 5}
+    told = cost([(128, 128)], **options).ranks[0].roots.flops
+    damping = 2 + 1 + 7 + 2 + 1
+    assert told == pytest.approx(2 * 128**3 * (2 * products + damping) / 5)
+
+
+def test_bytes_and_time_of_moments_by_hand() -> None:
+    """Guard, moments and write of a vector; its time is its bytes over the bandwidth."""
+    (rank,) = cost([(1000,)]).ranks
+    size = 1000 * (4 + (4 + 8 + 8) + (2 * 4 + 8)) + 4 + 4 * 2
+    assert (rank.kernels.bytes, rank.kernels.flops) == (size, 0)
+    for gpu, time in rank.kernels.milliseconds.items():
+        assert time == pytest.approx(1e3 * size / (BANDWIDTH_FRACTION * 1e9 * GPUS[gpu].hbm))
+
+
+def test_triangles_are_made_whole_and_stored_again() -> None:
+    """Factors and roots on every step, factors back; they save state and cost bytes."""
+    whole, packed = (cost([(256, 256)], packed=packed).ranks[0] for packed in (False, True))
+    each = 256**2 + 256 * 257 // 2
+    assert packed.kernels.bytes - whole.kernels.bytes == 2 * 3 * 4 * each
+    assert packed.state.factors == whole.state.factors * 257 / 512
+    assert packed.kernels.flops == whole.kernels.flops
+
+
+def test_share_of_a_training_step() -> None:
+    told = cost([(512, 512)], world_size=2, tokens=1000)
+    for gpu in ("A100", "H100", "B200"):
+        trained = 1e3 * 6 * 512**2 * 1000 / (TRAINING_MFU * 1e12 * GPUS[gpu].bf16) / 2
+        assert told.training_milliseconds(gpu) == pytest.approx(trained)
+        slowest = max(rank.milliseconds(gpu) for rank in told.ranks)
+        assert told.share(gpu) == pytest.approx(slowest / trained)
+        assert f"{100 * told.share(gpu):.1f}%" in str(told)
+
+
+def test_a_table_says_that_times_are_predicted() -> None:
+    text = str(cost([(1024, 1024)], root_dtype=torch.bfloat16))
+    assert "PREDICTED, not measured" in text
+    rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith(("state", "  ")))
+    assert rows["state"].split() == ["21.0", "MB", "21.0", "MB"]
+    assert rows["roots"].split() == ["4.19", "MB", "4.19", "MB"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "kradagrad_ext.cost", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line() -> None:
+    """The module that the package has imported runs without a warning; a known model has its parameters."""
+    done = run("--model", "7b", "--world-size", "64", "--dtype", "bfloat16", "--packed", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    model = MODELS["7b"]
+    assert told["parameters"] == sum(map(math.prod, (*model.shapes, *model.plain_shapes)))
+    assert (told["world_size"], told["tokens"]) == (64, 64 * 1024)
+    # Moments of every element in float32, and scalars, are all that an embedding has.
+    assert told["state_bytes"]["mean"]["moments"] == 8 * told["parameters"] / 64
+
+
+def test_command_line_options(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--shapes 96x64*2,64 --world-size 2 --replicated --block-size 32 --max-factor-dim 80"
+    more = "--root-every 4 --root-dtype bfloat16 --packed --dtype bfloat16 --tokens 4096"
+    main([*arguments.split(), *more.split()])
+    told = cost(
+        [(96, 64), (96, 64), (64,)], world_size=2, replicated=True, block_size=32, max_factor_dim=80,
+        root_every=4, root_dtype=torch.bfloat16, packed=True, dtype=torch.bfloat16, tokens=4096,
+    )  # fmt: skip
+    assert capsys.readouterr().out == f"{told}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--world-size 0", "argument --world-size: must be an integer >= 1, got '0'"),
+        ("--block-size many", "argument --block-size: must be an integer >= 1, got 'many'"),
+        ("--shapes 2304x", "argument --shapes: a shape must be like 2304x768 or 768x768*12, got '2304x'"),
+        ("--shapes 0x4", "`model` must have parameters with elements"),
+        ("--model 8b", "argument --model: invalid choice: '8b'"),
+        ("--dtype float16", "argument --dtype: invalid choice"),
+        ("--model 7b --shapes 2x2", "argument --shapes: not allowed with argument --model"),
+    ],
+)
+def test_command_line_errors(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    assert message in capsys.readouterr().err
