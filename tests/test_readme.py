@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import ranks
 import torch
 import transformers
 from torch import nn
+
+from kradagrad_ext.cost.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -103,6 +106,15 @@ def test_snippets_on_trainers_train(source: str, tmp_path: Path, monkeypatch: py
     exec(LARGE[0], space)
     exec(source, space)
     assert loss() < before - 1
+
+
+def test_the_cost_of_a_large_model_is_told() -> None:
+    (command,) = re.findall(r"^python -m kradagrad_ext\.(.*)$", README, re.MULTILINE)
+    module, *arguments = shlex.split(command)
+    assert module == "cost"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main(arguments)
+    assert "PREDICTED, not measured" in out.getvalue()
 
 
 @pytest.mark.parametrize(
