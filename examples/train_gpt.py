@@ -4,14 +4,24 @@
     python examples/train_gpt.py --optimizer adamw --lr 3e-3 --out runs/adamw
     python examples/train_gpt.py --out runs/adamw --resume
 
-Writes log.csv, loss.png, result.json and checkpoint.pt to --out. The last line of stdout is the result as
+    torchrun --standalone --nproc-per-node 2 examples/train_gpt.py --parallel ddp --out runs/ddp
+    torchrun --standalone --nproc-per-node 4 examples/train_gpt.py --parallel fsdp --out runs/ddp --resume
+
+Writes log.csv, loss.png, result.json and a checkpoint to --out. The last line of stdout is the result as
 JSON. Ctrl-C and SIGTERM save a checkpoint and say how to go on; a resumed run equals an unbroken one bit
 for bit, with the same number of threads.
+
+Under torchrun the ranks share out every batch, so that their number changes rounding alone, and a run can go
+on with another number of ranks or another --parallel. Each takes a GPU where there are any. Ranks on several
+machines need --out on a file system that they share. To save after Ctrl-C they have torchrun's
+--shutdown-timeout, 30 s by default.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import dataclasses
+import functools
 import json
 import math
 import shlex
@@ -26,6 +36,8 @@ from gpt import checkpoint, options, report
 from gpt.data import load_text
 from gpt.errors import UsageError
 from gpt.options import Options
+from gpt.ranks import MODES, Ranks
+from gpt.store import Store
 from gpt.trainer import Trainer
 from tqdm import tqdm
 
@@ -34,6 +46,7 @@ class StopRequest:
     """SIGINT or SIGTERM, noted between steps; a second one acts as if this were not here."""
 
     def __init__(self) -> None:
+        self._noted = 0
         self.signal: int | None = None
 
     def __enter__(self) -> StopRequest:
@@ -46,8 +59,13 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self, ranks: Ranks) -> bool:
+        """Whether any rank has got one; all are told the same."""
+        self.signal = ranks.largest(self._noted) or None
+        return self.signal is not None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._noted = number
         signal.signal(number, self._previous[number])
 
 
@@ -56,68 +74,120 @@ class DivergedError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 1 after divergence, 128 + signal number after a signal."""
+    """Run the command line; the exit status: 0, 1 after divergence, 2 if it is wrong, 128 + signal number."""
     parser = options.make_parser(__doc__.splitlines()[0])
-    with StopRequest() as stop:
-        trainer = prepare(parser, arguments)
-        folder = trainer.options.folder
-        try:
-            train(trainer, folder, stop)
-        except DivergedError as error:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-            return 1
+    with Ranks() as ranks, StopRequest() as stop:
+        parser.silent = not ranks.first
+        # The trainer goes before the process group does: were DistributedDataParallel the last to hold it, it
+        # would wait, with the interpreter's lock, for the group's threads, which may wait for that lock.
+        return run(parser, arguments, ranks, stop)
+
+
+def run(parser: options.Parser, arguments: list[str] | None, ranks: Ranks, stop: StopRequest) -> int:
+    """What `main` does, on ranks that are there."""
+    speak = functools.partial(print, file=sys.stderr) if ranks.first else lambda line: None
+    try:
+        trainer, store = prepare(parser, arguments, ranks)
+        train(trainer, store, stop)
+    except UsageError as error:
+        speak(f"{parser.format_usage()}{parser.prog}: error: {error}")
+        return 2
+    except DivergedError as error:
+        speak(f"{parser.prog}: {error}")
+        return 1
     if stop.signal is not None and trainer.step < trainer.options.steps:
-        command = [sys.executable, sys.argv[0], "--out", str(folder), "--resume"]
-        print(
-            f"Stopped after step {trainer.step} and saved. Go on with:\n  {shlex.join(command)}",
-            file=sys.stderr,
-        )
+        speak(f"Stopped after step {trainer.step} and saved. Go on with:")
+        speak(f"  {shlex.join(how_to_go_on(ranks, store.folder))}")
         return 128 + stop.signal
-    finish(trainer, folder)
+    if ranks.first:
+        finish(trainer, store.folder)
     return 0
 
 
-def prepare(parser: argparse.ArgumentParser, arguments: list[str] | None) -> Trainer:
-    """The run that the command line describes, new or resumed. Writes nothing before all is found well."""
-    given, resume = options.parse(parser, arguments)
-    try:
-        saved: dict[str, Any] | None = checkpoint.load(Path(given["out"])) if resume else None
+def how_to_go_on(ranks: Ranks, folder: Path) -> list[str]:
+    """The command line; of ranks on several machines, each adds where they meet."""
+    command = [sys.executable]
+    if ranks.launched:
+        machines = "--standalone" if ranks.nodes == 1 else f"--nnodes={ranks.nodes}"
+        per_node = f"--nproc-per-node={ranks.world // ranks.nodes}"
+        command += ["-m", "torch.distributed.run", machines, per_node]
+    return [*command, sys.argv[0], "--out", str(folder), "--resume"]
+
+
+def prepare(parser: options.Parser, arguments: list[str] | None, ranks: Ranks) -> tuple[Trainer, Store]:
+    """The run that the command line describes, new or resumed. Writes nothing before all is found well.
+
+    Raises UsageError on every rank.
+    """
+    with ranks.together():
+        given, resume = options.parse(parser, arguments)
+        ranks.choose_device()
+        store = Store(Path(given["out"]), ranks)
+        saved = store.load() if resume else None
         chosen = Options(**given) if saved is None else options.resumed(saved["options"], given)
+        chosen = fit_to(ranks, chosen)
         if saved is None:
-            refuse_unfinished(chosen.folder)
+            refuse_unfinished(store.folder)
         if chosen.threads is not None:
             torch.set_num_threads(chosen.threads)
-        trainer = Trainer(chosen, load_text(chosen.data, chosen.context))
-        if saved is not None:
-            trainer.load_state_dict(saved)
-        chosen.folder.mkdir(parents=True, exist_ok=True)
-    except UsageError as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.error(f"--out: cannot use {error.filename}: {error.strerror}")
-    return trainer
+        text = load_text(chosen.data, chosen.context)
+    trainer = Trainer(chosen, text, ranks)
+    if saved is not None:
+        store.restore(trainer, saved)
+    with ranks.together():
+        if ranks.first:
+            make_ready(store.folder, new=saved is None)
+    return trainer, store
+
+
+def fit_to(ranks: Ranks, chosen: Options) -> Options:
+    """The options of a run on these ranks. Raises UsageError where there is no such."""
+    if not ranks.launched:
+        if chosen.parallel is not None:
+            raise UsageError("--parallel is for ranks that torchrun starts, this is a single process")
+        return chosen
+    if chosen.batch % ranks.world != 0:
+        raise UsageError(f"--batch must be divisible by the {ranks.world} ranks, got {chosen.batch}")
+    return dataclasses.replace(chosen, parallel=chosen.parallel or MODES[0])
 
 
 def refuse_unfinished(folder: Path) -> None:
     """A finished run may be replaced, one that can still go on may not."""
-    if (folder / checkpoint.NAME).exists() and not (folder / report.RESULT).exists():
+    if checkpoint.exists(folder) and not (folder / report.RESULT).exists():
         raise UsageError(f"--out: {folder} holds an unfinished run; go on with --resume, or remove it")
 
 
-def train(trainer: Trainer, folder: Path, stop: StopRequest) -> None:
-    """Steps until the last one or a signal, then a checkpoint. Raises DivergedError."""
+def make_ready(folder: Path, new: bool) -> None:
+    """Make the folder, without the result and, of another run, the checkpoints.
+
+    Raises UsageError if it cannot be used.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            checkpoint.clear(folder)
+        (folder / report.RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: cannot use {error.filename}: {error.strerror}") from error
+
+
+def train(trainer: Trainer, store: Store, stop: StopRequest) -> None:
+    """Steps until the last one or a signal to any rank, then a checkpoint. Raises DivergedError."""
     steps, every = trainer.options.steps, trainer.options.checkpoint_every
-    (folder / report.RESULT).unlink(missing_ok=True)
-    with report.LogFile(folder, trainer.log) as log, progress_bar(trainer) as bar:
-        while trainer.step < steps and stop.signal is None:
+    with contextlib.ExitStack() as stack:
+        if trainer.ranks.first:
+            log = stack.enter_context(report.LogFile(store.folder, trainer.log))
+            bar = stack.enter_context(progress_bar(trainer))
+        while trainer.step < steps and not stop.requested(trainer.ranks):
             row = trainer.train_step()
-            log.add(row)
-            show(bar, trainer)
+            if trainer.ranks.first:
+                log.add(row)
+                show(bar, trainer)
             if not math.isfinite(row[2]):
                 raise DivergedError(f"diverged: training loss {row[2]} at step {row[0]}; try a smaller --lr")
             if trainer.step % every == 0 and trainer.step < steps:
-                checkpoint.save(trainer.state_dict(), folder)
-    checkpoint.save(trainer.state_dict(), folder)
+                store.save(trainer)
+    store.save(trainer)
 
 
 def progress_bar(trainer: Trainer) -> tqdm:
@@ -157,6 +227,8 @@ def finish(trainer: Trainer, folder: Path) -> None:
         "lr": chosen.learning_rate,
         "steps": chosen.steps,
         "seed": chosen.seed,
+        "world_size": trainer.ranks.world,
+        "parallel": chosen.parallel,
         "val_loss": val_loss,
         "seconds": round(seconds, 3),
         "optimizer_seconds": round(optimizer_seconds, 3),

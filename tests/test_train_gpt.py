@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import shlex
 import signal
 import subprocess
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpt_runs import STEPS, arguments, flip, foreign, make_text, put, rewrite, rows, truncate
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -21,20 +20,9 @@ sys.path.insert(0, str(EXAMPLES))
 import compare_runs  # noqa: E402
 import train_gpt  # noqa: E402
 from gpt import checkpoint  # noqa: E402
-from gpt.errors import UsageError  # noqa: E402
 from gpt.optimizers import NAMES  # noqa: E402
 from gpt.trainer import COLUMNS, Trainer, learning_rate_factor  # noqa: E402
 
-TINY = {
-    "layers": 1,
-    "width": 16,
-    "heads": 2,
-    "context": 16,
-    "batch": 2,
-    "eval-every": 5,
-    "checkpoint-every": 6,
-}
-STEPS = 14  # past KrADagrad's second refresh of its roots
 PNG = b"\x89PNG\r\n"
 
 
@@ -49,28 +37,11 @@ def one_thread():
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A folder of 20 files of words."""
-    folder = tmp_path / "text"
-    folder.mkdir()
-    draw = random.Random(0)
-    for i in range(20):
-        words = " ".join(draw.choices(["alpha", "beta", "gamma", "delta", "epsilon"], k=60))
-        (folder / f"{i:02}.txt").write_text(f"{i} {words}\n")
-    return folder
-
-
-def arguments(text: Path, out: Path, *options: str, steps: int = STEPS) -> list[str]:
-    chosen = {**TINY, "steps": steps, "data": text, "out": out}
-    return [*(f"--{name}={value}" for name, value in chosen.items()), *options]
+    return make_text(tmp_path / "text")
 
 
 def train(text: Path, out: Path, *options: str) -> int:
     return train_gpt.main(arguments(text, out, *options))
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def learned(out: Path) -> list[tuple[str, ...]]:
@@ -191,9 +162,7 @@ def test_a_finished_run_can_be_reported_again(text, tmp_path, capsys):
 )
 def test_wrong_options_end_with_status_2_and_nothing_written(options, message, text, tmp_path, capsys):
     out = tmp_path / "run"
-    with pytest.raises(SystemExit) as stopped:
-        train(text, out, *options.split())
-    assert stopped.value.code == 2
+    assert train(text, out, *options.split()) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
@@ -213,9 +182,7 @@ def test_an_unfinished_run_is_left_alone(options, message, text, tmp_path, monke
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
         train(text, out, "--optimizer", "adamw")
     before = contents(out)
-    with pytest.raises(SystemExit) as stopped:
-        train_gpt.main(["--out", str(out), *options.split()])
-    assert stopped.value.code == 2
+    assert train_gpt.main(["--out", str(out), *options.split()]) == 2
     assert message in capsys.readouterr().err
     assert contents(out) == before
 
@@ -223,8 +190,7 @@ def test_an_unfinished_run_is_left_alone(options, message, text, tmp_path, monke
 def test_a_changed_text_is_not_gone_on_with(text, tmp_path, capsys):
     train(text, tmp_path / "run", "--optimizer", "adamw")
     (text / "00.txt").write_text("something else entirely")
-    with pytest.raises(SystemExit):
-        train_gpt.main(["--out", str(tmp_path / "run"), "--resume"])
+    assert train_gpt.main(["--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "not the one that the run began with" in capsys.readouterr().err
 
 
@@ -246,10 +212,34 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path) == {"step": 1}
 
 
-def test_a_broken_checkpoint_is_told(tmp_path):
-    (tmp_path / checkpoint.NAME).write_bytes(b"not a checkpoint")
-    with pytest.raises(UsageError, match="cannot read"):
-        checkpoint.load(tmp_path)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put(b"not a checkpoint"), "cannot read {}"),
+        (put(b""), "cannot read {}"),
+        (truncate, "cannot read {}"),
+        (flip, "cannot read {}"),
+        (foreign, "{} is no checkpoint of this program: it lacks `options`"),
+        (lambda path: torch.save([1], path), "{} must hold a dict, got list"),
+        (rewrite("options", color="red"), "has an unknown `color`"),
+        (rewrite("options", optimizer="sgd"), "`optimizers` of {} does not fit this run"),
+        (rewrite("options", width=8), "`model` of {} does not fit this run"),
+        (rewrite("log", [(1, 2)]), "`log` of {} does not fit this run"),
+        (rewrite("batches", torch.zeros(3)), "`batches` of {} does not fit this run"),
+        (rewrite("schedulers", [5]), "`schedulers` of {} does not fit this run"),
+        (Path.unlink, "no checkpoint in"),
+    ],
+)
+def test_a_bad_checkpoint_is_told(damage, message, text, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        train(text, out, "--optimizer", "adamw")
+    damage(out / checkpoint.NAME)
+    before = contents(out)
+    assert train_gpt.main(["--out", str(out), "--resume"]) == 2
+    assert message.format(out / checkpoint.NAME) in capsys.readouterr().err
+    assert contents(out) == before
 
 
 def test_the_learning_rate_rises_then_falls():

@@ -73,7 +73,8 @@ class GPT(nn.Module):
             x = block(x)
         return self.head(self.final_norm(x))
 
-    def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per byte of ``[B, T + 1]`` windows."""
-        logits = self(windows[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+def next_byte_loss(network: nn.Module, windows: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per byte of ``[B, T + 1]`` windows; `network`: a GPT, or what wraps one."""
+    logits = network(windows[:, :-1])
+    return F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())

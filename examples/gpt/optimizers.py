@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from .errors import UsageError
@@ -19,16 +20,22 @@ BETAS = (0.9, 0.99)
 
 
 def build_optimizers(
-    name: str, model: GPT, lr: float, block_size: int | None, backend: str | None
+    name: str,
+    model: GPT,
+    lr: float,
+    block_size: int | None,
+    backend: str | None,
+    process_group: ProcessGroup | None = None,
 ) -> list[Optimizer]:
     """The optimizers that together hold each parameter of `model` once; options of None keep their defaults.
 
-    Raises UsageError where kradagrad_ext is missing or refuses its options.
+    `process_group`: of replicas, whose ranks then share out KrADagrad's work. Every optimizer here takes
+    DTensors, too. Raises UsageError where kradagrad_ext is missing or refuses its options.
     """
     hidden, embeddings, vectors = split_parameters(model)
     rest = embeddings + vectors
     if name == "kradagrad":
-        return [_kradagrad(hidden, embeddings, vectors, lr, block_size, backend)]
+        return [_kradagrad(hidden, embeddings, vectors, lr, block_size, backend, process_group)]
     if name == "adamw":
         return [AdamW(hidden + rest, lr=lr, betas=BETAS, weight_decay=0.0)]
     if name == "muon":
@@ -53,6 +60,7 @@ def _kradagrad(
     lr: float,
     block_size: int | None,
     backend: str | None,
+    process_group: ProcessGroup | None,
 ) -> Optimizer:
     try:
         from kradagrad_ext import KrADagrad
@@ -61,7 +69,7 @@ def _kradagrad(
         raise UsageError(
             f"--optimizer kradagrad needs kradagrad_ext (`pip install .` in the repository): {error}"
         ) from error
-    chosen = {"block_size": block_size, "backend": backend}
+    chosen = {"block_size": block_size, "backend": backend, "process_group": process_group}
     groups = [{"params": hidden}, {"params": embeddings, "precondition": True}, {"params": vectors}]
     try:
         # Otherwise a backend that cannot run is found in the first step.

@@ -7,14 +7,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .data import MAX_MEGABYTES
 from .errors import UsageError
 from .optimizers import DEFAULT_LR, NAMES
+from .ranks import MODES
 
-FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads")
-"""Options that change where and when something is written, not what is learned."""
+FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel")
+"""Options that change where and when something is done, not what is learned."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Options:
     eval_every: int = 50
     checkpoint_every: int = 100
     threads: int | None = None
+    parallel: str | None = None
 
     def __post_init__(self) -> None:
         self._require("seed", 0 <= self.seed < 2**63, "be at least 0 and below 2^63")
@@ -67,8 +69,18 @@ class Options:
 def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
     """The options of a run that goes on: the saved ones, and of those given what may change.
 
-    Raises UsageError if a given option differs from the run's.
+    Raises UsageError if a given option differs from the run's, or a saved one is none.
     """
+    known = {field.name for field in dataclasses.fields(Options)}
+    refused = f"--resume: `options` of the checkpoint in {given['out']}"
+    if not isinstance(saved, dict):
+        raise UsageError(f"{refused} must be a dict, got {type(saved).__name__}")
+    if unknown := sorted(saved.keys() - known):
+        raise UsageError(f"{refused} has an unknown `{unknown[0]}`")
+    try:
+        saved = vars(Options(**saved))
+    except TypeError as error:
+        raise UsageError(f"{refused} does not fit this program: {error}") from error
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != saved[name]:
             raise UsageError(
@@ -78,8 +90,21 @@ def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
     return Options(**{**saved, **given})
 
 
-def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
-    """The options given and `out`, no others, and whether to resume; exits with status 2 on a wrong one."""
+class Parser(argparse.ArgumentParser):
+    """One that leaves it to its caller to refuse a command line, and of several ranks helps on one."""
+
+    silent = False
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+    def print_help(self, file: Any = None) -> None:  # noqa: ANN401
+        if not self.silent:
+            super().print_help(file)
+
+
+def parse(parser: Parser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
+    """The options given and `out`, no others, and whether to resume. Raises UsageError on a wrong one."""
     given = vars(parser.parse_args(arguments))
     resume = given.pop("resume", False)
     if given.get("data") is not None:
@@ -88,11 +113,11 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple
     return given, resume
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> Parser:
     """Every option without a default here, so that `parse` can tell which were given."""
     default = {field.name: field.default for field in dataclasses.fields(Options)}
     rates = ", ".join(f"{name} {lr:g}" for name, lr in DEFAULT_LR.items())
-    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS)
+    parser = Parser(description=description, argument_default=argparse.SUPPRESS)
     learning = parser.add_argument_group("what is learned")
     learning.add_argument("--optimizer", choices=NAMES, help=f"default: {default['optimizer']}")
     learning.add_argument("--steps", type=int, help=f"default: {default['steps']}")
@@ -118,4 +143,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--checkpoint-every", type=int, help=f"steps; default: {default['checkpoint_every']}"
     )
     running.add_argument("--threads", type=int, help="default: torch's own choice")
+    running.add_argument(
+        "--parallel", choices=MODES, help=f"what ranks that torchrun started do; default: {MODES[0]}"
+    )
     return parser

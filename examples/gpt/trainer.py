@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from .data import Batches, Text, validation_windows
 from .errors import UsageError
-from .model import GPT
+from .model import GPT, next_byte_loss
 from .optimizers import MAX_GRADIENT_NORM, build_optimizers
 from .options import Options
+from .ranks import Ranks
 
 WARMUP_SHARE = 0.1
 FINAL_LR_SHARE = 0.02
@@ -42,21 +45,43 @@ def learning_rate_factor(steps: int) -> Callable[[int], float]:
 
 
 class Trainer:
-    """State of a run; everything that `state_dict` holds decides what comes next, bit for bit."""
+    """State of a run; everything that `state_dict` holds decides what comes next, bit for bit.
 
-    def __init__(self, options: Options, text: Text) -> None:
+    Every rank learns from its rows of the same batch, so that their number changes rounding alone.
+    """
+
+    def __init__(self, options: Options, text: Text, ranks: Ranks) -> None:
         """Raises UsageError where the optimizer refuses its options."""
-        self.options, self.digest = options, text.digest
+        self.options, self.digest, self.ranks = options, text.digest, ranks
         torch.manual_seed(options.seed)
-        self.model = GPT(options.context, options.layers, options.width, options.heads)
-        self.optimizers = build_optimizers(
-            options.optimizer, self.model, options.learning_rate, options.block_size, options.backend
-        )
+        self.model = GPT(options.context, options.layers, options.width, options.heads).to(ranks.device)
+        if options.parallel == "fsdp":
+            ranks.shard(self.model)
+        replicated = options.parallel == "ddp"
+        with ranks.together():
+            self.optimizers = build_optimizers(
+                options.optimizer,
+                self.model,
+                options.learning_rate,
+                options.block_size,
+                options.backend,
+                dist.group.WORLD if replicated else None,
+            )
+        self.network = self._replicate() if replicated else self.model
         factor = learning_rate_factor(options.steps)
         self.schedulers = [LambdaLR(optimizer, factor) for optimizer in self.optimizers]
         self.batches = Batches(text.train, options.batch, options.context, options.seed)
         self.validation = validation_windows(text.validation, options.context)
         self.log: list[Row] = []
+
+    def _replicate(self) -> nn.Module:
+        network = DistributedDataParallel(self.model)
+        # Its buckets follow the order of its first backward pass, and the sums of more than two ranks the
+        # buckets: with that pass behind it, a resumed run adds up as an unbroken one does.
+        windows = torch.zeros(1, self.options.context + 1, dtype=torch.int64, device=self.ranks.device)
+        next_byte_loss(network, windows).backward()
+        self.model.zero_grad()
+        return network
 
     @property
     def step(self) -> int:
@@ -65,21 +90,21 @@ class Trainer:
     def train_step(self) -> Row:
         """Learn from the next batch and validate if due; the new row of the log."""
         lr = self.schedulers[0].get_last_lr()[0]
-        start = time.perf_counter()
-        loss = self.model.loss(self.batches.next())
+        start = self.ranks.now()
+        loss = next_byte_loss(self.network, self.ranks.share(self.batches.next()))
         loss.backward()
         if self.options.optimizer in MAX_GRADIENT_NORM:
             clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM[self.options.optimizer])
-        before = time.perf_counter()
+        before = self.ranks.now()
         for optimizer in self.optimizers:
             optimizer.step()
-        after = time.perf_counter()
+        after = self.ranks.now()
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             optimizer.zero_grad()
             scheduler.step()
-        train_loss = loss.item()
+        train_loss = self.ranks.sum(loss.item()) / self.ranks.world
         seconds, optimizer_seconds = (self.log[-1][1], self.log[-1][5]) if self.log else (0.0, 0.0)
-        seconds += time.perf_counter() - start
+        seconds += self.ranks.now() - start
         step = self.step + 1
         due = step % self.options.eval_every == 0 or step == self.options.steps
         val_loss = self.validate() if due else None
@@ -88,29 +113,61 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss over the fixed validation windows."""
-        chunks = self.validation.split(4 * self.options.batch)
-        return sum(self.model.loss(chunk).item() * len(chunk) for chunk in chunks) / len(self.validation)
+        """Mean loss over the fixed validation windows, which the ranks share out."""
+        shares = [self.ranks.share(chunk) for chunk in self.validation.split(4 * self.options.batch)]
+        return self.ranks.sum(sum(map(self._total_loss, shares))) / len(self.validation)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _total_loss(self, windows: Tensor) -> float:
+        loss = next_byte_loss(self.network, windows)  # of no rows, too: other ranks wait for this one
+        return loss.item() * len(windows) if len(windows) else 0.0
+
+    def progress(self) -> dict[str, Any]:
+        """All but the tensors of model and optimizers, which may lie in shards."""
         return {
             "options": dataclasses.asdict(self.options) | {"lr": self.options.learning_rate},
             "text": self.digest,
             "log": self.log,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "batches": self.batches.generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UsageError if the text is not the one that the run began with."""
-        if state["text"] != self.digest:
+    def state_dict(self) -> dict[str, Any]:
+        return self.progress() | {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    @property
+    def loaders(self) -> dict[str, Callable[[Any], object]]:
+        """What takes over each part of a state; the options make the trainer."""
+        return {
+            "text": self._check_text,
+            "log": self._load_log,
+            "schedulers": lambda saved: _load_all(self.schedulers, saved),
+            "batches": self.batches.generator.set_state,
+            "model": self.model.load_state_dict,
+            "optimizers": self._load_optimizers,
+        }
+
+    def _check_text(self, digest: str) -> None:
+        if digest != self.digest:
             raise UsageError("--resume: the text in --data is not the one that the run began with")
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        self.batches.generator.set_state(state["batches"])
-        self.log = list(state["log"])
+
+    def _load_log(self, log: Sequence[Row]) -> None:
+        steps = [row[0] for row in log if len(row) == len(COLUMNS)]
+        if steps != list(range(1, len(log) + 1)) or len(log) > self.options.steps:
+            raise ValueError(f"it must have a row for each of at most {self.options.steps} steps")
+        self.log = list(log)
+
+    def _load_optimizers(self, saved: Sequence[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.optimizers, saved, strict=True):
+            for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+                # torch would take over another optimizer's.
+                if unknown := sorted(group.keys() - own.keys()):
+                    raise ValueError(f"{type(optimizer).__name__} has no option `{unknown[0]}`")
+        _load_all(self.optimizers, saved)
+
+
+def _load_all(own: Sequence[Any], saved: Sequence[Any]) -> None:
+    for one, state in zip(own, saved, strict=True):
+        one.load_state_dict(state)

@@ -1,0 +1,117 @@
+"""The ranks of a run: one process on the CPU, or those of torchrun, with a GPU each where there are any."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from .errors import UsageError
+from .model import GPT
+
+MODES = ("ddp", "fsdp")
+"""Of --parallel: parameters and gradients on every rank, or in shards."""
+
+
+class Ranks:
+    """All ranks of a run, seen from one of them; as a context, their process group.
+
+    Attributes:
+        launched: whether torchrun started them; else there is one, and nothing is sent.
+        rank, world: which one this is, of how many.
+        device: of parameters and batches, once `choose_device` was called.
+    """
+
+    def __init__(self) -> None:
+        self.launched = dist.is_available() and dist.is_torchelastic_launched()
+        self.rank, self.world = 0, 1
+        self.device = torch.device("cpu")
+
+    def __enter__(self) -> Ranks:
+        if self.launched:
+            # The host's own numbers go through gloo even where NCCL carries the gradients.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        # After an error of its own, a rank waits for no other: its end is what ends them.
+        if self.launched and (kind is None or issubclass(kind, SystemExit)):
+            # All end alike here, each with its status; once one has failed, torchrun ends those still there.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.largest(0)
+            dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that prints and writes for all."""
+        return self.rank == 0
+
+    @property
+    def nodes(self) -> int:
+        return self.world // int(os.environ["LOCAL_WORLD_SIZE"]) if self.launched else 1
+
+    def choose_device(self) -> None:
+        """Raises UsageError if there are GPUs, but too few for the ranks of this machine."""
+        if not self.launched or not torch.cuda.is_available():
+            return
+        local, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if local > gpus:
+            raise UsageError(f"torchrun: --nproc-per-node must be at most {gpus}, a GPU a rank, got {local}")
+        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(self.device)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is done within fails on all ranks or on none: each raises a UsageError that any raised.
+
+        Nothing within may wait for other ranks.
+        """
+        message: str | None = None
+        try:
+            yield
+        except UsageError as error:
+            message = str(error)
+        messages: list[Any] = [message] * self.world
+        if self.launched:
+            dist.all_gather_object(messages, message)
+        for found in messages:
+            if found is not None:
+                raise UsageError(found)
+
+    def sum(self, value: float) -> float:
+        return self._reduce(value, torch.float64, dist.ReduceOp.SUM) if self.launched else value
+
+    def largest(self, value: int) -> int:
+        return int(self._reduce(value, torch.int64, dist.ReduceOp.MAX)) if self.launched else value
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This rank's rows of those of all, on its device."""
+        return rows[self.rank :: self.world].to(self.device)
+
+    def now(self) -> float:
+        """Seconds on a clock that has waited for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def shard(self, model: GPT) -> None:
+        """FSDP2, a layer at a time: parameters become DTensors."""
+        mesh = init_device_mesh(self.device.type, (self.world,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def _reduce(self, value: float, dtype: torch.dtype, operation: Any) -> float:  # noqa: ANN401
+        on_host = torch.tensor(value, dtype=dtype)
+        dist.all_reduce(on_host, op=operation)
+        return on_host.item()
