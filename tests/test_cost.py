@@ -217,6 +217,8 @@ def test_ranks_share_out_what_one_has(world: int) -> None:
         ((4, 4), {}, "`model` must be a module, parameters, parameter groups or shapes, got 4"),
         (nn.Linear(2, 2).weight, {}, "`model` must be a module, .*, got Parameter"),
         (3, {}, "`model` must be a module, .*, got 3"),
+        ([{"parameters": [(4, 4)]}], {}, "`params` of a group must be parameters or shapes, got None"),
+        ([{"params": 3}], {}, "`params` of a group must be parameters or shapes, got 3"),
     ],
 )
 def test_what_cannot_be_told_is_refused(given: Any, options: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -29,7 +30,7 @@ from gpt import checkpoint  # noqa: E402
 from gpt.optimizers import NAMES  # noqa: E402
 from gpt.ranks import MODES  # noqa: E402
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+README = (TESTS.parent / "README.md").read_text()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 """Four ranks are to run on any machine."""
 ROUNDING = {"rtol": 1e-7, "atol": 1e-7}
@@ -170,12 +171,14 @@ def test_a_stopped_run_goes_on_on_any_ranks(launch: Launch, text: Path, tmp_path
 
 
 def test_a_signal_to_torchrun_stops_the_ranks_which_say_how_to_go_on(text: Path, tmp_path: Path) -> None:
+    """By the README's command."""
     out = tmp_path / "run"
     seldom = ("--eval-every=150", "--checkpoint-every=150")
-    options = arguments(text, out, "--optimizer=adamw", "--parallel=fsdp", *seldom, steps=150)
-    command = [*TORCHRUN, "--nproc-per-node=2", str(EXAMPLES / "train_gpt.py"), *options]
+    (given,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(given)]
+    command += arguments(text, out, "--optimizer=adamw", *seldom, steps=150)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
-    with subprocess.Popen(command, **pipes) as process:
+    with subprocess.Popen(command, cwd=TESTS.parent, **pipes) as process:
         deadline = time.monotonic() + 120
         while not ((out / "log.csv").exists() and len(rows(out)) > 8) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -185,9 +188,8 @@ def test_a_signal_to_torchrun_stops_the_ranks_which_say_how_to_go_on(text: Path,
     assert output == ""
     assert f"Stopped after step {len(rows(out))} and saved" in errors
     (go_on,) = (line for line in errors.splitlines() if line.endswith("--resume"))
-    finished = subprocess.run(
-        shlex.split(go_on), env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=True
-    )
+    finished = subprocess.run(shlex.split(go_on), cwd=TESTS.parent, timeout=120, **pipes)
+    assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout.splitlines()[-1])["steps"] == len(rows(out)) == 150
 
 

@@ -104,7 +104,9 @@ def _groups(given: Given, dtype: torch.dtype, precondition: object) -> list[dict
 
     groups = []
     for group in items if grouped else [{"params": items}]:
-        own = group["params"]
+        own = group.get("params")
+        if not isinstance(own, Iterable):
+            raise TypeError(f"KrADagrad: `params` of a group must be parameters or shapes, got {own!r}")
         listed = [own] if isinstance(own, Tensor) else own
         groups.append({"precondition": precondition, **group, "params": [stand_in(p) for p in listed]})
     return groups
