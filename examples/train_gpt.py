@@ -36,7 +36,7 @@ from gpt import checkpoint, options, report
 from gpt.data import load_text
 from gpt.errors import UsageError
 from gpt.options import Options
-from gpt.ranks import MODES, Ranks
+from gpt.ranks import MODES, Ranks, leave
 from gpt.store import Store
 from gpt.trainer import Trainer
 from tqdm import tqdm
@@ -239,4 +239,4 @@ def finish(trainer: Trainer, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,19 @@ MODES = ("ddp", "fsdp")
 """Of --parallel: parameters and gradients on every rank, or in shards."""
 
 
+def leave(status: int) -> NoReturn:
+    """End the process; on ranks that torchrun started without the interpreter's own end.
+
+    Under FSDP gloo's threads outlive the process group. One that waits for the interpreter's lock when the
+    interpreter ends aborts the process, which torchrun takes for a failure.
+    """
+    if not dist.is_torchelastic_launched():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 class Ranks:
     """All ranks of a run, seen from one of them; as a context, their process group.
 
@@ -32,7 +46,7 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self.launched = dist.is_available() and dist.is_torchelastic_launched()
+        self.launched = dist.is_torchelastic_launched()
         self.rank, self.world = 0, 1
         self.device = torch.device("cpu")
 
