@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -52,8 +53,12 @@ def make_batches(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def run_rank(rank: int, folder: str) -> list[list[float]]:
-    """Every snippet after the first one, which all need, then steps: the losses of each."""
+    """Every snippet after the first one, which all need, then steps: the losses of each.
+
+    Graphs run as they are traced: what Inductor makes of them is for test_compile.py.
+    """
     os.chdir(folder)
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
     losses = []
     for source in LARGE:
         space: dict[str, Any] = {"torch": torch, "model": make_model(), "batches": make_batches(3)}
