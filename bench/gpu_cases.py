@@ -25,14 +25,13 @@ from torch import Tensor
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.launches import before_blocks, kron_step_costs, parameter_step_costs
-from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.parameters import DTYPES, make_config
 from kradagrad_ext.cost.products import Rule
 from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
 ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "bf16x6": 1e-4, "fp32": 1e-4}
 """Largest relative Frobenius error against float64: two-term bf16 is good for 2^-16 a product."""
 
-DTYPES = ("float32", "bfloat16")
 SIDES = (64, 128, 256, 512, 1024)
 MEASURED = (4096, 4096)
 VERIFIED = (512, 512)

@@ -39,13 +39,12 @@ from kradagrad_ext.config import Config
 from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, training_step
 from kradagrad_ext.cost.launches import elements, rule_of
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
-from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.parameters import DTYPES, make_config
 from kradagrad_ext.cost.products import TERMS
 from kradagrad_ext.cost.steps import kernel_costs, parts_of
 from kradagrad_ext.cost.torch_products import root_cost
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .tables import aligned
+
 Options = Mapping[str, Any]
 
 KINDS: dict[str, Options] = {
@@ -270,14 +272,7 @@ def _table(groups: Mapping[str, list[Found]], left_out: list[Found]) -> str:
         own_options = ", ".join(f"{key}={value}" for key, value in members[0].options.items())
         example = f"{members[0].name} {list(members[0].shape)}"
         rows.append((name, str(len(members)), f"{elements:,}", own_options, example))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (
-            text.rjust(width) if index in (1, 2) else text.ljust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
+    lines = aligned(rows, numbers=(1, 2))
     for own in (own for members in groups.values() for own in members if len(own.names) > 1):
         lines.append(f"tied, listed once: {' = '.join(own.names)}")
     if left_out:

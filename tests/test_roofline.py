@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
-
 pytest.importorskip("pandas")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-import roofline  # noqa: E402
+import roofline
 
-from kradagrad_ext.cost import launches, products  # noqa: E402
-from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict  # noqa: E402
-from kradagrad_ext.cost.launches import elements, kron_step_costs, rule_of  # noqa: E402
-from kradagrad_ext.cost.models import MODELS, parse_shapes  # noqa: E402
-from kradagrad_ext.cost.parameters import make_config  # noqa: E402
-from kradagrad_ext.cost.products import lower_elements, terms  # noqa: E402
-from kradagrad_ext.cost.steps import kernel_costs, parts_of  # noqa: E402
-from kradagrad_ext.plan import group_blocks, plan_parameter  # noqa: E402
+from kradagrad_ext.cost import launches, products
+from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict
+from kradagrad_ext.cost.launches import elements, kron_step_costs, rule_of
+from kradagrad_ext.cost.models import MODELS, parse_shapes
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.products import lower_elements, terms
+from kradagrad_ext.cost.steps import kernel_costs, parts_of
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+BENCH = Path(roofline.__file__).parent
 
 
 def groups_of(shapes, config):

@@ -12,7 +12,7 @@ import pickle
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -119,7 +119,7 @@ def require(state: dict[str, Any], keys: Iterable[str], path: Path) -> None:
             raise UsageError(f"--resume: {path} is no checkpoint of this program: it lacks `{key}`")
 
 
-def replace(path: Path, write: Any) -> None:  # noqa: ANN401
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file aside, bring it to the disk, and only then give it its name."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:

@@ -13,8 +13,6 @@ from .gpus import TOKENS
 from .models import MODELS, Model, parse_shapes
 from .parameters import DTYPES, make_config
 
-NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
@@ -46,11 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-size", type=_count, default=defaults.block_size)
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
-    parser.add_argument("--root-dtype", choices=NAMED_DTYPES, default="float32", help="of roots, as stored")
+    parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
     parser.add_argument("--packed", action="store_true", help="factors and roots as triangles")
-    parser.add_argument(
-        "--dtype", choices=NAMED_DTYPES, default="float32", help="of parameters and gradients"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
     parser.add_argument("--tokens", type=_count, default=TOKENS, help="of a training step, over all ranks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
@@ -62,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     model = given.shapes or MODELS[given.model]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
-    root_dtype = NAMED_DTYPES[given.root_dtype]
+    root_dtype = DTYPES[given.root_dtype]
     try:
         estimate = cost(
             [group for group in groups if group["params"]],
             world_size=given.world_size,
             replicated=given.replicated,
-            dtype=NAMED_DTYPES[given.dtype],
+            dtype=DTYPES[given.dtype],
             tokens=given.tokens,
             block_size=given.block_size,
             max_factor_dim=given.max_factor_dim,

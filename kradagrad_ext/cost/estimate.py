@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kradagrad_ext.tables import aligned
+
 from .gpus import DEFAULT_GPUS, GPUS, TRAINING_MFU, Cost, predict, training_step
 from .memory import StateBytes
 
@@ -131,8 +133,10 @@ class Estimate:
         where = "1 rank" if alone else f"{len(self.ranks)} ranks, {placed}"
         lines = [
             f"{self.parameters / 1e6:,.1f} M parameters on {where}. Times are PREDICTED, not measured.",
-            *_table(self._size_rows()),
-            *_table(self._time_rows()),
+            "",
+            *aligned(self._size_rows(), numbers=(1, 2)),
+            "",
+            *aligned(self._time_rows(), numbers=range(1, 1 + len(DEFAULT_GPUS))),
             "",
             f"A training step has {self.tokens:,} tokens; forward and backward run at {TRAINING_MFU:.0%} of "
             "the peak.",
@@ -172,13 +176,3 @@ def _unit(value: float, unit: str) -> str:
     scale, prefix = next(own for own in PREFIXES if value >= own[0])
     scaled = value / scale
     return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {prefix}{unit}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned columns, the first to the left, after an empty line."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [""]
-    for name, *cells in rows:
-        aligned = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]))
-    return lines

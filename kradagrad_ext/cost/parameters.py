@@ -14,7 +14,7 @@ from kradagrad_ext.config import Config
 from kradagrad_ext.optimizer import KrADagrad
 from kradagrad_ext.plan import Shape
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Of parameters: those that kernels on a GPU take."""
 
 Given = nn.Module | Iterable[Any]
@@ -74,11 +74,9 @@ def read_parameters(given: Given, dtype: torch.dtype, options: Mapping[str, Any]
 
 
 def _check_dtype(dtype: object, name: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"KrADagrad: {name} must be of {', '.join(map(str, DTYPES))}, which kernels on a GPU take, "
-            f"got {dtype}"
-        )
+    if dtype not in DTYPES.values():
+        known = ", ".join(map(str, DTYPES.values()))
+        raise ValueError(f"KrADagrad: {name} must be of {known}, which kernels on a GPU take, got {dtype}")
 
 
 def _groups(given: Given, dtype: torch.dtype, precondition: object) -> list[dict[str, Any]]:
