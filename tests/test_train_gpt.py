@@ -14,14 +14,13 @@ import pytest
 import torch
 from gpt_runs import STEPS, arguments, flip, foreign, make_text, put, rewrite, rows, truncate
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
-import compare_runs  # noqa: E402
-import train_gpt  # noqa: E402
-from gpt import checkpoint  # noqa: E402
-from gpt.optimizers import NAMES  # noqa: E402
-from gpt.trainer import COLUMNS, Trainer, learning_rate_factor  # noqa: E402
+import compare_runs
+import train_gpt
+from gpt import checkpoint
+from gpt.optimizers import NAMES
+from gpt.trainer import COLUMNS, Trainer, learning_rate_factor
 
 PNG = b"\x89PNG\r\n"
 
@@ -120,7 +119,7 @@ def test_what_a_crash_logged_after_its_checkpoint_is_done_over(text, tmp_path, m
 def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
     out = tmp_path / "run"
     options = arguments(text, out, "--optimizer=adamw", "--threads=1", "--checkpoint-every=600", steps=600)
-    command = [sys.executable, str(EXAMPLES / "train_gpt.py"), *options]
+    command = [sys.executable, train_gpt.__file__, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not ((out / "log.csv").exists() and len(rows(out)) > 5) and time.monotonic() < deadline:

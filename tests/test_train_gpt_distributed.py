@@ -21,15 +21,14 @@ import torch
 from gpt_runs import STEPS, arguments, flip, foreign, make_text, put, rewrite, rows, truncate
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+
+import train_gpt
+from gpt import checkpoint
+from gpt.optimizers import NAMES
+from gpt.ranks import MODES
+
 TESTS = Path(__file__).resolve().parent
-EXAMPLES = TESTS.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import train_gpt  # noqa: E402
-from gpt import checkpoint  # noqa: E402
-from gpt.optimizers import NAMES  # noqa: E402
-from gpt.ranks import MODES  # noqa: E402
-
 README = (TESTS.parent / "README.md").read_text()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 """Four ranks are to run on any machine."""
