@@ -18,8 +18,10 @@ from kradagrad_ext.plan import group_blocks, plan_parameter
 
 @pytest.mark.parametrize("ranks", [8, 64, 512])
 def test_a_large_model_is_shared_out_evenly(ranks: int) -> None:
-    shapes = [tuple(shape) for shape in MODELS["1.3b"].shapes]
-    dealt = deal(shapes, [config()] * len(shapes), ranks)
+    """GPT-3 XL, its embeddings without blocks."""
+    model = MODELS["1.3b"]
+    configs = [config()] * len(model.shapes) + [config(precondition=False)] * len(model.plain_shapes)
+    dealt = deal([*model.shapes, *model.plain_shapes], configs, ranks)
     for measure in (cost_of, bytes_of):
         shares = [sum(measure(piece.plan) for piece in own) for own in dealt]
         assert max(shares) <= 1.1 * sum(shares) / ranks, measure.__name__
