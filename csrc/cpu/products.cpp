@@ -37,7 +37,7 @@ void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b
   }
   std::array<StableIValue, 3> stack{stable::from(tensor_of(a)), stable::from(tensor_of(b)),
                                     stable::from(tensor_of(out))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
   stable::to<Tensor>(stack[0]);  // the op returns `out` once more: releases that handle
 }
 
