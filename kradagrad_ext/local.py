@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import grafting
 from .config import Config
+from .full_precision import full_float32
 from .state import Bucket
 from .step import LossScale, Settings, Work, plan_work, step_bucket
 
@@ -51,11 +52,12 @@ class Local:
 
         Only with `capturable` is it compiled: else it differs from step to step.
         """
-        for work, grads, present in self._plan(settings, loss_scale):
-            if work.config.capturable:
-                step_bucket(work, grads, present, loss_scale)
-            else:
-                self._step_eagerly(work, grads, present, loss_scale)
+        with full_float32():
+            for work, grads, present in self._plan(settings, loss_scale):
+                if work.config.capturable:
+                    step_bucket(work, grads, present, loss_scale)
+                else:
+                    self._step_eagerly(work, grads, present, loss_scale)
 
     def _plan_groups(
         self, settings: Sequence[Settings], loss_scale: LossScale

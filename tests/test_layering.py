@@ -33,10 +33,12 @@ MAY_IMPORT = {
     "grouping": {"tables"},
     "tables": set(),
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
-    "local": {"config", "state", "step", "grafting"},
+    "local": {"config", "full_precision", "state", "step", "grafting"},
+    "full_precision": set(),
     "distributed": set(),
     "distributed.sharded": {
-        "distributed.layout", "distributed.shard", "distributed.stored", "state", "step", "grafting",
+        "distributed.layout", "distributed.shard", "distributed.stored", "full_precision", "state", "step",
+        "grafting",
     },
     "distributed.shard": {
         "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.layout",

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kradagrad_ext.full_precision import full_float32
 from kradagrad_ext.grafting import STEPS
 from kradagrad_ext.state import empty_state
 from kradagrad_ext.step import LossScale, Settings
@@ -88,8 +89,9 @@ class Sharded:
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
-        for shard in self._shards:
-            shard.step(by_position, loss_scale)
+        with full_float32():
+            for shard in self._shards:
+                shard.step(by_position, loss_scale)
 
     def _scatter(self) -> None:
         """Forget what was consolidated, which no longer holds."""
