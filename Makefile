@@ -13,33 +13,41 @@ INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor.py krad_lemma.py accumulate.py \
     parameter_step.py trajectory.py)
 
+# The tests that the lack of a native library makes a difference to.
+WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py golden.py checkpoint.py \
+    packed.py capturable.py opcheck.py kron_step_arguments.py train_gpt.py)
+
 BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-none test-triton lint bench clean
+.PHONY: demo test test-slow test-none test-triton lint bench clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	rm -rf runs/demo
 	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw
 	$(BIN)/python examples/train_gpt.py --optimizer kradagrad --steps $(STEPS) --out runs/demo/kradagrad
 	$(BIN)/python examples/compare_runs.py runs/demo/adamw runs/demo/kradagrad --out runs/demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS)
 
-# The same suite on an ordinary installation of the pure-Python package.
+# What `test` leaves out: sweeps of faults, budgets of machine code for every architecture, long runs.
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -n $(JOBS) -m slow $(PYTEST_ARGS)
+
+# An ordinary installation of the pure-Python package: what it is, and what takes a backend by itself.
 test-none: $(VENV)-none/installed
-	$(VENV)-none/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(VENV)-none/bin/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS) $(WITHOUT_LIBRARY)
 
-# The Triton kernels on Triton's interpreter, the newest one and, for what takes less time, the oldest.
+# The Triton kernels on Triton's interpreter: the ops on the newest, and what depends on the interpreter on the oldest.
 test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads and not (129 and contiguous)" \
 	    $(PYTEST_ARGS) $(OPS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
-	    -k "triton and not threads and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
+	    -k "triton and (independent or padding or bfloat16 or dtypes or parts)" $(PYTEST_ARGS) $(OPS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check
@@ -68,8 +76,13 @@ INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 $(VENV)-none/constraints.txt: CONSTRAINTS = $(OLDEST_TRITON)
 
-$(VENV)/installed: $(VENV)/constraints.txt $(NATIVE)
-	$(INSTALL) -e '.[test,examples]'
+# What the examples need, and no more.
+$(VENV)/demo: $(VENV)/constraints.txt $(NATIVE)
+	$(INSTALL) -e '.[examples]'
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo
+	$(INSTALL) -e '.[test]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed
@@ -82,5 +95,5 @@ $(VENV)/bench: $(VENV)/installed
 
 $(VENV)-none/installed: $(VENV)-none/constraints.txt $(NATIVE) $(PACKAGE)
 	rm -rf build/lib
-	KRADAGRAD_BUILD=none $(INSTALL) '.[test,examples]'
+	KRADAGRAD_BUILD=none $(INSTALL) '.[test]'
 	touch $@

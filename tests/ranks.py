@@ -23,10 +23,19 @@ from kradagrad_ext.distributed import exchange
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "block_size": 16, "root_every": 3, "max_factor_dim": 64}
 """Blocks that cross the borders of shards, a dim without factors, several refreshes of the roots."""
 
+PRELOADED = [
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "kradagrad_ext.distributed.sharded",
+]
+
 
 def launch(world: int, work: Callable[..., Any], folder: Path, *arguments: Any, deaths: int = 0) -> list[Any]:
     """What ``work(rank, *arguments)`` returns on every rank; None for one of `deaths` ranks that died."""
-    context = torch.multiprocessing.get_context("spawn")
+    # Ranks are forked from a process that has imported torch, which takes longer than most of their work.
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     given = (world, work, str(folder), arguments)
     ranks = [context.Process(target=_run, args=(rank, *given)) for rank in range(world)]
     for process in ranks:

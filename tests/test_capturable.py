@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow_after
 from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -79,13 +80,18 @@ def test_looking_is_seen() -> None:
         torch.ones(1).item()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    slow_after(2, [RECIPES[0], RECIPES[3], *RECIPES[1:3]]),
+    ids=str,
+)
 def test_a_recorded_step_is_every_step(recipe: dict[str, Any], backend: str) -> None:
     """Recorded once, replayed with other gradients and learning rates: to the bit the steps taken one by one.
 
     So no schedule is baked in: roots take their turns, factors their steps, and updates start when due.
     """
-    ours, eager = parameters(*SHAPES), parameters(*SHAPES)
+    shapes = SHAPES if recipe == {} else ((12, 8), (7,), ())  # a recording takes time for every group
+    ours, eager = parameters(*shapes), parameters(*shapes)
     lr, eager_lr = torch.tensor(1e-2), torch.tensor(1e-2)
     options = SMALL | recipe | {"capturable": True, "backend": backend}
     optimizer = KrADagrad(ours, **(options | {"lr": lr}))

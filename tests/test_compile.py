@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 from kradagrad_ext import KrADagrad
 
-SHAPES = ((16, 12), (7,))
+SHAPES = ((12, 8), (7,))
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,11 @@ NUMBERS, TENSORS = [0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]
 
 @pytest.mark.parametrize(
     ("compiler", "lrs"),
-    [("eager", NUMBERS), ("eager", TENSORS), ("aot_eager", [*NUMBERS, *TENSORS])],
-    ids=["numbers", "tensors", "functionalised"],
+    [
+        pytest.param("eager", NUMBERS, id="numbers"),
+        pytest.param("eager", TENSORS, id="tensors"),
+        pytest.param("aot_eager", [*NUMBERS, *TENSORS], id="functionalised", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[Any], backend: str) -> None:
     """To the bit where the graph is run operation by operation; all breaks are the host's decisions."""
@@ -58,8 +61,9 @@ def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[
     assert all("torch.compiler.disable" in reason for reason in counters["graph_break"])
 
 
+@pytest.mark.slow
 def test_packed_states_of_two_groups_are_two_graphs() -> None:
-    params = parameters(*SHAPES, (20, 6))
+    params = parameters(*SHAPES, (8, 6))
     groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
     optimizer = KrADagrad(groups, **SMALL, packed=True, capturable=True, nesterov=True)
     train(optimizer, params, range(1))
@@ -77,6 +81,7 @@ def test_without_capturable_nothing_is_compiled() -> None:
     assert difference == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of inductor itself
 def test_inductor_takes_the_same_steps() -> None:
     difference = compiled_and_eager("inductor", [0.03, 0.01], ((8, 8),), capturable=True)

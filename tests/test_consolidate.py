@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from marks import slow_after
 from torch import Tensor
 
 from kradagrad_ext import KrADagrad
@@ -49,7 +50,7 @@ def consolidating_rank(rank: int, mode: str, folder: str) -> dict[str, Any]:
     return {"unbroken": unbroken, "resumed": ranks.whole(model), "messages": messages}
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", slow_after(1, ["fsdp", "ddp"]))
 def test_one_rank_saves_the_whole_state(mode: str, tmp_path: Path) -> None:
     """Bit for bit on as many ranks; and one rank goes on from it. What a step has overtaken is not saved."""
     for result in ranks.launch(2, consolidating_rank, tmp_path, mode, str(tmp_path)):

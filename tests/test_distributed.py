@@ -11,6 +11,7 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
+from marks import slow, slow_after
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 
@@ -45,7 +46,7 @@ def modes_of_a_rank(rank: int, world: int) -> dict[Any, list[Tensor]]:
     return results
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", slow_after(1, [2, 1, 4]))
 def test_same_parameters_in_every_mode(world: int, tmp_path: Path) -> None:
     """As on one rank, to rounding. Tensor parallelism makes gradients with rounding of its own, which many
     steps in float32 let grow."""
@@ -78,7 +79,7 @@ def guarded_rank(rank: int, mode: str) -> dict[str, Any]:
     return {"before": before, "after": ranks.whole(model)}
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", slow_after(1, ["fsdp", "ddp"]))
 def test_a_gradient_that_is_not_finite_or_missing_on_all_ranks(mode: str, tmp_path: Path) -> None:
     for result in ranks.launch(2, guarded_rank, tmp_path, mode):
         changed = [not torch.equal(*pair) for pair in zip(result["before"], result["after"], strict=True)]
@@ -101,7 +102,7 @@ def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int]]:
     return counts, sizes
 
 
-@pytest.mark.parametrize("layers", [3, 30])
+@pytest.mark.parametrize("layers", slow_after(1, [30, 3]))
 def test_collectives_do_not_grow_with_the_parameters(layers: int, tmp_path: Path) -> None:
     for counts, sizes in ranks.launch(2, counted_rank, tmp_path, layers):
         assert counts == {"all_reduce": 2, "all_gather": 1}
@@ -147,6 +148,7 @@ def measured_rank(rank: int, root: str) -> int:
     return sum(part.nbytes for part in parts)
 
 
+@slow
 def test_state_is_shared_out(tmp_path: Path) -> None:
     examples = str(Path(__file__).resolve().parent.parent / "examples")
     alone = None
@@ -181,12 +183,15 @@ def saved_rank(
 
 @pytest.mark.parametrize(
     ("world", "mode", "other_world", "other_mode", "options"),
-    [
-        (2, "fsdp", 2, "fsdp", {}),
-        (4, "fsdp", 2, "fsdp", {"packed": True, "root_dtype": torch.bfloat16}),
-        (2, "ddp", 4, "hsdp", {}),
-        (2, "tp", 1, "ddp", {}),
-    ],
+    slow_after(
+        1,
+        [
+            (2, "fsdp", 2, "fsdp", {}),
+            (4, "fsdp", 2, "fsdp", {"packed": True, "root_dtype": torch.bfloat16}),
+            (2, "ddp", 4, "hsdp", {}),
+            (2, "tp", 1, "ddp", {}),
+        ],
+    ),
 )
 def test_a_checkpoint_goes_on_on_other_ranks(
     world: int, mode: str, other_world: int, other_mode: str, options: dict[str, Any], tmp_path: Path

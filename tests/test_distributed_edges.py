@@ -13,6 +13,7 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
+from marks import slow, slow_after
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -78,6 +79,7 @@ def late_rank(rank: int) -> dict[str, Any]:
     return {"same": all(map(torch.equal, before, ranks.whole(model))), "waited": waited}
 
 
+@slow
 def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
     punctual, _ = ranks.launch(2, late_rank, tmp_path)
     assert punctual["same"]
@@ -101,7 +103,7 @@ def dying_rank(rank: int, mode: str, collective: str) -> bool:
 
 @pytest.mark.parametrize(
     ("mode", "collective"),
-    [("ddp", "all_gather"), ("fsdp", "all_reduce"), ("fsdp", "all_to_all_single")],
+    slow_after(1, [("fsdp", "all_to_all_single"), ("ddp", "all_gather"), ("fsdp", "all_reduce")]),
 )
 def test_a_rank_that_dies_in_a_step_raises_and_leaves_the_parameters(
     mode: str, collective: str, tmp_path: Path
@@ -128,7 +130,7 @@ def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
     return counts, sizes, len(optimizer._engine._shards[0].chunks)
 
 
-@pytest.mark.parametrize("layers", [4, 12])
+@pytest.mark.parametrize("layers", slow_after(1, [12, 4]))
 def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_path: Path) -> None:
     """Two small ones, and a chunk there and back; none is larger than a chunk and its alignment."""
     most = 1 << 14
@@ -189,7 +191,9 @@ def by_name_rank(rank: int, mode: str, flatten: bool, folder: str) -> tuple[list
     return ranks.whole(model), ranks.whole(resumed)
 
 
-@pytest.mark.parametrize(("mode", "flatten"), [("fsdp", False), ("fsdp", True), ("ddp", False)])
+@pytest.mark.parametrize(
+    ("mode", "flatten"), slow_after(1, [("fsdp", True), ("fsdp", False), ("ddp", False)])
+)
 def test_torchs_state_dict_functions(mode: str, flatten: bool, tmp_path: Path) -> None:
     for unbroken, resumed in ranks.launch(2, by_name_rank, tmp_path, mode, flatten, str(tmp_path / "saved")):
         assert all(map(torch.equal, unbroken, resumed))

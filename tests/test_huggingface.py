@@ -16,6 +16,7 @@ import ranks
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from marks import slow, slow_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(huggingface_trainer.HealthTrainer, "training_step", training_step)
 
 
-@pytest.mark.parametrize("precision", huggingface_trainer.PRECISIONS)
+@pytest.mark.parametrize("precision", slow_after(1, huggingface_trainer.PRECISIONS))
 def test_a_resumed_run_equals_the_unbroken_one(
     precision: str,
     text: str,
@@ -161,6 +162,7 @@ def trainer_rank(rank: int, examples: str, arguments: list[str]) -> int:
     return huggingface_trainer.main(arguments)
 
 
+@slow
 def test_two_ranks_share_the_work(text: str, tmp_path: Path) -> None:
     """They train as one rank with twice the batch, to rounding, and resume from what one of them saved."""
     out = tmp_path / "two"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow, slow_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -58,7 +59,7 @@ def same(ours: dict[str, Any], expected: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("precision", lightning_module.PRECISIONS)
+@pytest.mark.parametrize("precision", slow_after(1, lightning_module.PRECISIONS))
 def test_a_resumed_run_equals_the_unbroken_one(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ class TwoRanksInTurn(DistributedSampler[Any]):
         return iter(steps.transpose(1, 2).flatten().tolist())
 
 
+@slow
 def test_two_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They train as one rank that accumulates their batches, which takes over the state that they save."""
     options = ["--epochs=2", "--precision=32-true"]

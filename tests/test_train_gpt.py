@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpt_runs import STEPS, arguments, flip, foreign, make_text, put, rewrite, rows, truncate
+from marks import slow
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -116,6 +117,7 @@ def test_what_a_crash_logged_after_its_checkpoint_is_done_over(text, tmp_path, m
     assert_same_run(broken, whole)
 
 
+@slow
 def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
     out = tmp_path / "run"
     options = arguments(text, out, "--optimizer=adamw", "--threads=1", "--checkpoint-every=600", steps=600)

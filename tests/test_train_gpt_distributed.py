@@ -43,6 +43,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+pytestmark = pytest.mark.slow  # processes of torchrun by the dozen
+
+
 @pytest.fixture(autouse=True)
 def as_the_ranks() -> Iterator[None]:
     """One process in float64 with one thread, too."""

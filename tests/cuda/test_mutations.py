@@ -51,6 +51,7 @@ def test_unedited_kernel_passes(kernel: str) -> None:
     assert not layers_that_notice(sweep.text_of(kernel), kernel, of_kernel(kernel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_source_fault_is_noticed(fault: Fault) -> None:
     text = ptx.isolate(source_faults.compiled(fault), fault.kernel)
@@ -64,6 +65,7 @@ def test_survivor_names_its_place(survivor: Survivor) -> None:
         survivors.line_of(survivor.caller)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", sweep.KERNELS)
 def test_ptx_edits_are_noticed(kernel: str) -> None:
     text = sweep.text_of(kernel)

@@ -190,6 +190,7 @@ def test_unedited_kernels_pass(probe: str) -> None:
     assert layer_that_notices(None, probe) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_noticed(fault: Fault) -> None:
     assert layer_that_notices(fault, fault.probe) == fault.layer
