@@ -13,11 +13,14 @@ INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor.py krad_lemma.py accumulate.py \
     parameter_step.py trajectory.py)
 
+# What compilers and Triton have made of the same sources in another clone is taken from here; empty: nothing is.
+export KRADAGRAD_CACHE ?= $(HOME)/.cache/kradagrad_ext
+
 BIN := $(VENV)/bin
-NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
+NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-none test-triton lint bench clean
+.PHONY: demo test test-none test-triton test-torch-versions lint bench clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -40,6 +43,10 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	    $(PYTEST_ARGS) $(OPS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and not threads and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
+
+# The native library beside the oldest torch, the newest and some between, in environments that take many GB.
+test-torch-versions:
+	$(PYTHON) tests/torch_versions.py $(TORCH_VERSIONS_ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check
@@ -68,8 +75,9 @@ INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 $(VENV)-none/constraints.txt: CONSTRAINTS = $(OLDEST_TRITON)
 
+# -v shows the progress of the build.
 $(VENV)/installed: $(VENV)/constraints.txt $(NATIVE)
-	$(INSTALL) -e '.[test,examples]'
+	$(INSTALL) -v -e '.[test,examples]'
 	touch $@
 
 $(VENV)/lint: $(VENV)/installed

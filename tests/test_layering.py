@@ -92,7 +92,7 @@ PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob(
 SOURCE_FILES = sorted(
     path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
 )
-BUILD_FILES = [ROOT / "setup.py", ROOT / "build_backend.py", ROOT / "build_native.py"]
+BUILD_FILES = sorted(ROOT.glob("*.py"))
 
 
 def relative(path):
