@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# The environment of test-fake-gpu, and the torch that it gets: a CUDA build.
+VENV_CUDA ?= .venv-cuda
+TORCH_CUDA ?= torch==2.14.1
 PYTEST_ARGS ?=
 # The suite's processes; each computes on one thread.
 JOBS ?= auto
@@ -17,7 +20,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-none test-triton lint bench clean
+.PHONY: demo test test-none test-triton test-fake-gpu lint bench clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -40,6 +43,14 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	    $(PYTEST_ARGS) $(OPS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and not threads and not 129 and not trajectory" $(PYTEST_ARGS) $(OPS)
+
+# The host code of steps on GPUs, under a CUDA build of torch and the fake runtime of tests/fake_cuda.
+test-fake-gpu: $(VENV_CUDA)/bin/pytest
+	PYTHONPATH=tests $(VENV_CUDA)/bin/python -m fake_cuda --devices 2 pytest $(PYTEST_ARGS) tests/fake_cuda
+
+$(VENV_CUDA)/bin/pytest:
+	$(PYTHON) -m venv $(VENV_CUDA)
+	$(VENV_CUDA)/bin/pip install $(TORCH_CUDA) triton numpy pytest pytest-benchmark
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check
