@@ -220,8 +220,8 @@ def planned_launches(groups, config, update, precondition, scratch_bytes):
             "left_root": roots[0], "right_root": roots[1],
         })  # fmt: skip
     rule = (0.95, 0.05, 1e-3, config.factor_scale, config.refine, "bf16x3")
-    plan = toolchain.plans().kron_step(inputs, *rule, update, precondition, *[4096] * 4, scratch_bytes)
-    return Counter(name for name, *_ in plan["launches"])
+    plan = toolchain.plans().kron_step(inputs, *rule, update, precondition, *[4096] * 2, scratch_bytes)
+    return Counter(name for name, *_ in plan.launches)
 
 
 @pytest.mark.parametrize(("update", "precondition"), [(True, True), (False, True), (True, False)])
