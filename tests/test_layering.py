@@ -39,8 +39,8 @@ MAY_IMPORT = {
         "distributed.layout", "distributed.shard", "distributed.stored", "state", "step", "grafting",
     },
     "distributed.shard": {
-        "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.layout",
-        "distributed.parts", "distributed.pieces", "distributed.stored",
+        "config", "plan", "state", "step", "grafting", "uploads", "distributed.exchange",
+        "distributed.layout", "distributed.parts", "distributed.pieces", "distributed.stored",
     },
     "distributed.stored": {"plan", "distributed.pieces"},
     "distributed.parts": {
@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "checkpoint": {"config", "state"},
     "diagnostics": {"measures"},
     "measures": {"config", "grafting", "packing", "roots"},
-    "state": {"plan", "config", "grafting", "packing", "roots"},
+    "state": {"plan", "config", "grafting", "packing", "roots", "uploads"},
+    "uploads": set(),
     "plan": {"config"},
     "grafting": {"config"},
     "roots": set(),
