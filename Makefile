@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-none test-triton lint bench clean
+.PHONY: demo test test-none test-triton lint bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -52,8 +52,12 @@ bench: $(VENV)/bench
 	$(BIN)/python bench/bench_step.py
 	$(BIN)/python bench/plot.py
 
+# The native library for one architecture, to carry to a machine with a GPU (docs/gpu-check.md).
+gpu-bundle: $(VENV)/installed
+	cd bench && $(abspath $(BIN))/python -m gpu.package .gpu-bundle
+
 clean:
-	rm -rf build dist kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
