@@ -54,7 +54,7 @@ bench: $(VENV)/bench
 
 # The native library for one architecture, to carry to a machine with a GPU (docs/gpu-check.md).
 gpu-bundle: $(VENV)/installed
-	cd bench && $(abspath $(BIN))/python -m gpu.package .gpu-bundle
+	cd bench && $(abspath $(BIN))/python -m gpu_check.package .gpu-bundle
 
 clean:
 	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis

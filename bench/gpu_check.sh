@@ -15,7 +15,7 @@ for python in ${PYTHON:-python3 python "$bench/../.venv/bin/python"}; do
   if has_torch "$python"; then
     # Whatever the caller's folder, relative names in the options are of it.
     export PYTHONUNBUFFERED=1 PYTHONPATH="$bench${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$python" -m gpu "$@"
+    exec "$python" -m gpu_check "$@"
   fi
 done
 echo "bench/gpu_check.sh: no python with torch (looked at ${PYTHON:-python3, python and .venv/bin/python}): set PYTHON" >&2

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 from common import relative_error
-from gpu.cases import ERROR_BOUNDS, Case
-from gpu.specs import TIMED, elementwise, kron
-from gpu.timing import device_times
+from gpu_check.cases import ERROR_BOUNDS, Case
+from gpu_check.specs import TIMED, elementwise, kron
+from gpu_check.timing import device_times
 from triton.errors import TritonError
 
 from kradagrad_ext.triton_kernels import kept_plans, tuning

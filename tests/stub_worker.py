@@ -1,7 +1,8 @@
-"""A worker that answers as bench/gpu/worker.py does, without torch: for tests of the driver."""
+"""A worker that answers as bench/gpu_check/worker.py does, without torch: for tests of the driver."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ def answer(request: dict) -> None:
     if work == "compile" and int(request["case"]) > 3:
         say(end={"verdict": "skip", "text": "", "exhausted": True})
         return
-    if request.get("backend") == os.environ.get("STUB_FAILS"):
+    if "STUB_FAILS" in os.environ and request.get("backend") == os.environ["STUB_FAILS"]:
         say(end={"verdict": "FAIL", "text": "an illegal access", "last": True})
         sys.exit(1)
     time.sleep(float(os.environ.get("STUB_SECONDS", "0")))
@@ -37,6 +38,7 @@ def answer(request: dict) -> None:
     say(end={"verdict": "WRONG" if wrong else "pass", "text": "made wrong" if wrong else ""})
 
 
+faulthandler.register(signal.SIGUSR1)
 if os.environ.get("STUB_DOES_NOT_START"):
     sys.exit("no torch")
 say(ready=True)

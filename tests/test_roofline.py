@@ -253,9 +253,9 @@ def test_constants_are_those_of_the_sources():
 
 def test_a_timed_case_costs_what_its_blocks_do():
     """Shapes, strides and the roofline's blocks of one call with two groups, made on the CPU."""
-    from gpu.cases import Case
-    from gpu.products import bmm_products
-    from gpu.specs import kron
+    from gpu_check.cases import Case
+    from gpu_check.products import bmm_products
+    from gpu_check.specs import kron
 
     spec = kron((32, 32), (20, 48), shape=(64, 96), scale="trace", refine=0)
     case = Case(spec, torch.device("cpu"))

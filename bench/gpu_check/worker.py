@@ -1,12 +1,13 @@
-"""A process that runs cases, one after another, as the driver asks: `python -m gpu.worker` (pool.py starts it).
+"""A process that runs cases, one after another, as the driver asks (pool.py): `python -m gpu_check.worker`.
 
-Requests come as lines of JSON on stdin, or as arguments; answers go out on stdout (words.py). Whatever else is
-printed goes to stderr, which the driver keeps in its log.
+Requests come as lines of JSON on stdin, or as arguments; answers go out on stdout (words.py). Whatever else
+is printed goes to stderr, which the driver keeps in its log.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from .words import Exhausted, Report, Skipped
+from .words import ExhaustedError, Report, SkippedError
 
 Request = dict[str, Any]
 
@@ -137,9 +138,7 @@ def do_wrong(request: Request, report: Report) -> list[str]:
 
 
 WORK: dict[str, Callable[[Request, Report], list[str]]] = {
-    name.removeprefix("do_"): function
-    for name, function in list(globals().items())
-    if name.startswith("do_")
+    name.removeprefix("do_"): function for name, function in list(globals().items()) if name.startswith("do_")
 }
 
 
@@ -148,6 +147,13 @@ def synchronize() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def forget() -> None:
+    """Give the memory of one case back, so that the next one has all of it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def usable() -> bool:
@@ -170,11 +176,11 @@ def answer(request: Request, report: Report, compiled: Callable[[], str]) -> boo
         synchronize()
         said = [f"{time.monotonic() - start:.1f} s"] + [words for words in [compiled()] if words]
         report.end(wrong, ", ".join(said))
-    except Exhausted:
+    except ExhaustedError:
         report.exhausted()
-    except Skipped as reason:
+    except SkippedError as reason:
         report.skipped(str(reason))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (it is told, and costs this case alone)
         traceback.print_exc()
         going_on = usable()
         report.failed(f"{type(error).__name__}: {first_line(error)}", last=not going_on)
@@ -197,6 +203,8 @@ def watch_triton() -> Callable[[], str]:
 
 def main() -> int:
     report = Report(answers())
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the driver asks where a hung worker is
     try:
         import torch
 
@@ -210,6 +218,7 @@ def main() -> int:
     for request in requests(sys.argv[1:]):
         if not answer(request, report, compiled):
             return 1
+        forget()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/gpu-measurements.md from the CSVs in bench/results/: `python -m gpu.report`, from bench/.
+"""Writes docs/gpu-measurements.md from the CSVs in bench/results/: `python -m gpu_check.report`, from bench/.
 
 A check's gpu_check.csv goes there as gpu_<card>.csv; tests/test_gpu_check.py holds the page to them.
 """
@@ -18,7 +18,7 @@ RESULTS = ROOT / "bench/results"
 HEAD = """\
 # Measured on a GPU
 
-`python -m gpu.report`, from `bench/`, writes this page from `bench/results/gpu_*.csv`, each of which is a run of
+`python -m gpu_check.report`, in `bench/`, writes this page from `bench/results/gpu_*.csv`. Each is a run of
 `bench/gpu_check.sh` on one card ([gpu-check](gpu-check.md)). Times are medians in milliseconds, `roofline` is
 the prediction.
 """
@@ -36,9 +36,14 @@ def _card(path: Path) -> str:
     rows = read(path)
     last = rows[-1]
     device = next((row["device"] for row in reversed(rows) if row["device"]), path.stem)
-    parts = [f"## {device}", f"Commit {last['git_sha']}, {last['date'][:10]}, {last['versions']}: `{path.name}`."]
+    parts = [
+        f"## {device}",
+        f"Commit {last['git_sha']}, {last['date'][:10]}, {last['versions']}: `{path.name}`.",
+    ]
     bad = list(failures(rows, GOOD))
-    parts.append("\n".join(["What went wrong:", "", *(f"- {line}" for line in bad)]) if bad else "Nothing went wrong.")
+    parts.append(
+        "\n".join(["What went wrong:", "", *(f"- {line}" for line in bad)]) if bad else "Nothing went wrong."
+    )
     parts += [table.markdown() for table in tables(rows)]
     return "\n" + "\n\n".join(parts) + "\n"
 

@@ -40,7 +40,9 @@ def read_profile(backend: str, kernel: str, path: Path, record: Record) -> None:
         unit = row.get("Metric Unit") or ""
         metric = f"{row['Metric Name']} [{unit}]" if unit else row["Metric Name"]
         own = {"op": row.get("Kernel Name", kernel), "backend": backend, "metric": metric}
-        record.row("ncu", case, own | {"p50": number(row["Metric Value"]), "note": row.get("Section Name", "")})
+        record.row(
+            "ncu", case, own | {"p50": number(row["Metric Value"]), "note": row.get("Section Name", "")}
+        )
     if not values:
         last = " | ".join(lines[-3:])
         record.verdict("ncu", f"{case}/report", FAIL, f"the profile has no metrics: {last}")

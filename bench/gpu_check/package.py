@@ -1,9 +1,9 @@
-"""An importable kradagrad_ext without an installation: the tree's Python files, and a library built beforehand.
+"""An importable kradagrad_ext without an installation: the tree's Python files, a library built beforehand.
 
-    python -m gpu.package .gpu-bundle      # from bench/: build for TORCH_CUDA_ARCH_LIST (default 9.0) into a bundle
+    python -m gpu_check.package .gpu-bundle      # from bench/: build for TORCH_CUDA_ARCH_LIST, by default 9.0
 
-A bundle is a small folder to carry to the machine with the GPU: the native library, the record of its build, and
-what sources it was made from. Where it is missing, or of other sources, the library is built there.
+A bundle is a small folder to carry to the machine with the GPU: the native library, the record of its build,
+and what sources it was made from. Where it is missing, or of other sources, the library is built there.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build(python: str, bundle: Path, root: Path = ROOT) -> None:
 
 
 def check(bundle: Path, root: Path = ROOT) -> dict[str, str]:
-    """A bundle's manifest. Raises PackageError if it is none, damaged, or of other sources than the tree's."""
+    """A bundle's manifest. Raises PackageError if it is none, damaged, or of other sources than these."""
     try:
         manifest: dict[str, str] = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
         held = _file_digest(bundle / LIBRARY)
@@ -110,7 +110,7 @@ def installed(kind: str, root: Path = ROOT) -> dict[str, str]:
 
 
 def lay_out(folder: Path, library: Path | None, root: Path = ROOT) -> None:
-    """Make a complete package in a folder for PYTHONPATH, with the library of another folder if one is given."""
+    """Make a complete package in a folder for PYTHONPATH, with the library of another folder if given."""
     package = folder / "kradagrad_ext"
     shutil.rmtree(package, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.so", BUILD)

@@ -1,4 +1,4 @@
-"""Whole optimizer steps on the layers of GPT-2: by backend, size of blocks, and whether a graph holds them."""
+"""Whole optimizer steps on the layers of GPT-2: by backend, size of blocks, one by one or from a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kradagrad_ext.cost.torch_products import root_cost
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
 from .timing import Call, device_times, event_time, host_time
-from .words import Report, Skipped
+from .words import Report, SkippedError
 
 ROUNDS, WARMUP, SECONDS = 40, 12, 4.0
 """Four refreshes of the roots are among the rounds."""
@@ -41,7 +41,7 @@ def measure(name: str, device: torch.device, layers: int | None, report: Report)
     report.fields |= {"op": "step", "dtype": "float32", "shape": "gpt2", "blocks": len(params)}
     if name == "adamw":
         report.fields |= {"backend": "AdamW fused"}
-        optimizer = torch.optim.AdamW(params, lr=torch.tensor(1e-4), fused=True, capturable=True)
+        optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True, capturable=True)
         times = device_times(optimizer.step, ROUNDS, SECONDS)
         report.row("ms", *times.spread, note=times.how)
         return
@@ -93,7 +93,7 @@ def _eager(step: Call, report: Report) -> None:
 def _predict(block: int, device: torch.device, report: Report) -> None:
     gpu = gpu_of(torch.cuda.get_device_name(device))
     if gpu is None:
-        raise Skipped("this GPU is not in the table of peaks")
+        raise SkippedError("this GPU is not in the table of peaks")
     config = make_config(block_size=block)
     groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
     kernels = predict(kernel_costs(parts_of(SHAPES, config)), gpu)

@@ -1,8 +1,8 @@
 """Triton's kernels compiled ahead of their launches, into the cache that the launches look into.
 
-A case's op is run on small CPU tensors with a launcher that notes each specialisation instead of launching it.
-`JITFunction.warmup` then compiles that for an architecture by the same way as a launch, so that the launch finds
-it: no GPU is needed, and none is touched.
+A case's op is run on small CPU tensors with a launcher that notes each specialisation instead of launching
+it. `JITFunction.warmup` then compiles that for an architecture by the same way as a launch, so that the
+launch finds it: no GPU is needed, and none is touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kradagrad_ext.triton_kernels import kept_plans, launch, tuning
 from . import trajectory
 from .cases import Case
 from .specs import SPECS, TRITON, Spec
-from .words import Exhausted
+from .words import ExhaustedError
 
 Key = tuple[str, tuple[tuple[str, Any], ...], launch.Config]
 
@@ -63,8 +63,8 @@ def specialisations(capability: int) -> list[tuple[launch.Launch, list[Any]]]:
 
     with (
         mock.patch.object(launch, "run", note),
-        mock.patch.object(tuning, "architecture_of", lambda device: architecture_of(capability)),
-        mock.patch.object(backend, "available", lambda device, dtype=None: None),
+        mock.patch.object(tuning, "architecture_of", return_value=architecture_of(capability)),
+        mock.patch.object(backend, "available", return_value=None),
     ):
         for spec in _specs():
             Case(spec, torch.device("cpu")).call("triton")()
@@ -88,10 +88,10 @@ def _optimizer_steps() -> None:
 
 
 def compile_one(index: int, capability: int) -> str:
-    """Compile a specialisation by its number; what it is. Raises Exhausted past the last one."""
+    """Compile a specialisation by its number; what it is. Raises ExhaustedError past the last one."""
     own = specialisations(capability)
     if index >= len(own):
-        raise Exhausted
+        raise ExhaustedError
     chosen, arguments = own[index]
     triton.runtime.driver.set_active(_Driver(capability))
     chosen.kernel.warmup(
@@ -102,7 +102,9 @@ def compile_one(index: int, capability: int) -> str:
         num_warps=chosen.config.warps,
         num_stages=chosen.config.stages,
     )
-    constants = " ".join(f"{name}={value}" for name, value in (chosen.constants | chosen.config.constants).items())
+    constants = " ".join(
+        f"{name}={value}" for name, value in (chosen.constants | chosen.config.constants).items()
+    )
     return f"{chosen.kernel.__name__} {constants}"
 
 
@@ -127,5 +129,7 @@ class Compiled:
         hits, missed = self.hits, self.missed
         self.hits, self.missed = 0, []
         if missed:
-            return f"Triton compiled {len(missed)} ({', '.join(dict.fromkeys(missed))}), {hits} from the cache"
+            return (
+                f"Triton compiled {len(missed)} ({', '.join(dict.fromkeys(missed))}), {hits} from the cache"
+            )
         return f"Triton: all {hits} from the cache" if hits else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import specs, tools
-from .pool import Request, Task
+from .process import Request, Task
 from .specs import Spec
 
 STEP_MODES = ("eager", "sync", "capture", "stream", "tf32", "packed", "bfloat16")
@@ -23,7 +23,11 @@ MOST_SPECIALISATIONS = 500
 
 MEMCHECKED = {
     "kron_step_resident": ("kron_step_resident_64_bf16x3", "kron_step_resident_128_bf16x3"),
-    "grouped_product": ("grouped_product_64_bf16x3", "grouped_product_64_tf32x3", "grouped_product_128_bf16x3"),
+    "grouped_product": (
+        "grouped_product_64_bf16x3",
+        "grouped_product_64_tf32x3",
+        "grouped_product_128_bf16x3",
+    ),
     "start_factors": ("start_factors",),
     "traces_of_squares": ("traces_of_squares",),
     "accumulate": ("accumulate",),
@@ -76,9 +80,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Section:
-    """Attributes:
-    seconds: of the section at most.  case_seconds: of a case.  lanes: processes at a time.
-    tool: what must be there, beside torch.  native: whether it needs the native library.
+    """Tasks of one kind, and the limits that they have.
+
+    Attributes:
+        seconds: of the section at most.  case_seconds: of a case.  lanes: processes at a time.
+        tool: what must be there, beside torch.  native: whether it needs the native library.
     """
 
     name: str
@@ -150,24 +156,24 @@ def steps(context: Context) -> list[Task]:
 
 
 def times(context: Context) -> list[Task]:
-    """A process for each case, in which every column is a request of its own."""
-    tasks = []
-    for spec in specs.TIMES:
-        requests = [
-            Request(f"{spec.name}/{column}", context.message("time", spec.name, backend=column))
-            for column in specs.columns(spec.op)
-        ]
-        tasks.append(Task(spec.name, tuple(requests)))
-    return tasks
+    """One process for all, so that its start is paid once; every column of a case is a request of its own."""
+    requests = [
+        Request(f"{spec.name}/{column}", context.message("time", spec.name, backend=column))
+        for spec in specs.TIMES
+        for column in specs.columns(spec.op)
+    ]
+    return [Task("times", tuple(requests))]
 
 
 def gpt2(context: Context) -> list[Task]:
-    names = ["adamw"]
-    for block in specs.GPT2_BLOCKS:
-        backends = ("native", "triton", "auto", "roofline", "reference")
-        names += [f"{block}/{backend}/eager" for backend in backends]
-        names += [f"{block}/{backend}/graph" for backend in ("native", "triton", "auto")]
-    return [Task(name, (Request(name, context.message("gpt2", name)),)) for name in names]
+    """One process for all; what is least like a rival comes last."""
+    ours, blocks = ("native", "triton", "auto"), specs.GPT2_BLOCKS
+    names = [f"{block}/{backend}/{how}" for how in ("eager", "graph") for block in blocks for backend in ours]
+    names += [
+        "adamw",
+        *(f"{block}/{backend}/eager" for backend in ("roofline", "reference") for block in blocks),
+    ]
+    return [Task("gpt2", tuple(Request(name, context.message("gpt2", name)) for name in names))]
 
 
 def _under(tool: str, name: str, task: Task, filters: tuple[str, ...], context: Context) -> Task:
@@ -228,7 +234,7 @@ def compilation(context: Context) -> list[Task]:
     tasks = []
     for name in map(str, range(MOST_SPECIALISATIONS)):
         message = context.message("compile", name, capability=context.capability)
-        tasks.append(Task(name, (Request(name, message),)))
+        tasks.append(Task(name, (Request(name, message),), numbered=True))
     return tasks
 
 
@@ -239,9 +245,9 @@ SECTIONS = (
     Section("steps", 50, 30, 3, steps),
     Section("times", 150, 20, 1, times),
     Section("gpt2", 60, 25, 1, gpt2),
-    Section("memcheck", 60, 50, 4, memcheck, tool="compute-sanitizer", native=True),
+    Section("memcheck", 60, 50, 8, memcheck, tool="compute-sanitizer", native=True),
     Section("racecheck", 45, 40, 3, racecheck, tool="compute-sanitizer", native=True),
-    Section("ncu", 50, 40, 1, ncu, tool="ncu"),
+    Section("ncu", 50, 40, 2, ncu, tool="ncu"),
 )
 
 

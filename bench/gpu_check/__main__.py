@@ -1,4 +1,4 @@
-"""`python -m gpu`, from bench/."""
+"""`python -m gpu_check`, from bench/."""
 
 import sys
 

@@ -46,9 +46,9 @@ class Report:
         self.send(end={"verdict": SKIP, "text": reason})
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """A case that does not apply here, and why."""
 
 
-class Exhausted(Exception):
+class ExhaustedError(Exception):
     """There is no such case, nor any after it."""

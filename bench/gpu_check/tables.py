@@ -1,4 +1,4 @@
-"""Tables of what was measured, from the CSV's rows alone: for the summary, and for docs/gpu-measurements.md."""
+"""Tables of what was measured, from the CSV's rows alone: for the summary and docs/gpu-measurements.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from pathlib import Path
 Row = Mapping[str, str]
 
 DEFAULT = "frobenius-r2-bf16x3"
-COLUMNS = ("native", "triton", "auto", "roofline", "torch.bmm fp32", "torch.bmm tf32", "AdamW fused", "reference")
+COLUMNS = (
+    "native",
+    "triton",
+    "auto",
+    "roofline",
+    "torch.bmm fp32",
+    "torch.bmm tf32",
+    "AdamW fused",
+    "reference",
+)
 PROFILED = (
     "Duration", "Compute (SM) Throughput", "Memory Throughput", "Achieved Occupancy", "Registers Per Thread",
 )  # fmt: skip
@@ -28,7 +37,9 @@ class Table:
         """Aligned by blanks."""
         cells = [list(self.header), *map(list, self.lines)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.header))]
-        rows = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in cells]
+        rows = [
+            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in cells
+        ]
         return "\n".join([f"{self.title}:", *(row.rstrip() for row in rows)])
 
     def markdown(self) -> str:

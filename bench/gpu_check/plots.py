@@ -1,4 +1,4 @@
-"""Plots of what a check measured, from its CSV alone: `python -m gpu.plots gpu_check.csv`, from bench/."""
+"""Plots of what a check measured, from its CSV alone: `python -m gpu_check.plots gpu_check.csv` in bench/."""
 
 from __future__ import annotations
 

@@ -17,63 +17,21 @@ from pathlib import Path
 from types import FrameType
 
 from . import package, sections, tables
-from .pool import Launcher, Request, Task, run_tasks
+from .options import parser
+from .pool import run_tasks
+from .process import Launcher, Request, Task
 from .record import CSV, Record
 from .sections import Context, Section
 from .words import FAIL, NOT_RUN, PASS, SKIP
 
 ROOT = package.ROOT
-WORK = ROOT / "build/gpu_check_work"
-"""For the package, caches and details; what comes back is in the folder of --out."""
-BUNDLE = ROOT / ".gpu-bundle"
-DEADLINE = 560
 END_SECONDS = 15
 """Of the deadline, for plots, summary and archive."""
 BUILD_SECONDS = 240
-SLOWER = 6
-"""How much longer a case may take where a CPU does the work."""
+CPU_SLOWER, MEMCHECK_SLOWER = 6, 10
+"""How much longer a case may take where a CPU does the work, or a tool looks on."""
 ON_CPU = ("native", "steps")
 """Sections that make sense without a GPU."""
-
-EPILOG = """\
-sections: {sections}
-cases by name: --list; --only 'native/grouped_product_*' or --only 'times/kron_step_/128x128/*' takes some of them
-
-exit status: 0 if nothing is wrong; 1 if anything is, or was not run; 2 without a usable device
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="bench/gpu_check.sh",
-        description="Check and time every kernel on a GPU; docs/gpu-check.md says how to read the result.",
-        epilog=EPILOG.format(sections=", ".join(section.name for section in sections.SECTIONS)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument(
-        "--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu_check"),
-        help="folder of the result, at most six files; default: $OUT, else build/gpu_check",
-    )  # fmt: skip
-    made.add_argument("--deadline", type=float, default=DEADLINE, help=f"seconds in all; default: {DEADLINE}")
-    made.add_argument("--only", type=lambda text: tuple(text.split(",")), default=(), metavar="GLOB[,GLOB]")
-    made.add_argument("--list", action="store_true", help="print the names of all cases")
-    made.add_argument("--blocking", action="store_true", help="CUDA_LAUNCH_BLOCKING=1: errors where they arise")
-    made.add_argument("--memcheck", action="store_true", help="run all cases under compute-sanitizer")
-    made.add_argument("--bundle", type=Path, default=BUNDLE, help="of make gpu-bundle; default: .gpu-bundle")
-    made.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: what can be tried there")
-    made.add_argument(
-        "--dry-run", action="store_true",
-        help="less work, wrong values do not count: for a fake CUDA runtime, whose kernels compute nothing",
-    )  # fmt: skip
-    made.add_argument(
-        "--inject", type=lambda text: tuple(text.split(",")), default=(), metavar="crash,hang,wrong",
-        help="cases that go wrong in these ways, between the others of the first task",
-    )  # fmt: skip
-    made.add_argument("--seed", type=int, help="of the inputs; default: another one each time")
-    made.add_argument("--worker", help=argparse.SUPPRESS)  # another command, for the driver's own tests
-    made.add_argument("--work", type=Path, default=WORK, help=argparse.SUPPRESS)
-    made.add_argument("--case-seconds", type=float, help=argparse.SUPPRESS)
-    return made
 
 
 class Check:
@@ -95,14 +53,17 @@ class Check:
             device=options.device,
             details=self.record.details,
         )
-        command = options.worker.split() if options.worker else [sys.executable, "-u", "-m", "gpu.worker"]
+        command = (
+            options.worker.split() if options.worker else [sys.executable, "-u", "-m", "gpu_check.worker"]
+        )
         self.launcher = Launcher(command, self._environment(), ROOT / "bench", self.record)
         self.background: list[threading.Thread] = []
         self.building: threading.Thread | None = None
 
     def _environment(self) -> dict[str, str]:
         """Of workers: the laid out package, one cache, no network, nothing held back."""
-        paths = [str(self.work / "package"), str(ROOT / "bench"), os.environ.get("PYTHONPATH", "")]
+        package_of_ours = [] if self.options.installed else [str(self.work / "package")]
+        paths = [*package_of_ours, os.environ.get("PYTHONPATH", ""), str(ROOT / "bench")]
         own = {
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONUNBUFFERED": "1",
@@ -144,11 +105,17 @@ class Check:
 
     def _lay_out(self) -> None:
         """A package to import, with the first library that serves, else with one that is built meanwhile."""
+        if self.options.installed:
+            return
         folder, bundle, tree = self.work / "package", self.options.bundle, ROOT / "kradagrad_ext"
         device = self.options.device
         for place, look in (
-            (bundle, lambda: f"bundle, built from {package.check(bundle)['git_sha']}"),
-            (tree, lambda: f"the tree's own, for {package.installed(device)['native']}"),
+            ()
+            if self.options.worker
+            else (
+                (bundle, lambda: f"bundle, built from {package.check(bundle)['git_sha']}"),
+                (tree, lambda: f"the tree's own, for {package.installed(device)['native']}"),
+            )
         ):
             try:
                 said = look()
@@ -165,7 +132,9 @@ class Check:
 
     def _build(self, folder: Path) -> None:
         if self.options.worker or shutil.which("nvcc") is None:
-            self.record.verdict("library", "build", SKIP, "there is no usable library, and no nvcc to build one")
+            self.record.verdict(
+                "library", "build", SKIP, "there is no usable library, and no nvcc to build one"
+            )
             return
 
         def build() -> None:
@@ -225,9 +194,9 @@ class Check:
         self.record.say(f"{self.record.elapsed():5.0f} s  {section.name}, at most {max(seconds, 0):.0f} s")
         if self.options.memcheck and not tasks[0].command:
             tasks = [sections.under_memcheck(task, self.context) for task in tasks]
-        on_cpu = self.options.device == "cpu"
-        limit = self.options.case_seconds or section.case_seconds
-        limit *= 10 if self.options.memcheck else SLOWER if self.options.dry_run or on_cpu else 1
+        by_cpu = self.options.dry_run or self.options.device == "cpu"
+        slower = MEMCHECK_SLOWER if self.options.memcheck else CPU_SLOWER if by_cpu else 1
+        limit = self.options.case_seconds or slower * section.case_seconds
         run_tasks(self.launcher, section.name, tasks, section.lanes, limit, time.monotonic() + seconds)
 
     def _reason(self, section: Section) -> tuple[str, str] | None:
@@ -254,7 +223,14 @@ class Check:
         for thread in self.background:
             thread.join(1.0)
         self.launcher.end_all()
-        plot = [sys.executable, "-m", "gpu.plots", str(self.record.folder / CSV), "--out", str(self.record.folder)]
+        plot = [
+            sys.executable,
+            "-m",
+            "gpu_check.plots",
+            str(self.record.folder / CSV),
+            "--out",
+            str(self.record.folder),
+        ]
         if not self.options.worker:
             output(plot, self.record, self.launcher.environment, ROOT / "bench", END_SECONDS)
         text = "\n\n".join(table.text() for table in tables.tables(tables.words(self.record.rows)))

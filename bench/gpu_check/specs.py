@@ -24,8 +24,8 @@ class Spec:
     Attributes:
         blocks: shapes of blocks, a group each; of elementwise ops the parameters'.
         shape: of the matrices that hold the blocks; blocks that are longer have one of their own.
-        what: ``all``, or of ``kron_step_`` the ``first`` gradients or the ``product`` alone; of elementwise ops
-            an option that differs.
+        what: ``all``, or of ``kron_step_`` the ``first`` gradients or the ``product`` alone; of elementwise
+            ops an option that differs.
         layout: ``plain``, or views with padding around them, whose rows begin at multiples of 16 bytes
             (``padded``) or anywhere (``ragged``), or column by column (``transposed``).
     """
@@ -141,7 +141,6 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "parameter_step": PARAMETER_STEP,
 }
 """By the CUDA kernel that each is there for, all 21 of them."""
-
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:

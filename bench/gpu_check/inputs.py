@@ -51,7 +51,7 @@ def make(spec: Spec, source: Source) -> Arguments:
 
 
 def matrix_of(spec: Spec, block: Sides) -> Sides:
-    """Height and width of the matrix that holds a group's blocks; two of them where the spec leaves it open."""
+    """Height and width of the matrix that holds a group's blocks; two blocks where the spec says nothing."""
     (height, width), (m, n) = spec.shape, block
     if (height, width) == (1, 1):
         return 2 * m, n
@@ -127,9 +127,7 @@ def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
 
 def _elements(spec: Spec, source: Source, names: tuple[str, ...], dtype: torch.dtype) -> list[list[Tensor]]:
     """Lists of tensors of the parameters' shapes, in memory as the spec says."""
-    made = [
-        [source.normal(*shape, scale=GRADIENT_SCALE).to(dtype) for shape in spec.blocks] for _ in names
-    ]
+    made = [[source.normal(*shape, scale=GRADIENT_SCALE).to(dtype) for shape in spec.blocks] for _ in names]
     return [[laid_out(tensor, spec.layout) for tensor in tensors] for tensors in made]
 
 
@@ -172,7 +170,9 @@ def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
 def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
     """Of ``parameter_step_`` with decoupled decay; one parameter has no update if options are tried out."""
     (params,) = _elements(spec, source, ("params",), getattr(torch, spec.dtype))
-    momenta, updates, directions = _elements(spec, source, ("momenta", "updates", "directions"), torch.float32)
+    momenta, updates, directions = _elements(
+        spec, source, ("momenta", "updates", "directions"), torch.float32
+    )
     momentum, own = spec.what in ("momentum", "l2"), _per_parameter(spec, source)
     if momentum:
         updates[-1] = updates[-1].new_empty(0)
@@ -192,7 +192,7 @@ def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401
-    """A copy of an argument with its layout and what lies around it; floating tensors in `dtype`, if given."""
+    """A copy of an argument with its layout and what lies around it; floating tensors in `dtype` if given."""
     if isinstance(value, list):
         return [copied(item, dtype) for item in value]
     if not isinstance(value, Tensor):

@@ -11,7 +11,7 @@ from .inputs import Arguments, copied
 from .products import bmm_products, tf32
 from .specs import OURS
 from .timing import Call, device_times, host_time, kernel_times, nothing
-from .words import Report, Skipped
+from .words import Report, SkippedError
 
 ROUNDS, SECONDS = 30, 1.5
 OTHERS = ("Mem", "void", "cuda")
@@ -35,9 +35,19 @@ def measure(case: Case, column: str, report: Report) -> None:
     if column in OURS:
         restore()
         report.row("host_ms", host_time(call))
-        for name, spent in kernel_times(call).items():
-            if not name.startswith(OTHERS):
-                report.row(f"ms of {name}", spent)
+        _by_kernel(call, report)
+
+
+def _by_kernel(call: Call, report: Report) -> None:
+    """What the profiler says, where it can be used at all."""
+    try:
+        times = kernel_times(call)
+    except RuntimeError as error:
+        print(f"no times by kernel: {error}", flush=True)
+        return
+    for name, spent in times.items():
+        if not name.startswith(OTHERS):
+            report.row(f"ms of {name}", spent)
 
 
 def _time(call: Call, restore: Call, report: Report) -> None:
@@ -61,7 +71,7 @@ def _predict(case: Case, report: Report) -> None:
     gpu = gpu_of(torch.cuda.get_device_name(case.device))
     costs = case.costs()
     if gpu is None or not costs:
-        raise Skipped("this GPU is not in the table of peaks" if gpu is None else "no prediction for the op")
+        raise SkippedError("this GPU is not in the table of peaks" if gpu is None else "there is none")
     report.row("ms", predict(costs, gpu))
     for kernel in dict.fromkeys(cost.kernel for cost in costs):
         report.row(f"ms of {kernel}", predict([cost for cost in costs if cost.kernel == kernel], gpu))
@@ -72,5 +82,5 @@ def _adamw(arguments: Arguments) -> Call:
     params = [torch.nn.Parameter(tensor.clone()) for tensor in arguments["params"]]
     for param in params:
         param.grad = torch.full_like(param, 1e-3)
-    optimizer = torch.optim.AdamW(params, lr=torch.tensor(1e-4), fused=True, capturable=True)
+    optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True, capturable=True)
     return optimizer.step
