@@ -136,7 +136,7 @@ def test_the_bundle_fits_its_sources_alone(tmp_path: Path) -> None:
 
 
 def test_a_laid_out_package_is_whole(tmp_path: Path) -> None:
-    package.lay_out(tmp_path, None)
+    package.lay_out(tmp_path)
     assert package.loads(sys.executable, tmp_path, dict(os.environ)) not in (None, "")
     code = "import kradagrad_ext, kradagrad_ext.cost; print(kradagrad_ext.__file__)"
     done = subprocess.run(

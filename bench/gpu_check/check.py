@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -39,7 +40,7 @@ class Check:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.work: Path = options.work.resolve()
-        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.rmtree(self.work / "details", ignore_errors=True)  # what Triton compiled stays
         self.options = options
         self.record = Record(options.out.resolve(), self.work / "details")
         self.end = self.record.start + options.deadline - END_SECONDS
@@ -57,7 +58,6 @@ class Check:
             options.worker.split() if options.worker else [sys.executable, "-u", "-m", "gpu_check.worker"]
         )
         self.launcher = Launcher(command, self._environment(), ROOT / "bench", self.record)
-        self.background: list[threading.Thread] = []
         self.building: threading.Thread | None = None
 
     def _environment(self) -> dict[str, str]:
@@ -80,12 +80,14 @@ class Check:
         """All of it; the exit status."""
         try:
             self._look()
-            self._lay_out()
+            if not self.options.installed:
+                package.lay_out(self.work / "package")
             self._compile()
+            self._library()
             if not self._machine():
                 return 2 if self.options.device == "cuda" and not self.record.found else 1
             for section in self._order():
-                self._section(section)
+                self._guarded(section)
         finally:
             self._finish()
         return 1 if self.record.failed else 0
@@ -103,35 +105,31 @@ class Check:
             self.context, capability=int(capability or 90), sanitizer_help=helped
         )
 
-    def _lay_out(self) -> None:
-        """A package to import, with the first library that serves, else with one that is built meanwhile."""
-        if self.options.installed:
+    def _library(self) -> None:
+        """The first native library that serves goes into the package, else one that is built meanwhile."""
+        if self.options.installed or self.options.worker:
             return
-        folder, bundle, tree = self.work / "package", self.options.bundle, ROOT / "kradagrad_ext"
-        device = self.options.device
+        folder, bundle, tree = self.work / "package", self.options.bundle.resolve(), ROOT / "kradagrad_ext"
         for place, look in (
-            ()
-            if self.options.worker
-            else (
-                (bundle, lambda: f"bundle, built from {package.check(bundle)['git_sha']}"),
-                (tree, lambda: f"the tree's own, for {package.installed(device)['native']}"),
-            )
+            (bundle, lambda: f"bundle, built from {package.check(bundle)['git_sha']}"),
+            (tree, lambda: f"the tree's own, for {package.installed(self.options.device)['native']}"),
         ):
             try:
                 said = look()
-                package.lay_out(folder, place)
+                package.put_library(folder, place)
                 reason = package.loads(sys.executable, folder, self.launcher.environment)
-                if reason is None:
-                    self.record.verdict("library", "ready", PASS, said)
-                    return
-                self.record.say(f"{said}: it does not load: {reason}")
             except package.PackageError as error:
                 self.record.say(str(error))
-        package.lay_out(folder, None)
+                continue
+            if reason is None:
+                self.record.verdict("library", "ready", PASS, said)
+                return
+            package.take_library(folder)
+            self.record.say(f"{said}: it does not load: {reason}")
         self._build(folder)
 
     def _build(self, folder: Path) -> None:
-        if self.options.worker or shutil.which("nvcc") is None:
+        if shutil.which("nvcc") is None:
             self.record.verdict(
                 "library", "build", SKIP, "there is no usable library, and no nvcc to build one"
             )
@@ -142,7 +140,7 @@ class Check:
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", major_minor)
             try:
                 package.build(sys.executable, self.work / "bundle")
-                package.lay_out(folder, self.work / "bundle")
+                package.put_library(folder, self.work / "bundle")
                 reason = package.loads(sys.executable, folder, self.launcher.environment)
             except package.PackageError as error:
                 reason = str(error)
@@ -158,9 +156,7 @@ class Check:
             return
         lanes, until = sections.compile_lanes(), min(self.end, time.monotonic() + 240)
         arguments = (self.launcher, "compile", sections.compilation(self.context), lanes, 60.0, until)
-        thread = threading.Thread(target=run_tasks, args=arguments, daemon=True)
-        thread.start()
-        self.background.append(thread)
+        threading.Thread(target=run_tasks, args=arguments, daemon=True).start()
 
     def _machine(self) -> bool:
         """Whether there is a device to check; what it is goes into every row."""
@@ -176,6 +172,14 @@ class Check:
             return list(sections.SECTIONS)
         first = [section for section in sections.SECTIONS if section.name in ("ceilings", "triton")]
         return first + [section for section in sections.SECTIONS if section not in first]
+
+    def _guarded(self, section: Section) -> None:
+        """A section, of which no error ends the others."""
+        try:
+            self._section(section)
+        except Exception as error:  # noqa: BLE001
+            self.record.log(traceback.format_exc(), section.name)
+            self.record.verdict(section.name, "all", FAIL, f"{type(error).__name__}: {error}")
 
     def _section(self, section: Section) -> None:
         if self.building is not None and section.name not in ("ceilings", "triton"):
@@ -218,25 +222,20 @@ class Check:
         return (self.work / "package/kradagrad_ext" / package.LIBRARY).exists()
 
     def _finish(self) -> None:
-        """End what is left, and write the rest of the files."""
+        """End what is left, and write the rest of the files: the summary first."""
         self.launcher.end_all()
-        for thread in self.background:
-            thread.join(1.0)
-        self.launcher.end_all()
-        plot = [
-            sys.executable,
-            "-m",
-            "gpu_check.plots",
-            str(self.record.folder / CSV),
-            "--out",
-            str(self.record.folder),
-        ]
+        try:
+            text = "\n\n".join(table.text() for table in tables.tables(tables.words(self.record.rows)))
+        except (KeyError, ValueError) as error:
+            text = f"no tables: {error!r}"
+        summary = self.record.write_summary(text)
         if not self.options.worker:
+            csv, folder = self.record.folder / CSV, self.record.folder
+            plot = [sys.executable, "-m", "gpu_check.plots", str(csv), "--out", str(folder)]
             output(plot, self.record, self.launcher.environment, ROOT / "bench", END_SECONDS)
-        text = "\n\n".join(table.text() for table in tables.tables(tables.words(self.record.rows)))
-        print(f"\n{self.record.write_summary(text)}", flush=True)
         self.record.archive()
         self.record.close()
+        print(f"\n{summary}", flush=True)
 
 
 def output(

@@ -109,16 +109,27 @@ def installed(kind: str, root: Path = ROOT) -> dict[str, str]:
     return record
 
 
-def lay_out(folder: Path, library: Path | None, root: Path = ROOT) -> None:
-    """Make a complete package in a folder for PYTHONPATH, with the library of another folder if given."""
+def lay_out(folder: Path, root: Path = ROOT) -> None:
+    """Make a complete package in a folder for PYTHONPATH, but for the native library."""
     package = folder / "kradagrad_ext"
     shutil.rmtree(package, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.so", BUILD)
     shutil.copytree(root / "kradagrad_ext", package, ignore=ignored)
     shutil.copytree(root / "triton_kernels", package / "triton_kernels", ignore=ignored)
-    if library is not None:
-        for name in (LIBRARY, BUILD):
-            shutil.copy2(library / name, package / name)
+
+
+def put_library(folder: Path, place: Path) -> None:
+    """Give a laid out package the library, and the record of its build, that lie in another folder."""
+    for name in (LIBRARY, BUILD):
+        partial = folder / "kradagrad_ext" / f"{name}.partial"
+        shutil.copy2(place / name, partial)
+        partial.replace(folder / "kradagrad_ext" / name)
+
+
+def take_library(folder: Path) -> None:
+    """Take it away again."""
+    for name in (LIBRARY, BUILD):
+        (folder / "kradagrad_ext" / name).unlink(missing_ok=True)
 
 
 def loads(python: str, folder: Path, environment: dict[str, str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,7 +29,11 @@ class Lane:
                 task = tasks.get_nowait()
             except queue.Empty:
                 break
-            self._run(task, more=not tasks.empty())
+            try:
+                self._run(task, more=not tasks.empty())
+            except Exception as error:  # noqa: BLE001  (a fault of the driver's own costs this task alone)
+                self.record.log(traceback.format_exc(), self.section)
+                self.record.verdict(self.section, task.name, FAIL, f"{type(error).__name__}: {error}")
         if self._spare is not None:
             self._spare.kill()
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from .words import ExhaustedError, Report, SkippedError
 
 Request = dict[str, Any]
+THREADS = 2  # many workers share the cores
 
 
 def answers() -> IO[str]:
@@ -212,7 +213,7 @@ def main() -> int:
     except (ImportError, OSError) as error:
         report.failed(f"the worker cannot start: {error}")
         return 1
-    torch.set_num_threads(int(os.environ.get("GPU_CHECK_THREADS", "2")))
+    torch.set_num_threads(THREADS)
     compiled = watch_triton()
     report.send(ready=True)
     for request in requests(sys.argv[1:]):
