@@ -28,7 +28,7 @@ from .words import FAIL, NOT_RUN, PASS, SKIP
 ROOT = package.ROOT
 END_SECONDS = 15
 """Of the deadline, for plots, summary and archive."""
-BUILD_SECONDS = 240
+BUILD_SECONDS, COMPILE_SECONDS = 240, 240
 CPU_SLOWER, MEMCHECK_SLOWER = 6, 10
 """How much longer a case may take where a CPU does the work, or a tool looks on."""
 ON_CPU = ("native", "steps")
@@ -154,8 +154,9 @@ class Check:
         users = [section for section in sections.SECTIONS if section.name not in ("ceilings", "native")]
         if self.options.device != "cuda" or not any(section.chosen(self.context) for section in users):
             return
-        lanes, until = sections.compile_lanes(), min(self.end, time.monotonic() + 240)
-        arguments = (self.launcher, "compile", sections.compilation(self.context), lanes, 60.0, until)
+        lanes, until = sections.compile_lanes(), min(self.end, time.monotonic() + COMPILE_SECONDS)
+        limit = (CPU_SLOWER if self.options.dry_run else 1) * 60.0
+        arguments = (self.launcher, "compile", sections.compilation(self.context), lanes, limit, until)
         threading.Thread(target=run_tasks, args=arguments, daemon=True).start()
 
     def _machine(self) -> bool:

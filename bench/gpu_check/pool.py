@@ -20,7 +20,7 @@ class Lane:
         self.launcher, self.section, self.seconds, self.until = launcher, section, seconds, until
         self.record = launcher.record
         self._spare: Worker | None = None
-        self._exhausted = False
+        self._exhausted = self._numbered = False
 
     def run(self, tasks: queue.SimpleQueue[Task]) -> None:
         """Take tasks until there are none."""
@@ -49,6 +49,7 @@ class Lane:
 
     def _run(self, task: Task, more: bool) -> None:
         worker: Worker | None = None
+        self._numbered = task.numbered  # what is left of these when time is over is no fault
         for request in task.requests:
             if time.monotonic() >= self.until and task.numbered:
                 self._exhausted = True
@@ -86,7 +87,7 @@ class Lane:
             late = time.monotonic() >= self.until
             waited = limit if worker.ready else START_SECONDS
             text = "the section's time was over" if late else f"no answer within {waited:.0f} s"
-            self._verdict(request, NOT_RUN if late else HANG, text)
+            self._verdict(request, (SKIP if self._numbered else NOT_RUN) if late else HANG, text)
             worker.tell_where()
             return False
 

@@ -57,7 +57,8 @@ def _time(call: Call, restore: Call, report: Report) -> None:
 
 def _restore(case: Case) -> Call:
     """Puts back what the op works on in place: factors would grow without end, and NaN come of it."""
-    kept = {name: copied(tensors) for name, tensors in case.written().items() if name not in ("out", "norms")}
+    changed = {name: tensors for name, tensors in case.written().items() if name not in ("out", "norms")}
+    kept = {name: copied(tensors) for name, tensors in changed.items() if tensors}
 
     def restore() -> None:
         written = case.written()

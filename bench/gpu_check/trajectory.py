@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,8 @@ from .words import Report
 
 SHAPES = ((300, 140), (256, 256), (128, 64), (40, 30), (50,))
 """Blocks that every kernel takes, and a vector."""
-STEPS, WARMUP = 30, 3
+STEPS, FEW_STEPS, WARMUP = 30, 12, 3
+"""Both are past the second refresh of the roots."""
 LR, RANK, SCALE = 1e-3, 8, 1e-3
 BOUND, BFLOAT16_BOUND = 1e-3, 3e-2
 """On the displacement of each parameter, relative to that by the reference in float64."""
@@ -39,9 +41,10 @@ class Run:
         device: torch.device,
         dtype: torch.dtype,
         seed: int,
+        steps: int = STEPS,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.steps = seed, device, steps
         self.params = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=device)) for shape in SHAPES]
         self.optimizer = KrADagrad(self.params, backend=backend, **(OPTIONS | options))
         for param in self.params:
@@ -67,18 +70,19 @@ class Run:
 
 
 def take(run: Run, step: Step | None = None) -> list[Tensor]:
-    for number in range(STEPS):
+    for number in range(run.steps):
         (step or run.step)(number)
     return run.displacements()
 
 
-def check(backend: str, mode: str, device: torch.device, seed: int, report: Report) -> list[str]:
+def check(backend: str, mode: str, device: torch.device, seed: int, small: bool, report: Report) -> list[str]:
     """Run one way of stepping; errors are rows before they are judged. What is wrong, in words."""
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
     options = {"packed": {"packed": True}, "capture": {"capturable": True}}.get(mode, {})
-    exact = take(Run("reference", device, torch.float64, seed, **options))
-    plain = take(Run("reference", device, dtype, seed, **options))
-    wrong, run = [], Run(backend, device, dtype, seed, **options)
+    make = functools.partial(Run, steps=FEW_STEPS if small else STEPS, **options)
+    exact = take(make("reference", device, torch.float64, seed))
+    plain = take(make("reference", device, dtype, seed))
+    wrong, run = [], make(backend, device, dtype, seed)
     try:
         ours = WAYS.get(mode, take)(run)
     finally:
@@ -94,7 +98,7 @@ def check(backend: str, mode: str, device: torch.device, seed: int, report: Repo
         if not error <= bound:
             wrong.append(f"{name}: error {error:.1e}, bound {bound:.0e}")
     if mode in ("capture", "stream"):
-        same = take(Run(backend, device, dtype, seed, **options))
+        same = take(make(backend, device, dtype, seed))
         if not all(torch.equal(a, b) for a, b in zip(ours, same, strict=True)):
             wrong.append("other bits than from steps on the default stream, one by one")
     return wrong
@@ -111,7 +115,7 @@ def _captured(run: Run) -> list[Tensor]:
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream):
         run.optimizer.step()
-    for number in range(WARMUP, STEPS):
+    for number in range(WARMUP, run.steps):
         run.load(number)
         graph.replay()
     torch.cuda.synchronize()

@@ -98,7 +98,9 @@ def do_steps(request: Request, report: Report) -> list[str]:
 
     mode, backend = request["case"], request["backend"]
     report.fields |= {"op": "30 steps", "backend": backend, "recipe": mode}
-    return trajectory.check(backend, mode, device_of(request), request["seed"], report)
+    return trajectory.check(
+        backend, mode, device_of(request), request["seed"], bool(request.get("small")), report
+    )
 
 
 def do_time(request: Request, report: Report) -> list[str]:
