@@ -233,7 +233,8 @@ class Check:
         if not self.options.worker:
             csv, folder = self.record.folder / CSV, self.record.folder
             plot = [sys.executable, "-m", "gpu_check.plots", str(csv), "--out", str(folder)]
-            output(plot, self.record, self.launcher.environment, ROOT / "bench", END_SECONDS)
+            limit = (CPU_SLOWER if self.options.dry_run else 1) * END_SECONDS
+            output(plot, self.record, self.launcher.environment, ROOT / "bench", limit)
         self.record.archive()
         self.record.close()
         print(f"\n{summary}", flush=True)

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .record import COLUMNS
+
 Row = Mapping[str, str]
 
 DEFAULT = "frobenius-r2-bf16x3"
-COLUMNS = (
+BACKENDS = (
     "native",
     "triton",
     "auto",
@@ -55,7 +57,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def words(rows: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
     """Rows that are not yet in a file as those of one."""
-    return [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    return [{name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS} for row in rows]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
@@ -102,7 +104,7 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
 
 def _times(title: str, rows: Sequence[Row], keys: Sequence[str]) -> Table:
     """A line for each combination of `keys`, a column for each backend or rival."""
-    columns = [name for name in COLUMNS if any(row["backend"] == name for row in rows)]
+    columns = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
     held: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] for name in keys)
