@@ -193,14 +193,14 @@ class Check:
         if reason is not None:
             self.record.verdict(section.name, "all", *reason)
             return
-        seconds = min(section.seconds, self.end - time.monotonic())
-        if self.context.only:  # a call for a few cases gives each all the time that there is
-            seconds = self.end - time.monotonic()
+        by_cpu = self.options.dry_run or self.options.device == "cpu"
+        slower = MEMCHECK_SLOWER if self.options.memcheck else CPU_SLOWER if by_cpu else 1
+        left = self.end - time.monotonic()
+        # A call for a few cases gives each all the time that there is.
+        seconds = left if self.context.only else min(slower * section.seconds, left)
         self.record.say(f"{self.record.elapsed():5.0f} s  {section.name}, at most {max(seconds, 0):.0f} s")
         if self.options.memcheck and not tasks[0].command:
             tasks = [sections.under_memcheck(task, self.context) for task in tasks]
-        by_cpu = self.options.dry_run or self.options.device == "cpu"
-        slower = MEMCHECK_SLOWER if self.options.memcheck else CPU_SLOWER if by_cpu else 1
         limit = self.options.case_seconds or slower * section.case_seconds
         run_tasks(self.launcher, section.name, tasks, section.lanes, limit, time.monotonic() + seconds)
 
