@@ -105,6 +105,7 @@ def test_tf32_of_torch_makes_no_difference_that_counts(gpu_backend: str) -> None
     judge(close, ours, exact)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("capturable", [False, True])
 def test_steps_do_not_wait(capturable: bool, gpu_backend: str) -> None:
     run = Run(gpu_backend, capturable=capturable)
