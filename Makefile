@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# The environment of test-fake-gpu, and the torch that it gets: a CUDA build.
+VENV_CUDA ?= .venv-cuda
+TORCH_CUDA ?= torch==2.14.1
 PYTEST_ARGS ?=
 # The suite's processes; each computes on one thread.
 JOBS ?= auto
@@ -13,15 +16,17 @@ INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor.py krad_lemma.py accumulate.py \
     parameter_step.py trajectory.py)
 
+# What compilers and Triton have made of the same sources in another clone is taken from here; empty: nothing is.
+export KRADAGRAD_CACHE ?= $(HOME)/.cache/kradagrad_ext
 # The tests that the lack of a native library makes a difference to.
 WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py golden.py checkpoint.py \
     packed.py capturable.py opcheck.py kron_step_arguments.py train_gpt.py)
 
 BIN := $(VENV)/bin
-NATIVE := setup.py build_backend.py build_native.py pyproject.toml $(shell find csrc -type f)
+NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-slow test-none test-triton lint bench clean
+.PHONY: demo test test-slow test-none test-triton test-torch-versions test-fake-gpu lint bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -49,6 +54,18 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and (independent or padding or bfloat16 or dtypes or parts)" $(PYTEST_ARGS) $(OPS)
 
+# The native library beside the oldest torch, the newest and some between, in environments that take many GB.
+test-torch-versions:
+	$(PYTHON) tests/torch_versions.py $(TORCH_VERSIONS_ARGS)
+
+# The host code of steps on GPUs, under a CUDA build of torch and the fake runtime of tests/fake_cuda.
+test-fake-gpu: $(VENV_CUDA)/bin/pytest
+	PYTHONPATH=tests $(VENV_CUDA)/bin/python -m fake_cuda --devices 2 pytest $(PYTEST_ARGS) tests/fake_cuda
+
+$(VENV_CUDA)/bin/pytest:
+	$(PYTHON) -m venv $(VENV_CUDA)
+	$(VENV_CUDA)/bin/pip install $(TORCH_CUDA) triton numpy pytest pytest-benchmark
+
 lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,8 +77,12 @@ bench: $(VENV)/bench
 	$(BIN)/python bench/bench_step.py
 	$(BIN)/python bench/plot.py
 
+# The native library for one architecture, to carry to a machine with a GPU (docs/gpu-check.md).
+gpu-bundle: $(VENV)/installed
+	cd bench && $(abspath $(BIN))/python -m gpu_check.package .gpu-bundle
+
 clean:
-	rm -rf build dist kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -76,9 +97,9 @@ INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 $(VENV)-none/constraints.txt: CONSTRAINTS = $(OLDEST_TRITON)
 
-# What the examples need, and no more.
+# What the examples need, and no more; -v shows the progress of the build.
 $(VENV)/demo: $(VENV)/constraints.txt $(NATIVE)
-	$(INSTALL) -e '.[examples]'
+	$(INSTALL) -v -e '.[examples]'
 	touch $@
 
 $(VENV)/installed: $(VENV)/demo

@@ -128,16 +128,19 @@ def find_torch() -> metadata.Distribution | None:
 
 
 def compiler_version(command: tuple[str, ...]) -> str:
-    """First line of ``<compiler> --version``, or the command where that prints nothing."""
+    """The line of ``<compiler> --version`` with a version, or the command where there is none."""
     result = subprocess.run([*command, "--version"], capture_output=True, text=True)
-    return next(iter(result.stdout.splitlines()), shlex.join(command))
+    lines = (line for line in result.stdout.splitlines() if re.search(r"\d\.\d", line))
+    return next(lines, shlex.join(command))
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """setuptools' requirements, and torch where the target environment has none to build against."""
+    """setuptools' requirements; to compile, ninja, and torch where the target environment has none."""
     requirements: list[str] = build_meta.get_requires_for_build_wheel(config_settings)
-    if decide().compiler and find_torch() is None:
-        requirements.append(f"torch>={'.'.join(map(str, TORCH_MINIMUM))}")
+    if decide().compiler:
+        requirements.append("ninja")
+        if find_torch() is None:
+            requirements.append(f"torch>={'.'.join(map(str, TORCH_MINIMUM))}")
     return requirements
 
 

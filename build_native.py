@@ -6,15 +6,16 @@ import hashlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 from build_backend import Decision, compiler_version, find_torch, stop
+from ninja_rules import GIB, ROOT, Build, BuildError, Compiler, environment_facts, jobs
 
 # The stable ABI of torch 2.10: one binary for that release and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -32,10 +33,17 @@ CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 VIRTUAL_ARCHITECTURE = "compute_80"
 CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
-CPU_SOURCES = [Path("csrc/ops.cpp"), *sorted(Path("csrc/cpu").glob("*.cpp"))]
-CUDA_SOURCES = [*sorted(Path("csrc/cuda").glob("*.cpp")), *sorted(Path("csrc/cuda/plan").glob("*.cpp"))]
-KERNELS = sorted(Path("csrc/cuda/kernels").glob("*.cu"))
-HEADERS = sorted([*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")])
+
+def found(*patterns: str) -> list[Path]:
+    """Files of the tree, from its root."""
+    return [path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+
+
+CPU_SOURCES = found("csrc/ops.cpp", "csrc/cpu/*.cpp")
+CUDA_SOURCES = found("csrc/cuda/*.cpp", "csrc/cuda/plan/*.cpp")
+KERNELS = found("csrc/cuda/kernels/*.cu")
+
+CXX_MEMORY, NVCC_MEMORY = GIB // 2, 3 * GIB
 
 
 def sources(decision: Decision) -> list[Path]:
@@ -43,10 +51,10 @@ def sources(decision: Decision) -> list[Path]:
     return [*KERNELS, *CUDA_SOURCES, *CPU_SOURCES] if decision.nvcc else CPU_SOURCES
 
 
-def kernels_digest(root: Path = Path()) -> str:
+def kernels_digest() -> str:
     """A hash of the kernels' sources, by which a library tells whether it was built from them."""
     digest = hashlib.sha256()
-    for path in sorted((root / "csrc/cuda/kernels").iterdir()):
+    for path in sorted((ROOT / "csrc/cuda/kernels").iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -77,44 +85,64 @@ def build_native(decision: Decision) -> type[build_ext]:
             return str(Path(*fullname.split("."))) + ".abi3.so"
 
         def build_extension(self, ext: Extension) -> None:
-            link(decision, compile_all(decision), Path(self.get_ext_fullpath(ext.name)))
+            built, target = build_library(decision), Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial")
+            shutil.copyfile(built, partial)
+            partial.replace(target)  # processes that have loaded the earlier file keep it
 
     return BuildNative
 
 
-def compile_all(decision: Decision) -> list[str]:
-    """Compile every source that is newer than its object."""
-    distribution = find_torch()
-    if distribution is None:
-        stop("torch >= 2.10 is needed for the native library: install it first, or build with isolation")
-    # -isystem: warnings are for our own sources.
-    include = ["-isystem", str(distribution.locate_file("torch/include"))]
-    cpp = [*decision.compiler, *COMPILE_FLAGS, *include, *environment_flags("CXXFLAGS")]
-    commands = {".cpp": cpp}
-    if decision.nvcc:
-        cpp += ["-DUSE_CUDA", *toolkit_flags(decision, "INCLUDES")]
-        host = ["-ccbin", decision.compiler[0]]
-        commands[".cu"] = [*decision.nvcc, *NVCC_FLAGS, *host, *architecture_flags()]
-        commands[".cu"] += environment_flags("NVCC_APPEND_FLAGS")
-    tools = f"{commands} {compiler_version(decision.compiler)} {distribution.version}"
-    folder = Path("build", f"objects-{hashlib.sha256(tools.encode()).hexdigest()[:12]}")
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        return list(
-            pool.map(lambda path: compile_object(commands[path.suffix], path, folder), sources(decision))
-        )
-
-
-def link(decision: Decision, objects: list[str], library: Path) -> None:
-    """One shared library of all objects; CUDA's runtime goes in statically, so that it loads without CUDA."""
-    library.parent.mkdir(parents=True, exist_ok=True)
+def build_library(decision: Decision) -> str:
+    """Compile what has changed, and link it; the library's path."""
     torch = find_torch()
-    folders = [f"-L{torch.locate_file('torch/lib')}"] if torch else []
-    libraries = ["-ltorch_cpu"]
+    if torch is None:
+        stop("torch >= 2.10 is needed for the native library: install it first, or build with isolation")
+    compilers = compilers_of(decision, str(torch.locate_file("torch/include")), torch.version)
+    tools = f"{compilers} {environment_flags('LDFLAGS')}"
+    build = Build(Path("build", f"native-{hashlib.sha256(tools.encode()).hexdigest()[:12]}"))
+    try:
+        objects = [build.compile(compilers[path.suffix], path, f"{path}.o") for path in sources(decision)]
+        library = link(decision, build, objects, str(torch.locate_file("torch/lib")))
+        print(f"building {library}: {len(objects)} files, {jobs()} at a time (MAX_JOBS)", flush=True)
+        build.run(show=True)
+    except BuildError as error:
+        stop(f"{error}; KRADAGRAD_BUILD=none installs the package without it")
+    return library
+
+
+def compilers_of(decision: Decision, headers: str, torch: str) -> dict[str, Compiler]:
+    """The compilers of a decision, by the suffix of their sources, for a version of torch and its headers."""
+    if decision.compiler is None:
+        raise ValueError(f"nothing is compiled: {decision.reason}")
+    # -isystem: warnings are for our own sources. Objects name the same files wherever torch lies.
+    system = ["-isystem", headers, f"-ffile-prefix-map={headers}=include"]
+    command = [*decision.compiler, *COMPILE_FLAGS, *environment_flags("CXXFLAGS"), "-c"]
+    version = f"{compiler_version(decision.compiler)} {environment_facts('CPATH', 'CPLUS_INCLUDE_PATH')}"
+    if not decision.nvcc:
+        return {".cpp": Compiler("CXX", command, system, f"{version} torch {torch}", CXX_MEMORY)}
+    command.insert(-1, "-DUSE_CUDA")
+    system += toolkit_flags(decision, "INCLUDES")
+    version += compiler_version(decision.nvcc) + environment_facts("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+    kernels = [*decision.nvcc, *NVCC_FLAGS, "-ccbin", decision.compiler[0], *architecture_flags(), "-c"]
+    return {
+        ".cpp": Compiler("CXX", command, system, f"{version} torch {torch}", CXX_MEMORY),
+        ".cu": Compiler("NVCC", kernels, [], version, NVCC_MEMORY),
+    }
+
+
+def link(decision: Decision, build: Build, objects: list[str], torch: str) -> str:
+    """One shared library of all objects; CUDA's runtime goes in statically, so that it loads without CUDA.
+
+    Args:
+        torch: the folder of torch's libraries.
+    """
+    libraries = [f"-L{torch}", "-ltorch_cpu"]
     if decision.nvcc:
-        folders += toolkit_flags(decision, "LIBRARIES")
-        libraries += CUDA_LIBRARIES
-    command = [*decision.compiler, *LINK_FLAGS, "-shared", *objects, "-o", str(library), *folders, *libraries]
-    run([*command, *environment_flags("LDFLAGS")])
+        libraries += [*toolkit_flags(decision, "LIBRARIES"), *CUDA_LIBRARIES]
+    command = [*(decision.compiler or ()), *LINK_FLAGS]
+    return build.link(command, objects, [*libraries, *environment_flags("LDFLAGS")], "_native.abi3.so")
 
 
 def toolkit_flags(decision: Decision, name: str) -> list[str]:
@@ -128,25 +156,6 @@ def toolkit_flags(decision: Decision, name: str) -> list[str]:
     return shlex.split(found[0].partition("=")[2])
 
 
-def compile_object(command: list[str], source: Path, folder: Path) -> str:
-    """Compile one source, unless its object is newer than it and every header."""
-    target = (folder / source).with_suffix(f"{source.suffix}.o")
-    if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in [source, *HEADERS]):
-        return str(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial.o")
-    run([*command, "-c", str(source), "-o", str(partial)])
-    partial.replace(target)  # so that an interrupted compiler leaves no object to take up
-    return str(target)
-
-
 def environment_flags(name: str) -> list[str]:
     """Flags that the packager's environment adds."""
     return shlex.split(os.environ.get(name, ""))
-
-
-def run(command: list[str]) -> None:
-    """Run and show a build command; end the build where it fails."""
-    print(shlex.join(command), flush=True)
-    if subprocess.run(command).returncode:
-        stop("the compiler failed, see above; KRADAGRAD_BUILD=none installs the package without it")

@@ -84,9 +84,9 @@ def run(optimizer: str, settings: Settings, steps: int, seed: int) -> dict[str, 
     lr = settings.get("lr")
     options = Options(out="", optimizer=optimizer, steps=steps, seed=seed, lr=lr, eval_every=steps)
     trainer = make_trainer(options, settings)
-    row = trainer.train_step()
+    (row,) = trainer.train_step()
     while trainer.step < steps and row[2] == row[2]:
-        row = trainer.train_step()
+        (row,) = trainer.train_step()
     val_loss = float("nan") if row[3] is None else row[3]
     return {"val_loss": val_loss, "seconds": row[1], "optimizer_seconds": row[5]}
 

@@ -22,10 +22,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from common import percentiles, relative_error
-from gpu_cases import ERROR_BOUNDS, Case, elementwise_cases, kron_case
-from gpu_inputs import Recipe
-from gpu_timing import milliseconds
+from common import relative_error
+from gpu_check.cases import ERROR_BOUNDS, Case
+from gpu_check.specs import TIMED, elementwise, kron
+from gpu_check.timing import device_times
 from triton.errors import TritonError
 
 from kradagrad_ext.triton_kernels import kept_plans, tuning
@@ -41,7 +41,7 @@ PRODUCTS = [
     for depth in (16, 32, 64)
     for stages in (2, 3, 4)
 ]
-ROUNDS, WARMUP, SECONDS = 20, 3, 2.0
+ROUNDS, SECONDS = 20, 2.0
 
 
 def candidates(key: Key) -> list[Choice]:
@@ -59,10 +59,9 @@ def candidates(key: Key) -> list[Choice]:
 def case_of(key: Key, device: torch.device) -> Case:
     """A call that launches the row's kernel."""
     if key.shape == "elements":
-        cases = elementwise_cases([(4096, 4096), (4096,)], "float32", device)
-        return next(case for case in cases if case.op == f"{key.op}_")
+        return Case(elementwise(f"{key.op}_", TIMED, TIMED[:1]), device)
     side = SIDES[key.shape]
-    return kron_case((4096, 4096), [(side, side)], Recipe(precision=key.precision), device)
+    return Case(kron((side, side), shape=TIMED, precision=key.precision), device)
 
 
 @contextlib.contextmanager
@@ -99,8 +98,7 @@ def tune(key: Key, device: torch.device) -> Choice:
             error = max(map(relative_error, results, expected))
             if error > ERROR_BOUNDS.get(key.precision, 1e-4):
                 raise RuntimeError(f"{key}: {choice} differs from {best} by {error:.1e}")
-            times = milliseconds({"triton": case.call("triton")}, ROUNDS, WARMUP, SECONDS)["triton"]
-        spread = percentiles(times)
+            spread = device_times(case.call("triton"), ROUNDS, SECONDS).spread
         print(f"  {tuple(choice)}: {spread[1]:.3f} ms [{spread[0]:.3f}, {spread[2]:.3f}]", flush=True)
         if spread[1] < fastest:
             best, fastest = choice, spread[1]

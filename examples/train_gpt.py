@@ -11,8 +11,11 @@ Writes log.csv, loss.png, result.json and a checkpoint to --out. The last line o
 JSON. Ctrl-C and SIGTERM save a checkpoint and say how to go on; a resumed run equals an unbroken one bit
 for bit, with the same number of threads.
 
+A GPU is taken where there is one; --device cpu or cuda:1 says otherwise.
+
 Under torchrun the ranks share out every batch, so that their number changes rounding alone, and a run can go
-on with another number of ranks or another --parallel. Each takes a GPU where there are any. Ranks on several
+on with another number of ranks or another --parallel. Each takes a GPU of its
+own where there are any. Ranks on several
 machines need --out on a file system that they share. To save after Ctrl-C they have torchrun's
 --shutdown-timeout, 30 s by default.
 """
@@ -121,7 +124,7 @@ def prepare(parser: options.Parser, arguments: list[str] | None, ranks: Ranks) -
     """
     with ranks.together():
         given, resume = options.parse(parser, arguments)
-        ranks.choose_device()
+        ranks.choose_device(given.get("device"))
         store = Store(Path(given["out"]), ranks)
         saved = store.load() if resume else None
         chosen = Options(**given) if saved is None else options.resumed(saved["options"], given)
@@ -178,14 +181,22 @@ def train(trainer: Trainer, store: Store, stop: StopRequest) -> None:
         if trainer.ranks.first:
             log = stack.enter_context(report.LogFile(store.folder, trainer.log))
             bar = stack.enter_context(progress_bar(trainer))
-        while trainer.step < steps and not stop.requested(trainer.ranks):
-            row = trainer.train_step()
-            if trainer.ranks.first:
-                log.add(row)
-                show(bar, trainer)
-            if not math.isfinite(row[2]):
-                raise DivergedError(f"diverged: training loss {row[2]} at step {row[0]}; try a smaller --lr")
-            if trainer.step % every == 0 and trainer.step < steps:
+        while trainer.step < steps:
+            stopped = stop.requested(trainer.ranks)
+            rows = [] if stopped else trainer.train_step()
+            saves = trainer.step % every == 0 and trainer.step < steps
+            rows += trainer.settle() if saves or stopped else []
+            for row in rows:
+                if trainer.ranks.first:
+                    log.add(row)
+                    show(bar, trainer, row[0])
+                if not math.isfinite(row[2]):
+                    raise DivergedError(
+                        f"diverged: training loss {row[2]} at step {row[0]}; try a smaller --lr"
+                    )
+            if stopped:
+                break
+            if saves:
                 store.save(trainer)
     store.save(trainer)
 
@@ -203,13 +214,13 @@ def progress_bar(trainer: Trainer) -> tqdm:
     )
 
 
-def show(bar: tqdm, trainer: Trainer) -> None:
-    """Losses and step time on the bar, and a line to keep after each validation."""
-    recent = trainer.log[-20:]
+def show(bar: tqdm, trainer: Trainer, number: int) -> None:
+    """Losses and step time on the bar, and a line to keep after each validation; of a step in the log."""
+    recent = trainer.log[max(0, number - 20) : number]
     step, seconds, train_loss, val_loss, _, _ = recent[-1]
     elapsed = seconds - (recent[0][1] if len(recent) > 1 else 0.0)
     milliseconds = 1000 * elapsed / max(1, len(recent) - 1)
-    last_val = next((row[3] for row in reversed(trainer.log) if row[3] is not None), None)
+    last_val = next((row[3] for row in reversed(trainer.log[:number]) if row[3] is not None), None)
     val = "" if last_val is None else f" val {last_val:.3f}"
     bar.set_postfix_str(f"loss {train_loss:.3f}{val} {milliseconds:.0f} ms/step", refresh=False)
     bar.update()

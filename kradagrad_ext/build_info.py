@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,12 @@ class BuildInfo:
 
 
 def read() -> BuildInfo:
-    """The record of this installation's build."""
-    if not RECORD.exists():
+    """The record of this installation's build, read once."""
+    return _read(RECORD)
+
+
+@functools.cache
+def _read(record: Path) -> BuildInfo:
+    if not record.exists():
         return BuildInfo(None, "none", "the package was not installed, it is imported from its source tree")
-    return BuildInfo(**json.loads(RECORD.read_text(encoding="utf-8")))
+    return BuildInfo(**json.loads(record.read_text(encoding="utf-8")))

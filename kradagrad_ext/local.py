@@ -75,7 +75,7 @@ class Local:
         with_gradient = [p for p in settings.params if p.grad is not None]
         fresh = loss_scale.searching(settings) or not all(self._state.get(p) for p in with_gradient)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(settings, fresh)
+            _check_capture(settings, fresh, buckets)
         if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
             kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
             buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)
@@ -97,7 +97,7 @@ class Local:
         return buckets
 
 
-def _check_capture(settings: Settings, fresh: bool) -> None:
+def _check_capture(settings: Settings, fresh: bool, buckets: Sequence[Bucket]) -> None:
     """Raise RuntimeError where a graph would not be the step."""
     if not settings.config.capturable:
         raise RuntimeError(
@@ -108,4 +108,15 @@ def _check_capture(settings: Settings, fresh: bool) -> None:
         raise RuntimeError(
             f"KrADagrad: a step must be taken before one is captured, as parameters of parameter group "
             f"{settings.position} have no state yet"
+        )
+    lr = settings.lr
+    if isinstance(lr, Tensor) and lr.device.type == "cpu":
+        raise RuntimeError(
+            f"KrADagrad: `lr` of parameter group {settings.position} must be a tensor on the parameters' "
+            "device where a step is captured, as a graph would keep its value of today, got one on the CPU"
+        )
+    if any(any(bucket.present) and bucket.present not in bucket.masks for bucket in buckets):
+        raise RuntimeError(
+            "KrADagrad: the same parameters must have gradients where a step is captured as on an earlier "
+            f"step, got others in parameter group {settings.position}"
         )

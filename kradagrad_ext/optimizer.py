@@ -35,7 +35,7 @@ class KrADagrad(Optimizer):
 
     Args:
         params: parameters, named parameters or parameter groups: float32, float64 or bfloat16, dense.
-        lr: a number or a one-element tensor.
+        lr: a number or a one-element tensor, on the parameters' device if it is to change in a CUDA graph.
         betas: decay of the momentum and of the grafting method's second moment.
         eps: of the grafting method, relative to the root mean square of the parameter's gradients.
         weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.

@@ -20,6 +20,7 @@ from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
 from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
 from .roots import CHECKS, supports_newton_schulz
+from .uploads import Masks
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -171,8 +172,8 @@ class Bucket:
     ) -> None:
         self.params = list(params)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
-        self.masks: dict[tuple[bool, ...], Tensor] = {}
         self.key = (params[0].device, params[0].dtype)
+        self.masks = Masks(params[0].device)
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
@@ -231,11 +232,13 @@ class Bucket:
 
     def gradients(self) -> tuple[list[Tensor], Tensor]:
         """The gradients, each missing one stood in for by its parameter, and which are present ``[P]``."""
-        present = tuple(p.grad is not None for p in self.params)
         grads = [p.detach() if p.grad is None else p.grad for p in self.params]
-        if present not in self.masks:  # as a copy to the device is nothing for a graph
-            self.masks = {present: torch.tensor(present, device=self.like.device)}
-        return grads, self.masks[present]
+        return grads, self.masks.of(self.present)
+
+    @property
+    def present(self) -> tuple[bool, ...]:
+        """Which parameters have a gradient."""
+        return tuple(p.grad is not None for p in self.params)
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
         """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
@@ -256,10 +259,13 @@ class Bucket:
         ]
 
     def lr_tensor(self, lr: float | Tensor) -> Tensor:
-        """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device."""
-        if isinstance(lr, Tensor):
-            return lr.detach().to(self.like).reshape(())
-        return torch.full((), lr, dtype=self.like.dtype, device=self.like.device)
+        """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device.
+
+        What the host holds, a number or a tensor, goes there as a kernel's argument: nothing waits.
+        """
+        if isinstance(lr, Tensor) and lr.device.type == self.like.device.type:
+            return lr.detach().to(self.like, non_blocking=True).reshape(())
+        return torch.full((), float(lr), dtype=self.like.dtype, device=self.like.device)
 
     def check(self, config: Config) -> None:
         """Raise ValueError if an option does not fit the state.

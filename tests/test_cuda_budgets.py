@@ -154,6 +154,7 @@ def test_shared_memory_wavefronts(case: Case) -> None:
     assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
 
 
+@pytest.mark.slow
 def test_floors_by_hand() -> None:
     """Per block of side 64 in float32: nine matrices, of which four are symmetric and read."""
     counted = count(Case("kron_step", torch.float32, 64))

@@ -19,6 +19,7 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.distributed import exchange, shard
@@ -139,6 +140,61 @@ def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_pa
         assert bytes_in / most <= chunks <= 1.5 * bytes_in / most + 1
         assert counts == {"all_reduce": 2, "all_to_all_single": 2 * chunks}
         assert max(sizes) <= 1.1 * most
+
+
+class Operations(TorchDispatchMode):
+    """How often each operation is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def traced_rank(rank: int, layers: int) -> Counter[str]:
+    """The operations of a step after the first ones."""
+    shard.CHUNK_BYTES = 1 << 10
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(layers)))
+    model[-1].bfloat16()
+    optimizer = KrADagrad(model.parameters(), block_size=16, root_every=100, process_group=dist.group.WORLD)
+    with Operations() as operations:
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            operations.counts.clear()
+            optimizer.step()
+    return operations.counts
+
+
+def test_a_step_makes_no_indices_and_few_norms(tmp_path: Path) -> None:
+    """On a GPU, a tensor that is made from a list makes the host wait, and a norm is a launch."""
+    few, many = (ranks.launch(1, traced_rank, tmp_path, layers)[0] for layers in (3, 9))
+    for counts in (few, many):
+        assert counts["allreduce_"] == 2
+        assert counts["lift_fresh"] == 0
+        assert counts["_foreach_norm"] == 2, "one a dtype"
+        assert counts["linalg_vector_norm"] == 0
+
+
+def told_norms(rank: int, values: list[float]) -> list[float]:
+    params = [nn.Parameter(torch.zeros(4, 4)) for _ in values]
+    optimizer = KrADagrad(params, process_group=dist.group.WORLD)
+    for p, value in zip(params, values, strict=True):
+        p.grad = torch.full_like(p, value)
+    optimizer.step()
+    norms: list[float] = optimizer._engine._shards[0]._gradient_norms()[0].tolist()
+    return norms
+
+
+def test_norms_of_tiny_and_huge_gradients_are_exact(tmp_path: Path) -> None:
+    values = [1e-30, 1e30, 3e-38, 3e38, 0.0]
+    single = [float(torch.tensor(value)) for value in values]
+    (norms,) = ranks.launch(1, told_norms, tmp_path, values)
+    assert norms == pytest.approx([16 * value**2 for value in single], rel=1e-14)
 
 
 def flat_rank(rank: int) -> str:

@@ -51,6 +51,16 @@ def test_report_tells_how_the_library_was_built(monkeypatch, tmp_path, record, e
     assert expected in env_report.report()
 
 
+def test_the_record_is_read_once(monkeypatch, tmp_path):
+    """Every step asks for it."""
+    path = tmp_path / "_build.json"
+    path.write_text(json.dumps({"requested": "cpu", "native": "cpu", "reason": None}))
+    monkeypatch.setattr(build_info, "RECORD", path)
+    read = build_info.read()
+    path.unlink()
+    assert build_info.read() is read
+
+
 def test_report_tells_cuda_apart(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -39,8 +39,8 @@ MAY_IMPORT = {
         "grafting",
     },
     "distributed.shard": {
-        "config", "plan", "state", "step", "grafting", "distributed.exchange", "distributed.layout",
-        "distributed.parts", "distributed.pieces", "distributed.stored",
+        "config", "plan", "state", "step", "grafting", "uploads", "distributed.exchange",
+        "distributed.layout", "distributed.parts", "distributed.pieces", "distributed.stored",
     },
     "distributed.stored": {"plan", "distributed.pieces"},
     "distributed.parts": {
@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "checkpoint": {"config", "state"},
     "diagnostics": {"measures"},
     "measures": {"config", "grafting", "packing", "roots"},
-    "state": {"plan", "config", "grafting", "packing", "roots"},
+    "state": {"plan", "config", "grafting", "packing", "roots", "uploads"},
+    "uploads": set(),
     "plan": {"config"},
     "grafting": {"config"},
     "roots": set(),
@@ -92,7 +93,7 @@ PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob(
 SOURCE_FILES = sorted(
     path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
 )
-BUILD_FILES = [ROOT / "setup.py", ROOT / "build_backend.py", ROOT / "build_native.py"]
+BUILD_FILES = sorted(ROOT.glob("*.py"))
 
 
 def relative(path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_plan import config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kradagrad_ext.plan import group_blocks, plan_parameter
 from kradagrad_ext.state import Bucket
@@ -52,6 +53,36 @@ def test_parameter_states_are_views_of_the_batches() -> None:
     for group in state.groups:
         for tensor in (*group.factors, *group.roots, *group.checks, *group.statistics):
             assert (tensor == 7).all()
+
+
+class Operations(TorchDispatchMode):
+    """The names of what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel() -> None:
+    """A copy to the device would make the host wait on every step."""
+    like = nn.Parameter(torch.empty(4, 4, device="meta"))
+    state, lr = Bucket([like], config(), True, [{}]), torch.tensor([0.25], dtype=torch.float64)
+    with Operations() as operations:
+        made = state.lr_tensor(lr)
+    assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, ())
+    assert "full" in operations.names
+    assert not {"_to_copy", "copy_"} & set(operations.names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)], ids=str)
+def test_a_learning_rate_has_the_compute_dtype(lr: float | torch.Tensor, dtype: torch.dtype) -> None:
+    made = Bucket([nn.Parameter(torch.empty(2, dtype=dtype))], config(), True, [{}]).lr_tensor(lr)
+    assert (made.dtype, made.shape, float(made)) == (dtype, (), float(torch.tensor(float(lr), dtype=dtype)))
 
 
 def test_gradient_norms_see_what_is_not_finite() -> None:

@@ -21,6 +21,7 @@ import compare_runs
 import train_gpt
 from gpt import checkpoint
 from gpt.optimizers import NAMES
+from gpt.ranks import Ranks
 from gpt.trainer import COLUMNS, Trainer, learning_rate_factor
 
 PNG = b"\x89PNG\r\n"
@@ -158,6 +159,11 @@ def test_a_finished_run_can_be_reported_again(text, tmp_path, capsys):
         ("--optimizer kradagrad --backend abacus", "abacus"),
         ("--data nowhere", "no such file or folder"),
         ("--context 4000", "too little text"),
+        ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got gpu"),
+        (
+            "--device cuda:99",
+            "--device cuda:99: " if not torch.cuda.is_available() else "--device must be below",
+        ),
         ("--resume", "no checkpoint in"),
     ],
 )
@@ -193,6 +199,19 @@ def test_a_changed_text_is_not_gone_on_with(text, tmp_path, capsys):
     (text / "00.txt").write_text("something else entirely")
     assert train_gpt.main(["--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "not the one that the run began with" in capsys.readouterr().err
+
+
+def test_a_step_in_flight_is_one_of_the_run(text, tmp_path, monkeypatch):
+    """Losses that are read some steps later, as on a GPU, are the same; checkpoints and signals have them."""
+    whole, late = tmp_path / "whole", tmp_path / "late"
+    assert train(text, whole, "--optimizer", "adamw", "--device", "cpu") == 0
+    monkeypatch.setattr(Ranks, "steps_in_flight", 4)
+    with monkeypatch.context() as patch:
+        at_step(patch, 8, lambda: signal.raise_signal(signal.SIGTERM))
+        assert train(text, late, "--optimizer", "adamw") == 128 + signal.SIGTERM
+    assert len(rows(late)) == len(checkpoint.load(late)["log"]) == 8
+    assert train_gpt.main(["--out", str(late), "--resume", "--device", "cpu"]) == 0
+    assert_same_run(late, whole)
 
 
 def test_divergence_is_told(text, tmp_path, capsys):

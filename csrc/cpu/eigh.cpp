@@ -26,8 +26,7 @@ namespace stable = torch::stable::detail;
 
 std::pair<Tensor, Tensor> linalg_eigh(const Tensor& matrix) {
   std::array<StableIValue, 2> stack{stable::from(matrix), stable::from(std::string("L"))};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
   return {stable::to<Tensor>(stack[0]), stable::to<Tensor>(stack[1])};
 }
 

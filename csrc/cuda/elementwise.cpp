@@ -33,8 +33,7 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
   inputs.directions = infos(directions);
   check_layouts("accumulate_", inputs);
   const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
-  run("accumulate_", coefficients,
-      [&](Place place) { return plan_accumulate(inputs, rule, data<float>(graft_norms), place); });
+  run("accumulate_", coefficients, plan_accumulate(inputs, rule, data<float>(graft_norms)));
 }
 
 void parameter_step(const Tensors params, const Tensors momenta, const Tensors updates,
@@ -53,7 +52,7 @@ void parameter_step(const Tensors params, const Tensors momenta, const Tensors u
   check_layouts("parameter_step_", inputs);
   const ParameterRule rule{static_cast<float>(momentum), static_cast<float>(decay), static_cast<float>(l2),
                            nesterov, data<float>(lr)};
-  run("parameter_step_", coefficients, [&](Place place) { return plan_parameter_step(inputs, rule, place); });
+  run("parameter_step_", coefficients, plan_parameter_step(inputs, rule));
 }
 
 }  // namespace

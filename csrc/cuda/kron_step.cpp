@@ -73,7 +73,7 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
     inputs.groups.push_back(kernel_group(in, group));
   }
   inputs.shared_limit = shared_memory_limit(norms);
-  run("kron_step_", norms, [&](Place place) { return plan_kron_step(inputs, place); });
+  run("kron_step_", norms, plan_kron_step(inputs));
 }
 
 void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor active,
@@ -97,7 +97,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   KronStepInputs inputs{
       {group}, kernel_rule(checks, rule), kernel_precision(rule), true, false, data<bool>(active), nullptr};
   inputs.shared_limit = shared_memory_limit(factor);
-  run("update_factor_", factor, [&](Place place) { return plan_kron_step(inputs, place); });
+  run("update_factor_", factor, plan_kron_step(inputs));
 }
 
 }  // namespace

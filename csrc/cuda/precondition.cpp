@@ -47,8 +47,7 @@ std::tuple<Tensor, Tensor> eigh(const Tensor matrices) {
   Checks("eigh", matrices).tensor("matrices", matrices, {"N", "d", "d"}, kFactorDTypes);
   std::array<StableIValue, 2> stack{torch::stable::detail::from(matrices),
                                     torch::stable::detail::from(std::string("L"))};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 

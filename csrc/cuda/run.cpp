@@ -68,8 +68,10 @@ struct Table {
 // uploaded within a capture serves no other call, as it is only there once the graph has run.
 class Tables {
  public:
-  // The device address of a table of these bytes.
-  char* upload(const char* op, const Tensor& like, cudaStream_t stream, const std::vector<char>& bytes) {
+  // A table of these bytes. The caller keeps it until its launches are in the stream, since another thread
+  // may take it off the list before; from then on, torch's allocator gives its memory to later work of the
+  // same stream alone, which is the one that it was allocated in.
+  Tensor upload(const char* op, const Tensor& like, cudaStream_t stream, const std::vector<char>& bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool capturing = is_capturing(op, stream);
     auto table = tables_.begin();
@@ -80,9 +82,9 @@ class Tables {
     } else {
       list.splice(list.begin(), tables_, table);
     }
-    char* const address = data<char>(list.front().on_device);
+    const Tensor on_device = list.front().on_device;
     if (tables_.size() > kTables) tables_.pop_back();
-    return address;
+    return on_device;
   }
 
  private:
@@ -138,14 +140,13 @@ TensorInfos infos(const Tensors& tensors) {
   return result;
 }
 
-void run(const char* op, const Tensor& like, const std::function<Plan(Place)>& make) {
+void run(const char* op, const Tensor& like, Plan plan) {
   const torch::stable::accelerator::DeviceGuard guard(like.get_device());
   const cudaStream_t stream = current_stream(like.get_device());
-  const Tensor scratch = bytes_on(like, make({}).scratch);
-  Place place{nullptr, data<char>(scratch)};
-  // A table holds no addresses of its own, only launches do.
-  place.table = tables().upload(op, like, stream, make(place).table);
-  const Plan plan = make(place);
+  const Tensor scratch = bytes_on(like, plan.scratch);
+  plan.bind_scratch(scratch.data_ptr());
+  const Tensor table = tables().upload(op, like, stream, plan.table);
+  plan.bind_table(table.data_ptr());
   for (const Launch& each : plan.launches) launch(op, each, stream);
 }
 

@@ -1,8 +1,6 @@
 // Runs a plan (plan/launch.h) on the device of a tensor, in the current stream.
 #pragma once
 
-#include <functional>
-
 #include "../checks.h"
 #include "plan/batch.h"
 #include "plan/launch.h"
@@ -20,10 +18,9 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// `make` gives the plan for a place; it is called with none, for the sizes, and with the real one. Sets the
-// device guard, allocates through torch, uploads the table unless an equal one is on the device, and
-// launches. Throws where a launch fails, naming `op`.
-void run(const char* op, const Tensor& like, const std::function<Plan(Place)>& make);
+// Sets the device guard, allocates the plan's scratch memory through torch, uploads its table unless an equal
+// one is on the device, and launches. Throws where a launch fails, naming `op`.
+void run(const char* op, const Tensor& like, Plan plan);
 
 // The device's limit of shared memory for one CTA, in bytes.
 int32_t shared_memory_limit(const Tensor& like);

@@ -14,7 +14,7 @@ from .errors import UsageError
 from .optimizers import DEFAULT_LR, NAMES
 from .ranks import MODES
 
-FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel")
+FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel", "device")
 """Options that change where and when something is done, not what is learned."""
 
 
@@ -39,6 +39,7 @@ class Options:
     checkpoint_every: int = 100
     threads: int | None = None
     parallel: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         self._require("seed", 0 <= self.seed < 2**63, "be at least 0 and below 2^63")
@@ -141,6 +142,9 @@ def make_parser(description: str) -> Parser:
     running.add_argument("--eval-every", type=int, help=f"steps; default: {default['eval_every']}")
     running.add_argument(
         "--checkpoint-every", type=int, help=f"steps; default: {default['checkpoint_every']}"
+    )
+    running.add_argument(
+        "--device", help="auto, cpu, cuda or cuda:N; default: auto, a GPU where there is one"
     )
     running.add_argument("--threads", type=int, help="default: torch's own choice")
     running.add_argument(

@@ -1,9 +1,10 @@
-"""The ranks of a run: one process on the CPU, or those of torchrun, with a GPU each where there are any."""
+"""The ranks of a run: one process, or those of torchrun, and the device of each, a GPU where there is one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -18,6 +19,10 @@ from torch.distributed.fsdp import fully_shard
 
 from .errors import UsageError
 from .model import GPT
+
+DEVICES = re.compile(r"(auto|cpu|cuda)(?:(?<=cuda):(\d+))?")
+STEPS_IN_FLIGHT = 10
+Moment = float | torch.cuda.Event
 
 MODES = ("ddp", "fsdp")
 """Of --parallel: parameters and gradients on every rank, or in shards."""
@@ -34,6 +39,20 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def seconds(start: Moment, end: Moment) -> float:
+    """Between two moments of one rank; waits for the second."""
+    if isinstance(start, float) or isinstance(end, float):
+        return float(end) - float(start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA"
+    return "torch finds no usable GPU"
 
 
 class Ranks:
@@ -74,15 +93,35 @@ class Ranks:
     def nodes(self) -> int:
         return self.world // int(os.environ["LOCAL_WORLD_SIZE"]) if self.launched else 1
 
-    def choose_device(self) -> None:
-        """Raises UsageError if there are GPUs, but too few for the ranks of this machine."""
-        if not self.launched or not torch.cuda.is_available():
+    def choose_device(self, wanted: str | None) -> None:
+        """Take the device of --device: the CPU, a GPU, or by default a GPU where there is one.
+
+        Raises UsageError where there is no such device, or there are too few for the ranks of this machine.
+        """
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        match = DEVICES.fullmatch(wanted or "auto")
+        if match is None:
+            raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, got {wanted}")
+        kind, index = match[1], match[2]
+        if kind == "cpu" or (kind == "auto" and not gpus):
             return
-        local, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if not gpus:
+            raise UsageError(f"--device {wanted}: {_why_no_gpu()}")
+        if index is not None and self.launched:
+            raise UsageError(f"--device must be auto, cpu or cuda under torchrun, a GPU a rank, got {wanted}")
+        local = int(os.environ["LOCAL_WORLD_SIZE"]) if self.launched else 1
         if local > gpus:
             raise UsageError(f"torchrun: --nproc-per-node must be at most {gpus}, a GPU a rank, got {local}")
-        self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number = int(os.environ["LOCAL_RANK"]) if self.launched else int(index or 0)
+        if number >= gpus:
+            raise UsageError(f"--device must be below cuda:{gpus}, the number of GPUs here, got {wanted}")
+        self.device = torch.device("cuda", number)
         torch.cuda.set_device(self.device)
+
+    @property
+    def steps_in_flight(self) -> int:
+        """Steps after which the host reads losses and times: on a GPU that waits for all of them."""
+        return STEPS_IN_FLIGHT if self.device.type == "cuda" else 1
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -109,14 +148,17 @@ class Ranks:
         return int(self._reduce(value, torch.int64, dist.ReduceOp.MAX)) if self.launched else value
 
     def share(self, rows: Tensor) -> Tensor:
-        """This rank's rows of those of all, on its device."""
-        return rows[self.rank :: self.world].to(self.device)
+        """This rank's rows of those of all, on its device, or on their way there."""
+        own = rows[self.rank :: self.world]
+        return own.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else own
 
-    def now(self) -> float:
-        """Seconds on a clock that has waited for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def moment(self) -> Moment:
+        """Now, on a GPU as a mark in its queue: the host does not wait."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def shard(self, model: GPT) -> None:
         """FSDP2, a layer at a time: parameters become DTensors."""

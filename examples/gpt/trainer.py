@@ -19,7 +19,7 @@ from .errors import UsageError
 from .model import GPT, next_byte_loss
 from .optimizers import MAX_GRADIENT_NORM, build_optimizers
 from .options import Options
-from .ranks import Ranks
+from .ranks import Moment, Ranks, seconds
 
 WARMUP_SHARE = 0.1
 FINAL_LR_SHARE = 0.02
@@ -73,6 +73,7 @@ class Trainer:
         self.batches = Batches(text.train, options.batch, options.context, options.seed)
         self.validation = validation_windows(text.validation, options.context)
         self.log: list[Row] = []
+        self._in_flight: list[tuple[Tensor, float, list[Moment]]] = []
 
     def _replicate(self) -> nn.Module:
         network = DistributedDataParallel(self.model)
@@ -85,31 +86,43 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        return len(self.log)
+        return len(self.log) + len(self._in_flight)
 
-    def train_step(self) -> Row:
-        """Learn from the next batch and validate if due; the new row of the log."""
+    def train_step(self) -> list[Row]:
+        """Learn from the next batch and validate if due; new rows of the log, but on a GPU one."""
         lr = self.schedulers[0].get_last_lr()[0]
-        start = self.ranks.now()
+        moments = [self.ranks.moment()]
         loss = next_byte_loss(self.network, self.ranks.share(self.batches.next()))
         loss.backward()
         if self.options.optimizer in MAX_GRADIENT_NORM:
             clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM[self.options.optimizer])
-        before = self.ranks.now()
+        moments.append(self.ranks.moment())
         for optimizer in self.optimizers:
             optimizer.step()
-        after = self.ranks.now()
+        moments.append(self.ranks.moment())
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             optimizer.zero_grad()
             scheduler.step()
-        train_loss = self.ranks.sum(loss.item()) / self.ranks.world
-        seconds, optimizer_seconds = (self.log[-1][1], self.log[-1][5]) if self.log else (0.0, 0.0)
-        seconds += self.ranks.now() - start
-        step = self.step + 1
-        due = step % self.options.eval_every == 0 or step == self.options.steps
-        val_loss = self.validate() if due else None
-        self.log.append((step, seconds, train_loss, val_loss, lr, optimizer_seconds + after - before))
-        return self.log[-1]
+        if self.ranks.steps_in_flight == 1:
+            loss = torch.tensor(loss.item())  # within the step's time, as it is part of it
+        self._in_flight.append((loss.detach(), lr, [*moments, self.ranks.moment()]))
+        if self.step % self.options.eval_every == 0 or self.step == self.options.steps:
+            return self.settle(validate=True)
+        return self.settle() if len(self._in_flight) >= self.ranks.steps_in_flight else []
+
+    def settle(self, validate: bool = False) -> list[Row]:
+        """Wait for the steps whose losses were not read; their rows. On all ranks, which add up losses."""
+        first = len(self.log)
+        for loss, lr, (start, before, after, end) in self._in_flight:
+            train_loss = self.ranks.sum(loss.item()) / self.ranks.world
+            spent, by_optimizer = (self.log[-1][1], self.log[-1][5]) if self.log else (0.0, 0.0)
+            spent, by_optimizer = spent + seconds(start, end), by_optimizer + seconds(before, after)
+            self.log.append((len(self.log) + 1, spent, train_loss, None, lr, by_optimizer))
+        self._in_flight.clear()
+        if validate:
+            step, spent, train_loss, _, lr, by_optimizer = self.log[-1]
+            self.log[-1] = (step, spent, train_loss, self.validate(), lr, by_optimizer)
+        return self.log[first:]
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -23,7 +23,7 @@ class Ledger:
     """What every rank knows of all parameters of one parameter group and dtype.
 
     Attributes:
-        parameters: their indices among all of the optimizer's.
+        parameters: their indices among all of the optimizer's; `rows` has them on the device.
         scalars: ``[P, 5]``, see `grafting`.
     """
 
@@ -35,16 +35,17 @@ class Ledger:
         self.numel = like.new_tensor([max(math.prod(shape), 1) for shape in shapes])
         plans = [plan_parameter(shape, config) for shape in shapes]
         self.preconditioned = torch.tensor([bool(plan.regions) for plan in plans], device=like.device)
+        self.rows = torch.tensor(self.parameters, device=like.device)
 
     def observe(self, norms: Tensor, present: Tensor, config: Config) -> None:
         """The guard of this step, and the coefficients of its updates."""
-        own = norms[self.parameters].to(self.scalars.dtype)
-        self.active = grafting.observe_(self.scalars, own, self.numel, present[self.parameters], config)
+        own = norms[self.rows].to(self.scalars.dtype)
+        self.active = grafting.observe_(self.scalars, own, self.numel, present[self.rows], config)
         self.coefficients = grafting.coefficients(self.scalars, config)
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, config: Config) -> None:
         """The lengths of this step's updates."""
-        dtype, own = self.scalars.dtype, self.parameters
+        dtype, own = self.scalars.dtype, self.rows
         graft, update = graft_norms[own].to(dtype), update_norms[own].to(dtype)
         grafting.scale_(self.coefficients, self.scalars, graft, update, self.preconditioned, config)
 
@@ -55,7 +56,7 @@ class Part:
 
     Attributes:
         bucket: their state, each piece as a parameter of its own.
-        rows: of the ledger, for every piece.
+        rows: of the ledger, for every piece.  parameters: among all of the optimizer's.
         grads, params: their buffers on this step.
     """
 
@@ -64,6 +65,7 @@ class Part:
     bucket: Bucket
     pieces: Sequence[Piece]
     rows: Tensor
+    parameters: Tensor
     grads: list[Tensor] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
 

@@ -27,6 +27,7 @@ from kradagrad_ext.config import Config
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import Bucket, compute_dtype, empty_state
 from kradagrad_ext.step import LossScale, Settings
+from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
@@ -60,6 +61,8 @@ class Shard:
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
         self.holders = gather_holders(self.boxes, shapes, names, group)
+        self.told = self._told()
+        self.masks = Masks(local(params[0]).device)
         self.replicated = all(
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
@@ -111,7 +114,8 @@ class Shard:
         plans = [piece.plan for piece in pieces]
         bucket = Bucket(buffers, config, grafting.has_second_moment(config), [{}] * len(pieces), plans)
         rows = torch.tensor([ledger.parameters.index(piece.parameter) for piece in pieces], device=device)
-        return Part(key[0], ledger, bucket, pieces, rows)
+        parameters = torch.tensor([piece.parameter for piece in pieces], device=device)
+        return Part(key[0], ledger, bucket, pieces, rows, parameters)
 
     def _routes(self, pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
         """How gradients and parameters come to their owners, and how parameters come back.
@@ -170,9 +174,8 @@ class Shard:
                     own = settings[part.position]
                     share, (graft, update) = advance(part, own, fresh or loss_scale.searching(own))
                     shares.append(share)
-                    indices = torch.tensor([piece.parameter for piece in part.pieces], device=norms.device)
-                    graft_norms.index_add_(0, indices, graft.to(norms.dtype))
-                    update_norms.index_add_(0, indices, update.to(norms.dtype))
+                    graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
+                    update_norms.index_add_(0, part.parameters, update.to(norms.dtype))
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for (position, _), ledger in self.ledgers.items():
             if position in settings and settings[position].preconditions:
@@ -220,16 +223,28 @@ class Shard:
 
         Of replicas, each tells of its share of the parameters.
         """
-        present = [p.grad is not None for p in self.params]
-        norms = []
-        for index, (p, box) in enumerate(zip(self.params, self.boxes, strict=True)):
-            ranks = self.holders[index].ranks_of.get(box, ())
-            if p.grad is not None and ranks and ranks[index % len(ranks)] == self.rank:
-                norms.append(torch.linalg.vector_norm(local(p.grad), dtype=torch.float64).square())
-            else:
-                norms.append(torch.zeros((), dtype=torch.float64, device=local(p).device))
-        stacked = torch.stack(norms)
-        return stacked, torch.tensor(present, dtype=torch.float64, device=stacked.device)
+        told: dict[torch.dtype, dict[int, Tensor]] = {}
+        for index in self.told:
+            grad = self.params[index].grad
+            if grad is not None:
+                told.setdefault(grad.dtype, {})[index] = local(grad)
+        none = torch.zeros((), dtype=torch.float64, device=self.masks.device)
+        norms = [none] * len(self.params)
+        for grads in told.values():
+            found = torch._foreach_norm(list(grads.values()), 2, dtype=torch.float64)
+            for index, norm in zip(grads, found, strict=True):
+                norms[index] = norm
+        present = self.masks.of(tuple(p.grad is not None for p in self.params))
+        return torch.stack(norms).square(), present.to(torch.float64)
+
+    def _told(self) -> list[int]:
+        """The parameters whose gradients' norms this rank tells."""
+        told = []
+        for index, (holders, box) in enumerate(zip(self.holders, self.boxes, strict=True)):
+            ranks = holders.ranks_of.get(box, ())
+            if ranks and ranks[index % len(ranks)] == self.rank:
+                told.append(index)
+        return told
 
     def _sum(self, *vectors: Tensor) -> list[Tensor]:
         """Over all ranks."""

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,6 @@ from kradagrad_ext import build_info
 
 from . import toolchain
 from .executor_backend import Executor
-
-sys.path.append(str(toolchain.ROOT))
-from build_native import kernels_digest
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -104,7 +100,7 @@ def library() -> str:
     built = build_info.read()
     if built.native != "cuda":
         toolchain.give_up(f"this installation serves {built.native}: KRADAGRAD_BUILD=cuda pip install .")
-    if built.kernels != kernels_digest(toolchain.ROOT):
+    if built.kernels != toolchain.build_native.kernels_digest():
         toolchain.give_up(
             "the native library was built from other kernels than csrc/cuda/kernels: build it again"
         )

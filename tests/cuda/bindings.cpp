@@ -30,20 +30,21 @@ TensorInfos infos(const TensorTuples& tensors) {
   return result;
 }
 
-py::dict as_dict(const Plan& plan) {
+py::list launches(const Plan& plan) {
   py::list launches;
   for (const Launch& launch : plan.launches) {
     launches.append(py::make_tuple(launch.kernel, launch.grid, launch.block, launch.shared,
                                    py::bytes(launch.parameters.data(), launch.parameters.size())));
   }
-  py::dict result;
-  result["table"] = py::bytes(plan.table.data(), plan.table.size());
-  result["scratch"] = plan.scratch;
-  result["launches"] = launches;
-  return result;
+  return launches;
 }
 
-Place place(uintptr_t table, uintptr_t scratch) { return {pointer<char>(table), pointer<char>(scratch)}; }
+py::bytes table(const Plan& plan) { return py::bytes(plan.table.data(), plan.table.size()); }
+
+void bind(Plan& plan, uintptr_t table, uintptr_t scratch) {
+  plan.bind_scratch(pointer<char>(scratch));
+  plan.bind_table(pointer<char>(table));
+}
 
 std::optional<FactorTensors> factor_tensors(const py::object& factor) {
   if (factor.is_none()) return std::nullopt;
@@ -78,10 +79,9 @@ const std::map<std::string, Precision> kPrecisions = {{"bf16x3", Precision::kBf1
                                                       {"bf16x6", Precision::kBf16x6},
                                                       {"fp32", Precision::kFp32}};
 
-py::dict kron_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
-                   const std::string& scale, int refine, const std::string& precision, bool update,
-                   bool precondition, uintptr_t active, uintptr_t norms, uintptr_t table, uintptr_t scratch,
-                   int64_t scratch_bytes) {
+Plan kron_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
+               const std::string& scale, int refine, const std::string& precision, bool update,
+               bool precondition, uintptr_t active, uintptr_t norms, int64_t scratch_bytes) {
   KronStepInputs inputs{{},
                         {decay, weight, damping, kScales.at(scale), refine},
                         kPrecisions.at(precision),
@@ -90,7 +90,7 @@ py::dict kron_step(const std::vector<py::dict>& groups, float decay, float weigh
                         pointer<bool>(active),
                         pointer<float>(norms)};
   for (const py::dict& group : groups) inputs.groups.push_back(kron_tensors(group));
-  return as_dict(plan_kron_step(inputs, place(table, scratch), scratch_bytes));
+  return plan_kron_step(inputs, scratch_bytes);
 }
 
 ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uintptr_t active) {
@@ -107,26 +107,28 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
           pointer<bool>(active)};
 }
 
-py::dict accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1,
-                    double beta2, double weight2, double l2, bool nesterov, uintptr_t norms, uintptr_t table,
-                    uintptr_t scratch) {
+Plan accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
+                double weight2, double l2, bool nesterov, uintptr_t norms) {
   const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
   const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
   check_layouts("accumulate_", inputs);
-  return as_dict(plan_accumulate(inputs, rule, pointer<float>(norms), place(table, scratch)));
+  return plan_accumulate(inputs, rule, pointer<float>(norms));
 }
 
-py::dict parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
-                        float decay, float l2, bool nesterov, uintptr_t lr, uintptr_t table,
-                        uintptr_t scratch) {
-  return as_dict(plan_parameter_step(elementwise(lists, coefficients, active),
-                                     {momentum, decay, l2, nesterov, pointer<float>(lr)},
-                                     place(table, scratch)));
+Plan parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
+                    float decay, float l2, bool nesterov, uintptr_t lr) {
+  return plan_parameter_step(elementwise(lists, coefficients, active),
+                             {momentum, decay, l2, nesterov, pointer<float>(lr)});
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_plans, m) {
+  py::class_<Plan>(m, "Plan")
+      .def_readonly("scratch", &Plan::scratch)
+      .def_property_readonly("table", &table)
+      .def_property_readonly("launches", &launches)
+      .def("bind", &bind);
   m.def("kron_step", &kron_step);
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);

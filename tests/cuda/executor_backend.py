@@ -88,14 +88,13 @@ class Executor:
         self.launches: list[tuple[str, ptx.Launch]] = []
 
     def run(self, device: Device, plan) -> None:
-        """Make a plan for its sizes, allocate, make it again at its place, and launch."""
-        sizes = plan(0, 0)
-        table, bytes_of_table = device.allocate(len(sizes["table"]))
-        scratch, _ = device.allocate(sizes["scratch"], uninitialised=True)
-        made = plan(table, scratch)
-        bytes_of_table[: len(made["table"])] = np.frombuffer(made["table"], np.uint8)
+        """Allocate a plan's memory, bind the plan to it, and launch."""
+        table, bytes_of_table = device.allocate(len(plan.table))
+        scratch, _ = device.allocate(plan.scratch, uninitialised=True)
+        plan.bind(table, scratch)
+        bytes_of_table[: len(plan.table)] = np.frombuffer(plan.table, np.uint8)
         self.launches = []
-        for name, grid, block, shared, parameters in made["launches"]:
+        for name, grid, block, shared, parameters in plan.launches:
             launch = kernel(name).launch(
                 device.memory,
                 grid,
@@ -122,8 +121,8 @@ class Executor:
         group |= {"left_root": None, "right_root": None}
         self.run(
             device,
-            lambda *place: toolchain.plans().kron_step(
-                [group], *rule, True, False, device.address(active), 0, *place, self.scratch_bytes
+            toolchain.plans().kron_step(
+                [group], *rule, True, False, device.address(active), 0, self.scratch_bytes
             ),
         )
 
@@ -165,14 +164,13 @@ class Executor:
             groups.append(group)
         self.run(
             device,
-            lambda *place: toolchain.plans().kron_step(
+            toolchain.plans().kron_step(
                 groups,
                 *rule,
                 update,
                 precondition,
                 device.address(active),
                 device.address(norms),
-                *place,
                 self.scratch_bytes,
             ),
         )
@@ -199,7 +197,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, l2, nesterov)
         norms = device.address(graft_norms)
-        self.run(device, lambda *place: toolchain.plans().accumulate(lists, *fixed, norms, *place))
+        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms))
 
     def parameter_step_(
         self,
@@ -222,7 +220,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
         rate = device.address(lr)
-        self.run(device, lambda *place: toolchain.plans().parameter_step(lists, *fixed, rate, *place))
+        self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
 
     def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:
         return reference.precondition(blocks, roots)

@@ -1,34 +1,33 @@
 """Compiles what tests of the CUDA kernels run: PTX from csrc/cuda/kernels, and the launch plans for Python.
 
-Results lie in build/, named by a hash of all that they depend on, so that most runs compile nothing.
+Results lie in build/, where most runs compile nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
-import importlib.util
 import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-import pybind11
 import pytest
+from compiled_module import ROOT, build_module, ninja_rules
 
-ROOT = Path(__file__).parents[2]
+import build_native
+from build_backend import compiler_version
+from compile_cached import cache_folder
+
+__all__ = ["ROOT", "cache_folder", "ptx"]  # and what tests find through here
+
 KERNELS = ROOT / "csrc/cuda/kernels"
 PLANS = ROOT / "csrc/cuda/plan"
 BUILD = ROOT / "build/cuda-tests"
 
 PTX_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--ptx", "-arch=compute_80"]
 """As build_native.py has them: all machine code in the library is made from this PTX."""
-PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-shared"]
+PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]
 
 
 def give_up(reason: str) -> NoReturn:
@@ -42,30 +41,24 @@ def require_nvcc() -> str:
     """nvcc's path."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
-        give_up("no nvcc, and no compiled PTX of these sources in build/")
+        give_up("no nvcc, on PATH or in /usr/local/cuda")
     return nvcc
 
 
-def digest(sources: list[Path], *facts: str) -> str:
-    """A hash of files' contents and of facts."""
-    state = hashlib.sha256(" ".join(facts).encode())
-    for source in sources:
-        state.update(source.read_bytes())
-    return state.hexdigest()[:16]
+@functools.cache
+def nvcc_to_ptx(*flags: str) -> ninja_rules.Compiler:
+    """nvcc as a compiler of PTX."""
+    nvcc = require_nvcc()
+    version = compiler_version((nvcc,))
+    return ninja_rules.Compiler("PTX", [nvcc, *flags], [], version, build_native.NVCC_MEMORY)
 
 
-def compile_once(target: Path, command: list[str]) -> None:
-    """Run a compiler that writes to its last argument, unless the target is there; one process at a time."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.exists():
-            return
-        partial = target.with_suffix(f".partial{target.suffix}")
-        done = subprocess.run([*command, str(partial)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        partial.replace(target)
+def compile_ptx(folder: Path, compiler: ninja_rules.Compiler, source: Path) -> str:
+    """The PTX that a compiler makes of a source, in a build of its own."""
+    build = ninja_rules.Build(folder)
+    target = build.compile(compiler, source.relative_to(ROOT), f"{source.stem}.ptx")
+    build.run()
+    return (ROOT / target).read_text()
 
 
 def kernel_headers() -> list[Path]:
@@ -76,25 +69,11 @@ def kernel_headers() -> list[Path]:
 @functools.cache
 def ptx(stem: str) -> str:
     """The PTX of csrc/cuda/kernels/<stem>.cu."""
-    source = KERNELS / f"{stem}.cu"
-    target = BUILD / f"{stem}.{digest([source, *kernel_headers()], *PTX_FLAGS)}.ptx"
-    if not target.exists():
-        compile_once(target, [require_nvcc(), *PTX_FLAGS, str(source), "-o"])
-    return target.read_text()
+    return compile_ptx(BUILD / stem, nvcc_to_ptx(*PTX_FLAGS), KERNELS / f"{stem}.cu")
 
 
 @functools.cache
 def plans() -> ModuleType:
     """The plans of csrc/cuda/plan as a module."""
     sources = [Path(__file__).parent / "bindings.cpp", *sorted(PLANS.glob("*.cpp"))]
-    headers = [*sorted(PLANS.glob("*.h")), *kernel_headers()]
-    target = BUILD / f"_plans.{digest([*sources, *headers], sys.version, pybind11.__version__)}.so"
-    includes = [
-        f"-I{path}" for path in (ROOT / "csrc/cuda", sysconfig.get_path("include"), pybind11.get_include())
-    ]
-    compiler = os.environ.get("CXX", "c++")
-    compile_once(target, [compiler, *PLAN_FLAGS, *includes, *map(str, sources), "-o"])
-    spec = importlib.util.spec_from_file_location("_plans", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return build_module("_plans", sources, [*PLAN_FLAGS, "-Icsrc/cuda"], BUILD / "plans")

@@ -17,9 +17,9 @@ import ptx
 import pytest
 import torch
 from cuda.executor_backend import Device
-from cuda.toolchain import ROOT
+from cuda.toolchain import ROOT, cache_folder
 
-os.environ.setdefault("TRITON_CACHE_DIR", str(ROOT / "build/triton-tests"))
+os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder("triton") or ROOT / "build/triton-tests"))
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 triton = pytest.importorskip("triton")
 

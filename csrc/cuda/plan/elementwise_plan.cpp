@@ -129,9 +129,8 @@ void check_layouts(const char* op, const ElementwiseInputs& inputs) {
   }
 }
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
-                     Place place) {
-  Planner planner(place);
+Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms) {
+  Planner planner;
   int64_t ctas;
   const std::vector<Parameter> table = table_of(inputs, ctas);
   const Parameter* const parameters = planner.add(table);
@@ -145,8 +144,8 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   return planner.take();
 }
 
-Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule, Place place) {
-  Planner planner(place);
+Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule) {
+  Planner planner;
   int64_t ctas;
   const std::vector<Parameter> table = table_of(inputs, ctas);
   const Parameter* const parameters = planner.add(table);

@@ -30,9 +30,8 @@ struct ParameterRule {
   const float* lr;
 };
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
-                     Place place);
-Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule, Place place);
+Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms);
+Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule);
 
 // Throws where a parameter's tensors have more than kMaxDims dims that cannot be merged; `op` is named.
 void check_layouts(const char* op, const ElementwiseInputs& inputs);

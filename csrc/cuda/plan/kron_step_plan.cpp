@@ -80,8 +80,8 @@ std::string name_of(Precision precision) {
   }
 }
 
-Plan plan_kron_step(const KronStepInputs& inputs, Place place, int64_t scratch_bytes) {
-  Planner planner(place);
+Plan plan_kron_step(const KronStepInputs& inputs, int64_t scratch_bytes) {
+  Planner planner;
   Views views;
   std::vector<KronGroup> resident, grouped;
   int64_t first_block = 0, first_cta = 0;

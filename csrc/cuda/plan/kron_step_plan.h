@@ -41,7 +41,7 @@ constexpr int64_t kScratchBytes = int64_t{256} << 20;
 // Blocks of up to kResidentSide a side (64 where shared memory is small) in one launch of the resident
 // kernel; the others by grouped products, in slices of blocks whose intermediate results take about
 // `scratch_bytes` (at least one block).
-Plan plan_kron_step(const KronStepInputs& inputs, Place place, int64_t scratch_bytes = kScratchBytes);
+Plan plan_kron_step(const KronStepInputs& inputs, int64_t scratch_bytes = kScratchBytes);
 
 constexpr int32_t kResidentSide = 128;
 

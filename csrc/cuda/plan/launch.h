@@ -19,40 +19,41 @@ struct Launch {
   std::vector<char> parameters;  // the kernel's one parameter, a struct
 };
 
+// A plan is made before its memory: what it points to in its table and in its scratch memory are addresses
+// of their own kind, from these bases on, which no device has: they are not canonical.
+constexpr uint64_t kTableBase = 0x7ACE'0000'0000'0000;
+constexpr uint64_t kScratchBase = 0x7ACF'0000'0000'0000;
+
 struct Plan {
   std::vector<char> table;
   int64_t scratch = 0;  // bytes
   std::vector<Launch> launches;
-};
 
-// Where a plan's table and scratch memory lie on the device. A plan is made twice: at null, for its sizes,
-// and then at the addresses that were allocated.
-struct Place {
-  char* table = nullptr;
-  char* scratch = nullptr;
+  // Puts real addresses in the place of a base's. The table is uploaded once it has those of the scratch
+  // memory; it holds none of its own, only launches do.
+  void bind_scratch(void* scratch_memory);
+  void bind_table(void* uploaded_table);
 };
 
 constexpr int64_t kAlignment = 256;
 constexpr int64_t align(int64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Lays out a plan at a place.
+// Lays out a plan.
 class Planner {
  public:
-  explicit Planner(Place place) : place_(place) {}
-
-  // The device address of a copy of `items`.
+  // The address of a copy of `items` in the table.
   template <class T>
   const T* add(const std::vector<T>& items) {
     static_assert(std::is_trivially_copyable_v<T>);
     const int64_t start = align(static_cast<int64_t>(plan_.table.size()));
     plan_.table.resize(start + items.size() * sizeof(T));
     if (!items.empty()) std::memcpy(plan_.table.data() + start, items.data(), items.size() * sizeof(T));
-    return reinterpret_cast<const T*>(place_.table + start);
+    return reinterpret_cast<const T*>(kTableBase + start);
   }
 
-  // The device address of `count` floats of scratch memory.
+  // The address of `count` floats of scratch memory.
   float* floats(int64_t count) {
-    float* const address = reinterpret_cast<float*>(place_.scratch + used_);
+    float* const address = reinterpret_cast<float*>(kScratchBase + used_);
     used_ = align(used_ + count * static_cast<int64_t>(sizeof(float)));
     if (used_ > plan_.scratch) plan_.scratch = used_;
     return address;
@@ -75,7 +76,6 @@ class Planner {
   Plan take() { return std::move(plan_); }
 
  private:
-  Place place_;
   Plan plan_;
   int64_t used_ = 0;
 };

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from cuda import executor_backend, toolchain
 
-FLAGS = ["-std=c++20", "--ptx", "-arch=compute_80"]
+FLAGS = ("-std=c++20", "--ptx", "-arch=compute_80")
 MUTANTS = toolchain.BUILD / "mutants"
 
 
@@ -63,15 +62,13 @@ def compiled(fault: Fault) -> str:
     """The PTX of the fault's kernel."""
     texts = sources(fault)
     main = next(name for name in texts if name.endswith(".cu"))
-    target = MUTANTS / f"{Path(main).stem}.{_digest(texts)}.ptx"
-    if not target.exists():
-        folder = target.with_suffix("")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-        toolchain.compile_once(target, [toolchain.require_nvcc(), *FLAGS, str(folder / main), "-o"])
-        shutil.rmtree(folder)
-    return target.read_text()
+    folder = MUTANTS / f"{Path(main).stem}.{_digest(texts)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+    return toolchain.compile_ptx(folder, toolchain.nvcc_to_ptx(*FLAGS), folder / main)
 
 
 def _digest(texts: dict[str, str]) -> str:

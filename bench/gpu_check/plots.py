@@ -1,7 +1,4 @@
-"""Plots of what bench/gpu_kernels.py measured, from its CSV alone.
-
-python bench/gpu_plot.py bench/results/gpu_<name>.csv [--out folder]
-"""
+"""Plots of what a check measured, from its CSV alone: `python -m gpu_check.plots gpu_check.csv` in bench/."""
 
 from __future__ import annotations
 
@@ -13,6 +10,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from .specs import OURS
+from .tables import DEFAULT
+
 COLORS = {
     "native": "#1f5fa8",
     "triton": "#c23b5a",
@@ -21,21 +21,14 @@ COLORS = {
     "torch.bmm fp32": "#8a5aa8",
     "torch.bmm tf32": "#777777",
 }
-OURS = ("native", "triton")
+PARTS_OF_A_PLAIN_CASE = 4  # op/blocks/recipe/dtype/column
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150, "savefig.bbox": "tight"}
-KEYS = ["op", "backend", "dtype", "shape", "metric"]
-
-
-def latest(path: Path) -> pd.DataFrame:
-    """The last row of every measurement."""
-    rows = pd.read_csv(path).sort_values("date", kind="stable")
-    return rows.drop_duplicates(KEYS, keep="last")
 
 
 def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
     """`kron_step_` of the default recipe over the side of a block, and what does the same."""
-    chosen = rows[(rows["op"] == "kron_step_ frobenius refine=2 bf16x3") & (rows["metric"] == "ms")]
-    chosen = chosen[(chosen["dtype"] == "float32") & chosen["shape"].str.fullmatch(r"\d+x\d+")].copy()
+    chosen = rows[(rows["op"] == "kron_step_") & (rows["recipe"] == DEFAULT) & (rows["dtype"] == "float32")]
+    chosen = chosen[chosen["case"].str.count("/") == PARTS_OF_A_PLAIN_CASE].copy()
     if chosen.empty:
         return None
     chosen["side"] = chosen["shape"].str.split("x").str[0].astype(int)
@@ -57,13 +50,13 @@ def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
 
 def plot_prediction(rows: pd.DataFrame, device: str) -> Figure | None:
     """Measured time of every case over its prediction."""
-    times = rows[(rows["metric"] == "ms") & rows["backend"].isin([*OURS, "roofline"])]
-    wide = times.pivot_table(index=["op", "shape", "dtype"], columns="backend", values="p50")
+    times = rows[rows["backend"].isin([*OURS, "roofline"])].copy()
+    times["spec"] = [case.rpartition("/")[0] for case in times["case"]]
+    wide = times.pivot_table(index="spec", columns="backend", values="p50")
     ours = [name for name in OURS if name in wide]
     if not ours or "roofline" not in wide:
         return None
     ratio = wide[ours].div(wide["roofline"], axis=0).dropna(how="all").sort_values(ours[0])
-    ratio.index = [" ".join(key) for key in ratio.index]
     figure, axes = plt.subplots(figsize=(7, 0.28 * len(ratio) * len(ours) + 1))
     ratio.plot.barh(ax=axes, color=[COLORS[name] for name in ours], width=0.8)
     axes.legend(frameon=False, ncols=len(ours), loc="lower right", bbox_to_anchor=(1, 1))
@@ -78,22 +71,22 @@ PLOTS = {"sides": plot_sides, "prediction": plot_prediction}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
     parser.add_argument("--out", type=Path, help="default: beside the CSV")
     options = parser.parse_args()
     mpl.use("Agg")
     mpl.rcParams.update(STYLE)
-    rows = latest(options.csv)
+    rows = pd.read_csv(options.csv, dtype={"case": str, "note": str, "device": str})
+    rows = rows[(rows["section"] == "times") & (rows["metric"] == "ms")]
     folder = options.out or options.csv.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    device = options.csv.stem.removeprefix("gpu_")
+    device = str(next(iter(rows["device"].dropna()), "no device"))
     for name, plot in PLOTS.items():
         figure = plot(rows, device)
         if figure is None:
             print(f"{name}: nothing measured yet")
             continue
-        path = folder / f"{options.csv.stem}_{name}.png"
+        path = folder / f"{name}.png"
         figure.savefig(path)
         plt.close(figure)
         print(path.name)

@@ -1,0 +1,44 @@
+"""What this card gives to plain copies and products: the two ceilings that all else is held against."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from .products import tf32
+from .timing import Call, event_time
+from .words import Report
+
+BYTES, SIDE = 1 << 30, 8192
+ROUNDS, SECONDS = 20, 2.0
+
+
+def measure(name: str, device: torch.device, small: bool, report: Report) -> None:
+    """``copy`` in GB/s read and written, or a product of ``bf16``, ``fp32`` or ``tf32`` in Tflop/s."""
+    size, side = (BYTES >> 6, SIDE >> 4) if small else (BYTES, SIDE)
+    report.fields |= {"op": "ceiling", "backend": "torch", "recipe": name}
+    if name == "copy":
+        source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        report.fields["shape"] = str(size)
+        _rate("GB/s", 2 * size / 1e6, lambda: target.copy_(source), report)
+        return
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    report.fields |= {"shape": f"{side}x{side}", "dtype": str(dtype).removeprefix("torch.")}
+    with tf32(name == "tf32"):
+        _rate("Tflop/s", 2 * side**3 / 1e9, lambda: torch.mm(a, b, out=out), report)
+
+
+def _rate(unit: str, work: float, call: Call, report: Report) -> None:
+    """Of the median time; the 20th percentile of a rate is that of the 80th of times."""
+    for _ in range(3):
+        call()
+    times, start = [], time.monotonic()
+    while len(times) < ROUNDS and (len(times) < 5 or time.monotonic() - start < SECONDS):
+        times.append(max(event_time(call, 0.05), 1e-6))
+    times.sort()
+    picked = (times[int(0.8 * len(times))], times[len(times) // 2], times[int(0.2 * len(times))])
+    report.row(unit, *(work / spent for spent in picked))

@@ -1,0 +1,135 @@
+"""Triton's kernels compiled ahead of their launches, into the cache that the launches look into.
+
+A case's op is run on small CPU tensors with a launcher that notes each specialisation instead of launching
+it. `JITFunction.warmup` then compiles that for an architecture by the same way as a launch, so that the
+launch finds it: no GPU is needed, and none is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from kradagrad_ext.backends import triton as backend
+from kradagrad_ext.triton_kernels import kept_plans, launch, tuning
+
+from . import trajectory
+from .cases import Case
+from .specs import SPECS, TRITON, Spec
+from .words import ExhaustedError
+
+Key = tuple[str, tuple[tuple[str, Any], ...], launch.Config]
+
+
+class _Driver:
+    """Stands for a GPU's driver where only its architecture is asked for."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def architecture_of(capability: int) -> str:
+    """Of the tuning table; as `tuning.architecture_of` has it for a device."""
+    return {9: "sm_90", 10: "sm_100"}.get(capability // 10, "sm_80")
+
+
+@functools.cache
+def specialisations(capability: int) -> list[tuple[launch.Launch, list[Any]]]:
+    """Every one that the check launches, once, with arguments of its types; in the order of first use."""
+    found: dict[Key, tuple[launch.Launch, list[Any]]] = {}
+
+    def note(plan: launch.Plan, table: Any, active: Any, scalars: Mapping[str, Any]) -> None:  # noqa: ANN401
+        for own in plan.launches:
+            if own.programs == 0:
+                continue
+            key = (own.kernel.__name__, tuple(own.constants.items()), own.config)
+            given = [torch.zeros(1, dtype=torch.int64), own.count, torch.zeros(1, dtype=torch.uint8), active]
+            found.setdefault(key, (own, [*given, *(scalars[name] for name in own.scalars)]))
+
+    with (
+        mock.patch.object(launch, "run", note),
+        mock.patch.object(tuning, "architecture_of", return_value=architecture_of(capability)),
+        mock.patch.object(backend, "available", return_value=None),
+    ):
+        for spec in _specs():
+            Case(spec, torch.device("cpu")).call("triton")()
+        _optimizer_steps()
+    kept_plans.forget()
+    return list(found.values())
+
+
+def _specs() -> Iterator[Spec]:
+    """Of every case, with as little work as makes the same launches."""
+    first = [spec for own in TRITON.values() for spec in own]
+    for spec in dict.fromkeys([*first, *SPECS.values()]):
+        yield spec.small() if spec not in first else spec
+
+
+def _optimizer_steps() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        run = trajectory.Run("triton", torch.device("cpu"), dtype, 0)
+        run.step(0)
+        run.step(1)
+
+
+def compile_one(index: int, capability: int) -> str:
+    """Compile a specialisation by its number; what it is. Raises ExhaustedError past the last one."""
+    own = specialisations(capability)
+    if index >= len(own):
+        raise ExhaustedError
+    chosen, arguments = own[index]
+    triton.runtime.driver.set_active(_Driver(capability))
+    chosen.kernel.warmup(
+        *arguments,
+        grid=(1,),
+        **chosen.constants,
+        **chosen.config.constants,
+        num_warps=chosen.config.warps,
+        num_stages=chosen.config.stages,
+    )
+    constants = " ".join(
+        f"{name}={value}" for name, value in (chosen.constants | chosen.config.constants).items()
+    )
+    return f"{chosen.kernel.__name__} {constants}"
+
+
+class Compiled:
+    """Counts what Triton takes from its cache and what it compiles, from now on."""
+
+    def __init__(self) -> None:
+        self.hits, self.missed = 0, []
+        knobs = getattr(triton, "knobs", None)
+        self.known = knobs is not None and hasattr(knobs.compilation, "listener")
+        if self.known:
+            knobs.compilation.listener = self._note
+
+    def _note(self, *, src: Any, cache_hit: bool, **_: object) -> None:  # noqa: ANN401
+        if cache_hit:
+            self.hits += 1
+        else:
+            self.missed.append(src.name)
+
+    def taken(self) -> str:
+        """In words; counted anew from here."""
+        hits, missed = self.hits, self.missed
+        self.hits, self.missed = 0, []
+        if missed:
+            return (
+                f"Triton compiled {len(missed)} ({', '.join(dict.fromkeys(missed))}), {hits} from the cache"
+            )
+        return f"Triton: all {hits} from the cache" if hits else ""

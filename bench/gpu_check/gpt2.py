@@ -1,0 +1,101 @@
+"""Whole optimizer steps on the layers of GPT-2: by backend, size of blocks, one by one or from a graph."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from common import percentiles
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.cost.gpus import gpu_of, predict
+from kradagrad_ext.cost.models import MODELS
+from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.steps import kernel_costs, parts_of
+from kradagrad_ext.cost.torch_products import root_cost
+from kradagrad_ext.plan import group_blocks, plan_parameter
+
+from .timing import Call, device_times, event_time, host_time
+from .words import Report, SkippedError
+
+ROUNDS, WARMUP, SECONDS = 40, 12, 4.0
+"""Four refreshes of the roots are among the rounds."""
+SHAPES = MODELS["gpt2"].shapes
+"""All layers of GPT-2, biases and norms included, without its embeddings."""
+
+
+def parameters(device: torch.device, layers: int | None = None) -> list[torch.nn.Parameter]:
+    """The model's, or a few of them."""
+    generator = torch.Generator(device).manual_seed(0)
+    made = []
+    for shape in SHAPES[: 12 * layers] if layers else SHAPES:
+        param = torch.nn.Parameter(0.02 * torch.randn(shape, generator=generator, device=device))
+        param.grad = 1e-3 * torch.randn(shape, generator=generator, device=device)
+        made.append(param)
+    return made
+
+
+def measure(name: str, device: torch.device, layers: int | None, report: Report) -> None:
+    """Time one way to step, ``adamw`` or ``<block>/<backend>/<eager, graph>``."""
+    params = parameters(device, layers)
+    report.fields |= {"op": "step", "dtype": "float32", "shape": "gpt2", "blocks": len(params)}
+    if name == "adamw":
+        report.fields |= {"backend": "AdamW fused"}
+        optimizer = torch.optim.AdamW(params, lr=1e-4, fused=True, capturable=True)
+        times = device_times(optimizer.step, ROUNDS, SECONDS)
+        report.row("ms", *times.spread, note=times.how)
+        return
+    block, backend, how = name.split("/")
+    report.fields |= {"backend": backend, "recipe": f"block={block} {how}"}
+    if backend == "roofline":
+        _predict(int(block), device, report)
+        return
+    own = KrADagrad(params, lr=1e-4, block_size=int(block), backend=backend, capturable=how == "graph")
+    (_graph if how == "graph" else _eager)(own.step, report)
+
+
+def _graph(step: Call, report: Report) -> None:
+    """Every replay does the same work: the roots of a share of the blocks."""
+    times = device_times(step, ROUNDS, SECONDS)
+    if times.how != "graph":
+        raise RuntimeError("the step could not be captured, see the log")
+    report.row("ms", *times.spread, note=times.how)
+
+
+def _eager(step: Call, report: Report) -> None:
+    """The GPU's time and the host's apart; most steps refresh no roots, the mean has them in."""
+    for _ in range(WARMUP):
+        step()
+    host = host_time(step)
+    times, start = [], time.monotonic()
+    for number in range(ROUNDS):
+        times.append(event_time(step, 1.5 * host + 0.5))
+        if number >= 20 and time.monotonic() - start > SECONDS:
+            break
+    report.row("ms", *percentiles(times))
+    report.row("mean_ms", sum(times) / len(times))
+    torch.cuda.synchronize()
+    hosts = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        step()
+        hosts.append(1e3 * (time.perf_counter() - begin))
+        torch.cuda.synchronize()
+    report.row("host_ms", *percentiles(hosts))
+    report.row("mean_host_ms", sum(hosts) / len(hosts))
+    begin = time.perf_counter()
+    for _ in range(20):
+        step()
+    torch.cuda.synchronize()
+    report.row("wall_ms", 1e3 * (time.perf_counter() - begin) / 20)
+
+
+def _predict(block: int, device: torch.device, report: Report) -> None:
+    gpu = gpu_of(torch.cuda.get_device_name(device))
+    if gpu is None:
+        raise SkippedError("this GPU is not in the table of peaks")
+    config = make_config(block_size=block)
+    groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
+    kernels = predict(kernel_costs(parts_of(SHAPES, config)), gpu)
+    report.row("ms", kernels)
+    report.row("mean_ms", kernels + predict([root_cost(groups, config)], gpu))

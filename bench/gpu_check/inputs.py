@@ -1,0 +1,206 @@
+"""Random arguments of every op from its spec, and copies of them that keep how they lie in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .specs import Sides, Spec
+
+DAMPING = 1e-3
+DECAY = 0.95
+GRADIENT_SCALE = 1e-3
+L2 = 0.1
+PADDING = {"padded": 8, "ragged": 3, "transposed": 3}
+"""Elements between a row's end and the next one's start."""
+Arguments = dict[str, Any]
+
+SIDES = ("left", "right", "left_statistics", "right_statistics")
+LISTS = (*SIDES, "out", "grad", "direction", "left_root", "right_root")
+
+
+class Source:
+    """Random tensors on a device, the same for the same seed."""
+
+    def __init__(self, device: torch.device, seed: int = 0) -> None:
+        self.device = device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device).mul_(scale)
+
+    def spd(self, blocks: int, side: int, largest: float) -> Tensor:
+        """Symmetric positive definite, eigenvalues from about `largest` / 100, ``[N, d, d]``."""
+        square = self.normal(blocks, side, side)
+        product = torch.bmm(square, square.mT).div_(4 * side)
+        product.diagonal(dim1=-2, dim2=-1).add_(0.01)
+        return product.mul_(largest)
+
+
+def make(spec: Spec, source: Source) -> Arguments:
+    """The keywords of a spec's op."""
+    if spec.op == "kron_step_":
+        return kron_arguments(spec, source)
+    if spec.op == "update_factor_":
+        return update_arguments(kron_arguments(spec, source), spec)
+    make_op = accumulate_arguments if spec.op == "accumulate_" else parameter_step_arguments
+    return make_op(spec, source)
+
+
+def matrix_of(spec: Spec, block: Sides) -> Sides:
+    """Height and width of the matrix that holds a group's blocks; two blocks where the spec says nothing."""
+    (height, width), (m, n) = spec.shape, block
+    if (height, width) == (1, 1):
+        return 2 * m, n
+    return max(height // m, 1) * m, max(width // n, 1) * n
+
+
+def laid_out(matrix: Tensor, layout: str) -> Tensor:
+    """The same values as a view with NaN around it."""
+    if layout == "plain" or matrix.ndim != 2:
+        return matrix
+    if layout == "transposed":
+        return laid_out(matrix.mT, "ragged").mT
+    rows, cols = matrix.shape
+    storage = matrix.new_full((rows + 1, cols + PADDING[layout]), math.nan)
+    return storage[:rows, :cols].copy_(matrix)
+
+
+def block_views(matrix: Tensor, rows: int, cols: int) -> Tensor:
+    """A matrix's blocks ``[*, *, rows, cols]`` in place; its sides must be multiples."""
+    return matrix.unflatten(0, (-1, rows)).unflatten(2, (-1, cols)).transpose(1, 2)
+
+
+def scalars(spec: Spec) -> Arguments:
+    return dict(
+        decay=DECAY,
+        weight=1 - DECAY,
+        damping=DAMPING,
+        factor_scale=spec.scale,
+        refine=spec.refine,
+        precision=spec.precision,
+    )
+
+
+def kron_arguments(spec: Spec, source: Source) -> Arguments:
+    """Of ``kron_step_``: one group for every block shape, each from a matrix of its own."""
+    lists: Arguments = {name: [] for name in LISTS}
+    dtypes = {"grad": getattr(torch, spec.dtype), "direction": torch.float32}
+    for m, n in spec.blocks:
+        height, width = matrix_of(spec, (m, n))
+        count = height * width // (m * n)
+        for name, dtype in dtypes.items():
+            matrix = source.normal(height, width, scale=GRADIENT_SCALE).to(dtype)
+            lists[name].append(block_views(laid_out(matrix, spec.layout), m, n))
+        out = torch.zeros(height, width, device=source.device)
+        lists["out"].append(block_views(laid_out(out, spec.layout), m, n))
+        for side, d, k in (("left", m, n), ("right", n, m)):
+            mean = 0.0 if spec.what == "first" else GRADIENT_SCALE**2 * k
+            largest = 1 / (DAMPING * GRADIENT_SCALE**2 * k)
+            lists[side].append(source.spd(count, d, largest))
+            statistics = torch.tensor([mean, 0.0], device=source.device).repeat(count, 1)
+            lists[f"{side}_statistics"].append(statistics)
+            lists[f"{side}_root"].append(source.spd(count, d, 1.0))
+    count = sum(len(factor) for factor in lists["left"])
+    return dict(
+        **lists,
+        **scalars(spec),
+        norms=torch.zeros(count, device=source.device),
+        active=torch.ones(count, dtype=torch.bool, device=source.device),
+        update=spec.what != "product",
+    )
+
+
+def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
+    """Of ``update_factor_``: the left side of the first group."""
+    return dict(
+        factor=kron["left"][0],
+        statistics=kron["left_statistics"][0],
+        unfolding=kron["grad"][:1],
+        active=kron["active"][: len(kron["left"][0])],
+        **scalars(spec),
+    )
+
+
+def _elements(spec: Spec, source: Source, names: tuple[str, ...], dtype: torch.dtype) -> list[list[Tensor]]:
+    """Lists of tensors of the parameters' shapes, in memory as the spec says."""
+    made = [[source.normal(*shape, scale=GRADIENT_SCALE).to(dtype) for shape in spec.blocks] for _ in names]
+    return [[laid_out(tensor, spec.layout) for tensor in tensors] for tensors in made]
+
+
+def _moments(spec: Spec, source: Source) -> list[Tensor]:
+    if spec.what == "bare":
+        return []
+    made = [1e-6 + source.normal(*shape, scale=GRADIENT_SCALE).square_() for shape in spec.blocks]
+    return [laid_out(tensor, "plain" if spec.layout == "transposed" else spec.layout) for tensor in made]
+
+
+def _per_parameter(spec: Spec, source: Source) -> Arguments:
+    count = len(spec.blocks)
+    return dict(
+        coefficients=torch.tensor([1.4, 9.0, 1e-11, 0.8], device=source.device).repeat(count, 1),
+        active=torch.ones(count, dtype=torch.bool, device=source.device),
+        l2=L2 if spec.what == "l2" else 0.0,
+    )
+
+
+def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
+    """Of ``accumulate_`` with the adam graft, ``bare`` without both moments."""
+    nesterov, dtype = spec.what == "nesterov", getattr(torch, spec.dtype)
+    grads, params = _elements(spec, source, ("grads", "params"), dtype)
+    momenta, directions = _elements(spec, source, ("momenta", "directions"), torch.float32)
+    return dict(
+        momenta=[] if spec.what == "bare" else momenta,
+        second_moments=_moments(spec, source),
+        directions=directions if nesterov else [],
+        graft_norms=torch.zeros(len(params), device=source.device),
+        grads=grads,
+        params=params,
+        beta1=0.9,
+        beta2=0.99,
+        weight2=0.01,
+        nesterov=nesterov,
+        **_per_parameter(spec, source),
+    )
+
+
+def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
+    """Of ``parameter_step_`` with decoupled decay; one parameter has no update if options are tried out."""
+    (params,) = _elements(spec, source, ("params",), getattr(torch, spec.dtype))
+    momenta, updates, directions = _elements(
+        spec, source, ("momenta", "updates", "directions"), torch.float32
+    )
+    momentum, own = spec.what in ("momentum", "l2"), _per_parameter(spec, source)
+    if momentum:
+        updates[-1] = updates[-1].new_empty(0)
+        own["coefficients"][0, 3] = math.nan
+    return dict(
+        params=params,
+        momenta=momenta if momentum else [],
+        updates=updates,
+        directions=directions,
+        second_moments=_moments(spec, source),
+        lr=torch.tensor(1e-3, device=source.device),
+        momentum=0.9,
+        decay=0.01,
+        nesterov=spec.what == "momentum",
+        **own,
+    )
+
+
+def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401
+    """A copy of an argument with its layout and what lies around it; floating tensors in `dtype` if given."""
+    if isinstance(value, list):
+        return [copied(item, dtype) for item in value]
+    if not isinstance(value, Tensor):
+        return value
+    wanted = dtype if dtype and value.is_floating_point() else value.dtype
+    return whole(value).to(wanted, copy=True).as_strided(value.shape, value.stride(), value.storage_offset())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor's storage."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage())

@@ -1,0 +1,56 @@
+"""Writes docs/gpu-measurements.md from the CSVs in bench/results/: `python -m gpu_check.report`, from bench/.
+
+A check's gpu_check.csv goes there as gpu_<card>.csv; tests/test_gpu_check.py holds the page to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .package import ROOT
+from .tables import failures, read, tables
+from .words import GOOD
+
+PAGE = ROOT / "docs/gpu-measurements.md"
+RESULTS = ROOT / "bench/results"
+
+HEAD = """\
+# Measured on a GPU
+
+`python -m gpu_check.report`, in `bench/`, writes this page from `bench/results/gpu_*.csv`. Each is a run of
+`bench/gpu_check.sh` on one card ([gpu-check](gpu-check.md)). Times are medians in milliseconds, `roofline` is
+the prediction.
+"""
+NOTHING = """
+Nothing has been measured yet: there is no such file. All that is said of speed elsewhere is a prediction.
+"""
+
+
+def page(paths: Sequence[Path]) -> str:
+    """The page's text."""
+    return HEAD + ("".join(map(_card, paths)) or NOTHING)
+
+
+def _card(path: Path) -> str:
+    rows = read(path)
+    last = rows[-1]
+    device = next((row["device"] for row in reversed(rows) if row["device"]), path.stem)
+    parts = [
+        f"## {device}",
+        f"Commit {last['git_sha']}, {last['date'][:10]}, {last['versions']}: `{path.name}`.",
+    ]
+    bad = list(failures(rows, GOOD))
+    parts.append(
+        "\n".join(["What went wrong:", "", *(f"- {line}" for line in bad)]) if bad else "Nothing went wrong."
+    )
+    parts += [table.markdown() for table in tables(rows)]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def measured() -> list[Path]:
+    return sorted(RESULTS.glob("gpu_*.csv"))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(measured()), encoding="utf-8")

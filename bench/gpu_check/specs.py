@@ -1,0 +1,197 @@
+"""What is checked and timed, as data: the driver lists it without torch, a worker makes it.
+
+A task is a list of cases that one process runs after each other: those of one kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+Sides = tuple[int, int]
+
+PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+SIDES = (64, 128, 256, 512, 1024)
+"""Of the blocks that are timed."""
+TIMED = (4096, 4096)
+GPT2_BLOCKS = (128, 256)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A call of an op.
+
+    Attributes:
+        blocks: shapes of blocks, a group each; of elementwise ops the parameters'.
+        shape: of the matrices that hold the blocks; blocks that are longer have one of their own.
+        what: ``all``, or of ``kron_step_`` the ``first`` gradients or the ``product`` alone; of elementwise
+            ops an option that differs.
+        layout: ``plain``, or views with padding around them, whose rows begin at multiples of 16 bytes
+            (``padded``) or anywhere (``ragged``), or column by column (``transposed``).
+    """
+
+    op: str
+    blocks: tuple[tuple[int, ...], ...]
+    shape: Sides = (1, 1)
+    scale: str = "frobenius"
+    refine: int = 2
+    precision: str = "bf16x3"
+    dtype: str = "float32"
+    what: str = "all"
+    layout: str = "plain"
+
+    @property
+    def factored(self) -> bool:
+        """Whether the op has to do with factors; elementwise ops have not."""
+        return self.op in ("kron_step_", "update_factor_")
+
+    @property
+    def recipe(self) -> str:
+        return f"{self.scale}-r{self.refine}-{self.precision}" if self.factored else ""
+
+    @property
+    def size(self) -> str:
+        """The blocks' shape, or ``ragged`` for several."""
+        return "x".join(map(str, self.blocks[0])) if len(self.blocks) == 1 else "ragged"
+
+    def small(self) -> Spec:
+        """The same kernels, with the same constants, on little work."""
+        blocks = tuple(tuple(min(side, 256) for side in block) for block in self.blocks)
+        return dataclasses.replace(self, shape=(1, 1), blocks=blocks)
+
+    @property
+    def name(self) -> str:
+        """Without blanks or signs that a shell looks at."""
+        blocks = "+".join("x".join(map(str, block)) for block in self.blocks)
+        parts = [self.op, blocks, self.recipe, self.dtype]
+        parts += [part for part in (self.what, self.layout) if part not in ("all", "plain")]
+        return "/".join(part for part in parts if part)
+
+
+def kron(*blocks: Sides, shape: Sides = (1, 1), **options: object) -> Spec:
+    return dataclasses.replace(Spec("kron_step_", blocks, shape), **options)
+
+
+def elementwise(op: str, *shapes: tuple[int, ...], **options: object) -> Spec:
+    return dataclasses.replace(Spec(op, shapes), **options)
+
+
+TINY = ((16, 16), (5, 17), (32, 30))
+SMALL = ((64, 64), (40, 33), (17, 5))
+MEDIUM = ((128, 128), (100, 70), (65, 128))
+LARGE = ((140, 140), (192, 40), (130, 200))
+BETWEEN = ((128, 128), (100, 70), (192, 40))
+LARGEST = ((256, 256), (300, 200))
+WIDE = ((40, 192), (90, 300))
+"""Wider than high without refinement: their bounds are made of traces of squares."""
+
+
+def _steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
+    """The whole step of ragged groups by every way through a kernel."""
+    return (
+        kron(*blocks, precision=precision),
+        kron(*blocks, precision=precision, scale="trace", refine=0, layout="ragged"),
+        kron(*blocks, precision=precision, dtype="bfloat16", layout="padded"),
+        kron(blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"),
+        kron(*blocks, precision=precision, scale="product", refine=1, what="first"),
+        kron(*blocks, precision=precision, what="product"),
+    )
+
+
+ELEMENTS = ((300, 70), (5000,), (1,), (33, 129))
+ACCUMULATE = tuple(
+    elementwise("accumulate_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
+    for dtype in ("float32", "bfloat16")
+    for what, layout in (("all", "plain"), ("nesterov", "ragged"), ("l2", "transposed"), ("bare", "plain"))
+)
+PARAMETER_STEP = tuple(
+    elementwise("parameter_step_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
+    for dtype in ("float32", "bfloat16")
+    for what, layout in (("all", "plain"), ("momentum", "ragged"), ("l2", "transposed"), ("bare", "plain"))
+)
+SUM_SPANS = (elementwise("accumulate_", (3, 700_001)), elementwise("accumulate_", (1,), (9000,)))
+UPDATES = (
+    Spec("update_factor_", ((128, 128),), (256, 256), refine=3),
+    Spec("update_factor_", ((40, 140),), scale="trace", refine=0, layout="ragged"),
+    Spec("update_factor_", ((40, 300),), dtype="bfloat16", layout="padded"),
+    Spec("update_factor_", ((256, 256),), (256, 512), what="first"),
+)
+TRACES = (
+    kron(*WIDE, scale="schatten4", refine=0),
+    kron(*WIDE, scale="schatten4", refine=0, dtype="bfloat16", layout="ragged"),
+    kron(*WIDE, scale="frobenius", refine=0),
+)
+STARTS = (kron(*LARGE, what="first"), kron(*LARGEST, scale="trace_dim", refine=0, what="first"))
+FINISHES = (kron(*LARGE, *LARGEST), kron(*LARGE, what="product", layout="ragged"))
+
+NATIVE: dict[str, tuple[Spec, ...]] = {
+    **{f"kron_step_resident_128_{precision}": _steps(MEDIUM, precision) for precision in PRECISIONS},
+    **{f"grouped_product_64_{precision}": _steps(LARGE, precision) for precision in PRECISIONS},
+    **{
+        f"grouped_product_128_{precision}": _steps(LARGEST, precision)
+        for precision in PRECISIONS
+        if precision != "tf32x3"  # whose tiles are 64 a side at any length
+    },
+    **{f"kron_step_resident_64_{precision}": _steps(SMALL, precision) for precision in PRECISIONS},
+    "start_factors": (*STARTS, *UPDATES),
+    "finish_groups": FINISHES,
+    "traces_of_squares": TRACES,
+    "accumulate": ACCUMULATE,
+    "sum_spans": SUM_SPANS,
+    "parameter_step": PARAMETER_STEP,
+}
+"""By the CUDA kernel that each is there for, all 21 of them."""
+
+
+def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
+    """All ways in the default precision, two in the others: each is another dozen of kernels to compile."""
+    all_ways = _steps(blocks, precision)
+    return all_ways if precision == PRECISIONS[0] else all_ways[:2]
+
+
+TRITON: dict[str, tuple[Spec, ...]] = {
+    **{f"grouped_large_{precision}": _triton_steps(LARGEST, precision) for precision in PRECISIONS},
+    **{f"grouped_small_{precision}": _triton_steps(BETWEEN, precision) for precision in PRECISIONS},
+    **{f"kron_step_resident_{precision}": _triton_steps(TINY, precision) for precision in PRECISIONS},
+    "factor_state": (*STARTS, *UPDATES, *FINISHES),
+    "trace_of_square": TRACES,
+    "accumulate": (*ACCUMULATE, *SUM_SPANS),
+    "parameter_step": PARAMETER_STEP,
+}
+"""By the rows of Triton's tuning table: a class of blocks and a precision, or an op."""
+
+
+def _timed(side: int, **options: object) -> Spec:
+    return kron((side, side), shape=TIMED, **options)
+
+
+def _elements(op: str, dtype: str) -> Spec:
+    return elementwise(op, TIMED, TIMED, TIMED[:1], dtype=dtype)
+
+
+ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
+TIMES: tuple[Spec, ...] = (
+    *(_timed(side) for side in (128, 256, 64, 512, 1024)),
+    *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
+    *(_timed(side, scale="trace", refine=0) for side in (128, 256)),
+    *(_timed(side, precision=precision) for precision in PRECISIONS[1:] for side in (128, 256)),
+    *(_timed(side, dtype="bfloat16") for side in (128, 256)),
+    *(_timed(side, what="product") for side in (128, 256)),
+    *(_elements(op, "bfloat16") for op in ELEMENTWISE_OPS),
+    *(_timed(side, scale="trace", refine=0) for side in (64, 512, 1024)),
+    *(Spec("update_factor_", ((side, side),), TIMED) for side in (128, 256)),
+)
+"""The default recipe first."""
+
+OURS = ("native", "triton")
+
+
+def columns(op: str) -> tuple[str, ...]:
+    """Who is timed on an op's cases, ours first."""
+    rivals = {"kron_step_": ("torch.bmm fp32", "torch.bmm tf32"), "parameter_step_": ("AdamW fused",)}
+    return (*OURS, "roofline", *rivals.get(op, ()), "reference")
+
+
+SPECS = {
+    spec.name: spec for spec in (*TIMES, *(s for own in (*NATIVE.values(), *TRITON.values()) for s in own))
+}

@@ -1,0 +1,99 @@
+"""Plans of launches: how many there are, and the addresses that they are bound to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from . import toolchain
+
+TABLE, SCRATCH = 1 << 44, 1 << 45
+"""Addresses of a table and of scratch memory, far from each other and from anything else here."""
+UNBOUND = 0x7ACE
+
+
+def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
+    return 4096, False, list(sizes), list(torch.empty(sizes, device="meta").stride())
+
+
+def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, scratch_bytes: int = 1 << 28):
+    """The plan of a whole step of groups of these shapes."""
+    groups = [
+        {
+            "blocks": blocks, "m": m, "n": n,
+            "grad": [tensor(blocks, m, n)],
+            "direction": [tensor(blocks, m, n)], "out": [tensor(blocks, m, n)],
+            "left": (tensor(blocks, m, m), 4096), "right": (tensor(blocks, n, n), 4096),
+            "left_root": tensor(blocks, m, m), "right_root": tensor(blocks, n, n),
+        }
+        for m, n in shapes
+    ]  # fmt: skip
+    rule = (0.95, 0.05, 1e-3, "frobenius", refine, "bf16x3")
+    return toolchain.plans().kron_step(groups, *rule, True, True, 4096, 4096, scratch_bytes)
+
+
+def words(data: bytes) -> np.ndarray:
+    return np.frombuffer(data[: len(data) // 8 * 8], np.uint64)
+
+
+def within(data: bytes, start: int, size: int) -> int:
+    """How many words are addresses of `size` bytes from `start` on."""
+    values = words(data)
+    return int(((values >= start) & (values < start + max(size, 1))).sum())
+
+
+def test_a_bound_plan_has_real_addresses_alone() -> None:
+    plan = kron_step([(200, 160), (64, 64), (300, 72)])
+    parts = [plan.table, *(launch[-1] for launch in plan.launches)]
+    symbolic = [sum((words(part) >> 48 == UNBOUND + kind).sum() for part in parts) for kind in (0, 1)]
+    assert min(symbolic) > 0
+    plan.bind(TABLE, SCRATCH)
+    launches = [launch[-1] for launch in plan.launches]
+    assert not any((words(part) >> 49 == UNBOUND >> 1).any() for part in [plan.table, *launches])
+    assert sum(within(launch, TABLE, len(plan.table)) for launch in launches) == symbolic[0]
+    scratch = within(plan.table, SCRATCH, plan.scratch) + sum(
+        within(x, SCRATCH, plan.scratch) for x in launches
+    )
+    assert scratch == symbolic[1]
+    assert within(plan.table, TABLE, len(plan.table)) == 0, "a table is kept by content, wherever it lies"
+
+
+def test_what_is_not_an_address_stays_when_a_plan_is_bound() -> None:
+    shapes = [(200, 160), (300, 72)]
+    made, bound = kron_step(shapes), kron_step(shapes)
+    bound.bind(TABLE, SCRATCH)
+    for before, after in zip(made.launches, bound.launches, strict=True):
+        assert before[:4] == after[:4]
+        plain = words(before[-1]) >> 49 != UNBOUND >> 1
+        assert (words(before[-1])[plain] == words(after[-1])[plain]).all()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "chunks"),
+    [
+        ([(256, 256)], 1),
+        ([(256, 256), (200, 150), (130, 130)], 2),
+        ([(200, 72)], 3),  # the right side takes 72 of 200 columns at a time
+        ([(200, 72), (256, 256), (150, 150), (512, 300)], 3),
+        ([(512, 40)], 8),  # no chunk is of fewer than 64 columns
+    ],
+)
+def test_launches_are_as_docs_kernels_says(shapes: list[tuple[int, int]], chunks: int) -> None:
+    """8 a chunk of columns, of the side with the most, for all groups; and 2 for all."""
+    names = Counter(name.partition("_128")[0].partition("_64")[0] for name, *_ in kron_step(shapes).launches)
+    assert names == {"start_factors": 1, "grouped_product": 8 * chunks, "finish_groups": 1}
+
+
+def test_blocks_that_fit_the_resident_kernel_are_one_launch() -> None:
+    assert [name for name, *_ in kron_step([(128, 128), (100, 30), (64, 1)]).launches] == [
+        "kron_step_resident_128_bf16x3"
+    ]
+
+
+def test_each_slice_has_launches_of_its_own() -> None:
+    one = len(kron_step([(256, 256)], blocks=8).launches)
+    two = len(kron_step([(256, 256)], blocks=8, scratch_bytes=4 * 9 * 256 * 256 * 4).launches)
+    assert (one, two) == (10, 2 + 8 * 3)

@@ -1,0 +1,116 @@
+"""Steps of one process on a fake GPU: the host waits for nothing, and launches are those of the plans."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from . import recorded
+from .training import BACKENDS, assert_free_of_waits, kernels, make, needs_fake_gpu, parameters, steady
+
+pytestmark = needs_fake_gpu
+
+RESIDENT = {"kron_step_resident_128_bf16x3": 1}
+GROUPED = {"start_factors": 1, "grouped_product_64_bf16x3": 24, "finish_groups": 1}
+ELEMENTWISE = {"accumulate": 1, "sum_spans": 1, "parameter_step": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"capturable": True}], ids=str)
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+def test_a_step_waits_for_nothing(gpu_backend: str, options: dict[str, bool]) -> None:
+    optimizer = make(parameters(), gpu_backend, **options)
+    recording = steady(optimizer.step)
+    assert_free_of_waits(recording)
+    assert recording.of("module") == []
+    # A table of tensors that have moved is uploaded from page-locked memory, which is kept for many of them.
+    assert {event["call"] for event in recording.of("allocate")} <= {"cudaHostAlloc"}
+
+
+def test_native_launches_are_those_of_its_plans() -> None:
+    optimizer = make(parameters(), "native")
+    assert kernels(steady(optimizer.step)) == RESIDENT | GROUPED | ELEMENTWISE
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_learning_rate_is_no_wait(gpu_backend: str, where: str) -> None:
+    optimizer = make(parameters(), gpu_backend, lr=torch.tensor(0.1, device=where))
+    assert_free_of_waits(steady(optimizer.step))
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+def test_a_gradient_that_comes_and_goes_is_no_wait(gpu_backend: str) -> None:
+    params = parameters()
+    optimizer, grad = make(params, gpu_backend), params[0].grad
+    optimizer.step()
+
+    def step() -> None:
+        params[0].grad = None if params[0].grad is grad else grad
+        optimizer.step()
+
+    step()
+    with recorded() as recording:
+        for _ in range(6):
+            step()
+    assert_free_of_waits(recording)
+
+
+def test_a_gradient_that_is_missing_for_the_first_time_is_no_wait() -> None:
+    params = parameters()
+    optimizer = make(params, "native")
+    optimizer.step()
+    params[1].grad = None
+    with recorded() as recording:
+        optimizer.step()
+    assert_free_of_waits(recording)
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_new_roots_are_no_wait(gpu_backend: str, capturable: bool) -> None:
+    optimizer = make(parameters(), gpu_backend, capturable=capturable, root_every=2)
+    recording = steady(optimizer.step, warm_up=5)
+    assert_free_of_waits(recording)
+    assert sum("gemm" in name for name in recording.launches) > 50, "no roots were made"
+
+
+def test_roots_by_eigendecomposition_wait_for_torchs_own_check() -> None:
+    """One wait for a side of a group; `newton_schulz`, the default on GPUs, has none."""
+    optimizer = make(parameters(shapes=[(64, 32)]), "native", root_method="eigh", root_every=2)
+    assert steady(optimizer.step, warm_up=5).syncs == ["cudaStreamSynchronize"] * 2
+    assert steady(optimizer.step, warm_up=0).syncs == []
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+def test_a_scaler_is_no_wait(gpu_backend: str) -> None:
+    """What `torch.amp.GradScaler` gives a fused optimizer."""
+    optimizer = make(parameters(), gpu_backend)
+    optimizer.grad_scale = torch.ones(1, device="cuda")
+    optimizer.found_inf = torch.zeros(1, device="cuda")
+    assert_free_of_waits(steady(optimizer.step))
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+def test_a_side_stream_has_all_of_a_step(gpu_backend: str) -> None:
+    optimizer = make(parameters(), gpu_backend)
+    optimizer.step()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        recording = steady(optimizer.step)
+    assert_free_of_waits(recording)
+    assert len({event["stream"] for event in recording.of("launch", "library")}) == 1
+
+
+@pytest.mark.parametrize("gpu_backend", BACKENDS)
+def test_parameters_may_lie_on_other_devices_than_the_current_one(gpu_backend: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one device")
+    params: list[Tensor] = parameters("cuda:1") + parameters("cuda:0")
+    optimizer = make(params, gpu_backend)
+    recording = steady(optimizer.step)
+    assert recording.refusals == []
+    assert recording.syncs == []
+    assert {event["device"] for event in recording.of("launch")} == {0, 1}
+    assert torch.cuda.current_device() == 0

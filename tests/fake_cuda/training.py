@@ -1,0 +1,57 @@
+"""Optimizers on fake GPUs: parameters, steps, and what a step that nothing is new to records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from kradagrad_ext import KrADagrad
+
+from . import Recording, is_active, recorded
+
+needs_fake_gpu = pytest.mark.skipif(
+    not is_active(), reason="runs under the fake CUDA runtime and a CUDA build of torch: make test-fake-gpu"
+)
+BACKENDS = ["reference", "native", "triton"]
+
+SHAPES = ((64, 64), (128, 96), (200, 72), (33,))
+"""Blocks of the resident kernel, larger ones, and a parameter without any."""
+
+
+def parameters(device: str = "cuda", shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Tensor]:
+    params = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    return params
+
+
+def steady(step: Callable[[], None], warm_up: int = 6) -> Recording:
+    """A step after some others."""
+    for _ in range(warm_up):
+        step()
+    with recorded() as recording:
+        step()
+    return recording
+
+
+def kernels(recording: Recording) -> Counter[str]:
+    """Launches of the project's own kernels; torch's have its namespace, libraries' calls their name."""
+    names = Counter(event["name"] for event in recording.of("launch"))
+    return Counter(
+        {name: count for name, count in names.items() if "at::" not in name and "at_cuda" not in name}
+    )
+
+
+def make(params: Sequence[Tensor], backend: str, **options: object) -> KrADagrad:
+    return KrADagrad(params, **{"lr": 0.1, "backend": backend, "root_every": 1000, **options})
+
+
+def assert_free_of_waits(recording: Recording) -> None:
+    assert recording.events, "nothing was recorded"
+    assert recording.refusals == []
+    assert recording.syncs == []
+    assert recording.copies("pageable", "device 0") == 0

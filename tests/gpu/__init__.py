@@ -1,0 +1,39 @@
+"""Tests that need a GPU: every backend against the reference, captures, streams, several devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import cases
+import torch
+from torch import Tensor
+
+CUDA = torch.device("cuda")
+
+
+def judge(compare: Callable[..., None], *arguments: Any) -> None:
+    """Call an assertion, unless values are not to be judged, which is said."""
+    if os.environ.get("KRADAGRAD_DRY_RUN") == "1":
+        print(f"not judged: {getattr(compare, '__name__', compare)}")
+        return
+    compare(*arguments)
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> None:
+    """The same bits."""
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def on(given: SimpleNamespace, device: torch.device = CUDA) -> SimpleNamespace:
+    """An op's tensors on a device, as they lie in memory, with the NaN around their views."""
+
+    def move(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        if isinstance(value, list):
+            return [move(tensor) for tensor in value]
+        storage = cases.whole(value).to(device)
+        return storage.as_strided(value.shape, value.stride(), value.storage_offset())
+
+    return SimpleNamespace(**{name: move(value) for name, value in vars(given).items()})

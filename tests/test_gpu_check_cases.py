@@ -1,0 +1,217 @@
+"""bench/gpu_check: what its worker and its reports do, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+
+from gpu_check import correctness, package, record, report, specs, tables, tools
+from gpu_check.cases import Case
+from gpu_check.words import CRASH, FAIL, PASS, WRONG
+
+ROOT = package.ROOT
+
+
+def test_every_cuda_kernel_has_a_task() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "csrc/cuda/kernels").glob("*.cu"))
+    named = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\) (\w+)\(", text))
+    families = {re.sub(r"_\d+_\w+$", "", name) for name in specs.NATIVE}
+    assert families == {name for name in named if "##" not in name} | {
+        "grouped_product",
+        "kron_step_resident",
+    }
+    assert len(specs.NATIVE) == 21
+
+
+def planned(spec: specs.Spec) -> set[str]:
+    """The kernels that the roofline's launches name, which tests/test_roofline.py holds to the plans."""
+    return {cost.kernel for cost in Case(spec, torch.device("cpu")).costs()}
+
+
+@pytest.mark.parametrize("kernel", [name for name in specs.NATIVE if re.search(r"_\d+_", name)])
+def test_cases_launch_the_kernel_that_they_are_there_for(kernel: str) -> None:
+    assert all(kernel in planned(spec) for spec in specs.NATIVE[kernel])
+
+
+RESIDENT, UPDATE = specs.NATIVE["kron_step_resident_64_fp32"][1], specs.UPDATES[1]
+ACCUMULATE, PARAMETER_STEP = specs.ACCUMULATE[1], specs.PARAMETER_STEP[1]
+ALL = (RESIDENT, ACCUMULATE, PARAMETER_STEP, UPDATE)
+FAULTS = [
+    *((spec, fault) for spec in ALL for fault in (None, "value", "inactive", "second")),
+    *((spec, "padding") for spec in (RESIDENT, ACCUMULATE, PARAMETER_STEP)),
+    *((spec, "unwritten") for spec in (RESIDENT, ACCUMULATE)),
+]
+
+
+@pytest.mark.parametrize(("spec", "fault"), FAULTS, ids=lambda value: getattr(value, "op", str(value)))
+def test_correctness_notices(spec: specs.Spec, fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong in a result; and nothing where it is right."""
+    real, runs = correctness._run, []
+
+    def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, fill: int | None = None) -> Case:
+        result = real(case, backend, dtype, fill)
+        if fill is not None:
+            runs.append(fill)
+            if fault is not None and (fault != "second" or len(runs) == 2):
+                spoil(result, case, fault)
+        return result
+
+    monkeypatch.setattr(correctness, "_run", run)
+    lines: list[str] = []
+    wrong = correctness.check(Case(spec, torch.device("cpu"), 7), "reference", Lines(lines))
+    assert bool(wrong) == (fault is not None), wrong
+    assert any("error of" in line for line in lines)
+
+
+class Lines(correctness.Report):
+    """Keeps what is reported."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines, self.fields, self.judged = lines, {}, True
+
+    def send(self, **message: object) -> None:
+        self.lines.append(json.dumps(message))
+
+
+def spoil(result: Case, before: Case, fault: str) -> None:
+    """Put a fault into what the op wrote."""
+    name, tensors = next((name, tensors) for name, tensors in result.written().items() if tensors)
+    mask = result.masks(name)[0]
+    if fault in ("value", "second"):
+        blocks = tensors[0] if result.spec.factored else tensors[0][None]
+        blocks[int(mask.nonzero()[0])].mul_(1.01)
+    elif fault == "inactive":
+        inactive = int((~mask).nonzero()[0]) if result.spec.factored else 1
+        (tensors[0] if result.spec.factored else tensors)[inactive].add_(1)
+    elif fault == "padding":
+        view = next(t for held in result.written().values() for t in held if not t.is_contiguous())
+        correctness.whole(view)[view.shape[-1] if view.stride(-1) == 1 else -1] = 1.0
+    else:
+        own = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
+        result.arguments[own].copy_(before.arguments[own])
+
+
+def test_the_bundle_fits_its_sources_alone(tmp_path: Path) -> None:
+    root, bundle = tmp_path / "root", tmp_path / "bundle"
+    (root / "csrc").mkdir(parents=True)
+    for name in package.BUILD_FILES:
+        (root / name).write_text("x")
+    bundle.mkdir()
+    with pytest.raises(package.PackageError, match="no bundle"):
+        package.check(bundle, root)
+    (bundle / package.LIBRARY).write_bytes(b"library")
+    manifest = {
+        "digest": package.digest(root),
+        "git_sha": "abc",
+        "library": package._file_digest(bundle / package.LIBRARY),
+    }
+    (bundle / package.MANIFEST).write_text(json.dumps(manifest))
+    assert package.check(bundle, root)["git_sha"] == "abc"
+    (root / "csrc/new.cu").write_text("kernel")
+    with pytest.raises(package.PackageError, match="other sources"):
+        package.check(bundle, root)
+    (bundle / package.LIBRARY).write_bytes(b"damaged")
+    with pytest.raises(package.PackageError, match="damaged"):
+        package.check(bundle, root)
+
+
+def test_a_laid_out_package_is_whole(tmp_path: Path) -> None:
+    package.lay_out(tmp_path)
+    assert package.loads(sys.executable, tmp_path, dict(os.environ)) not in (None, "")
+    code = "import kradagrad_ext, kradagrad_ext.cost; print(kradagrad_ext.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path))
+    assert (tmp_path / "kradagrad_ext/triton_kernels/tuning.csv").exists()
+
+
+MEMCHECK = """\
+========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 4 bytes
+=========     at accumulate+0x120
+========= ERROR SUMMARY: 2 errors
+"""
+PROFILE = """\
+==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","7","kron","GPU Speed Of Light Throughput","Duration","us","1,234.5"
+"0","7","kron","Occupancy","Achieved Occupancy","%","12.5"
+"""
+
+
+def test_tools_are_read(tmp_path: Path) -> None:
+    kept = record.Record(tmp_path / "out", tmp_path / "details")
+    for name, text in (
+        ("bad", MEMCHECK),
+        ("good", "= RACECHECK SUMMARY: 0 hazards displayed\n"),
+        ("none", ""),
+    ):
+        (tmp_path / name).write_text(text)
+        tools.read_sanitizer("memcheck", name, tmp_path / name, kept)
+    (tmp_path / "profile").write_text(PROFILE)
+    tools.read_profile("native", "kron", tmp_path / "profile", kept)
+    tools.read_profile("native", "other", tmp_path / "missing", kept)
+    ended = {case: (verdict, text) for _, case, verdict, text in kept.verdicts}
+    assert ended["bad/report"] == (WRONG, "2 found, the first: Invalid __global__ write of size 4 bytes")
+    assert [ended[f"{name}/report"][0] for name in ("good", "none")] == [PASS, FAIL]
+    assert ended["native/other/report"][0] == FAIL
+    assert [row["p50"] for row in kept.rows if row["section"] == "ncu" and row["metric"] != "verdict"] == [
+        1234.5,
+        12.5,
+    ]
+    kept.close()
+
+
+def test_log_and_archive_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "MOST_LOG", 1000)
+    monkeypatch.setattr(record, "MOST_ARCHIVED", 1000)
+    kept = record.Record(tmp_path / "out", tmp_path / "details")
+    for number in range(100):
+        kept.log(f"line {number} {'x' * 50}")
+    for size in (10, 600, 900):
+        (tmp_path / f"details/{size}.txt").write_bytes(b"x" * size)
+    kept.archive()
+    kept.close()
+    assert (tmp_path / "out" / record.LOG).stat().st_size < 1200
+    with tarfile.open(tmp_path / "out" / record.ARCHIVE) as archive:
+        assert archive.getnames() == ["10.txt", "600.txt"]
+
+
+def test_the_page_is_made_from_the_committed_results() -> None:
+    assert report.PAGE.read_text() == report.page(report.measured()), (
+        "run python -m gpu_check.report in bench/"
+    )
+
+
+def test_a_page_of_a_run(tmp_path: Path) -> None:
+    """Tables of times and errors, and what went wrong."""
+    kept = record.Record(tmp_path, tmp_path / "details")
+    kept.facts({"device": "Card", "torch": "2"})
+    default = specs.TIMES[0]
+    for column, spent in (("native", 0.5), ("roofline", 0.4), ("torch.bmm fp32", 1.5)):
+        row = {"op": default.op, "recipe": default.recipe, "dtype": "float32", "shape": default.size}
+        kept.row("times", f"{default.name}/{column}", row | {"backend": column, "metric": "ms", "p50": spent})
+    error = {"backend": "native", "metric": "error of out", "p50": 2e-5, "bound": 1e-3}
+    kept.row("native", "accumulate/x", error)
+    kept.verdict("native", "accumulate/x", CRASH, "signal SIGSEGV")
+    kept.close()
+    text = report.page([tmp_path / record.CSV])
+    assert "## Card" in text
+    assert "| 128x128 | 0.5 | 0.4 | 1.5 |" in text
+    assert "| native | accumulate | 2.0e-05 |" in text
+    assert "- CRASH native/accumulate/x: signal SIGSEGV" in text
+    assert [table.title for table in tables.tables(tables.words(kept.rows))] == [
+        table.title for table in tables.tables(tables.read(tmp_path / record.CSV))
+    ]
