@@ -140,7 +140,7 @@ class _Planner(Executor):
     """Makes plans and launches nothing."""
 
     def run(self, device, plan) -> None:
-        self.planned = plan(0, 0)["launches"]
+        self.planned = plan.launches
 
 
 @functools.cache
