@@ -12,6 +12,7 @@ import pytest
 import torch
 from marks import slow, slow_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tolerances import TRAJECTORY
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -100,13 +101,13 @@ def test_losses_fall_and_the_logs_tell_of_the_optimizer(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
-    """To float32 rounding; accumulation cuts the same batch."""
+    """But for float32's rounding, which steps magnify; accumulation cuts the same batch."""
     options = ["--epochs=1", "--batch=512", "--precision=32-true"]
     for parts in (1, 2):
         lightning_module.main([*options, f"--accumulate={parts}", f"--out={tmp_path / str(parts)}"])
     whole, cut = (saved(tmp_path / parts)["state_dict"] for parts in ("1", "2"))
     for name, tensor in whole.items():
-        assert (cut[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+        assert (cut[name] - tensor).norm() <= TRAJECTORY[torch.float32] * tensor.norm(), name
 
 
 class TwoRanksInTurn(DistributedSampler[Any]):
