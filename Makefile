@@ -64,7 +64,7 @@ test-fake-gpu: $(VENV_CUDA)/bin/pytest
 
 $(VENV_CUDA)/bin/pytest:
 	$(PYTHON) -m venv $(VENV_CUDA)
-	$(VENV_CUDA)/bin/pip install $(TORCH_CUDA) triton numpy pytest pytest-benchmark
+	$(VENV_CUDA)/bin/pip install $(TORCH_CUDA) triton numpy ninja 'setuptools>=77' pytest pytest-benchmark
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check

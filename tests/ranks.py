@@ -27,8 +27,8 @@ PRELOADED = [
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
-    "kradagrad_ext.distributed.sharded",
 ]
+"""Of torch alone: that process begins in the tree, whose package need not be the one that is tested."""
 
 
 def launch(world: int, work: Callable[..., Any], folder: Path, *arguments: Any, deaths: int = 0) -> list[Any]:

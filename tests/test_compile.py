@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow
 from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch._dynamo.utils import counters
 
@@ -49,7 +50,7 @@ NUMBERS, TENSORS = [0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]
     [
         pytest.param("eager", NUMBERS, id="numbers"),
         pytest.param("eager", TENSORS, id="tensors"),
-        pytest.param("aot_eager", [*NUMBERS, *TENSORS], id="functionalised", marks=pytest.mark.slow),
+        pytest.param("aot_eager", [*NUMBERS, *TENSORS], id="functionalised", marks=slow),
     ],
 )
 def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[Any], backend: str) -> None:
@@ -61,7 +62,7 @@ def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[
     assert all("torch.compiler.disable" in reason for reason in counters["graph_break"])
 
 
-@pytest.mark.slow
+@slow
 def test_packed_states_of_two_groups_are_two_graphs() -> None:
     params = parameters(*SHAPES, (8, 6))
     groups = [{"params": params[:2]}, {"params": params[2:], "weight_decay": 0.1}]
@@ -81,7 +82,7 @@ def test_without_capturable_nothing_is_compiled() -> None:
     assert difference == 0
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of inductor itself
 def test_inductor_takes_the_same_steps() -> None:
     difference = compiled_and_eager("inductor", [0.03, 0.01], ((8, 8),), capturable=True)

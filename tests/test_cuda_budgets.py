@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
@@ -61,7 +62,7 @@ def faults(kernel: str, made: Binary, shape: Shape, architecture: str) -> list[s
     return found
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_is_within_its_budgets(architecture: str) -> None:
     made, shapes = binaries.all_binaries(architecture), binaries.launch_shapes()
@@ -122,7 +123,7 @@ def test_occupancy_by_hand(registers: int, threads: int, shared: int, architectu
     assert binaries.ctas_of_sm(made, binaries.Shape(threads, shared), architecture) == ctas
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ELEMENTWISE], ids=str)
 def test_bytes(case: Case) -> None:
     """Of the floor and the launch's table. Resident kernels read the lower halves of symmetric matrices."""
@@ -131,7 +132,7 @@ def test_bytes(case: Case) -> None:
     assert counted.footprint <= 1.10 * floor
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", [*RESIDENT, *ELEMENTWISE], ids=str)
 def test_requested_sectors(case: Case) -> None:
     """What a cold L2 would pass on: the gradient's second read included, and accesses that are not wide."""
@@ -139,14 +140,14 @@ def test_requested_sectors(case: Case) -> None:
     assert counted.requested <= 1.25 * counted.floor
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", [case for case in ARITHMETIC if case.precision != "fp32"], ids=str)
 def test_mma_per_shared_load(case: Case) -> None:
     counted = count(case)
     assert 2 * counted.mma >= counted.shared_loads > 0
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ARITHMETIC, *OTHER_PRECISIONS], ids=str)
 def test_shared_memory_wavefronts(case: Case) -> None:
     counted = count(case)
@@ -154,7 +155,7 @@ def test_shared_memory_wavefronts(case: Case) -> None:
     assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
 
 
-@pytest.mark.slow
+@slow
 def test_floors_by_hand() -> None:
     """Per block of side 64 in float32: nine matrices, of which four are symmetric and read."""
     counted = count(Case("kron_step", torch.float32, 64))

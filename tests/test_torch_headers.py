@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from compiled_module import ROOT, ninja_rules
+from marks import slow
 from torch_headers import include_folder
 
 import build_native
@@ -38,7 +39,7 @@ def build_of(version: str, headers: Path) -> ninja_rules.Build:
     return build
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.skipif(find_compiler()[0] is None, reason="no C++ compiler")
 @pytest.mark.parametrize("version", TORCH)
 def test_every_source_compiles_beside(version: str) -> None:

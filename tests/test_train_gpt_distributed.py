@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from gpt_runs import STEPS, arguments, flip, foreign, make_text, put, rewrite, rows, truncate
+from marks import slow
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-pytestmark = pytest.mark.slow  # processes of torchrun by the dozen
+pytestmark = slow  # processes of torchrun by the dozen
 
 
 @pytest.fixture(autouse=True)

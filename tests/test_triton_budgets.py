@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 pytest.importorskip("triton")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
@@ -46,7 +47,7 @@ def faults(of: Made, architecture: str) -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_specialisation_is_within_its_budgets(precision: str, architecture: str) -> None:
@@ -79,7 +80,7 @@ def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
     assert rows == compiled
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("architecture", EXECUTED)
 @pytest.mark.parametrize("case", [case for case in [*TRITON, *ELEMENTWISE] if has_floor(case)], ids=str)
 def test_bytes(case: Case, architecture: str) -> None:
@@ -88,7 +89,7 @@ def test_bytes(case: Case, architecture: str) -> None:
     assert counted.footprint <= 1.10 * counted.floor
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("case", TRITON, ids=str)
 def test_shared_memory_wavefronts(case: Case) -> None:
     """Operands of wgmma lie in shared memory as it reads them. For mma.sync Triton's own layout of float32

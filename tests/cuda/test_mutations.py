@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ptx
 import pytest
+from marks import slow
 
 from . import binaries, mutations
 from .mutations import source_faults, survivors, sweep
@@ -51,7 +52,7 @@ def test_unedited_kernel_passes(kernel: str) -> None:
     assert not layers_that_notice(sweep.text_of(kernel), kernel, of_kernel(kernel))
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_source_fault_is_noticed(fault: Fault) -> None:
     text = ptx.isolate(source_faults.compiled(fault), fault.kernel)
@@ -65,7 +66,7 @@ def test_survivor_names_its_place(survivor: Survivor) -> None:
         survivors.line_of(survivor.caller)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("kernel", sweep.KERNELS)
 def test_ptx_edits_are_noticed(kernel: str) -> None:
     text = sweep.text_of(kernel)

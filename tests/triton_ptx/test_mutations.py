@@ -15,6 +15,7 @@ import test_parameter_step
 import torch
 from cuda.mutations.detection import layer_of
 from cuda.toolchain import ROOT
+from marks import slow
 from test_kron_step import inputs, merged
 
 from .compiled import Compiled
@@ -190,7 +191,7 @@ def test_unedited_kernels_pass(probe: str) -> None:
     assert layer_that_notices(None, probe) is None
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_noticed(fault: Fault) -> None:
     assert layer_that_notices(fault, fault.probe) == fault.layer
