@@ -1,4 +1,4 @@
-"""Twenty steps of the optimizer through a backend, on a small model with blocks of every kind."""
+"""Steps of the optimizer through a backend, on a small model with blocks of every kind."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class Model(torch.nn.Module):
 
 
 def train(
-    monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any], steps: int
 ) -> list[Tensor]:
-    """The parameters after STEPS steps on the same data."""
+    """The parameters after some steps on the same data."""
     monkeypatch.setattr(kradagrad_ext.step, "resolve", lambda *_: backend)
     torch.manual_seed(1)
     model = Model().to(dtype)
     x, y = torch.randn(64, 20, dtype=dtype), torch.randn(64, 4, dtype=dtype)
     defaults = dict(block_size=144, factor_update="krad", root_every=4, root_method="newton_schulz")
     optimizer = KrADagrad(model.parameters(), lr=LR[dtype], **(defaults | options))
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
@@ -57,10 +57,14 @@ def train(
 
 
 def check_equals_the_reference(
-    monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Any,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    steps: int = STEPS,
 ) -> None:
-    expected = train(monkeypatch, reference, dtype, options)
-    ours = train(monkeypatch, backend, dtype, options)
+    expected = train(monkeypatch, reference, dtype, options, steps)
+    ours = train(monkeypatch, backend, dtype, options, steps)
     for p, q in zip(ours, expected, strict=True):
         difference = (p.double() - q.double()).norm() / q.double().norm()
         assert difference <= TRAJECTORY[dtype]

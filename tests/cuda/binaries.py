@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,11 @@ import test_kron_step
 import test_parameter_step
 import torch
 
+import compile_cached
 from kradagrad_ext import build_info
 
 from . import toolchain
-from .executor_backend import Executor
+from .executor_backend import Planner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -94,8 +96,22 @@ def cuobjdump(*arguments: str) -> str:
     return done.stdout
 
 
+def dump(file: Path, *arguments: str) -> str:
+    """The output of cuobjdump for a file, kept by the file's content where KRADAGRAD_CACHE names a folder."""
+    _tool_path()  # what is kept does not stand for a missing tool
+    folder = compile_cached.cache_folder()
+    if folder is None:
+        return cuobjdump(*arguments, str(file))
+    entry = folder / compile_cached.key(b"cuobjdump", *map(str.encode, arguments), file.read_bytes())
+    kept = compile_cached.fetch(entry)
+    if kept is None:
+        kept = zlib.compress(cuobjdump(*arguments, str(file)).encode())
+        compile_cached.store(entry, kept)
+    return zlib.decompress(kept).decode()
+
+
 @functools.cache
-def library() -> str:
+def library() -> Path:
     """The native library, built from the kernels as they are now."""
     built = build_info.read()
     if built.native != "cuda":
@@ -104,7 +120,7 @@ def library() -> str:
         toolchain.give_up(
             "the native library was built from other kernels than csrc/cuda/kernels: build it again"
         )
-    return str(Path(build_info.__file__).parent / "_native.abi3.so")
+    return Path(build_info.__file__).parent / "_native.abi3.so"
 
 
 def count_instructions(sass: str) -> Counter[str]:
@@ -115,15 +131,15 @@ def count_instructions(sass: str) -> Counter[str]:
 @functools.cache
 def all_binaries(architecture: str) -> dict[str, Binary]:
     """Every kernel by name, compiled for one architecture."""
-    of = ("-arch", architecture, library())
-    listings = re.split(r"^\s*Function : ", cuobjdump("-sass", *of), flags=re.MULTILINE)[1:]
+    listing = dump(library(), "-sass", "-arch", architecture)
+    listings = re.split(r"^\s*Function : ", listing, flags=re.MULTILINE)[1:]
     if not listings:
         toolchain.give_up(f"the native library was built for other architectures than {architecture}")
     code = {listing.split(maxsplit=1)[0]: count_instructions(listing) for listing in listings}
     # From sm_90 on, the numbers of a cubin contain the reserved shared memory.
     reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
     result = {}
-    for name, *numbers in USAGE.findall(cuobjdump("-res-usage", *of)):
+    for name, *numbers in USAGE.findall(dump(library(), "-res-usage", "-arch", architecture)):
         registers, stack, shared, local = map(int, numbers)
         result[name] = Binary(registers, stack, local, max(shared - reserved, 0), code[name])
     if result.keys() != code.keys():
@@ -136,17 +152,10 @@ def binary(kernel: str, architecture: str) -> Binary:
     return all_binaries(architecture)[kernel]
 
 
-class _Planner(Executor):
-    """Makes plans and launches nothing."""
-
-    def run(self, device, plan) -> None:
-        self.planned = plan.launches
-
-
 @functools.cache
 def launch_shapes() -> dict[str, Shape]:
     """Threads and dynamic shared memory of every kernel, from plans that launch each at least once."""
-    planner, launches = _Planner(), []
+    planner, launches = Planner(), []
     rules = [{"precision": precision} for precision in PRECISIONS]
     for rows, columns in ((64, 64), (128, 128), (140, 140), (256, 256)):
         for rule in rules:

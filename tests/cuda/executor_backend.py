@@ -237,3 +237,10 @@ def _take(views: list[Tensor], blocks: int) -> list[Tensor]:
         taken.append(view)
         blocks -= view.shape[:-2].numel()
     return taken
+
+
+class Planner(Executor):
+    """Makes plans and launches nothing; the latest plan's launches are kept."""
+
+    def run(self, device: Device, plan) -> None:
+        self.planned = plan.launches

@@ -15,12 +15,13 @@ import pytest
 import test_kron_step
 import test_update_factor
 import torch
+from marks import slow_after
 from test_kron_step import SCALARS, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference
 
-from .executor_backend import Executor
+from .executor_backend import Executor, Planner
 
 RESIDENT = [(1, 1), (1, 7), (7, 33), (33, 33), (65, 17), (16, 128), (100, 40), (128, 128)]
 GROUPED = [(129, 33), (7, 200), (130, 140), (300, 72), (256, 256)]
@@ -76,7 +77,7 @@ def test_rules(rows: int, columns: int, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("precision", ["tf32x3", "bf16x6", "fp32"])
 @pytest.mark.parametrize(("rows", "columns"), [*CORNERS, (256, 40)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", slow_after(1, [torch.float32, torch.bfloat16]))
 def test_precisions(rows: int, columns: int, precision: str, dtype: torch.dtype) -> None:
     check(inputs(2, rows, columns, dtype), precision=precision, **DEFAULT)
 
@@ -131,7 +132,7 @@ def test_any_number_of_blocks(blocks: int) -> None:
     check(inputs(blocks, 6, 5, torch.float32, "strided"), **DEFAULT)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", slow_after(1, [1, 2]))
 @pytest.mark.parametrize(("rows", "columns"), [(40, 40), (140, 130)])
 def test_same_bits_for_any_order_of_blocks_and_warps(rows: int, columns: int, seed: int) -> None:
     given = inputs(3, rows, columns, torch.float32)
@@ -164,9 +165,9 @@ def test_launches_do_not_grow_with_the_blocks(
     rows: int, options: dict[str, Any], launches: int, blocks: int, more: int
 ) -> None:
     for count in (blocks, more):
-        executor = Executor()
-        run(executor, inputs(count, rows, rows, torch.float32), **options)
-        assert len(executor.launches) == launches
+        planner = Planner()
+        run(planner, inputs(count, rows, rows, torch.float32), **options)
+        assert len(planner.planned) == launches
 
 
 def test_factors_alone() -> None:
@@ -221,15 +222,15 @@ def test_a_bound_that_is_not_finite_leaves_the_factor(d: int) -> None:
     assert stats[:, 1].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("fault", ["nan", "overflow"])
-@pytest.mark.parametrize(("d", "k", "options"), test_update_factor.NOT_FINITE, ids=str)
+@pytest.mark.parametrize("fault", slow_after(1, ["nan", "overflow"]))
+@pytest.mark.parametrize(("d", "k", "options"), slow_after(3, test_update_factor.NOT_FINITE), ids=str)
 def test_a_mean_that_is_not_finite_leaves_the_block(
     d: int, k: int, options: dict[str, Any], fault: str
 ) -> None:
     test_update_factor.check_mean_not_finite(Executor(), d, k, fault, options)
 
 
-@pytest.mark.parametrize(("rows", "columns"), test_kron_step.NOT_FINITE)
+@pytest.mark.parametrize(("rows", "columns"), slow_after(1, test_kron_step.NOT_FINITE))
 def test_a_gradient_that_is_not_finite_leaves_both_factors(rows: int, columns: int) -> None:
     test_kron_step.check_gradient_not_finite(Executor(), rows, columns, **DEFAULT)
 

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import test_accumulate
@@ -118,8 +119,9 @@ def _read_cubin(result: Any) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(result.asm["cubin"])
         file.flush()
-        ((_, *numbers),) = cuda_binaries.USAGE.findall(cuda_binaries.cuobjdump("-res-usage", file.name))
-        code = cuda_binaries.count_instructions(cuda_binaries.cuobjdump("-sass", file.name))
+        path = Path(file.name)
+        ((_, *numbers),) = cuda_binaries.USAGE.findall(cuda_binaries.dump(path, "-res-usage"))
+        code = cuda_binaries.count_instructions(cuda_binaries.dump(path, "-sass"))
     code["ftz"] = result.asm["ptx"].count(".ftz")
     registers, stack, _, local = map(int, numbers)
     return Binary(registers, stack, local, 0, code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cases
@@ -11,6 +12,7 @@ import test_parameter_step
 import test_update_factor
 import torch
 from cuda.test_elementwise_kernels import tensors_of
+from marks import slow, slow_after
 from test_kron_step import SCALARS, check_gradient_not_finite, compare, inputs, merged, run
 from tolerances import assert_as_accurate, precision_atol
 
@@ -32,7 +34,11 @@ RULES: list[dict[str, Any]] = [
     {"factor_scale": "frobenius", "refine": 2},
     {"factor_scale": "trace_dim", "refine": 3},
 ]
-SHAPES = [(7, 32), (33, 40), (64, 64), (130, 40), (40, 200), (256, 128)]
+SHAPES = [(33, 40), (130, 40), (7, 32), (64, 64), (40, 200), (256, 128)]
+# What is not slow needs few specialisations of the kernels, which Triton compiles in a second or more each.
+SHAPES_AND_RULES = slow_after(
+    2, sorted(itertools.product(SHAPES, RULES), key=lambda case: case[1] is not RULES[3])
+)
 
 
 def check(given: Any, backend: Compiled, **options: Any) -> None:
@@ -46,9 +52,9 @@ def check(given: Any, backend: Compiled, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("options", RULES, ids=str)
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_kron_step(rows: int, columns: int, options: dict[str, Any], arch: str) -> None:
+@pytest.mark.parametrize(("shape", "options"), SHAPES_AND_RULES, ids=str)
+def test_kron_step(shape: tuple[int, int], options: dict[str, Any], arch: str) -> None:
+    rows, columns = shape
     dtype = torch.bfloat16 if rows == 64 else torch.float32
     check(inputs(3, rows, columns, dtype, "strided"), Compiled(arch), **options)
 
@@ -66,8 +72,8 @@ def test_groups_of_several_shapes(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("factor_scale", ["trace", "frobenius"])
-@pytest.mark.parametrize(("rows", "columns"), [(20, 30), (40, 100), (130, 40)])
+@pytest.mark.parametrize("factor_scale", slow_after(1, ["frobenius", "trace"]))
+@pytest.mark.parametrize(("rows", "columns"), slow_after(1, [(20, 30), (40, 100), (130, 40)]))
 def test_damping_follows_the_statistics(rows: int, columns: int, factor_scale: str, arch: str) -> None:
     """The first gradient starts the factors, a zero one does nothing, one that overflows is counted."""
     given = inputs(5, rows, columns, torch.float32)
@@ -103,7 +109,14 @@ NOT_FINITE = test_update_factor.NOT_FINITE
 
 @pytest.mark.parametrize(
     ("case", "fault", "arch"),
-    [(NOT_FINITE[0], "overflow", "sm_90"), (NOT_FINITE[1], "nan", "sm_80"), (NOT_FINITE[3], "nan", "sm_90")],
+    slow_after(
+        1,
+        [
+            (NOT_FINITE[0], "overflow", "sm_90"),
+            (NOT_FINITE[1], "nan", "sm_80"),
+            (NOT_FINITE[3], "nan", "sm_90"),
+        ],
+    ),
     ids=str,
 )
 def test_a_mean_that_is_not_finite_leaves_the_block(case: Any, fault: str, arch: str) -> None:
@@ -111,7 +124,7 @@ def test_a_mean_that_is_not_finite_leaves_the_block(case: Any, fault: str, arch:
     test_update_factor.check_mean_not_finite(Compiled(arch), d, k, fault, options)
 
 
-@pytest.mark.parametrize(("rows", "columns", "arch"), [(20, 24, "sm_90"), (40, 300, "sm_80")])
+@pytest.mark.parametrize(("rows", "columns", "arch"), slow_after(1, [(20, 24, "sm_90"), (40, 300, "sm_80")]))
 def test_a_gradient_that_is_not_finite_leaves_both_factors(rows: int, columns: int, arch: str) -> None:
     check_gradient_not_finite(Compiled(arch), rows, columns, **RULES[3])
 
@@ -128,7 +141,7 @@ def test_a_first_factor_that_is_not_finite_is_counted(d: int, arch: str) -> None
 
 @pytest.mark.parametrize(
     ("d", "factor_scale", "refine", "arch"),
-    [(9, "frobenius", 2, "sm_90"), (70, "trace", 0, "sm_80"), (70, "frobenius", 2, "sm_80")],
+    slow_after(1, [(70, "trace", 0, "sm_80"), (9, "frobenius", 2, "sm_90"), (70, "frobenius", 2, "sm_80")]),
 )
 def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: int, arch: str) -> None:
     options = {"factor_scale": factor_scale, "refine": refine, "precision": "bf16x6"}
@@ -137,7 +150,7 @@ def test_the_square_of_y_does_not_overflow(d: int, factor_scale: str, refine: in
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", slow_after(1, [1, 2]))
 def test_same_bits_for_any_order_of_blocks_and_warps(seed: int, arch: str) -> None:
     given = merged([inputs(2, 20, 30, torch.float32), inputs(2, 130, 70, torch.float32)])
     one, other = (run(Compiled(arch, order), given, damping=1e-3, **RULES[3]) for order in (0, seed))
@@ -169,6 +182,7 @@ def check_elements(op: str, backend: Compiled, given: Any, **options: Any) -> No
         cases.assert_same_padding(lists[0], tensors_of(given, name)[: len(lists[0])])
 
 
+@slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("side", [16, 32, 128, 256])
