@@ -76,7 +76,7 @@ def test_rules(rows: int, columns: int, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["tf32x3", "bf16x6", "fp32"])
-@pytest.mark.parametrize(("rows", "columns"), [*CORNERS, (256, 40)])
+@pytest.mark.parametrize(("rows", "columns"), slow_after(3, [*CORNERS, (256, 40)]))
 @pytest.mark.parametrize("dtype", slow_after(1, [torch.float32, torch.bfloat16]))
 def test_precisions(rows: int, columns: int, precision: str, dtype: torch.dtype) -> None:
     check(inputs(2, rows, columns, dtype), precision=precision, **DEFAULT)

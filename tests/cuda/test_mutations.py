@@ -46,6 +46,7 @@ def test_source_fault_applies(fault: Fault) -> None:
     source_faults.sources(fault)
 
 
+@slow
 @pytest.mark.parametrize("kernel", MAKERS)
 def test_unedited_kernel_passes(kernel: str) -> None:
     """Or every fault would be noticed."""

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from trajectory import DTYPES, RECIPES, check_equals_the_reference
+from marks import slow_after
+from trajectory import LR, RECIPES, check_equals_the_reference
 
 from .executor_backend import Executor
 
 
-@DTYPES
+@pytest.mark.parametrize("dtype", slow_after(1, list(LR)))
 @RECIPES
 def test_equals_the_reference(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, options: dict[str, Any]
