@@ -38,13 +38,13 @@ ROUNDING = {"rtol": 1e-7, "atol": 1e-7}
 BFLOAT16 = {"rtol": 0.0, "atol": 1e-3}
 """Of the losses under Muon, which orthogonalizes in bfloat16 whatever its parameters are."""
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [
+    slow,  # processes of torchrun by the dozen
     # dcp_to_torch_save reads all ranks' files in one process, as it says.
-    "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"
-)
-
-
-pytestmark = slow  # processes of torchrun by the dozen
+    pytest.mark.filterwarnings(
+        "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

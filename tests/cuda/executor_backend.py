@@ -229,6 +229,13 @@ class Executor:
         return reference.eigh(matrices)
 
 
+class Planner(Executor):
+    """Makes plans and launches nothing; the latest plan's launches are kept."""
+
+    def run(self, device: Device, plan) -> None:
+        self.planned = plan.launches
+
+
 def _take(views: list[Tensor], blocks: int) -> list[Tensor]:
     """The next views of `blocks` blocks, off the list."""
     taken = []
@@ -237,10 +244,3 @@ def _take(views: list[Tensor], blocks: int) -> list[Tensor]:
         taken.append(view)
         blocks -= view.shape[:-2].numel()
     return taken
-
-
-class Planner(Executor):
-    """Makes plans and launches nothing; the latest plan's launches are kept."""
-
-    def run(self, device: Device, plan) -> None:
-        self.planned = plan.launches

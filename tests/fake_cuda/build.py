@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 import ninja_rules  # noqa: E402  (found by the line above)
-from build_backend import compiler_version  # noqa: E402
-from build_native import TORCH_TARGET  # noqa: E402
+from build_backend import compiler_version, find_compiler  # noqa: E402
+from build_native import TORCH_TARGET, found  # noqa: E402
 
 HERE = Path(__file__).resolve().parent.relative_to(ROOT)
 BUILD = Path("build/fake-cuda")
@@ -38,7 +38,7 @@ def runtime() -> Path:
     """The folder of libcuda.so.1, which is the fake runtime and the fake driver."""
     folder = BUILD / "runtime"
     flags = ["-Wl,-z,defs", "-Wl,-soname,libcuda.so.1", "-ldl"]
-    library = _library(folder, _found(f"{HERE}/runtime/*.cpp"), RUNTIME_FLAGS, [], flags, "libcuda.so.1")
+    library = _library(folder, found(f"{HERE}/runtime/*.cpp"), RUNTIME_FLAGS, [], flags, "libcuda.so.1")
     _link_to(library.with_name("libcuda.so"), Path("libcuda.so.1"))
     return library.parent
 
@@ -47,7 +47,7 @@ def package() -> Path:
     """A folder to import kradagrad_ext from: the tree's own, by links, with the library above."""
     torch = Path(importlib.util.find_spec("torch").origin).parent  # without its import
     flags = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
-    sources = [*_found("csrc/**/*.cpp"), _kernel_stubs()]
+    sources = [*found("csrc/**/*.cpp"), _kernel_stubs()]
     library = _library(BUILD / "native", sources, HOST_FLAGS, [torch / "include"], flags, "_native.abi3.so")
     folder = ROOT / BUILD / "package"
     own = folder / "kradagrad_ext"
@@ -101,11 +101,10 @@ def _library(
 
 
 def _compiler() -> tuple[str, ...]:
-    return tuple(shlex.split(os.environ.get("CXX", "c++")))
-
-
-def _found(pattern: str) -> list[Path]:
-    return [path.relative_to(ROOT) for path in sorted(ROOT.glob(pattern))]
+    command, sought = find_compiler()
+    if command is None:
+        raise FileNotFoundError(f"no C++ compiler found: {sought}")
+    return command
 
 
 def _link_to(path: Path, target: Path) -> None:
