@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "backends": {"build_info", "backends.base"},
     "backends.base": set(),
     "backends.downdate": set(),
+    "backends.square_root": {"backends.base"},
     "backends.reference": {"backends.base", "backends.downdate"},
     "backends.native": {"backends.base", "backends.reference", "build_info"},
     "backends.arguments": {"backends.base"},

@@ -12,6 +12,9 @@ parameter (``active`` false) keeps every one of its tensors as it was, bit for b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -39,6 +42,157 @@ factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/
 
 FALLBACK_REFINE = 2
 """`refine` of the frobenius update that stands in for an exact one whose Cholesky failed."""
+
+
+METHODS = ("cholesky", "products")
+"""How R with R R^T = H^-1 is made::
+
+    cholesky   H = L L^T, R = L^-T; exact, and an upper triangular F stays one
+    products   R = q(H), a polynomial with q(decay)^2 decay = 1 and q(h)^2 h >= 1 on every eigenvalue h of H
+"""
+
+RMS, WEIGHT, WHITENED, FALLBACKS = STATISTICS = range(4)
+"""Columns of a side's statistics ``[N, 4]``: root mean square of the entries of its gradients; sum of the
+weights of the statistics that its factor holds; mean square of the last gradient whitened on both sides (on
+this one alone without coupling), 1 in equilibrium; calls on which an update fell back or was left out."""
+
+
+def _require(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"UpdateRule: `{name}` must be {expected}, got {got!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRule:
+    """The scalars of a factor update.
+
+    Attributes:
+        decay: of the old statistics, in (0, 1].
+        weight: of the new one, > 0.
+        damping: relative to the mean eigenvalue of the statistics, > 0; it also scales a new factor.
+        damped_updates: how many updates' worth of damping enters with this one, >= 0.
+        method: one of `METHODS`.
+        refine: degree of the polynomial q in the sense of `METHODS`, 1 to 6: ``3 (refine - 1)`` products.
+        precision: one of `PRECISIONS`.
+        coupled: whether each side sees the gradient whitened on the other one.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+
+    decay: float
+    weight: float
+    damping: float
+    damped_updates: float = 1.0
+    method: str = "cholesky"
+    refine: int = 2
+    precision: str = "bf16x3"
+    coupled: bool = False
+
+    def __post_init__(self) -> None:
+        _require(0 < self.decay <= 1, "decay", "in (0, 1]", self.decay)
+        for name in ("weight", "damping"):
+            _require(0 < getattr(self, name) < math.inf, name, "> 0 and finite", getattr(self, name))
+        damped = self.damped_updates
+        _require(0 <= damped < math.inf, "damped_updates", ">= 0 and finite", damped)
+        _require(1 <= self.refine <= 6, "refine", "1 to 6", self.refine)
+        _require(self.method in METHODS, "method", f"one of {METHODS}", self.method)
+        _require(self.precision in PRECISIONS, "precision", f"one of {PRECISIONS}", self.precision)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the N blocks of a group.
+
+    Attributes:
+        factor: F ``[N, d, d]``, contiguous, in the compute dtype or bfloat16; X = F F^T.
+        statistics: ``[N, 4]`` in the compute dtype, see `STATISTICS`.
+        root: P ``[N, d, d]``, contiguous, in the compute dtype or bfloat16: without units, see `roots`.
+    """
+
+    factor: Tensor
+    statistics: Tensor
+    root: Tensor
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """N blocks ``[m, n]`` of equal shape, as lists of block views ``[*, m, n]`` with N blocks in all.
+
+    Attributes:
+        left, right: sides of m and n.
+        grads, directions: float32, float64 or bfloat16; read.
+        out: in the compute dtype; written; may be `directions` itself.
+    """
+
+    left: Side
+    right: Side
+    grads: Sequence[Tensor] = ()
+    directions: Sequence[Tensor] = ()
+    out: Sequence[Tensor] = ()
+
+
+class SquareRootOps(Protocol):
+    """The ops on factors in the square-root form: F with X = F F^T, X itself is never formed."""
+
+    def update_factor_(
+        self,
+        factor: Tensor,
+        statistics: Tensor,
+        unfolding: Sequence[Tensor],
+        active: Tensor,
+        rule: UpdateRule,
+    ) -> None:
+        """Update the factors of one mode from the unfoldings U of their blocks, in place.
+
+        For every active block, with g^2 = |U|_F^2 / (d k), and (rms, w) of its statistics::
+
+            nothing at all changes where g = 0
+            w' = decay w + weight,   rms'^2 = (decay w rms^2 + weight g^2) / w'
+            where w = 0:  F = I / (rms' sqrt(weight damping k))
+            B  = sqrt(weight) F^T U
+            H  = decay I + B B^T + damped_updates weight damping k rms'^2 F^T F
+            F' = F R,  R R^T = H^-1 or above it                      (by `UpdateRule.method`)
+            whitened = w |B|_F^2 / (weight d)
+
+        By Cholesky F' F'^T = (decay X^-1 + weight U U^T + damping I)^-1, the damping as in H; where it fails,
+        the triangle comes from a QR decomposition of [sqrt(decay) I; B^T; the root of the damping's term],
+        for that block, which is counted. By products F' F'^T dominates it (the KrAD lemma, docs/concepts.md).
+        Squares are summed in float64. A block whose rms' or F' is not finite keeps what it had and is counted.
+
+        Args:
+            factor: F ``[N, d, d]``.  statistics: ``[N, 4]``, in the compute dtype.
+            unfolding: block views ``[*, d, k]``.  active: ``[N]`` bool.
+        """
+
+    def kron_step_(
+        self,
+        groups: Sequence[BlockGroup],
+        active: Tensor,
+        norms: Tensor,
+        rule: UpdateRule,
+        *,
+        update: bool,
+        precondition: bool,
+    ) -> None:
+        """Update both factors of every block, and precondition its direction, for several groups in one call.
+
+        With the roots P of both sides as they are, and |G| the Frobenius norm::
+
+            if update:
+                coupled:   U = |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T       (scale is not coupled)
+                else:      U = G and G^T
+                update_factor_ of the left side with the first, of the right one with the second
+                coupled:   whitened times |G P_r|^2 / |G|^2, and |P_l G|^2 / |G|^2
+            if precondition:
+                V = P_l (D / rms_l) P_r,   out = V,   norms = |V|_F^2
+
+        An inactive block, and one of no elements, has norm 0; one that has had no gradient has V = 0.
+
+        Args:
+            groups: the blocks, group after group.
+            active: ``[sum of N]`` bool.  norms: ``[sum of N]`` in the compute dtype; written.
+        """
 
 
 class Backend(Protocol):

@@ -1,0 +1,209 @@
+"""The definition of correct for factors in the square-root form: `SquareRootOps` in plain PyTorch.
+
+Notation as in `base`: F with X = F F^T, U an unfolding, H = decay I + B B^T + ..., B = sqrt(weight) F^T U.
+Results are computed for every block and kept for the active ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import FALLBACKS, RMS, WEIGHT, WHITENED, BlockGroup, UpdateRule
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The unfoldings of one side's blocks.
+
+    Attributes:
+        unfolding: U ``[N, d, k]``, of the gradients' own norm.
+        squared_norm: |U|_F^2 ``[N]``, float64.
+        stretch: what coupling had multiplied that by, ``[N]``, float64; 1 without.
+    """
+
+    unfolding: Tensor
+    squared_norm: Tensor
+    stretch: Tensor
+
+    @classmethod
+    def plain(cls, unfolding: Tensor) -> _Gradients:
+        norm = _squared_norm(unfolding)
+        return cls(unfolding, norm, torch.ones_like(norm))
+
+    @classmethod
+    def whitened_on_the_other_side(cls, product: Tensor, squared_norm: Tensor) -> _Gradients:
+        """Of a product with the other side's root, given back the gradient's norm; zero where it is zero."""
+        stretch = _squared_norm(product) / squared_norm
+        scale = torch.where(stretch > 0, stretch.rsqrt(), 0)
+        return cls(product * scale[:, None, None].to(product.dtype), squared_norm * (stretch > 0), stretch)
+
+
+def update_factor_(
+    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
+) -> None:
+    """See `SquareRootOps.update_factor_`."""
+    if factor.numel() > 0 and sum(view.numel() for view in unfolding) > 0:
+        _update(factor, statistics, _Gradients.plain(_gather(unfolding, statistics.dtype)), active, rule)
+
+
+def kron_step_(
+    groups: Sequence[BlockGroup],
+    active: Tensor,
+    norms: Tensor,
+    rule: UpdateRule,
+    *,
+    update: bool,
+    precondition: bool,
+) -> None:
+    """See `SquareRootOps.kron_step_`."""
+    sizes = [len(group.left.factor) for group in groups]
+    actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
+    for group, chosen, written in zip(groups, actives, norms_of, strict=True):
+        if group.left.factor.shape[-1] == 0 or group.right.factor.shape[-1] == 0:
+            if precondition:
+                written.zero_()
+            continue
+        if update and len(chosen) > 0:
+            _update_both(group, chosen, rule)
+        if precondition and len(chosen) > 0:
+            _precondition(group, chosen, written)
+
+
+def _update_both(group: BlockGroup, active: Tensor, rule: UpdateRule) -> None:
+    left, right = group.left, group.right
+    g = _gather(group.grads, left.statistics.dtype)
+    pairs = [(left, _Gradients.plain(g)), (right, _Gradients.plain(g.mT))]
+    if rule.coupled:
+        norm = _squared_norm(g)
+        products = (g @ right.root.to(g.dtype), (left.root.to(g.dtype) @ g).mT)
+        pairs = [
+            (side, _Gradients.whitened_on_the_other_side(product, norm))
+            for side, product in zip((left, right), products, strict=True)
+        ]
+    for side, gradients in pairs:
+        _update(side.factor, side.statistics, gradients, active, rule)
+
+
+def _precondition(group: BlockGroup, active: Tensor, norms: Tensor) -> None:
+    left, right = group.left, group.right
+    d, rms = _gather(group.directions, norms.dtype), left.statistics[:, RMS]
+    half = d @ right.root.to(d.dtype)
+    half = torch.where((rms > 0)[:, None, None], half / rms[:, None, None], 0)
+    product = left.root.to(d.dtype) @ half
+    first = 0
+    for view in group.out:
+        blocks = slice(first, first + math.prod(view.shape[:-2]))
+        kept = active[blocks].reshape(*view.shape[:-2], 1, 1)
+        view.copy_(torch.where(kept, product[blocks].reshape(view.shape), view))
+        first = blocks.stop
+    norms.copy_(torch.where(active, _squared_norm(product).to(norms.dtype), 0))
+
+
+def _update(
+    factor: Tensor, statistics: Tensor, gradients: _Gradients, active: Tensor, rule: UpdateRule
+) -> None:
+    """The update of one side, from unfoldings that have elements."""
+    u, (d, k) = gradients.unfolding, gradients.unfolding.shape[-2:]
+    weight, rms = _new_statistics(statistics, gradients.squared_norm / (d * k), rule)
+    start = 1 / (rms * math.sqrt(rule.weight * rule.damping * k))
+    f = factor.to(u.dtype)
+    f = torch.where(statistics[:, WEIGHT, None, None] > 0, f, start[:, None, None] * _identity_like(f))
+    b = math.sqrt(rule.weight) * (f.mT @ u)
+    damping_root = math.sqrt(rule.damped_updates * rule.weight * rule.damping * k) * rms[:, None, None] * f
+    updated, fell_back = _times_inverse_root(f, b, damping_root, rule)
+    updated = updated.to(factor.dtype)
+    finite = rms.isfinite() & updated.isfinite().all(-1).all(-1)
+    whitened = statistics[:, WEIGHT] * _squared_norm(b) / (rule.weight * d) * gradients.stretch
+    taken = active & (gradients.squared_norm != 0)
+    changed = taken & finite
+    factor.copy_(torch.where(changed[:, None, None], updated, factor))
+    for column, new in ((RMS, rms), (WEIGHT, weight), (WHITENED, whitened)):
+        old = statistics[:, column]
+        old.copy_(torch.where(changed, new.to(old.dtype), old))
+    statistics[:, FALLBACKS] += taken & (fell_back | ~finite)
+
+
+def _new_statistics(statistics: Tensor, mean_square: Tensor, rule: UpdateRule) -> tuple[Tensor, Tensor]:
+    """w' and rms' ``[N]``, in the statistics' dtype; the mean is made in float64, where no square is lost."""
+    old = statistics.double()
+    weight = rule.decay * old[:, WEIGHT] + rule.weight
+    total = rule.decay * old[:, WEIGHT] * old[:, RMS].square() + rule.weight * mean_square
+    return weight.to(statistics.dtype), (total / weight).sqrt().to(statistics.dtype)
+
+
+def _times_inverse_root(
+    f: Tensor, b: Tensor, damping_root: Tensor, rule: UpdateRule
+) -> tuple[Tensor, Tensor]:
+    """F R with R R^T = H^-1 or above, H = decay I + B B^T + C^T C, and where Cholesky failed ``[N]``.
+
+    Args:
+        f: F ``[N, d, d]``.  b: B ``[N, d, k]``.  damping_root: C ``[N, d, d]``.
+    """
+    h = rule.decay * _identity_like(f) + b @ b.mT + damping_root.mT @ damping_root
+    failed = torch.zeros_like(h[:, 0, 0], dtype=torch.bool)
+    if rule.method == "products":
+        return f @ inverse_root(h, rule.decay, rule.refine), failed
+    lower, info = torch.linalg.cholesky_ex(h)
+    failed = (info != 0) & h.isfinite().all(-1).all(-1)
+    if bool(failed.any()):
+        decayed = math.sqrt(rule.decay) * _identity_like(f).expand_as(f)[failed]
+        rows = torch.cat([decayed, b.mT[failed], damping_root[failed]], -2)
+        lower[failed] = torch.linalg.qr(rows, mode="r").R.mT
+    return torch.linalg.solve_triangular(lower, f.mT, upper=False).mT, failed
+
+
+def inverse_root(h: Tensor, decay: float, refine: int) -> Tensor:
+    """R = q(H), near H^(-1/2) and never below it: q(decay)^2 decay = 1 and q(h)^2 h >= 1 up to |H|.
+
+    With t = decay + |H - decay I|_F, which no eigenvalue of H exceeds, the coupled Newton-Schulz iteration
+    on H / t, Y -> (H / t)^(1/2) and Z -> (H / t)^(-1/2), scaled by the minimax polynomial for eigenvalues
+    that lie between decay / t and 1 (Chen and Chow, 2014)::
+
+        T = a I - b Z Y,  Y <- Y T,  Z <- T Z,    a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
+
+    f is where sqrt(decay / t) has gone by then: f <- min(1, f (a - b f^2)). The product of all a - b f^2 is
+    what Z makes of decay, by which it is scaled back (docs/concepts.md, the ranges of q^2 h).
+
+    Args:
+        h: ``[N, d, d]``, symmetric, no eigenvalue below `decay`.
+        refine: steps of the iteration; ``3 (refine - 1)`` products of symmetric matrices that commute.
+    """
+    identity = _identity_like(h)
+    size = _squared_norm(h - decay * identity).sqrt()[:, None, None]
+    t = decay + size
+    floor, at_decay = (decay / t).sqrt(), torch.ones_like(t)
+    y, z = h / t.to(h.dtype), identity
+    for step in range(refine):
+        s = (3 / (1 + floor + floor.square())).sqrt()
+        a, b = 1.5 * s, 0.5 * s**3
+        power = y if step == 0 else _symmetric(z @ y)
+        polynomial = a.to(h.dtype) * identity - b.to(h.dtype) * power
+        z = polynomial if step == 0 else _symmetric(polynomial @ z)
+        if step + 1 < refine:
+            y = _symmetric(y @ polynomial)
+        shrunk = a - b * floor.square()
+        at_decay, floor = at_decay * shrunk, (floor * shrunk).clamp_max(1)
+    return z * (1 / (math.sqrt(decay) * at_decay)).to(h.dtype)
+
+
+def _gather(views: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """A list of block views [*, m, n] as one batch [N, m, n]."""
+    return torch.cat([view.reshape(math.prod(view.shape[:-2]), *view.shape[-2:]) for view in views]).to(dtype)
+
+
+def _squared_norm(matrices: Tensor) -> Tensor:
+    """|A|_F^2 ``[N]``, summed in float64."""
+    return matrices.double().square().sum((-2, -1))
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def _identity_like(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
