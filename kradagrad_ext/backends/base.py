@@ -158,7 +158,7 @@ class SquareRootOps(Protocol):
         By Cholesky F' F'^T = (decay X^-1 + weight U U^T + damping I)^-1, the damping as in H; where it fails,
         the triangle comes from a QR decomposition of [sqrt(decay) I; B^T; the root of the damping's term],
         for that block, which is counted. By products F' F'^T dominates it (the KrAD lemma, docs/concepts.md).
-        Squares are summed in float64. A block whose rms' or F' is not finite keeps what it had and is counted.
+        Squares are summed in float64. A block with an rms' or F' that is not finite stays, and is counted.
 
         Args:
             factor: F ``[N, d, d]``.  statistics: ``[N, 4]``, in the compute dtype.
