@@ -5,6 +5,7 @@
 #include <string>
 
 #include "checks.h"
+#include "rule.h"
 
 namespace kradagrad {
 
@@ -13,9 +14,6 @@ enum class FactorScale { kTraceDim, kTrace, kProduct, kFrobenius, kSchatten4, kE
 inline bool bounded_by_trace(FactorScale scale) {
   return scale == FactorScale::kTrace || scale == FactorScale::kTraceDim;
 }
-
-// How float32 products are made on tensor cores.
-enum class Precision { kBf16x3, kTf32x3, kBf16x6, kFp32 };
 
 struct UpdateRule {
   double decay;

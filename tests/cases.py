@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kradagrad_ext.backends import resolve
+from kradagrad_ext.backends import resolve, square_root, square_root_native
 
 SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
 """Block shapes on and beside every boundary of the kernels' tiles and chunks."""
@@ -33,6 +33,16 @@ def ops(backend: str, dtype: torch.dtype) -> Any:
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
     return resolve(backend, torch.device("cpu"), dtype)
+
+
+SQUARE_ROOT_BACKENDS = ("reference", "native")
+"""Those that have the ops on factors in the square-root form."""
+
+
+def square_root_ops(backend: str) -> Any:
+    """Their ops; skips a backend that this machine does not have."""
+    ops(backend, torch.float32)
+    return square_root if backend == "reference" else square_root_native
 
 
 def thousands(backend: str) -> int:

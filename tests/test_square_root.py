@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import cases
 import pytest
@@ -47,11 +48,16 @@ def new_side(
     return Side(factor, torch.zeros(n, 4, dtype=dtype), torch.eye(d, dtype=dtype).repeat(n, 1, 1))
 
 
-def feed(side: Side, gradients: list[Tensor], rule: UpdateRule) -> Side:
+@pytest.fixture(params=cases.SQUARE_ROOT_BACKENDS)
+def ops(request: pytest.FixtureRequest) -> Any:
+    return cases.square_root_ops(request.param)
+
+
+def feed(side: Side, gradients: list[Tensor], rule: UpdateRule, ops: Any = square_root) -> Side:
     """The side after some unfoldings ``[N, d, k]``."""
     active = torch.ones(len(side.factor), dtype=torch.bool)
     for u in gradients:
-        square_root.update_factor_(side.factor, side.statistics, [u], active, rule)
+        ops.update_factor_(side.factor, side.statistics, [u], active, rule)
     return side
 
 
@@ -191,40 +197,44 @@ def sequence(kind: str, n: int, d: int, k: int) -> list[Tensor]:
 @pytest.mark.parametrize("factor_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rule", [CHOLESKY, PRODUCTS], ids=METHODS)
 @pytest.mark.parametrize("kind", SEQUENCES)
-def test_nothing_makes_a_factor_indefinite(kind: str, rule: UpdateRule, factor_dtype: torch.dtype) -> None:
+def test_nothing_makes_a_factor_indefinite(
+    kind: str, rule: UpdateRule, factor_dtype: torch.dtype, ops: Any
+) -> None:
     """F F^T stays finite and positive definite, and fits the usual gradients once all else is forgotten."""
     side = new_side(2, 8, torch.float32, factor_dtype)
     for u in sequence(kind, 2, 8, 12):
-        feed(side, [u], rule)
+        feed(side, [u], rule, ops)
         assert side.statistics[:, WEIGHT].eq(0).any() or side.factor.isfinite().all()
     assert smallest_eigenvalue(x_of(side)) > 0
-    feed(side, [torch.randn(2, 8, 12) for _ in range(400)], rule)
-    seen = [feed(side, [torch.randn(2, 8, 12)], rule).statistics[:, WHITENED].clone() for _ in range(40)]
+    feed(side, [torch.randn(2, 8, 12) for _ in range(400)], rule, ops)
+    seen = [feed(side, [torch.randn(2, 8, 12)], rule, ops).statistics[:, WHITENED].clone() for _ in range(40)]
     assert 0.8 < float(torch.stack(seen).mean()) < 1.25
 
 
 @pytest.mark.parametrize("rule", [CHOLESKY, PRODUCTS], ids=METHODS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-8, 1e8, 1e30])
-def test_gradients_times_a_constant_change_nothing_but_units(scale: float, rule: UpdateRule) -> None:
+def test_gradients_times_a_constant_change_nothing_but_units(
+    scale: float, rule: UpdateRule, ops: Any
+) -> None:
     """float32 factors of gradients times c are those of the gradients divided by c."""
     gradients = [torch.randn(2, 16, 9) for _ in range(12)]
-    usual = feed(new_side(2, 16, torch.float32), gradients, rule)
-    scaled = feed(new_side(2, 16, torch.float32), [u * scale for u in gradients], rule)
+    usual = feed(new_side(2, 16, torch.float32), gradients, rule, ops)
+    scaled = feed(new_side(2, 16, torch.float32), [u * scale for u in gradients], rule, ops)
     torch.testing.assert_close(scaled.factor.double() * scale, usual.factor.double(), rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(scaled.statistics[:, RMS].double() / scale, usual.statistics[:, RMS].double())
     torch.testing.assert_close(scaled.statistics[:, 1:], usual.statistics[:, 1:], rtol=1e-3, atol=0)
 
 
-def test_failed_cholesky_takes_qr_and_is_counted() -> None:
+def test_failed_cholesky_takes_qr_and_is_counted(ops: Any) -> None:
     """A spike of 1e5 leaves H = decay I + B B^T without its I in float32; QR does not form H."""
     d, undamped = 32, replace(CHOLESKY, damped_updates=0.0)
     start = [torch.randn(2, d, 3 * d) for _ in range(20)]
-    side = feed(new_side(2, d, torch.float32), start, CHOLESKY)
-    double = feed(new_side(2, d), [u.double() for u in start], CHOLESKY)
+    side = feed(new_side(2, d, torch.float32), start, CHOLESKY, ops)
+    double = feed(new_side(2, d), [u.double() for u in start], CHOLESKY, ops)
     spike = torch.randn(2, d, d // 2)
     spike[1] *= 1e5
-    feed(side, [spike], undamped)
-    feed(double, [spike.double()], undamped)
+    feed(side, [spike], undamped, ops)
+    feed(double, [spike.double()], undamped, ops)
     assert side.statistics[:, FALLBACKS].tolist() == [0, 1]
     inverse = torch.linalg.inv(double.factor)
     near = inverse @ x_of(side) @ inverse.mT
@@ -233,12 +243,12 @@ def test_failed_cholesky_takes_qr_and_is_counted() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("rule", [CHOLESKY, PRODUCTS], ids=METHODS)
-def test_what_is_not_finite_leaves_the_block_and_is_counted(rule: UpdateRule, value: float) -> None:
-    side = feed(new_side(2, 6, torch.float32), [torch.randn(2, 6, 5)], rule)
+def test_what_is_not_finite_leaves_the_block_and_is_counted(rule: UpdateRule, value: float, ops: Any) -> None:
+    side = feed(new_side(2, 6, torch.float32), [torch.randn(2, 6, 5)], rule, ops)
     factor, statistics = side.factor.clone(), side.statistics.clone()
     u = torch.randn(2, 6, 5)
     u[1, 2, 3] = value
-    feed(side, [u], rule)
+    feed(side, [u], rule, ops)
     assert torch.equal(side.factor[1], factor[1])
     assert torch.equal(side.statistics[1, :FALLBACKS], statistics[1, :FALLBACKS])
     assert side.statistics[:, FALLBACKS].tolist() == [0, 1]
@@ -255,12 +265,12 @@ def group_of(n: int, shape: tuple[int, int], coupled_roots: bool = True) -> Bloc
 
 
 @pytest.mark.parametrize("coupled", [False, True])
-def test_kron_step_updates_both_sides_and_preconditions(coupled: bool) -> None:
+def test_kron_step_updates_both_sides_and_preconditions(coupled: bool, ops: Any) -> None:
     group, rule = group_of(3, (5, 7)), replace(CHOLESKY, coupled=coupled)
     active, norms = torch.tensor([True, False, True]), torch.full((3,), math.nan, dtype=torch.float64)
     g, d, out = group.grads[0], group.directions[0], group.out[0].clone()
     sides = [new_side(3, size, torch.float64) for size in (5, 7)]
-    square_root.kron_step_([group], active, norms, rule, update=True, precondition=True)
+    ops.kron_step_([group], active, norms, rule, update=True, precondition=True)
     size = g.square().sum((-2, -1), keepdim=True).sqrt()
     for own, other, new, gradient in (
         (group.left, group.right, sides[0], g),
@@ -268,7 +278,7 @@ def test_kron_step_updates_both_sides_and_preconditions(coupled: bool) -> None:
     ):
         u = gradient @ other.root if coupled else gradient
         stretch = u.square().sum((-2, -1), keepdim=True).sqrt() / size
-        square_root.update_factor_(new.factor, new.statistics, [u / stretch], active, rule)
+        ops.update_factor_(new.factor, new.statistics, [u / stretch], active, rule)
         torch.testing.assert_close(own.factor[active], new.factor[active])
         torch.testing.assert_close(own.statistics[:, :WHITENED], new.statistics[:, :WHITENED])
     expected = group.left.root @ d @ group.right.root / group.left.statistics[:, RMS, None, None]
@@ -278,37 +288,37 @@ def test_kron_step_updates_both_sides_and_preconditions(coupled: bool) -> None:
     assert norms[1] == 0
 
 
-def test_whitened_gradients_have_mean_square_one_in_equilibrium() -> None:
+def test_whitened_gradients_have_mean_square_one_in_equilibrium(ops: Any) -> None:
     """The statistic of the last gradient: F^T U has as many squares as F has directions."""
     scales = torch.logspace(0, 1, 12, dtype=torch.float64)[:, None]
     side, seen = new_side(1, 12), []
     for _ in range(400):
-        feed(side, [scales * torch.randn(1, 12, 40, dtype=torch.float64)], CHOLESKY)
+        feed(side, [scales * torch.randn(1, 12, 40, dtype=torch.float64)], CHOLESKY, ops)
         seen.append(float(side.statistics[0, WHITENED]))
     assert 0.9 < sum(seen[100:]) / 300 < 1.1
 
 
-def test_a_block_of_no_gradient_or_no_elements_stays() -> None:
+def test_a_block_of_no_gradient_or_no_elements_stays(ops: Any) -> None:
     group = group_of(2, (4, 3))
     group.grads[0].zero_()
     group.directions[0].fill_(1)
     norms, active = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
-    square_root.kron_step_([group], active, norms, RULE, update=True, precondition=True)
+    ops.kron_step_([group], active, norms, RULE, update=True, precondition=True)
     assert group.left.factor.isnan().all()
     assert not group.left.statistics.any()
     assert not group.out[0].any()
     assert norms.tolist() == [0, 0]
     empty = group_of(2, (0, 3))
-    square_root.kron_step_([empty], active, norms.fill_(1), RULE, update=True, precondition=True)
+    ops.kron_step_([empty], active, norms.fill_(1), RULE, update=True, precondition=True)
     assert norms.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("rule", [CHOLESKY, PRODUCTS], ids=METHODS)
-def test_blocks_are_independent(rule: UpdateRule) -> None:
+def test_blocks_are_independent(rule: UpdateRule, ops: Any) -> None:
     """A permutation of the blocks permutes the result, bit for bit."""
     gradients, order = [torch.randn(9, 33, 20) for _ in range(3)], torch.randperm(9)
-    whole = feed(new_side(9, 33, torch.float32), gradients, rule)
-    permuted = feed(new_side(9, 33, torch.float32), [u[order] for u in gradients], rule)
+    whole = feed(new_side(9, 33, torch.float32), gradients, rule, ops)
+    permuted = feed(new_side(9, 33, torch.float32), [u[order] for u in gradients], rule, ops)
     assert torch.equal(whole.factor[order], permuted.factor)
     assert torch.equal(whole.statistics[order], permuted.statistics)
 

@@ -141,26 +141,30 @@ void multiply_upper(const Matrices<T>& out, const Matrices<T>& a, const Matrices
 }  // namespace
 
 template <class T>
-void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch) {
+void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch,
+                      bool upper) {
   const int64_t count = n.count, k = n.rows, d = y.rows, widest = std::min<int64_t>(k, kPanel);
   T* const memory = scratch.reserve(count * widest * (k + d + widest));
   for (int64_t begin = 0; begin < k; begin += kPanel) {
     const int64_t end = std::min<int64_t>(begin + kPanel, k), width = end - begin;
+    const int64_t rows = upper ? end : d;  // of Y that are not zero in this panel
     const auto top = Matrices<T>::contiguous(memory, count, k - begin, width);
-    const auto bottom = Matrices<T>::contiguous(memory + count * width * (k - begin), count, d, width);
-    const auto v = Matrices<T>::contiguous(bottom.data + count * width * d, count, width, width);
+    const auto bottom = Matrices<T>::contiguous(memory + count * width * (k - begin), count, rows, width);
+    const auto v = Matrices<T>::contiguous(bottom.data + count * width * rows, count, width, width);
     const auto head = n.row_range(begin, end).col_range(0, begin);
     panel_remainder(top, n.row_range(begin, k), head, begin);
-    panel_remainder(bottom, y, head, begin);
+    panel_remainder(bottom, y.row_range(0, rows), head, begin);
     for (int64_t item = 0; item < count; ++item) {
       if (!invert_diagonal(top.item(item), width, static_cast<int>(width), v.item(item))) failed[item] = 1;
     }
     multiply_upper(n.row_range(end, k).col_range(begin, end), top.row_range(width, k - begin), v);
-    multiply_upper(y.col_range(begin, end), bottom, v);
+    multiply_upper(y.row_range(0, rows).col_range(begin, end), bottom, v);
   }
 }
 
-template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
-template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
+template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&,
+                               bool);
+template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&,
+                               bool);
 
 }  // namespace kradagrad::cpu

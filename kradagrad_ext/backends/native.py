@@ -19,7 +19,16 @@ from . import reference
 
 name = "native"
 
-_OPS = ("kron_step_", "update_factor_", "precondition", "accumulate_", "parameter_step_", "eigh")
+_OPS = (
+    "kron_step_",
+    "update_factor_",
+    "square_root_step_",
+    "square_root_update_",
+    "precondition",
+    "accumulate_",
+    "parameter_step_",
+    "eigh",
+)
 _OVERLOADS: dict[str, Any] = {}
 
 _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
@@ -48,7 +57,7 @@ def _load() -> str | None:
         return f"{path.name} does not load: {error}"
     torch.library.register_fake("kradagrad_ext::precondition", _fake_precondition)
     torch.library.register_fake("kradagrad_ext::eigh", _fake_eigh)
-    _OVERLOADS.update({op: getattr(torch.ops.kradagrad_ext, op).default for op in _OPS})
+    _OVERLOADS.update({name: getattr(torch.ops.kradagrad_ext, name).default for name in _OPS})
     return None
 
 
@@ -60,13 +69,13 @@ def _fake_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape)
 
 
-def _op(op: str) -> Any:  # noqa: ANN401
+def op(name: str) -> Any:  # noqa: ANN401
     """An op's one overload; calling that skips a lookup by name on every call."""
     if not _OVERLOADS:
         reason = _load()
         if reason is not None:
             raise RuntimeError(f"the native backend cannot run: {reason}")
-    return _OVERLOADS[op]
+    return _OVERLOADS[name]
 
 
 def update_factor_(
@@ -86,7 +95,7 @@ def update_factor_(
     if factor_scale == "exact" and factor.device.type == "cuda":
         reference.update_factor_(factor, statistics, unfolding, active, *rule)
         return
-    _op("update_factor_")(factor, statistics, unfolding, active, *rule)
+    op("update_factor_")(factor, statistics, unfolding, active, *rule)
 
 
 def kron_step_(
@@ -128,12 +137,12 @@ def kron_step_(
             reference.kron_step_(*tensors, active, *rule, update)
             return
         rule = (decay, weight, damping, "frobenius", refine, precision)  # not looked at without an update
-    _op("kron_step_")(*tensors, active, *rule, update)
+    op("kron_step_")(*tensors, active, *rule, update)
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
     """See `Backend.precondition`."""
-    product: Tensor = _op("precondition")(blocks, roots)
+    product: Tensor = op("precondition")(blocks, roots)
     return product
 
 
@@ -153,7 +162,7 @@ def accumulate_(
     nesterov: bool,
 ) -> None:
     """See `Backend.accumulate_`."""
-    _op("accumulate_")(
+    op("accumulate_")(
         momenta,
         second_moments,
         directions,
@@ -185,7 +194,7 @@ def parameter_step_(
     nesterov: bool,
 ) -> None:
     """See `Backend.parameter_step_`."""
-    _op("parameter_step_")(
+    op("parameter_step_")(
         params,
         momenta,
         updates,
@@ -207,5 +216,5 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: a matrix is not finite, or its iteration did not converge; the message names it.
     """
-    values, vectors = _op("eigh")(matrices)
+    values, vectors = op("eigh")(matrices)
     return values, vectors

@@ -1,0 +1,243 @@
+// One thread a chunk: batched products over all of its items, then passes item by item. Items that are not
+// ready take part in the products, as identities, and are never written.
+#include "square_root.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dtypes.h"
+#include "stacked_cholesky.h"
+#include "symmetric.h"
+#include "triangular.h"
+#include "vector_loops.h"
+
+namespace kradagrad::cpu {
+
+template <class T>
+void SquareRootUpdate<T>::apply(const SideArrays<T>& side, const bool* active,
+                                const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
+  items_.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    items_.push_back(active[i] ? prepare(side.statistics + i * kStatistics, unfoldings.squared_norms[i],
+                                         unfoldings.stretches[i], d * k)
+                               : Item{});
+  }
+  if (std::any_of(items_.begin(), items_.end(), [](const Item& item) { return item.ready; })) {
+    load(side, unfoldings);
+    whiten(unfoldings);
+    if (rule_.damped_updates > 0) add_damping(k);
+    if (triangular()) {
+      times_inverse_root();
+      for (int64_t i = 0; i < count; ++i) {
+        if (!failed_[i] || !items_[i].ready) continue;
+        load_item(side, i, d, k);
+        solve_failed_item(i, unfoldings);
+      }
+    } else {
+      times_polynomial();
+    }
+  }
+  store(side, active, unfoldings);
+}
+
+// The statistics after this gradient. A block without one is not ready, one that is not finite is counted.
+template <class T>
+typename SquareRootUpdate<T>::Item SquareRootUpdate<T>::prepare(const T* statistics, double squared_norm,
+                                                                double stretch, int64_t elements) const {
+  const double old = rule_.decay * statistics[kWeight], rms = statistics[kRms];
+  const double mean_square = squared_norm / static_cast<double>(elements);
+  const double weight = old + rule_.weight;
+  const double mean = std::sqrt((old * rms * rms + rule_.weight * mean_square) / weight);
+  const bool has_gradient = squared_norm != 0 && stretch != 0;
+  const bool finite = std::isfinite(static_cast<T>(mean)) && std::isfinite(stretch);
+  return {has_gradient && finite, has_gradient && !finite, mean, weight};
+}
+
+template <class T>
+void SquareRootUpdate<T>::load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
+  f_ = Matrices<T>::contiguous(scratch_.factor.reserve(count * d * d), count, d, d);
+  b_ = Matrices<T>::contiguous(scratch_.b.reserve(count * d * k), count, d, k);
+  h_ = Matrices<T>::contiguous(scratch_.h.reserve(count * d * d), count, d, d);
+  for (int64_t i = 0; i < count; ++i) load_item(side, i, d, k);
+}
+
+// F of an item; a multiple of the identity where it is new.
+template <class T>
+void SquareRootUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k) {
+  T* const f = f_.item(i);
+  const bool is_new = side.statistics[i * kStatistics + kWeight] == 0;
+  if (is_new || !items_[i].ready) {
+    const double start =
+        1 / (items_[i].rms * std::sqrt(rule_.weight * rule_.damping * static_cast<double>(k)));
+    std::fill_n(f, d * d, T(0));
+    for (int64_t j = 0; j < d; ++j) f[j * d + j] = items_[i].ready ? static_cast<T>(start) : T(1);
+    return;
+  }
+  if (side.bfloat16) {
+    const auto* from = static_cast<const c10::BFloat16*>(side.factor) + i * d * d;
+    for (int64_t j = 0; j < d * d; ++j) f[j] = convert<T>(from[j]);
+  } else {
+    std::copy_n(static_cast<const T*>(side.factor) + i * d * d, d * d, f);
+  }
+  if (triangular() && !is_upper(f, d)) make_upper(f, d);
+}
+
+// weight s^2: what B B^T is multiplied by.
+template <class T>
+double SquareRootUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) const {
+  return items_[i].ready ? rule_.weight / unfoldings.stretches[i] : 0;
+}
+
+// B, and weight s^2 B B^T in H.
+template <class T>
+void SquareRootUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
+  if (triangular()) {
+    multiply_upper_transposed(b_, f_, unfoldings.u);
+  } else {
+    multiply(b_, f_.transposed(), unfoldings.u);
+  }
+  multiply_lower(h_, b_, b_.transposed());
+  traces_.clear();
+  for (int64_t i = 0; i < h_.count; ++i) {
+    traces_.push_back(trace(h_.item(i), h_.rows));
+    const T weight = static_cast<T>(weight_of(unfoldings, i));
+    combine_lower(h_.item(i), T(0), weight, h_.item(i), T(0), h_.item(i), h_.rows);
+  }
+}
+
+// H += C^T C, C = rms sqrt(damped_updates weight damping k) F, which is scaled first: F^T F might overflow.
+template <class T>
+void SquareRootUpdate<T>::add_damping(int64_t k) {
+  const int64_t count = f_.count, d = f_.rows;
+  const auto damped = Matrices<T>::contiguous(scratch_.damped.reserve(count * d * d), count, d, d);
+  const auto gram = Matrices<T>::contiguous(scratch_.product.reserve(count * d * d), count, d, d);
+  const double share = rule_.damped_updates * rule_.weight * rule_.damping * static_cast<double>(k);
+  for (int64_t i = 0; i < count; ++i) {
+    const double rms = items_[i].ready ? items_[i].rms : 0;
+    scale(damped.item(i), static_cast<T>(rms * std::sqrt(share)), f_.item(i), d * d);
+  }
+  if (triangular()) {
+    gram_of_upper(gram, damped);
+  } else {
+    multiply_lower(gram, damped.transposed(), damped);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    combine_lower(h_.item(i), T(0), T(1), h_.item(i), T(1), gram.item(i), d);
+  }
+}
+
+// F <- F L^-T with H + decay I = L L^T.
+template <class T>
+void SquareRootUpdate<T>::times_inverse_root() {
+  for (int64_t i = 0; i < h_.count; ++i) {
+    for (int64_t j = 0; j < h_.rows; ++j) h_.item(i)[j * h_.rows + j] += static_cast<T>(rule_.decay);
+  }
+  failed_.assign(h_.count, 0);
+  stacked_cholesky(h_, f_, failed_.data(), scratch_.cholesky, /*upper=*/true);
+}
+
+// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is L^T.
+template <class T>
+void SquareRootUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings) {
+  const int64_t d = f_.rows, k = unfoldings.u.cols, damped = rule_.damped_updates > 0 ? d : 0;
+  items_[i].counted = true;
+  if (!std::isfinite(traces_[i])) {
+    items_[i].ready = false;
+    return;
+  }
+  T* const rows = scratch_.power.reserve((d + k + damped) * d);
+  std::fill_n(rows, d * d, T(0));
+  for (int64_t j = 0; j < d; ++j) rows[j * d + j] = static_cast<T>(std::sqrt(rule_.decay));
+  const double s = std::sqrt(weight_of(unfoldings, i));
+  for (int64_t j = 0; j < k; ++j) {
+    for (int64_t l = 0; l < d; ++l) rows[(d + j) * d + l] = static_cast<T>(s * b_.item(i)[l * k + j]);
+  }
+  if (damped > 0) std::copy_n(scratch_.damped.get() + i * d * d, d * d, rows + (d + k) * d);
+  solve_by_qr(f_.item(i), rows, d + k + damped, d);
+}
+
+// out = a b for symmetric a and b that commute, both triangles.
+template <class T>
+void SquareRootUpdate<T>::multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a,
+                                             const Matrices<T>& b) {
+  multiply_lower(out, a, b);
+  for (int64_t i = 0; i < out.count; ++i) mirror_lower(out.item(i), out.rows);
+}
+
+// F <- F q(H): coupled Newton-Schulz with minimax scaling, see `inverse_root` in backends/square_root.py. H
+// comes without its decay I.
+template <class T>
+void SquareRootUpdate<T>::times_polynomial() {
+  const int64_t count = h_.count, d = h_.rows;
+  const auto matrices = [&](Buffer<T>& buffer) {
+    return Matrices<T>::contiguous(buffer.reserve(count * d * d), count, d, d);
+  };
+  auto y = h_, z = matrices(scratch_.root), polynomial = matrices(scratch_.power),
+       product = matrices(scratch_.product);
+  std::vector<double> floors(count), at_decay(count, 1.0);
+  for (int64_t i = 0; i < count; ++i) {
+    const double t = rule_.decay + std::sqrt(squared_norm_of_lower(h_.item(i), d));
+    floors[i] = std::sqrt(rule_.decay / t);
+    combine_lower(y.item(i), static_cast<T>(rule_.decay / t), static_cast<T>(1 / t), y.item(i), T(0),
+                  y.item(i), d);
+  }
+  for (int64_t step = 0; step < rule_.refine; ++step) {
+    if (step > 0) multiply_symmetric(product, z, y);
+    for (int64_t i = 0; i < count; ++i) {
+      const double f = floors[i], s = std::sqrt(3 / (1 + f + f * f)), a = 1.5 * s, b = 0.5 * s * s * s;
+      const T* const power = (step > 0 ? product : y).item(i);
+      combine_lower(polynomial.item(i), static_cast<T>(a), static_cast<T>(-b), power, T(0), power, d);
+      at_decay[i] *= a - b * f * f;
+      floors[i] = std::min(1.0, f * (a - b * f * f));
+    }
+    if (step + 1 < rule_.refine) {
+      multiply_symmetric(product, y, polynomial);
+      std::swap(y, product);
+    }
+    if (step > 0) {
+      multiply_symmetric(product, polynomial, z);
+      std::swap(z, product);
+    } else {
+      std::swap(z, polynomial);
+    }
+  }
+  multiply(product, f_, z);
+  for (int64_t i = 0; i < count; ++i) {
+    const double restored = 1 / (std::sqrt(rule_.decay) * at_decay[i]);
+    scale(f_.item(i), static_cast<T>(restored), product.item(i), d * d);
+  }
+}
+
+// Factors and statistics of the items that are ready and came out finite; the others are counted.
+template <class T>
+void SquareRootUpdate<T>::store(const SideArrays<T>& side, const bool* active,
+                                const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!active[i]) continue;
+    T* const statistics = side.statistics + i * kStatistics;
+    Item& item = items_[i];
+    const T* const f = item.ready ? f_.item(i) : nullptr;
+    if (f && !std::all_of(f, f + d * d, [](T value) { return std::isfinite(value); })) {
+      item = {false, true, 0, 0};
+    }
+    statistics[kFallbacks] += static_cast<T>(item.counted);
+    if (!item.ready) continue;
+    statistics[kWhitened] = static_cast<T>(statistics[kWeight] * traces_[i] / static_cast<double>(d));
+    statistics[kWeight] = static_cast<T>(item.weight);
+    statistics[kRms] = static_cast<T>(item.rms);
+    if (side.bfloat16) {
+      auto* const to = static_cast<c10::BFloat16*>(side.factor) + i * d * d;
+      for (int64_t j = 0; j < d * d; ++j) to[j] = convert<c10::BFloat16>(f[j]);
+    } else {
+      std::copy_n(f, d * d, static_cast<T*>(side.factor) + i * d * d);
+    }
+  }
+}
+
+template class SquareRootUpdate<float>;
+template class SquareRootUpdate<double>;
+
+}  // namespace kradagrad::cpu

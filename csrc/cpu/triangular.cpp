@@ -1,0 +1,103 @@
+// QR decompositions and the solve after them are torch's own, through the stable ABI's dispatcher; they serve
+// single blocks, seldom.
+#include "triangular.h"
+
+#include <torch/csrc/stable/device.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "dtypes.h"
+
+namespace kradagrad::cpu {
+namespace {
+
+using torch::stable::Tensor;
+namespace stable = torch::stable::detail;
+
+constexpr int64_t kPanel = 64;
+
+template <class T>
+Tensor tensor_of(T* data, int64_t rows, int64_t cols) {
+  const std::array<int64_t, 2> sizes{rows, cols}, strides{cols, 1};
+  static const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(data, {sizes.data(), 2}, {strides.data(), 2}, cpu, dtype_of<T>);
+}
+
+// R [d, d] of A = Q R.
+template <class T>
+Tensor triangle_of_qr(T* a, int64_t rows, int64_t d) {
+  std::array<StableIValue, 2> stack{stable::from(tensor_of(a, rows, d)), stable::from(std::string("r"))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_qr", "", stack.data(), TORCH_ABI_VERSION));
+  stable::to<Tensor>(stack[0]);  // Q, empty
+  return torch::stable::contiguous(stable::to<Tensor>(stack[1]));
+}
+
+}  // namespace
+
+template <class T>
+void multiply_upper_transposed(const Matrices<T>& out, const Matrices<T>& f, const Matrices<T>& u) {
+  for (int64_t begin = 0; begin < f.cols; begin += kPanel) {
+    const int64_t end = std::min(begin + kPanel, f.cols);
+    const auto columns = f.row_range(0, end).col_range(begin, end);
+    multiply(out.row_range(begin, end), columns.transposed(), u.row_range(0, end));
+  }
+}
+
+template <class T>
+void gram_of_upper(const Matrices<T>& out, const Matrices<T>& f) {
+  for (int64_t begin = 0; begin < f.cols; begin += kPanel) {
+    const int64_t end = std::min(begin + kPanel, f.cols);
+    const auto rows = f.row_range(0, end);
+    multiply(out.row_range(begin, end).col_range(0, end), rows.col_range(begin, end).transposed(),
+             rows.col_range(0, end));
+  }
+}
+
+template <class T>
+bool is_upper(const T* f, int64_t d) {
+  for (int64_t i = 1; i < d; ++i) {
+    if (std::any_of(f + i * d, f + i * d + i, [](T value) { return value != 0; })) return false;
+  }
+  return true;
+}
+
+template <class T>
+void make_upper(T* f, int64_t d) {
+  std::vector<T> reversed(d * d);  // F^T with its columns reversed
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j < d; ++j) reversed[i * d + j] = f[(d - 1 - j) * d + i];
+  }
+  const Tensor r = triangle_of_qr(reversed.data(), d, d);
+  const T* const triangle = static_cast<const T*>(r.data_ptr());
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j < d; ++j) f[i * d + j] = j < i ? T(0) : triangle[(d - 1 - j) * d + d - 1 - i];
+  }
+}
+
+template <class T>
+void solve_by_qr(T* f, T* a, int64_t rows, int64_t d) {
+  std::array<StableIValue, 5> stack{stable::from(triangle_of_qr(a, rows, d)),
+                                    stable::from(tensor_of(f, d, d)), stable::from(true), stable::from(false),
+                                    stable::from(false)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linalg_solve_triangular", "", stack.data(), TORCH_ABI_VERSION));
+  const Tensor solved = torch::stable::contiguous(stable::to<Tensor>(stack[0]));
+  std::copy_n(static_cast<const T*>(solved.data_ptr()), d * d, f);
+}
+
+#define INSTANTIATE(T)                                                                                 \
+  template void multiply_upper_transposed(const Matrices<T>&, const Matrices<T>&, const Matrices<T>&); \
+  template void gram_of_upper(const Matrices<T>&, const Matrices<T>&);                                 \
+  template bool is_upper(const T*, int64_t);                                                           \
+  template void make_upper(T*, int64_t);                                                               \
+  template void solve_by_qr(T*, T*, int64_t, int64_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace kradagrad::cpu

@@ -1,0 +1,29 @@
+// The scalars of a factor update in the square-root form (kradagrad_ext/backends/base.py, UpdateRule): plain
+// C++, for checks, CPU, plans and kernels alike.
+#pragma once
+
+#include <cstdint>
+
+namespace kradagrad {
+
+// How R with R R^T = H^-1 is made: by a factorisation, or by a polynomial of H.
+enum class Method { kCholesky, kProducts };
+
+// How float32 products are made on tensor cores.
+enum class Precision { kBf16x3, kTf32x3, kBf16x6, kFp32 };
+
+// Columns of a side's statistics [N, 4].
+enum Statistic : int { kRms, kWeight, kWhitened, kFallbacks, kStatistics };
+
+struct FactorRule {
+  double decay;
+  double weight;
+  double damping;
+  double damped_updates;
+  Method method;
+  int64_t refine;
+  Precision precision;
+  bool coupled;
+};
+
+}  // namespace kradagrad
