@@ -1,0 +1,94 @@
+"""How the blocks of a group lie in parameters and gradients: every way that a real model makes them lie.
+
+Each layout gives a list of block views ``[*, m, n]`` of tensors whose other elements are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Layout = Callable[[Tensor], list[Tensor]]
+OFFSET = 3
+"""Elements before a parameter within its storage, so that no alignment is to be had for nothing."""
+
+
+def _padded(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A contiguous tensor of NaN that starts within its storage."""
+    return like.new_full((OFFSET + math.prod(shape) + 1,), math.nan)[OFFSET:-1].view(shape)
+
+
+def _filled(view: Tensor, blocks: Tensor) -> Tensor:
+    return view.copy_(blocks.reshape(view.shape))
+
+
+def _sides(count: int) -> tuple[int, int]:
+    """`count` blocks as rows and columns of a grid, as square as it divides."""
+    rows = next(r for r in range(math.isqrt(max(count, 1)), 0, -1) if count % r == 0)
+    return rows, count // rows
+
+
+def contiguous(blocks: Tensor) -> list[Tensor]:
+    """A batch of its own, as experts' matrices of one block each are."""
+    return [blocks.clone()]
+
+
+def grid(blocks: Tensor) -> list[Tensor]:
+    """A matrix cut into rows and columns of blocks, with a rest on both sides: the layout of a weight."""
+    count, m, n = blocks.shape
+    rows, columns = _sides(count)
+    matrix = _padded((rows * m + 2, columns * n + 1), blocks)
+    view = (
+        matrix[: rows * m, : columns * n].unflatten(0, (rows, m)).unflatten(2, (columns, n)).transpose(1, 2)
+    )
+    return [_filled(view, blocks)]
+
+
+def transposed_grid(blocks: Tensor) -> list[Tensor]:
+    """The same of a matrix that is stored by columns, as the gradient of a transposed product is."""
+    return [view.mT for view in grid(blocks.mT)]
+
+
+def experts(blocks: Tensor) -> list[Tensor]:
+    """Experts' matrices ``[experts, rows, columns]``, each cut into a grid: three leading dims."""
+    count, m, n = blocks.shape
+    first, rest = _sides(count)
+    rows, columns = _sides(rest)
+    batch = _padded((first, rows * m, columns * n + 2), blocks)[..., : columns * n]
+    view = batch.unflatten(1, (rows, m)).unflatten(3, (columns, n)).transpose(2, 3)
+    return [_filled(view, blocks)]
+
+
+def column(blocks: Tensor) -> list[Tensor]:
+    """Blocks below each other in a matrix of aligned rows, from an odd column on."""
+    count, m, n = blocks.shape
+    width = -(-(n + 1) // 64) * 64
+    matrix = blocks.new_full((count * m, width), math.nan)
+    return [_filled(matrix[:, 1 : 1 + n].unflatten(0, (count, m)), blocks)]
+
+
+def several(blocks: Tensor) -> list[Tensor]:
+    """Parameters of different layouts in one group, one of them without blocks."""
+    third = max(1, len(blocks) // 3)
+    first, second, rest = blocks[:third], blocks[third : 2 * third], blocks[2 * third :]
+    views = [*grid(first), blocks[:0].clone(), *transposed_grid(second), *column(rest)]
+    return [view for view in views if view.numel() or len(view) == 0]
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.__name__: layout for layout in (contiguous, grid, transposed_grid, experts, column, several)
+}
+
+
+def whole(view: Tensor) -> Tensor:
+    """All of a view's storage, the padding included."""
+    return view.new_empty(0).set_(view.untyped_storage())
+
+
+def copied(view: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy with the same layout in a storage of its own."""
+    storage = whole(view).to(dtype or view.dtype, copy=True)
+    return storage.as_strided(view.shape, view.stride(), view.storage_offset())

@@ -1,0 +1,170 @@
+"""Groups of blocks for `kron_step_` in the square-root form, and how two results of it are compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tolerances import FACTOR, assert_as_accurate
+from torch import Tensor
+
+from kradagrad_ext.backends import square_root
+from kradagrad_ext.backends.base import RMS, WEIGHT, BlockGroup, Side, UpdateRule
+
+from . import layouts
+
+RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3)
+
+
+@dataclass(frozen=True)
+class Given:
+    """All tensors of a call; which blocks are active; what norms held before."""
+
+    groups: list[BlockGroup]
+    active: Tensor
+    norms: Tensor
+    rule: UpdateRule = RULE
+    calls: dict[str, bool] = field(default_factory=lambda: {"update": True, "precondition": True})
+
+
+def trained_side(count: int, d: int, k: int, dtype: torch.dtype, factor_dtype: torch.dtype) -> Side:
+    """A side after some gradients; every fifth block is before its first, and its factor holds nothing."""
+    side = Side(
+        torch.zeros(count, d, d, dtype=torch.float64),
+        torch.zeros(count, 4, dtype=torch.float64),
+        _root(count, d),
+    )
+    everything = torch.ones(count, dtype=torch.bool)
+    for _ in range(3):
+        u = torch.randn(count, d, k, dtype=torch.float64)
+        square_root.update_factor_(side.factor, side.statistics, [u], everything, RULE)
+    side.statistics[4::5] = 0
+    side.factor[4::5] = 7.0
+    return Side(side.factor.to(factor_dtype), side.statistics.to(dtype), side.root.to(dtype))
+
+
+def _root(count: int, d: int) -> Tensor:
+    """Symmetric positive definite matrices near I."""
+    a = torch.randn(count, d, d, dtype=torch.float64) / math.sqrt(max(d, 1))
+    return torch.eye(d, dtype=torch.float64) + a @ a.mT
+
+
+def group(
+    count: int,
+    shape: tuple[int, int],
+    layout: str = "contiguous",
+    dtype: torch.dtype = torch.float32,
+    view_dtype: torch.dtype | None = None,
+    factor_dtype: torch.dtype | None = None,
+    root_dtype: torch.dtype | None = None,
+) -> BlockGroup:
+    """A group of blocks; directions lie as the parameter does, gradients as its transpose would."""
+    m, n = shape
+    left = trained_side(count, m, n, dtype, factor_dtype or dtype)
+    right = trained_side(count, n, m, dtype, factor_dtype or dtype)
+    stored = [replace(side, root=side.root.to(root_dtype or dtype)) for side in (left, right)]
+    gradients = "transposed_grid" if layout == "grid" else layout
+    random = [torch.randn(count, m, n).to(view_dtype or dtype) for _ in range(2)]
+    return BlockGroup(
+        *stored,
+        layouts.LAYOUTS[gradients](random[0]),
+        layouts.LAYOUTS[layout](random[1]),
+        layouts.LAYOUTS[layout](torch.full((count, m, n), 7.0, dtype=dtype)),
+    )
+
+
+def given(groups: Sequence[BlockGroup], rule: UpdateRule = RULE, **calls: bool) -> Given:
+    """A call with every fourth block inactive."""
+    count = sum(len(group.left.factor) for group in groups)
+    norms = torch.full((count,), 7.0, dtype=groups[0].left.statistics.dtype)
+    return Given(
+        list(groups),
+        torch.arange(count) % 4 != 2,
+        norms,
+        rule,
+        {"update": True, "precondition": True} | calls,
+    )
+
+
+def copied(call: Given, dtype: torch.dtype | None = None) -> Given:
+    """The same call on copies, in another dtype where one is given."""
+
+    def side(old: Side) -> Side:
+        return Side(
+            *(
+                getattr(old, name).to(dtype or getattr(old, name).dtype, copy=True)
+                for name in ("factor", "statistics", "root")
+            )
+        )
+
+    def views(old: Sequence[Tensor]) -> list[Tensor]:
+        return [layouts.copied(view, dtype) for view in old]
+
+    groups = [
+        BlockGroup(side(g.left), side(g.right), views(g.grads), views(g.directions), views(g.out))
+        for g in call.groups
+    ]
+    return replace(call, groups=groups, norms=call.norms.to(dtype or call.norms.dtype, copy=True))
+
+
+def run(ops: Any, call: Given) -> Given:
+    ops.kron_step_(call.groups, call.active, call.norms, call.rule, **call.calls)
+    return call
+
+
+def compare(call: Given, ops: Any, atol: float | None = None) -> Given:
+    """Run and compare with float64, by the error of plain PyTorch in the same dtype; give the result back."""
+    plain, exact = run(square_root, copied(call)), run(square_root, copied(call, torch.float64))
+    ours = run(ops, copied(call))
+    scale = exact.norms.where(exact.norms > 0, 1)
+    triple = [result.norms.to(scale.dtype) / scale for result in (ours, plain, exact)]
+    assert_as_accurate(*(t.to(ours.norms.dtype) for t in triple[:2]), triple[2], "norms", atol)
+    for i, (own, usual, right) in enumerate(zip(ours.groups, plain.groups, exact.groups, strict=True)):
+        for name in ("left", "right"):
+            sides = [getattr(g, name) for g in (own, usual, right)]
+            _compare_sides(*sides, call.active, f"{name}[{i}]", atol)
+        for view, other, best in zip(own.out, usual.out, right.out, strict=True):
+            assert_as_accurate(view, other, best, f"out[{i}]", atol)
+    assert_untouched(call, ours)
+    return ours
+
+
+def _compare_sides(
+    ours: Side, plain: Side, exact: Side, active: Tensor, what: str, atol: float | None
+) -> None:
+    products = [x_in_units(side) for side in (ours, plain, exact)]
+    assert_as_accurate(*products, f"X of {what}", atol or FACTOR[ours.factor.dtype])
+    for column in range(4):
+        columns = [side.statistics[:, column] for side in (ours, plain, exact)]
+        assert_as_accurate(*columns, f"statistics {column} of {what}", atol)
+
+
+def x_in_units(side: Side) -> Tensor:
+    """F F^T of every block without units, in float64; zero where there has been no gradient."""
+    factor, statistics = side.factor.double(), side.statistics.double()
+    scale = statistics[:, WEIGHT].sqrt() * statistics[:, RMS]
+    x = factor @ factor.mT * scale.square()[:, None, None]
+    return torch.where((statistics[:, WEIGHT] > 0)[:, None, None], x, 0)
+
+
+def assert_untouched(before: Given, after: Given) -> None:
+    """Inputs, padding, and all of inactive blocks are what they were, bit for bit."""
+    first = 0
+    for old, new in zip(before.groups, after.groups, strict=True):
+        kept = ~before.active[first : first + len(old.left.factor)]
+        first += len(old.left.factor)
+        for was, now in ((old.left, new.left), (old.right, new.right)):
+            assert torch.equal(was.factor[kept], now.factor[kept])
+            assert torch.equal(was.statistics[kept], now.statistics[kept])
+            assert torch.equal(was.root, now.root)
+        for was_views, now_views in ((old.grads, new.grads), (old.directions, new.directions)):
+            for was_view, now_view in zip(was_views, now_views, strict=True):
+                assert torch.equal(layouts.whole(was_view).isnan(), layouts.whole(now_view).isnan())
+                assert torch.equal(was_view, now_view)
+        for was_view, now_view in zip(old.out, new.out, strict=True):
+            assert torch.equal(layouts.whole(was_view).isnan(), layouts.whole(now_view).isnan())
+        blocks = [torch.cat([v.flatten(0, -3) for v in group.out]) for group in (old, new)]
+        assert torch.equal(blocks[0][kept], blocks[1][kept])
