@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "config": set(),
     "build_info": set(),
     "env_report": {"build_info", "backends"},
+    "factor_roots": {"roots", "backends.base"},
     "backends": {"build_info", "backends.base"},
     "backends.base": set(),
     "backends.downdate": set(),

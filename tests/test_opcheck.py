@@ -37,6 +37,36 @@ def kron_arguments() -> tuple[object, ...]:
     return (*tensors, grad, direction, *roots, *scalars)
 
 
+SQUARE_ROOT_RULE = (0.9, 0.5, 1e-3, 1.0, "cholesky", 2, "bf16x3", True)
+
+
+def square_root_arguments() -> tuple[object, ...]:
+    """As `kron_arguments`."""
+    left, right, _, _, *rest = kron_arguments()
+    out, norms, grad, direction, *roots = rest[:6]
+    statistics = [[torch.ones(4, 4), torch.ones(2, 4)] for _ in range(2)]
+    active = torch.ones(6, dtype=torch.bool)
+    return (
+        left,
+        right,
+        *statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        *roots,
+        active,
+        *SQUARE_ROOT_RULE,
+        True,
+        True,
+    )
+
+
+def square_root_update_arguments() -> tuple[object, ...]:
+    x, _, unfolding, active, *_ = factor_arguments()
+    return (x, torch.ones(4, 4), unfolding, active, *SQUARE_ROOT_RULE)
+
+
 def some() -> list[Tensor]:
     return [torch.rand(3, 4), torch.rand(7)]
 
@@ -55,6 +85,8 @@ def parameter_arguments() -> tuple[object, ...]:
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
     "update_factor_": factor_arguments,
     "kron_step_": kron_arguments,
+    "square_root_update_": square_root_update_arguments,
+    "square_root_step_": square_root_arguments,
     "precondition": lambda: (torch.randn(4, 5, 3), [cases.spd(4, 5, torch.float32), torch.empty(0, 3, 3)]),
     "accumulate_": accumulate_arguments,
     "parameter_step_": parameter_arguments,
@@ -101,6 +133,19 @@ REFUSALS = [
     ("kron_step_", 5, torch.zeros(4), "kron_step_: `norms` must be"),
     ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must be"),
     ("kron_step_", 16, "half", "kron_step_: `precision` must be"),
+    ("square_root_update_", 0, torch.zeros(2, 3, 4), "update_factor_: `factor` must be"),
+    ("square_root_update_", 1, torch.zeros(4, 2), "update_factor_: `statistics` must be"),
+    ("square_root_update_", 2, [torch.zeros(4, 6, 3)], "update_factor_: `unfolding"),
+    ("square_root_update_", 3, torch.zeros(4), "update_factor_: `active` must be"),
+    ("square_root_update_", 4, 1.5, "update_factor_: `decay` must be in (0, 1], got 1.5"),
+    ("square_root_update_", 6, 0.0, "update_factor_: `damping` must be > 0"),
+    ("square_root_update_", 7, -1.0, "update_factor_: `damped_updates` must be >= 0"),
+    ("square_root_update_", 8, "qr", "update_factor_: `method` must be cholesky or products, got qr"),
+    ("square_root_update_", 9, 7, "update_factor_: `refine` must be 1 to 6, got 7"),
+    ("square_root_step_", 1, [torch.zeros(4, 3, 3)], "kron_step_: `right` must be a list of 2"),
+    ("square_root_step_", 5, torch.zeros(4), "kron_step_: `norms` must be"),
+    ("square_root_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
+    ("square_root_step_", 17, "half", "kron_step_: `precision` must be"),
     ("precondition", 1, [torch.zeros(4, 5, 5)], "precondition: `roots` must"),
     ("precondition", 0, torch.zeros(4, 5, 3, dtype=torch.int32), "precondition: `blocks` must be"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
@@ -111,7 +156,9 @@ REFUSALS = [
 ]
 
 
-OWN = {op: getattr(triton, op) for op in SAMPLES if op not in ("precondition", "eigh")}
+OWN = {
+    op: getattr(triton, op) for op in SAMPLES if hasattr(triton, op) and op not in ("precondition", "eigh")
+}
 """Ops that the Triton backend checks itself, before it looks for Triton."""
 
 

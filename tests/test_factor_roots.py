@@ -1,0 +1,137 @@
+"""Roots from factors in the square-root form: accuracy at every condition, units, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kradagrad_ext import factor_roots
+from kradagrad_ext.backends.base import RMS, WEIGHT
+from kradagrad_ext.roots import REFUSALS, RESIDUAL
+
+METHODS = ("polar", "eigh")
+
+
+def factors(n: int, d: int, condition: float) -> Tensor:
+    """F with singular values from 1 to the square root of `condition` of F F^T, in float64."""
+    left, right = torch.linalg.qr(torch.randn(2, n, d, d, dtype=torch.float64))[0]
+    return left * torch.logspace(0, math.log10(condition) / 2, d, dtype=torch.float64) @ right.mT
+
+
+def exact_root(f: Tensor, p: int) -> Tensor:
+    vectors, values, _ = torch.linalg.svd(f.double())
+    return vectors * values[:, None, :] ** (2 / p) @ vectors.mT
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    d=st.integers(1, 20),
+    p=st.sampled_from([1, 2, 3, 4, 8]),
+    method=st.sampled_from(METHODS),
+    seed=st.integers(0, 999),
+)
+def test_root_to_the_p_is_the_factor(d: int, p: int, method: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    f = factors(2, d, 100.0)
+    p = p if method == "eigh" else 2 ** max(1, p.bit_length() - 1)
+    root, residual = factor_roots.root(f, p, method)
+    torch.testing.assert_close(torch.linalg.matrix_power(root, p), f @ f.mT, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(root, root.mT, rtol=1e-12, atol=1e-12)
+    assert (residual < 1e-6).all()
+    assert torch.linalg.eigvalsh(root).min() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("condition", "all_of_it", "smallest"), [(1e2, 3e-6, 3e-6), (1e4, 5e-6, 1e-4), (1e6, 1e-5, 1e-2)]
+)
+def test_float32_accuracy_also_of_the_smallest_directions(
+    condition: float, all_of_it: float, smallest: float, method: str
+) -> None:
+    """Within the conditions that relative damping leaves, and beyond: docs/numerics.md has the table."""
+    f = factors(3, 128, condition).float()
+    ours, exact = factor_roots.root(f, 2, method)[0].double(), exact_root(f, 2)
+    difference = ours - exact
+    assert (torch.linalg.matrix_norm(difference) / torch.linalg.matrix_norm(exact)).max() < all_of_it
+    inverse = torch.linalg.inv(exact)
+    assert torch.linalg.matrix_norm(inverse @ difference, ord=2).max() < smallest * 10
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("rms", [1e-30, 1.0, 1e30])
+def test_roots_have_no_units(rms: float, method: str) -> None:
+    """Factors of gradients times c give the same roots."""
+    f = factors(2, 20, 1e3).float()
+    statistics = torch.zeros(2, 4)
+    statistics[:, WEIGHT], statistics[:, RMS] = 0.25, rms
+    roots, checks = torch.zeros(2, 20, 20), torch.zeros(2, 2)
+    k = 16  # so that the unit is 2 rms
+    factor_roots.refresh_(
+        f / 2 / rms, statistics, roots, checks, torch.ones(2, dtype=torch.bool), k, 2, method
+    )
+    torch.testing.assert_close(roots, factor_roots.root(f, 2, method)[0], rtol=1e-4, atol=1e-5)
+    assert (checks[:, RESIDUAL] < 1e-5).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
+    f, old = factors(4, 8, 100.0).float(), torch.randn(4, 8, 8)
+    f[1] = value
+    statistics = torch.ones(4, 4)
+    statistics[3] = 0  # before its first gradient: nothing to root
+    new, checks = old.clone(), torch.zeros(4, 2)
+    active = torch.tensor([True, True, False, True])
+    factor_roots.refresh_(f, statistics, new, checks, active, 1, 2, method)
+    torch.testing.assert_close(new[0] @ new[0], f[0] @ f[0].mT, rtol=1e-3, atol=1e-3)
+    assert torch.equal(new[1:], old[1:])
+    assert checks[:, REFUSALS].tolist() == [0, 1, 0, 0]
+    assert checks[1:, RESIDUAL].tolist() == [math.inf, 0, 0]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+def test_stored_dtypes(stored: torch.dtype) -> None:
+    f, roots = factors(2, 8, 100.0).to(stored), torch.zeros(2, 8, 8, dtype=torch.bfloat16)
+    active = torch.ones(2, dtype=torch.bool)
+    factor_roots.refresh_(f, torch.ones(2, 4), roots, torch.zeros(2, 2), active, 1, 2, "eigh")
+    torch.testing.assert_close(roots, exact_root(f, 2).bfloat16(), rtol=1e-2, atol=1e-2)
+
+
+def test_a_factor_with_equal_singular_values_always_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """An eigendecomposition that fails gives way to the SVD."""
+
+    def fails(matrices: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("did not converge")
+
+    f = torch.eye(6).repeat(2, 1, 1)
+    with caplog.at_level(logging.WARNING, "kradagrad_ext"):
+        root, residual = factor_roots.root(f, 2, "eigh", fails)
+    torch.testing.assert_close(root, f)
+    assert (residual < 1e-6).all()
+    assert "trying the SVD" in caplog.text
+
+
+def test_an_error_that_is_not_about_convergence_is_raised() -> None:
+    def fails(matrices: Tensor) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        factor_roots.root(factors(1, 3, 10.0), 2, "eigh", fails)
+
+
+def test_a_float32_eigendecomposition_is_not_trusted_with_small_eigenvalues(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks beyond its condition, and they alone, take the SVD."""
+    seen = []
+    svd = factor_roots._svd_root
+    monkeypatch.setattr(factor_roots, "_svd_root", lambda f, p: seen.append(len(f)) or svd(f, p))
+    f = torch.cat([factors(2, 16, 1e2), factors(1, 16, 1e6)]).float()
+    factor_roots.root(f, 2, "eigh")
+    assert seen == [1]
