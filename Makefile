@@ -19,7 +19,7 @@ OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor
 # What compilers and Triton have made of the same sources in another clone is taken from here; empty: nothing is.
 export KRADAGRAD_CACHE ?= $(HOME)/.cache/kradagrad_ext
 # The tests that the lack of a native library makes a difference to.
-WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py golden.py checkpoint.py \
+WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py checkpoint.py \
     packed.py capturable.py opcheck.py kron_step_arguments.py train_gpt.py)
 
 BIN := $(VENV)/bin

@@ -32,7 +32,6 @@ from contenders import BLOCK, Contender, race
 from factor_cases import product_flops
 from memory import Memory, allocated, resident
 from op_case import Runner, verify_case
-from published_loop import verify as verify_published
 from rivals import baselines, kradagrad, matrix_rivals, ours, published
 from step_check import verify_steps
 from workload import LAYER_ELEMENTS
@@ -45,7 +44,6 @@ MATRIX_RIVALS = ("ScalableShampoo", "SOAP whole dims", "SOAP blocks")
 
 def race_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
     """Every optimizer in turn on the same gradients."""
-    print(f"published loop: {verify_published()} trajectories of the authors' code reproduced to 1e-10")
     for backend in usable_backends():
         print(f"KrADagrad on {backend}: {verify_steps(backend):.1e} from float64 after a dozen steps")
     contenders = [*ours(), published(), *matrix_rivals(options.whole_dims), *baselines()]

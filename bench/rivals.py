@@ -8,9 +8,8 @@ import importlib.util
 import torch
 from common import usable_backends
 from contenders import BLOCK, ROOT_EVERY, Contender
-from published_loop import PublishedLoop
 
-from kradagrad_ext import KrADagrad
+from kradagrad_ext import KrADagrad, PublishedKrADagrad
 
 RECIPES = {
     "default": {},
@@ -48,8 +47,8 @@ def ours() -> list[Contender]:
 
 
 def published() -> Contender:
-    factory = functools.partial(PublishedLoop, block_size=BLOCK, root_every=ROOT_EVERY)
-    return Contender("published formulas", "plain loop", factory)
+    options = dict(variant="star", lr=1e-3, block_size=BLOCK, root_every=ROOT_EVERY)
+    return Contender("published formulas", "plain loop", functools.partial(PublishedKrADagrad, **options))
 
 
 def baselines() -> list[Contender]:

@@ -31,8 +31,8 @@ class Clock:
         return self.counter is not None or self.number % config.factor_every == 0
 
     def roots_due(self, config: Config) -> bool:
-        """Whether all roots are made: on multiples of `root_every`, counted from 0 by the plain variant."""
-        return self.counter is None and (self.number - (config.variant == "plain")) % config.root_every == 0
+        """Whether all roots are made."""
+        return self.counter is None and self.number % config.root_every == 0
 
     def preconditions(self, config: Config) -> bool:
         """Whether preconditioned updates are made."""

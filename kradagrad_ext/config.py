@@ -7,14 +7,12 @@ of the state (`STRUCTURAL` lists those that do), in mid-run.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-VARIANTS = ("star", "plain")
 FACTOR_UPDATES = ("auto", "krad", "exact")
 FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -25,7 +23,6 @@ NAMED_EXPONENTS = ("shampoo", "ons")
 ROOT_DTYPES = (None, torch.bfloat16)
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 STRUCTURAL = (
-    "variant",
     "block_size",
     "merge_dims",
     "max_factor_dim",
@@ -38,48 +35,32 @@ STRUCTURAL = (
     "momentum_on",
     "root_dtype",
     "packed",
-    "matrix_eps",
 )
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
 
-PUBLISHED_OPTIONS: dict[str, Any] = {
-    "max_factor_dim": sys.maxsize,
-    "factor_update": "krad",
-    "refine": 0,
-    "root_method": "eigh",
-    "momentum_on": "update",
-    "decoupled_weight_decay": False,
-    "precondition_1d": True,
-}
-PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
-    "star": {"factor_scale": "trace_dim", "graft": "sgd"},
-    "plain": {"factor_scale": "product", "graft": "none"},
-}
-"""What the authors' code fixes, for both of its optimizers and for each."""
 
-PUBLISHED_RIDGE = 1e-8
-"""The published code adds this to a factor's diagonal before each eigendecomposition."""
-
-
-def _require(condition: bool, option: str, expected: str, got: object) -> None:
+def require(condition: bool, option: str, expected: str, got: object) -> None:
+    """Raise ValueError, with the option, what it must be and what it was, unless the condition holds."""
     if not condition:
         raise ValueError(f"KrADagrad: `{option}` must be {expected}, got {got!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; a bool is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether a value is an integer; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_lr(lr: object) -> None:
     """Raise ValueError unless `lr` is a finite non-negative number or a one-element floating tensor."""
     if isinstance(lr, torch.Tensor):
-        _require(lr.numel() == 1 and lr.is_floating_point(), "lr", "a one-element floating tensor", lr)
+        require(lr.numel() == 1 and lr.is_floating_point(), "lr", "a one-element floating tensor", lr)
     else:
-        _require(_is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
+        require(is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
 
 
 def check_tensor(tensor: torch.Tensor, position: str) -> None:
@@ -105,7 +86,6 @@ class Config:
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-    variant: str
     block_size: int
     merge_dims: bool
     max_factor_dim: int
@@ -132,7 +112,6 @@ class Config:
     precondition: bool
     precondition_1d: bool
     backend: str
-    matrix_eps: float | None
     capturable: bool
 
     @classmethod
@@ -147,15 +126,12 @@ class Config:
         self._check_choices()
         self._check_numbers()
         if self.capturable:
-            _require(self.variant == "star", "variant", "star with `capturable`", self.variant)
-            _require(not self.published, "matrix_eps", "None with `capturable`", self.matrix_eps)
-            _require(
+            require(
                 self.root_method != "eigh", "root_method", "newton_schulz with `capturable`", self.root_method
             )
 
     def _check_choices(self) -> None:
         for option, choices in (
-            ("variant", VARIANTS),
             ("factor_update", FACTOR_UPDATES),
             ("factor_scale", FACTOR_SCALES),
             ("precision", PRECISIONS),
@@ -164,7 +140,7 @@ class Config:
             ("momentum_on", MOMENTUM_ON),
             ("root_dtype", ROOT_DTYPES),
         ):
-            _require(getattr(self, option) in choices, option, f"one of {choices}", getattr(self, option))
+            require(getattr(self, option) in choices, option, f"one of {choices}", getattr(self, option))
         for option in (
             "merge_dims",
             "nesterov",
@@ -174,62 +150,53 @@ class Config:
             "packed",
             "capturable",
         ):
-            _require(isinstance(getattr(self, option), bool), option, "a bool", getattr(self, option))
-        _require(isinstance(self.backend, str), "backend", "a name", self.backend)
+            require(isinstance(getattr(self, option), bool), option, "a bool", getattr(self, option))
+        require(isinstance(self.backend, str), "backend", "a name", self.backend)
 
     def _check_numbers(self) -> None:
         betas = self.betas
-        valid = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas))
-        _require(valid and all(0 <= beta < 1 for beta in betas), "betas", "two numbers in [0, 1)", betas)
-        for option in ("eps", "weight_decay", "damping"):
+        valid = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(is_number, betas))
+        require(valid and all(0 <= beta < 1 for beta in betas), "betas", "two numbers in [0, 1)", betas)
+        for option in ("eps", "weight_decay"):
             value = getattr(self, option)
-            _require(_is_number(value) and value >= 0, option, "a number >= 0", value)
+            require(is_number(value) and value >= 0, option, "a number >= 0", value)
         for option in ("block_size", "max_factor_dim", "factor_every", "root_every"):
             value = getattr(self, option)
-            _require(_is_int(value) and value >= 1, option, "an integer >= 1", value)
+            require(is_int(value) and value >= 1, option, "an integer >= 1", value)
         for option in ("refine", "start_step", "batch_dims"):
             value = getattr(self, option)
-            _require(_is_int(value) and value >= 0, option, "an integer >= 0", value)
-        _require(_is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
+            require(is_int(value) and value >= 0, option, "an integer >= 0", value)
+        require(is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
-        sound = len(parts) > 0 and all(_is_int(part) and part >= 1 for part in parts)
-        _require(sound, "split", "a number of parts >= 1 or the length of every part", self.split)
+        sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)
+        require(sound, "split", "a number of parts >= 1 or the length of every part", self.split)
         decay = self.factor_decay
-        _require(_is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
+        require(is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
         expected = f"None, one of {NAMED_EXPONENTS} or 1/p with an integer p"
-        _require(self._exponent_is_valid(), "exponent", expected, self.exponent)
-        eps = self.matrix_eps
-        _require(eps is None or (_is_number(eps) and eps > 0), "matrix_eps", "None or a number > 0", eps)
-        positive = self.published or self.damping > 0
-        _require(positive, "damping", "> 0 (it also scales a new factor)", self.damping)
+        require(self._exponent_is_valid(), "exponent", expected, self.exponent)
+        positive = is_number(self.damping) and self.damping > 0
+        require(positive, "damping", "a number > 0 (it also scales a new factor)", self.damping)
 
     def _exponent_is_valid(self) -> bool:
         if self.exponent is None or self.exponent in NAMED_EXPONENTS:
             return True
-        if not _is_number(self.exponent) or not 0 < float(self.exponent) <= 1:
+        if not is_number(self.exponent) or not 0 < float(self.exponent) <= 1:
             return False
         return abs(1 / float(self.exponent) - round(1 / float(self.exponent))) < 1e-6
 
-    @property
-    def published(self) -> bool:
-        """Whether factors follow the published recipe: absolute `matrix_eps`, no relative damping."""
-        return self.matrix_eps is not None
-
     def root_order(self, order: int) -> int:
         """The p of the root X^(1/p) for a block with `order` dims (docs/concepts.md, exponents)."""
-        if self.variant == "plain" and isinstance(self.exponent, str):
-            return 2 if self.exponent == "shampoo" else 1
         if self.exponent == "shampoo":
             return 2 * order
         if self.exponent == "ons":
             return order
         if self.exponent is None:
-            return 2 if self.variant == "plain" else max(order, 2)
+            return max(order, 2)
         return round(1 / float(self.exponent))
 
     def factor_weight(self) -> float:
-        """Weight of a new statistic: a running mean's, or 1 for the published running sum."""
-        return 1.0 if self.published or self.factor_decay == 1 else 1 - self.factor_decay
+        """Weight of a new statistic: a running mean's, or 1 for a running sum, where nothing is forgotten."""
+        return 1.0 if self.factor_decay == 1 else 1 - self.factor_decay
 
     def op_scale(self, device: torch.device) -> str:
         """`factor_scale` as the ops take it: ``exact``, or the bound of the KrAD update.

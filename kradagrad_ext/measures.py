@@ -118,7 +118,7 @@ def _batches(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 def _add_blocks(tally: Tally, factors: Tensor, statistics: Tensor, checks: Tensor, config: Config) -> None:
     tally.add("factor_fallbacks", statistics[:, 1])
     tally.add("roots_kept", checks[:, roots.REFUSALS])
-    counted = (statistics[:, 0] != 0) | config.published
+    counted = statistics[:, 0] != 0
     tally.add("root_residual", checks[:, roots.RESIDUAL], counted)
     for part in roots.slices(factors, factorised=False, share=SLICE_SHARE * (1 + config.packed)):
         whole = factors[part]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint
-from .config import PUBLISHED_OPTIONS, PUBLISHED_VARIANTS, VARIANTS, Config, check_lr, check_tensor
+from .config import Config, check_lr, check_tensor
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class KrADagrad(Optimizer):
-    """KrADagrad and KrADagrad* (Mei, Moreno, Walters, UAI 2023), made fit for everyday training.
+    """KrADagrad* (Mei, Moreno, Walters, UAI 2023), made fit for everyday training.
 
     Every matrix-shaped parameter is cut into blocks, and every block keeps a positive definite factor on
     each side that approximates the inverse of the gradient statistics. The factors' roots precondition the
     momentum; the length of the result comes from a grafting method. Parameters with fewer than two dims
     take the grafting method alone. The defaults differ from the paper: docs/concepts.md says where and
-    why; `KrADagrad.published` gives the paper's optimizers.
+    why; `PublishedKrADagrad` is the paper's optimizers.
 
     Every option can be overridden in a parameter group; ``precondition=False`` in a group leaves its
     parameters to the grafting method (embeddings and output heads, if you like).
@@ -39,7 +39,7 @@ class KrADagrad(Optimizer):
         betas: decay of the momentum and of the grafting method's second moment.
         eps: of the grafting method, relative to the root mean square of the parameter's gradients.
         weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
-        variant: ``star`` (all modes every step) or ``plain`` (one mode a step).  block_size: longest side.
+        block_size: longest side.
         merge_dims: multiply neighbouring small dims before cutting blocks.
         max_factor_dim: a (merged) dim, or part of one, longer than this gets no factor and is not cut.
         batch_dims: the first dims count matrices: experts' weights ``[experts, m, n]`` have 1.
@@ -64,9 +64,9 @@ class KrADagrad(Optimizer):
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
-        precondition_1d: precondition vectors, too.  matrix_eps: None, or the published absolute damping.
+        precondition_1d: precondition vectors, too.
         capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
-            device, roots by products and in turns (docs/large-models.md). Not for the plain variant.
+            device, roots by products and in turns (docs/large-models.md).
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
         process_group: its ranks share out state and work; parameters and gradients lie on all of them
             (`DistributedDataParallel`), or in shards as DTensors (`fully_shard`, tensor parallelism), for
@@ -87,7 +87,6 @@ class KrADagrad(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        variant: str = "star",
         block_size: int = 256,
         merge_dims: bool = True,
         max_factor_dim: int = 8192,
@@ -112,7 +111,6 @@ class KrADagrad(Optimizer):
         nesterov: bool = False,
         decoupled_weight_decay: bool = True,
         precondition_1d: bool = False,
-        matrix_eps: float | None = None,
         capturable: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
@@ -122,57 +120,6 @@ class KrADagrad(Optimizer):
         self._process_group = process_group
         super().__init__(params, {**options, "precondition": True, "step": 0})
         self._engine = self._make_engine()
-
-    @classmethod
-    def published(
-        cls,
-        params: Iterable[Any],
-        *,
-        variant: str,
-        lr: float,
-        momentum: float = 0.9,
-        matrix_eps: float = 1e-4,
-        beta2: float = 1.0,
-        block_size: int = 128,
-        root_every: int = 1,
-        factor_every: int = 1,
-        start_step: int = 1,
-        weight_decay: float = 0.0,
-        ons_exponent: bool = False,
-        backend: str = "auto",
-    ) -> KrADagrad:
-        """The optimizers of the paper, as its authors' code computes them.
-
-        The star variant's rescaling to the gradient's norm is included; the code's defects
-        (docs/concepts.md) are not.
-
-        Args:
-            params: as for `KrADagrad`.  variant: ``star`` or ``plain``.
-            lr, momentum, weight_decay: heavy-ball momentum and coupled decay, both on the update.
-            matrix_eps: a star factor starts at I / matrix_eps; the plain one's absolute damping.
-            beta2: forgetting, 1 for none.
-            block_size, root_every, factor_every, start_step: as for `KrADagrad`.
-            ons_exponent: twice the default power.
-        """
-        if variant not in PUBLISHED_VARIANTS:
-            raise ValueError(f"KrADagrad: `variant` must be one of {VARIANTS}, got {variant!r}")
-        return cls(
-            params,
-            lr=lr,
-            betas=(momentum, 0.0),
-            weight_decay=weight_decay,
-            variant=variant,
-            block_size=block_size,
-            factor_decay=beta2,
-            factor_every=factor_every,
-            root_every=root_every,
-            start_step=start_step,
-            exponent="ons" if ons_exponent else "shampoo",
-            matrix_eps=matrix_eps,
-            backend=backend,
-            **PUBLISHED_OPTIONS,
-            **PUBLISHED_VARIANTS[variant],
-        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with options that override the optimizer's; see `torch.optim.Optimizer`.

@@ -117,7 +117,7 @@ def merge_dims(shape: Shape, limit: int, keep_matrices: bool) -> tuple[Shape, ..
         shape: a parameter's shape.
         limit: the block size.
         keep_matrices: leave at least two groups to a tensor that has two dims, so that a small matrix is not
-            turned into a vector. The published code does turn it.
+            turned into a vector.
 
     Returns:
         The dims of every group.
@@ -203,8 +203,7 @@ def _merge(shape: Shape, first: int, parts: Mapping[int, Shape], config: Config)
     merged: list[Shape] = []
     start = first
     for end in (*parts, len(shape)):
-        keep = not config.published and not parts
-        own = merge_dims(shape[start:end], config.block_size, keep)
+        own = merge_dims(shape[start:end], config.block_size, keep_matrices=not parts)
         merged += [tuple(start + dim for dim in dims) for dims in own]
         merged += [(end,)] if end in parts else []
         start = end + 1

@@ -76,10 +76,8 @@ def _checked_eigh(matrices: Tensor, eigh: Eigh) -> tuple[Tensor, Tensor]:
         return matrices.new_full(matrices.shape[:2], math.nan), torch.full_like(matrices, math.nan)
 
 
-def eigh_root(matrices: Tensor, p: int, ridge: float, eigh: Eigh) -> Tensor:
-    """X^(1/p) for X = matrices + ridge I ``[N, d, d]``, negative eigenvalues taken as 0."""
-    if ridge > 0:
-        matrices = matrices + ridge * _identity_like(matrices)
+def eigh_root(matrices: Tensor, p: int, eigh: Eigh) -> Tensor:
+    """X^(1/p) ``[N, d, d]``, negative eigenvalues taken as 0."""
     values, vectors = _checked_eigh(matrices, eigh)
     return vectors * values.clamp_min(0)[:, None, :] ** (1 / p) @ vectors.mT
 
@@ -111,9 +109,7 @@ def newton_schulz_root(matrices: Tensor, p: int) -> Tensor:
     return matrices
 
 
-def root(
-    matrices: Tensor, p: int, method: str, ridge: float = 0.0, eigh: Eigh = torch.linalg.eigh
-) -> tuple[Tensor, Tensor]:
+def root(matrices: Tensor, p: int, method: str, eigh: Eigh = torch.linalg.eigh) -> tuple[Tensor, Tensor]:
     """The p-th roots of symmetric positive definite matrices and their residuals.
 
     Args:
@@ -121,25 +117,21 @@ def root(
             else, so that no norm over- or underflows.
         p: order of the root.
         method: ``eigh`` or ``newton_schulz``.
-        ridge: added to the diagonal, in absolute terms (the published optimizers only).
         eigh: the eigendecomposition to use.
 
     Returns:
         P ``[N, d, d]`` and |P^p - X|_F / |X|_F ``[N]``; NaN residuals for matrices that are not finite.
     """
-    if ridge > 0:
-        scale = torch.ones_like(matrices[:, :1, :1])
-    else:
-        scale = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    scale = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
     # Passes over memory count here: blocks are small enough that they cost as much as a product.
     scaled = matrices / scale
     size = _frobenius(scaled)
     usable = size.isfinite()
     scaled.masked_fill_(~usable, 0)  # eigh would raise, for all of them
-    if p == 1 and ridge == 0:
+    if p == 1:
         rooted = scaled.clone()
     elif method == "eigh":
-        rooted = eigh_root(scaled, p, ridge, eigh)
+        rooted = eigh_root(scaled, p, eigh)
     else:
         rooted = newton_schulz_root(scaled, p)
     power = torch.linalg.matrix_power(rooted, p - 1)
@@ -169,7 +161,6 @@ def refresh_(
     active: Tensor,
     p: int,
     method: str,
-    ridge: float = 0.0,
     eigh: Eigh = torch.linalg.eigh,
 ) -> None:
     """Replace the roots of active blocks by those of their factors, where these pass the residual check.
@@ -179,12 +170,12 @@ def refresh_(
         roots: ``[N, d, d]``, written in place; any floating dtype.
         checks: ``[N, 2]``, see `CHECKS`; infinity stands for a residual that is NaN.
         active: ``[N]`` bool.
-        p, method, ridge, eigh: as in `root`.
+        p, method, eigh: as in `root`.
     """
     if factors.numel() == 0:
         return
     for part in slices(factors, method == "eigh"):
-        new, residual = root(factors[part], p, method, ridge, eigh)
+        new, residual = root(factors[part], p, method, eigh)
         good = residual <= RESIDUAL_BOUND
         replaced, old = (active[part] & good)[:, None, None], roots[part]
         torch.where(replaced, new.to(old.dtype), old, out=old)

@@ -90,13 +90,16 @@ class GroupState:
 
     @classmethod
     def new(cls, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> GroupState:
-        """The state before the first step, of `like`'s dtype and device."""
+        """The state before the first step, of `like`'s dtype and device: roots I, factors 0.
+
+        A factor starts with its first gradient, which the damping is relative to.
+        """
         n, dims = group.blocks, group.factor_dims
         factors, roots = [], []
         for d in dims:
             identity = torch.eye(d, dtype=like.dtype, device=like.device)
             identity = packing.pack(identity[None])[0] if config.packed else identity
-            factors.append((identity * _initial_factor(config)).expand(n, *identity.shape).clone())
+            factors.append(identity.new_zeros(n, *identity.shape))
             roots.append(identity.to(config.root_dtype or like.dtype).expand(n, *identity.shape).clone())
         return cls(
             group,
@@ -140,13 +143,6 @@ def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
     """What ``optimizer.state[p]`` holds of a parameter, on the meta device."""
     like = torch.empty(p.shape, dtype=p.dtype, device="meta")
     return Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
-
-
-def _initial_factor(config: Config) -> float:
-    """The multiple of I a factor starts at; 0 leaves it to the first gradient (relative damping)."""
-    if config.matrix_eps is None:
-        return 0.0
-    return 1.0 if config.variant == "plain" else 1 / config.matrix_eps
 
 
 class Bucket:

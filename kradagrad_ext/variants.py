@@ -1,7 +1,6 @@
 """One step of groups of blocks: factors first, then roots if due, then the preconditioned direction.
 
-The two variants of the paper, each for any order: *star* updates the factors of all modes on every step
-from the gradient itself; *plain* updates one mode a step, from the gradient preconditioned on all others.
+As in the paper's KrADagrad*, the factors of all modes are updated from the gradient itself.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 from . import roots
 from .backends.base import Backend
 from .clock import Clock
-from .config import PUBLISHED_RIDGE, Config
+from .config import Config
 from .state import GroupState
 
 DAMPING_REFINE = 3
@@ -25,7 +24,7 @@ DAMPING_REFINE = 3
 
 @dataclass(frozen=True)
 class GroupStep:
-    """What a variant needs to know about this step.
+    """What a group's blocks need to know about this step.
 
     Attributes:
         clock: the number of the step.
@@ -42,8 +41,8 @@ class GroupStep:
     out: list[Tensor]
 
     def refreshes_roots(self, config: Config) -> bool:
-        """When due; for a new parameter at once, but for the published recipe, which starts from I."""
-        return self.clock.roots_due(config) or (self.fresh and not config.published)
+        """When due; for a new parameter at once."""
+        return self.clock.roots_due(config) or self.fresh
 
     def updated(self, config: Config) -> Tensor:
         """Blocks whose factors are updated, where any may be."""
@@ -61,21 +60,19 @@ def step(
     norms: list[Tensor] = [torch.empty(0)] * len(states)
     fused: dict[str, list[int]] = {}
     for i, (state, backend, now) in enumerate(zip(states, backends, nows, strict=True)):
-        if config.variant == "plain":
-            norms[i] = _plain_step(state, config, backend, now)
-        elif state.is_kron:
+        if state.is_kron:
             fused.setdefault(backend.name, []).append(i)
         else:
-            norms[i] = _star_step(state, config, backend, now)
+            norms[i] = _step_of_any_order(state, config, backend, now)
     for chosen in fused.values():
         backend, own_nows = backends[chosen[0]], [nows[i] for i in chosen]
-        own = _star_matrix_step([states[i] for i in chosen], config, backend, own_nows)
+        own = _matrix_step([states[i] for i in chosen], config, backend, own_nows)
         for i, norm in zip(chosen, own, strict=True):
             norms[i] = norm
     return norms
 
 
-def _star_matrix_step(
+def _matrix_step(
     states: Sequence[GroupState], config: Config, backend: Backend, nows: Sequence[GroupStep]
 ) -> list[Tensor]:
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
@@ -122,7 +119,7 @@ def _kron_step(
         torch.cat([now.active if product else now.updated(config) for now in nows]),
         config.factor_decay,
         config.factor_weight(),
-        0.0 if config.published else config.damping,
+        config.damping,
         config.op_scale(norms.device),
         config.refine,
         config.precision,
@@ -130,8 +127,8 @@ def _kron_step(
     )
 
 
-def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
-    """Any order, and modes without a factor."""
+def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """Blocks of any order, and modes without a factor."""
     modes = [mode for mode, factored in enumerate(state.group.factored) if factored]
     if now.clock.factors_due(config):
         blocks = _gather(now.grads, state)
@@ -144,56 +141,17 @@ def _star_step(state: GroupState, config: Config, backend: Backend, now: GroupSt
     return _write(backend.precondition(_gather(now.directions, state), state.roots), now)
 
 
-def plain_mode(step: int, block_shape: Sequence[int]) -> int:
-    """The mode that the plain variant updates on step 0, 1, ...: ever more often the longest."""
-    order = len(block_shape)
-    if step < order * order:
-        return step % order
-    excess = step - math.isqrt(step) ** 2
-    return excess if excess < order else list(block_shape).index(max(block_shape))
-
-
-def _plain_step(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
-    """One mode i: its factor from G' = G with the roots of all other modes, then U = D' x_i P_i."""
-    shape, step = state.group.block_shape, now.clock.number - 1
-    mode = plain_mode(step, shape)
-    others = [root if j != mode else root[:0] for j, root in enumerate(state.roots)]
-    if now.clock.factors_due(config) and state.group.factored[mode]:
-        unfolding = _unfold(backend.precondition(_gather(now.grads, state), others), mode)
-        if config.matrix_eps is not None:
-            _plain_published_damping_(state.factors[mode], now.active, config.factor_decay, config.matrix_eps)
-        _update_factor(state, mode, config, backend, now.active, [unfolding])
-    # The other modes' roots are those G' was made with, even where a refresh is due now.
-    partial = backend.precondition(_gather(now.directions, state), others)
-    if now.refreshes_roots(config):
-        last = step - 1 - (step - 1) % config.root_every
-        updated = {plain_mode(s, shape) for s in range(last + 1, step + 1)}
-        _refresh(state, [i for i in sorted(updated) if state.group.factored[i]], config, backend, now)
-    if not now.clock.preconditions(config):
-        return torch.zeros_like(state.checks[0][:, 0])
-    own = [root if j == mode else root[:0] for j, root in enumerate(state.roots)]
-    return _write(backend.precondition(partial, own), now)
-
-
-def _plain_published_damping_(factor: Tensor, active: Tensor, decay: float, matrix_eps: float) -> None:
-    """X <- X / decay - eps (X / decay)^2, before the update (which then must not decay again)."""
-    decayed = factor / decay
-    damped = decayed - matrix_eps * decayed @ decayed.mT
-    factor.copy_(torch.where(active[:, None, None], damped, factor))
-
-
 def _update_factor(
     state: GroupState, mode: int, config: Config, backend: Backend, active: Tensor, unfolding: list[Tensor]
 ) -> None:
-    plain_published = config.published and config.variant == "plain"
     backend.update_factor_(
         state.factors[mode],
         state.statistics[mode],
         unfolding,
         active,
-        1.0 if plain_published else config.factor_decay,
+        config.factor_decay,
         config.factor_weight(),
-        0.0 if config.published else config.damping,
+        config.damping,
         config.op_scale(active.device),
         config.refine,
         config.precision,
@@ -224,11 +182,9 @@ def root(
     p = config.root_order(len(state.group.block_shape))
     method = "newton_schulz" if config.capturable else config.root_method
     for mode in modes:
-        rooted = active
-        if not config.published:
-            rooted = active & (state.statistics[mode][:, 0] > 0)
-            if updates > 0:
-                _damp_(state, mode, config, backend, rooted, updates)
+        rooted = active & (state.statistics[mode][:, 0] > 0)
+        if updates > 0:
+            _damp_(state, mode, config, backend, rooted, updates)
         roots.refresh_(
             state.factors[mode],
             state.roots[mode],
@@ -236,7 +192,6 @@ def root(
             rooted,
             p,
             roots.resolve_method(method, p, active.device),
-            PUBLISHED_RIDGE if config.published else 0.0,
             backend.eigh,
         )
 

@@ -200,8 +200,6 @@ def test_it_learns_as_without() -> None:
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({"variant": "plain"}, (8, 8), "`variant` must be star with `capturable`, got 'plain'"),
-        ({"matrix_eps": 1e-4}, (8, 8), "`matrix_eps` must be None with `capturable`, got 0.0001"),
         ({"root_method": "eigh"}, (8, 8), "`root_method` must be newton_schulz with `capturable`"),
         ({"capturable": 1}, (8, 8), "`capturable` must be a bool, got 1"),
         ({}, (8, 8, 8), r"`exponent` must be 1/p, p a power of two, with `capturable`, got 1/3 for blocks"),

@@ -29,7 +29,7 @@ def clone(params: list[nn.Parameter]) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("recipe", [{}, {"variant": "plain"}, {"root_dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("recipe", [{}, {"root_dtype": torch.bfloat16}], ids=str)
 @pytest.mark.parametrize("at", [1, 5])
 def test_a_resumed_run_equals_the_unbroken_one(
     at: int, recipe: dict[str, Any], dtype: torch.dtype, backend: str

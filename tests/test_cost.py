@@ -44,9 +44,8 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"packed": True, "root_dtype": torch.bfloat16},
     {"graft": "sgd", "precondition_1d": True, "merge_dims": False},
-    {"graft": "none", "momentum_on": "update", "variant": "plain"},
+    {"graft": "none", "momentum_on": "update"},
     {"max_factor_dim": 64, "packed": True, "graft": "adagrad"},
-    {"matrix_eps": 1e-4, "damping": 0.0},
     {"precondition": False},
 ]
 

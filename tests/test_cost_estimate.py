@@ -47,14 +47,6 @@ def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, 
     assert seldom == pytest.approx(planned * (3 / 4 + 2) / 5)
 
 
-def test_the_plain_variant_updates_one_side() -> None:
-    """Of [80, 32] the longer one, from the gradient times the other root."""
-    told = cost([(80, 32)], variant="plain", **PLAIN).ranks[0].kernels.flops
-    m, n = 80, 32
-    # The unfolding comes in one chunk where nothing is refined.
-    assert told == 2 * m * n * n + 3 * m * m * n + 2 * m * n * (m + n)
-
-
 def test_exact_updates_by_hand() -> None:
     """A side's Y, N, Cholesky factor, its triangle solved, downdate; Y, N, iterates, Y C and downdate of what
     would replace it; then two products with roots."""

@@ -18,7 +18,6 @@ from kradagrad_ext import KrADagrad
 RECIPES: list[dict[str, Any]] = [
     {},
     {"packed": True, "factor_update": "krad"},
-    {"variant": "plain"},
     {"capturable": True, "root_every": 1},
     {"max_factor_dim": 9},
 ]

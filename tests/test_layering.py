@@ -10,7 +10,7 @@ PACKAGE = ROOT / "kradagrad_ext"
 
 # What each module of the package may import from the package. A new module gets a line here.
 MAY_IMPORT = {
-    "": {"optimizer", "config", "cost", "diagnostics", "grouping"},
+    "": {"optimizer", "published", "cost", "diagnostics", "grouping"},
     "cost": {
         "plan", "distributed.pieces", "cost.estimate", "cost.gpus", "cost.memory", "cost.parameters",
         "cost.steps", "cost.traffic",
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "grouping": {"tables"},
     "tables": set(),
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
+    "published": {"config", "full_precision"},
     "local": {"config", "full_precision", "state", "step", "grafting"},
     "full_precision": set(),
     "distributed": set(),

@@ -48,7 +48,6 @@ SHAPES = ((20, 12), (8, 8), (7,), (1,), (1, 1), (), (0, 3), (3, 4, 5), (30, 1), 
 
 RECIPES: list[dict[str, Any]] = [
     {},
-    {"variant": "plain"},
     {"factor_update": "krad"},
     {"factor_update": "krad", "factor_scale": "trace", "refine": 0},
     {"graft": "none", "lr": 1e-5},

@@ -37,7 +37,6 @@ def test_packing_goes_row_by_row() -> None:
     "recipe",
     [
         {},
-        {"variant": "plain"},
         {"factor_update": "krad", "root_method": "newton_schulz"},
         {"max_factor_dim": 10, "merge_dims": False},
         {"root_dtype": torch.bfloat16},

@@ -74,22 +74,21 @@ def root_costs(parts: Sequence[Part]) -> list[Cost]:
 
 def _on_blocks(part: Part, scratch_bytes: int) -> Iterator[Cost]:
     config, rule = part.config, rule_of(part.config, part.dtype)
-    fused = [group for group in part.groups if _is_fused(group, config, rule)]
-    rest = [group for group in part.groups if not _is_fused(group, config, rule)]
+    fused = [group for group in part.groups if _is_fused(group, rule)]
+    rest = [group for group in part.groups if not _is_fused(group, rule)]
     share = 1 / config.factor_every
     if fused:
         yield from _scaled(kron_step_costs(fused, rule, scratch_bytes), share)
     if fused and share < 1:
         yield from _scaled(kron_step_costs(fused, rule, scratch_bytes, update=False), 1 - share)
-    yield from block_costs(rest, config, rule, share)
+    yield from block_costs(rest, rule, share)
     if config.packed and part.groups:
         yield _packing_cost(part.groups, rule, share)
 
 
-def _is_fused(group: Group, config: Config, rule: Rule) -> bool:
+def _is_fused(group: Group, rule: Rule) -> bool:
     """Whether one kernel serves both sides."""
-    kron = len(group.block_shape) == 2 and all(group.factored)
-    return kron and config.variant == "star" and rule.scale != "exact"
+    return len(group.block_shape) == 2 and all(group.factored) and rule.scale != "exact"
 
 
 def _scaled(costs: Sequence[Cost], share: float) -> Iterator[Cost]:

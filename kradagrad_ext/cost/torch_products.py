@@ -98,7 +98,7 @@ class Products:
         )
 
 
-def block_costs(groups: Sequence[Group], config: Config, rule: Rule, update_share: float) -> list[Cost]:
+def block_costs(groups: Sequence[Group], rule: Rule, update_share: float) -> list[Cost]:
     """A step of blocks that no fused kernel serves.
 
     Args:
@@ -108,14 +108,7 @@ def block_costs(groups: Sequence[Group], config: Config, rule: Rule, update_shar
     for group in groups:
         dims = group.block_shape
         modes = [mode for mode, factored in enumerate(group.factored) if factored]
-        updated = modes
-        if config.variant == "plain":
-            # One mode a step, ever more often the longest, from gradients preconditioned on all others.
-            longest = dims.index(max(dims))
-            updated = [longest] if longest in modes else []
-            for _ in updated:
-                updates.precondition(group.blocks, dims, [mode for mode in modes if mode != longest])
-        for mode in updated:
+        for mode in modes:
             updates.update(group.blocks, dims[mode], math.prod(dims) // dims[mode], rule)
         products.precondition(group.blocks, dims, modes)
     return [updates.cost("factors", update_share), products.cost("precondition")] if groups else []
@@ -148,7 +141,7 @@ def root_cost(groups: Sequence[Group], config: Config) -> Cost:
 def damping_cost(groups: Sequence[Group], config: Config) -> Cost:
     """The factor update that damps every factor before its new root, a step (`variants.root`)."""
     damped = Products()
-    if not config.published and config.factor_decay < 1:
+    if config.factor_decay < 1:
         rule = Rule("frobenius", DAMPING_REFINE, config.precision)
         for group in groups:
             for d in (d for d in group.factor_dims if d):
