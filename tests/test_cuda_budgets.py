@@ -26,7 +26,7 @@ from gpu_counts import (
     count,
 )
 
-PRODUCTS = ("kron_step_resident", "grouped_product")
+PRODUCTS = ("kron_step_resident", "grouped_product", "square_root_product")
 
 # The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
 LEAST_CTAS = {f"kron_step_resident_128_{precision}": 1 for precision in PRECISIONS}
@@ -35,6 +35,11 @@ LEAST_CTAS |= {"kron_step_resident_64_bf16x3": 3}
 LEAST_CTAS |= {f"grouped_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
 LEAST_CTAS |= {f"grouped_product_64_{precision}": 2 for precision in PRECISIONS}
 LEAST_CTAS |= {"grouped_product_64_fp32": 3}
+LEAST_CTAS |= {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
+LEAST_CTAS |= {f"square_root_product_64_{precision}": 2 for precision in PRECISIONS}
+LEAST_CTAS |= {"square_root_product_64_fp32": 3}
+LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
+LEAST_CTAS |= {"finish_norms": 32}
 LEAST_CTAS |= dict.fromkeys(("start_factors", "finish_groups", "traces_of_squares"), 4)
 LEAST_CTAS |= dict.fromkeys(("accumulate", "sum_spans", "parameter_step"), 4)
 

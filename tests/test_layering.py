@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "backends.base": set(),
     "backends.downdate": set(),
     "backends.square_root": {"backends.base"},
-    "backends.square_root_native": {"backends", "backends.base", "backends.native"},
+    "backends.square_root_native": {"backends", "backends.base", "backends.native", "backends.square_root"},
     "backends.reference": {"backends.base", "backends.downdate"},
     "backends.native": {"backends.base", "backends.reference", "build_info"},
     "backends.arguments": {"backends.base"},

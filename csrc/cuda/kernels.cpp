@@ -7,6 +7,7 @@
 #include "kernels/factor_state.h"
 #include "kernels/grouped_product.h"
 #include "kernels/kron_step_resident.h"
+#include "kernels/square_root.h"
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
 #define FOR_EVERY_KERNEL(KERNEL)                          \
@@ -28,6 +29,17 @@
   KERNEL(start_factors, StartFactors)                     \
   KERNEL(traces_of_squares, TracesOfSquares)              \
   KERNEL(finish_groups, FinishGroups)                     \
+  KERNEL(square_root_product_64_bf16x3, RootProducts)     \
+  KERNEL(square_root_product_64_tf32x3, RootProducts)     \
+  KERNEL(square_root_product_64_bf16x6, RootProducts)     \
+  KERNEL(square_root_product_64_fp32, RootProducts)       \
+  KERNEL(square_root_product_128_bf16x3, RootProducts)    \
+  KERNEL(square_root_product_128_bf16x6, RootProducts)    \
+  KERNEL(square_root_product_128_fp32, RootProducts)      \
+  KERNEL(gradient_norms, RootGroups)                      \
+  KERNEL(start_sides, RootGroups)                         \
+  KERNEL(finish_sides, RootGroups)                        \
+  KERNEL(finish_norms, NormSums)                          \
   KERNEL(accumulate, Accumulate)                          \
   KERNEL(sum_spans, SumSpans)                             \
   KERNEL(parameter_step, ParameterStep)

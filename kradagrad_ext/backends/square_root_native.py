@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import native
+from . import native, square_root
 from .base import BlockGroup, UpdateRule
 
 
 def update_factor_(
     factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
 ) -> None:
-    """See `SquareRootOps.update_factor_`."""
+    """See `SquareRootOps.update_factor_`. On CUDA, whose kernels have no Cholesky, that is torch's."""
+    if rule.method == "cholesky" and statistics.device.type == "cuda":
+        square_root.update_factor_(factor, statistics, unfolding, active, rule)
+        return
     native.op("square_root_update_")(factor, statistics, list(unfolding), active, *_flat(rule))
 
 
@@ -26,7 +29,10 @@ def kron_step_(
     update: bool,
     precondition: bool,
 ) -> None:
-    """See `SquareRootOps.kron_step_`."""
+    """See `SquareRootOps.kron_step_`; updates by Cholesky as in `update_factor_`."""
+    if update and rule.method == "cholesky" and norms.device.type == "cuda":
+        square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+        return
     rooted = groups if precondition or (update and rule.coupled) else ()
     written = groups if precondition else ()
     native.op("square_root_step_")(

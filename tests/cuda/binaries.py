@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import test_accumulate
 import test_kron_step
 import test_parameter_step
 import torch
+from inputs import square_root
 
 import compile_cached
 from kradagrad_ext import build_info
 
 from . import toolchain
-from .executor_backend import Planner
+from .executor_backend import Planner, SquareRootPlanner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -164,6 +166,11 @@ def launch_shapes() -> dict[str, Shape]:
     wide = test_kron_step.inputs(1, 40, 200, torch.float32)
     test_kron_step.run(planner, wide, factor_scale="schatten4")
     launches += planner.planned
+    square_roots = SquareRootPlanner()
+    for side, precision in itertools.product((64, 256), PRECISIONS):
+        rule = replace(square_root.RULE, method="products", precision=precision)
+        square_root.run(square_roots, square_root.given([square_root.group(1, (side, 40))], rule))
+        launches += square_roots.planned
     for module in (test_accumulate, test_parameter_step):
         module.run(planner, module.inputs(torch.float32))
         launches += planner.planned

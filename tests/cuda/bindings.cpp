@@ -6,6 +6,7 @@
 
 #include "plan/elementwise_plan.h"
 #include "plan/kron_step_plan.h"
+#include "plan/square_root_plan.h"
 
 namespace py = pybind11;
 using namespace kradagrad::cuda;
@@ -93,6 +94,43 @@ Plan kron_step(const std::vector<py::dict>& groups, float decay, float weight, f
   return plan_kron_step(inputs, scratch_bytes);
 }
 
+RootGroupTensors root_group_tensors(const py::dict& group) {
+  const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
+  const auto one = [&](const char* name) {
+    return group[name].is_none() ? TensorInfo{} : info(group[name].cast<TensorTuple>());
+  };
+  const auto side = [&](const char* name) -> std::optional<RootSideTensors> {
+    if (group[name].is_none()) return std::nullopt;
+    const auto [tensor, statistics] = group[name].cast<std::pair<TensorTuple, uintptr_t>>();
+    return RootSideTensors{info(tensor), pointer<float>(statistics)};
+  };
+  return {group["blocks"].cast<int64_t>(),
+          group["m"].cast<int32_t>(),
+          group["n"].cast<int32_t>(),
+          list("grad"),
+          side("left"),
+          side("right"),
+          list("direction"),
+          list("out"),
+          one("left_root"),
+          one("right_root")};
+}
+
+Plan square_root_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
+                      float damped_updates, int refine, const std::string& precision, bool coupled,
+                      bool update, bool precondition, uintptr_t active, uintptr_t norms,
+                      int64_t scratch_bytes) {
+  SquareRootInputs inputs{{},
+                          {decay, weight, damping, damped_updates, refine, coupled},
+                          kPrecisions.at(precision),
+                          update,
+                          precondition,
+                          pointer<bool>(active),
+                          pointer<float>(norms)};
+  for (const py::dict& group : groups) inputs.groups.push_back(root_group_tensors(group));
+  return plan_square_root_step(inputs, scratch_bytes);
+}
+
 ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uintptr_t active) {
   const auto list = [&](const char* name) {
     return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
@@ -130,6 +168,7 @@ PYBIND11_MODULE(_plans, m) {
       .def_property_readonly("launches", &launches)
       .def("bind", &bind);
   m.def("kron_step", &kron_step);
+  m.def("square_root_step", &square_root_step);
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);
 }

@@ -7,13 +7,14 @@ was not written. Scratch memory counts as uninitialised.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import ptx
 import torch
 from torch import Tensor
 
-from kradagrad_ext.backends import reference
+from kradagrad_ext.backends import reference, square_root
 
 from . import toolchain
 
@@ -23,6 +24,11 @@ PRECISION = "bf16x3"
 SOURCES = {
     "kron_step_resident": "kron_step_resident",
     "grouped_product": "grouped_product",
+    "square_root_product": "square_root_product",
+    "gradient_norms": "square_root_state",
+    "start_sides": "square_root_state",
+    "finish_sides": "square_root_state",
+    "finish_norms": "square_root_state",
     "start_factors": "factor_state",
     "finish_groups": "factor_state",
     "traces_of_squares": "factor_state",
@@ -229,11 +235,72 @@ class Executor:
         return reference.eigh(matrices)
 
 
-class Planner(Executor):
+class SquareRootExecutor(Executor):
+    """The ops on factors in the square-root form; torch serves updates by Cholesky, which kernels lack."""
+
+    def update_factor_(self, factor, statistics, unfolding, active, rule) -> None:
+        if rule.method == "cholesky":
+            square_root.update_factor_(factor, statistics, unfolding, active, rule)
+            return
+        device = Device()
+        group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
+        group |= {"grad": device.describe_all(unfolding), "direction": [], "out": []}
+        group |= {"left": (device.describe(factor), device.address(statistics)), "right": None}
+        group |= {"left_root": None, "right_root": None}
+        self._run_step(device, [group], replace(rule, coupled=False), True, False, active, None)
+
+    def kron_step_(self, groups, active, norms, rule, *, update, precondition) -> None:
+        if rule.method == "cholesky" and update:
+            square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+            return
+        device = Device()
+        described = [self._describe(device, group, rule, update, precondition) for group in groups]
+        self._run_step(device, described, rule, update, precondition, active, norms)
+
+    def _describe(self, device, group, rule, update, precondition) -> dict:
+        m, n = group.left.factor.shape[-1], group.right.factor.shape[-1]
+        rooted = precondition or (update and rule.coupled)
+        return {
+            "blocks": len(group.left.factor),
+            "m": m,
+            "n": n,
+            "grad": device.describe_all(group.grads) if update else [],
+            "direction": device.describe_all(group.directions) if precondition else [],
+            "out": device.describe_all(group.out) if precondition else [],
+            "left": (device.describe(group.left.factor), device.address(group.left.statistics)),
+            "right": (device.describe(group.right.factor), device.address(group.right.statistics)),
+            "left_root": device.describe(group.left.root) if rooted else None,
+            "right_root": device.describe(group.right.root) if rooted else None,
+        }
+
+    def _run_step(self, device, groups, rule, update, precondition, active, norms) -> None:
+        scalars = (rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision)
+        plan = toolchain.plans().square_root_step(
+            groups,
+            *scalars,
+            rule.coupled,
+            update,
+            precondition,
+            device.address(active),
+            0 if norms is None else device.address(norms),
+            self.scratch_bytes,
+        )
+        self.run(device, plan)
+
+
+class _Plans:
     """Makes plans and launches nothing; the latest plan's launches are kept."""
 
     def run(self, device: Device, plan) -> None:
         self.planned = plan.launches
+
+
+class Planner(_Plans, Executor):
+    """Of the ops on X."""
+
+
+class SquareRootPlanner(_Plans, SquareRootExecutor):
+    """Of the ops on factors in the square-root form."""
 
 
 def _take(views: list[Tensor], blocks: int) -> list[Tensor]:

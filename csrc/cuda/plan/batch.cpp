@@ -78,4 +78,11 @@ Matrices Views::add(float* data, int64_t first, int64_t rows, int64_t cols) {
   return {static_cast<int32_t>(views_.size()) - 1, 1, 0, starts_aligned(view, sizeof(float))};
 }
 
+Matrices Views::columns(const Matrices& of, int64_t first_column) {
+  View view = views_[of.first_view];
+  view.data = static_cast<float*>(view.data) + first_column * view.col_stride;
+  views_.push_back(view);
+  return {static_cast<int32_t>(views_.size()) - 1, 1, 0, starts_aligned(view, sizeof(float))};
+}
+
 }  // namespace kradagrad::cuda

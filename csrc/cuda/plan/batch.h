@@ -29,6 +29,9 @@ class Views {
   // Contiguous float32 blocks [rows, cols] from block `first` on.
   Matrices add(float* data, int64_t first, int64_t rows, int64_t cols);
 
+  // The columns of such blocks from one on.
+  Matrices columns(const Matrices& of, int64_t first_column);
+
   const std::vector<View>& all() const { return views_; }
 
  private:

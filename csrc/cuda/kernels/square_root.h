@@ -1,0 +1,150 @@
+// The update of factors in the square-root form and the two-sided product (kradagrad_ext/backends/base.py),
+// as products of whole batches of blocks and what lies between them:
+//
+//   gradient_norms     |G| of every block, as a sum of squares in units of a power of two
+//   products           coupled: G P_r and P_l G with their norms;   D P_r
+//   start_sides        statistics of every block and side; new factors start at a multiple of I
+//   products           B = scale F^T U;   M = H - decay I = B B^T;   the iteration for R;   F' = F R
+//   finish_sides       factors and statistics of the blocks whose F' is finite
+//   products           V = P_l (D P_r) / rms with its norm
+//   finish_norms       the norms of V
+//
+// Damping C = rms sqrt(damped_updates weight damping k) F enters as d more columns C^T of B.
+#pragma once
+
+#include "grouped_product.h"
+
+namespace kradagrad::cuda {
+
+// UpdateRule of base.py.
+struct RootRule {
+  float decay, weight, damping, damped_updates;
+  int32_t refine;
+  int32_t coupled;
+};
+
+// Of a block's gradient: |G|_F^2 = sum unit^2. A unit of 0 stands for a gradient of zeros.
+struct GradientNorm {
+  float sum, unit;
+};
+
+enum class Readiness : int32_t { kNone, kReady, kCounted };
+
+// One block's side after start_sides.
+struct BlockUpdate {
+  Readiness readiness;
+  float scale;     // of B: sqrt(weight), times |G| / |U| where U is coupled
+  float rms;       // new
+  float weight;    // new
+  float whitened;  // what |B|_F^2 is multiplied by for the statistic
+};
+
+// One side of one group, on all of its blocks.
+struct RootSide {
+  RootRule rule;
+  int32_t d, k;
+  const BlockUpdate* updates;  // [blocks]
+  float* statistics;           // [blocks, 4]
+  const float* sizes;          // [blocks, size_partials]: |M|_F^2
+  int32_t size_partials;
+};
+
+// alpha a + beta x + gamma I of a product's accumulators a, by the block's t and where the iteration stands:
+// a_i and b_i are the coefficients of its step i, Y0 = (M + decay I) / t (square_root_product.cuh).
+enum class Combination : int32_t {
+  kProduct,     // a
+  kFirstY,      // Y1 = a1 Y0 - b1 Y0 Y0,             a = M M,   x = M
+  kSecondT,     // T2 = a2 I - b2 (a1 Y1 - b1 Y0 Y1), a = M Y1,  x = Y1
+  kSecondZ,     // Z2 = a1 T2 - b1 T2 Y0,             a = T2 M,  x = T2
+  kPolynomial,  // T_i = a_i I - b_i a,               a = Z Y
+  kOneStep,     // F' = restored F (a1 I - b1 Y0),    a = F M,   x = F
+  kRestored,    // F' = restored a,                   a = F Z
+};
+
+enum class RootEpilogue : int32_t {
+  kStore,    // out = a
+  kCoupled,  // out = a, partial |a / unit|^2, the unit of the block's gradient
+  kWhiten,   // out = scale a, partial |out|^2
+  kGram,     // out = a and its mirror image, partial |out|^2
+  kCombine,  // out = the combination; symmetric
+  kFactor,   // out = the combination; partial: how many elements are not finite
+  kOut,      // out = a / rms, partial |out|^2
+};
+
+struct RootProduct {
+  int64_t first_cta;
+  int64_t first_block;  // of the group, among all groups'
+  int64_t start;        // the first block that is worked on, within the group
+  int32_t side;         // index, or -1 for a product that belongs to no factor
+  int32_t rows, cols, depth;
+  int32_t tile_cols;  // CTA tiles to a row of C
+  int32_t tiles;      // CTA tiles of a block; symmetric: the lower ones
+  int32_t symmetric;  // only the lower tiles are made; what is stored is mirrored
+  RootEpilogue epilogue;
+  Combination combination;
+  int32_t step;     // i of a_i and b_i
+  Operand a, b, x;  // without views: missing
+  Matrices out;
+  float* partial;                // [blocks, tiles], or null
+  const GradientNorm* gradient;  // [blocks]; of kCoupled
+  const float* rms;              // [blocks, 4]: the statistics that kOut divides by
+};
+
+struct RootProducts {
+  const RootProduct* products;
+  const RootSide* sides;
+  const View* views;
+  int32_t count;
+  const bool* active;  // by block of all groups
+};
+
+// One group before and after its update.
+struct RootGroupSide {
+  int32_t d, k;
+  Matrices factor, updated;  // updated: F', float32
+  float* statistics;
+  BlockUpdate* updates;
+  const float* coupled;   // [blocks, coupled_partials]: |U|^2 in units of the gradient's, or null
+  const float* whitened;  // [blocks, whitened_partials]: |B|_F^2
+  const float* failed;    // [blocks, failed_partials]
+  int32_t coupled_partials, whitened_partials, failed_partials;
+  Matrices damping;  // [d, d]: C^T, written by start_sides; without views: no damping
+};
+
+struct RootGroup {
+  int64_t first_cta;  // one CTA a block
+  int64_t first_block;
+  int64_t start, blocks;  // those that are worked on
+  int32_t m, n;
+  int32_t sides;
+  Matrices grad;
+  GradientNorm* gradient;  // [blocks of the group]
+  RootGroupSide side[2];
+};
+
+struct RootGroups {
+  const RootGroup* groups;
+  const View* views;
+  int32_t count;
+  RootRule rule;
+  const bool* active;
+};
+
+// norms = the sum of a block's partial sums; one warp a block.
+struct NormSum {
+  int64_t first_cta;
+  int64_t first_block, start;
+  const float* partials;  // [blocks, count]; null: no elements
+  int32_t count;
+};
+
+struct NormSums {
+  const NormSum* sums;
+  int32_t count;
+  const bool* active;
+  float* norms;  // by block of all groups
+};
+
+constexpr int kBlockThreads = 256;
+
+}  // namespace kradagrad::cuda

@@ -1,0 +1,261 @@
+// C = A B^T for batches of blocks of any shape in an update of factors in the square-root form, and what is
+// done with C while it is still in registers (square_root.h).
+//
+// One CTA a tile of 16 kTiles x 16 kTiles of one block's C, kTiles warps; a CTA finds its product by binary
+// search over their first CTAs, then its block and tile by division. How k is worked off is told in
+// grouped_product.cuh.
+//
+// The iteration for R near H^(-1/2), H = decay I + M, t = decay + |M|_F, Y0 = H / t:
+//
+//   T_i = a_i I - b_i Z Y,  Y <- Y T_i,  Z <- T_i Z;   a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
+//   f = sqrt(decay / t) at first, then f <- min(1, f (a - b f^2))
+//   restored = 1 / (sqrt(decay) times the product of all a - b f^2)
+//
+// Y0 itself is never stored: what the first two steps need of it comes out of products with M.
+#pragma once
+
+#include "grouped_product.cuh"
+#include "square_root.h"
+
+namespace kradagrad::cuda {
+
+// a_i and b_i of the first steps, and what restores decay, from t.
+struct Iteration {
+  float t, a, b;   // of step `step`
+  float a1, b1;    // of the first
+  float restored;  // after all steps
+
+  __device__ __forceinline__ Iteration(const RootRule& rule, float size, int step) {
+    t = rule.decay + sqrtf(size);
+    float f = sqrtf(rule.decay / t), at_decay = 1;
+    for (int i = 0; i < rule.refine; ++i) {
+      const float s = sqrtf(3 / (1 + f + f * f)), own_a = 1.5f * s, own_b = 0.5f * s * s * s;
+      if (i == 0) a1 = own_a, b1 = own_b;
+      if (i == step) a = own_a, b = own_b;
+      const float shrunk = own_a - own_b * f * f;
+      at_decay *= shrunk;
+      f = fminf(1, f * shrunk);
+    }
+    restored = 1 / (sqrtf(rule.decay) * at_decay);
+  }
+};
+
+struct Weights {
+  float product, held, diagonal;  // alpha, beta, gamma of square_root.h
+};
+
+__device__ __forceinline__ Weights weights_of(Combination combination, const Iteration& it, float decay) {
+  const float low = decay / it.t;  // Y0's part that is a multiple of I
+  switch (combination) {
+    case Combination::kFirstY: {
+      const float scale = it.b1 / it.t;
+      return {-scale / it.t, (it.a1 - 2 * it.b1 * low) / it.t, (it.a1 - it.b1 * low) * low};
+    }
+    case Combination::kSecondT:
+      return {it.b * it.b1 / it.t, it.b * (it.b1 * low - it.a1), it.a};
+    case Combination::kSecondZ:
+      return {-it.b1 / it.t, it.a1 - it.b1 * low, 0};
+    case Combination::kPolynomial:
+      return {-it.b, 0, it.a};
+    case Combination::kOneStep:
+      return {-it.restored * it.b1 / it.t, it.restored * (it.a1 - it.b1 * low), 0};
+    case Combination::kRestored:
+      return {it.restored, 0, 0};
+    default:
+      return {1, 0, 0};
+  }
+}
+
+template <int kTiles, Precision kPrecision>
+class RootTile {
+ public:
+  __device__ __forceinline__ RootTile(const RootProducts& in, const RootProduct& product, int block, int tile,
+                                      float* shared)
+      : in_(in), product_(product), block_(block), tile_(tile), shared_(shared) {
+    int row = tile / product.tile_cols, col = tile % product.tile_cols;
+    if (product.symmetric) {
+      for (row = 0; lower_tiles(row + 1) <= tile;) ++row;
+      col = tile - lower_tiles(row);
+    }
+    first_row_ = row * kTiles * kTile;
+    first_col_ = col * kTiles * kTile;
+    rows_ = min(kTiles * kTile, product.rows - first_row_);
+    cols_ = min(kTiles * kTile, product.cols - first_col_);
+  }
+
+  __device__ __forceinline__ void multiply() {
+    const Source<kTiles> a(in_.views, product_.a, block_, product_.rows, product_.depth, first_row_);
+    const Source<kTiles> b(in_.views, product_.b, block_, product_.cols, product_.depth, first_col_);
+    const Exact exact{a.matrix.bf16, b.matrix.bf16};
+    const int steps = (product_.depth + kDepthTiles * kTile - 1) / (kDepthTiles * kTile);
+    const auto fill = [&](int step) {
+      float* const stage = shared_ + step % kStages * kStageFloats<kTiles>;
+      if (step < steps) {
+        a.copy(stage, step);
+        b.copy(stage + kStageFloats<kTiles> / 2, step);
+      }
+      copy_async_commit();
+    };
+#pragma unroll
+    for (int step = 0; step < kStages - 1; ++step) fill(step);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();
+      fill(step + kStages - 1);
+      multiply_stage(shared_ + step % kStages * kStageFloats<kTiles>, exact);
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void finish() {
+    switch (product_.epilogue) {
+      case RootEpilogue::kStore:
+        return store(1);
+      case RootEpilogue::kCoupled: {
+        store(1);
+        const float unit = product_.gradient[block_].unit;
+        return add_partial(unit > 0 ? sum_of_squares(1 / unit) : 0);
+      }
+      case RootEpilogue::kWhiten: {
+        const float scale = side().updates[block_].scale;
+        store(scale);
+        return add_partial(sum_of_squares(scale));
+      }
+      case RootEpilogue::kGram:
+        combine({1, 0, 0});
+        return add_partial(sum_of_squares(1));
+      case RootEpilogue::kCombine:
+        return combine(weights_of(product_.combination, iteration(), side().rule.decay));
+      case RootEpilogue::kFactor:
+        return factor(weights_of(product_.combination, iteration(), side().rule.decay));
+      case RootEpilogue::kOut: {
+        const float rms = product_.rms[int64_t{block_} * 4];
+        const float scale = rms > 0 ? 1 / rms : 0;
+        store(scale);
+        return add_partial(sum_of_squares(scale));
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ const RootSide& side() const { return in_.sides[product_.side]; }
+
+  __device__ __forceinline__ Iteration iteration() const {
+    const RootSide& own = side();
+    float size = 0;
+    for (int i = threadIdx.x % 32; i < own.size_partials; i += 32) {
+      size += own.sizes[int64_t{block_} * own.size_partials + i];
+    }
+    return {own.rule, warp_sum(size), product_.step};
+  }
+
+  __device__ __forceinline__ void multiply_stage(const float* stage, Exact exact) {
+    const float* const a = stage;
+    const float* const b = stage + kStageFloats<kTiles> / 2;
+    const int rows = tiles_of(rows_), cols = tiles_of(cols_);
+    if (product_.a.transposed) {
+      if (product_.b.transposed) {
+        c_.add(TransposedTiles{a, kTiles}, TransposedTiles{b, kTiles}, rows, cols, kDepthTiles, exact);
+      } else {
+        c_.add(TransposedTiles{a, kTiles}, PlainTiles{b, kDepthTiles}, rows, cols, kDepthTiles, exact);
+      }
+    } else if (product_.b.transposed) {
+      c_.add(PlainTiles{a, kDepthTiles}, TransposedTiles{b, kTiles}, rows, cols, kDepthTiles, exact);
+    } else {
+      c_.add(PlainTiles{a, kDepthTiles}, PlainTiles{b, kDepthTiles}, rows, cols, kDepthTiles, exact);
+    }
+  }
+
+  template <class Use>
+  __device__ __forceinline__ void for_each_pair(const Use& use) {
+    c_.for_each_pair(tiles_of(rows_), tiles_of(cols_), use);
+  }
+
+  __device__ __forceinline__ Matrix matrix(const Matrices& of) const {
+    return Matrix(in_.views, of, block_, product_.rows, product_.cols);
+  }
+
+  __device__ __forceinline__ void store(float scale) {
+    const Matrix out = matrix(product_.out).part(first_row_, first_col_, rows_, cols_);
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
+      out.write_pair(row, col, {scale * pair[0], scale * pair[1]});
+    });
+  }
+
+  // This thread's part of |scale C|^2; the tiles of a symmetric C below the diagonal count twice.
+  __device__ __forceinline__ float sum_of_squares(float scale) {
+    float sum = 0;
+    for_each_pair([&](int, int, float (&pair)[2]) {
+      sum += scale * pair[0] * (scale * pair[0]) + scale * pair[1] * (scale * pair[1]);
+    });
+    return (product_.symmetric && first_row_ != first_col_ ? 2 : 1) * sum;
+  }
+
+  __device__ __forceinline__ void add_partial(float value) {
+    const float sum = cta_sum<Cta<kTiles>::kWarps>(value, shared_);
+    if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
+  }
+
+  // out = the combination, below the diagonal and mirrored.
+  __device__ __forceinline__ void combine(Weights w) {
+    const Matrix out = matrix(product_.out);
+    const bool holds = product_.x.of.views > 0 && w.held != 0;
+    const Matrix x = matrix(holds ? product_.x.of : product_.out);
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
+      const int r = first_row_ + row, c = first_col_ + col;
+      if (r >= product_.rows || c > r) return;
+      float2 value = {w.product * pair[0] + (r == c ? w.diagonal : 0),
+                      w.product * pair[1] + (r == c + 1 ? w.diagonal : 0)};
+      if (holds) {
+        const float2 held = x.read_symmetric(r, c);
+        value.x += w.held * held.x;
+        value.y += w.held * held.y;
+      }
+      out.write_symmetric(r, c, value);
+    });
+  }
+
+  // out = F', and how many of its elements are not finite.
+  __device__ __forceinline__ void factor(Weights w) {
+    const Matrix out = matrix(product_.out).part(first_row_, first_col_, rows_, cols_);
+    const Matrix x = matrix(product_.x.of).part(first_row_, first_col_, rows_, cols_);
+    float failed = 0;
+    for_each_pair([&](int row, int col, float (&pair)[2]) {
+      float2 value = {w.product * pair[0], w.product * pair[1]};
+      if (w.held != 0) {
+        const float2 held = x.read_pair(row, col);
+        value.x += w.held * held.x;
+        value.y += w.held * held.y;
+      }
+      out.write_pair(row, col, value);
+      if (row < rows_ && col < cols_) failed += !isfinite(value.x);
+      if (row < rows_ && col + 1 < cols_) failed += !isfinite(value.y);
+    });
+    add_partial(failed);
+  }
+
+  const RootProducts& in_;
+  const RootProduct& product_;
+  int block_, tile_;
+  float* shared_;
+  int first_row_, first_col_, rows_, cols_;
+  FullProduct<kTiles, kPrecision> c_;
+};
+
+template <int kTiles, Precision kPrecision>
+__device__ __forceinline__ void square_root_product(const RootProducts& in) {
+  extern __shared__ float4 memory[];
+  const int64_t cta = blockIdx.x;
+  const int found = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
+  const RootProduct& product = in.products[found];
+  const int block = product.start + (cta - product.first_cta) / product.tiles;
+  const int tile = (cta - product.first_cta) % product.tiles;
+  if (!in.active[product.first_block + block]) return;
+  if (product.side >= 0 && in.sides[product.side].updates[block].readiness != Readiness::kReady) return;
+  RootTile<kTiles, kPrecision> own(in, product, block, tile, reinterpret_cast<float*>(memory));
+  own.multiply();
+  own.finish();
+}
+
+}  // namespace kradagrad::cuda

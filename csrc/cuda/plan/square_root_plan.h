@@ -1,0 +1,44 @@
+// The launches of kron_step_ and update_factor_ in the square-root form, for blocks of any size; which they
+// are is told in kernels/square_root.h. Each serves all groups and both sides, slice of blocks by slice of
+// blocks.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../kernels/square_root.h"
+#include "batch.h"
+#include "launch.h"
+
+namespace kradagrad::cuda {
+
+// A side's factor F [N, d, d] and its statistics [N, 4]; contiguous.
+struct RootSideTensors {
+  TensorInfo factor;
+  float* statistics;
+};
+
+// One group: N blocks [m, n].
+struct RootGroupTensors {
+  int64_t blocks;
+  int32_t m, n;
+  TensorInfos grad;  // not looked at unless factors are updated
+  std::optional<RootSideTensors> left, right;
+  TensorInfos direction, out;        // not looked at unless the product is made
+  TensorInfo left_root, right_root;  // of the product, and of a coupled update
+};
+
+struct SquareRootInputs {
+  std::vector<RootGroupTensors> groups;
+  RootRule rule;
+  Precision precision;
+  bool update, precondition;
+  const bool* active;  // by block of all groups
+  float* norms;        // by block of all groups; null unless the product is made
+};
+
+// Plan of a call. `scratch_bytes`: of one slice's matrices.
+Plan plan_square_root_step(const SquareRootInputs& inputs, int64_t scratch_bytes = int64_t{256} << 20);
+
+}  // namespace kradagrad::cuda

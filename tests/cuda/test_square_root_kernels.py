@@ -1,0 +1,186 @@
+"""The CUDA kernels of the square-root form on the PTX executor, against float64.
+
+Every launch is checked for races, bounds and uninitialised reads (executor_backend.py); padding around
+strided views is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from inputs import layouts, square_root
+from inputs.square_root import compare, copied, given, group
+from marks import slow
+from tolerances import FACTOR, precision_atol
+
+from kradagrad_ext.backends import square_root as reference
+from kradagrad_ext.backends.base import FALLBACKS, RMS, WEIGHT, UpdateRule
+
+from .executor_backend import SquareRootExecutor, SquareRootPlanner
+
+RULE = replace(square_root.RULE, method="products")
+SHAPES = [(1, 1), (1, 7), (7, 33), (65, 40), (129, 16), (33, 200), (256, 5)]
+
+
+def check(call: square_root.Given, executor: SquareRootExecutor | None = None) -> square_root.Given:
+    """Run a call and compare it with the reference in float32 and float64."""
+    rule = call.rule
+    atol = max(precision_atol(rule.precision, rule.refine), FACTOR[call.groups[0].left.factor.dtype])
+    return compare(call, executor or SquareRootExecutor(), atol)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES[:4], *(pytest.param(shape, marks=slow) for shape in SHAPES[4:])], ids=str
+)
+def test_agrees_with_float64(shape: tuple[int, int], coupled: bool) -> None:
+    check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)))
+
+
+@pytest.mark.parametrize("damped_updates", [0.0, 10.0])
+@pytest.mark.parametrize("refine", range(1, 7))
+def test_every_step_of_the_iteration(refine: int, damped_updates: float) -> None:
+    check(
+        given(
+            [group(2, (20, 33))],
+            replace(RULE, refine=refine, damped_updates=damped_updates, precision="fp32"),
+        )
+    )
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "bf16x6", "fp32"])
+@pytest.mark.parametrize("shape", [(40, 33), (256, 3)], ids=str)
+def test_every_precision(shape: tuple[int, int], precision: str) -> None:
+    check(given([group(1, shape)], replace(RULE, precision=precision, coupled=True)))
+
+
+@pytest.mark.parametrize("view_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_any_layout(layout: str, view_dtype: torch.dtype) -> None:
+    check(given([group(8, (5, 12), layout, view_dtype=view_dtype)], replace(RULE, coupled=True)))
+
+
+def test_bfloat16_factors_and_roots() -> None:
+    stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
+    for refine in (1, 2):
+        check(given([group(5, (20, 33), "grid", **stored)], replace(RULE, refine=refine, coupled=True)))
+
+
+@pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
+def test_one_half_of_a_step(calls: dict[str, bool]) -> None:
+    check(given([group(3, (9, 40))], replace(RULE, coupled=True), **calls))
+
+
+def several() -> list[Any]:
+    return [
+        group(5, (20, 7)),
+        group(3, (3, 2), "several"),
+        group(2, (0, 4)),
+        group(0, (4, 4)),
+        group(4, (16, 33), "experts"),
+    ]
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("refine", [1, 3])
+def test_slices_of_scratch_memory_change_nothing(refine: int, coupled: bool) -> None:
+    """Several groups, some of them empty, in one slice and in many: the same bits."""
+    call = given(several(), replace(RULE, refine=refine, coupled=coupled))
+    whole, sliced = SquareRootExecutor(), SquareRootExecutor(seed=7, scratch_bytes=40_000)
+    one, other = check(call, whole), square_root.run(sliced, copied(call))
+    assert len(sliced.launches) > 2 * len(whole.launches)
+    for a, b in zip(one.groups, other.groups, strict=True):
+        for side in ("left", "right"):
+            assert torch.equal(getattr(a, side).factor, getattr(b, side).factor)
+            assert torch.equal(getattr(a, side).statistics, getattr(b, side).statistics)
+        for view, same in zip(a.out, b.out, strict=True):
+            assert torch.equal(view, same)
+    assert torch.equal(one.norms, other.norms)
+
+
+def test_one_side_alone() -> None:
+    """`update_factor_`, of which coupling is no part."""
+    side = square_root.trained_side(4, 20, 33, torch.float32, torch.float32)
+    ours, plain = (
+        replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
+    )
+    unfolding, active = (
+        layouts.transposed_grid(torch.randn(4, 20, 33)),
+        torch.tensor([True, True, False, True]),
+    )
+    rule = replace(RULE, coupled=True, precision="fp32")
+    SquareRootExecutor().update_factor_(ours.factor, ours.statistics, unfolding, active, rule)
+    reference.update_factor_(plain.factor, plain.statistics, unfolding, active, rule)
+    torch.testing.assert_close(ours.factor, plain.factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.statistics, plain.statistics, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e30])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_gradients_of_any_scale(coupled: bool, scale: float) -> None:
+    """No square of a gradient is made: the first one and the next are those of gradients near 1."""
+    rule = replace(RULE, coupled=coupled, precision="fp32")
+    usual, scaled = given([group(5, (9, 20))], rule), given([group(5, (9, 20))], rule)
+    for calls, factor in ((usual, 1.0), (scaled, scale)):
+        own = calls.groups[0]
+        own.left.statistics.zero_()
+        own.right.statistics.zero_()
+        own.left.root.copy_(usual.groups[0].left.root)
+        own.right.root.copy_(usual.groups[0].right.root)
+        for name in ("grads", "directions"):
+            getattr(own, name)[0].copy_(getattr(usual.groups[0], name)[0] * factor)
+    for _ in range(2):
+        square_root.run(SquareRootExecutor(), usual)
+        square_root.run(SquareRootExecutor(), scaled)
+    for one, other in (
+        (usual.groups[0].left, scaled.groups[0].left),
+        (usual.groups[0].right, scaled.groups[0].right),
+    ):
+        assert one.statistics[usual.active, WEIGHT].gt(0).all()
+        torch.testing.assert_close(
+            other.statistics[:, RMS] / scale, one.statistics[:, RMS], rtol=1e-5, atol=0
+        )
+        torch.testing.assert_close(
+            square_root.x_in_units(other), square_root.x_in_units(one), rtol=1e-3, atol=1e-3
+        )
+    torch.testing.assert_close(scaled.norms, usual.norms, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 0.0])
+def test_what_is_not_finite_leaves_the_block_and_is_counted(value: float, coupled: bool) -> None:
+    """A gradient of zeros leaves it, too, and is not counted."""
+    call = given([group(4, (6, 9))], replace(RULE, coupled=coupled))
+    call.groups[0].grads[0][1] = value
+    call = replace(call, active=torch.ones(4, dtype=torch.bool))
+    expected, ours = (
+        square_root.run(reference, copied(call)),
+        square_root.run(SquareRootExecutor(), copied(call)),
+    )
+    for name in ("left", "right"):
+        before, plain, after = (getattr(c.groups[0], name) for c in (call, expected, ours))
+        assert torch.equal(after.factor[1], before.factor[1])
+        assert torch.equal(after.statistics[1, :FALLBACKS], before.statistics[1, :FALLBACKS])
+        assert torch.equal(after.statistics[:, FALLBACKS], plain.statistics[:, FALLBACKS])
+        assert not torch.equal(after.factor[0], before.factor[0])
+
+
+def names(rule: UpdateRule, shapes: list[tuple[int, int]], **calls: bool) -> Counter[str]:
+    planner = SquareRootPlanner()
+    square_root.run(planner, given([group(1, shape) for shape in shapes], rule, **calls))
+    return Counter(name.partition("_64")[0].partition("_128")[0] for name, *_ in planner.planned)
+
+
+@pytest.mark.parametrize(("refine", "iteration"), [(1, 0), (2, 3), (3, 5), (6, 11)])
+def test_launches(refine: int, iteration: int) -> None:
+    """B, M and F R, the iteration, both halves of the product; the same number for one group as for three."""
+    for shapes in ([(20, 33)], [(20, 33), (7, 7), (256, 5)]):
+        found = names(replace(RULE, refine=refine), shapes)
+        assert found.pop("square_root_product") == 5 + iteration
+        assert found == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
+    assert names(RULE, [(20, 33)], update=False) == {"square_root_product": 2, "finish_norms": 1}
