@@ -26,7 +26,9 @@ void check_sizes(const Checks& checks, const char* name, int64_t rows, int64_t c
                 std::max(rows, cols));
 }
 
-RootSideTensors kernel_side(const Side& side) { return {info(side.factor), data<float>(side.statistics)}; }
+RootSideTensors kernel_side(const kradagrad::Side& side) {
+  return {info(side.factor), data<float>(side.statistics)};
+}
 
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
