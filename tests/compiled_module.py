@@ -16,11 +16,12 @@ import pybind11
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
+import compile_cached  # noqa: E402
 import ninja_rules  # noqa: E402  (found by the line above)
 from build_backend import compiler_version  # noqa: E402
 from compile_cached import cache_folder  # noqa: E402
 
-__all__ = ["ROOT", "build_module", "cache_folder", "ninja_rules"]
+__all__ = ["ROOT", "build_module", "cache_folder", "compile_cached", "ninja_rules"]
 
 
 def build_module(

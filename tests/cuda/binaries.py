@@ -22,9 +22,9 @@ import test_accumulate
 import test_kron_step
 import test_parameter_step
 import torch
+from compiled_module import compile_cached
 from inputs import square_root
 
-import compile_cached
 from kradagrad_ext import build_info
 
 from . import toolchain

@@ -106,10 +106,9 @@ __device__ __forceinline__ void start_side(const RootGroups& in, const RootGroup
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
   const float start = 1 / (update.rms * sqrtf(share));
-  if (is_new) {
+  if (is_new) {  // each thread reads below what it has written itself
     for_each_element(side.d, side.d,
                      [&](int row, int col) { write(factor, row, col, row == col ? start : 0); });
-    __syncthreads();
   }
   if (side.damping.views == 0) return;
   const Matrix damping(in.views, side.damping, block, side.d, side.d);

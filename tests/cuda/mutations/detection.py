@@ -78,7 +78,7 @@ def exchanged(name: str, kernel: Watched) -> Iterator[None]:
 
 def run(probe: Probe, seed: int = 0) -> tuple[SimpleNamespace, dict[str, int]]:
     """The results and the budgeted counters of all launches."""
-    executor = executor_backend.Executor(seed)
+    executor = probe.executor(seed)
     result = probe.run(executor)
     counts = [launch.counters for _, launch in executor.launches]
     return result, {name: sum(counters[name] for counters in counts) for name in BUDGETED}

@@ -20,7 +20,10 @@ import torch
 from tolerances import assert_as_accurate, precision_atol
 from torch import Tensor
 
+from cuda.executor_backend import Executor
 from kradagrad_ext.backends import reference
+
+from . import square_root_probes
 
 RULE: dict[str, Any] = {
     "decay": 0.9,
@@ -82,6 +85,7 @@ class Probe:
     op: str
     given: SimpleNamespace
     options: dict[str, Any]
+    executor = Executor
 
     def run(self, backend: Any, dtype: torch.dtype | None = None) -> SimpleNamespace:
         result = copied(self.given, dtype)
@@ -239,6 +243,11 @@ MAKERS = {
     "start_factors": grouped,
     "finish_groups": grouped,
     "traces_of_squares": grouped,
+    "square_root_product_64_bf16x3": square_root_probes.make,
+    "gradient_norms": square_root_probes.make,
+    "start_sides": square_root_probes.make,
+    "finish_sides": square_root_probes.make,
+    "finish_norms": square_root_probes.make,
     "accumulate": accumulate,
     "sum_spans": accumulate,
     "parameter_step": parameter_step,

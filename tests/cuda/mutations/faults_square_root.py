@@ -1,0 +1,118 @@
+"""Faults in the kernels of the square-root form."""
+
+from __future__ import annotations
+
+from .source_faults import Fault
+
+PRODUCT = "square_root_product_64_bf16x3"
+TILE, STATE = "square_root_product.cuh", "square_root_state.cu"
+
+
+def product(name: str, old: str, new: str, layer: str = "values") -> Fault:
+    return Fault(f"{name} (square root)", TILE, old, new, PRODUCT, layer)
+
+
+def state(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
+    return Fault(f"{name} (square root)", STATE, old, new, kernel, layer)
+
+
+PRODUCTS = [
+    product(
+        "no barrier in the pipeline",
+        "copy_async_wait<kStages - 2>();\n      __syncthreads();\n",
+        "copy_async_wait<kStages - 2>();\n",
+        "race",
+    ),
+    product("no wait in the pipeline", "      copy_async_wait<kStages - 2>();\n", "", "in-flight"),
+    product(
+        "inactive blocks take part",
+        "  if (!in.active[product.first_block + block]) return;\n",
+        "",
+        "uninitialised",
+    ),
+    product(
+        "blocks that are not ready take part",
+        "in.sides[product.side].updates[block].readiness != Readiness::kReady",
+        "false",
+        "uninitialised",
+    ),
+    product("tiles below the diagonal count once", "first_row_ != first_col_ ? 2 : 1", "false ? 2 : 1"),
+    product("no diagonal in the second of a pair", "(r == c + 1 ? w.diagonal : 0)", "0.0f"),
+    product("Y1 without the square's cross term", "it.a1 - 2 * it.b1 * low", "it.a1 - it.b1 * low"),
+    product("only the last step is restored", "at_decay *= shrunk;", "at_decay = shrunk;"),
+    product("coefficients of the first step alone", "if (i == step) a = own_a", "if (i == 0) a = own_a"),
+    product("F' is never found not finite", "add_partial(failed);", "add_partial(0);"),
+    product("norms of coupled products in their own unit", "sum_of_squares(1 / unit)", "sum_of_squares(1)"),
+    product("division by an rms of zero", "rms > 0 ? 1 / rms : 0", "1 / rms"),
+    product(
+        "the whitened norm without its scale",
+        "sum_of_squares(scale));\n      }\n      case RootEpilogue::kGram",
+        "sum_of_squares(1));\n      }\n      case RootEpilogue::kGram",
+    ),
+]
+
+STATES = [
+    state("gradient_norms", "no unit of the gradient", "power_of_two_below(most) : 0", "1.0f : 0"),
+    state(
+        "gradient_norms",
+        "the last row left out",
+        "for_each_element(group.m, group.n, [&](int row, int col) {\n    const float value = unit",
+        "for_each_element(group.m - 1, group.n, [&](int row, int col) {\n    const float value = unit",
+    ),
+    state("start_sides", "a new factor is not started", "  if (is_new) {", "  if (false) {"),
+    state("start_sides", "a factor is started anew", "  if (is_new) {", "  if (true) {"),
+    state(
+        "start_sides", "damping by F, not its transpose", "damping.at(col, row) =", "damping.at(row, col) ="
+    ),
+    state(
+        "start_sides",
+        "the scale of damping for its root",
+        "update.rms * sqrtf(in.rule.damped_updates * share)",
+        "update.rms * (in.rule.damped_updates * share)",
+    ),
+    state(
+        "start_sides", "coupling feeds the scale back", "sqrtf(rule.weight / stretch)", "sqrtf(rule.weight)"
+    ),
+    state(
+        "start_sides",
+        "what is not finite is not counted",
+        "update.readiness = Readiness::kCounted;\n  if",
+        "if",
+    ),
+    state(
+        "start_sides",
+        "the mean forgets nothing",
+        "const float held = rule.decay * old[kWeight];",
+        "const float held = old[kWeight];",
+    ),
+    state(
+        "finish_sides",
+        "the last row of F stays",
+        "for_each_element(side.d, side.d, [&](int row, int col) { write(factor, row, col, updated",
+        "for_each_element(side.d - 1, side.d, [&](int row, int col) { write(factor, row, col, updated",
+    ),
+    state("finish_sides", "nothing is counted", "if (threadIdx.x == 0) statistics[kFallbacks] += 1;", ""),
+    state("finish_sides", "the weight stays", "    statistics[kWeight] = update.weight;\n", ""),
+    state(
+        "finish_sides",
+        "the whitened norm without the old weight",
+        "statistics[kWhitened] = update.whitened * whitened;",
+        "statistics[kWhitened] = whitened;",
+    ),
+    state("finish_sides", "what is not finite is stored", " || !succeeded(side, block)", ""),
+    state(
+        "finish_norms",
+        "the norm of an inactive block",
+        "in.active[index] && own.partials",
+        "own.partials",
+        "uninitialised",
+    ),
+    state(
+        "finish_norms",
+        "the last partial sum left out",
+        "for (int i = threadIdx.x % 32; i < count; i += 32)",
+        "for (int i = threadIdx.x % 32; i < count - 1; i += 32)",
+    ),
+]
+
+FAULTS = PRODUCTS + STATES
