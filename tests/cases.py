@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tolerances import backend_atol
 from torch import Tensor
 
-from kradagrad_ext.backends import resolve, square_root, square_root_native
+from kradagrad_ext.backends import resolve, square_root, square_root_native, square_root_triton
+from kradagrad_ext.backends.base import UpdateRule
 
 SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
 """Block shapes on and beside every boundary of the kernels' tiles and chunks."""
@@ -35,14 +37,24 @@ def ops(backend: str, dtype: torch.dtype) -> Any:
     return resolve(backend, torch.device("cpu"), dtype)
 
 
-SQUARE_ROOT_BACKENDS = ("reference", "native")
-"""Those that have the ops on factors in the square-root form."""
+SQUARE_ROOT_BACKENDS = {
+    "reference": square_root,
+    "native": square_root_native,
+    "triton": square_root_triton,
+}
+"""Those that have the ops on factors in the square-root form, with these ops."""
 
 
 def square_root_ops(backend: str) -> Any:
     """Their ops; skips a backend that this machine does not have."""
     ops(backend, torch.float32)
-    return square_root if backend == "reference" else square_root_native
+    return SQUARE_ROOT_BACKENDS[backend]
+
+
+def square_root_atol(ops: Any, rule: UpdateRule) -> float | None:
+    """The share of tolerances.py that the ops' products need under a rule."""
+    (backend,) = (name for name, known in SQUARE_ROOT_BACKENDS.items() if known is ops)
+    return backend_atol(backend, rule.refine, rule.precision) if rule.method == "products" else None
 
 
 def thousands(backend: str) -> int:

@@ -75,6 +75,9 @@ MAY_IMPORT = {
     "backends.downdate": set(),
     "backends.square_root": {"backends.base"},
     "backends.square_root_native": {"backends", "backends.base", "backends.native", "backends.square_root"},
+    "backends.square_root_triton": {
+        "backends.arguments", "backends.base", "backends.square_root", "backends.triton",
+    },
     "backends.reference": {"backends.base", "backends.downdate"},
     "backends.native": {"backends.base", "backends.reference", "build_info"},
     "backends.arguments": {"backends.base"},

@@ -21,6 +21,7 @@ COLS = tl.constexpr(6)
 DEPTH = tl.constexpr(7)
 # Scratch memory, -1: none. By block of the group:
 PENDING = tl.constexpr(8)  # what X still has to be multiplied by; 0: the block takes no part
+STATE = tl.constexpr(8)  # arrays of the square-root form, the first of which says the same (side_state.py)
 NEXT_PENDING = tl.constexpr(9)  # the same after this chunk of the unfolding
 FAILED = tl.constexpr(10)  # 1 after a chunk whose bound was not finite
 # By block and tile:
@@ -35,6 +36,8 @@ STATISTICS = tl.constexpr(18)  # address of the factors' statistics [N, 2]
 BLOCKS = tl.constexpr(19)  # of the group
 CHUNKS = tl.constexpr(20)  # into which the unfolding's columns are cut
 RIGHT_STATISTICS = tl.constexpr(21)  # where an entry is of both sides: STATISTICS is the left one's
+WHITENED = tl.constexpr(22)  # partial sums of |F^T U|_F^2, by block and tile
+WHITENEDS = tl.constexpr(23)
 MATRICES = tl.constexpr(24)  # seven of them, of which most kernels use four
 MATRIX_WIDTH = tl.constexpr(8)
 WIDTH = tl.constexpr(80)
@@ -65,9 +68,9 @@ def own_block_and_tile(entry):
 
 
 @triton.jit
-def floats(entry, scratch, FIELD: tl.constexpr):
-    """Float32 in scratch memory."""
-    return (scratch + tl.load(entry + FIELD)).to(tl.pointer_type(tl.float32))
+def floats(entry, scratch, FIELD: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+    """Float32 in scratch memory, or float64."""
+    return (scratch + tl.load(entry + FIELD)).to(tl.pointer_type(TYPE))
 
 
 @triton.jit

@@ -160,12 +160,12 @@ def finish_factors(table, count, scratch, active, decay, damping):
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
-def finish_norms(table, count, scratch, active, norms):
-    """norms = |P|_F^2 from its shares, 0 for an inactive block."""
+def finish_norms(table, count, scratch, active, norms, TYPE: tl.constexpr):
+    """norms = |P|_F^2 from its shares of this type, 0 for an inactive block."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
     norm = 0.0
     if tl.load(active + index) != 0:
-        norm = total(entry, block, scratch, PARTIAL, PARTIALS)
+        norm = total(entry, block, scratch, PARTIAL, PARTIALS, TYPE).to(tl.float32)
     tl.store(norms + index, norm)

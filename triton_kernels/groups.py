@@ -22,6 +22,17 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class SquareRootRule:
+    """The same for factors in the square-root form; `damped`: whether damping enters with the update."""
+
+    refine: int
+    coupled: bool
+    damped: bool
+    precision: str
+    architecture: str
+
+
+@dataclass(frozen=True)
 class Group:
     """N blocks ``[m, n]``; lists of views hold them in one order.
 

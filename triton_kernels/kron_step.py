@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from . import entry as fields
@@ -22,10 +23,7 @@ from .groups import Group, Rule
 from .launch import TYPES, Plan, Work
 from .product_plan import Part, Product
 from .resident_plan import is_resident, resident_work
-
-SCRATCH_BYTES = 1 << 30
-"""Of one slice of blocks: all intermediates of a billion parameters would take 30 GB. A launch costs the host
-tens of microseconds, so that slices must not be many."""
+from .slices import SCRATCH_BYTES, slices_of
 
 
 class GroupPlan:
@@ -109,7 +107,7 @@ class GroupPlan:
         if not self.two_sided:
             return books, []
         words |= {fields.PARTIAL.value: self.norm, fields.PARTIALS.value: self.norms}
-        return books, [whole.once(finish_norms, {}, words)]
+        return books, [whole.once(finish_norms, {}, words, TYPE=TYPES[torch.float32])]
 
     def scratch_of_block(self) -> int:
         """Bytes that one block's works take (an upper bound)."""
@@ -146,7 +144,7 @@ def plan_groups(groups: list[Group], rule: Rule, damped: bool, scratch_bytes: in
     plans = [GroupPlan(plan, rule, group, damped) for group in present if not is_resident(group, rule)]
     plan.step(work for group in plans for work in group.starts())
     mark = plan.mark()
-    for parts in _slices(plans, scratch_bytes):
+    for parts in slices_of(plans, scratch_bytes):
         sequences = [stage for group, start, end in parts for stage in group.stages(start, end)]
         for stages in itertools.zip_longest(*sequences, fillvalue=()):
             plan.step(work for stage in stages for work in stage)
@@ -154,24 +152,6 @@ def plan_groups(groups: list[Group], rule: Rule, damped: bool, scratch_bytes: in
     for works in zip(*(group.finishes() for group in plans), strict=True):
         plan.step(work for own in works for work in own)
     return plan
-
-
-def _slices(plans: list[GroupPlan], scratch_bytes: int) -> Iterator[list[tuple[GroupPlan, int, int]]]:
-    """Blocks that are worked off together, within the scratch memory of a slice."""
-    parts: list[tuple[GroupPlan, int, int]] = []
-    left = scratch_bytes
-    for group in plans:
-        each, start = group.scratch_of_block(), 0
-        while start < group.group.blocks:
-            if parts and left < each:
-                yield parts
-                parts, left = [], scratch_bytes
-            count = min(max(left // each, 1), group.group.blocks - start)
-            parts.append((group, start, start + count))
-            left -= count * each
-            start += count
-    if parts:
-        yield parts
 
 
 def run(

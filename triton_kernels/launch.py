@@ -112,6 +112,10 @@ class Plan:
         self.scratch = max(self.scratch, self._used)
         return place
 
+    def doubles(self, count: int) -> int:
+        """Room for float64."""
+        return self.floats(2 * count)
+
     def mark(self) -> int:
         return self._used
 

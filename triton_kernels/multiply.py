@@ -40,8 +40,13 @@ def multiply(
     PRECISION: tl.constexpr,
     VECTOR: tl.constexpr,
     BK: tl.constexpr,
+    a_scale=None,
+    b_scale=None,
 ):
-    """The rows i and columns j of C, float32."""
+    """The rows i and columns j of C, float32; of a_scale A and b_scale B where those are given.
+
+    They are multiplied as they are loaded: where A B would overflow, the product of the scaled ones may not.
+    """
     rows, cols, depth = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR), size(entry, DEPTH, VECTOR)
     a, a_rows, a_cols = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
     b, b_rows, b_cols = matrix(entry, 1, block, scratch, B_TYPE, VECTOR)
@@ -50,6 +55,10 @@ def multiply(
         k = start + tl.arange(0, BK)
         x = tl.load(place(a, a_rows, a_cols, i, k, A_ORDER), mask=inside(i, k, rows, depth), other=0.0)
         y = tl.load(place(b, b_rows, b_cols, k, j, B_ORDER), mask=inside(k, j, depth, cols), other=0.0)
+        if a_scale is not None:
+            x = x * a_scale
+        if b_scale is not None:
+            y = y * b_scale
         c = dot(x, y, c, PRECISION)
     return c
 
@@ -91,18 +100,34 @@ def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def store_partial(entry, block, tile, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, value):
-    """A tile's share of a sum, which a later launch adds up in a fixed order."""
-    tl.store(floats(entry, scratch, FIELD) + block * tl.load(entry + COUNT) + tile, value)
+def squared_norm(value):
+    """The sum of squares of a tile, in float64, where no square of a float32 is lost."""
+    wide = value.to(tl.float64)
+    return tl.sum(wide * wide)
 
 
 @triton.jit
-def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr):
+def store_partial(
+    entry,
+    block,
+    tile,
+    scratch,
+    FIELD: tl.constexpr,
+    COUNT: tl.constexpr,
+    value,
+    TYPE: tl.constexpr = tl.float32,
+):
+    """A tile's share of a sum, which a later launch adds up in a fixed order."""
+    tl.store(floats(entry, scratch, FIELD, TYPE) + block * tl.load(entry + COUNT) + tile, value)
+
+
+@triton.jit
+def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, TYPE: tl.constexpr = tl.float32):
     """The sum of a block's shares."""
     count = tl.load(entry + COUNT)
-    shares = floats(entry, scratch, FIELD) + block * count
+    shares = floats(entry, scratch, FIELD, TYPE) + block * count
     lanes = tl.arange(0, 128)
-    sums = tl.zeros((128,), tl.float32)
+    sums = tl.zeros((128,), TYPE)
     for start in range(0, count, 128):
         sums += tl.load(shares + start + lanes, mask=start + lanes < count, other=0.0)
     return tl.sum(sums)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from . import entry as fields
 from . import tuning
 from .blocks import Matrices, scratch_matrices
-from .groups import Rule
 from .launch import TYPES, Config, Plan, Work
 
 
@@ -57,6 +56,18 @@ def in_vectors(sizes: Iterable[int], matrices: Mapping[int, Matrices]) -> bool:
     return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
+class Arithmetic(Protocol):
+    """What every rule says."""
+
+    @property
+    def precision(self) -> str:
+        """Of the products."""
+
+    @property
+    def architecture(self) -> str:
+        """See tuning.py."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Blocks `start` to `end` of a group, whose largest side decides on the tiles."""
@@ -66,7 +77,7 @@ class Part:
     start: int
     end: int
     largest: int
-    rule: Rule
+    rule: Arithmetic
 
     def matrices(self, rows: int, cols: int) -> Matrices:
         """Scratch memory for a matrix of every block."""
@@ -104,8 +115,9 @@ class Part:
         kernel: Any,  # noqa: ANN401
         matrices: dict[int, Matrices],
         words: Mapping[int, int],
+        tiles: int = 1,
         **constants: Any,  # noqa: ANN401
     ) -> Work:
-        """What one program does to each of these blocks."""
+        """What one program, or one a tile, does to each of these blocks."""
         own = {fields.FIRST_BLOCK.value: self.first_block, **words}
-        return Work(kernel, self.config(kernel), constants, own, matrices, self.start, self.end)
+        return Work(kernel, self.config(kernel), constants, own, matrices, self.start, self.end, tiles)

@@ -38,7 +38,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
     if dtype not in (None, torch.float32):
         return f"factors must be float32, not {dtype}"
     try:
-        _kernels("launch")
+        kernel_module("launch")
     except ImportError as error:
         return f"{error}: pip install kradagrad-ext[triton]"
     return _gpu_reason(device) if device.type == "cuda" else None
@@ -58,7 +58,8 @@ def _gpu_reason(device: torch.device) -> str | None:
 
 
 @functools.cache
-def _kernels(module: str) -> Any:  # noqa: ANN401
+def kernel_module(module: str) -> Any:  # noqa: ANN401
+    """A module of the kernels by its name; Triton is imported with it."""
     return importlib.import_module(f"kradagrad_ext.triton_kernels.{module}")
 
 
@@ -87,8 +88,8 @@ def update_factor_(
     if factor_scale == "exact" or 0 in (factor.shape[-1], columns):
         reference.update_factor_(factor, statistics, unfolding, active, *rule)
         return
-    kernels = _kernels("kron_step")
-    group = kernels.Group(len(factor), 0, _of_one_dtype(unfolding), (factor, statistics))
+    kernels = kernel_module("kron_step")
+    group = kernels.Group(len(factor), 0, of_one_dtype(unfolding), (factor, statistics))
     kernels.run([group], (factor_scale, refine, precision), active, decay, weight, damping)
 
 
@@ -130,7 +131,7 @@ def kron_step_(
     if (factor_scale == "exact" and update) or any(0 in x.shape[1:] for x in (*left, *right)):
         reference.kron_step_(*tensors, active, *rule, update)
         return
-    kernels = _kernels("kron_step")
+    kernels = kernel_module("kron_step")
     own = [kernels.Group(*group) for group in groups]
     kernels.run(own, (factor_scale, refine, precision), active, decay, weight, damping, norms)
 
@@ -185,12 +186,13 @@ def _views(
     groups = reference.by_group(name_, views, [count for count, _, _ in sizes])
     for own, (_, rows, cols) in zip(groups, sizes, strict=True):
         checks.views(name_, own, rows, cols, dtypes)
-    return [_of_one_dtype(own) for own in groups]
+    return [of_one_dtype(own) for own in groups]
 
 
-def _of_one_dtype(views: list[Tensor]) -> list[Tensor]:
-    """What is read, as copies in float32 where a list holds both dtypes, which a kernel takes one of."""
-    return views if len({view.dtype for view in views}) <= 1 else [view.float() for view in views]
+def of_one_dtype(views: list[Tensor]) -> list[Tensor]:
+    """What is read, as copies in float32 where a list holds two dtypes, or one that kernels do not take."""
+    dtypes = {view.dtype for view in views}
+    return views if len(dtypes) <= 1 and dtypes <= set(_VIEWS) else [view.float() for view in views]
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
@@ -235,7 +237,7 @@ def accumulate_(
     lists = {"grad": grads, "momentum": momenta, "second_moment": second_moments, "direction": directions}
     tensors: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
     scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
-    _kernels("elements_plan").accumulate_all(params, lists, nesterov, active, tensors | scalars)
+    kernel_module("elements_plan").accumulate_all(params, lists, nesterov, active, tensors | scalars)
 
 
 def parameter_step_(
@@ -269,4 +271,4 @@ def parameter_step_(
         checks.not_negative(name_, value)
     lists = {"momentum": momenta, "update": updates, "direction": directions, "second_moment": second_moments}
     scalars = {"coefficients": coefficients, "lr": lr, "momentum": momentum, "decay": decay, "l2": l2}
-    _kernels("elements_plan").step_all(params, lists, nesterov, active, scalars)
+    kernel_module("elements_plan").step_all(params, lists, nesterov, active, scalars)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import cases
 import torch
 from tolerances import FACTOR, assert_as_accurate
 from torch import Tensor
@@ -118,7 +119,7 @@ def run(ops: Any, call: Given) -> Given:
 def compare(call: Given, ops: Any, atol: float | None = None) -> Given:
     """Run a copy of a call, and give it back after `check`."""
     ours = run(ops, copied(call))
-    check(call, ours, atol)
+    check(call, ours, cases.square_root_atol(ops, call.rule) if atol is None else atol)
     return ours
 
 
@@ -139,7 +140,7 @@ def check(call: Given, ours: Given, atol: float | None = None) -> None:
 
 def _compare_sides(ours: Side, plain: Side, exact: Side, what: str, atol: float | None) -> None:
     products = [x_in_units(side) for side in (ours, plain, exact)]
-    assert_as_accurate(*products, f"X of {what}", atol or FACTOR[ours.factor.dtype])
+    assert_as_accurate(*products, f"X of {what}", max(atol or 0, FACTOR[ours.factor.dtype]))
     for column in range(4):
         columns = [side.statistics[:, column] for side in (ours, plain, exact)]
         assert_as_accurate(*columns, f"statistics {column} of {what}", atol)

@@ -1,0 +1,149 @@
+"""An iterate of the polynomial R = q(H) near H^(-1/2), H = M + decay I, for every block.
+
+Coupled Newton-Schulz with minimax scaling on Y0 = H / t, t = decay + |M|_F, where every eigenvalue lies in
+(0, 1]; Y goes to Y0^(1/2), Z to Y0^(-1/2), and f is where sqrt(decay / t) has gone (square_root.py)::
+
+    T = a I - b Z Y;   Y <- Y T;   Z <- T Z;      a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
+    f <- min(1, f (a - b f^2))
+    R = Z / (sqrt(decay) times the product of all a - b f^2)
+
+Y0 is never stored: M is scaled by 1 / t as it is loaded, and the products with decay / t I are added after.
+Every product is of symmetric matrices that commute, hence symmetric. STEP::
+
+    "only"        Z1 = a1 I - b1 Y0                        no product, and all there is for one refinement
+    "first"       Y1 = a1 Y0 - b1 Y0 Y0
+    "second"      T2 = a2 I - b2 (a1 Y1 - b1 Y0 Y1)        Z1 Y1, without Z1
+    "third"       Z2 = a1 T2 - b1 Y0 T2                    T2 Z1, without Z1
+    "polynomial"  T = a I - b Z Y, the coefficients those of step NUMBER
+    "product"     Y T, or T Z
+
+Matrix 2 of an entry is what is added to the product. See multiply.py for the mapping.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .entry import BOUND, BOUNDS, find, own_block_and_tile, takes_part
+from .multiply import load_lower, multiply, store_symmetric, tile_corner, total
+
+
+@triton.jit
+def _bound(entry, block, scratch, decay):
+    """t of a block, which no eigenvalue of H exceeds."""
+    return decay + tl.sqrt(total(entry, block, scratch, BOUND, BOUNDS, tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def _coefficients(floor):
+    """a and b of a step, and the f that follows over the one before."""
+    s = tl.sqrt_rn(3 / (1 + floor + floor * floor))
+    a, b = 1.5 * s, 0.5 * s * s * s
+    return a, b, a - b * floor * floor
+
+
+@triton.jit
+def _floor_after(floor, STEPS: tl.constexpr):
+    """Where f is after some steps, and what they have made of decay: the product of all a - b f^2."""
+    at_decay = floor * 0 + 1
+    for _ in tl.static_range(STEPS):
+        _a, _b, shrunk = _coefficients(floor)
+        at_decay *= shrunk
+        floor = tl.minimum(floor * shrunk, 1.0)
+    return floor, at_decay
+
+
+@triton.jit
+def root_scale(entry, block, scratch, decay, REFINE: tl.constexpr):
+    """R / Z, with which R = decay^(-1/2) where H is decay."""
+    _floor, at_decay = _floor_after(tl.sqrt_rn(decay / _bound(entry, block, scratch, decay)), REFINE)
+    return 1 / (tl.sqrt_rn(decay) * at_decay)
+
+
+@triton.jit
+def _product(
+    entry,
+    block,
+    scratch,
+    i,
+    j,
+    over_t,
+    STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """A B, with M / t for M."""
+    if STEP == "first":
+        a_scale, b_scale = over_t, over_t
+    elif STEP == "second" or STEP == "third":
+        a_scale, b_scale = over_t, None
+    else:
+        a_scale, b_scale = None, None
+    return multiply(
+        entry,
+        block,
+        scratch,
+        i,
+        j,
+        tl.float32,
+        "row",
+        tl.float32,
+        "row",
+        PRECISION,
+        VECTOR,
+        BK,
+        a_scale,
+        b_scale,
+    )
+
+
+@triton.jit
+def _iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.constexpr):
+    """What a step makes of the product c and of matrix 2; `least` is decay / t."""
+    a, b, _shrunk = _coefficients(floor)
+    if STEP == "only":
+        return (a - b * least) * one - b * over_t * held
+    elif STEP == "first":
+        return (a - 2 * b * least) * over_t * held - b * c + least * (a - b * least) * one
+    elif STEP == "third":
+        return (a - b * least) * held - b * c
+    else:
+        later, _at_decay = _floor_after(floor, NUMBER - 1)
+        a_now, b_now, _shrunk_now = _coefficients(later)
+        power = (a - b * least) * held - b * c if STEP == "second" else c
+        return a_now * one - b_now * power
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay"])
+def inverse_root(
+    table,
+    count,
+    scratch,
+    active,
+    decay,
+    STEP: tl.constexpr,
+    NUMBER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+):
+    entry = find(table, count)
+    block, tile = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        row, col = tile_corner(entry, tile, True, BM, BM)
+        i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)
+        over_t = 1 / _bound(entry, block, scratch, decay)
+        c = tl.zeros((BM, BM), tl.float32)
+        if STEP != "only":
+            c = _product(entry, block, scratch, i, j, over_t, STEP, PRECISION, VECTOR, BK)
+        if STEP != "product":
+            held = c
+            if STEP != "polynomial":
+                held = load_lower(entry, 2, block, scratch, i, j, VECTOR)
+            one = tl.where(i[:, None] == j[None, :], 1.0, 0.0)
+            least = decay * over_t
+            c = _iterate(c, held, one, tl.sqrt_rn(least), least, over_t, STEP, NUMBER)
+        store_symmetric(entry, block, scratch, i, j, c, VECTOR)

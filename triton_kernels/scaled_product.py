@@ -1,0 +1,99 @@
+"""out = c A B for every block of every group, and |out|_F^2, in the square-root form.
+
+SCALE says what c is, and A and B are::
+
+    "one"        1                                        D P_r;  G P_r and G^T P_l^T, which coupling feeds
+    "whitening"  sqrt(weight) s                           F^T U
+    "root"       what gives q(decay)^2 decay = 1          F Z      (inverse_root.py)
+    "rms"        1 / rms, 0 where there was no gradient   P_l (D P_r)
+
+Where A is a factor that holds nothing yet, start I stands for it, and only B is read. Norms are summed in
+float64: they do not overflow, so that they also say whether every element is finite. See multiply.py for the
+mapping.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .entry import (
+    COLS,
+    PARTIAL,
+    PARTIALS,
+    ROWS,
+    find,
+    inside,
+    matrix,
+    own_block_and_tile,
+    place,
+    size,
+    takes_part,
+)
+from .inverse_root import root_scale
+from .multiply import multiply, squared_norm, store, store_partial, tile_corner
+from .side_state import RMS, START, WHITENING, side_statistics, state
+
+
+@triton.jit
+def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr, VECTOR: tl.constexpr):
+    """The rows i and columns j of B, which has as many rows as A."""
+    rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
+    data, row_stride, col_stride = matrix(entry, 1, block, scratch, TYPE, VECTOR)
+    places = place(data, row_stride, col_stride, i, j, ORDER)
+    return tl.load(places, mask=inside(i, j, rows, cols), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scaled(entry, block, scratch, value, decay, SCALE: tl.constexpr, REFINE: tl.constexpr):
+    """c times a tile."""
+    if SCALE == "whitening":
+        return value * tl.load(state(entry, block, scratch, WHITENING))
+    elif SCALE == "root":
+        return value * root_scale(entry, block, scratch, decay, REFINE)
+    elif SCALE == "rms":
+        rms = tl.load(side_statistics(entry, block) + RMS)
+        return tl.where(rms > 0, value / tl.where(rms > 0, rms, 1.0), 0.0)
+    else:
+        return value
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay"])
+def scaled_product(
+    table,
+    count,
+    scratch,
+    active,
+    decay,
+    A_TYPE: tl.constexpr,
+    A_ORDER: tl.constexpr,
+    B_TYPE: tl.constexpr,
+    B_ORDER: tl.constexpr,
+    OUT_ORDER: tl.constexpr,
+    SCALE: tl.constexpr,
+    REFINE: tl.constexpr,
+    OF_FACTOR: tl.constexpr,  # A is a factor, or its transpose
+    NORM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    entry = find(table, count)
+    block, tile = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        row, col = tile_corner(entry, tile, False, BM, BN)
+        i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
+        c = tl.zeros((BM, BN), tl.float32)
+        start = 0.0
+        if OF_FACTOR:
+            start = tl.load(state(entry, block, scratch, START))
+        if start > 0:
+            c = start * _load_b(entry, block, scratch, i, j, B_TYPE, B_ORDER, VECTOR)
+        else:
+            c = multiply(entry, block, scratch, i, j, A_TYPE, A_ORDER, B_TYPE, B_ORDER, PRECISION, VECTOR, BK)
+        c = _scaled(entry, block, scratch, c, decay, SCALE, REFINE)
+        store(entry, block, scratch, i, j, c, OUT_ORDER, VECTOR)
+        if NORM:
+            store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(c), tl.float64)

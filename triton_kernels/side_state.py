@@ -1,0 +1,183 @@
+"""What is done once a block and side in the square-root form: the statistics, and the end of an update.
+
+See kradagrad_ext/backends/base.py for the formulas. `square_gradients` gives a program a tile of G, and
+`finish_sides` a tile of F; `track_statistics` is one program a block and side.
+
+Between the launches of an update a side keeps arrays ``[blocks]`` of float32 in scratch memory, one after
+the other from STATE on (entry.py). Sums of squares are float64.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .entry import (
+    BLOCKS,
+    COLS,
+    ENERGIES,
+    ENERGY,
+    FIRST_BLOCK,
+    PARTIAL,
+    PARTIALS,
+    ROWS,
+    STATE,
+    STATISTICS,
+    WHITENED,
+    WHITENEDS,
+    find,
+    floats,
+    inside,
+    matrix,
+    own_block_and_tile,
+    place,
+    size,
+    takes_part,
+)
+from .multiply import squared_norm, store_partial, tile_corner, total
+
+# The arrays of a side's state:
+TAKEN = tl.constexpr(0)  # 1 where the block takes part, else 0
+NEW_RMS = tl.constexpr(1)
+NEW_WEIGHT = tl.constexpr(2)
+START = tl.constexpr(3)  # F = start I before the first gradient, 0 later: F is the factor's own
+WHITENING = tl.constexpr(4)  # sqrt(weight) s: B = whitening F^T U
+STRETCH = tl.constexpr(5)  # |U|_F^2 / |G|_F^2 before coupling's s takes it back
+ARRAYS = tl.constexpr(6)
+
+# Columns of a factor's statistics, as base.py has them:
+RMS = tl.constexpr(0)
+WEIGHT = tl.constexpr(1)
+WHITENED_SQUARE = tl.constexpr(2)
+FALLBACKS = tl.constexpr(3)
+COLUMNS = tl.constexpr(4)
+
+
+@triton.jit
+def state(entry, block, scratch, ARRAY: tl.constexpr):
+    """Pointer to a block's number in an array of the state."""
+    return floats(entry, scratch, STATE) + ARRAY * tl.load(entry + BLOCKS) + block
+
+
+@triton.jit
+def side_statistics(entry, block):
+    """Pointer to the statistics of a block's side."""
+    return tl.load(entry + STATISTICS).to(tl.pointer_type(tl.float32)) + COLUMNS * block
+
+
+@triton.jit
+def is_finite(number):
+    return tl.abs(number) < float("inf")
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active"])
+def square_gradients(
+    table,
+    count,
+    scratch,
+    active,
+    A_TYPE: tl.constexpr,
+    A_ORDER: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """The tiles' shares of |G|_F^2 of matrix 0."""
+    entry = find(table, count)
+    block, tile = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        row, col = tile_corner(entry, tile, False, BM, BN)
+        i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
+        rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
+        data, row_stride, col_stride = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
+        places = place(data, row_stride, col_stride, i, j, A_ORDER)
+        g = tl.load(places, mask=inside(i, j, rows, cols), other=0.0)
+        store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(g), tl.float64)
+
+
+@triton.jit
+def _new_statistics(statistics, squared, elements, decay, weight):
+    """rms' and w' after a gradient of this squared norm; the mean is made in float64."""
+    old_rms = tl.load(statistics + RMS).to(tl.float64)
+    old_weight = decay * tl.load(statistics + WEIGHT).to(tl.float64)
+    new_weight = old_weight + weight
+    mean = (old_weight * old_rms * old_rms + weight * (squared / elements)) / new_weight
+    return tl.sqrt(mean).to(tl.float32), new_weight.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay", "weight", "damping"])
+def track_statistics(table, count, scratch, active, decay, weight, damping, COUPLED: tl.constexpr):
+    """The state of a side ``[ROWS, COLS]`` after its gradient; what is not finite is counted here."""
+    entry = find(table, count)
+    block, _tile = own_block_and_tile(entry)
+    taken = 0.0
+    if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
+        squared = total(entry, block, scratch, ENERGY, ENERGIES, tl.float64)
+        stretch = squared * 0 + 1
+        if COUPLED:
+            stretch = total(entry, block, scratch, PARTIAL, PARTIALS, tl.float64) / squared
+            squared *= tl.where(stretch > 0, 1, 0)
+        rows, cols = tl.load(entry + ROWS), tl.load(entry + COLS)
+        statistics = side_statistics(entry, block)
+        elements = (rows * cols).to(tl.float64)
+        rms, new_weight = _new_statistics(statistics, squared, elements, decay, weight)
+        is_new = tl.load(statistics + WEIGHT) == 0
+        fallbacks = tl.load(statistics + FALLBACKS)
+        tl.debug_barrier()  # every thread has read what one of them writes
+        if (squared != 0) & is_finite(rms):
+            taken = 1.0
+            start = 1 / (rms * tl.sqrt_rn(weight * damping * cols.to(tl.float32)))
+            whitening = tl.sqrt_rn(weight) / tl.sqrt(stretch)
+            tl.store(state(entry, block, scratch, NEW_RMS), rms)
+            tl.store(state(entry, block, scratch, NEW_WEIGHT), new_weight)
+            tl.store(state(entry, block, scratch, START), tl.where(is_new, start, 0.0))
+            tl.store(state(entry, block, scratch, WHITENING), whitening.to(tl.float32))
+            tl.store(state(entry, block, scratch, STRETCH), stretch.to(tl.float32))
+        elif squared != 0:
+            tl.store(statistics + FALLBACKS, fallbacks + 1)
+    tl.store(state(entry, block, scratch, TAKEN), taken)
+
+
+@triton.jit
+def _write_factor(entry, block, scratch, tile, TYPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """A tile of the factor, matrix 3, from the new one, matrix 0."""
+    d = tl.load(entry + ROWS)
+    row, col = tile_corner(entry, tile, False, BM, BN)
+    i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
+    new, new_stride, _new_step = matrix(entry, 0, block, scratch, tl.float32, False)
+    factor, stride, _step = matrix(entry, 3, block, scratch, TYPE, False)
+    f = tl.load(place(new, new_stride, 1, i, j, "row"), mask=inside(i, j, d, d), other=0.0)
+    tl.store(place(factor, stride, 1, i, j, "row"), f.to(TYPE), mask=inside(i, j, d, d))
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "weight"])
+def finish_sides(
+    table,
+    count,
+    scratch,
+    active,
+    weight,
+    TYPE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Factor and statistics of the blocks whose new factor is finite; the others are counted."""
+    entry = find(table, count)
+    block, tile = own_block_and_tile(entry)
+    if takes_part(entry, block, scratch, active):
+        finite = is_finite(total(entry, block, scratch, PARTIAL, PARTIALS, tl.float64))
+        if finite:
+            _write_factor(entry, block, scratch, tile, TYPE, BM, BN)
+        if tile == 0:
+            statistics = side_statistics(entry, block)
+            old_weight, fallbacks = tl.load(statistics + WEIGHT), tl.load(statistics + FALLBACKS)
+            tl.debug_barrier()  # every thread has read what one of them writes
+            if finite:
+                whitened = total(entry, block, scratch, WHITENED, WHITENEDS, tl.float64)
+                whitened *= old_weight / (weight * tl.load(entry + ROWS).to(tl.float32))
+                whitened *= tl.load(state(entry, block, scratch, STRETCH))
+                tl.store(statistics + RMS, tl.load(state(entry, block, scratch, NEW_RMS)))
+                tl.store(statistics + WEIGHT, tl.load(state(entry, block, scratch, NEW_WEIGHT)))
+                tl.store(statistics + WHITENED_SQUARE, whitened.to(tl.float32))
+            else:
+                tl.store(statistics + FALLBACKS, fallbacks + 1)
