@@ -51,10 +51,15 @@ def square_root_ops(backend: str) -> Any:
     return SQUARE_ROOT_BACKENDS[backend]
 
 
+def square_root_backend(ops: Any) -> str:
+    """The name of the backend that has these ops."""
+    return next(name for name, known in SQUARE_ROOT_BACKENDS.items() if known is ops)
+
+
 def square_root_atol(ops: Any, rule: UpdateRule) -> float | None:
     """The share of tolerances.py that the ops' products need under a rule."""
-    (backend,) = (name for name, known in SQUARE_ROOT_BACKENDS.items() if known is ops)
-    return backend_atol(backend, rule.refine, rule.precision) if rule.method == "products" else None
+    served = rule.method == "products"
+    return backend_atol(square_root_backend(ops), rule.refine, rule.precision) if served else None
 
 
 def thousands(backend: str) -> int:

