@@ -51,6 +51,8 @@ test-none: $(VENV)-none/installed
 test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads and not (129 and contiguous)" \
 	    $(PYTEST_ARGS) $(OPS)
+	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and (half or direction or several) and not thousands" \
+	    $(PYTEST_ARGS) tests/test_square_root_step.py
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and (independent or padding or bfloat16 or dtypes or parts)" $(PYTEST_ARGS) $(OPS)
 
@@ -116,5 +118,5 @@ $(VENV)/bench: $(VENV)/installed
 
 $(VENV)-none/installed: $(VENV)-none/constraints.txt $(NATIVE) $(PACKAGE)
 	rm -rf build/lib
-	KRADAGRAD_BUILD=none $(INSTALL) '.[test]'
+	KRADAGRAD_BUILD=none $(INSTALL) '.[suite]'
 	touch $@
