@@ -180,7 +180,7 @@ SEQUENCES = (
 def sequence(kind: str, n: int, d: int, k: int, steps: int = 30) -> list[Tensor]:
     """Unfoldings that training has been seen to feed, `steps` of the usual ones at a time."""
     usual = [torch.randn(n, d, k) for _ in range(steps)]
-    silent = [torch.zeros(n, d, k)] * (33 * steps)
+    silent = [torch.zeros(n, d, k)] * steps**2
     column, row = torch.randn(n, d, 1), torch.randn(n, 1, k)
     if kind.startswith("spikes"):
         size = float(kind.split()[-1])
@@ -188,7 +188,7 @@ def sequence(kind: str, n: int, d: int, k: int, steps: int = 30) -> list[Tensor]
     return {
         "silence": [*silent, *usual[:5], *silent, *usual],
         "rank one": [column @ torch.randn(n, 1, k) for _ in range(2 * steps)],
-        "constant": [column @ row] * (7 * steps),
+        "constant": [column @ row] * (6 * steps),
         "tiny first": [1e-6 * usual[0], *usual],
         "growing": [u * 10 ** (3 * step / steps) for step, u in enumerate(usual)],
     }[kind]

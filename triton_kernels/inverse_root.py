@@ -46,7 +46,7 @@ def _coefficients(floor):
 @triton.jit
 def _floor_after(floor, STEPS: tl.constexpr):
     """Where f is after some steps, and what they have made of decay: the product of all a - b f^2."""
-    at_decay = floor * 0 + 1
+    at_decay = 1.0
     for _ in tl.static_range(STEPS):
         _a, _b, shrunk = _coefficients(floor)
         at_decay *= shrunk
@@ -140,9 +140,7 @@ def inverse_root(
         if STEP != "only":
             c = _product(entry, block, scratch, i, j, over_t, STEP, PRECISION, VECTOR, BK)
         if STEP != "product":
-            held = c
-            if STEP != "polynomial":
-                held = load_lower(entry, 2, block, scratch, i, j, VECTOR)
+            held = c if STEP == "polynomial" else load_lower(entry, 2, block, scratch, i, j, VECTOR)
             one = tl.where(i[:, None] == j[None, :], 1.0, 0.0)
             least = decay * over_t
             c = _iterate(c, held, one, tl.sqrt_rn(least), least, over_t, STEP, NUMBER)

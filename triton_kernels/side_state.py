@@ -113,7 +113,7 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
     taken = 0.0
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
         squared = total(entry, block, scratch, ENERGY, ENERGIES, tl.float64)
-        stretch = squared * 0 + 1
+        stretch = tl.full((), 1, tl.float64)
         if COUPLED:
             stretch = total(entry, block, scratch, PARTIAL, PARTIALS, tl.float64) / squared
             squared *= tl.where(stretch > 0, 1, 0)

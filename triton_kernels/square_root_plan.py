@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from . import entry as fields
 from .blocks import Matrices
@@ -66,42 +65,36 @@ class SquareRootUpdate:
         """U, which needs nothing of this side."""
         if self.side.whitening is None:
             return []
-        active = {fields.STATE.value: -1, **self._shares(self.side.stretched, self.k)}
-        product = self._typed(self.side.unfolding, self.side.whitening, self.u, active)
-        return [self._scaled(product, "one", norm=True)]
+        words = {fields.STATE.value: -1, **self._shares(self.side.stretched, self.k)}
+        return [scaled(self.part, "one", self.side.unfolding, self.side.whitening, self.u, words, norm=True)]
 
     def stages(self) -> Iterator[list[Work]]:
         """One list for each launch that the next waits for."""
-        words = self._words(self._shares(self.side.stretched, self.k))
-        words |= {fields.ROWS.value: self.d, fields.COLS.value: self.k}
-        yield [self.part.once(track_statistics, {}, words, COUPLED=self.rule.coupled)]
-        words = self._words(self._shares(self.side.words[fields.WHITENED.value], self.k))
-        product = self._typed(self.side.factor.transposed, self.u, self.b, words)
-        yield [self._scaled(product, "whitening", norm=True, of_factor=True)]
-        m, *rest = self.squares
+        factor, (m, *rest) = self.side.factor, self.squares
+        yield [self._track()]
+        words = self._shares(self.side.words[fields.WHITENED.value], self.k)
+        yield [self._of_factor("whitening", factor.transposed, self.u, self.b, words)]
         yield [self._gram(m)]
         z = yield from self._iterates(m, rest)
         new = next(matrix for matrix in self.squares if matrix is not z)
-        words = self._words(self._shares(self.side.finished, self.d))
-        product = self._typed(self.side.factor, z, new, words)
-        yield [self._scaled(product, "root", norm=True, of_factor=True)]
-        yield [self._finish(new, words)]
-
-    def _words(self, own: Mapping[int, int]) -> dict[int, int]:
-        return {**self.side.words, **own}
+        yield [self._of_factor("root", factor, z, new, self._shares(self.side.finished, self.d))]
+        yield [self._finish(new)]
 
     def _shares(self, place: int, cols: int) -> dict[int, int]:
-        """Of a sum over the tiles of a matrix ``[d, cols]``."""
-        return {
-            fields.PARTIAL.value: place,
-            fields.PARTIALS.value: self.part.tiles(scaled_product, self.d, cols),
-        }
+        """Words that say where the tiles of a product ``[d, cols]`` leave their shares of a sum."""
+        tiles = self.part.tiles(scaled_product, self.d, cols)
+        return {fields.PARTIAL.value: place, fields.PARTIALS.value: tiles}
 
-    def _typed(self, a: Matrices, b: Matrices, out: Matrices, words: Mapping[int, int]) -> Product:
-        return Product(scaled_product, a, b, out=out, words=words, typed="AB")
+    def _track(self) -> Work:
+        own = {fields.ROWS.value: self.d, fields.COLS.value: self.k}
+        words = {**self.side.words, **own, **self._shares(self.side.stretched, self.k)}
+        return self.part.once(track_statistics, {}, words, COUPLED=self.side.whitening is not None)
 
-    def _scaled(self, product: Product, scale: str, norm: bool, of_factor: bool = False) -> Work:
-        return scaled(self.part, product, scale, self.rule.refine, norm, of_factor)
+    def _of_factor(
+        self, scale: str, factor: Matrices, b: Matrices, out: Matrices, shares: Mapping[int, int]
+    ) -> Work:
+        words, refine = {**self.side.words, **shares}, self.rule.refine if scale == "root" else 0
+        return scaled(self.part, scale, factor, b, out, words, norm=True, refine=refine, of_factor=True)
 
     def _gram(self, m: Matrices) -> Work:
         product = Product(
@@ -150,20 +143,27 @@ class SquareRootUpdate:
         product = Product(inverse_root, a, b, added=added, out=out, words=self.side.words, symmetric=True)
         return self.part.work(product, STEP=step, NUMBER=number)
 
-    def _finish(self, new: Matrices, words: dict[int, int]) -> Work:
-        """F, from the scratch memory that it was made in: every tile of the product reads the old one."""
+    def _finish(self, new: Matrices) -> Work:
+        """F from scratch memory, where it was made since all tiles of the product read the old one."""
         d, factor = self.d, self.side.factor
-        words |= {
-            fields.ROWS.value: d,
-            fields.TILE_COLS.value: self.part.tiles(finish_sides, 1, d),
-        }
+        own = {fields.ROWS.value: d, fields.TILE_COLS.value: self.part.tiles(finish_sides, 1, d)}
+        words = {**self.side.words, **own, **self._shares(self.side.finished, d)}
         tiles = self.part.tiles(finish_sides, d, d)
         return self.part.once(finish_sides, {0: new, 3: factor}, words, tiles, TYPE=TYPES[factor.dtype])
 
 
 def scaled(
-    part: Part, product: Product, scale: str, refine: int = 0, norm: bool = False, of_factor: bool = False
+    part: Part,
+    scale: str,
+    a: Matrices,
+    b: Matrices,
+    out: Matrices,
+    words: Mapping[int, int],
+    *,
+    norm: bool = False,
+    refine: int = 0,
+    of_factor: bool = False,
 ) -> Work:
-    """A work of scaled_product."""
-    constants: dict[str, Any] = {"SCALE": scale, "REFINE": refine if scale == "root" else 0}
-    return part.work(product, **constants, OF_FACTOR=of_factor, NORM=norm)
+    """A work of scaled_product; `refine` where the scale is that of a root."""
+    product = Product(scaled_product, a, b, out=out, words=words, typed="AB")
+    return part.work(product, SCALE=scale, REFINE=refine, OF_FACTOR=of_factor, NORM=norm)

@@ -19,11 +19,40 @@ from .factor_state import finish_norms
 from .gram import gram
 from .groups import Group, SquareRootRule
 from .launch import TYPES, Plan, Work
-from .product_plan import Part, Product, in_vectors
+from .product_plan import Part, in_vectors
 from .scaled_product import scaled_product
 from .side_state import square_gradients
 from .slices import SCRATCH_BYTES, slices_of
 from .square_root_plan import SquareRootSide, SquareRootUpdate, scaled, squares_of
+
+
+class TwoSidedProduct:
+    """V = P_l (D P_r) / rms and |V|_F^2 of a group's blocks."""
+
+    def __init__(self, whole: Part, group: Group) -> None:
+        self.direction, self.out = matrices_of(list(group.direction)), matrices_of(list(group.out))
+        self.left_root, self.right_root = matrices_of([group.left_root]), matrices_of([group.right_root])
+        self.whole = whole
+        tiles = whole.tiles(scaled_product, self.out.rows, self.out.cols)
+        self.words = {
+            fields.STATE.value: -1,
+            fields.STATISTICS.value: group.left[1].data_ptr(),
+            fields.PARTIAL.value: whole.plan.doubles(tiles * group.blocks),
+            fields.PARTIALS.value: tiles,
+        }
+
+    def half(self, part: Part) -> Matrices:
+        """Scratch memory for D P_r."""
+        return part.matrices(self.out.rows, self.out.cols)
+
+    def first(self, part: Part, half: Matrices) -> Work:
+        return scaled(part, "one", self.direction, self.right_root, half, self.words)
+
+    def second(self, part: Part, half: Matrices) -> Work:
+        return scaled(part, "rms", self.left_root, half, self.out, self.words, norm=True)
+
+    def norms(self) -> Work:
+        return self.whole.once(finish_norms, {}, self.words, TYPE=tl.float64)
 
 
 class SquareRootGroup:
@@ -33,29 +62,22 @@ class SquareRootGroup:
         self.plan, self.rule, self.group = plan, rule, group
         self.whole = self.part(0, group.blocks)
         self.rows, self.cols = group.shape
-        roots = (group.left_root, group.right_root)
-        self.left_root, self.right_root = (root if root is None else matrices_of([root]) for root in roots)
         self.grad = matrices_of(list(group.grad)) if group.grad else None
-        self.energy = self._sums(square_gradients, fields.ENERGY, fields.ENERGIES)
         self.sides = list(self._sides(self.grad)) if self.grad else []
-        self.out = matrices_of(list(group.out)) if group.out else None
-        self.norms = self._sums(scaled_product, fields.PARTIAL, fields.PARTIALS)
+        self.product = TwoSidedProduct(self.whole, group) if group.out else None
 
     def part(self, start: int, end: int) -> Part:
         return Part(self.plan, self.group.first_block, start, end, max(self.group.shape), self.rule)
 
-    def _sums(self, kernel: Any, place: Any, number: Any) -> dict[int, int]:  # noqa: ANN401
-        """Room for a share of every tile of the blocks, as words of an entry."""
-        count = self.whole.tiles(kernel, self.rows, self.cols)
-        return {place.value: self.plan.doubles(count * self.group.blocks), number.value: count}
-
     def _sides(self, grad: Matrices) -> Iterator[SquareRootSide]:
-        coupled = self.rule.coupled
-        if self.group.left:
-            yield self._side(*self.group.left, grad, self.right_root if coupled else None)
+        tiles = self.whole.tiles(square_gradients, self.rows, self.cols)
+        place = self.plan.doubles(tiles * self.group.blocks)
+        self.energy = {fields.ENERGY.value: place, fields.ENERGIES.value: tiles}
+        roots, coupled = (self.group.left_root, self.group.right_root), self.rule.coupled
+        left, right = (matrices_of([root]) if coupled else None for root in roots)
+        yield self._side(*self.group.left, grad, right)
         if self.group.right:
-            whitening = self.left_root.transposed if self.left_root and coupled else None
-            yield self._side(*self.group.right, grad.transposed, whitening)
+            yield self._side(*self.group.right, grad.transposed, left and left.transposed)
 
     def _side(
         self, factor: Tensor, statistics: Tensor, unfolding: Matrices, whitening: Matrices | None
@@ -79,27 +101,26 @@ class SquareRootGroup:
     def scratch_of_block(self) -> int:
         """Bytes that one block's works take (an upper bound)."""
         block = self.rows * self.cols
-        floats = block if self.out else 0
+        floats = block if self.product else 0
         for side in self.sides:
             floats += (2 if side.whitening else 1) * block + squares_of(self.rule) * side.factor.rows**2
         return 4 * floats
 
     def stages(self, start: int, end: int) -> Iterator[list[Work]]:
         """The works of blocks `start` to `end`, a list for each launch that the next waits for."""
-        part = self.part(start, end)
-        half = part.matrices(self.rows, self.cols) if self.out else None
+        part, product = self.part(start, end), self.product
         updates = [SquareRootUpdate(part, self.rule, side) for side in self.sides]
         first = [work for update in updates for work in update.whitened_gradients()]
         if self.grad:
             first.append(self._square_gradients(part, self.grad))
-        if half:
-            direction = matrices_of(list(self.group.direction))
-            first.append(self._half(part, direction, self.right_root, half))
+        if product:
+            half = product.half(part)
+            first.append(product.first(part, half))
         yield first
         for works in zip(*(update.stages() for update in updates), strict=True):
             yield [work for own in works for work in own]
-        if half:
-            yield [self._half(part, self.left_root, half, self.out, last=True)]
+        if product:
+            yield [product.second(part, half)]
 
     def _square_gradients(self, part: Part, grad: Matrices) -> Work:
         words = {
@@ -114,18 +135,6 @@ class SquareRootGroup:
         tiles = part.tiles(square_gradients, self.rows, self.cols)
         return part.once(square_gradients, {0: grad}, words, tiles, **constants, VECTOR=vector)
 
-    def _half(self, part: Part, a: Any, b: Any, out: Any, last: bool = False) -> Work:  # noqa: ANN401
-        """D P_r, or P_l (D P_r) / rms and its norm."""
-        words = {fields.STATE.value: -1, **self.norms}
-        if last and self.group.left:
-            words[fields.STATISTICS.value] = self.group.left[1].data_ptr()
-        product = Product(scaled_product, a, b, out=out, words=words, typed="AB")
-        return scaled(part, product, "rms" if last else "one", norm=last)
-
-    def norms_of_out(self) -> list[Work]:
-        words = {fields.STATE.value: -1, **self.norms}
-        return [self.whole.once(finish_norms, {}, words, TYPE=tl.float64)] if self.out else []
-
 
 def plan_groups(groups: list[Group], rule: SquareRootRule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
     """All launches of a call on groups of blocks that have elements."""
@@ -136,7 +145,7 @@ def plan_groups(groups: list[Group], rule: SquareRootRule, scratch_bytes: int = 
         for stages in zip(*(group.stages(start, end) for group, start, end in parts), strict=True):
             plan.step(work for stage in stages for work in stage)
         plan.release(mark)
-    plan.step(work for group in plans for work in group.norms_of_out())
+    plan.step(group.product.norms() for group in plans if group.product)
     return plan
 
 
