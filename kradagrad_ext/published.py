@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from .config import check_lr, check_tensor, is_int, is_number, require
 from .full_precision import full_float32
+from .state import compute_dtype
 
 VARIANTS = ("star", "plain")
 
@@ -111,8 +112,8 @@ class PublishedKrADagrad(Optimizer):
         """Step every parameter that has a gradient; the loss of `closure`, which re-evaluates the model.
 
         Raises:
-            ValueError, TypeError: as the class; before anything is changed.
-            torch.linalg.LinAlgError: an eigendecomposition does not converge.
+            ValueError, TypeError: as the class.
+            torch.linalg.LinAlgError: an eigendecomposition does not converge. None of them changes anything.
         """
         loss = None
         if closure is not None:
@@ -124,23 +125,26 @@ class PublishedKrADagrad(Optimizer):
                 if p.grad is not None:
                     check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
         with full_float32():
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._step_parameter(p, p.grad, group)
+            stepped = [
+                (p, self._stepped(p, p.grad, group))
+                for group in self.param_groups
+                for p in group["params"]
+                if p.grad is not None and p.grad.to(compute_dtype(p.dtype)).square().sum().isfinite()
+            ]
+        for p, (state, value) in stepped:
+            self.state[p] = state
+            p.copy_(value)
         return loss
 
-    def _step_parameter(self, p: Tensor, gradient: Tensor, options: Options) -> None:
-        grad = gradient.to(torch.float64 if p.dtype == torch.float64 else torch.float32)
-        if not grad.square().sum().isfinite():
-            return
-        state = self.state[p]
-        if not state:
-            state.update(new_state(grad, options))
-        state["step"] += 1
+    def _stepped(self, p: Tensor, gradient: Tensor, options: Options) -> tuple[dict[str, Any], Tensor]:
+        """State and value of a parameter after this step; those that it has stay as they are."""
+        grad = gradient.to(compute_dtype(p.dtype))
+        old = self.state[p] if p in self.state else new_state(grad, options)
+        factors, roots = ([list(modes) for modes in old[key]] for key in ("factors", "roots"))
+        state = {"step": old["step"] + 1, "momentum": old["momentum"], "factors": factors, "roots": roots}
         update = preconditioned(grad, state, options) + options["weight_decay"] * p.to(grad.dtype)
-        state["momentum"] = options["momentum"] * state["momentum"] + update
-        p.copy_(p.to(grad.dtype) - float(options["lr"]) * state["momentum"])
+        state["momentum"] = options["momentum"] * old["momentum"] + update
+        return state, p.to(grad.dtype) - float(options["lr"]) * state["momentum"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict` to the bit; `torch.optim.Optimizer` alone would round it to bfloat16.
@@ -158,12 +162,12 @@ class PublishedKrADagrad(Optimizer):
 
 
 def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """A copy of a parameter's saved state, dicts and lists of tensors, on a device."""
+    """A parameter's saved state with dicts and lists of its own, its tensors on a device."""
     if isinstance(value, dict):
         return {key: _moved(own, device) for key, own in value.items()}
     if isinstance(value, list):
         return [_moved(own, device) for own in value]
-    return value.detach().clone().to(device) if isinstance(value, Tensor) else value
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def check_options(options: Options) -> None:

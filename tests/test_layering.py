@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "grouping": {"tables"},
     "tables": set(),
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "distributed.sharded"},
-    "published": {"config", "full_precision"},
+    "published": {"config", "full_precision", "state"},
     "local": {"config", "full_precision", "state", "step", "grafting"},
     "full_precision": set(),
     "distributed": set(),

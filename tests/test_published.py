@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from collections import Counter
@@ -110,6 +111,62 @@ def test_plain_turns_go_ever_more_often_to_the_longest_mode() -> None:
     assert turns[81:91] == [0, 1, 2, 1, 1, 1, 1, 1, 1, 1]
     late = Counter(turns[49:])
     assert late[1] > 5 * late[0] == 5 * late[2] > 0
+
+
+def test_plain_roots_are_made_of_all_modes_with_a_turn_since() -> None:
+    """Every third step from the first on; those of a star step on every third."""
+    made: dict[str, list[list[int]]] = {}
+    for variant in VARIANTS:
+        (p,) = parameters((6, 6, 6))
+        optimizer = make([p], variant, root_every=3)
+        made[variant] = []
+        for step in range(7):
+            before = [root.clone() for root in optimizer.state[p]["roots"][0]] if step else [torch.eye(6)] * 3
+            train(optimizer, [p], range(step, step + 1))
+            pairs = zip(before, optimizer.state[p]["roots"][0], strict=True)
+            made[variant].append([mode for mode, pair in enumerate(pairs) if not torch.equal(*pair)])
+    assert made["plain"] == [[0], [], [], [0, 1, 2], [], [], [0, 1, 2]]
+    assert made["star"] == [[], [], [0, 1, 2], [], [], [0, 1, 2], []]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_failing_eigendecomposition_changes_nothing(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the parameters before the one that it belongs to."""
+    params = parameters((6, 4), (9, 3))
+    optimizer = make(params, variant)
+    train(optimizer, params, range(2))
+    before, values = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in params]
+    eigh = torch.linalg.eigh
+
+    def fails(matrix: Tensor) -> Any:
+        if len(matrix) in (9, 3):
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    with pytest.raises(torch.linalg.LinAlgError):
+        train(optimizer, params, range(2, 3))
+    for p, value in zip(params, values, strict=True):
+        assert torch.equal(p, value)
+    torch.testing.assert_close(optimizer.state_dict()["state"], before["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_factors_are_symmetric_to_the_bit(variant: str) -> None:
+    (p,) = parameters((61, 47))
+    optimizer = make([p], variant, block_size=64)
+    train(optimizer, [p], range(6))
+    for factor in optimizer.state[p]["factors"][0]:
+        assert torch.equal(factor, factor.mT)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_autocast_is_for_the_model(variant: str) -> None:
+    ours, theirs = parameters((20, 12)), parameters((20, 12))
+    train(make(ours, variant), ours, range(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        train(make(theirs, variant), theirs, range(3))
+    assert torch.equal(ours[0], theirs[0])
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,11 @@ SEQUENCES = (
 )
 
 
-def sequence(kind: str, n: int, d: int, k: int, steps: int = 30) -> list[Tensor]:
-    """Unfoldings that training has been seen to feed, `steps` of the usual ones at a time."""
+def sequence(kind: str, n: int, d: int, k: int, short: bool = False) -> list[Tensor]:
+    """Unfoldings that training has been seen to feed; `short`: a tenth of them or fewer."""
+    steps, silence, constant = (3, 9, 18) if short else (30, 1000, 200)
     usual = [torch.randn(n, d, k) for _ in range(steps)]
-    silent = [torch.zeros(n, d, k)] * steps**2
+    silent = [torch.zeros(n, d, k)] * silence
     column, row = torch.randn(n, d, 1), torch.randn(n, 1, k)
     if kind.startswith("spikes"):
         size = float(kind.split()[-1])
@@ -188,7 +189,7 @@ def sequence(kind: str, n: int, d: int, k: int, steps: int = 30) -> list[Tensor]
     return {
         "silence": [*silent, *usual[:5], *silent, *usual],
         "rank one": [column @ torch.randn(n, 1, k) for _ in range(2 * steps)],
-        "constant": [column @ row] * (6 * steps),
+        "constant": [column @ row] * constant,
         "tiny first": [1e-6 * usual[0], *usual],
         "growing": [u * 10 ** (3 * step / steps) for step, u in enumerate(usual)],
     }[kind]
@@ -203,7 +204,7 @@ def test_nothing_makes_a_factor_indefinite(
     """F F^T stays finite and positive definite, and fits the usual gradients once all else is forgotten."""
     interpreted = ops is square_root_triton and rule is PRODUCTS
     side = new_side(2, 8, torch.float32, factor_dtype)
-    for u in sequence(kind, 2, 8, 12, steps=3 if interpreted else 30):
+    for u in sequence(kind, 2, 8, 12, interpreted):
         feed(side, [u], rule, ops)
         assert side.statistics[:, WEIGHT].eq(0).any() or side.factor.isfinite().all()
     assert smallest_eigenvalue(x_of(side)) > 0

@@ -10,38 +10,38 @@
 #include "kernels/square_root.h"
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
-#define FOR_EVERY_KERNEL(KERNEL)                          \
-  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)  \
-  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)  \
-  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)  \
-  KERNEL(kron_step_resident_64_fp32, KronStepResident)    \
-  KERNEL(kron_step_resident_128_bf16x3, KronStepResident) \
-  KERNEL(kron_step_resident_128_tf32x3, KronStepResident) \
-  KERNEL(kron_step_resident_128_bf16x6, KronStepResident) \
-  KERNEL(kron_step_resident_128_fp32, KronStepResident)   \
-  KERNEL(grouped_product_64_bf16x3, GroupedProduct)       \
-  KERNEL(grouped_product_64_tf32x3, GroupedProduct)       \
-  KERNEL(grouped_product_64_bf16x6, GroupedProduct)       \
-  KERNEL(grouped_product_64_fp32, GroupedProduct)         \
-  KERNEL(grouped_product_128_bf16x3, GroupedProduct)      \
-  KERNEL(grouped_product_128_bf16x6, GroupedProduct)      \
-  KERNEL(grouped_product_128_fp32, GroupedProduct)        \
-  KERNEL(start_factors, StartFactors)                     \
-  KERNEL(traces_of_squares, TracesOfSquares)              \
-  KERNEL(finish_groups, FinishGroups)                     \
-  KERNEL(square_root_product_64_bf16x3, RootProducts)     \
-  KERNEL(square_root_product_64_tf32x3, RootProducts)     \
-  KERNEL(square_root_product_64_bf16x6, RootProducts)     \
-  KERNEL(square_root_product_64_fp32, RootProducts)       \
-  KERNEL(square_root_product_128_bf16x3, RootProducts)    \
-  KERNEL(square_root_product_128_bf16x6, RootProducts)    \
-  KERNEL(square_root_product_128_fp32, RootProducts)      \
-  KERNEL(gradient_norms, RootGroups)                      \
-  KERNEL(start_sides, RootGroups)                         \
-  KERNEL(finish_sides, RootGroups)                        \
-  KERNEL(finish_norms, NormSums)                          \
-  KERNEL(accumulate, Accumulate)                          \
-  KERNEL(sum_spans, SumSpans)                             \
+#define FOR_EVERY_KERNEL(KERNEL)                             \
+  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)     \
+  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)     \
+  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)     \
+  KERNEL(kron_step_resident_64_fp32, KronStepResident)       \
+  KERNEL(kron_step_resident_128_bf16x3, KronStepResident)    \
+  KERNEL(kron_step_resident_128_tf32x3, KronStepResident)    \
+  KERNEL(kron_step_resident_128_bf16x6, KronStepResident)    \
+  KERNEL(kron_step_resident_128_fp32, KronStepResident)      \
+  KERNEL(grouped_product_64_bf16x3, GroupedProduct)          \
+  KERNEL(grouped_product_64_tf32x3, GroupedProduct)          \
+  KERNEL(grouped_product_64_bf16x6, GroupedProduct)          \
+  KERNEL(grouped_product_64_fp32, GroupedProduct)            \
+  KERNEL(grouped_product_128_bf16x3, GroupedProduct)         \
+  KERNEL(grouped_product_128_bf16x6, GroupedProduct)         \
+  KERNEL(grouped_product_128_fp32, GroupedProduct)           \
+  KERNEL(start_factors, StartFactors)                        \
+  KERNEL(traces_of_squares, TracesOfSquares)                 \
+  KERNEL(finish_groups, FinishGroups)                        \
+  KERNEL(square_root_product_64_bf16x3, SquareRootProducts)  \
+  KERNEL(square_root_product_64_tf32x3, SquareRootProducts)  \
+  KERNEL(square_root_product_64_bf16x6, SquareRootProducts)  \
+  KERNEL(square_root_product_64_fp32, SquareRootProducts)    \
+  KERNEL(square_root_product_128_bf16x3, SquareRootProducts) \
+  KERNEL(square_root_product_128_bf16x6, SquareRootProducts) \
+  KERNEL(square_root_product_128_fp32, SquareRootProducts)   \
+  KERNEL(gradient_norms, SquareRootGroups)                   \
+  KERNEL(start_sides, SquareRootGroups)                      \
+  KERNEL(finish_sides, SquareRootGroups)                     \
+  KERNEL(finish_norms, NormSums)                             \
+  KERNEL(accumulate, Accumulate)                             \
+  KERNEL(sum_spans, SumSpans)                                \
   KERNEL(parameter_step, ParameterStep)
 
 namespace kradagrad::cuda {

@@ -12,7 +12,7 @@ namespace {
 const DTypes kFloat = {ScalarType::Float};
 
 // The rule of the kernels, which have no Cholesky.
-RootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& rule, bool update) {
+SquareRootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& rule, bool update) {
   if (update && rule.method == Method::kCholesky) checks.fail("method", "products on CUDA", "cholesky");
   return {static_cast<float>(rule.decay),    static_cast<float>(rule.weight),
           static_cast<float>(rule.damping),  static_cast<float>(rule.damped_updates),
@@ -26,7 +26,7 @@ void check_sizes(const Checks& checks, const char* name, int64_t rows, int64_t c
                 std::max(rows, cols));
 }
 
-RootSideTensors kernel_side(const kradagrad::Side& side) {
+SquareRootSideTensors kernel_side(const kradagrad::Side& side) {
   return {info(side.factor), data<float>(side.statistics)};
 }
 
@@ -73,12 +73,12 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   check_sizes(checks, "unfolding", d, k);
   const kradagrad::FactorRule rule =
       factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, false);
-  RootGroupTensors group{};
+  SquareRootGroupTensors group{};
   group.blocks = count;
   group.m = static_cast<int32_t>(d);
   group.n = static_cast<int32_t>(k);
   group.grad = infos(unfolding);
-  group.left = RootSideTensors{info(factor), data<float>(statistics)};
+  group.left = SquareRootSideTensors{info(factor), data<float>(statistics)};
   const SquareRootInputs inputs{{group},
                                 kernel_rule(checks, rule, true),
                                 static_cast<Precision>(rule.precision),

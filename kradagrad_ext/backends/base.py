@@ -217,7 +217,7 @@ class Backend(Protocol):
 
         With A = sqrt(weight) U and s = |U|_F^2 / d, for every active block::
 
-            if damping > 0:                       # relative damping; 0 in the published mode
+            if damping > 0:                       # relative to the statistics
                 if mean == 0: mean = s;  X = I / (damping s)      (nothing at all happens while s == 0)
                 else:         mean = decay mean + (1 - decay) s
             X = X / decay

@@ -94,15 +94,15 @@ Plan kron_step(const std::vector<py::dict>& groups, float decay, float weight, f
   return plan_kron_step(inputs, scratch_bytes);
 }
 
-RootGroupTensors root_group_tensors(const py::dict& group) {
+SquareRootGroupTensors square_root_group(const py::dict& group) {
   const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
   const auto one = [&](const char* name) {
     return group[name].is_none() ? TensorInfo{} : info(group[name].cast<TensorTuple>());
   };
-  const auto side = [&](const char* name) -> std::optional<RootSideTensors> {
+  const auto side = [&](const char* name) -> std::optional<SquareRootSideTensors> {
     if (group[name].is_none()) return std::nullopt;
     const auto [tensor, statistics] = group[name].cast<std::pair<TensorTuple, uintptr_t>>();
-    return RootSideTensors{info(tensor), pointer<float>(statistics)};
+    return SquareRootSideTensors{info(tensor), pointer<float>(statistics)};
   };
   return {group["blocks"].cast<int64_t>(),
           group["m"].cast<int32_t>(),
@@ -127,7 +127,7 @@ Plan square_root_step(const std::vector<py::dict>& groups, float decay, float we
                           precondition,
                           pointer<bool>(active),
                           pointer<float>(norms)};
-  for (const py::dict& group : groups) inputs.groups.push_back(root_group_tensors(group));
+  for (const py::dict& group : groups) inputs.groups.push_back(square_root_group(group));
   return plan_square_root_step(inputs, scratch_bytes);
 }
 

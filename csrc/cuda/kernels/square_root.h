@@ -17,7 +17,7 @@
 namespace kradagrad::cuda {
 
 // UpdateRule of base.py.
-struct RootRule {
+struct SquareRootRule {
   float decay, weight, damping, damped_updates;
   int32_t refine;
   int32_t coupled;
@@ -40,8 +40,8 @@ struct BlockUpdate {
 };
 
 // One side of one group, on all of its blocks.
-struct RootSide {
-  RootRule rule;
+struct SquareRootSide {
+  SquareRootRule rule;
   int32_t d, k;
   const BlockUpdate* updates;  // [blocks]
   float* statistics;           // [blocks, 4]
@@ -61,7 +61,7 @@ enum class Combination : int32_t {
   kRestored,    // F' = restored a,                   a = F Z
 };
 
-enum class RootEpilogue : int32_t {
+enum class SquareRootEpilogue : int32_t {
   kStore,    // out = a
   kCoupled,  // out = a, partial |a / unit|^2, the unit of the block's gradient
   kWhiten,   // out = scale a, partial |out|^2
@@ -71,7 +71,7 @@ enum class RootEpilogue : int32_t {
   kOut,      // out = a / rms, partial |out|^2
 };
 
-struct RootProduct {
+struct SquareRootProduct {
   int64_t first_cta;
   int64_t first_block;  // of the group, among all groups'
   int64_t start;        // the first block that is worked on, within the group
@@ -80,7 +80,7 @@ struct RootProduct {
   int32_t tile_cols;  // CTA tiles to a row of C
   int32_t tiles;      // CTA tiles of a block; symmetric: the lower ones
   int32_t symmetric;  // only the lower tiles are made; what is stored is mirrored
-  RootEpilogue epilogue;
+  SquareRootEpilogue epilogue;
   Combination combination;
   int32_t step;     // i of a_i and b_i
   Operand a, b, x;  // without views: missing
@@ -90,16 +90,16 @@ struct RootProduct {
   const float* rms;              // [blocks, 4]: the statistics that kOut divides by
 };
 
-struct RootProducts {
-  const RootProduct* products;
-  const RootSide* sides;
+struct SquareRootProducts {
+  const SquareRootProduct* products;
+  const SquareRootSide* sides;
   const View* views;
   int32_t count;
   const bool* active;  // by block of all groups
 };
 
 // One group before and after its update.
-struct RootGroupSide {
+struct SquareRootGroupSide {
   int32_t d, k;
   Matrices factor, updated;  // updated: F', float32
   float* statistics;
@@ -111,7 +111,7 @@ struct RootGroupSide {
   Matrices damping;  // [d, d]: C^T, written by start_sides; without views: no damping
 };
 
-struct RootGroup {
+struct SquareRootGroup {
   int64_t first_cta;  // one CTA a block
   int64_t first_block;
   int64_t start, blocks;  // those that are worked on
@@ -119,14 +119,14 @@ struct RootGroup {
   int32_t sides;
   Matrices grad;
   GradientNorm* gradient;  // [blocks of the group]
-  RootGroupSide side[2];
+  SquareRootGroupSide side[2];
 };
 
-struct RootGroups {
-  const RootGroup* groups;
+struct SquareRootGroups {
+  const SquareRootGroup* groups;
   const View* views;
   int32_t count;
-  RootRule rule;
+  SquareRootRule rule;
   const bool* active;
 };
 

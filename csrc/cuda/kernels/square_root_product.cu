@@ -5,10 +5,10 @@
 
 namespace kradagrad::cuda {
 
-#define KRADAGRAD_KERNEL(side, ctas, name, precision)              \
-  extern "C" __global__ void __launch_bounds__(2 * side, ctas)     \
-      square_root_product_##side##_##name(const RootProducts in) { \
-    square_root_product<side / kTile, Precision::precision>(in);   \
+#define KRADAGRAD_KERNEL(side, ctas, name, precision)                    \
+  extern "C" __global__ void __launch_bounds__(2 * side, ctas)           \
+      square_root_product_##side##_##name(const SquareRootProducts in) { \
+    square_root_product<side / kTile, Precision::precision>(in);         \
   }
 
 KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)

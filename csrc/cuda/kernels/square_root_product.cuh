@@ -25,7 +25,7 @@ struct Iteration {
   float a1, b1;    // of the first
   float restored;  // after all steps
 
-  __device__ __forceinline__ Iteration(const RootRule& rule, float size, int step) {
+  __device__ __forceinline__ Iteration(const SquareRootRule& rule, float size, int step) {
     t = rule.decay + sqrtf(size);
     float f = sqrtf(rule.decay / t), at_decay = 1;
     for (int i = 0; i < rule.refine; ++i) {
@@ -67,10 +67,10 @@ __device__ __forceinline__ Weights weights_of(Combination combination, const Ite
 }
 
 template <int kTiles, Precision kPrecision>
-class RootTile {
+class SquareRootTile {
  public:
-  __device__ __forceinline__ RootTile(const RootProducts& in, const RootProduct& product, int block, int tile,
-                                      float* shared)
+  __device__ __forceinline__ SquareRootTile(const SquareRootProducts& in, const SquareRootProduct& product,
+                                            int block, int tile, float* shared)
       : in_(in), product_(product), block_(block), tile_(tile), shared_(shared) {
     int row = tile / product.tile_cols, col = tile % product.tile_cols;
     if (product.symmetric) {
@@ -110,26 +110,26 @@ class RootTile {
 
   __device__ __forceinline__ void finish() {
     switch (product_.epilogue) {
-      case RootEpilogue::kStore:
+      case SquareRootEpilogue::kStore:
         return store(1);
-      case RootEpilogue::kCoupled: {
+      case SquareRootEpilogue::kCoupled: {
         store(1);
         const float unit = product_.gradient[block_].unit;
         return add_partial(unit > 0 ? sum_of_squares(1 / unit) : 0);
       }
-      case RootEpilogue::kWhiten: {
+      case SquareRootEpilogue::kWhiten: {
         const float scale = side().updates[block_].scale;
         store(scale);
         return add_partial(sum_of_squares(scale));
       }
-      case RootEpilogue::kGram:
+      case SquareRootEpilogue::kGram:
         combine({1, 0, 0});
         return add_partial(sum_of_squares(1));
-      case RootEpilogue::kCombine:
+      case SquareRootEpilogue::kCombine:
         return combine(weights_of(product_.combination, iteration(), side().rule.decay));
-      case RootEpilogue::kFactor:
+      case SquareRootEpilogue::kFactor:
         return factor(weights_of(product_.combination, iteration(), side().rule.decay));
-      case RootEpilogue::kOut: {
+      case SquareRootEpilogue::kOut: {
         const float rms = product_.rms[int64_t{block_} * 4];
         const float scale = rms > 0 ? 1 / rms : 0;
         store(scale);
@@ -139,10 +139,10 @@ class RootTile {
   }
 
  private:
-  __device__ __forceinline__ const RootSide& side() const { return in_.sides[product_.side]; }
+  __device__ __forceinline__ const SquareRootSide& side() const { return in_.sides[product_.side]; }
 
   __device__ __forceinline__ Iteration iteration() const {
-    const RootSide& own = side();
+    const SquareRootSide& own = side();
     float size = 0;
     for (int i = threadIdx.x % 32; i < own.size_partials; i += 32) {
       size += own.sizes[int64_t{block_} * own.size_partials + i];
@@ -235,8 +235,8 @@ class RootTile {
     add_partial(failed);
   }
 
-  const RootProducts& in_;
-  const RootProduct& product_;
+  const SquareRootProducts& in_;
+  const SquareRootProduct& product_;
   int block_, tile_;
   float* shared_;
   int first_row_, first_col_, rows_, cols_;
@@ -244,16 +244,16 @@ class RootTile {
 };
 
 template <int kTiles, Precision kPrecision>
-__device__ __forceinline__ void square_root_product(const RootProducts& in) {
+__device__ __forceinline__ void square_root_product(const SquareRootProducts& in) {
   extern __shared__ float4 memory[];
   const int64_t cta = blockIdx.x;
   const int found = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
-  const RootProduct& product = in.products[found];
+  const SquareRootProduct& product = in.products[found];
   const int block = product.start + (cta - product.first_cta) / product.tiles;
   const int tile = (cta - product.first_cta) % product.tiles;
   if (!in.active[product.first_block + block]) return;
   if (product.side >= 0 && in.sides[product.side].updates[block].readiness != Readiness::kReady) return;
-  RootTile<kTiles, kPrecision> own(in, product, block, tile, reinterpret_cast<float*>(memory));
+  SquareRootTile<kTiles, kPrecision> own(in, product, block, tile, reinterpret_cast<float*>(memory));
   own.multiply();
   own.finish();
 }

@@ -79,7 +79,7 @@ __device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
 }
 
 // What the statistics become, and whether the block takes part; the same for every thread.
-__device__ __forceinline__ BlockUpdate next(const RootRule& rule, const RootGroupSide& side,
+__device__ __forceinline__ BlockUpdate next(const SquareRootRule& rule, const SquareRootGroupSide& side,
                                             const GradientNorm& norm, int64_t block) {
   BlockUpdate update{Readiness::kNone, 0, 0, 0, 0};
   if (norm.unit == 0) return update;
@@ -100,7 +100,7 @@ __device__ __forceinline__ BlockUpdate next(const RootRule& rule, const RootGrou
   return update;
 }
 
-__device__ __forceinline__ void start_side(const RootGroups& in, const RootGroupSide& side,
+__device__ __forceinline__ void start_side(const SquareRootGroups& in, const SquareRootGroupSide& side,
                                            const BlockUpdate& update, int64_t block) {
   const float share = in.rule.weight * in.rule.damping * static_cast<float>(side.k);
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
@@ -118,11 +118,12 @@ __device__ __forceinline__ void start_side(const RootGroups& in, const RootGroup
 }
 
 // Whether F' of a block is finite; the same for every thread.
-__device__ __forceinline__ bool succeeded(const RootGroupSide& side, int64_t block) {
+__device__ __forceinline__ bool succeeded(const SquareRootGroupSide& side, int64_t block) {
   return total(side.failed + block * side.failed_partials, side.failed_partials) == 0;
 }
 
-__device__ __forceinline__ void finish_side(const RootGroups& in, const RootGroupSide& side, int64_t block) {
+__device__ __forceinline__ void finish_side(const SquareRootGroups& in, const SquareRootGroupSide& side,
+                                            int64_t block) {
   const BlockUpdate update = side.updates[block];
   if (update.readiness == Readiness::kNone) return;
   float* const statistics = side.statistics + block * kColumns;
@@ -142,19 +143,20 @@ __device__ __forceinline__ void finish_side(const RootGroups& in, const RootGrou
 }
 
 // The group of this CTA, and its block within the group.
-__device__ __forceinline__ const RootGroup& own_group(const RootGroups& in, int64_t* block) {
+__device__ __forceinline__ const SquareRootGroup& own_group(const SquareRootGroups& in, int64_t* block) {
   const int64_t cta = blockIdx.x;
-  const RootGroup& group = in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
+  const SquareRootGroup& group =
+      in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
   *block = group.start + cta - group.first_cta;
   return group;
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(const RootGroups in) {
+extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(const SquareRootGroups in) {
   __shared__ float scratch[kBlockWarps];
   int64_t block;
-  const RootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = own_group(in, &block);
   if (!in.active[group.first_block + block]) return;
   const Matrix grad(in.views, group.grad, block, group.m, group.n);
   float most = 0, sum = 0;
@@ -174,21 +176,21 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
   if (threadIdx.x == 0) group.gradient[block] = {sum, isfinite(sum) ? unit : 1};
 }
 
-extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const RootGroups in) {
+extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const SquareRootGroups in) {
   int64_t block;
-  const RootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = own_group(in, &block);
   if (!in.active[group.first_block + block]) return;
   for (int i = 0; i < group.sides; ++i) {
-    const RootGroupSide& side = group.side[i];
+    const SquareRootGroupSide& side = group.side[i];
     const BlockUpdate update = next(in.rule, side, group.gradient[block], block);
     if (threadIdx.x == 0) side.updates[block] = update;
     if (update.readiness == Readiness::kReady) start_side(in, side, update, block);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) finish_sides(const RootGroups in) {
+extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) finish_sides(const SquareRootGroups in) {
   int64_t block;
-  const RootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = own_group(in, &block);
   if (!in.active[group.first_block + block]) return;
   for (int i = 0; i < group.sides; ++i) finish_side(in, group.side[i], block);
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "grouped_plan.h"
+
 namespace kradagrad::cuda {
 namespace {
 
@@ -11,17 +13,12 @@ constexpr int32_t kMostSquares = 5;
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-std::string precision_name(Precision precision) {
-  constexpr const char* kNames[] = {"bf16x3", "tf32x3", "bf16x6", "fp32"};
-  return kNames[static_cast<int>(precision)];
-}
-
 // Products that are launched together.
 struct Step {
-  std::vector<RootProduct> products;
+  std::vector<SquareRootProduct> products;
   int64_t ctas = 0;
 
-  void add(RootProduct product, int64_t blocks) {
+  void add(SquareRootProduct product, int64_t blocks) {
     product.first_cta = ctas;
     ctas += product.tiles * blocks;
     products.push_back(product);
@@ -32,14 +29,14 @@ struct Step {
 struct Stage {
   std::string kernel;
   int64_t ctas;
-  std::vector<RootProduct> products;
-  std::vector<RootGroup> groups;
+  std::vector<SquareRootProduct> products;
+  std::vector<SquareRootGroup> groups;
   std::vector<NormSum> sums;
 };
 
 // One group, with the numbers of all of its blocks.
 struct Group {
-  const RootGroupTensors& in;
+  const SquareRootGroupTensors& in;
   int64_t first_block;
   Matrices grad, direction, out, left_root, right_root;
   GradientNorm* gradient = nullptr;
@@ -56,12 +53,12 @@ class SquareRootPlan {
  public:
   SquareRootPlan(Planner& planner, const SquareRootInputs& inputs, int64_t scratch_bytes)
       : planner_(planner), inputs_(inputs), rule_(inputs.rule), scratch_bytes_(scratch_bytes) {
-    for (const RootGroupTensors& group : inputs.groups) {
+    for (const SquareRootGroupTensors& group : inputs.groups) {
       const bool large = std::max(group.m, group.n) >= kSmallSide;
       if (large && inputs.precision != Precision::kTf32x3) tile_ = 128;
     }
     int64_t first_block = 0;
-    for (const RootGroupTensors& group : inputs.groups) {
+    for (const SquareRootGroupTensors& group : inputs.groups) {
       groups_.push_back(make_group(group, first_block));
       first_block += group.blocks;
     }
@@ -74,7 +71,7 @@ class SquareRootPlan {
       planner_.release(mark);
     }
     const View* const views = planner_.add(views_.all());
-    const RootSide* const sides = planner_.add(sides_);
+    const SquareRootSide* const sides = planner_.add(sides_);
     for (const Stage& stage : stages_) launch(stage, views, sides);
   }
 
@@ -84,7 +81,7 @@ class SquareRootPlan {
     Part part;
     bool right;
     int32_t d, k;
-    RootGroupSide entry;
+    SquareRootGroupSide entry;
     Matrices unfolding;  // what B is made from, as [m, n]
     Matrices b;          // [d, columns]
     int32_t columns;
@@ -101,7 +98,7 @@ class SquareRootPlan {
     return symmetric ? tile_rows * (tile_rows + 1) / 2 : tile_rows * tile_cols;
   }
 
-  Group make_group(const RootGroupTensors& in, int64_t first_block) {
+  Group make_group(const SquareRootGroupTensors& in, int64_t first_block) {
     Group group{in, first_block, {}, {}, {}, {}, {}};
     if (inputs_.update) {
       group.grad = views_.add(in.grad);
@@ -159,9 +156,9 @@ class SquareRootPlan {
     return views_.add(planner_.floats(part.blocks() * rows * length), part.begin, rows, length);
   }
 
-  RootProduct product(const Part& part, int32_t rows, int32_t cols, int32_t depth, RootEpilogue epilogue,
-                      bool symmetric = false) const {
-    RootProduct product{};
+  SquareRootProduct product(const Part& part, int32_t rows, int32_t cols, int32_t depth,
+                            SquareRootEpilogue epilogue, bool symmetric = false) const {
+    SquareRootProduct product{};
     product.first_block = part.group->first_block;
     product.start = part.begin;
     product.side = -1;
@@ -186,7 +183,7 @@ class SquareRootPlan {
       if (inputs_.precondition) plan_two_sided(part, first, last, sums, norm_ctas);
       if (inputs_.update && !is_empty(*part.group)) plan_sides(part, first, works);
     }
-    const std::vector<RootGroup> groups = groups_of(slice, works);
+    const std::vector<SquareRootGroup> groups = groups_of(slice, works);
     add_groups("gradient_norms", groups);
     add_products(first);
     add_groups("start_sides", groups);
@@ -204,12 +201,12 @@ class SquareRootPlan {
     sums.push_back({norm_ctas, group.first_block, part.begin, nullptr, count});
     norm_ctas += part.blocks();
     if (is_empty(group)) return;
-    RootProduct half = product(part, m, n, n, RootEpilogue::kStore);
+    SquareRootProduct half = product(part, m, n, n, SquareRootEpilogue::kStore);
     half.a.of = group.direction;
     half.b = {group.right_root, 1, 0, 0};
     half.out = batch(part, m, n);
     first.add(half, part.blocks());
-    RootProduct whole = product(part, m, n, m, RootEpilogue::kOut);
+    SquareRootProduct whole = product(part, m, n, m, SquareRootEpilogue::kOut);
     whole.a.of = group.left_root;
     whole.b = {half.out, 1, 0, 0};
     whole.out = group.out;
@@ -234,7 +231,7 @@ class SquareRootPlan {
       static_assert(sizeof(BlockUpdate) == 5 * kFloatBytes);
       work.entry.updates = reinterpret_cast<BlockUpdate*>(partials(part, 5));
       if (rule_.coupled) {
-        RootProduct coupled = product(part, m, n, right ? m : n, RootEpilogue::kCoupled);
+        SquareRootProduct coupled = product(part, m, n, right ? m : n, SquareRootEpilogue::kCoupled);
         coupled.a.of = right ? group.left_root : group.grad;
         coupled.b = {right ? group.grad : group.right_root, 1, 0, 0};
         coupled.out = work.unfolding = batch(part, m, n);
@@ -260,11 +257,12 @@ class SquareRootPlan {
     }
   }
 
-  std::vector<RootGroup> groups_of(const std::vector<Part>& slice, const std::vector<Work>& works) const {
-    std::vector<RootGroup> groups;
+  std::vector<SquareRootGroup> groups_of(const std::vector<Part>& slice,
+                                         const std::vector<Work>& works) const {
+    std::vector<SquareRootGroup> groups;
     int64_t ctas = 0;
     for (const Part& part : slice) {
-      RootGroup entry{};
+      SquareRootGroup entry{};
       entry.first_cta = ctas;
       entry.first_block = part.group->first_block;
       entry.start = part.begin;
@@ -299,14 +297,15 @@ class SquareRootPlan {
   }
 
   void plan_whitening(const Work& work, Step& first, Step& second) {
-    RootProduct b = product(work.part, work.d, work.k, work.d, RootEpilogue::kWhiten);
+    SquareRootProduct b = product(work.part, work.d, work.k, work.d, SquareRootEpilogue::kWhiten);
     b.side = work.side;
     b.a = {work.entry.factor, 1, 0, 0};
     b.b = {work.unfolding, work.right ? 0 : 1, 0, 0};
     b.out = work.b;
     b.partial = const_cast<float*>(work.entry.whitened);
     first.add(b, work.part.blocks());
-    RootProduct gram = product(work.part, work.d, work.d, work.columns, RootEpilogue::kGram, true);
+    SquareRootProduct gram =
+        product(work.part, work.d, work.d, work.columns, SquareRootEpilogue::kGram, true);
     gram.side = work.side;
     gram.a.of = gram.b.of = work.b;
     gram.out = work.squares[0];
@@ -314,9 +313,9 @@ class SquareRootPlan {
     second.add(gram, work.part.blocks());
   }
 
-  RootProduct square(const Work& work, Combination combination, int32_t step, Matrices a, Matrices b,
-                     Matrices x, Matrices out) const {
-    RootProduct result = product(work.part, work.d, work.d, work.d, RootEpilogue::kCombine, true);
+  SquareRootProduct square(const Work& work, Combination combination, int32_t step, Matrices a, Matrices b,
+                           Matrices x, Matrices out) const {
+    SquareRootProduct result = product(work.part, work.d, work.d, work.d, SquareRootEpilogue::kCombine, true);
     result.side = work.side;
     result.combination = combination;
     result.step = step;
@@ -350,7 +349,7 @@ class SquareRootPlan {
       old_z = z;
       y = new_y, t = new_t, z = new_z;
     }
-    RootProduct factor = product(work.part, work.d, work.d, work.d, RootEpilogue::kFactor);
+    SquareRootProduct factor = product(work.part, work.d, work.d, work.d, SquareRootEpilogue::kFactor);
     factor.side = work.side;
     factor.combination = rule_.refine == 1 ? Combination::kOneStep : Combination::kRestored;
     factor.a.of = factor.x.of = work.entry.factor;
@@ -362,25 +361,25 @@ class SquareRootPlan {
 
   void add_products(const Step& step) {
     const std::string kernel =
-        "square_root_product_" + std::to_string(tile_) + "_" + precision_name(inputs_.precision);
+        "square_root_product_" + std::to_string(tile_) + "_" + name_of(inputs_.precision);
     stages_.push_back({kernel, step.ctas, step.products, {}, {}});
   }
 
-  void add_groups(const std::string& kernel, const std::vector<RootGroup>& groups) {
+  void add_groups(const std::string& kernel, const std::vector<SquareRootGroup>& groups) {
     int64_t ctas = 0;
-    for (const RootGroup& group : groups) ctas += group.blocks;
+    for (const SquareRootGroup& group : groups) ctas += group.blocks;
     stages_.push_back({kernel, ctas, {}, groups, {}});
   }
 
-  void launch(const Stage& stage, const View* views, const RootSide* sides) {
+  void launch(const Stage& stage, const View* views, const SquareRootSide* sides) {
     if (!stage.products.empty()) {
-      const RootProducts products{planner_.add(stage.products), sides, views,
-                                  static_cast<int32_t>(stage.products.size()), inputs_.active};
+      const SquareRootProducts products{planner_.add(stage.products), sides, views,
+                                        static_cast<int32_t>(stage.products.size()), inputs_.active};
       const int32_t shared = kProductStages * tile_ * 2 * kProductDepth * kFloatBytes;
       planner_.launch(stage.kernel, stage.ctas, 2 * tile_, shared, products);
     } else if (!stage.groups.empty()) {
-      const RootGroups groups{planner_.add(stage.groups), views, static_cast<int32_t>(stage.groups.size()),
-                              rule_, inputs_.active};
+      const SquareRootGroups groups{planner_.add(stage.groups), views,
+                                    static_cast<int32_t>(stage.groups.size()), rule_, inputs_.active};
       planner_.launch(stage.kernel, stage.ctas, kBlockThreads, 0, groups);
     } else if (!stage.sums.empty()) {
       const NormSums sums{planner_.add(stage.sums), static_cast<int32_t>(stage.sums.size()), inputs_.active,
@@ -391,12 +390,12 @@ class SquareRootPlan {
 
   Planner& planner_;
   const SquareRootInputs& inputs_;
-  const RootRule& rule_;
+  const SquareRootRule& rule_;
   int64_t scratch_bytes_;
   int32_t tile_ = 64;  // side of a CTA's tile
   Views views_;
   std::vector<Group> groups_;
-  std::vector<RootSide> sides_;
+  std::vector<SquareRootSide> sides_;
   std::vector<Stage> stages_;
 };
 

@@ -14,24 +14,24 @@
 namespace kradagrad::cuda {
 
 // A side's factor F [N, d, d] and its statistics [N, 4]; contiguous.
-struct RootSideTensors {
+struct SquareRootSideTensors {
   TensorInfo factor;
   float* statistics;
 };
 
 // One group: N blocks [m, n].
-struct RootGroupTensors {
+struct SquareRootGroupTensors {
   int64_t blocks;
   int32_t m, n;
   TensorInfos grad;  // not looked at unless factors are updated
-  std::optional<RootSideTensors> left, right;
+  std::optional<SquareRootSideTensors> left, right;
   TensorInfos direction, out;        // not looked at unless the product is made
   TensorInfo left_root, right_root;  // of the product, and of a coupled update
 };
 
 struct SquareRootInputs {
-  std::vector<RootGroupTensors> groups;
-  RootRule rule;
+  std::vector<SquareRootGroupTensors> groups;
+  SquareRootRule rule;
   Precision precision;
   bool update, precondition;
   const bool* active;  // by block of all groups

@@ -46,8 +46,8 @@ PRODUCTS = [
     product("division by an rms of zero", "rms > 0 ? 1 / rms : 0", "1 / rms"),
     product(
         "the whitened norm without its scale",
-        "sum_of_squares(scale));\n      }\n      case RootEpilogue::kGram",
-        "sum_of_squares(1));\n      }\n      case RootEpilogue::kGram",
+        "sum_of_squares(scale));\n      }\n      case SquareRootEpilogue::kGram",
+        "sum_of_squares(1));\n      }\n      case SquareRootEpilogue::kGram",
     ),
 ]
 
