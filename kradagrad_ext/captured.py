@@ -11,35 +11,32 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import variants
+from . import preconditioner
 from .backends.base import Backend
 from .config import Config
+from .preconditioner import GroupStep
 from .state import GroupState
-from .variants import GroupStep
 
 
 def step(
-    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], nows: Sequence[GroupStep]
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[GroupStep]
 ) -> list[Tensor]:
-    """As `variants.step`."""
-    norms = variants.step(states, config, backends, nows)
-    for state, backend, now in zip(states, backends, nows, strict=True):
+    """As `preconditioner.step`."""
+    norms = preconditioner.step(states, config, backends, steps)
+    for state, backend, now in zip(states, backends, steps, strict=True):
         if not now.fresh:
             _take_turn(state, config, backend, now)
-    taken = [now.clock.preconditions_on_device(config) for now in nows]
+    taken = [now.clock.preconditions_on_device(config) for now in steps]
     return [norm * mask for norm, mask in zip(norms, taken, strict=True)]
 
 
 def _take_turn(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> None:
     """New roots for the blocks whose turn it is."""
-    blocks = state.group.blocks
-    index = now.clock.turn(blocks, config)
-    batches = (state.factors, state.statistics, state.roots, state.checks)
+    index = now.clock.turn(state.group.blocks, config)
+    batches = (state.factors, state.factor_stats, state.roots, state.root_stats)
     chosen = [[batch[index] for batch in own] for own in batches]
     turn = GroupState(state.group, state.layouts, *chosen)
-    modes = [mode for mode, factored in enumerate(state.group.factored) if factored]
-    interval = blocks / len(index)
-    variants.root(turn, modes, config, backend, now.active[index], max(1.0, interval / config.factor_every))
-    for own, taken in zip(batches, chosen, strict=True):
+    preconditioner.refresh_roots(turn, config, backend, now.active[index])
+    for own, taken in zip(batches[2:], chosen[2:], strict=True):
         for batch, values in zip(own, taken, strict=True):
             batch.index_copy_(0, index, values)

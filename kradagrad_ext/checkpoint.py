@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from . import packing
 from .config import STRUCTURAL, Config
 from .state import empty_state
 
@@ -74,6 +76,11 @@ def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) ->
         raise ValueError(
             f"KrADagrad: `param_groups` must hold {len(param_groups)} groups, got {len(saved_groups)}"
         )
+    if any("factor_scale" in saved for saved in saved_groups):
+        raise ValueError(
+            "KrADagrad: `state` must hold square roots of the factors, got one of an earlier version, which "
+            "kept the factors themselves: go on from the parameters, with new state"
+        )
     for position, (group, saved) in enumerate(zip(param_groups, saved_groups, strict=True)):
         _check_group(position, group, saved)
         config = Config.of(saved)
@@ -109,11 +116,27 @@ def _check_state(index: int, p: Tensor, config: Config, saved: dict[str, Any]) -
         raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
     for key, tensor in expected.items():
         value = saved[key]
+        shapes = [tensor.shape, *_other_storage(key, tensor, config)]
         fits = isinstance(value, Tensor) and value.dtype == tensor.dtype
-        if not fits or _in_a_row(value.shape, tensor.ndim) != tensor.shape:
+        if not fits or all(_in_a_row(value.shape, len(shape)) != shape for shape in shapes):
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
             wanted = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"KrADagrad: `{key}` of parameter {index} must be {wanted}, got {got}")
+
+
+def _other_storage(key: str, tensor: Tensor, config: Config) -> list[tuple[int, ...]]:
+    """The shape of a packed factor where it is stored whole, and the other way round."""
+    if not (config.packed and _is_factor(key)):
+        return []
+    if tensor.ndim == 3:
+        n, d, _ = tensor.shape
+        return [(n, d * (d + 1) // 2)]
+    d = packing.side(tensor)
+    return [(len(tensor), d, d)]
+
+
+def _is_factor(key: str) -> bool:
+    return key.startswith("factor_") and not key.startswith("factor_stats")
 
 
 def _in_a_row(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -123,10 +146,36 @@ def _in_a_row(shape: Sequence[int], ndim: int) -> tuple[int, ...]:
 
 
 def by_parameter(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
-    """The saved tensors, not those that `torch.optim.Optimizer` cast to the parameters' dtype."""
-    return {
-        p: state_dict["state"][index]
-        for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True)
-        for index, p in zip(saved["params"], group["params"], strict=True)
-        if index in state_dict["state"]
-    }
+    """The saved tensors, not those that `torch.optim.Optimizer` cast to the parameters' dtype.
+
+    Packed factors that were saved on a device of another kind come as they are stored on this one.
+    """
+    found = {}
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        config = Config.of(group)
+        for index, p in zip(saved["params"], group["params"], strict=True):
+            if index in state_dict["state"]:
+                found[p] = dict(state_dict["state"][index])
+                if config.packed:
+                    _restore_packed(found[p], config.packs_factors(p.device))
+    return found
+
+
+def _restore_packed(state: dict[str, Tensor], triangles: bool) -> None:
+    """Store factors as triangles, or whole; the same F F^T either way."""
+    for key in filter(_is_factor, state):
+        factor, stats = state[key], state[key.replace("factor_", "factor_stats_")]
+        lies_in_grid = stats.ndim > 2 or not isinstance(factor, Tensor)
+        if lies_in_grid or (factor.ndim == 2) == triangles:
+            continue
+        if triangles:
+            state[key] = packing.pack_upper(_upper(factor))
+        else:
+            state[key] = packing.unpack_upper(factor, packing.side(factor))
+
+
+def _upper(factors: Tensor) -> Tensor:
+    """The upper triangular U with U U^T = F F^T, from QR of F^T with its columns in reverse."""
+    wide = factors if factors.dtype == torch.float64 else factors.float()
+    r: Tensor = torch.linalg.qr(wide.flip(-2).mT, mode="r").R
+    return r.mT.flip((-2, -1)).to(factors.dtype)

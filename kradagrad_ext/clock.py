@@ -34,6 +34,18 @@ class Clock:
         """Whether all roots are made."""
         return self.counter is None and self.number % config.root_every == 0
 
+    def damped_updates(self, config: Config) -> float:
+        """How many updates' worth of damping enters with that of this step.
+
+        On the host all of it at once, with the last update before roots are made, which saves a product on
+        the other steps; where the host does not know the step, it enters with every update.
+        """
+        if self.counter is not None:
+            return 1.0
+        due = -(-self.number // config.root_every) * config.root_every
+        is_last = self.number + config.factor_every > due
+        return max(1.0, config.root_every / config.factor_every) if is_last else 0.0
+
     def preconditions(self, config: Config) -> bool:
         """Whether preconditioned updates are made."""
         return self.counter is not None or self.number >= config.start_step
@@ -49,9 +61,9 @@ class Clock:
         return self.counter % config.factor_every == 0
 
     def preconditions_on_device(self, config: Config) -> Tensor | bool:
-        """Whether preconditioned updates are taken, where the host does not know."""
+        """Whether preconditioned updates are taken."""
         if self.counter is None or config.start_step <= 1:
-            return True
+            return self.preconditions(config)
         return self.counter >= config.start_step
 
     def turn(self, blocks: int, config: Config) -> Tensor:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
-FACTOR_UPDATES = ("auto", "krad", "exact")
-FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product")
-PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
-GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "none")
+from .backends.base import METHODS, PRECISIONS, UpdateRule
+
+FACTOR_UPDATES = ("auto", *METHODS)
+COUPLINGS = ("none", "kl")
+GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
+OWN_LENGTHS = ("rms", "whitened")
 MOMENTUM_ON = ("gradient", "update")
-ROOT_METHODS = ("auto", "eigh", "newton_schulz")
-NAMED_EXPONENTS = ("shampoo", "ons")
-ROOT_DTYPES = (None, torch.bfloat16)
+ROOT_METHODS = ("auto", "eigh", "polar")
+STORAGE_DTYPES = (None, torch.bfloat16)
+LARGEST_REFINE = 6
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 STRUCTURAL = (
     "block_size",
@@ -33,6 +35,7 @@ STRUCTURAL = (
     "precondition_1d",
     "graft",
     "momentum_on",
+    "factor_dtype",
     "root_dtype",
     "packed",
 )
@@ -93,7 +96,7 @@ class Config:
     split: int | Sequence[int]
     split_dim: int
     factor_update: str
-    factor_scale: str
+    coupling: str
     refine: int
     precision: str
     factor_decay: float
@@ -101,8 +104,9 @@ class Config:
     factor_every: int
     root_every: int
     start_step: int
-    exponent: float | str | None
+    exponent: float | None
     root_method: str
+    factor_dtype: torch.dtype | None
     root_dtype: torch.dtype | None
     packed: bool
     graft: str
@@ -126,19 +130,22 @@ class Config:
         self._check_choices()
         self._check_numbers()
         if self.capturable:
-            require(
-                self.root_method != "eigh", "root_method", "newton_schulz with `capturable`", self.root_method
-            )
+            require(self.root_method != "eigh", "root_method", "polar with `capturable`", self.root_method)
+            sound = self.factor_update != "cholesky"
+            require(sound, "factor_update", "products with `capturable`", self.factor_update)
+        if self.graft == "whitened":
+            require(self.coupling == "kl", "coupling", "kl with `graft` whitened", self.coupling)
 
     def _check_choices(self) -> None:
         for option, choices in (
             ("factor_update", FACTOR_UPDATES),
-            ("factor_scale", FACTOR_SCALES),
+            ("coupling", COUPLINGS),
             ("precision", PRECISIONS),
             ("root_method", ROOT_METHODS),
             ("graft", GRAFTS),
             ("momentum_on", MOMENTUM_ON),
-            ("root_dtype", ROOT_DTYPES),
+            ("factor_dtype", STORAGE_DTYPES),
+            ("root_dtype", STORAGE_DTYPES),
         ):
             require(getattr(self, option) in choices, option, f"one of {choices}", getattr(self, option))
         for option in (
@@ -163,49 +170,57 @@ class Config:
         for option in ("block_size", "max_factor_dim", "factor_every", "root_every"):
             value = getattr(self, option)
             require(is_int(value) and value >= 1, option, "an integer >= 1", value)
-        for option in ("refine", "start_step", "batch_dims"):
+        for option in ("start_step", "batch_dims"):
             value = getattr(self, option)
             require(is_int(value) and value >= 0, option, "an integer >= 0", value)
+        refine = self.refine
+        sound = is_int(refine) and 1 <= refine <= LARGEST_REFINE
+        require(sound, "refine", f"an integer from 1 to {LARGEST_REFINE}", refine)
         require(is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
         sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)
         require(sound, "split", "a number of parts >= 1 or the length of every part", self.split)
         decay = self.factor_decay
         require(is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
-        expected = f"None, one of {NAMED_EXPONENTS} or 1/p with an integer p"
-        require(self._exponent_is_valid(), "exponent", expected, self.exponent)
+        valid = self._exponent_is_valid()
+        require(valid, "exponent", "None or 1/p with an integer p", self.exponent)
         positive = is_number(self.damping) and self.damping > 0
         require(positive, "damping", "a number > 0 (it also scales a new factor)", self.damping)
 
     def _exponent_is_valid(self) -> bool:
-        if self.exponent is None or self.exponent in NAMED_EXPONENTS:
+        if self.exponent is None:
             return True
-        if not is_number(self.exponent) or not 0 < float(self.exponent) <= 1:
+        if not is_number(self.exponent) or not 0 < self.exponent <= 1:
             return False
-        return abs(1 / float(self.exponent) - round(1 / float(self.exponent))) < 1e-6
+        return abs(1 / self.exponent - round(1 / self.exponent)) < 1e-6
 
     def root_order(self, order: int) -> int:
         """The p of the root X^(1/p) for a block with `order` dims (docs/concepts.md, exponents)."""
-        if self.exponent == "shampoo":
-            return 2 * order
-        if self.exponent == "ons":
-            return order
-        if self.exponent is None:
-            return max(order, 2)
-        return round(1 / float(self.exponent))
+        return max(order, 2) if self.exponent is None else round(1 / self.exponent)
 
-    def factor_weight(self) -> float:
-        """Weight of a new statistic: a running mean's, or 1 for a running sum, where nothing is forgotten."""
-        return 1.0 if self.factor_decay == 1 else 1 - self.factor_decay
+    def factor_method(self, device: torch.device) -> str:
+        """`factor_update` as the ops take it: ``auto`` is Cholesky where that is cheap, on a CPU."""
+        if self.factor_update != "auto":
+            return self.factor_update
+        return "cholesky" if device.type == "cpu" and not self.capturable else "products"
 
-    def op_scale(self, device: torch.device) -> str:
-        """`factor_scale` as the ops take it: ``exact``, or the bound of the KrAD update.
+    def update_rule(self, device: torch.device, damped_updates: float) -> UpdateRule:
+        """The scalars of a factor update; without forgetting, statistics are sums, else running means."""
+        return UpdateRule(
+            decay=self.factor_decay,
+            weight=1.0 if self.factor_decay == 1 else 1 - self.factor_decay,
+            damping=self.damping,
+            damped_updates=damped_updates,
+            method=self.factor_method(device),
+            refine=self.refine,
+            precision=self.precision,
+            coupled=self.coupling == "kl",
+        )
 
-        ``auto`` is exact where a Cholesky factorisation is cheap and KrAD where products are.
-        """
-        exact = self.factor_update == "exact" or (self.factor_update == "auto" and self.factorises(device))
-        return "exact" if exact else self.factor_scale
+    def for_blocks(self, has_blocks: bool) -> Config:
+        """The options of parameters with blocks, or without, which take Adam where lengths are of blocks."""
+        return self if has_blocks or self.graft not in OWN_LENGTHS else replace(self, graft="adam")
 
-    def factorises(self, device: torch.device) -> bool:
-        """Whether factorisations, which may look at values, serve better than products: on a CPU."""
-        return device.type == "cpu" and not self.capturable
+    def packs_factors(self, device: torch.device) -> bool:
+        """Whether factors are stored as triangles: those that updates by Cholesky leave are."""
+        return self.packed and self.factor_method(device) == "cholesky"

@@ -107,8 +107,8 @@ class Reading:
 def report(optimizer: Optimizer) -> list[dict[str, float]]:
     """A `Reading` at once, which waits for the device.
 
-    Counts are since the start of training. Eigenvalues, condition, asymmetry and residual are of blocks whose
-    factors have been updated. Of a sharded optimizer, what is told of blocks is told of this rank's.
+    Counts are since the start of training. Eigenvalues, condition and residual are of blocks whose factors
+    have been updated. Of a sharded optimizer, what is told of blocks is told of this rank's.
 
     Returns:
         One dict for every parameter group.
@@ -117,12 +117,14 @@ def report(optimizer: Optimizer) -> list[dict[str, float]]:
         - ``non_finite_gradients``: gradients skipped because they held NaN or Inf, over all parameters.
         - ``graft_fallbacks``: preconditioned updates that were zero or not finite, so that the grafting
           method's was taken.
-        - ``factor_fallbacks``: exact factor updates whose Cholesky failed.
+        - ``factor_fallbacks``: factor updates whose Cholesky failed, so that a QR decomposition took its
+          place, or that were left out because their result was not finite.
         - ``roots_kept``: refreshes of a block's root that failed their check.
-        - ``smallest_eigenvalue``, ``largest_eigenvalue``: certified bounds for every factor, below and above;
-          0 below where one is not positive definite, infinite above where one is not finite.
+        - ``smallest_eigenvalue``, ``largest_eigenvalue``: certified bounds for every X = F F^T, below and
+          above; 0 below where an F is singular, infinite above where one is not finite.
         - ``condition``: the largest quotient of a factor's two bounds; infinite where the lower one is 0.
-        - ``asymmetry``: the largest |X - X^T|_F / |X|_F.
+        - ``smallest_whitened``, ``largest_whitened``: of the mean squares of the blocks' last whitened
+          gradients, which are near 1 where the factors fit the gradients.
         - ``root_residual``: the largest |P^p - X|_F / |X|_F of the last roots made, accepted or not.
         - ``smallest_graft_ratio``, ``largest_graft_ratio``: of the factors that gave parameters' last
           preconditioned updates their lengths.

@@ -6,7 +6,11 @@ With d the direction, v the second moment, t the number of gradients seen and e 
     rmsprop   the same v, without its bias correction
     adagrad   the same with v = v + g^2
     sgd       d
-    none      no rescaling: the preconditioned update as it is
+    rms       the update scaled to a root mean square of 0.2, and never to more than four times its own
+    whitened  the update as it is: its blocks have been divided by the root mean square of their whitened
+              gradients
+
+The last two keep no second moment; where no preconditioned update can be taken, d gets the length of `rms`.
 
 `eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
 gradient is multiplied by a constant, which an absolute one does not.
@@ -19,12 +23,19 @@ import math
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import OWN_LENGTHS, Config
 
 STEPS, ENERGY, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(5)
 """Columns of a bucket's ``scalars [P, 5]``: gradients seen, mean of v, gradients skipped because they were
 not finite, steps on which the preconditioned update was not finite and the graft's was taken, and the factor
 that gave the last preconditioned update its length, 0 before the first."""
+
+
+RMS_LENGTH = 0.2
+"""Root mean square of an update with `rms`, near that of Adam's in training."""
+
+LEAST_RMS = 0.05
+"""An update of a smaller root mean square stays shorter, too: a momentum that has run out ends."""
 
 
 def has_second_moment(config: Config) -> bool:
@@ -86,18 +97,27 @@ def scale_(
     scalars: Tensor,
     graft_norms: Tensor,
     update_norms: Tensor,
+    numel: Tensor,
     preconditioned: Tensor,
     config: Config,
 ) -> None:
-    """Column c3: the factor that gives every preconditioned update its grafted length.
+    """Column c3: the factor that gives every preconditioned update its length.
 
     c3 stays NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[P, 4]``.  scalars: ``[P, 5]``; such steps are counted, the factor is kept.
-        graft_norms, update_norms: squared norms ``[P]``.  preconditioned: ``[P]`` bool.
+        coefficients: ``[P, 4]``; c0 with `rms` and `whitened` becomes what gives the graft its length.
+        scalars: ``[P, 5]``; steps without an update are counted, the factor is kept.
+        graft_norms, update_norms: squared norms ``[P]``.  numel: elements ``[P]``, at least 1.
+        preconditioned: ``[P]`` bool.
     """
-    scale = coefficients[:, 0] if config.graft == "none" else (graft_norms / update_norms).sqrt()
+    scale = (graft_norms / update_norms).sqrt()
+    if config.graft in OWN_LENGTHS:
+        c0, size = coefficients[:, 0].clone(), numel.sqrt()
+        shrunk = RMS_LENGTH * size / (c0 * update_norms.sqrt()).maximum(LEAST_RMS * size)
+        scale = c0 * shrunk if config.graft == "rms" else c0
+        length = RMS_LENGTH * size / graft_norms.sqrt()
+        coefficients[:, 0] = torch.where(graft_norms > 0, c0 * length, 0)
     sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
     scalars[:, FALLBACKS] += preconditioned & ~sound & (graft_norms > 0)

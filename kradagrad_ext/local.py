@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import grafting
 from .config import Config
 from .full_precision import full_float32
+from .plan import plan_parameter
 from .state import Bucket
 from .step import LossScale, Settings, Work, plan_work, step_bucket
-
-Key = tuple[torch.device, torch.dtype]
 
 
 class Local:
@@ -79,18 +77,18 @@ class Local:
         if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
             kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
             buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)
-        keys = {(p.device, p.dtype) for p in with_gradient}
-        return [plan_work(bucket, settings, fresh) for bucket in buckets if bucket.key in keys]
+        return [plan_work(bucket, settings, fresh) for bucket in buckets if any(bucket.present)]
 
     def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
-        """Batch the parameters by device and dtype, taking over the state they have."""
-        by_key: dict[Key, list[Tensor]] = defaultdict(list)
+        """Batch the parameters by device, dtype and what gives lengths, taking over the state they have."""
+        by_key: dict[tuple[torch.device, torch.dtype, str], list[Tensor]] = defaultdict(list)
         for p in params:
-            by_key[p.device, p.dtype].append(p)
+            options = config.for_blocks(bool(plan_parameter(p.shape, config).regions))
+            by_key[p.device, p.dtype, options.graft].append(p)
         buckets = []
         for members in by_key.values():
             saved = [self._state[p] for p in members]
-            bucket = Bucket(members, config, grafting.has_second_moment(config), saved)
+            bucket = Bucket(members, config, saved)
             bucket.check(config)
             self._state.update(zip(members, bucket.parameter_states(), strict=True))
             buckets.append(bucket)

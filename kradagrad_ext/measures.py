@@ -1,9 +1,9 @@
 """What can be told of factors, roots and updates where they lie, without the host looking at a value.
 
-For a symmetric X with the eigenvalues l1 <= ... <= ld and, where it is positive definite, X = L L^T::
+For X = F F^T with the eigenvalues l1 <= ... <= ld::
 
     ld <= min(|X|_F, largest row sum of |X|)
-    l1 >= 1 / (1/l1 + ... + 1/ld) = 1 / tr(X^-1) = 1 / |L^-1|_F^2
+    l1 >= 1 / (1/l1 + ... + 1/ld) = 1 / tr(X^-1) = 1 / |F^-1|_F^2
 
 Both are worked out in float64, so that rounding is far below what they leave open.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import grafting, packing, roots
-from .config import Config
+from .backends.base import FALLBACKS, WEIGHT, WHITENED
 
 State = Mapping[str, Tensor]
 """What ``optimizer.state[p]`` holds of a parameter; of a sharded optimizer, block tensors in pieces."""
@@ -44,15 +44,16 @@ MEASURES = {
     "smallest_eigenvalue": SMALLEST,
     "largest_eigenvalue": LARGEST,
     "condition": LARGEST,
-    "asymmetry": LARGEST,
+    "smallest_whitened": SMALLEST,
+    "largest_whitened": LARGEST,
     "root_residual": LARGEST,
     "smallest_graft_ratio": SMALLEST,
     "largest_graft_ratio": LARGEST,
 }
 """Of a parameter group, in the order of a row; docs/diagnostics.md says what each means."""
 
-SLICE_SHARE = 8
-"""Slices are so many times smaller than those of a refresh, and twice that for triangles to be made whole."""
+SLICE_SHARE = 16
+"""Slices are so many times smaller than those of a refresh: what is made of them is in float64."""
 
 
 class Tally:
@@ -82,7 +83,7 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
     Args:
         states: of those of its parameters that have one.
     """
-    config, step = Config.of(param_group), torch.as_tensor(param_group["step"])
+    step = torch.as_tensor(param_group["step"])
     tallies: dict[torch.device, Tally] = {}
 
     def on(device: torch.device) -> Tally:
@@ -98,31 +99,33 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
         tally.add("graft_fallbacks", scalars[grafting.FALLBACKS])
         for name in ("smallest_graft_ratio", "largest_graft_ratio"):
             tally.add(name, ratio, ratio > 0)
-        for factors, statistics, checks in _batches(state):
-            _add_blocks(tally, factors, statistics, checks, config)
+        for of_blocks in _batches(state):
+            _add_blocks(tally, *of_blocks)
     return tallies
 
 
 def _batches(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Factors, statistics and checks of the blocks on this rank, region by region and mode by mode."""
+    """Factors, their statistics and the roots' of the blocks on this rank, region by region, mode by mode."""
     for key in state:
-        if key.startswith("factor_"):
-            place = key.removeprefix("factor_")
-            tensors = (state[key], state[f"statistics_{place}"], state[f"checks_{place}"])
-            for own in zip(*(getattr(tensor, "parts", [tensor]) for tensor in tensors), strict=True):
-                grid = own[1].ndim - 1  # in which the blocks of a sharded state lie
-                factors, statistics, checks = (tensor.flatten(0, grid - 1) for tensor in own)
-                yield factors, statistics, checks
+        if key.startswith("factor_stats_"):
+            place = key.removeprefix("factor_stats_")
+            tensors = (state[f"factor_{place}"], state[key], state[f"root_stats_{place}"])
+            for of_blocks in zip(*(getattr(tensor, "parts", [tensor]) for tensor in tensors), strict=True):
+                grid = of_blocks[1].ndim - 1  # in which the blocks of a sharded state lie
+                factors, factor_stats, root_stats = (tensor.flatten(0, grid - 1) for tensor in of_blocks)
+                yield factors, factor_stats, root_stats
 
 
-def _add_blocks(tally: Tally, factors: Tensor, statistics: Tensor, checks: Tensor, config: Config) -> None:
-    tally.add("factor_fallbacks", statistics[:, 1])
-    tally.add("roots_kept", checks[:, roots.REFUSALS])
-    counted = statistics[:, 0] != 0
-    tally.add("root_residual", checks[:, roots.RESIDUAL], counted)
-    for part in roots.slices(factors, factorised=False, share=SLICE_SHARE * (1 + config.packed)):
+def _add_blocks(tally: Tally, factors: Tensor, factor_stats: Tensor, root_stats: Tensor) -> None:
+    tally.add("factor_fallbacks", factor_stats[:, FALLBACKS])
+    tally.add("roots_kept", root_stats[:, roots.REFUSALS])
+    counted, whitened = factor_stats[:, WEIGHT] > 0, factor_stats[:, WHITENED]
+    for name in ("smallest_whitened", "largest_whitened"):
+        tally.add(name, whitened, whitened > 0)
+    tally.add("root_residual", root_stats[:, roots.RESIDUAL], counted)
+    for part in roots.slices(factors, factorised=False, share=SLICE_SHARE):
         whole = factors[part]
-        whole = packing.unpack(whole, packing.side(whole)) if config.packed else whole
+        whole = packing.unpack_upper(whole, packing.side(whole)) if whole.ndim == 2 else whole
         for name, values in factor_bounds(whole).items():
             tally.add(name, values, counted[part])
 
@@ -131,32 +134,21 @@ def factor_bounds(factors: Tensor) -> dict[str, Tensor]:
     """The measures of every factor.
 
     Args:
-        factors: X ``[N, d, d]``, floating. Eigenvalues are those of the symmetric part.
+        factors: F ``[N, d, d]``, floating; eigenvalues are those of X = F F^T.
 
     Returns:
-        ``[N]`` float64 each: ``smallest_eigenvalue``, a lower bound, 0 where X is not positive definite;
-        ``largest_eigenvalue``, an upper bound; ``condition``, their quotient; ``asymmetry``,
-        |X - X^T|_F / |X|_F. The last three are infinite where X is not finite.
+        ``[N]`` float64 each: ``smallest_eigenvalue``, a lower bound, 0 where F is singular;
+        ``largest_eigenvalue``, an upper bound; ``condition``, their quotient. The last two are infinite where
+        F is not finite.
     """
-    x = factors.double()
-    size = _frobenius(x)
-    asymmetry = _frobenius(x - x.mT) / size.clamp_min(torch.finfo(x.dtype).tiny)
-    x = (x + x.mT) / 2
-    largest = torch.minimum(_frobenius(x), x.abs().sum(-1).amax(-1))
-    lower, failed = torch.linalg.cholesky_ex(x)
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x)
-    inverse_trace = torch.linalg.solve_triangular(lower, identity, upper=False).square().sum((-2, -1))
-    definite = (failed == 0) & inverse_trace.isfinite()
-    smallest = torch.where(definite, 1 / inverse_trace, 0)
-    condition = torch.where(definite, largest * inverse_trace, math.inf)
+    f = factors.double()
+    x = f @ f.mT
+    largest = torch.minimum(torch.linalg.matrix_norm(x), x.abs().sum(-1).amax(-1))
+    inverse, failed = torch.linalg.inv_ex(f)
+    inverse_trace = inverse.square().sum((-2, -1))
+    definite = (failed == 0) & inverse_trace.isfinite() & largest.isfinite()
     return {
-        "smallest_eigenvalue": smallest,
+        "smallest_eigenvalue": torch.where(definite, 1 / inverse_trace, 0),
         "largest_eigenvalue": largest.nan_to_num(nan=math.inf, posinf=math.inf),
-        "condition": condition,
-        "asymmetry": asymmetry.nan_to_num(nan=math.inf, posinf=math.inf),
+        "condition": torch.where(definite, largest * inverse_trace, math.inf),
     }
-
-
-def _frobenius(matrices: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
-    return norms

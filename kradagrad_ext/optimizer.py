@@ -45,22 +45,26 @@ class KrADagrad(Optimizer):
         batch_dims: the first dims count matrices: experts' weights ``[experts, m, n]`` have 1.
         split, split_dim: parts of one dim, a number of equal ones or the length of each, such as those of
             queries, keys and values in one matrix: no block reaches from one into the next.
-        factor_update: ``krad`` (products alone), ``exact`` (Cholesky), or ``auto``: exact on a CPU.
-        factor_scale: bound used by ``krad``: ``trace_dim``, ``trace``, ``frobenius``, ``schatten4`` or
-            ``product``.
-        refine: iterations that take a ``krad`` update towards the exact one.
+        factor_update: ``cholesky`` (exact), ``products`` (what tensor cores are fast at, above the exact
+            factor, never below it), or ``auto``: cholesky on a CPU.
+        coupling: ``kl``: each factor is updated from the gradient that the other side's root has whitened
+            (KL-Shampoo); ``none``: from the gradient itself.
+        refine: 1 to 6, steps that take an update by products towards the exact one.
         precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3``, ``bf16x6`` or ``fp32``.
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
         factor_every, root_every: steps between updates of the factors, and of their roots.
         start_step: first step that is preconditioned; the grafting method alone before.
-        exponent: power of the inverse statistics on every mode, 1/p; ``shampoo`` is 1/(2k) and ``ons``
-            1/k for k modes; None is 1/2 for matrices (1/k above, 1/2 below).
-        root_method: ``eigh``, ``newton_schulz`` or ``auto``: the latter on an accelerator.
-        root_dtype: ``torch.bfloat16`` stores the roots in half the memory; None in the factors' own dtype.
-        packed: store factors and roots as triangles, in half the memory; on a step, some of them at a time
-            are made whole.
-        graft: ``adam``, ``adagrad``, ``rmsprop``, ``sgd`` or ``none``.
+        exponent: power of the inverse statistics on every mode, 1/p; None is 1/2 for matrices and vectors,
+            1/k for blocks of k modes.
+        root_method: ``eigh``, ``polar`` (products alone) or ``auto``: the latter on an accelerator.
+        factor_dtype, root_dtype: ``torch.bfloat16`` stores factors or roots in half the memory; None in
+            float32, or float64 for float64 parameters.
+        packed: store roots as triangles, in half the memory, and factors, too, where ``cholesky`` updates
+            them; on a step, some of them at a time are made whole.
+        graft: where an update's length comes from: ``adam``, ``adagrad``, ``rmsprop`` or ``sgd``, whose own
+            update's it is; or with no second moment kept, ``rms`` (the same for every matrix) or ``whitened``
+            (each block's signal over its noise; needs ``coupling="kl"``). With these two, vectors take Adam.
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
@@ -94,7 +98,7 @@ class KrADagrad(Optimizer):
         split: int | Sequence[int] = 1,
         split_dim: int = 0,
         factor_update: str = "auto",
-        factor_scale: str = "frobenius",
+        coupling: str = "none",
         refine: int = 2,
         precision: str = "bf16x3",
         factor_decay: float = 0.95,
@@ -102,8 +106,9 @@ class KrADagrad(Optimizer):
         factor_every: int = 1,
         root_every: int = 10,
         start_step: int = 1,
-        exponent: float | str | None = None,
+        exponent: float | None = None,
         root_method: str = "auto",
+        factor_dtype: torch.dtype | None = None,
         root_dtype: torch.dtype | None = None,
         packed: bool = False,
         graft: str = "adam",

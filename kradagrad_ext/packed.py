@@ -1,4 +1,4 @@
-"""The step of groups whose factors and roots are stored as triangles: some blocks at a time are made whole.
+"""The step of groups whose roots, and factors, are stored as triangles: some blocks at a time are made whole.
 
 What is whole at once is bounded: as many regions of parameters as fit into `WHOLE_BYTES`, at least one.
 """
@@ -15,8 +15,8 @@ from . import packing
 from .backends.base import Backend
 from .config import Config
 from .plan import Group
+from .preconditioner import GroupStep
 from .state import GroupState
-from .variants import GroupStep
 
 WHOLE_BYTES = 256 << 20
 """Of factors and roots that are whole at once."""
@@ -32,7 +32,7 @@ class Run:
 
 
 Rule = Callable[[Sequence[GroupState], Config, Sequence[Backend], Sequence[GroupStep]], list[Tensor]]
-"""`variants.step`, or another with the same arguments."""
+"""`preconditioner.step`, or another with the same arguments."""
 
 
 def step(
@@ -40,7 +40,7 @@ def step(
     states: Sequence[GroupState],
     config: Config,
     backends: Sequence[Backend],
-    nows: Sequence[GroupStep],
+    steps: Sequence[GroupStep],
 ) -> list[Tensor]:
     """As `rule`, of packed states."""
     norms: list[list[Tensor]] = [[] for _ in states]
@@ -50,11 +50,11 @@ def step(
             opened,
             config,
             [backends[run.group] for run in runs],
-            [_part(nows[run.group], states[run.group].group, run) for run in runs],
+            [_part(steps[run.group], states[run.group].group, run) for run in runs],
         )
-        for run, whole, own in zip(runs, opened, taken, strict=True):
-            _close(states[run.group], run, whole, config, nows[run.group])
-            norms[run.group].append(own)
+        for run, whole, found in zip(runs, opened, taken, strict=True):
+            _close(states[run.group], run, whole, config, steps[run.group])
+            norms[run.group].append(found)
     return [torch.cat(own) for own in norms]
 
 
@@ -103,21 +103,26 @@ def _open(state: GroupState, run: Run) -> GroupState:
     return GroupState(
         replace(state.group, members=members),
         state.layouts[run.first : run.last],
-        [packing.unpack(f[blocks], d) for f, d in zip(state.factors, state.group.factor_dims, strict=True)],
-        [statistics[blocks] for statistics in state.statistics],
+        [
+            packing.unpack_upper(f[blocks], d) if f.ndim == 2 else f[blocks]
+            for f, d in zip(state.factors, state.group.factor_dims, strict=True)
+        ],
+        [stats[blocks] for stats in state.factor_stats],
         [packing.unpack(r[blocks], d) for r, d in zip(state.roots, state.group.factor_dims, strict=True)],
-        [checks[blocks] for checks in state.checks],
+        [stats[blocks] for stats in state.root_stats],
     )
 
 
 def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: GroupStep) -> None:
-    """Store what the step has written; a refresh of the roots damps the factors, too."""
-    blocks, refreshed = _blocks(state.group, run), config.capturable or now.refreshes_roots(config)
-    pairs = [*zip(state.roots, whole.roots, strict=True)] if refreshed else []
-    if refreshed or now.clock.factors_due(config):
-        pairs += zip(state.factors, whole.factors, strict=True)
-    for stored, own in pairs:
-        stored[blocks] = packing.pack(own)
+    """Store what the step has written."""
+    blocks = _blocks(state.group, run)
+    if config.capturable or now.refreshes_roots(config):
+        for stored, root in zip(state.roots, whole.roots, strict=True):
+            stored[blocks] = packing.pack(root)
+    if now.clock.factors_due(config):
+        for stored, factor in zip(state.factors, whole.factors, strict=True):
+            if stored.ndim == 2:
+                stored[blocks] = packing.pack_upper(factor)
 
 
 def _part(now: GroupStep, group: Group, run: Run) -> GroupStep:

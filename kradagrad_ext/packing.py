@@ -1,10 +1,10 @@
-"""Symmetric matrices in half the memory: the lower triangle of each, row by row.
+"""Symmetric and triangular matrices in half the memory: one triangle of each.
 
 ::
 
-    [a . .]
-    [b c .]   is kept as   a b c d e f
-    [d e f]
+    [a . .]                                [a b d]
+    [b c .]   and the upper triangular     [0 c e]   are kept as   a b c d e f
+    [d e f]                                [0 0 f]
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ def pack(matrices: Tensor) -> Tensor:
     """The lower triangles ``[N, d (d + 1) / 2]`` of ``[N, d, d]``."""
     d = matrices.shape[-1]
     return matrices.flatten(1)[:, _places(d, matrices.device)[0]]
+
+
+def pack_upper(matrices: Tensor) -> Tensor:
+    """The upper triangles ``[N, d (d + 1) / 2]`` of ``[N, d, d]``, column by column."""
+    return pack(matrices.mT.contiguous())
+
+
+def unpack_upper(triangles: Tensor, d: int) -> Tensor:
+    """The upper triangular matrices ``[N, d, d]`` of ``[N, d (d + 1) / 2]``."""
+    return unpack(triangles, d).triu_()
 
 
 def unpack(triangles: Tensor, d: int) -> Tensor:

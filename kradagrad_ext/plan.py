@@ -103,11 +103,18 @@ class Group:
         """Bytes of the group's factors and roots, from the bytes of an element of each."""
         return self.factor_elements * (factor_size + root_size)
 
-    @property
-    def step_flops(self) -> int:
-        """Least flops of one fused factor update and product: 5 d^2 k for every mode (docs/concepts.md)."""
+    def update_flops(self, refine: int) -> int:
+        """Least flops of a factor update by products, undamped and uncoupled (docs/concepts.md).
+
+        For every mode B takes 2 d^2 k, H d^2 k, the polynomial d^3 a product, F R 2 d^3.
+        """
         elements = math.prod(self.block_shape)
-        return self.blocks * sum(5 * d * elements for d in self.factor_dims)
+        return self.blocks * sum(3 * d * elements + (3 * refine - 1) * d**3 for d in self.factor_dims)
+
+    @property
+    def product_flops(self) -> int:
+        """Flops of the blocks' product with the roots of all modes: 2 d^2 k for every mode."""
+        return self.blocks * sum(2 * d * math.prod(self.block_shape) for d in self.factor_dims)
 
 
 def merge_dims(shape: Shape, limit: int, keep_matrices: bool) -> tuple[Shape, ...]:

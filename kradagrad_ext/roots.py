@@ -1,8 +1,14 @@
-"""Roots X^(1/p) of batches of symmetric positive definite factors, on torch's own linear algebra.
+"""Roots P = X^(1/p) of X = F F^T from F itself, in units of the gradients: of w rms^2 k X.
 
-Two methods: an eigendecomposition, and a coupled Newton-Schulz iteration made of products alone, which
-needs no host sync and so can be captured in a CUDA graph. Whatever the method, a root is checked by its
-residual |P^p - X|_F / |X|_F on the device, and a bad one never replaces a good one.
+X is not formed where that would cost digits: the condition of F is the square root of X's. Two methods:
+
+- ``polar``, products alone: P = F Q^T for p = 2, Q the orthogonal polar factor of F, by scaled Newton-Schulz
+  (Chen and Chow, 2014); no host sync, so it can be captured in a CUDA graph. For p = 4, 8, ... the coupled
+  iteration takes square roots of P.
+- ``eigh``: the eigendecomposition of F F^T, of the blocks that are too badly conditioned for it in float64.
+  Any p.
+
+A root is checked by its residual |P^p - X|_F / |X|_F on the device, and a bad one never replaces a good one.
 """
 
 from __future__ import annotations
@@ -15,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from .backends.base import RMS, WEIGHT
+
 logger = logging.getLogger("kradagrad_ext")
 
 Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -22,122 +30,158 @@ Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
 RESIDUAL_BOUND = 1e-2
 """A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
 
-NEWTON_SCHULZ_FLOOR = 1e-4
-"""Smallest eigenvalue of a square root of the scaled factor that the first steps are shaped for."""
+FLOOR = 1e-4
+"""Smallest singular value, over a bound of the largest, that the iterations are shaped for. Relative damping
+of 1e-3 leaves the F of blocks of 256 one of about 1e-3."""
 
-NEWTON_SCHULZ_STEPS = 13
+STEPS = 13
 """Enough for the floor above to reach 1 in float32's accuracy."""
 
-REFUSALS, RESIDUAL = CHECKS = range(2)
-"""Columns of ``checks [N, 2]``: refreshes on which a block's old root stayed because the new one was bad, and
-the residual of the last root made, accepted or not."""
+EIGH_CONDITION = 1e-3
+"""An eigendecomposition is taken where the smallest eigenvalue of X is more than the rounding of the largest
+over this."""
+
+REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
+"""Columns of ``root_stats [N, 4]``: refreshes on which a block's old root stayed because the new one was bad;
+the residual of the last root made, accepted or not; a running mean of the mean square of the whitened
+gradient and the sum of its weights, both 0 unless lengths depend on them."""
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 
 
-def supports_newton_schulz(p: int) -> bool:
-    """Whether X^(1/p) is reached by square roots alone."""
-    return p & (p - 1) == 0
+def supports_polar(p: int) -> bool:
+    """Whether X^(1/p) is reached by the polar factor and square roots."""
+    return p > 1 and p & (p - 1) == 0
 
 
 def resolve_method(method: str, p: int, device: torch.device) -> str:
-    """The method that serves p: Newton-Schulz where wanted (``auto``: on CUDA) and able, else eigh."""
-    wanted = method == "newton_schulz" or (method == "auto" and device.type == "cuda")
-    return "newton_schulz" if wanted and supports_newton_schulz(p) else "eigh"
+    """The method that serves p: polar where wanted (``auto``: on CUDA) and able, else eigh."""
+    wanted = method == "polar" or (method == "auto" and device.type == "cuda")
+    return "polar" if wanted and supports_polar(p) else "eigh"
+
+
+def units(factor_stats: Tensor, k: int) -> Tensor:
+    """sqrt(w k) rms ``[N]``: times it, F has no units, and F F^T a mean inverse near 1; 0 before a gradient.
+
+    Args:
+        factor_stats: ``[N, 4]``.  k: columns of the side's unfoldings.
+    """
+    return (factor_stats[:, WEIGHT] * k).sqrt() * factor_stats[:, RMS]
+
+
+def _square_root_by_products(matrices: Tensor) -> Tensor:
+    """X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b Z Y, with Y -> X^(1/2) and Z -> X^(-1/2).
+
+    a and b as in `polar_root`. Only Y and Z are symmetrised: doing it to T loses two digits.
+    """
+    row_sum = matrices.abs().sum(-1).amax(-1)
+    bound = torch.minimum(torch.linalg.matrix_norm(matrices), row_sum)[:, None, None]
+    identity = _identity_like(matrices)
+    y, z = matrices / bound, identity.expand_as(matrices)
+    for s in _minimax_scales():
+        t = 1.5 * s * identity - 0.5 * s**3 * (z @ y)
+        y, z = _symmetric(y @ t), _symmetric(t @ z)
+    return y * bound.sqrt()
+
+
+def _minimax_scales() -> Iterator[float]:
+    """The s of each step: both ends of the interval [f, 1] that f has come to meet at the same value."""
+    floor = FLOOR
+    for _ in range(STEPS):
+        s = math.sqrt(3 / (1 + floor + floor * floor))
+        yield s
+        floor = min(1.0, s * floor * (3 - (s * floor) ** 2) / 2)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def _frobenius(matrix: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(matrix, dim=(-2, -1), keepdim=True)
-    return norm
-
-
 def _identity_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
-def _checked_eigh(matrices: Tensor, eigh: Eigh) -> tuple[Tensor, Tensor]:
-    """`eigh`, in float64 if it does not converge, and NaN, which the residual check refuses, after that."""
+def polar_root(f: Tensor, p: int) -> Tensor:
+    """(F F^T)^(1/p) for F ``[N, d, d]`` and p a power of two, from 2 on.
+
+    Q <- Q (1.5 s I - 0.5 s^3 Q^T Q), from F over a bound of its largest singular value.
+    """
+    magnitudes = f.abs()
+    by_sums = (magnitudes.sum(-1).amax(-1) * magnitudes.sum(-2).amax(-1)).sqrt()
+    bound = torch.minimum(torch.linalg.matrix_norm(f), by_sums)[:, None, None]
+    q, identity = f / bound, _identity_like(f)
+    for s in _minimax_scales():
+        q = q @ (1.5 * s * identity - 0.5 * s**3 * (q.mT @ q))
+    root = _symmetric(f @ q.mT)
+    for _ in range(p.bit_length() - 2):
+        root = _square_root_by_products(root)
+    return root
+
+
+def decomposed_root(f: Tensor, p: int, eigh: Eigh) -> Tensor:
+    """(F F^T)^(1/p) for F ``[N, d, d]``, by eigenvalues of F F^T, in float64 where need be."""
     try:
-        return eigh(matrices)
+        values, vectors = eigh(f @ f.mT)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as first:
-        logger.warning("eigh of %s failed, trying float64: %s", list(matrices.shape), first)
-    try:
-        values, vectors = torch.linalg.eigh(matrices.double())
-        return values.to(matrices.dtype), vectors.to(matrices.dtype)
-    except LinAlgError as second:
-        logger.warning("eigh failed in float64 as well, the old roots stay: %s", second)
-        return matrices.new_full(matrices.shape[:2], math.nan), torch.full_like(matrices, math.nan)
+    except RuntimeError as error:
+        logger.warning("eigh of %s failed, trying float64: %s", list(f.shape), error)
+        return _careful_root(f, p)
+    root = _from_eigenvalues(values.clamp_min(0) ** (1 / p), vectors)
+    rounding = torch.finfo(f.dtype).eps * values[:, -1]
+    doubtful = values[:, 0] * EIGH_CONDITION < rounding
+    if bool(doubtful.any()):
+        root[doubtful] = _careful_root(f[doubtful], p)
+    return root
 
 
-def eigh_root(matrices: Tensor, p: int, eigh: Eigh) -> Tensor:
-    """X^(1/p) ``[N, d, d]``, negative eigenvalues taken as 0."""
-    values, vectors = _checked_eigh(matrices, eigh)
-    return vectors * values.clamp_min(0)[:, None, :] ** (1 / p) @ vectors.mT
+def _careful_root(f: Tensor, p: int) -> Tensor:
+    """The same where F F^T is badly conditioned: its eigenvalues in float64, or float64's singular values of F.
 
-
-def _square_root_by_products(matrices: Tensor) -> Tensor:
-    """X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b Z Y, with Y -> X^(1/2) and Z -> X^(-1/2).
-
-    a and b are the degree-3 minimax coefficients for eigenvalues of Y in [f, 1] (Chen and Chow, 2014):
-    s = sqrt(3 / (1 + f + f^2)) scales Newton-Schulz so that both ends of the interval meet, and f follows
-    its image to 1, where s = 1. Only Y and Z are symmetrised: doing it to T loses two digits.
+    NaN, which the residual check refuses, if LAPACK does not converge.
     """
-    row_sum = matrices.abs().sum(-1).amax(-1)[:, None, None]
-    bound = torch.minimum(_frobenius(matrices), row_sum)
-    identity = _identity_like(matrices)
-    y, z = matrices / bound, identity.expand_as(matrices)
-    floor = NEWTON_SCHULZ_FLOOR
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        scale = math.sqrt(3 / (1 + floor + floor * floor))
-        t = 1.5 * scale * identity - 0.5 * scale**3 * (z @ y)
-        y, z = _symmetric(y @ t), _symmetric(t @ z)
-        floor = min(1.0, scale * floor * (3 - (scale * floor) ** 2) / 2)
-    return y * bound.sqrt()
+    try:
+        if f.dtype == torch.float64:
+            vectors, values, _ = torch.linalg.svd(f)
+            return _from_eigenvalues(values ** (2 / p), vectors)
+        values, vectors = torch.linalg.eigh(f.double() @ f.double().mT)
+        return _from_eigenvalues(values.clamp_min(0) ** (1 / p), vectors).to(f.dtype)
+    except LinAlgError as error:
+        logger.warning("decomposition of %s failed, the old roots stay: %s", list(f.shape), error)
+        return torch.full_like(f, math.nan)
 
 
-def newton_schulz_root(matrices: Tensor, p: int) -> Tensor:
-    """X^(1/p), p a power of two, by products alone: no sync, batched, capturable."""
-    for _ in range(p.bit_length() - 1):
-        matrices = _square_root_by_products(matrices)
-    return matrices
+def _from_eigenvalues(values: Tensor, vectors: Tensor) -> Tensor:
+    return vectors * values[:, None, :] @ vectors.mT
 
 
-def root(matrices: Tensor, p: int, method: str, eigh: Eigh = torch.linalg.eigh) -> tuple[Tensor, Tensor]:
-    """The p-th roots of symmetric positive definite matrices and their residuals.
+def root(f: Tensor, p: int, method: str, eigh: Eigh = torch.linalg.eigh) -> tuple[Tensor, Tensor]:
+    """The p-th roots of F F^T and their residuals.
 
     Args:
-        matrices: X ``[N, d, d]``, float32 or float64. Scaled by their mean eigenvalue before anything
-            else, so that no norm over- or underflows.
-        p: order of the root.
-        method: ``eigh`` or ``newton_schulz``.
+        f: F ``[N, d, d]`` without units, float32 or float64.
+        p: order of the root, at least 1.
+        method: ``polar`` (p a power of two) or ``eigh``.
         eigh: the eigendecomposition to use.
 
     Returns:
-        P ``[N, d, d]`` and |P^p - X|_F / |X|_F ``[N]``; NaN residuals for matrices that are not finite.
+        P ``[N, d, d]`` and |P^p - X|_F / |X|_F ``[N]``; NaN residuals where F is not finite or zero.
     """
-    scale = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    # Passes over memory count here: blocks are small enough that they cost as much as a product.
-    scaled = matrices / scale
-    size = _frobenius(scaled)
-    usable = size.isfinite()
-    scaled.masked_fill_(~usable, 0)  # eigh would raise, for all of them
+    usable = f.isfinite().all(-1).all(-1) & (f != 0).any(-1).any(-1)
+    f = torch.where(
+        usable[:, None, None], f, _identity_like(f)
+    )  # a decomposition would raise, for all of them
+    x = f @ f.mT
     if p == 1:
-        rooted = scaled.clone()
-    elif method == "eigh":
-        rooted = eigh_root(scaled, p, eigh)
+        rooted = x
+    elif method == "polar":
+        rooted = polar_root(f, p)
     else:
-        rooted = newton_schulz_root(scaled, p)
-    power = torch.linalg.matrix_power(rooted, p - 1)
-    difference = scaled.baddbmm_(power, rooted, beta=-1)
-    residual = torch.where(usable, _frobenius(difference) / size, math.nan)
-    return rooted.mul_(scale ** (1 / p)), residual.flatten()
+        rooted = decomposed_root(f, p, eigh)
+    size = torch.linalg.matrix_norm(x)
+    residual = torch.linalg.matrix_norm(torch.linalg.matrix_power(rooted, p) - x) / size
+    return rooted, torch.where(usable, residual, math.nan)
 
 
 def slices(factors: Tensor, factorised: bool, share: int = 1) -> Iterator[slice]:
@@ -156,9 +200,11 @@ def slices(factors: Tensor, factorised: bool, share: int = 1) -> Iterator[slice]
 
 def refresh_(
     factors: Tensor,
+    factor_stats: Tensor,
     roots: Tensor,
-    checks: Tensor,
+    root_stats: Tensor,
     active: Tensor,
+    k: int,
     p: int,
     method: str,
     eigh: Eigh = torch.linalg.eigh,
@@ -166,19 +212,22 @@ def refresh_(
     """Replace the roots of active blocks by those of their factors, where these pass the residual check.
 
     Args:
-        factors: X ``[N, d, d]``.
+        factors: F ``[N, d, d]``.  factor_stats: ``[N, 4]``; a block without a gradient keeps its root.
         roots: ``[N, d, d]``, written in place; any floating dtype.
-        checks: ``[N, 2]``, see `CHECKS`; infinity stands for a residual that is NaN.
+        root_stats: ``[N, 4]``, see `ROOT_STATS`; infinity stands for a residual that is NaN.
         active: ``[N]`` bool.
+        k: columns of the side's unfoldings.
         p, method, eigh: as in `root`.
     """
     if factors.numel() == 0:
         return
     for part in slices(factors, method == "eigh"):
-        new, residual = root(factors[part], p, method, eigh)
+        scale = units(factor_stats[part], k)
+        chosen = active[part] & (scale > 0)
+        new, residual = root(factors[part].to(scale.dtype) * scale[:, None, None], p, method, eigh)
         good = residual <= RESIDUAL_BOUND
-        replaced, old = (active[part] & good)[:, None, None], roots[part]
-        torch.where(replaced, new.to(old.dtype), old, out=old)
-        checks[part, REFUSALS] += active[part] & ~good
-        made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(checks.dtype)
-        checks[part, RESIDUAL] = torch.where(active[part], made, checks[part, RESIDUAL])
+        old = roots[part]
+        torch.where((chosen & good)[:, None, None], new.to(old.dtype), old, out=old)
+        root_stats[part, REFUSALS] += chosen & ~good
+        made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype)
+        root_stats[part, RESIDUAL] = torch.where(chosen, made, root_stats[part, RESIDUAL])

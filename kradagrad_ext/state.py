@@ -8,18 +8,20 @@ so that a checkpoint lists them parameter by parameter.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import packing
+from .backends.base import STATISTICS, Side
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
 from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
-from .roots import CHECKS, supports_newton_schulz
+from .roots import ROOT_STATS, supports_polar
 from .uploads import Masks
 
 Initial = Mapping[str, Any]
@@ -70,23 +72,23 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class GroupState:
-    """Factors, their statistics and roots, for the N blocks of one group; one tensor a mode.
+    """Factors, roots and what is known of them, for the N blocks of one group; one tensor a mode.
 
     Attributes:
         layouts: of each member's blocks.
-        factors: ``[N, d_i, d_i]`` for every mode i, empty for a mode without a factor; with `packed`
-            ``[N, d_i (d_i + 1) / 2]``, see `packing`.
-        statistics: ``[N, 2]``: running mean of tr(S) / d, updates that fell back.
-        roots: like the factors, in the root dtype.
-        checks: ``[N, 2]``: refusals of new roots, residual of the last root made; see `roots.CHECKS`.
+        factors: F ``[N, d_i, d_i]`` for every mode i, in the factor dtype, empty for a mode without a factor;
+            ``[N, d_i (d_i + 1) / 2]`` where they are stored as triangles, see `packing`.
+        factor_stats: ``[N, 4]``, see `backends.base.STATISTICS`.
+        roots: like the factors, in the root dtype; triangles with `packed`.
+        root_stats: ``[N, 4]``, see `roots.ROOT_STATS`.
     """
 
     group: Group
     layouts: list[BlockLayout]
     factors: list[Tensor]
-    statistics: list[Tensor]
+    factor_stats: list[Tensor]
     roots: list[Tensor]
-    checks: list[Tensor]
+    root_stats: list[Tensor]
 
     @classmethod
     def new(cls, group: Group, plans: Sequence[ParameterPlan], config: Config, like: Tensor) -> GroupState:
@@ -95,25 +97,40 @@ class GroupState:
         A factor starts with its first gradient, which the damping is relative to.
         """
         n, dims = group.blocks, group.factor_dims
+        triangles = config.packs_factors(like.device)
         factors, roots = [], []
         for d in dims:
-            identity = torch.eye(d, dtype=like.dtype, device=like.device)
+            shape = (n, d * (d + 1) // 2) if triangles else (n, d, d)
+            factors.append(like.new_zeros(shape, dtype=config.factor_dtype or like.dtype))
+            identity = torch.eye(d, dtype=config.root_dtype or like.dtype, device=like.device)
             identity = packing.pack(identity[None])[0] if config.packed else identity
-            factors.append(identity.new_zeros(n, *identity.shape))
-            roots.append(identity.to(config.root_dtype or like.dtype).expand(n, *identity.shape).clone())
+            roots.append(identity.expand(n, *identity.shape).clone())
         return cls(
             group,
             [BlockLayout.of(plans[m.parameter], m.region) for m in group.members],
             factors,
-            [like.new_zeros(n, 2) for _ in dims],
+            [like.new_zeros(n, len(STATISTICS)) for _ in dims],
             roots,
-            [like.new_zeros(n, len(CHECKS)) for _ in dims],
+            [like.new_zeros(n, len(ROOT_STATS)) for _ in dims],
         )
 
     @property
     def is_kron(self) -> bool:
         """Whether the fused two-sided op serves these blocks."""
         return len(self.group.block_shape) == 2 and all(self.group.factored)
+
+    @property
+    def modes(self) -> list[int]:
+        """Those with a factor."""
+        return [mode for mode, factored in enumerate(self.group.factored) if factored]
+
+    def columns(self, mode: int) -> int:
+        """Of the blocks' unfoldings along a mode."""
+        return math.prod(self.group.block_shape) // self.group.block_shape[mode]
+
+    def side(self, mode: int) -> Side:
+        """A mode as the ops take it."""
+        return Side(self.factors[mode], self.factor_stats[mode], self.roots[mode])
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
@@ -127,9 +144,9 @@ class GroupState:
         part = slice(member.start, member.start + member.region.blocks)
         tensors = {
             "factor": self.factors,
-            "statistics": self.statistics,
+            "factor_stats": self.factor_stats,
             "root": self.roots,
-            "checks": self.checks,
+            "root_stats": self.root_stats,
         }
         return {
             f"{key}_{member.region_index}_{mode}": batch[part]
@@ -141,12 +158,15 @@ class GroupState:
 
 def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
     """What ``optimizer.state[p]`` holds of a parameter, on the meta device."""
+    config = replace(config, factor_update=config.factor_method(p.device))
     like = torch.empty(p.shape, dtype=p.dtype, device="meta")
-    return Bucket([like], config, has_second_moment(config), [{}]).parameter_states()[0]
+    return Bucket([like], config, [{}]).parameter_states()[0]
 
 
 class Bucket:
     """Parameters of one parameter group with one device and dtype, and all their state.
+
+    Where lengths belong to blocks' updates, parameters without blocks are in a bucket of their own.
 
     Attributes:
         params: P parameters, in the parameter group's order.
@@ -162,12 +182,12 @@ class Bucket:
         self,
         params: Sequence[Tensor],
         config: Config,
-        second_moment: bool,
         initial: Sequence[Initial],
         plans: Sequence[ParameterPlan] | None = None,
     ) -> None:
         self.params = list(params)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
+        self.packs_factors = config.packs_factors(params[0].device)
         self.key = (params[0].device, params[0].dtype)
         self.masks = Masks(params[0].device)
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
@@ -175,7 +195,8 @@ class Bucket:
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
         self.scalars = like.new_zeros(len(params), len(COLUMNS))
         self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
-        self.second_moments = [torch.zeros_like(m) for m in self.momenta] if second_moment else []
+        kept = has_second_moment(self.options(config))
+        self.second_moments = [torch.zeros_like(m) for m in self.momenta] if kept else []
         self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]
         self.block_parameters = [
             torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
@@ -212,6 +233,10 @@ class Bucket:
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
         """Squared norm ``[P]`` of every parameter's update from its blocks', in a fixed order."""
         return torch.cat([*block_norms, self.like.new_zeros(1)])[self.norm_index].sum(1)
+
+    def options(self, config: Config) -> Config:
+        """The parameter group's, as they are for this bucket's parameters."""
+        return config.for_blocks(any(plan.regions for plan in self.plans))
 
     def parameter_states(self) -> list[dict[str, Tensor]]:
         """For every parameter, what ``optimizer.state[p]`` holds: views, by key."""
@@ -270,11 +295,16 @@ class Bucket:
         """
         for state in self.groups:
             p = config.root_order(len(state.group.block_shape))
-            if config.capturable and not supports_newton_schulz(p):
+            if config.capturable and not supports_polar(p):
                 raise ValueError(
-                    f"KrADagrad: `exponent` must be 1/p, p a power of two, with `capturable`, got 1/{p} for "
+                    f"KrADagrad: `exponent` must be 1/p, p = 2, 4, 8, ..., with `capturable`, got 1/{p} for "
                     f"blocks of {list(state.group.block_shape)}"
                 )
+        if config.packs_factors(self.like.device) != self.packs_factors:
+            raise ValueError(
+                "KrADagrad: `factor_update` and `capturable` must stay as they were when the state was made, "
+                f"with `packed`, got {config.factor_update!r} and {config.capturable}"
+            )
         for option, value in self.structure.items():
             if getattr(config, option) != value:
                 got = getattr(config, option)

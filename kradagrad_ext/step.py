@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import captured, grafting, packed, variants
+from . import captured, grafting, packed, preconditioner
 from .backends import resolve
 from .backends.base import Backend
 from .clock import Clock
@@ -137,9 +137,11 @@ def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: i
 
 def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
     """A bucket's work on this step."""
-    config, lr = settings.config, bucket.lr_tensor(settings.lr)
-    own = tuple(backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups)
-    return Work(bucket, config, backend_of(config, *bucket.key), own, settings.clock, fresh, lr)
+    config, lr = bucket.options(settings.config), bucket.lr_tensor(settings.lr)
+    of_groups = tuple(
+        backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups
+    )
+    return Work(bucket, config, backend_of(config, *bucket.key), of_groups, settings.clock, fresh, lr)
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -155,9 +157,8 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     coefficients = grafting.coefficients(bucket.scalars, config)
     directions, graft_norms = accumulate(work, params, grads, coefficients, active)
     updates, norms = precondition(work, grads, directions, active)
-    if work.preconditions:
-        taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
-        grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, taken, config)
+    taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
+    grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.numel, taken, config)
     write(work, params, updates, directions, coefficients, active)
 
 
@@ -194,8 +195,8 @@ def precondition(
     """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[P]``."""
     bucket = work.bucket
     updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
-    nows = [
-        variants.GroupStep(
+    steps = [
+        preconditioner.GroupStep(
             work.clock,
             work.fresh,
             active[owners],
@@ -205,9 +206,9 @@ def precondition(
         )
         for group, owners in zip(bucket.groups, bucket.block_parameters, strict=True)
     ]
-    rule = captured.step if work.config.capturable else variants.step
+    rule = captured.step if work.config.capturable else preconditioner.step
     advance = partial(packed.step, rule) if work.config.packed else rule
-    block_norms = advance(bucket.groups, work.config, work.group_backends, nows)
+    block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
     return updates or [bucket.like] * len(grads), bucket.update_norms(block_norms)
 
 

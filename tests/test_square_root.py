@@ -75,9 +75,10 @@ def exact_inverse(gradients: list[Tensor], rule: UpdateRule) -> Tensor:
         square = u.square().sum((-2, -1)) / (d * k)
         mean = (rule.decay * weight * mean + rule.weight * square) / (rule.decay * weight + rule.weight)
         weight = rule.decay * weight + rule.weight
-        damping = (rule.weight * rule.damping * k * mean)[:, None, None] * identity
+        damping = (rule.damping * k * mean)[:, None, None] * identity
         statistics = damping if i == 0 else statistics
-        statistics = rule.decay * statistics + rule.weight * u @ u.mT + rule.damped_updates * damping
+        added = u @ u.mT + rule.damped_updates * damping
+        statistics = rule.decay * statistics + rule.weight * added
     return torch.linalg.inv(statistics)
 
 

@@ -126,7 +126,7 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
         tl.debug_barrier()  # every thread has read what one of them writes
         if (squared != 0) & is_finite(rms):
             taken = 1.0
-            start = 1 / (rms * tl.sqrt_rn(weight * damping * cols.to(tl.float32)))
+            start = 1 / (rms * tl.sqrt_rn(damping * cols.to(tl.float32)))
             whitening = tl.sqrt_rn(weight) / tl.sqrt(stretch)
             tl.store(state(entry, block, scratch, NEW_RMS), rms)
             tl.store(state(entry, block, scratch, NEW_WEIGHT), new_weight)

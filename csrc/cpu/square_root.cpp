@@ -69,8 +69,7 @@ void SquareRootUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_
   T* const f = f_.item(i);
   const bool is_new = side.statistics[i * kStatistics + kWeight] == 0;
   if (is_new || !items_[i].ready) {
-    const double start =
-        1 / (items_[i].rms * std::sqrt(rule_.weight * rule_.damping * static_cast<double>(k)));
+    const double start = 1 / (items_[i].rms * std::sqrt(rule_.damping * static_cast<double>(k)));
     std::fill_n(f, d * d, T(0));
     for (int64_t j = 0; j < d; ++j) f[j * d + j] = items_[i].ready ? static_cast<T>(start) : T(1);
     return;

@@ -1,6 +1,6 @@
 """Argument checks of a backend that is written in Python, in one style of message::
 
-    kron_step_: `left[0]` must be [N, m, m] float32, got [2, 3, 3] bfloat16
+    kron_step_: `left[0]` must be [N, m, m] float32 or bfloat16, got [2, 3, 4] float32
 
 They are those of csrc/checks.h. An op runs all of them before it writes anything.
 """
@@ -14,8 +14,6 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
-
-from .base import FACTOR_SCALES, PRECISIONS
 
 Dims = Sequence[int | str]
 """Of an expected shape: sizes, or letters, each of which stands for one size; ``*`` for any."""
@@ -96,55 +94,3 @@ class Checks:
 
     def not_negative(self, name: str, got: float) -> None:
         self.scalar(name, 0 <= got < math.inf, ">= 0 and finite", got)
-
-    def rule(
-        self, decay: float, weight: float, damping: float, factor_scale: str, refine: int, precision: str
-    ) -> None:
-        """The scalars of a factor update."""
-        self.scalar("decay", 0 < decay <= 1, "in (0, 1]", decay)
-        self.scalar("weight", 0 < weight < math.inf, "> 0 and finite", weight)
-        self.not_negative("damping", damping)
-        self.scalar("refine", refine >= 0, ">= 0", refine)
-        self.scalar("factor_scale", factor_scale in FACTOR_SCALES, _either(FACTOR_SCALES), factor_scale)
-        self.scalar("precision", precision in PRECISIONS, _either(PRECISIONS), precision)
-
-    def factor(self, suffix: str, side: str, factor: Tensor, statistics: Tensor, count: int | str) -> None:
-        """A group's factors ``[N, d, d]`` and statistics ``[N, 2]``, float32; `suffix`: of the names."""
-        dtypes = [torch.float32]
-        letter = {"left": "m", "right": "n"}.get(side, "d")
-        self.contiguous(f"{side}{suffix}", factor, [count, letter, letter], dtypes)
-        prefix = f"{side}_" if suffix else ""
-        self.contiguous(f"{prefix}statistics{suffix}", statistics, [len(factor), 2], dtypes)
-
-    def factors(
-        self,
-        left: list[Tensor],
-        right: list[Tensor],
-        left_statistics: list[Tensor],
-        right_statistics: list[Tensor],
-    ) -> None:
-        """Both sides of every group."""
-        lists = {"right": right, "left_statistics": left_statistics, "right_statistics": right_statistics}
-        for name, given in lists.items():
-            self.length(name, given, len(left))
-        for i, x in enumerate(left):
-            self.factor(f"[{i}]", "left", x, left_statistics[i], "N")
-            self.factor(f"[{i}]", "right", right[i], right_statistics[i], len(x))
-
-    def roots(
-        self,
-        left: list[Tensor],
-        right: list[Tensor],
-        left_root: list[Tensor],
-        right_root: list[Tensor],
-        direction: list[Tensor],
-        precondition: bool,
-    ) -> None:
-        """The roots of every group, if there is a product."""
-        groups = len(left) if precondition else 0
-        for name, roots, factors in (("left_root", left_root, left), ("right_root", right_root, right)):
-            self.length(name, roots, groups)
-            for i, root in enumerate(roots):
-                self.contiguous(f"{name}[{i}]", root, list(factors[i].shape), (torch.float32, torch.bfloat16))
-        if not precondition:
-            self.length("direction", direction, 0)

@@ -1,10 +1,11 @@
 """What a backend must do: one function per op, with the formula that defines it.
 
 Notation (docs/concepts.md). A *block* is a piece of a parameter, a *group* holds the N blocks of equal
-shape, P counts parameters. X is a factor, A an unfolding, S = A A^T its statistic. A *list of block views*
-is a list of strided tensors ``[*, m, n]`` whose leading dims, flattened and concatenated over the list,
-run over the N blocks of the group: gradients are read and updates written in place in the parameters' own
-layout. Compute happens in the factors' dtype (float32 or float64), whatever the dtype of the views.
+shape, P counts parameters. F is a factor, X = F F^T the inverse that it stands for, U an unfolding. A *list
+of block views* is a list of strided tensors ``[*, m, n]`` whose leading dims, flattened and concatenated over
+the list, run over the N blocks of the group: gradients are read and updates written in place in the
+parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), whatever the dtype of
+the views.
 
 Every op but ``precondition`` and ``eigh`` works in place and returns nothing. An inactive block or
 parameter (``active`` false) keeps every one of its tensors as it was, bit for bit.
@@ -19,17 +20,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-FACTOR_SCALES = ("trace_dim", "trace", "frobenius", "schatten4", "product", "exact")
-"""Upper bounds t of the largest eigenvalue of N = I + A^T X A, from loose to tight (docs/concepts.md)::
-
-    trace_dim   t = d (1 + tr(A^T X A))            the published star variant
-    trace       t = 1 + tr(A^T X A)
-    product     t = 1 + |X A A^T|_F                the published plain variant
-    frobenius   t = 1 + |A^T X A|_F
-    schatten4   t = 1 + |(A^T X A)^2|_F^(1/2)
-    exact       no bound: C = N^-1 by Cholesky
-"""
-
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
 """How products of float32 operands are made where they run on tensor cores; elsewhere they are made in the
 factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/numerics.md)::
@@ -39,10 +29,6 @@ factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/
     bf16x6   three bfloat16 terms, the six largest products
     fp32     fused multiply-adds, no tensor cores
 """
-
-FALLBACK_REFINE = 2
-"""`refine` of the frobenius update that stands in for an exact one whose Cholesky failed."""
-
 
 METHODS = ("cholesky", "products")
 """How R with R R^T = H^-1 is made::
@@ -69,7 +55,7 @@ class UpdateRule:
     Attributes:
         decay: of the old statistics, in (0, 1].
         weight: of the new one, > 0.
-        damping: relative to the mean eigenvalue of the statistics, > 0; it also scales a new factor.
+        damping: relative to the mean eigenvalue of the statistics, > 0; a new factor holds it alone.
         damped_updates: how many updates' worth of damping enters with this one, >= 0.
         method: one of `METHODS`.
         refine: degree of the polynomial q in the sense of `METHODS`, 1 to 6: ``3 (refine - 1)`` products.
@@ -132,8 +118,10 @@ class BlockGroup:
     out: Sequence[Tensor] = ()
 
 
-class SquareRootOps(Protocol):
-    """The ops on factors in the square-root form: F with X = F F^T, X itself is never formed."""
+class Backend(Protocol):
+    """The ops; implementations are modules or objects with these functions."""
+
+    name: str
 
     def update_factor_(
         self,
@@ -149,7 +137,7 @@ class SquareRootOps(Protocol):
 
             nothing at all changes where g = 0
             w' = decay w + weight,   rms'^2 = (decay w rms^2 + weight g^2) / w'
-            where w = 0:  F = I / (rms' sqrt(weight damping k))
+            where w = 0:  F = I / (rms' sqrt(damping k))
             B  = sqrt(weight) F^T U
             H  = decay I + B B^T + damped_updates weight damping k rms'^2 F^T F
             F' = F R,  R R^T = H^-1 or above it                      (by `UpdateRule.method`)
@@ -192,98 +180,6 @@ class SquareRootOps(Protocol):
         Args:
             groups: the blocks, group after group.
             active: ``[sum of N]`` bool.  norms: ``[sum of N]`` in the compute dtype; written.
-        """
-
-
-class Backend(Protocol):
-    """The ops; implementations are modules or objects with these functions."""
-
-    name: str
-
-    def update_factor_(
-        self,
-        factor: Tensor,
-        statistics: Tensor,
-        unfolding: list[Tensor],
-        active: Tensor,
-        decay: float,
-        weight: float,
-        damping: float,
-        factor_scale: str,
-        refine: int,
-        precision: str,
-    ) -> None:
-        """Update the factors X of one mode from the unfoldings U of their blocks, in place.
-
-        With A = sqrt(weight) U and s = |U|_F^2 / d, for every active block::
-
-            if damping > 0:                       # relative to the statistics
-                if mean == 0: mean = s;  X = I / (damping s)      (nothing at all happens while s == 0)
-                else:         mean = decay mean + (1 - decay) s
-            X = X / decay
-            Y = X A,  N = I + A^T Y
-            C = N^-1                              (exact, by Cholesky), or
-            C = I / t,  then `refine` times C <- C (5 I - 8 W + 4 W^2) with W = N C
-            X = X - Y C Y^T                       (symmetric to the bit)
-
-        X' dominates (X^-1 + A A^T)^-1 and so stays positive definite (docs/concepts.md, the KrAD lemma).
-        With `refine` > 0 or ``exact`` and k > max(d, 64), A is fed in chunks of max(d, 64) columns (mean
-        and decay once). An exact update whose Cholesky fails is replaced, for that block, by the frobenius
-        update with refine 2. A chunk whose t or result is not finite is left out; where the mean or the first
-        X is not finite, nothing of the block changes. Each of these is counted, once a call and block.
-        A block of no elements (k = 0) has no gradient: nothing of it changes.
-
-        Args:
-            factor: X, ``[N, d, d]`` float32 or float64, contiguous.
-            statistics: ``[N, 2]`` in the factor's dtype: the running mean of tr(S) / d, and the count of
-                updates that fell back.
-            unfolding: list of block views ``[*, d, k]``, float32, float64 or bfloat16.
-            active: ``[N]`` bool.
-            decay: in (0, 1].  weight: of the new statistic, > 0.  damping: relative, >= 0.
-            factor_scale: one of `FACTOR_SCALES`.  refine: >= 0, ignored by ``exact``.
-            precision: one of `PRECISIONS`.
-        """
-
-    def kron_step_(
-        self,
-        left: list[Tensor],
-        right: list[Tensor],
-        left_statistics: list[Tensor],
-        right_statistics: list[Tensor],
-        out: list[Tensor],
-        norms: Tensor,
-        grad: list[Tensor],
-        direction: list[Tensor],
-        left_root: list[Tensor],
-        right_root: list[Tensor],
-        active: Tensor,
-        decay: float,
-        weight: float,
-        damping: float,
-        factor_scale: str,
-        refine: int,
-        precision: str,
-        update: bool,
-    ) -> None:
-        """Both factor updates of order-2 blocks and the two-sided product, of several groups in one call::
-
-            if update:  update_factor_(left, G), update_factor_(right, G^T)
-            if out:     P = left_root D right_root;  out = P;  norms = |P|_F^2     (0 for an inactive block
-                                                                                   and one of no elements)
-
-        Group i has N_i blocks ``[m_i, n_i]``. The lists of block views hold the blocks of all groups, one
-        group after the other, and no view holds blocks of two; so do `norms` and `active`.
-
-        Args:
-            left, right: a group each, ``[N_i, m_i, m_i]`` and ``[N_i, n_i, n_i]``, as in `update_factor_`.
-            left_statistics, right_statistics: a group each, ``[N_i, 2]``.
-            out: block views ``[*, m_i, n_i]`` in the factors' dtype; may be `direction` itself. An empty
-                list leaves the product out: `direction` and the roots are empty then, and `norms` stays.
-            norms: ``[sum of N_i]`` in the factors' dtype.
-            grad, direction: block views G and D, float32, float64 or bfloat16. `grad` is not looked at
-                without `update`.
-            left_root, right_root: a group each, like the factors, in their dtype or bfloat16.
-            active: ``[sum of N_i]`` bool; the scalars as in `update_factor_`.
         """
 
     def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ through torch's own bmm and is deterministic for a given number of threads.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,12 @@ from torch import Tensor
 
 from kradagrad_ext import build_info
 
-from . import reference
+from . import square_root
+from .base import BlockGroup, UpdateRule
 
 name = "native"
 
 _OPS = (
-    "kron_step_",
-    "update_factor_",
     "square_root_step_",
     "square_root_update_",
     "precondition",
@@ -79,65 +79,60 @@ def op(name: str) -> Any:  # noqa: ANN401
 
 
 def update_factor_(
-    factor: Tensor,
-    statistics: Tensor,
-    unfolding: list[Tensor],
-    active: Tensor,
-    decay: float,
-    weight: float,
-    damping: float,
-    factor_scale: str,
-    refine: int,
-    precision: str,
+    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
 ) -> None:
-    """See `Backend.update_factor_`. The CUDA kernels have no Cholesky: there an exact update is torch's."""
-    rule = (decay, weight, damping, factor_scale, refine, precision)
-    if factor_scale == "exact" and factor.device.type == "cuda":
-        reference.update_factor_(factor, statistics, unfolding, active, *rule)
+    """See `Backend.update_factor_`. On CUDA, whose kernels have no Cholesky, that is torch's."""
+    if rule.method == "cholesky" and statistics.device.type == "cuda":
+        square_root.update_factor_(factor, statistics, unfolding, active, rule)
         return
-    op("update_factor_")(factor, statistics, unfolding, active, *rule)
+    op("square_root_update_")(factor, statistics, list(unfolding), active, *_flat(rule))
 
 
 def kron_step_(
-    left: list[Tensor],
-    right: list[Tensor],
-    left_statistics: list[Tensor],
-    right_statistics: list[Tensor],
-    out: list[Tensor],
-    norms: Tensor,
-    grad: list[Tensor],
-    direction: list[Tensor],
-    left_root: list[Tensor],
-    right_root: list[Tensor],
+    groups: Sequence[BlockGroup],
     active: Tensor,
-    decay: float,
-    weight: float,
-    damping: float,
-    factor_scale: str,
-    refine: int,
-    precision: str,
+    norms: Tensor,
+    rule: UpdateRule,
+    *,
     update: bool,
+    precondition: bool,
 ) -> None:
-    """See `Backend.kron_step_`; exact updates as in `update_factor_`."""
-    tensors = (
-        left,
-        right,
-        left_statistics,
-        right_statistics,
-        out,
+    """See `Backend.kron_step_`; updates by Cholesky as in `update_factor_`."""
+    if update and rule.method == "cholesky" and norms.device.type == "cuda":
+        square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+        return
+    rooted = groups if precondition or (update and rule.coupled) else ()
+    written = groups if precondition else ()
+    op("square_root_step_")(
+        [group.left.factor for group in groups],
+        [group.right.factor for group in groups],
+        [group.left.statistics for group in groups],
+        [group.right.statistics for group in groups],
+        [view for group in written for view in group.out],
         norms,
-        grad,
-        direction,
-        left_root,
-        right_root,
+        [view for group in groups for view in group.grads] if update else [],
+        [view for group in written for view in group.directions],
+        [group.left.root for group in rooted],
+        [group.right.root for group in rooted],
+        active,
+        *_flat(rule),
+        update,
+        precondition,
     )
-    rule = (decay, weight, damping, factor_scale, refine, precision)
-    if factor_scale == "exact" and norms.device.type == "cuda":
-        if update:
-            reference.kron_step_(*tensors, active, *rule, update)
-            return
-        rule = (decay, weight, damping, "frobenius", refine, precision)  # not looked at without an update
-    op("kron_step_")(*tensors, active, *rule, update)
+
+
+def _flat(rule: UpdateRule) -> tuple[object, ...]:
+    """The rule in the schema's order."""
+    return (
+        rule.decay,
+        rule.weight,
+        rule.damping,
+        rule.damped_updates,
+        rule.method,
+        rule.refine,
+        rule.precision,
+        rule.coupled,
+    )
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The definition of correct for factors in the square-root form: `SquareRootOps` in plain PyTorch.
+"""The definition of correct for the ops on factors: `update_factor_` and `kron_step_` in plain PyTorch.
 
 Notation as in `base`: F with X = F F^T, U an unfolding, H = decay I + B B^T + ..., B = sqrt(weight) F^T U.
 Results are computed for every block and kept for the active ones.
@@ -46,7 +46,7 @@ class _Gradients:
 def update_factor_(
     factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
 ) -> None:
-    """See `SquareRootOps.update_factor_`."""
+    """See `Backend.update_factor_`."""
     if factor.numel() > 0 and sum(view.numel() for view in unfolding) > 0:
         _update(factor, statistics, _Gradients.plain(_gather(unfolding, statistics.dtype)), active, rule)
 
@@ -60,7 +60,7 @@ def kron_step_(
     update: bool,
     precondition: bool,
 ) -> None:
-    """See `SquareRootOps.kron_step_`."""
+    """See `Backend.kron_step_`."""
     sizes = [len(group.left.factor) for group in groups]
     actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
     for group, chosen, written in zip(groups, actives, norms_of, strict=True):
@@ -110,7 +110,7 @@ def _update(
     """The update of one side, from unfoldings that have elements."""
     u, (d, k) = gradients.unfolding, gradients.unfolding.shape[-2:]
     weight, rms = _new_statistics(statistics, gradients.squared_norm / (d * k), rule)
-    start = 1 / (rms * math.sqrt(rule.weight * rule.damping * k))
+    start = 1 / (rms * math.sqrt(rule.damping * k))
     f = factor.to(u.dtype)
     f = torch.where(statistics[:, WEIGHT, None, None] > 0, f, start[:, None, None] * _identity_like(f))
     b = math.sqrt(rule.weight) * (f.mT @ u)

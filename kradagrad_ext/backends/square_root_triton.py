@@ -1,10 +1,12 @@
-"""The ops on factors in the square-root form as Triton kernels (``triton_kernels/``).
+"""The ops on factors as Triton kernels (``triton_kernels/``).
 
 An update by Cholesky, and all compute in float64, is torch's.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,16 +18,22 @@ from torch import Tensor
 from . import square_root
 from .arguments import Checks
 from .base import STATISTICS, BlockGroup, UpdateRule
-from .triton import kernel_module, of_one_dtype
 
 _COMPUTE = (torch.float32, torch.float64)
 _VIEWS = (torch.float32, torch.float64, torch.bfloat16)
+_READ = (torch.float32, torch.bfloat16)
+
+
+@functools.cache
+def kernel_module(module: str) -> Any:  # noqa: ANN401
+    """A module of the kernels by its name; Triton is imported with it."""
+    return importlib.import_module(f"kradagrad_ext.triton_kernels.{module}")
 
 
 def update_factor_(
     factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
 ) -> None:
-    """See `SquareRootOps.update_factor_`."""
+    """See `Backend.update_factor_`."""
     checks = Checks("update_factor_", statistics.device)
     checks.tensor("statistics", statistics, ["N", len(STATISTICS)], _COMPUTE)
     blocks, dtype = len(statistics), statistics.dtype
@@ -49,7 +57,7 @@ def kron_step_(
     update: bool,
     precondition: bool,
 ) -> None:
-    """See `SquareRootOps.kron_step_`."""
+    """See `Backend.kron_step_`."""
     checks, coupled = Checks("kron_step_", norms.device), update and rule.coupled
     rooted = precondition or coupled
     checks.tensor("norms", norms, ["N"], _COMPUTE)
@@ -156,3 +164,9 @@ def _views(
     held = sum(math.prod(view.shape[:-2]) for view in given)
     checks.scalar(name, held == blocks, f"views of {blocks} blocks{where}", f"{held} blocks")
     return of_one_dtype([view for view in given if math.prod(view.shape[:-2]) > 0])
+
+
+def of_one_dtype(views: list[Tensor]) -> list[Tensor]:
+    """What is read, as copies in float32 where a list holds two dtypes, or one that kernels do not take."""
+    dtypes = {view.dtype for view in views}
+    return views if len(dtypes) <= 1 and dtypes <= set(_READ) else [view.float() for view in views]

@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. An exact update, `precondition` and `eigh` are torch's.
+for development. An update by Cholesky, `precondition` and `eigh` are torch's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import importlib
 import os
 import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,18 @@ from torch import Tensor
 
 from . import reference
 from .arguments import Checks
+from .square_root_triton import kernel_module, kron_step_, update_factor_
+
+__all__ = [
+    "accumulate_",
+    "available",
+    "eigh",
+    "kron_step_",
+    "name",
+    "parameter_step_",
+    "precondition",
+    "update_factor_",
+]
 
 name = "triton"
 
@@ -55,144 +66,6 @@ def _gpu_reason(device: torch.device) -> str | None:
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's driver does not start: {error}"
     return None
-
-
-@functools.cache
-def kernel_module(module: str) -> Any:  # noqa: ANN401
-    """A module of the kernels by its name; Triton is imported with it."""
-    return importlib.import_module(f"kradagrad_ext.triton_kernels.{module}")
-
-
-def update_factor_(
-    factor: Tensor,
-    statistics: Tensor,
-    unfolding: list[Tensor],
-    active: Tensor,
-    decay: float,
-    weight: float,
-    damping: float,
-    factor_scale: str,
-    refine: int,
-    precision: str,
-) -> None:
-    """See `Backend.update_factor_`."""
-    rule = (decay, weight, damping, factor_scale, refine, precision)
-    checks = Checks("update_factor_", factor.device)
-    checks.factor("", "factor", factor, statistics, "N")
-    columns = unfolding[0].shape[-1] if unfolding and unfolding[0].dim() else "k"
-    checks.views("unfolding", unfolding, factor.shape[-1], columns, _VIEWS)
-    checks.contiguous("active", active, [len(factor)], _BOOL)
-    held = sum(view.shape[:-2].numel() for view in unfolding)
-    checks.scalar("unfolding", held == len(factor), f"views of {len(factor)} blocks in all", f"{held} blocks")
-    checks.rule(*rule)
-    if factor_scale == "exact" or 0 in (factor.shape[-1], columns):
-        reference.update_factor_(factor, statistics, unfolding, active, *rule)
-        return
-    kernels = kernel_module("kron_step")
-    group = kernels.Group(len(factor), 0, of_one_dtype(unfolding), (factor, statistics))
-    kernels.run([group], (factor_scale, refine, precision), active, decay, weight, damping)
-
-
-def kron_step_(
-    left: list[Tensor],
-    right: list[Tensor],
-    left_statistics: list[Tensor],
-    right_statistics: list[Tensor],
-    out: list[Tensor],
-    norms: Tensor,
-    grad: list[Tensor],
-    direction: list[Tensor],
-    left_root: list[Tensor],
-    right_root: list[Tensor],
-    active: Tensor,
-    decay: float,
-    weight: float,
-    damping: float,
-    factor_scale: str,
-    refine: int,
-    precision: str,
-    update: bool,
-) -> None:
-    """See `Backend.kron_step_`."""
-    rule = (decay, weight, damping, factor_scale, refine, precision)
-    tensors = (
-        left,
-        right,
-        left_statistics,
-        right_statistics,
-        out,
-        norms,
-        grad,
-        direction,
-        left_root,
-        right_root,
-    )
-    groups = _checked_groups(*tensors, active, rule, update)
-    if (factor_scale == "exact" and update) or any(0 in x.shape[1:] for x in (*left, *right)):
-        reference.kron_step_(*tensors, active, *rule, update)
-        return
-    kernels = kernel_module("kron_step")
-    own = [kernels.Group(*group) for group in groups]
-    kernels.run(own, (factor_scale, refine, precision), active, decay, weight, damping, norms)
-
-
-def _checked_groups(
-    left: list[Tensor],
-    right: list[Tensor],
-    left_statistics: list[Tensor],
-    right_statistics: list[Tensor],
-    out: list[Tensor],
-    norms: Tensor,
-    grad: list[Tensor],
-    direction: list[Tensor],
-    left_root: list[Tensor],
-    right_root: list[Tensor],
-    active: Tensor,
-    rule: tuple[float, float, float, str, int, str],
-    update: bool,
-) -> list[tuple[Any, ...]]:
-    """The arguments of the groups (triton_kernels/kron_step.py)."""
-    checks = Checks("kron_step_", norms.device)
-    checks.rule(*rule)
-    checks.factors(left, right, left_statistics, right_statistics)
-    checks.roots(left, right, left_root, right_root, direction, bool(out))
-    blocks = sum(map(len, left))
-    checks.contiguous("norms", norms, [blocks], _FLOAT)
-    checks.contiguous("active", active, [blocks], _BOOL)
-    sizes = [(len(x), x.shape[-1], y.shape[-1]) for x, y in zip(left, right, strict=True)]
-    grads = _views(checks, "grad", grad, sizes, _VIEWS, update)
-    directions = _views(checks, "direction", direction, sizes, _VIEWS, bool(out))
-    outs = _views(checks, "out", out, sizes, _FLOAT, bool(out))
-    groups, first = [], 0
-    for i, (count, _, _) in enumerate(sizes):
-        sides = [(left[i], left_statistics[i]), (right[i], right_statistics[i])] if update else [None, None]
-        roots = [left_root[i], right_root[i]] if out else [None, None]
-        groups.append((count, first, grads[i], *sides, directions[i], outs[i], *roots))
-        first += count
-    return groups
-
-
-def _views(
-    checks: Checks,
-    name_: str,
-    views: list[Tensor],
-    sizes: list[tuple[int, int, int]],
-    dtypes: Sequence[torch.dtype],
-    needed: bool,
-) -> list[list[Tensor]]:
-    """A list of block views cut into the groups' own, checked."""
-    if not needed:
-        return [[] for _ in sizes]
-    groups = reference.by_group(name_, views, [count for count, _, _ in sizes])
-    for own, (_, rows, cols) in zip(groups, sizes, strict=True):
-        checks.views(name_, own, rows, cols, dtypes)
-    return [of_one_dtype(own) for own in groups]
-
-
-def of_one_dtype(views: list[Tensor]) -> list[Tensor]:
-    """What is read, as copies in float32 where a list holds two dtypes, or one that kernels do not take."""
-    dtypes = {view.dtype for view in views}
-    return views if len(dtypes) <= 1 and dtypes <= set(_VIEWS) else [view.float() for view in views]
 
 
 def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:

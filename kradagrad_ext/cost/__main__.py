@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-import torch
+from kradagrad_ext.config import GRAFTS
 
 from . import cost
 from .gpus import TOKENS
@@ -45,7 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
     parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
-    parser.add_argument("--packed", action="store_true", help="factors and roots as triangles")
+    parser.add_argument("--factor-dtype", choices=DTYPES, default="float32", help="of factors, as stored")
+    parser.add_argument("--packed", action="store_true", help="roots as triangles, on a CPU factors, too")
+    parser.add_argument("--graft", choices=GRAFTS, default=defaults.graft)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where the state lies")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
     parser.add_argument("--tokens", type=_count, default=TOKENS, help="of a training step, over all ranks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     model = given.shapes or MODELS[given.model]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
-    root_dtype = DTYPES[given.root_dtype]
+    stored = [None if text == "float32" else DTYPES[text] for text in (given.factor_dtype, given.root_dtype)]
     try:
         estimate = cost(
             [group for group in groups if group["params"]],
@@ -69,8 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             block_size=given.block_size,
             max_factor_dim=given.max_factor_dim,
             root_every=given.root_every,
-            root_dtype=None if root_dtype == torch.float32 else root_dtype,
+            factor_dtype=stored[0],
+            root_dtype=stored[1],
             packed=given.packed,
+            graft=given.graft,
+            device=given.device,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
+import torch
+
+from kradagrad_ext.backends.base import STATISTICS
 from kradagrad_ext.grafting import COLUMNS, has_second_moment
-from kradagrad_ext.roots import CHECKS
+from kradagrad_ext.roots import ROOT_STATS
 from kradagrad_ext.state import compute_dtype
 
 from .steps import Part
-
-STATISTICS = 2
-"""Numbers that a block keeps of every factor (`state.GroupState`)."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,27 @@ class StateBytes:
         return StateBytes(*(size / ranks for size in astuple(self)))
 
 
-def state_bytes(part: Part) -> StateBytes:
-    """Of all but scalars, which every rank has of all parameters."""
-    config, size = part.config, compute_dtype(part.dtype).itemsize
+def state_bytes(part: Part, device: torch.device) -> StateBytes:
+    """Of all but scalars, which every rank has of all parameters.
+
+    Args:
+        device: where the state lies, which decides whether packed factors are triangles.
+    """
+    config, size = part.options, compute_dtype(part.dtype).itemsize
+    factor_size = size if config.factor_dtype is None else config.factor_dtype.itemsize
     root_size = size if config.root_dtype is None else config.root_dtype.itemsize
-    stored = factors = 0
+    whole = triangles = factors = 0
     for group in part.groups:
         dims = [d for d in group.factor_dims if d]
-        stored += group.blocks * sum(d * (d + 1) // 2 if config.packed else d * d for d in dims)
+        whole += group.factor_elements
+        triangles += group.blocks * sum(d * (d + 1) // 2 for d in dims)
         factors += group.blocks * len(dims)
     moments = 1 + has_second_moment(config)
     return StateBytes(
-        size * stored,
-        root_size * stored,
+        factor_size * (triangles if config.packs_factors(device) else whole),
+        root_size * (triangles if config.packed else whole),
         size * moments * sum(math.prod(plan.shape) for plan in part.plans),
-        size * factors * (STATISTICS + len(CHECKS)),
+        size * factors * (len(STATISTICS) + len(ROOT_STATS)),
     )
 
 

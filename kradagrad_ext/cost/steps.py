@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,15 +11,14 @@ import torch
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group, ParameterPlan, Shape, group_blocks, plan_parameter
 
+from .blocks import block_costs, root_cost
+from .elementwise import before_blocks, parameter_step_costs
 from .gpus import Cost
-from .launches import SCRATCH_BYTES, before_blocks, kron_step_costs, parameter_step_costs, rule_of
-from .products import FLOAT, Rule
-from .torch_products import block_costs, damping_cost, root_cost
 
 
 @dataclass(frozen=True)
 class Part:
-    """Parameters or pieces of one parameter group and dtype.
+    """Parameters or pieces of one parameter group, dtype and graft.
 
     Attributes:
         dtype: of parameters and gradients.
@@ -32,6 +31,11 @@ class Part:
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
         return group_blocks(self.plans)
+
+    @property
+    def options(self) -> Config:
+        """As they are for these parameters."""
+        return self.config.for_blocks(bool(self.groups))
 
     @property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
@@ -49,64 +53,28 @@ def parts_of(
     """Of two parameter groups on one rank; `plain_shapes`: of parameters with ``precondition=False``."""
     plain = replace(config, precondition=False)
     given = ((shapes, config), (plain_shapes, plain))
-    return [
-        Part(tuple(plan_parameter(shape, own) for shape in each), own, dtype) for each, own in given if each
-    ]
+    plans = [(plan_parameter(shape, options), options) for each, options in given for shape in each]
+    return split_parts(plans, dtype)
 
 
-def kernel_costs(parts: Sequence[Part], scratch_bytes: int = SCRATCH_BYTES) -> list[Cost]:
-    """A step without new roots; one of `factor_every` updates the factors.
+def split_parts(plans: Iterable[tuple[ParameterPlan, Config]], dtype: torch.dtype) -> list[Part]:
+    """Plans of one dtype by their options, and by what gives updates their lengths."""
+    found: dict[tuple[int, str], tuple[list[ParameterPlan], Config]] = {}
+    for plan, config in plans:
+        key = id(config), config.for_blocks(bool(plan.regions)).graft
+        found.setdefault(key, ([], config))[0].append(plan)
+    return [Part(tuple(members), config, dtype) for members, config in found.values()]
 
-    Args:
-        scratch_bytes: of a slice of the grouped products.
-    """
-    costs = [cost for own in parts for cost in before_blocks(*own.shapes, own.config, own.dtype)]
-    costs += [cost for own in parts for cost in _on_blocks(own, scratch_bytes)]
+
+def kernel_costs(parts: Sequence[Part]) -> list[Cost]:
+    """A step without new roots; one of `factor_every` updates the factors."""
+    costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
+    costs += [cost for part in parts for cost in block_costs(part.groups, part.options, part.dtype)]
     return costs + [
-        cost for own in parts for cost in parameter_step_costs(*own.shapes, own.config, own.dtype)
+        cost for part in parts for cost in parameter_step_costs(*part.shapes, part.options, part.dtype)
     ]
 
 
 def root_costs(parts: Sequence[Part]) -> list[Cost]:
-    """New roots and the damping before them; one of `root_every` steps pays for both."""
-    return [make(own.groups, own.config) for own in parts if own.groups for make in (root_cost, damping_cost)]
-
-
-def _on_blocks(part: Part, scratch_bytes: int) -> Iterator[Cost]:
-    config, rule = part.config, rule_of(part.config, part.dtype)
-    fused = [group for group in part.groups if _is_fused(group, rule)]
-    rest = [group for group in part.groups if not _is_fused(group, rule)]
-    share = 1 / config.factor_every
-    if fused:
-        yield from _scaled(kron_step_costs(fused, rule, scratch_bytes), share)
-    if fused and share < 1:
-        yield from _scaled(kron_step_costs(fused, rule, scratch_bytes, update=False), 1 - share)
-    yield from block_costs(rest, rule, share)
-    if config.packed and part.groups:
-        yield _packing_cost(part.groups, rule, share)
-
-
-def _is_fused(group: Group, rule: Rule) -> bool:
-    """Whether one kernel serves both sides."""
-    return len(group.block_shape) == 2 and all(group.factored) and rule.scale != "exact"
-
-
-def _scaled(costs: Sequence[Cost], share: float) -> Iterator[Cost]:
-    """Of launches that some steps have."""
-    for cost in costs:
-        yield replace(
-            cost,
-            launches=share * cost.launches,
-            bytes=share * cost.bytes,
-            flops={kind: share * flops for kind, flops in cost.flops.items()},
-            least_flops=share * cost.least_flops,
-        )
-
-
-def _packing_cost(groups: Sequence[Group], rule: Rule, update_share: float) -> Cost:
-    """Triangles read and whole factors and roots written; factors that are updated, the other way round."""
-    elements = sum(group.factor_elements for group in groups)
-    triangles = sum(group.blocks * d * (d + 1) // 2 for group in groups for d in group.factor_dims)
-    each = elements + triangles
-    size = (FLOAT + rule.root) * each + update_share * FLOAT * each
-    return Cost("torch: index", "triangles", (2 + update_share) * len(groups), size)
+    """New roots, of which one of `root_every` steps makes all."""
+    return [root_cost(part.groups, part.config) for part in parts if part.groups]

@@ -20,7 +20,7 @@ from .pieces import Piece
 
 
 class Ledger:
-    """What every rank knows of all parameters of one parameter group and dtype.
+    """What every rank knows of all parameters of one parameter group, dtype and graft.
 
     Attributes:
         parameters: their indices among all of the optimizer's; `rows` has them on the device.
@@ -33,21 +33,23 @@ class Ledger:
         self.parameters = list(parameters)
         self.scalars = like.new_zeros(len(shapes), len(grafting.COLUMNS))
         self.numel = like.new_tensor([max(math.prod(shape), 1) for shape in shapes])
-        plans = [plan_parameter(shape, config) for shape in shapes]
-        self.preconditioned = torch.tensor([bool(plan.regions) for plan in plans], device=like.device)
+        blocked = [bool(plan_parameter(shape, config).regions) for shape in shapes]
+        self.has_blocks = any(blocked)
+        self.preconditioned = torch.tensor(blocked, device=like.device)
         self.rows = torch.tensor(self.parameters, device=like.device)
 
     def observe(self, norms: Tensor, present: Tensor, config: Config) -> None:
         """The guard of this step, and the coefficients of its updates."""
-        own = norms[self.rows].to(self.scalars.dtype)
-        self.active = grafting.observe_(self.scalars, own, self.numel, present[self.rows], config)
+        norms, config = norms[self.rows].to(self.scalars.dtype), config.for_blocks(self.has_blocks)
+        self.active = grafting.observe_(self.scalars, norms, self.numel, present[self.rows], config)
         self.coefficients = grafting.coefficients(self.scalars, config)
 
-    def scale(self, graft_norms: Tensor, update_norms: Tensor, config: Config) -> None:
+    def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
         """The lengths of this step's updates."""
-        dtype, own = self.scalars.dtype, self.rows
-        graft, update = graft_norms[own].to(dtype), update_norms[own].to(dtype)
-        grafting.scale_(self.coefficients, self.scalars, graft, update, self.preconditioned, config)
+        dtype, config = self.scalars.dtype, settings.config.for_blocks(self.has_blocks)
+        graft, update = graft_norms[self.rows].to(dtype), update_norms[self.rows].to(dtype)
+        taken = self.preconditioned & settings.preconditions
+        grafting.scale_(self.coefficients, self.scalars, graft, update, self.numel, taken, config)
 
 
 @dataclass

@@ -22,6 +22,9 @@ ELEMENT_FLOPS = 64
 """What moments and the write of an element cost, in flops of a factor update: they move some 30 bytes, in
 which time a GPU makes about so many."""
 
+REFINE = 2
+"""Of the updates that costs are compared by."""
+
 CHUNK_BYTES = 64 << 20
 """Gradients and parameters that one rank takes in at once."""
 
@@ -110,7 +113,8 @@ def _plan_of_box(whole: ParameterPlan, box: Box) -> ParameterPlan:
 
 def cost_of(plan: ParameterPlan) -> int:
     """Flops of a step: factor updates and products (docs/concepts.md), moments and the write."""
-    return ELEMENT_FLOPS * math.prod(plan.shape) + sum(group.step_flops for group in group_blocks([plan]))
+    on_blocks = (group.update_flops(REFINE) + group.product_flops for group in group_blocks([plan]))
+    return ELEMENT_FLOPS * math.prod(plan.shape) + sum(on_blocks)
 
 
 def bytes_of(plan: ParameterPlan) -> int:

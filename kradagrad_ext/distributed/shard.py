@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kradagrad_ext import grafting
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import Bucket, compute_dtype, empty_state
@@ -34,6 +33,9 @@ from .layout import box_of, gather_holders, local
 from .parts import Chunk, Ledger, Part, advance, finish
 from .pieces import CHUNK_BYTES, Piece, deal, in_chunks
 from .stored import stored_states
+
+Key = tuple[int, torch.dtype, str]
+"""Parameter group, dtype and graft of parameters that share a ledger."""
 
 
 class Shard:
@@ -66,53 +68,51 @@ class Shard:
         self.replicated = all(
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
-        self.ledgers = self._make_ledgers(positions, configs)
+        self.keys: list[Key] = [
+            (position, p.dtype, _graft(p, configs[position]))
+            for p, position in zip(params, positions, strict=True)
+        ]
+        self.ledgers = self._make_ledgers(configs)
         dealt = deal(shapes, [configs[position] for position in positions], self.ranks)
         sizes = [p.element_size() for p in params]
         by_chunk = [list(in_chunks(pieces, sizes, CHUNK_BYTES)) for pieces in dealt]
         count = max(map(len, by_chunk))
         self.chunks = [
-            self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], positions, configs)
+            self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], configs)
             for i in range(count)
         ]
 
-    def _make_ledgers(
-        self, positions: Sequence[int], configs: Mapping[int, Config]
-    ) -> dict[tuple[int, torch.dtype], Ledger]:
-        members: dict[tuple[int, torch.dtype], list[int]] = {}
-        for index, p in enumerate(self.params):
-            members.setdefault((positions[index], p.dtype), []).append(index)
+    def _make_ledgers(self, configs: Mapping[int, Config]) -> dict[Key, Ledger]:
+        members: dict[Key, list[int]] = {}
+        for index, key in enumerate(self.keys):
+            members.setdefault(key, []).append(index)
         ledgers = {}
-        for (position, dtype), own in members.items():
-            like = torch.empty(0, dtype=compute_dtype(dtype), device=local(self.params[own[0]]).device)
-            shapes = [tuple(self.params[index].shape) for index in own]
-            ledgers[position, dtype] = Ledger(own, shapes, configs[position], like)
+        for key, indices in members.items():
+            position, dtype, _ = key
+            like = torch.empty(0, dtype=compute_dtype(dtype), device=local(self.params[indices[0]]).device)
+            shapes = [tuple(self.params[index].shape) for index in indices]
+            ledgers[key] = Ledger(indices, shapes, configs[position], like)
         return ledgers
 
-    def _make_chunk(
-        self, pieces: Sequence[Sequence[Piece]], positions: Sequence[int], configs: Mapping[int, Config]
-    ) -> Chunk:
+    def _make_chunk(self, pieces: Sequence[Sequence[Piece]], configs: Mapping[int, Config]) -> Chunk:
         """`pieces`: of every rank."""
-        by_part = [self._by_part(theirs, positions) for theirs in pieces]
+        by_part = [self._by_part(theirs) for theirs in pieces]
         parts = [self._make_part(key, own, configs[key[0]]) for key, own in by_part[self.rank].items()]
         return Chunk(parts, *self._routes([list(itertools.chain(*own.values())) for own in by_part]))
 
-    def _by_part(
-        self, pieces: Sequence[Piece], positions: Sequence[int]
-    ) -> dict[tuple[int, torch.dtype], list[Piece]]:
-        """One rank's pieces by parameter group and dtype: the order in which they travel."""
-        found: dict[tuple[int, torch.dtype], list[Piece]] = {}
+    def _by_part(self, pieces: Sequence[Piece]) -> dict[Key, list[Piece]]:
+        """One rank's pieces by their ledger: the order in which they travel."""
+        found: dict[Key, list[Piece]] = {}
         for piece in pieces:
-            key = positions[piece.parameter], self.params[piece.parameter].dtype
-            found.setdefault(key, []).append(piece)
+            found.setdefault(self.keys[piece.parameter], []).append(piece)
         return found
 
-    def _make_part(self, key: tuple[int, torch.dtype], pieces: Sequence[Piece], config: Config) -> Part:
+    def _make_part(self, key: Key, pieces: Sequence[Piece], config: Config) -> Part:
         ledger = self.ledgers[key]
         device = ledger.scalars.device
         buffers = [torch.empty((), dtype=key[1], device=device).expand(piece.box.shape) for piece in pieces]
         plans = [piece.plan for piece in pieces]
-        bucket = Bucket(buffers, config, grafting.has_second_moment(config), [{}] * len(pieces), plans)
+        bucket = Bucket(buffers, config, [{}] * len(pieces), plans)
         rows = torch.tensor([ledger.parameters.index(piece.parameter) for piece in pieces], device=device)
         parameters = torch.tensor([piece.parameter for piece in pieces], device=device)
         return Part(key[0], ledger, bucket, pieces, rows, parameters)
@@ -160,7 +160,7 @@ class Shard:
         norms, present = self._gradient_norms()
         norms, present, refused = self._sum(norms, present, loss_scale.refused(norms.device).to(norms)[None])
         present = (present == self.ranks) & (refused == 0)
-        for (position, _), ledger in self.ledgers.items():
+        for (position, *_), ledger in self.ledgers.items():
             if position in settings:
                 ledger.observe(norms, present, settings[position].config)
         sources = [
@@ -177,9 +177,9 @@ class Shard:
                     graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
                     update_norms.index_add_(0, part.parameters, update.to(norms.dtype))
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
-        for (position, _), ledger in self.ledgers.items():
-            if position in settings and settings[position].preconditions:
-                ledger.scale(graft_norms, update_norms, settings[position].config)
+        for (position, *_), ledger in self.ledgers.items():
+            if position in settings:
+                ledger.scale(graft_norms, update_norms, settings[position])
         for share in shares:
             finish(share)
         self._hand_back(locals_)
@@ -281,6 +281,10 @@ class Shard:
         for pending in under_way:
             pending.finish()
         torch._foreach_copy_(list(locals_), staged)
+
+
+def _graft(p: Tensor, config: Config) -> str:
+    return config.for_blocks(bool(plan_parameter(tuple(p.shape), config).regions)).graft
 
 
 def _gradient(p: Tensor, own: Tensor) -> Tensor:

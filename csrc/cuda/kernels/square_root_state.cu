@@ -102,7 +102,7 @@ __device__ __forceinline__ BlockUpdate next(const SquareRootRule& rule, const Sq
 
 __device__ __forceinline__ void start_side(const SquareRootGroups& in, const SquareRootGroupSide& side,
                                            const BlockUpdate& update, int64_t block) {
-  const float share = in.rule.weight * in.rule.damping * static_cast<float>(side.k);
+  const float share = in.rule.damping * static_cast<float>(side.k);
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
   const float start = 1 / (update.rms * sqrtf(share));
@@ -112,7 +112,7 @@ __device__ __forceinline__ void start_side(const SquareRootGroups& in, const Squ
   }
   if (side.damping.views == 0) return;
   const Matrix damping(in.views, side.damping, block, side.d, side.d);
-  const float scale = update.rms * sqrtf(in.rule.damped_updates * share);
+  const float scale = update.rms * sqrtf(in.rule.damped_updates * in.rule.weight * share);
   for_each_element(side.d, side.d,
                    [&](int row, int col) { damping.at(col, row) = scale * factor.read(row, col); });
 }

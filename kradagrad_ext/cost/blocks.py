@@ -1,0 +1,99 @@
+"""The least work on blocks on a step, from their shapes: what no kernel for these formulas can do without.
+
+Flops are one multiplication and one addition a term, half of it where a product is symmetric. Bytes are every
+operand of a whole step once: gradient, factor in and out, roots, direction, update. What launches move
+between one another comes on top (bench/roofline.py counts it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from kradagrad_ext.config import Config
+from kradagrad_ext.plan import Group
+from kradagrad_ext.roots import STEPS, resolve_method
+
+from .gpus import Cost
+
+FLOAT = 4  # bytes
+TERMS = {"bf16x3": 3, "tf32x3": 3, "bf16x6": 6, "fp32": 1}
+"""Products on tensor cores that one of float32 operands takes."""
+
+KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "bf16x6": "bf16", "fp32": "fp32"}
+
+EIGH_FLOPS = 9
+"""Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
+
+
+def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
+    """Factor updates and products; `dtype`: of parameters and gradients."""
+    if not groups:
+        return
+    share = 1 / config.factor_every
+    updates = share * sum(_update_flops(group, config) for group in groups)
+    products = sum(group.product_flops for group in groups)
+    size = share * sum(map(_factor_bytes, groups)) + sum(_product_bytes(g, config, dtype) for g in groups)
+    flops = TERMS[config.precision] * (updates + products)
+    yield Cost("kron_step", "blocks", 1, size, {KINDS[config.precision]: flops}, updates + products)
+    if config.packed:
+        yield _packing_cost(groups, config)
+
+
+def _update_flops(group: Group, config: Config) -> float:
+    """With coupling every mode's unfolding is whitened on the others; damping adds F^T F once a refresh."""
+    flops = float(group.update_flops(config.refine))
+    modes = sum(map(bool, group.factor_dims))
+    if config.coupling == "kl":
+        flops += (modes - 1) * group.product_flops
+    damped = 1.0 if config.capturable else min(1.0, config.factor_every / config.root_every)
+    return flops + damped * group.blocks * sum(d**3 for d in group.factor_dims)
+
+
+def _factor_bytes(group: Group) -> int:
+    """Factors read and written, and statistics."""
+    return FLOAT * 2 * group.factor_elements
+
+
+def _product_bytes(group: Group, config: Config, dtype: torch.dtype) -> int:
+    """Gradient, direction and update, and the roots."""
+    root = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+    direction = FLOAT if config.momentum_on == "gradient" else dtype.itemsize
+    elements = group.blocks * math.prod(group.block_shape)
+    return (dtype.itemsize + direction + FLOAT) * elements + root * group.factor_elements
+
+
+def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
+    """Roots made whole on every step, from triangles."""
+    elements = sum(group.factor_elements for group in groups)
+    triangles = sum(group.blocks * d * (d + 1) // 2 for group in groups for d in group.factor_dims)
+    root = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+    return Cost("torch: index", "triangles", 2 * len(groups), root * (elements + triangles))
+
+
+def root_cost(groups: Sequence[Group], config: Config) -> Cost:
+    """New roots, a step: one of `root_every` steps pays for them; torch's float32 products.
+
+    Two products a step of the polar iteration, one of them symmetric, and F Q^T; or an eigendecomposition, by
+    its flops, which is less than what it takes; X and the powers of P for the residual.
+    """
+    flops = size = launches = 0.0
+    for group in groups:
+        p = config.root_order(len(group.block_shape))
+        method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
+        residual = 2 if p == 1 else 1 + p.bit_length() - 1 + p.bit_count() - 1
+        halved = 3 * STEPS * (p.bit_length() - 2) if method == "polar" else 0
+        products = residual + (2 * STEPS + 1 + halved if method == "polar" else 2)
+        for d in filter(None, group.factor_dims):
+            launches += products
+            size += FLOAT * 3 * products * group.blocks * d**2
+            extra = (
+                EIGH_FLOPS if method == "eigh" else -STEPS
+            )  # symmetric products in whole, but half counted
+            flops += (2 * products + extra) * group.blocks * d**3
+    share = 1 / config.root_every
+    return Cost(
+        "torch: bmm", "roots", share * launches, share * size, {"cublas fp32": share * flops}, share * flops
+    )

@@ -1,0 +1,60 @@
+"""The launches on elements of a step: the guard, moments and the write, from the shapes of parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from kradagrad_ext.config import Config
+from kradagrad_ext.grafting import has_second_moment
+from kradagrad_ext.plan import Shape
+
+from .blocks import FLOAT
+from .gpus import Cost
+
+SPAN = 4096  # kSpan
+
+
+def elements(shapes: Sequence[Shape]) -> int:
+    """Of all shapes together."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def before_blocks(
+    matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
+) -> Iterator[Cost]:
+    """The guard against non-finite gradients, moments, and norms of the grafting updates.
+
+    Args:
+        matrices, rest: shapes of parameters with and without blocks.
+        dtype: of parameters and gradients.
+    """
+    shapes = [*matrices, *rest]
+    if not shapes:
+        return
+    count, size = elements(shapes), dtype.itemsize
+    spans = sum(math.ceil(math.prod(shape) / SPAN) for shape in shapes)
+    yield Cost("torch: foreach_norm", "guard", 1, size * count)
+    averaged = config.momentum_on == "gradient"
+    each = size + 2 * FLOAT * has_second_moment(config)
+    each += averaged * (2 * FLOAT + FLOAT * config.nesterov)
+    each += size * (averaged and not config.decoupled_weight_decay and config.weight_decay > 0)
+    yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans)
+    yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))
+
+
+def parameter_step_costs(
+    matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
+) -> Iterator[Cost]:
+    """Graft, weight decay, momentum of the update, and the write; as `before_blocks`."""
+    if not matrices and not rest:
+        return
+    size, averaged = dtype.itemsize, config.momentum_on == "gradient"
+    each = 2 * size + 2 * FLOAT * (not averaged)
+    direction = (FLOAT if averaged else size) + FLOAT * has_second_moment(config)
+    total = (
+        each * (elements(matrices) + elements(rest)) + FLOAT * elements(matrices) + direction * elements(rest)
+    )
+    yield Cost("parameter_step", "write", 1, total)

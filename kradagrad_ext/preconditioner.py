@@ -1,0 +1,238 @@
+"""One step of groups of blocks: factors first, then roots if due, then the preconditioned direction.
+
+As in the paper's KrADagrad*, the factors of all modes are updated from the gradient itself; with coupling,
+each mode's from the gradient that the roots of the other modes have whitened (docs/concepts.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import roots
+from .backends.base import RMS, WHITENED, Backend, BlockGroup
+from .clock import Clock
+from .config import Config
+from .roots import WHITENED_MEAN, WHITENED_WEIGHT
+from .state import GroupState
+
+WHITENED_DECAY = 0.99
+"""Of the running mean of the whitened gradient's mean square."""
+
+
+@dataclass(frozen=True)
+class GroupStep:
+    """What a group's blocks need to know about this step.
+
+    Attributes:
+        clock: the number of the step.
+        fresh: whether a parameter of the bucket takes its first step.
+        active: ``[N]`` bool, the blocks that take part.
+        grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
+    """
+
+    clock: Clock
+    fresh: bool
+    active: Tensor
+    grads: list[Tensor]
+    directions: list[Tensor]
+    out: list[Tensor]
+
+    def refreshes_roots(self, config: Config) -> bool:
+        """When due; for a new parameter at once."""
+        return self.clock.roots_due(config) or self.fresh
+
+    def updated(self, config: Config) -> Tensor:
+        """Blocks whose factors are updated, where any may be."""
+        return self.active & self.clock.factors_due_on_device(config)
+
+
+def step(
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[GroupStep]
+) -> list[Tensor]:
+    """Advance all groups of a bucket, each by its backend, and write their preconditioned updates.
+
+    Returns:
+        For each group, the squared norms ``[N]`` of its updates, 0 for blocks that are not active.
+    """
+    norms: list[Tensor] = [torch.empty(0)] * len(states)
+    fused: dict[str, list[int]] = {}
+    for i, (state, backend, now) in enumerate(zip(states, backends, steps, strict=True)):
+        if state.is_kron:
+            fused.setdefault(backend.name, []).append(i)
+        else:
+            norms[i] = _step_of_any_order(state, config, backend, now)
+    for chosen in fused.values():
+        backend, taken = backends[chosen[0]], [steps[i] for i in chosen]
+        found = _step_of_matrices([states[i] for i in chosen], config, backend, taken)
+        for i, norm in zip(chosen, found, strict=True):
+            norms[i] = norm
+    if config.graft == "whitened" and steps and steps[0].clock.preconditions(config):
+        for i, (state, backend, now) in enumerate(zip(states, backends, steps, strict=True)):
+            norms[i] = _divide_by_whitened(state, backend, now, norms[i])
+    return norms
+
+
+def _step_of_matrices(
+    states: Sequence[GroupState], config: Config, backend: Backend, steps: Sequence[GroupStep]
+) -> list[Tensor]:
+    """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
+    now = steps[0]
+    update, refresh, product = (
+        now.clock.factors_due(config),
+        now.refreshes_roots(config),
+        now.clock.preconditions(config),
+    )
+    norms = states[0].root_stats[0].new_zeros(sum(len(state.root_stats[0]) for state in states))
+    apart = refresh or not product or now.clock.leaves_blocks_out(config)
+    if update and apart:
+        _kron_step(states, config, backend, steps, norms, update=True, precondition=False)
+        update = False
+    if refresh:
+        for state, own in zip(states, steps, strict=True):
+            refresh_roots(state, config, backend, own.active)
+    if product:
+        _kron_step(states, config, backend, steps, norms, update=update, precondition=True)
+    return list(torch.split(norms, [len(state.root_stats[0]) for state in states]))
+
+
+def _kron_step(
+    states: Sequence[GroupState],
+    config: Config,
+    backend: Backend,
+    steps: Sequence[GroupStep],
+    norms: Tensor,
+    *,
+    update: bool,
+    precondition: bool,
+) -> None:
+    groups = [
+        BlockGroup(state.side(0), state.side(1), now.grads, now.directions, now.out)
+        for state, now in zip(states, steps, strict=True)
+    ]
+    active = torch.cat([now.active if precondition else now.updated(config) for now in steps])
+    rule = config.update_rule(norms.device, steps[0].clock.damped_updates(config))
+    backend.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+
+
+def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+    """Blocks of any order, and modes without a factor."""
+    if now.clock.factors_due(config):
+        rule = replace(config.update_rule(now.active.device, now.clock.damped_updates(config)), coupled=False)
+        unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
+        for mode, unfolding in zip(state.modes, unfoldings, strict=True):
+            factor, stats = state.factors[mode], state.factor_stats[mode]
+            backend.update_factor_(factor, stats, [unfolding], now.updated(config), rule)
+    if now.refreshes_roots(config):
+        refresh_roots(state, config, backend, now.active)
+    if not now.clock.preconditions(config):
+        return torch.zeros_like(state.root_stats[0][:, 0])
+    return _write(backend.precondition(_over_rms(now.directions, state), state.roots), now)
+
+
+def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Backend) -> list[Tensor]:
+    """What every mode's factor is updated from, ``[N, d_i, product of the others]``.
+
+    With coupling, the gradient that the other modes' roots have whitened, of the gradient's own norm.
+    """
+    if config.coupling == "none":
+        return [_unfold(blocks, mode) for mode in state.modes]
+    unfoldings = []
+    for mode in state.modes:
+        others = [root[:, :0] if i == mode else root for i, root in enumerate(state.roots)]
+        unfolding = _unfold(backend.precondition(blocks, others), mode)
+        stretch = _squared_norms(unfolding) / _squared_norms(blocks)
+        scale = torch.where(stretch > 0, stretch.rsqrt(), 0)
+        unfoldings.append(unfolding * scale[:, None, None].to(unfolding.dtype))
+    return unfoldings
+
+
+def refresh_roots(state: GroupState, config: Config, backend: Backend, active: Tensor) -> None:
+    """New roots for all modes of active blocks that have had a gradient."""
+    p = config.root_order(len(state.group.block_shape))
+    method = roots.resolve_method("polar" if config.capturable else config.root_method, p, active.device)
+    for mode in state.modes:
+        roots.refresh_(
+            state.factors[mode],
+            state.factor_stats[mode],
+            state.roots[mode],
+            state.root_stats[mode],
+            active,
+            state.columns(mode),
+            p,
+            method,
+            backend.eigh,
+        )
+
+
+def _divide_by_whitened(state: GroupState, backend: Backend, now: GroupStep, norms: Tensor) -> Tensor:
+    """Every block's update over the root of c, the running mean square of its whitened gradient.
+
+    A gradient enters c before it enters the length, so that a spike is not taken at its own size.
+
+    Returns:
+        The squared norms ``[N]`` of the new updates.
+    """
+    stats = state.root_stats[state.modes[0]]
+    last = _whitened(state, backend, now)
+    counted = now.active & (last > 0)
+    for column, value in ((WHITENED_MEAN, last), (WHITENED_WEIGHT, torch.ones_like(last))):
+        mean = WHITENED_DECAY * stats[:, column] + (1 - WHITENED_DECAY) * value
+        stats[:, column] = torch.where(counted, mean, stats[:, column])
+    mean, weight = stats[:, WHITENED_MEAN], stats[:, WHITENED_WEIGHT]
+    of_first = norms / math.prod(state.group.block_shape)  # before a root has whitened anything
+    square = torch.where(weight > 0, mean / weight, of_first)
+    scale = torch.where(square > 0, square.rsqrt(), 0)
+    start, order = 0, len(state.group.block_shape)
+    for view in now.out:
+        grid = view.shape[: view.ndim - order]
+        end = start + math.prod(grid)
+        view.mul_(scale[start:end].reshape(*grid, *[1] * order))
+        start = end
+    return norms * scale.square()
+
+
+def _whitened(state: GroupState, backend: Backend, now: GroupStep) -> Tensor:
+    """Mean square ``[N]`` of the gradient whitened on all sides."""
+    if state.is_kron:  # told by both updates
+        return (state.factor_stats[0][:, WHITENED] + state.factor_stats[1][:, WHITENED]) / 2
+    whitened = backend.precondition(_over_rms(now.grads, state), state.roots)
+    return (_squared_norms(whitened) / math.prod(state.group.block_shape)).to(whitened.dtype)
+
+
+def _gather(views: list[Tensor], state: GroupState) -> Tensor:
+    """Block views as one batch ``[N, *block_shape]`` in the compute dtype."""
+    dtype = state.root_stats[0].dtype
+    return torch.cat([view.reshape(-1, *state.group.block_shape) for view in views]).to(dtype)
+
+
+def _over_rms(views: list[Tensor], state: GroupState) -> Tensor:
+    """Blocks over the root mean square of their gradients; 0 for one that has had none."""
+    rms = state.factor_stats[state.modes[0]][:, RMS].reshape(-1, *[1] * len(state.group.block_shape))
+    return torch.where(rms > 0, _gather(views, state) / rms, 0)
+
+
+def _unfold(blocks: Tensor, mode: int) -> Tensor:
+    """mat_i: ``[N, d_i, product of the others]``."""
+    moved = blocks.movedim(mode + 1, 1)
+    return moved.reshape(*moved.shape[:2], -1)
+
+
+def _squared_norms(blocks: Tensor) -> Tensor:
+    """``[N]``, summed in float64."""
+    return blocks.flatten(1).double().square().sum(1)
+
+
+def _write(product: Tensor, now: GroupStep) -> Tensor:
+    """Write a batch into the update's views; its squared norms ``[N]``, 0 where a block is not active."""
+    start = 0
+    for view in now.out:
+        blocks = math.prod(view.shape[: view.ndim - product.ndim + 1])
+        view.copy_(product[start : start + blocks].reshape(view.shape))
+        start += blocks
+    norms = product.flatten(1).square().sum(1)
+    return torch.where(now.active, norms, 0)
