@@ -12,7 +12,7 @@ import torch
 from tolerances import backend_atol
 from torch import Tensor
 
-from kradagrad_ext.backends import resolve, square_root, square_root_native, square_root_triton
+from kradagrad_ext.backends import native, reference, resolve, triton
 from kradagrad_ext.backends.base import UpdateRule
 
 SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
@@ -37,12 +37,8 @@ def ops(backend: str, dtype: torch.dtype) -> Any:
     return resolve(backend, torch.device("cpu"), dtype)
 
 
-SQUARE_ROOT_BACKENDS = {
-    "reference": square_root,
-    "native": square_root_native,
-    "triton": square_root_triton,
-}
-"""Those that have the ops on factors in the square-root form, with these ops."""
+SQUARE_ROOT_BACKENDS = {"reference": reference, "native": native, "triton": triton}
+"""All, with what has their ops."""
 
 
 def square_root_ops(backend: str) -> Any:

@@ -42,9 +42,11 @@ def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"packed": True, "root_dtype": torch.bfloat16},
+    {"packed": True, "root_dtype": torch.bfloat16, "factor_dtype": torch.bfloat16},
+    {"packed": True, "factor_update": "products"},
     {"graft": "sgd", "precondition_1d": True, "merge_dims": False},
-    {"graft": "none", "momentum_on": "update"},
+    {"graft": "rms", "momentum_on": "update"},
+    {"graft": "whitened", "coupling": "kl"},
     {"max_factor_dim": 64, "packed": True, "graft": "adagrad"},
     {"precondition": False},
 ]
@@ -59,7 +61,7 @@ def test_state_is_what_a_trained_optimizer_holds(options: dict[str, Any], dtype:
     optimizer = KrADagrad(groups, block_size=16, **own)
     model(torch.randn(2, 3, 8, 8, dtype=dtype)).float().square().mean().backward()
     optimizer.step()
-    told = cost(model, block_size=16, **options)
+    told = cost(model, block_size=16, device="cpu", **options)
     held = held_bytes(optimizer.state.values())
     assert told_bytes(told.most_state) == held
     assert told.most_state.total == held.total()
@@ -205,6 +207,7 @@ def test_ranks_share_out_what_one_has(world: int) -> None:
     [
         ([(4, 4)], {"world_size": 0}, "`world_size` must be an integer >= 1, got 0"),
         ([(4, 4)], {"tokens": 1.5}, "`tokens` must be an integer >= 1, got 1.5"),
+        ([(4, 4)], {"device": "tpu"}, "`device` must be cuda or cpu, got 'tpu'"),
         ([(4, 4)], {"replicated": 1}, "`replicated` must be a bool, got 1"),
         ([(4, 4)], {"dtype": torch.float64}, "`dtype` must be of torch.float32, torch.bfloat16"),
         ([(4, 4)], {"block": 3}, "options must be of betas, .*, got block"),

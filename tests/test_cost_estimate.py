@@ -18,15 +18,11 @@ from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
-PLAIN: dict[str, Any] = {"refine": 0, "factor_scale": "trace"}
-"""Updates whose least flops the plan knows: 3 d^2 k a mode, and 2 d^2 k of the product with its root."""
-
-
-def planned_flops(shapes: list[tuple[int, ...]], **options: Any) -> int:
+def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) -> tuple[int, int]:
+    """Of updates without damping, and of products."""
     config = make_config(**options)
-    return sum(
-        group.step_flops for group in group_blocks([plan_parameter(shape, config) for shape in shapes])
-    )
+    groups = group_blocks([plan_parameter(shape, config) for shape in shapes])
+    return sum(group.update_flops(refine) for group in groups), sum(group.product_flops for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -39,33 +35,38 @@ def planned_flops(shapes: list[tuple[int, ...]], **options: Any) -> int:
     ],
 )
 def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Whether a kernel serves the blocks or torch's products do; updates of the factors by their share."""
-    told = cost([shape], block_size=128, **PLAIN, **options).ranks[0].kernels.flops
-    planned = planned_flops([shape], block_size=128, **PLAIN, **options)
-    assert told == planned
-    seldom = cost([shape], block_size=128, factor_every=4, **PLAIN, **options).ranks[0].kernels.flops
-    assert seldom == pytest.approx(planned * (3 / 4 + 2) / 5)
+    """Updates of the factors by their share; damping enters with one update of every refresh."""
+    options = {"block_size": 128, "refine": 3, "root_every": 10**9, **options}
+    told = cost([shape], **options).ranks[0].kernels.flops
+    updates, products = planned_flops([shape], **options)
+    assert told == pytest.approx(updates + products)
+    seldom = cost([shape], factor_every=4, **options).ranks[0].kernels.flops
+    assert seldom == pytest.approx(updates / 4 + products)
 
 
-def test_exact_updates_by_hand() -> None:
-    """A side's Y, N, Cholesky factor, its triangle solved, downdate; Y, N, iterates, Y C and downdate of what
-    would replace it; then two products with roots."""
-    told = cost([(64, 64)], factor_update="exact").ranks[0].kernels.flops
-    exact, fallback = 2 + 1 + 1 / 3 + 1 + 1, 2 + 1 + 4 + 2 + 1
-    assert told == pytest.approx(64**3 * (2 * (exact + fallback) + 4))
+def test_flops_of_a_square_block_by_hand() -> None:
+    """A side takes 8 b^3 at refine 2: B 2, H 1, the polynomial 3, F R 2; coupling 2 more, damping 1; and 4 b^3
+    are the product's."""
+    options = {"refine": 2, "root_every": 5}
+    for coupling, each in (("none", 8), ("kl", 10)):
+        told = cost([(64, 64)], coupling=coupling, **options).ranks[0].kernels.flops
+        assert told == pytest.approx(64**3 * (2 * (each + 1 / 5) + 4))
 
 
 @pytest.mark.parametrize(
-    ("exponent", "method", "products"),
-    [(0.5, "auto", 3 * 13 + 1), (0.25, "auto", 2 * 3 * 13 + 2 + 1), (1 / 3, "eigh", 1 + 4.5 + 1 + 1)],
+    ("exponent", "method", "flops"),
+    [
+        (0.5, "polar", 2 * (2 * 13 + 1 + 2) - 13),
+        (0.25, "polar", 2 * (2 * 13 + 1 + 3 * 13 + 3) - 13),
+        (1 / 3, "eigh", 2 * (2 + 3) + 9),
+    ],
 )
-def test_roots_by_hand(exponent: float, method: str, products: float) -> None:
-    """Square roots of three products an iterate, or an eigendecomposition and a product; the residual's
-    powers; and the damping before: Y, N, seven products of iterates, Y C and the downdate."""
+def test_roots_by_hand(exponent: float, method: str, flops: float) -> None:
+    """Two products a step of the polar iteration, one symmetric, and F Q^T; three a step of a further square
+    root; an eigendecomposition and two products; X and powers of P for the residual."""
     options = {"exponent": exponent, "root_method": method, "root_every": 5}
     told = cost([(128, 128)], **options).ranks[0].roots.flops
-    damping = 2 + 1 + 7 + 2 + 1
-    assert told == pytest.approx(2 * 128**3 * (2 * products + damping) / 5)
+    assert told == pytest.approx(2 * 128**3 * flops / 5)
 
 
 def test_bytes_and_time_of_moments_by_hand() -> None:
@@ -77,12 +78,14 @@ def test_bytes_and_time_of_moments_by_hand() -> None:
         assert time == pytest.approx(1e3 * size / (BANDWIDTH_FRACTION * 1e9 * GPUS[gpu].hbm))
 
 
-def test_triangles_are_made_whole_and_stored_again() -> None:
-    """Factors and roots on every step, factors back; they save state and cost bytes."""
+def test_triangles_are_made_whole() -> None:
+    """Roots on every step; they save state and cost bytes."""
     whole, packed = (cost([(256, 256)], packed=packed).ranks[0] for packed in (False, True))
     each = 256**2 + 256 * 257 // 2
-    assert packed.kernels.bytes - whole.kernels.bytes == 2 * 3 * 4 * each
-    assert packed.state.factors == whole.state.factors * 257 / 512
+    assert packed.kernels.bytes - whole.kernels.bytes == 2 * 4 * each
+    assert packed.state.roots == whole.state.roots * 257 / 512
+    assert packed.state.factors == whole.state.factors
+    assert cost([(256, 256)], packed=True, device="cpu").ranks[0].state.factors == packed.state.roots
     assert packed.kernels.flops == whole.kernels.flops
 
 
@@ -124,11 +127,13 @@ def test_command_line() -> None:
 
 def test_command_line_options(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--shapes 96x64*2,64 --world-size 2 --replicated --block-size 32 --max-factor-dim 80"
-    more = "--root-every 4 --root-dtype bfloat16 --packed --dtype bfloat16 --tokens 4096"
-    main([*arguments.split(), *more.split()])
+    more = "--root-every 4 --root-dtype bfloat16 --packed --dtype bfloat16 --tokens 4096 --graft rms"
+    stored = "--factor-dtype bfloat16 --device cpu"
+    main([*arguments.split(), *more.split(), *stored.split()])
     told = cost(
         [(96, 64), (96, 64), (64,)], world_size=2, replicated=True, block_size=32, max_factor_dim=80,
-        root_every=4, root_dtype=torch.bfloat16, packed=True, dtype=torch.bfloat16, tokens=4096,
+        root_every=4, root_dtype=torch.bfloat16, packed=True, dtype=torch.bfloat16, tokens=4096, graft="rms",
+        factor_dtype=torch.bfloat16, device="cpu",
     )  # fmt: skip
     assert capsys.readouterr().out == f"{told}\n"
 

@@ -22,7 +22,7 @@ MODES = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "hsdp
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"nesterov": True, "weight_decay": 0.1, "decoupled_weight_decay": False, "precondition_1d": True},
-    {"momentum_on": "update", "graft": "sgd", "factor_update": "krad", "start_step": 3, "packed": True},
+    {"momentum_on": "update", "graft": "sgd", "factor_update": "products", "start_step": 3, "packed": True},
 ]
 
 

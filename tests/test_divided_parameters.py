@@ -17,7 +17,7 @@ from kradagrad_ext import KrADagrad
 
 RECIPES: list[dict[str, Any]] = [
     {},
-    {"packed": True, "factor_update": "krad"},
+    {"packed": True, "factor_update": "products"},
     {"capturable": True, "root_every": 1},
     {"max_factor_dim": 9},
 ]
@@ -47,10 +47,10 @@ def matrices(tensor: Tensor, options: dict[str, Any]) -> list[Tensor]:
 def test_steps_are_those_of_the_matrices_one_by_one(
     shape: tuple[int, ...], options: dict[str, Any], recipe: dict[str, Any], backend: str
 ) -> None:
-    """Without grafting, whose length is the whole parameter's."""
+    """With lengths that belong to blocks, not to the whole parameter."""
     (whole,) = parameters(shape)
     single = [nn.Parameter(part.clone()) for part in matrices(whole.detach(), options)]
-    own = SMALL | recipe | {"graft": "none"}
+    own = SMALL | recipe | {"graft": "whitened", "coupling": "kl"}
     optimizer, other = (
         KrADagrad([whole], **own, **options, backend=backend),
         KrADagrad(single, **own, backend=backend),

@@ -27,9 +27,18 @@ def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: to
     assert torch.equal(packing.unpack(triangles, d), symmetric)
 
 
+@given(n=st.integers(0, 4), d=st.integers(0, 40), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_packing_keeps_every_bit_of_a_triangular_matrix(n: int, d: int, dtype: torch.dtype) -> None:
+    upper = torch.randn(n, d, d, generator=torch.Generator().manual_seed(d)).to(dtype).triu()
+    triangles = packing.pack_upper(upper)
+    assert triangles.shape == (n, d * (d + 1) // 2)
+    assert torch.equal(packing.unpack_upper(triangles, d), upper)
+
+
 def test_packing_goes_row_by_row() -> None:
     matrix = torch.tensor([[1, 2, 4], [2, 3, 5], [4, 5, 6]])
     assert packing.pack(matrix[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert packing.pack_upper(matrix.triu()[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("whole_bytes", [1, 1500, packed.WHOLE_BYTES], ids=str)
@@ -37,9 +46,9 @@ def test_packing_goes_row_by_row() -> None:
     "recipe",
     [
         {},
-        {"factor_update": "krad", "root_method": "newton_schulz"},
+        {"factor_update": "products", "root_method": "polar"},
         {"max_factor_dim": 10, "merge_dims": False},
-        {"root_dtype": torch.bfloat16},
+        {"root_dtype": torch.bfloat16, "factor_dtype": torch.bfloat16},
         {"precondition_1d": True, "start_step": 4, "factor_every": 2},
     ],
     ids=str,
@@ -57,11 +66,14 @@ def test_steps_are_those_of_whole_matrices(
     loose = TRAJECTORY[recipe.get("root_dtype", torch.float32)]
     assert relative_difference(ours, whole) < loose
     for p, q in zip(ours, whole, strict=True):
-        for key, triangles in optimizer.state[p].items():
-            if key.startswith("factor"):
-                expected = other.state[q][key]
-                unpacked = packing.unpack(triangles, expected.shape[-1])
-                assert float((unpacked - expected).norm()) <= 0.05 * float(expected.norm())
+        for key, stored in optimizer.state[p].items():
+            if key.startswith("factor_") and "stats" not in key:
+                f = other.state[q][key].double()
+                by_products = recipe.get("factor_update") == "products"
+                assert stored.ndim == (3 if by_products else 2)
+                ours_ = (stored if by_products else packing.unpack_upper(stored, f.shape[-1])).double()
+                gap = (ours_ @ ours_.mT - f @ f.mT).norm()
+                assert float(gap) <= 0.05 * float((f @ f.mT).norm())
 
 
 @pytest.mark.parametrize("root_dtype", [None, torch.bfloat16])
@@ -72,7 +84,8 @@ def test_half_the_bytes(root_dtype: torch.dtype | None) -> None:
         params = parameters((256, 512))
         optimizer = KrADagrad(params, block_size=128, root_dtype=root_dtype, **options)
         train(optimizer, params, range(1))
-        tensors = [t for key, t in optimizer.state[params[0]].items() if key.startswith(("factor", "root"))]
+        state = optimizer.state[params[0]]
+        tensors = [t for key, t in state.items() if key.startswith(("factor", "root")) and "stats" not in key]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     assert bytes_of(packed=True) / bytes_of() == (128 + 1) / (2 * 128)
@@ -92,6 +105,40 @@ def test_a_resumed_run_equals_the_unbroken_one(backend: str) -> None:
     whole = KrADagrad(resumed, **SMALL, backend=backend)
     with pytest.raises(ValueError, match="`packed` of parameter group 0 must be False"):
         whole.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("to_triangles", [False, True])
+def test_a_checkpoint_of_another_kind_of_device_has_the_same_factors(
+    to_triangles: bool, dtype: torch.dtype
+) -> None:
+    """By Cholesky they are triangles, by products whole matrices: F F^T is what counts."""
+    updates = ("products", "cholesky") if to_triangles else ("cholesky", "products")
+    params, other = parameters(*SHAPES), parameters(*SHAPES)
+    options = {**SMALL, "packed": True, "factor_dtype": dtype if dtype == torch.bfloat16 else None}
+    saved, loaded = (
+        KrADagrad(of, factor_update=update, **options)
+        for of, update in zip((params, other), updates, strict=True)
+    )
+    train(saved, params, range(4))
+    state_dict = saved.state_dict()
+    state_dict["param_groups"][0]["factor_update"] = updates[1]
+    loaded.load_state_dict(state_dict)
+    for p, q in zip(params, other, strict=True):
+        for key, given_ in saved.state[p].items():
+            if key.startswith("factor_") and "stats" not in key:
+                pair = (given_, loaded.state[q][key])
+                assert {t.ndim for t in pair} == {2, 3}
+                ours, theirs = (
+                    packing.unpack_upper(t, packing.side(t)).double() if t.ndim == 2 else t.double()
+                    for t in pair
+                )
+                error = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+                torch.testing.assert_close(
+                    ours @ ours.mT, theirs @ theirs.mT, rtol=error, atol=error * float(ours.norm()) ** 2
+                )
+    train(loaded, other, range(4, 8))
+    assert all(p.isfinite().all() for p in other)
 
 
 @given(

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import kradagrad_ext
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.backends import reference as reference_backend
+from kradagrad_ext.backends.base import RMS
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("recipe", [{}, {"graft": "rmsprop"}, {"factor_update": "krad"}], ids=str)
+@pytest.mark.parametrize("recipe", [{}, {"graft": "rmsprop"}, {"factor_update": "products"}, {"coupling": "kl", "graft": "rms"}], ids=str)
 def test_scale_invariance(scale: float, recipe: dict[str, Any], backend: str) -> None:
     """Gradients times a constant give the same trajectory, to rounding."""
     plain, scaled = parameters((20, 12), (7,)), parameters((20, 12), (7,))
@@ -94,10 +94,10 @@ def test_a_direction_without_gradient_does_not_wind_up(backend: str) -> None:
         generator = torch.Generator().manual_seed(step)
         p.grad = torch.randn(16, 1, generator=generator) * row
         optimizer.step()
-    factor, statistics = optimizer.state[p]["factor_0_1"][0], optimizer.state[p]["statistics_0_1"][0]
-    largest = torch.linalg.eigvalsh(factor.double()).max()
-    assert 0.3 < largest * 1e-3 * statistics[0] < 30
-    assert torch.linalg.eigvalsh(factor.double()).min() > 0
+    factor, stats = optimizer.state[p]["factor_0_1"][0].double(), optimizer.state[p]["factor_stats_0_1"][0]
+    eigenvalues = torch.linalg.svdvals(factor).square()
+    assert 0.3 < eigenvalues.max() * 1e-3 * 16 * stats[RMS] ** 2 < 30
+    assert eigenvalues.min() > 0
     assert p.isfinite().all()
 
 
@@ -172,10 +172,9 @@ def test_bad_arguments_of_the_constructor() -> None:
 
 def test_no_host_sync_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in a step asks a tensor for its value, with the roots by products."""
-    monkeypatch.setattr(reference_backend, "_looking_is_free", lambda device: False)  # as on an accelerator
     params = parameters((20, 12), (7,))
     optimizer = KrADagrad(
-        params, **SMALL, root_method="newton_schulz", factor_update="krad", backend="reference"
+        params, **SMALL, root_method="polar", factor_update="products", backend="reference"
     )
     train(optimizer, params, range(1))
 
@@ -197,7 +196,7 @@ def test_the_steps_before_the_first_preconditioned_one_are_no_fallbacks(backend:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
-@pytest.mark.parametrize("graft", ["adam", "none"])
+@pytest.mark.parametrize("graft", ["adam", "sgd"])
 def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: float, backend: str) -> None:
     """A spoilt root must not reach the parameter; the step is the unpreconditioned one, and counted."""
     params, plain = parameters((8, 8)), parameters((8, 8))

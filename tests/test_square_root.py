@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kradagrad_ext.backends import square_root, square_root_triton
+from kradagrad_ext.backends import square_root, triton
 from kradagrad_ext.backends.base import (
     FALLBACKS,
     METHODS,
@@ -203,7 +203,7 @@ def test_nothing_makes_a_factor_indefinite(
     kind: str, rule: UpdateRule, factor_dtype: torch.dtype, ops: Any
 ) -> None:
     """F F^T stays finite and positive definite, and fits the usual gradients once all else is forgotten."""
-    interpreted = ops is square_root_triton and rule is PRODUCTS
+    interpreted = ops is triton and rule is PRODUCTS
     side = new_side(2, 8, torch.float32, factor_dtype)
     for u in sequence(kind, 2, 8, 12, interpreted):
         feed(side, [u], rule, ops)

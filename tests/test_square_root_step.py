@@ -11,7 +11,7 @@ import torch
 from inputs import layouts, square_root
 from inputs.square_root import RULE, compare, copied, given, group
 
-from kradagrad_ext.backends import square_root_native, square_root_triton
+from kradagrad_ext.backends import native, triton
 from kradagrad_ext.backends.base import METHODS, BlockGroup
 
 SHAPES = [(1, 1), (1, 7), (7, 33), (33, 7), (64, 64), (129, 65), (40, 129), (130, 30)]
@@ -43,7 +43,7 @@ def test_agrees_with_float64(shape: tuple[int, int], rule: Any, ops: Any) -> Non
 def test_any_layout(
     layout: str, shape: tuple[int, int], rule: Any, view_dtype: torch.dtype, ops: Any
 ) -> None:
-    count = 6 if ops is square_root_triton else 12
+    count = 6 if ops is triton else 12
     compare(given([group(count, shape, layout, view_dtype=view_dtype)], rule), ops)
 
 
@@ -67,7 +67,7 @@ def test_one_half_of_a_step(rule: Any, calls: dict[str, bool], ops: Any) -> None
     for own, other in zip(ours.groups, expected.groups, strict=True):
         pair = [square_root.x_in_units(side) for side in (own.left, other.left)]
         torch.testing.assert_close(*pair, rtol=1e-2, atol=1e-3)
-    rounding = {"rtol": 1e-3, "atol": 0} if ops is square_root_triton else {}
+    rounding = {"rtol": 1e-3, "atol": 0} if ops is triton else {}
     torch.testing.assert_close(ours.norms, expected.norms, **rounding)
 
 
@@ -99,7 +99,7 @@ def test_a_factor_that_is_no_triangle_is_made_one(ops: Any) -> None:
         torch.testing.assert_close(
             square_root.x_in_units(own), square_root.x_in_units(other), rtol=1e-2, atol=1e-3
         )
-        if ops is square_root_native:
+        if ops is native:
             assert not own.factor[call.active].tril(-1).any()
 
 

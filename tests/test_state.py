@@ -16,7 +16,7 @@ SHAPES = [(20, 12), (7,), (3, 4, 5), (9, 9), (0, 4), (2, 8)]
 
 def bucket(**options: object) -> Bucket:
     params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
-    return Bucket(params, config(block_size=8, **options), True, [{} for _ in params])
+    return Bucket(params, config(block_size=8, **options), [{} for _ in params])
 
 
 @pytest.mark.parametrize("options", [{}, {"precondition_1d": True}, {"max_factor_dim": 10}], ids=str)
@@ -48,10 +48,10 @@ def test_parameter_states_are_views_of_the_batches() -> None:
     state = bucket()
     for tensors in state.parameter_states():
         for key, tensor in tensors.items():
-            if key.startswith(("factor", "root", "checks", "statistics")):
+            if key.startswith(("factor", "root")):
                 tensor.fill_(7)
     for group in state.groups:
-        for tensor in (*group.factors, *group.roots, *group.checks, *group.statistics):
+        for tensor in (*group.factors, *group.roots, *group.root_stats, *group.factor_stats):
             assert (tensor == 7).all()
 
 
@@ -70,7 +70,7 @@ class Operations(TorchDispatchMode):
 def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel() -> None:
     """A copy to the device would make the host wait on every step."""
     like = nn.Parameter(torch.empty(4, 4, device="meta"))
-    state, lr = Bucket([like], config(), True, [{}]), torch.tensor([0.25], dtype=torch.float64)
+    state, lr = Bucket([like], config(), [{}]), torch.tensor([0.25], dtype=torch.float64)
     with Operations() as operations:
         made = state.lr_tensor(lr)
     assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, ())
@@ -81,7 +81,7 @@ def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)], ids=str)
 def test_a_learning_rate_has_the_compute_dtype(lr: float | torch.Tensor, dtype: torch.dtype) -> None:
-    made = Bucket([nn.Parameter(torch.empty(2, dtype=dtype))], config(), True, [{}]).lr_tensor(lr)
+    made = Bucket([nn.Parameter(torch.empty(2, dtype=dtype))], config(), [{}]).lr_tensor(lr)
     assert (made.dtype, made.shape, float(made)) == (dtype, (), float(torch.tensor(float(lr), dtype=dtype)))
 
 
