@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
-from factor_cases import RECIPES, downdate_flops, matrix_block_arguments, product_flops, scalars
+import torch
+from factor_cases import RECIPES, RULE, matrix_block_group, product_flops, update_flops
 from op_case import Case
 
 
 @functools.lru_cache(maxsize=1)
 def make_case(side: int, recipe: str) -> Case:
-    arguments = matrix_block_arguments(side)
-    blocks = len(arguments["norms"])
+    group = matrix_block_group(side)
+    blocks = len(group.left.factor)
     return Case(
         op="kron_step_",
-        arguments={**arguments, **scalars(recipe), "update": True},
-        writes=("left", "right", "left_statistics", "right_statistics", "out", "norms"),
+        arguments=dict(
+            groups=[group],
+            active=torch.ones(blocks, dtype=torch.bool),
+            norms=torch.zeros(blocks),
+            rule=replace(RULE, **RECIPES[recipe]),
+            update=True,
+            precondition=True,
+        ),
+        writes=("groups", "norms"),
         shape=f"{side}x{side}",
         blocks=blocks,
         recipe=recipe,
-        flops=blocks * (2 * downdate_flops(side, side, recipe) + product_flops(side, side)),
+        flops=blocks * (2 * update_flops(side, side, recipe) + product_flops(side, side)),
     )
 
 

@@ -4,54 +4,47 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from factor_cases import downdate_flops, matrix_block_arguments, scalars, spd
-from op_case import Case
+from factor_cases import RECIPES, RULE, matrix_block_group, side_of_a_run, update_flops
+from op_case import Arguments, Case
 from workload import gradient
 
 WIDE = (64, 576, 64)
 """d, k and N of a 3 x 3 convolution with 64 channels on each side, cut into blocks of 64."""
 
 
-def square_arguments(side: int) -> dict:
-    full = matrix_block_arguments(side)
-    return dict(
-        factor=full["left"][0],
-        statistics=full["left_statistics"],
-        unfolding=full["grad"],
-        active=full["active"],
-    )
+def square_arguments(side: int) -> Arguments:
+    group = matrix_block_group(side)
+    return dict(factor=group.left.factor, statistics=group.left.statistics, unfolding=group.grads)
 
 
-def wide_arguments(d: int, k: int, blocks: int) -> dict:
+def wide_arguments(d: int, k: int, blocks: int) -> Arguments:
     unfolding = gradient((blocks * d, k), 0, 0).view(blocks, d, k)
-    mean = unfolding.square().sum((1, 2)) / d
-    return dict(
-        factor=spd(blocks, d, 1 / (1e-3 * mean.mean().item()), seed=1),
-        statistics=torch.stack([mean, torch.zeros_like(mean)], 1),
-        unfolding=[unfolding],
-        active=torch.ones(blocks, dtype=torch.bool),
-    )
+    rms = unfolding.square().mean().sqrt().item()
+    side = side_of_a_run(blocks, d, k, rms, seed=1)
+    return dict(factor=side.factor, statistics=side.statistics, unfolding=[unfolding])
 
 
 @functools.lru_cache(maxsize=1)
 def make_case(d: int, k: int, recipe: str) -> Case:
     arguments = square_arguments(d) if d == k else wide_arguments(*WIDE)
     blocks = len(arguments["factor"])
+    active, rule = torch.ones(blocks, dtype=torch.bool), replace(RULE, **RECIPES[recipe])
     return Case(
         op="update_factor_",
-        arguments={**arguments, **scalars(recipe)},
+        arguments={**arguments, "active": active, "rule": rule},
         writes=("factor", "statistics"),
         shape=f"{d}x{k}",
         blocks=blocks,
         recipe=recipe,
-        flops=blocks * downdate_flops(d, k, recipe),
+        flops=blocks * update_flops(d, k, recipe),
     )
 
 
-@pytest.mark.parametrize("recipe", ["frobenius", "exact"])
+@pytest.mark.parametrize("recipe", ["cholesky", "products"])
 @pytest.mark.parametrize(("d", "k"), [WIDE[:2], (128, 128), (256, 256)])
 def test_update_factor(
     d: int, k: int, recipe: str, backend: str, time_op: Callable[[Case, str], None]

@@ -118,9 +118,9 @@ def matrix_work_timed(backend_name: str, inside: list[float]) -> Iterator[None]:
 
 
 def timed(function: Callable[..., object], inside: list[float]) -> Callable[..., object]:
-    def call(*arguments: object) -> object:
+    def call(*arguments: object, **options: object) -> object:
         start = time.perf_counter()
-        result = function(*arguments)
+        result = function(*arguments, **options)
         inside.append(time.perf_counter() - start)
         return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from kradagrad_ext.backends import resolve
+from kradagrad_ext.backends.base import BlockGroup, Side
 
 SECONDS_A_BENCH = 0.4
 MIN_ROUNDS, MAX_ROUNDS = 5, 60
@@ -69,14 +70,27 @@ def run(case: Case, backend: str, arguments: Arguments, dtype: torch.dtype = tor
 
 
 def tensors(arguments: Arguments, names: tuple[str, ...]) -> list[Tensor]:
-    values = [arguments[name] for name in names]
-    return [tensor for value in values for tensor in (value if isinstance(value, list) else [value])]
+    return [tensor for name in names for tensor in written(arguments[name])]
+
+
+def written(value: object) -> list[Tensor]:
+    """What an op writes of an argument: of a group of blocks, factors, statistics and the product."""
+    if isinstance(value, list):
+        return [tensor for item in value for tensor in written(item)]
+    if isinstance(value, BlockGroup):
+        sides = [value.left, value.right]
+        return [t for side in sides for t in (side.factor, side.statistics)] + list(value.out)
+    assert isinstance(value, Tensor)
+    return [value]
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> object:
     """A copy with the strides of the original; floating tensors in `dtype`, if one is given."""
     if isinstance(value, list):
         return [copied(item, dtype) for item in value]
+    if isinstance(value, (BlockGroup, Side)):
+        parts = {field.name: copied(getattr(value, field.name), dtype) for field in fields(value)}
+        return replace(value, **parts)
     if not isinstance(value, Tensor):
         return value
     return value.to(dtype, copy=True) if dtype and value.is_floating_point() else value.clone()

@@ -13,13 +13,13 @@ from kradagrad_ext import KrADagrad, PublishedKrADagrad
 
 RECIPES = {
     "default": {},
-    "refine=0": dict(factor_update="krad", refine=0),
-    "refine=0 trace": dict(factor_update="krad", refine=0, factor_scale="trace"),
-    "refine=2": dict(factor_update="krad", refine=2),
+    "uncoupled": dict(coupling="none"),
+    "coupled": dict(coupling="kl"),
+    "products": dict(factor_update="products"),
 }
-"""On a CPU the default is the exact update."""
+"""On a CPU the default updates factors by Cholesky."""
 
-REFERENCE_RECIPES = ("default", "refine=0")
+REFERENCE_RECIPES = ("default", "products")
 
 
 def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:

@@ -2,8 +2,9 @@
 
     python bench/roots_accuracy.py        # prints Markdown, appends to the CSV
 
-Factors X = Q diag(l) Q^T with eigenvalues l spaced evenly in log from 1 to 1 / condition, rounded to the
-dtype; the true root is Q diag(l^(1/p)) Q^T in float64, so that the rounding of X counts as error, too.
+Factors F = Q diag(l^(1/2)) R^T with orthogonal Q and R, the eigenvalues l of X = F F^T spaced evenly in log
+from 1 to 1 / condition, rounded to the dtype; the true root is Q diag(l^(1/p)) Q^T in float64, so that the
+rounding of F counts as error, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kradagrad_ext.roots import RESIDUAL_BOUND, root
 SIDE, SAMPLES = 128, 5
 CONDITIONS = [10.0**exponent for exponent in range(13)]
 ORDERS = (2, 4)
-METHODS = ("eigh", "newton_schulz")
+METHODS = ("eigh", "polar")
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,19 @@ ARITHMETICS = (
 
 
 def factors(condition: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[d]`` and eigenvectors ``[N, d, d]``, float64."""
+    """Eigenvalues ``[d]``, and Q and R ``[2, N, d, d]``, float64."""
     source = torch.Generator().manual_seed(0)
-    square = torch.randn(SAMPLES, SIDE, SIDE, dtype=torch.float64, generator=source)
+    square = torch.randn(2, SAMPLES, SIDE, SIDE, dtype=torch.float64, generator=source)
     values = condition ** -torch.linspace(0, 1, SIDE, dtype=torch.float64)
     return values, torch.linalg.qr(square).Q
 
 
 def errors(condition: float, p: int, method: str, arithmetic: Arithmetic) -> tuple[list[float], bool]:
     """Relative Frobenius error of every sample, and whether the residual check would refuse one."""
-    values, vectors = factors(condition)
-    matrices = (vectors * values) @ vectors.mT
+    values, (vectors, right) = factors(condition)
+    f = (vectors * values.sqrt()) @ right.mT
     want = (vectors * values ** (1 / p)) @ vectors.mT
-    got, residual = root(((matrices + matrices.mT) / 2).to(arithmetic.compute), p, method)
+    got, residual = root(f.to(arithmetic.compute), p, method)
     difference = got.to(arithmetic.store).double() - want
     relative = difference.flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
     return relative.tolist(), not bool((residual <= RESIDUAL_BOUND).all())

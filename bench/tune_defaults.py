@@ -2,7 +2,7 @@
 
     python bench/tune_defaults.py --optimizer adamw --vary lr 1e-3 3e-3 6e-3 --seeds 0 1 2
     python bench/tune_defaults.py --vary lr 1e-2 2e-2 --vary "betas" "(0.9, 0.99)" "(0.95, 0.99)"
-    python bench/tune_defaults.py --one-at-a-time --vary refine 0 2 4 --vary embeddings True False
+    python bench/tune_defaults.py --one-at-a-time --vary refine 1 2 4 --vary embeddings True False
 
 Every combination of the varied options (with --one-at-a-time: each alone, the rest at their defaults) is
 trained for every seed and appended to the CSV; runs that it holds already are skipped. Options are
@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent / "examples"))
 from gpt.data import load_text
 from gpt.optimizers import NAMES, split_parameters
 from gpt.options import Options
+from gpt.ranks import Ranks
 from gpt.trainer import Trainer, learning_rate_factor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -62,7 +63,7 @@ def grid(varied: dict[str, list[object]], one_at_a_time: bool) -> Iterator[Setti
 
 def make_trainer(options: Options, settings: Settings) -> Trainer:
     """The example's trainer, with an optimizer of these settings where the example has no option for them."""
-    trainer = Trainer(options, load_text(options.data, options.context))
+    trainer = Trainer(options, load_text(options.data, options.context), Ranks())
     settings = {name: value for name, value in settings.items() if name != "lr"}
     if not settings:
         return trainer

@@ -6,7 +6,7 @@ With d the direction, v the second moment, t the number of gradients seen and e 
     rmsprop   the same v, without its bias correction
     adagrad   the same with v = v + g^2
     sgd       d
-    rms       the update scaled to a root mean square of 0.2, and never to more than four times its own
+    rms       the update scaled to a root mean square of 0.2, less where the momentum has run out
     whitened  the update as it is: its blocks have been divided by the root mean square of their whitened
               gradients
 
@@ -26,16 +26,17 @@ from torch import Tensor
 from .config import OWN_LENGTHS, Config
 
 STEPS, ENERGY, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(5)
-"""Columns of a bucket's ``scalars [P, 5]``: gradients seen, mean of v, gradients skipped because they were
-not finite, steps on which the preconditioned update was not finite and the graft's was taken, and the factor
-that gave the last preconditioned update its length, 0 before the first."""
+"""Columns of a bucket's ``scalars [P, 5]``: gradients seen; mean of v, or without one the mean square of the
+last gradient that was not zero; gradients skipped because they were not finite; steps on which the preconditioned
+update was not finite and the graft's was taken; and the factor that gave the last preconditioned update its
+length, 0 before the first."""
 
 
 RMS_LENGTH = 0.2
 """Root mean square of an update with `rms`, near that of Adam's in training."""
 
-LEAST_RMS = 0.05
-"""An update of a smaller root mean square stays shorter, too: a momentum that has run out ends."""
+SPENT = 0.5
+"""Of what noise alone leaves of the gradients in a momentum: less than that, and the update is shorter, too."""
 
 
 def has_second_moment(config: Config) -> bool:
@@ -73,11 +74,21 @@ def observe_(
     active = present & finite
     scalars[:, STEPS] += active
     scalars[:, SKIPPED] += present & ~finite
-    if has_second_moment(config):
+    if config.graft in OWN_LENGTHS:
+        seen = active & (gradient_norms > 0)
+        scalars[:, ENERGY] = torch.where(seen, gradient_norms / numel, scalars[:, ENERGY])
+    elif has_second_moment(config):
         decay, weight = second_moment_rule(config)
         energy = decay * scalars[:, ENERGY] + weight * gradient_norms / numel
         scalars[:, ENERGY] = torch.where(active, energy, scalars[:, ENERGY])
     return active
+
+
+def _share_left(scalars: Tensor, mean_square: Tensor, config: Config) -> Tensor:
+    """1, and less for a momentum that has run out; `mean_square`: of the direction, ``[P]``."""
+    beta1 = config.betas[0]
+    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, ENERGY].sqrt()
+    return torch.where(noise > 0, mean_square.sqrt() / noise, 1).clamp_max(1)
 
 
 def coefficients(scalars: Tensor, config: Config) -> Tensor:
@@ -113,11 +124,10 @@ def scale_(
     """
     scale = (graft_norms / update_norms).sqrt()
     if config.graft in OWN_LENGTHS:
-        c0, size = coefficients[:, 0].clone(), numel.sqrt()
-        shrunk = RMS_LENGTH * size / (c0 * update_norms.sqrt()).maximum(LEAST_RMS * size)
-        scale = c0 * shrunk if config.graft == "rms" else c0
-        length = RMS_LENGTH * size / graft_norms.sqrt()
-        coefficients[:, 0] = torch.where(graft_norms > 0, c0 * length, 0)
+        length = RMS_LENGTH * numel.sqrt() * _share_left(scalars, graft_norms / numel, config)
+        scale = coefficients[:, 0] if config.graft == "whitened" else length / update_norms.sqrt()
+        of_graft = torch.where(graft_norms > 0, length / graft_norms.sqrt(), 0)
+        coefficients[:, 0] = coefficients[:, 0] * of_graft
     sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
     scalars[:, FALLBACKS] += preconditioned & ~sound & (graft_norms > 0)

@@ -137,7 +137,7 @@ def decomposed_root(f: Tensor, p: int, eigh: Eigh) -> Tensor:
 
 
 def _careful_root(f: Tensor, p: int) -> Tensor:
-    """The same where F F^T is badly conditioned: its eigenvalues in float64, or float64's singular values of F.
+    """The same where F F^T is badly conditioned: its eigenvalues in float64, of float64 F's singular values.
 
     NaN, which the residual check refuses, if LAPACK does not converge.
     """
