@@ -89,7 +89,7 @@ def median(values: list[float]) -> float:
 
 
 def shares_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """`kron_step_` against the machine's own product rate, interleaved with it, on the recipe's least flops."""
+    """`kron_step_` against the machine's own product rate, interleaved with it, by least flops."""
     backend = usable_backends()[0]
     bounds, rows = [], []
     for side in SIDES:

@@ -28,7 +28,7 @@ def spd(blocks: int, side: int, largest: float, seed: int) -> Tensor:
 
 
 def side_of_a_run(blocks: int, d: int, k: int, rms: float, seed: int) -> Side:
-    """A side as it is in a run's middle: F upper triangular, F F^T near the inverse of k rms^2 I, roots near I.
+    """A side in the middle of a run: F upper triangular, F F^T near the inverse of k rms^2 I, roots near I.
 
     Args:
         k: columns of the unfoldings.  rms: of the gradients' entries.

@@ -35,11 +35,13 @@ class Clock:
         return self.counter is None and self.number % config.root_every == 0
 
     def damped_updates(self, config: Config) -> float:
-        """How many updates' worth of damping enters with that of this step.
+        """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
 
         On the host all of it at once, with the last update before roots are made, which saves a product on
         the other steps; where the host does not know the step, it enters with every update.
         """
+        if config.factor_decay == 1:
+            return 0.0
         if self.counter is not None:
             return 1.0
         due = -(-self.number // config.root_every) * config.root_every

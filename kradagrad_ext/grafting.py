@@ -27,16 +27,16 @@ from .config import OWN_LENGTHS, Config
 
 STEPS, ENERGY, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(5)
 """Columns of a bucket's ``scalars [P, 5]``: gradients seen; mean of v, or without one the mean square of the
-last gradient that was not zero; gradients skipped because they were not finite; steps on which the preconditioned
-update was not finite and the graft's was taken; and the factor that gave the last preconditioned update its
-length, 0 before the first."""
+last gradient that was not zero; gradients skipped because they were not finite; steps on which the
+preconditioned update was not finite and the graft's was taken; and the factor that gave the last
+preconditioned update its length, 0 before the first."""
 
 
 RMS_LENGTH = 0.2
 """Root mean square of an update with `rms`, near that of Adam's in training."""
 
 SPENT = 0.5
-"""Of what noise alone leaves of the gradients in a momentum: less than that, and the update is shorter, too."""
+"""Of what noise alone leaves of gradients in a momentum: less than that, and the update is shorter, too."""
 
 
 def has_second_moment(config: Config) -> bool:
