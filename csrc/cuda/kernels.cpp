@@ -8,40 +8,57 @@
 #include "kernels/grouped_product.h"
 #include "kernels/kron_step_resident.h"
 #include "kernels/square_root.h"
+#include "kernels/square_root_resident.h"
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
-#define FOR_EVERY_KERNEL(KERNEL)                             \
-  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)     \
-  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)     \
-  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)     \
-  KERNEL(kron_step_resident_64_fp32, KronStepResident)       \
-  KERNEL(kron_step_resident_128_bf16x3, KronStepResident)    \
-  KERNEL(kron_step_resident_128_tf32x3, KronStepResident)    \
-  KERNEL(kron_step_resident_128_bf16x6, KronStepResident)    \
-  KERNEL(kron_step_resident_128_fp32, KronStepResident)      \
-  KERNEL(grouped_product_64_bf16x3, GroupedProduct)          \
-  KERNEL(grouped_product_64_tf32x3, GroupedProduct)          \
-  KERNEL(grouped_product_64_bf16x6, GroupedProduct)          \
-  KERNEL(grouped_product_64_fp32, GroupedProduct)            \
-  KERNEL(grouped_product_128_bf16x3, GroupedProduct)         \
-  KERNEL(grouped_product_128_bf16x6, GroupedProduct)         \
-  KERNEL(grouped_product_128_fp32, GroupedProduct)           \
-  KERNEL(start_factors, StartFactors)                        \
-  KERNEL(traces_of_squares, TracesOfSquares)                 \
-  KERNEL(finish_groups, FinishGroups)                        \
-  KERNEL(square_root_product_64_bf16x3, SquareRootProducts)  \
-  KERNEL(square_root_product_64_tf32x3, SquareRootProducts)  \
-  KERNEL(square_root_product_64_bf16x6, SquareRootProducts)  \
-  KERNEL(square_root_product_64_fp32, SquareRootProducts)    \
-  KERNEL(square_root_product_128_bf16x3, SquareRootProducts) \
-  KERNEL(square_root_product_128_bf16x6, SquareRootProducts) \
-  KERNEL(square_root_product_128_fp32, SquareRootProducts)   \
-  KERNEL(gradient_norms, SquareRootGroups)                   \
-  KERNEL(start_sides, SquareRootGroups)                      \
-  KERNEL(finish_sides, SquareRootGroups)                     \
-  KERNEL(finish_norms, NormSums)                             \
-  KERNEL(accumulate, Accumulate)                             \
-  KERNEL(sum_spans, SumSpans)                                \
+#define FOR_EVERY_KERNEL(KERNEL)                                 \
+  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)         \
+  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)         \
+  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)         \
+  KERNEL(kron_step_resident_64_fp32, KronStepResident)           \
+  KERNEL(kron_step_resident_128_bf16x3, KronStepResident)        \
+  KERNEL(kron_step_resident_128_tf32x3, KronStepResident)        \
+  KERNEL(kron_step_resident_128_bf16x6, KronStepResident)        \
+  KERNEL(kron_step_resident_128_fp32, KronStepResident)          \
+  KERNEL(grouped_product_64_bf16x3, GroupedProduct)              \
+  KERNEL(grouped_product_64_tf32x3, GroupedProduct)              \
+  KERNEL(grouped_product_64_bf16x6, GroupedProduct)              \
+  KERNEL(grouped_product_64_fp32, GroupedProduct)                \
+  KERNEL(grouped_product_128_bf16x3, GroupedProduct)             \
+  KERNEL(grouped_product_128_bf16x6, GroupedProduct)             \
+  KERNEL(grouped_product_128_fp32, GroupedProduct)               \
+  KERNEL(start_factors, StartFactors)                            \
+  KERNEL(traces_of_squares, TracesOfSquares)                     \
+  KERNEL(finish_groups, FinishGroups)                            \
+  KERNEL(square_root_product_64_bf16x3, SquareRootProducts)      \
+  KERNEL(square_root_product_64_tf32x3, SquareRootProducts)      \
+  KERNEL(square_root_product_64_bf16x6, SquareRootProducts)      \
+  KERNEL(square_root_product_64_fp32, SquareRootProducts)        \
+  KERNEL(square_root_product_128_bf16x3, SquareRootProducts)     \
+  KERNEL(square_root_product_128_bf16x6, SquareRootProducts)     \
+  KERNEL(square_root_product_128_fp32, SquareRootProducts)       \
+  KERNEL(gradient_norms, SquareRootGroups)                       \
+  KERNEL(start_sides, SquareRootGroups)                          \
+  KERNEL(finish_sides, SquareRootGroups)                         \
+  KERNEL(finish_norms, NormSums)                                 \
+  KERNEL(resident_update_64_bf16x3, ResidentUpdate)              \
+  KERNEL(resident_update_64_tf32x3, ResidentUpdate)              \
+  KERNEL(resident_update_64_bf16x6, ResidentUpdate)              \
+  KERNEL(resident_update_64_fp32, ResidentUpdate)                \
+  KERNEL(resident_update_128_bf16x3, ResidentUpdate)             \
+  KERNEL(resident_update_128_tf32x3, ResidentUpdate)             \
+  KERNEL(resident_update_128_bf16x6, ResidentUpdate)             \
+  KERNEL(resident_update_128_fp32, ResidentUpdate)               \
+  KERNEL(resident_precondition_64_bf16x3, ResidentPrecondition)  \
+  KERNEL(resident_precondition_64_tf32x3, ResidentPrecondition)  \
+  KERNEL(resident_precondition_64_bf16x6, ResidentPrecondition)  \
+  KERNEL(resident_precondition_64_fp32, ResidentPrecondition)    \
+  KERNEL(resident_precondition_128_bf16x3, ResidentPrecondition) \
+  KERNEL(resident_precondition_128_tf32x3, ResidentPrecondition) \
+  KERNEL(resident_precondition_128_bf16x6, ResidentPrecondition) \
+  KERNEL(resident_precondition_128_fp32, ResidentPrecondition)   \
+  KERNEL(accumulate, Accumulate)                                 \
+  KERNEL(sum_spans, SumSpans)                                    \
   KERNEL(parameter_step, ParameterStep)
 
 namespace kradagrad::cuda {

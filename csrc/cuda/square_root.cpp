@@ -49,7 +49,8 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
                           update,
                           precondition,
                           data<bool>(active),
-                          data<float>(norms)};
+                          data<float>(norms),
+                          shared_memory_limit(norms)};
   for (const BlockGroup& group : groups) {
     check_sizes(checks, "left", group.m, group.n);
     inputs.groups.push_back({group.blocks, static_cast<int32_t>(group.m), static_cast<int32_t>(group.n),
@@ -85,7 +86,8 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
                                 true,
                                 false,
                                 data<bool>(active),
-                                nullptr};
+                                nullptr,
+                                shared_memory_limit(statistics)};
   run("update_factor_", statistics, plan_square_root_step(inputs));
 }
 

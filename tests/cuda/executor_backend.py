@@ -25,6 +25,8 @@ SOURCES = {
     "kron_step_resident": "kron_step_resident",
     "grouped_product": "grouped_product",
     "square_root_product": "square_root_product",
+    "resident_update": "resident_update",
+    "resident_precondition": "resident_precondition",
     "gradient_norms": "square_root_state",
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
@@ -236,7 +238,13 @@ class Executor:
 
 
 class SquareRootExecutor(Executor):
-    """The ops on factors in the square-root form; torch serves updates by Cholesky, which kernels lack."""
+    """The ops on factors in the square-root form; torch serves updates by Cholesky, which kernels lack.
+
+    Attributes:
+        shared_limit: bytes of shared memory that a CTA may have.
+    """
+
+    shared_limit = 163 << 10
 
     def update_factor_(self, factor, statistics, unfolding, active, rule) -> None:
         if rule.method == "cholesky":
@@ -284,8 +292,15 @@ class SquareRootExecutor(Executor):
             device.address(active),
             0 if norms is None else device.address(norms),
             self.scratch_bytes,
+            self.shared_limit,
         )
         self.run(device, plan)
+
+
+class GroupedExecutor(SquareRootExecutor):
+    """The same on a GPU without the shared memory for the resident kernels."""
+
+    shared_limit = 0
 
 
 class _Plans:
@@ -301,6 +316,10 @@ class Planner(_Plans, Executor):
 
 class SquareRootPlanner(_Plans, SquareRootExecutor):
     """Of the ops on factors in the square-root form."""
+
+
+class GroupedPlanner(_Plans, GroupedExecutor):
+    """Of the same ops, by grouped products alone."""
 
 
 def _take(views: list[Tensor], blocks: int) -> list[Tensor]:

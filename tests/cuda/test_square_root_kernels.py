@@ -21,59 +21,92 @@ from tolerances import FACTOR, precision_atol
 from kradagrad_ext.backends import square_root as reference
 from kradagrad_ext.backends.base import FALLBACKS, RMS, WEIGHT, UpdateRule
 
-from .executor_backend import SquareRootExecutor, SquareRootPlanner
+from .executor_backend import GroupedExecutor, SquareRootExecutor, SquareRootPlanner
 
 RULE = replace(square_root.RULE, method="products")
-SHAPES = [(1, 1), (1, 7), (7, 33), (65, 40), (129, 16), (33, 200), (256, 5)]
+SHAPES = [(1, 1), (1, 7), (7, 33), (65, 40)]
+LARGE = [(GroupedExecutor, shape) for shape in ((129, 16), (33, 200), (256, 5))]
+LARGE += [(SquareRootExecutor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
 
 
-def check(call: square_root.Given, executor: SquareRootExecutor | None = None) -> square_root.Given:
+@pytest.fixture(params=[GroupedExecutor, SquareRootExecutor], ids=["grouped", "resident"])
+def executor(request: pytest.FixtureRequest) -> SquareRootExecutor:
+    """What runs blocks of up to 128 a side: the grouped kernels, which take any, and the resident ones."""
+    return request.param()
+
+
+def check(call: square_root.Given, executor: SquareRootExecutor) -> square_root.Given:
     """Run a call and compare it with the reference in float32 and float64."""
     rule = call.rule
     atol = max(precision_atol(rule.precision, rule.refine), FACTOR[call.groups[0].left.factor.dtype])
-    return compare(call, executor or SquareRootExecutor(), atol)
+    return compare(call, executor, atol)
 
 
 @pytest.mark.parametrize("coupled", [False, True])
-@pytest.mark.parametrize(
-    "shape", [*SHAPES[:4], *(pytest.param(shape, marks=slow) for shape in SHAPES[4:])], ids=str
-)
-def test_agrees_with_float64(shape: tuple[int, int], coupled: bool) -> None:
-    check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_agrees_with_float64(executor: SquareRootExecutor, shape: tuple[int, int], coupled: bool) -> None:
+    check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), executor)
+
+
+@slow
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize(("make", "shape"), LARGE, ids=str)
+def test_large_blocks_agree_with_float64(
+    make: type[SquareRootExecutor], shape: tuple[int, int], coupled: bool
+) -> None:
+    check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), make())
+
+
+def test_large_and_small_blocks_in_one_call() -> None:
+    """Some with resident kernels, some with grouped ones, some without elements."""
+    executor = SquareRootExecutor()
+    shapes = [(130, 7), (20, 33), (0, 4), (5, 128), (2, 129)]
+    check(given([group(2, shape) for shape in shapes], replace(RULE, coupled=True)), executor)
+    kernels = Counter(name.removesuffix("_bf16x3") for name, _ in executor.launches)
+    assert kernels["resident_update_128"] == kernels["resident_precondition_128"] == 1
+    assert kernels["square_root_product_64"] == 8
 
 
 @pytest.mark.parametrize("damped_updates", [0.0, 10.0])
 @pytest.mark.parametrize("refine", range(1, 7))
-def test_every_step_of_the_iteration(refine: int, damped_updates: float) -> None:
-    check(
-        given(
-            [group(2, (20, 33))],
-            replace(RULE, refine=refine, damped_updates=damped_updates, precision="fp32"),
-        )
-    )
+def test_every_step_of_the_iteration(
+    executor: SquareRootExecutor, refine: int, damped_updates: float
+) -> None:
+    rule = replace(RULE, refine=refine, damped_updates=damped_updates, precision="fp32")
+    check(given([group(2, (20, 33))], rule), executor)
 
 
 @pytest.mark.parametrize("precision", ["tf32x3", "bf16x6", "fp32"])
-@pytest.mark.parametrize("shape", [(40, 33), (256, 3)], ids=str)
-def test_every_precision(shape: tuple[int, int], precision: str) -> None:
-    check(given([group(1, shape)], replace(RULE, precision=precision, coupled=True)))
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (GroupedExecutor, (40, 33)),
+        (GroupedExecutor, (256, 3)),
+        (SquareRootExecutor, (40, 33)),
+        (SquareRootExecutor, (100, 3)),
+    ],
+    ids=str,
+)
+def test_every_precision(make: type[SquareRootExecutor], shape: tuple[int, int], precision: str) -> None:
+    check(given([group(1, shape)], replace(RULE, precision=precision, coupled=True)), make())
 
 
 @pytest.mark.parametrize("view_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_any_layout(layout: str, view_dtype: torch.dtype) -> None:
-    check(given([group(8, (5, 12), layout, view_dtype=view_dtype)], replace(RULE, coupled=True)))
+def test_any_layout(executor: SquareRootExecutor, layout: str, view_dtype: torch.dtype) -> None:
+    check(given([group(8, (5, 12), layout, view_dtype=view_dtype)], replace(RULE, coupled=True)), executor)
 
 
-def test_bfloat16_factors_and_roots() -> None:
+def test_bfloat16_factors_and_roots(executor: SquareRootExecutor) -> None:
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
-    for refine in (1, 2):
-        check(given([group(5, (20, 33), "grid", **stored)], replace(RULE, refine=refine, coupled=True)))
+    for refine, shape in ((1, (20, 33)), (2, (32, 24))):
+        rule = replace(RULE, refine=refine, coupled=True)
+        check(given([group(5, shape, "grid", **stored)], rule), executor)
 
 
 @pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
-def test_one_half_of_a_step(calls: dict[str, bool]) -> None:
-    check(given([group(3, (9, 40))], replace(RULE, coupled=True), **calls))
+def test_one_half_of_a_step(executor: SquareRootExecutor, calls: dict[str, bool]) -> None:
+    check(given([group(3, (9, 40))], replace(RULE, coupled=True), **calls), executor)
 
 
 def several() -> list[Any]:
@@ -91,7 +124,7 @@ def several() -> list[Any]:
 def test_slices_of_scratch_memory_change_nothing(refine: int, coupled: bool) -> None:
     """Several groups, some of them empty, in one slice and in many: the same bits."""
     call = given(several(), replace(RULE, refine=refine, coupled=coupled))
-    whole, sliced = SquareRootExecutor(), SquareRootExecutor(seed=7, scratch_bytes=40_000)
+    whole, sliced = GroupedExecutor(), GroupedExecutor(seed=7, scratch_bytes=40_000)
     one, other = check(call, whole), square_root.run(sliced, copied(call))
     assert len(sliced.launches) > 2 * len(whole.launches)
     for a, b in zip(one.groups, other.groups, strict=True):
@@ -103,7 +136,11 @@ def test_slices_of_scratch_memory_change_nothing(refine: int, coupled: bool) -> 
     assert torch.equal(one.norms, other.norms)
 
 
-def test_one_side_alone() -> None:
+def test_several_groups_and_none(executor: SquareRootExecutor) -> None:
+    check(given(several(), replace(RULE, coupled=True)), executor)
+
+
+def test_one_side_alone(executor: SquareRootExecutor) -> None:
     """`update_factor_`, of which coupling is no part."""
     side = square_root.trained_side(4, 20, 33, torch.float32, torch.float32)
     ours, plain = (
@@ -114,7 +151,7 @@ def test_one_side_alone() -> None:
         torch.tensor([True, True, False, True]),
     )
     rule = replace(RULE, coupled=True, precision="fp32")
-    SquareRootExecutor().update_factor_(ours.factor, ours.statistics, unfolding, active, rule)
+    executor.update_factor_(ours.factor, ours.statistics, unfolding, active, rule)
     reference.update_factor_(plain.factor, plain.statistics, unfolding, active, rule)
     torch.testing.assert_close(ours.factor, plain.factor, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.statistics, plain.statistics, rtol=1e-4, atol=1e-5)
@@ -122,7 +159,7 @@ def test_one_side_alone() -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e30])
 @pytest.mark.parametrize("coupled", [False, True])
-def test_gradients_of_any_scale(coupled: bool, scale: float) -> None:
+def test_gradients_of_any_scale(executor: SquareRootExecutor, coupled: bool, scale: float) -> None:
     """No square of a gradient is made: the first one and the next are those of gradients near 1."""
     rule = replace(RULE, coupled=coupled, precision="fp32")
     usual, scaled = given([group(5, (9, 20))], rule), given([group(5, (9, 20))], rule)
@@ -135,8 +172,8 @@ def test_gradients_of_any_scale(coupled: bool, scale: float) -> None:
         for name in ("grads", "directions"):
             getattr(own, name)[0].copy_(getattr(usual.groups[0], name)[0] * factor)
     for _ in range(2):
-        square_root.run(SquareRootExecutor(), usual)
-        square_root.run(SquareRootExecutor(), scaled)
+        square_root.run(executor, usual)
+        square_root.run(executor, scaled)
     for one, other in (
         (usual.groups[0].left, scaled.groups[0].left),
         (usual.groups[0].right, scaled.groups[0].right),
@@ -153,15 +190,14 @@ def test_gradients_of_any_scale(coupled: bool, scale: float) -> None:
 
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 0.0])
-def test_what_is_not_finite_leaves_the_block_and_is_counted(value: float, coupled: bool) -> None:
+def test_what_is_not_finite_leaves_the_block_and_is_counted(
+    executor: SquareRootExecutor, value: float, coupled: bool
+) -> None:
     """A gradient of zeros leaves it, too, and is not counted."""
     call = given([group(4, (6, 9))], replace(RULE, coupled=coupled))
     call.groups[0].grads[0][1] = value
     call = replace(call, active=torch.ones(4, dtype=torch.bool))
-    expected, ours = (
-        square_root.run(reference, copied(call)),
-        square_root.run(SquareRootExecutor(), copied(call)),
-    )
+    expected, ours = (square_root.run(ops, copied(call)) for ops in (reference, executor))
     for name in ("left", "right"):
         before, plain, after = (getattr(c.groups[0], name) for c in (call, expected, ours))
         assert torch.equal(after.factor[1], before.factor[1])
@@ -170,17 +206,37 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(value: float, couple
         assert not torch.equal(after.factor[0], before.factor[0])
 
 
-def names(rule: UpdateRule, shapes: list[tuple[int, int]], **calls: bool) -> Counter[str]:
+def kernels(
+    rule: UpdateRule, shapes: list[tuple[int, int]], shared_limit: int = 163 << 10, **calls: bool
+) -> Counter[str]:
+    """How often the plan of a call launches each kernel, by name without precision."""
     planner = SquareRootPlanner()
+    planner.shared_limit = shared_limit
     square_root.run(planner, given([group(1, shape) for shape in shapes], rule, **calls))
-    return Counter(name.partition("_64")[0].partition("_128")[0] for name, *_ in planner.planned)
+    return Counter(name.removesuffix(f"_{rule.precision}") for name, *_ in planner.planned)
 
 
 @pytest.mark.parametrize(("refine", "iteration"), [(1, 0), (2, 3), (3, 5), (6, 11)])
-def test_launches(refine: int, iteration: int) -> None:
+def test_launches_of_grouped_kernels(refine: int, iteration: int) -> None:
     """B, M and F R, the iteration, both halves of the product; the same number for one group as for three."""
-    for shapes in ([(20, 33)], [(20, 33), (7, 7), (256, 5)]):
-        found = names(replace(RULE, refine=refine), shapes)
-        assert found.pop("square_root_product") == 5 + iteration
+    for shapes in ([(129, 7)], [(20, 33), (7, 7), (200, 5)]):
+        found = kernels(replace(RULE, refine=refine), shapes, shared_limit=0)
+        assert found.pop("square_root_product_64") == 5 + iteration
         assert found == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
-    assert names(RULE, [(20, 33)], update=False) == {"square_root_product": 2, "finish_norms": 1}
+    assert kernels(RULE, [(200, 33)], update=False) == {"square_root_product_64": 2, "finish_norms": 1}
+    assert kernels(RULE, [(256, 3)], update=False) == {"square_root_product_128": 2, "finish_norms": 1}
+
+
+def test_launches_of_resident_kernels() -> None:
+    """One for all updates and one for all products, of the side that the longest block needs."""
+    for side, shapes in ((64, [(20, 33)]), (64, [(64, 1), (1, 64), (0, 200)]), (128, [(3, 65), (128, 128)])):
+        both = {f"resident_update_{side}": 1, f"resident_precondition_{side}": 1}
+        assert kernels(replace(RULE, refine=6, coupled=True), shapes) == both
+        assert kernels(RULE, shapes, precondition=False) == {f"resident_update_{side}": 1}
+        assert kernels(RULE, shapes, update=False) == {f"resident_precondition_{side}": 1}
+
+
+def test_shared_memory_decides_which_blocks_are_resident() -> None:
+    found = kernels(RULE, [(64, 64), (65, 3)], shared_limit=100 << 10)
+    assert {"resident_update_64", "resident_precondition_64", "square_root_product_64"} <= found.keys()
+    assert not any(name.startswith("resident") for name in kernels(RULE, [(4, 4)], shared_limit=32 << 10))

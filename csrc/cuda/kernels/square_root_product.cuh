@@ -5,40 +5,14 @@
 // search over their first CTAs, then its block and tile by division. How k is worked off is told in
 // grouped_product.cuh.
 //
-// The iteration for R near H^(-1/2), H = decay I + M, t = decay + |M|_F, Y0 = H / t:
-//
-//   T_i = a_i I - b_i Z Y,  Y <- Y T_i,  Z <- T_i Z;   a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
-//   f = sqrt(decay / t) at first, then f <- min(1, f (a - b f^2))
-//   restored = 1 / (sqrt(decay) times the product of all a - b f^2)
-//
-// Y0 itself is never stored: what the first two steps need of it comes out of products with M.
+// Of the iteration for R (square_root_rule.cuh) Y0 itself is never stored: what the first two steps need of
+// it comes out of products with M.
 #pragma once
 
 #include "grouped_product.cuh"
-#include "square_root.h"
+#include "square_root_rule.cuh"
 
 namespace kradagrad::cuda {
-
-// a_i and b_i of the first steps, and what restores decay, from t.
-struct Iteration {
-  float t, a, b;   // of step `step`
-  float a1, b1;    // of the first
-  float restored;  // after all steps
-
-  __device__ __forceinline__ Iteration(const SquareRootRule& rule, float size, int step) {
-    t = rule.decay + sqrtf(size);
-    float f = sqrtf(rule.decay / t), at_decay = 1;
-    for (int i = 0; i < rule.refine; ++i) {
-      const float s = sqrtf(3 / (1 + f + f * f)), own_a = 1.5f * s, own_b = 0.5f * s * s * s;
-      if (i == 0) a1 = own_a, b1 = own_b;
-      if (i == step) a = own_a, b = own_b;
-      const float shrunk = own_a - own_b * f * f;
-      at_decay *= shrunk;
-      f = fminf(1, f * shrunk);
-    }
-    restored = 1 / (sqrtf(rule.decay) * at_decay);
-  }
-};
 
 struct Weights {
   float product, held, diagonal;  // alpha, beta, gamma of square_root.h
@@ -147,7 +121,7 @@ class SquareRootTile {
     for (int i = threadIdx.x % 32; i < own.size_partials; i += 32) {
       size += own.sizes[int64_t{block_} * own.size_partials + i];
     }
-    return {own.rule, warp_sum(size), product_.step};
+    return {own.rule, sqrtf(warp_sum(size)), product_.step};
   }
 
   __device__ __forceinline__ void multiply_stage(const float* stage, Exact exact) {

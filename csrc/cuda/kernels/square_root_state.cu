@@ -6,20 +6,20 @@
 // start_sides, one CTA a block, its threads over the elements: for each side, with g = |G| / sqrt(d k),
 //
 //   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w'),   scale = sqrt(weight) |G| / |U|
-//   where w = 0:  F = I / (rms' sqrt(weight damping k))
+//   where w = 0:  F = I / (rms' sqrt(damping k))
 //   with damping: C^T = rms' sqrt(damped_updates weight damping k) F^T, beside B
 //
 // finish_sides, one CTA a block: F <- F' and the statistics where F' is finite; the count of what was left
 // out. finish_norms, one warp a block: partial sums, in a fixed order.
+#include "largest.cuh"
 #include "memory.cuh"
 #include "reduce.cuh"
-#include "square_root.h"
+#include "square_root_rule.cuh"
 
 namespace kradagrad::cuda {
 namespace {
 
 constexpr int kBlockWarps = kBlockThreads / 32;
-enum Column { kRms, kWeight, kWhitened, kFallbacks, kColumns };
 
 // Calls use(row, col) for every element, a warp a row at a time.
 template <class Use>
@@ -27,14 +27,6 @@ __device__ __forceinline__ void for_each_element(int rows, int cols, const Use& 
   for (int row = threadIdx.x / 32; row < rows; row += kBlockWarps) {
     for (int col = threadIdx.x % 32; col < cols; col += 32) use(row, col);
   }
-}
-
-__device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
-  }
-  return value;
 }
 
 __device__ __forceinline__ void write(const Matrix& matrix, int row, int col, float value) {
@@ -45,74 +37,34 @@ __device__ __forceinline__ void write(const Matrix& matrix, int row, int col, fl
   }
 }
 
-// The CTA's maximum of numbers that are not negative, for every thread.
-__device__ __forceinline__ float cta_max(float value, float* scratch) {
-  value = warp_max(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  float most = 0;
-#pragma unroll
-  for (int i = 0; i < kBlockWarps; ++i) most = fmaxf(most, scratch[i]);
-  return most;
-}
-
-// 2^exponent of a positive float, between 2^-120 and 2^120.
-__device__ __forceinline__ float power_of_two_below(float value) {
-  const int exponent = (__float_as_int(value) >> 23) - 127;
-  return __int_as_float((min(max(exponent, -120), 120) + 127) << 23);
-}
-
 __device__ __forceinline__ float total(const float* partials, int count) {
   float sum = 0;
   for (int i = threadIdx.x % 32; i < count; i += 32) sum += partials[i];
   return warp_sum(sum);
 }
 
-// sqrt((x a^2 + y b^2) / (x + y)) for numbers that are not negative, without their squares in float32's
-// range.
-__device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
-  const float most = fmaxf(a, b);
-  if (most == 0) return 0;
-  const float p = a / most, q = b / most;
-  return most * sqrtf((x * p * p + y * q * q) / (x + y));
-}
-
 // What the statistics become, and whether the block takes part; the same for every thread.
 __device__ __forceinline__ BlockUpdate next(const SquareRootRule& rule, const SquareRootGroupSide& side,
                                             const GradientNorm& norm, int64_t block) {
-  BlockUpdate update{Readiness::kNone, 0, 0, 0, 0};
-  if (norm.unit == 0) return update;
-  update.readiness = Readiness::kCounted;
-  if (!isfinite(norm.sum)) return update;
-  const float* const old = side.statistics + block * kColumns;
-  const float elements = static_cast<float>(side.d) * static_cast<float>(side.k);
   const float stretch =
       side.coupled ? total(side.coupled + block * side.coupled_partials, side.coupled_partials) / norm.sum
                    : 1;
-  const float held = rule.decay * old[kWeight];
-  update.weight = held + rule.weight;
-  update.rms = mean_of(held, old[kRms], rule.weight, norm.unit * sqrtf(norm.sum / elements));
-  update.scale = sqrtf(rule.weight / stretch);
-  update.whitened = old[kWeight] / (rule.weight * static_cast<float>(side.d)) * stretch;
-  if (stretch == 0) update.readiness = Readiness::kNone;
-  if (stretch > 0 && isfinite(stretch) && isfinite(update.rms)) update.readiness = Readiness::kReady;
-  return update;
+  return next_statistics(rule, side.statistics + block * kColumns, norm, stretch, side.d, side.k);
 }
 
 __device__ __forceinline__ void start_side(const SquareRootGroups& in, const SquareRootGroupSide& side,
                                            const BlockUpdate& update, int64_t block) {
-  const float share = in.rule.damping * static_cast<float>(side.k);
+  const float root = damping_root(in.rule, side.k);
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
-  const float start = 1 / (update.rms * sqrtf(share));
+  const float start = 1 / (update.rms * root);
   if (is_new) {  // each thread reads below what it has written itself
     for_each_element(side.d, side.d,
                      [&](int row, int col) { write(factor, row, col, row == col ? start : 0); });
   }
   if (side.damping.views == 0) return;
   const Matrix damping(in.views, side.damping, block, side.d, side.d);
-  const float scale = update.rms * sqrtf(in.rule.damped_updates * in.rule.weight * share);
+  const float scale = update.rms * root * sqrtf(in.rule.damped_updates * in.rule.weight);
   for_each_element(side.d, side.d,
                    [&](int row, int col) { damping.at(col, row) = scale * factor.read(row, col); });
 }
@@ -166,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
     finite = finite && isfinite(value);
     most = fmaxf(most, value);
   });
-  most = cta_max(most, scratch);
+  most = cta_max<kBlockWarps>(most, scratch);
   const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 0;
   for_each_element(group.m, group.n, [&](int row, int col) {
     const float value = unit > 0 ? grad.read(row, col) / unit : 0;

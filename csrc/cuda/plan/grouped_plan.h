@@ -19,8 +19,6 @@
 
 namespace kradagrad::cuda {
 
-std::string name_of(Precision precision);
-
 class GroupedPlan {
  public:
   GroupedPlan(Planner& planner, const KronStepInputs& inputs, const std::vector<KronGroup>& groups,

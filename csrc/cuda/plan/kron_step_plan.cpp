@@ -67,19 +67,6 @@ void plan_resident(Planner& planner, const KronStepInputs& inputs, const std::ve
 
 }  // namespace
 
-std::string name_of(Precision precision) {
-  switch (precision) {
-    case Precision::kBf16x3:
-      return "bf16x3";
-    case Precision::kTf32x3:
-      return "tf32x3";
-    case Precision::kBf16x6:
-      return "bf16x6";
-    default:
-      return "fp32";
-  }
-}
-
 Plan plan_kron_step(const KronStepInputs& inputs, int64_t scratch_bytes) {
   Planner planner;
   Views views;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "batch.h"
+#include "kernel_choice.h"
 #include "launch.h"
 
 namespace kradagrad::cuda {
@@ -42,7 +43,5 @@ constexpr int64_t kScratchBytes = int64_t{256} << 20;
 // kernel; the others by grouped products, in slices of blocks whose intermediate results take about
 // `scratch_bytes` (at least one block).
 Plan plan_kron_step(const KronStepInputs& inputs, int64_t scratch_bytes = kScratchBytes);
-
-constexpr int32_t kResidentSide = 128;
 
 }  // namespace kradagrad::cuda

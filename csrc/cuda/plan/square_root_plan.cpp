@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "grouped_plan.h"
+#include "resident_plan.h"
 
 namespace kradagrad::cuda {
 namespace {
@@ -51,16 +51,13 @@ struct Part {
 
 class SquareRootPlan {
  public:
-  SquareRootPlan(Planner& planner, const SquareRootInputs& inputs, int64_t scratch_bytes)
+  SquareRootPlan(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups,
+                 int64_t scratch_bytes)
       : planner_(planner), inputs_(inputs), rule_(inputs.rule), scratch_bytes_(scratch_bytes) {
-    for (const SquareRootGroupTensors& group : inputs.groups) {
-      const bool large = std::max(group.m, group.n) >= kSmallSide;
+    for (const PlacedGroup& group : groups) {
+      const bool large = std::max(group.in.m, group.in.n) >= kSmallSide;
       if (large && inputs.precision != Precision::kTf32x3) tile_ = 128;
-    }
-    int64_t first_block = 0;
-    for (const SquareRootGroupTensors& group : inputs.groups) {
-      groups_.push_back(make_group(group, first_block));
-      first_block += group.blocks;
+      groups_.push_back(make_group(group.in, group.first_block));
     }
   }
 
@@ -403,7 +400,14 @@ class SquareRootPlan {
 
 Plan plan_square_root_step(const SquareRootInputs& inputs, int64_t scratch_bytes) {
   Planner planner;
-  SquareRootPlan(planner, inputs, scratch_bytes).plan();
+  std::vector<PlacedGroup> resident, grouped;
+  int64_t first_block = 0;
+  for (const SquareRootGroupTensors& group : inputs.groups) {
+    (is_resident(group, inputs.shared_limit) ? resident : grouped).push_back({group, first_block});
+    first_block += group.blocks;
+  }
+  if (!resident.empty()) plan_resident(planner, inputs, resident);
+  if (!grouped.empty()) SquareRootPlan(planner, inputs, grouped, scratch_bytes).plan();
   return planner.take();
 }
 

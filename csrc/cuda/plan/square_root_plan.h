@@ -1,6 +1,6 @@
-// The launches of kron_step_ and update_factor_ in the square-root form, for blocks of any size; which they
-// are is told in kernels/square_root.h. Each serves all groups and both sides, slice of blocks by slice of
-// blocks.
+// The launches of kron_step_ and update_factor_ in the square-root form. Blocks of up to kResidentSide a side
+// take two (resident_plan.h); those of larger ones are told in kernels/square_root.h, each for all groups and
+// both sides, slice of blocks by slice of blocks.
 #pragma once
 
 #include <optional>
@@ -9,6 +9,7 @@
 
 #include "../kernels/square_root.h"
 #include "batch.h"
+#include "kernel_choice.h"
 #include "launch.h"
 
 namespace kradagrad::cuda {
@@ -34,8 +35,15 @@ struct SquareRootInputs {
   SquareRootRule rule;
   Precision precision;
   bool update, precondition;
-  const bool* active;  // by block of all groups
-  float* norms;        // by block of all groups; null unless the product is made
+  const bool* active;                // by block of all groups
+  float* norms;                      // by block of all groups; null unless the product is made
+  int32_t shared_limit = 163 << 10;  // bytes of shared memory that one CTA may have
+};
+
+// One group, and its first block among all groups'.
+struct PlacedGroup {
+  const SquareRootGroupTensors& in;
+  int64_t first_block;
 };
 
 // Plan of a call. `scratch_bytes`: of one slice's matrices.

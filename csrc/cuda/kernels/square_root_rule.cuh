@@ -1,0 +1,77 @@
+// What every kernel of the square-root form makes of the rule's scalars and of a side's statistics
+// (kradagrad_ext/backends/base.py).
+#pragma once
+
+#include "square_root.h"
+
+namespace kradagrad::cuda {
+
+enum Column { kRms, kWeight, kWhitened, kFallbacks, kColumns };
+
+// 2^exponent of a positive float, between 2^-120 and 2^120.
+__device__ __forceinline__ float power_of_two_below(float value) {
+  const int exponent = (__float_as_int(value) >> 23) - 127;
+  return __int_as_float((min(max(exponent, -120), 120) + 127) << 23);
+}
+
+// sqrt((x a^2 + y b^2) / (x + y)) for numbers that are not negative, without their squares in float32's
+// range.
+__device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
+  const float most = fmaxf(a, b);
+  if (most == 0) return 0;
+  const float p = a / most, q = b / most;
+  return most * sqrtf((x * p * p + y * q * q) / (x + y));
+}
+
+// What a side's `old` statistics become, and whether the block takes part. `stretch`: what coupling has
+// multiplied |G|^2 by.
+__device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rule, const float* old,
+                                                       const GradientNorm& norm, float stretch, int d,
+                                                       int k) {
+  BlockUpdate update{Readiness::kNone, 0, 0, 0, 0};
+  if (norm.unit == 0) return update;
+  update.readiness = Readiness::kCounted;
+  if (!isfinite(norm.sum)) return update;
+  const float elements = static_cast<float>(d) * static_cast<float>(k);
+  const float held = rule.decay * old[kWeight];
+  update.weight = held + rule.weight;
+  update.rms = mean_of(held, old[kRms], rule.weight, norm.unit * sqrtf(norm.sum / elements));
+  update.scale = sqrtf(rule.weight / stretch);
+  update.whitened = old[kWeight] / (rule.weight * static_cast<float>(d)) * stretch;
+  if (stretch == 0) update.readiness = Readiness::kNone;
+  if (stretch > 0 && isfinite(stretch) && isfinite(update.rms)) update.readiness = Readiness::kReady;
+  return update;
+}
+
+// What rms' is multiplied by for the square root of the damping; a new F is I divided by both.
+__device__ __forceinline__ float damping_root(const SquareRootRule& rule, int k) {
+  return sqrtf(rule.damping * static_cast<float>(k));
+}
+
+// The iteration for R near H^(-1/2), H = decay I + M, t = decay + |M|_F, Y0 = H / t:
+//
+//   T_i = a_i I - b_i Z Y,  Y <- Y T_i,  Z <- T_i Z;   a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
+//   f = sqrt(decay / t) at first, then f <- min(1, f (a - b f^2))
+//   restored = 1 / (sqrt(decay) times the product of all a - b f^2)
+struct Iteration {
+  float t, a, b;   // of step `step`
+  float a1, b1;    // of the first
+  float restored;  // after all steps
+
+  // `norm`: |M|_F.
+  __device__ __forceinline__ Iteration(const SquareRootRule& rule, float norm, int step) {
+    t = rule.decay + norm;
+    float f = sqrtf(rule.decay / t), at_decay = 1;
+    for (int i = 0; i < rule.refine; ++i) {
+      const float s = sqrtf(3 / (1 + f + f * f)), own_a = 1.5f * s, own_b = 0.5f * s * s * s;
+      if (i == 0) a1 = own_a, b1 = own_b;
+      if (i == step) a = own_a, b = own_b;
+      const float shrunk = own_a - own_b * f * f;
+      at_decay *= shrunk;
+      f = fminf(1, f * shrunk);
+    }
+    restored = 1 / (sqrtf(rule.decay) * at_decay);
+  }
+};
+
+}  // namespace kradagrad::cuda

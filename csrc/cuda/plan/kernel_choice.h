@@ -1,0 +1,27 @@
+// What plans choose kernels by.
+#pragma once
+
+#include <string>
+
+#include "../kernels/table.h"
+
+namespace kradagrad::cuda {
+
+// The longest side of the blocks that resident kernels take.
+constexpr int32_t kResidentSide = 128;
+
+// A precision in kernels' names.
+inline std::string name_of(Precision precision) {
+  switch (precision) {
+    case Precision::kBf16x3:
+      return "bf16x3";
+    case Precision::kTf32x3:
+      return "tf32x3";
+    case Precision::kBf16x6:
+      return "bf16x6";
+    default:
+      return "fp32";
+  }
+}
+
+}  // namespace kradagrad::cuda
