@@ -15,7 +15,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-from cuda.toolchain import NOT_LAUNCHED
 from gpu_check import correctness, package, record, report, specs, tables, tools
 from gpu_check.cases import Case
 from gpu_check.words import CRASH, FAIL, PASS, WRONG
@@ -27,9 +26,10 @@ def test_every_cuda_kernel_has_a_task() -> None:
     text = "".join(path.read_text() for path in (ROOT / "csrc/cuda/kernels").glob("*.cu"))
     named = set(re.findall(r"__global__ void __launch_bounds__\([^)]*\) (\w+)\(", text))
     families = {re.sub(r"_\d+_\w+$", "", name) for name in specs.NATIVE}
-    launched = {name for name in named if "##" not in name} - NOT_LAUNCHED
-    assert families == launched | {"grouped_product", "kron_step_resident"}
-    assert len(specs.NATIVE) == 21
+    launched = {name for name in named if "##" not in name}
+    families_of_macros = {"grouped_product", "kron_step_resident", "square_root_product"}
+    assert families == launched | families_of_macros | {"resident_update", "resident_precondition"}
+    assert len(specs.NATIVE) == 48
 
 
 def planned(spec: specs.Spec) -> set[str]:
@@ -44,11 +44,12 @@ def test_cases_launch_the_kernel_that_they_are_there_for(kernel: str) -> None:
 
 RESIDENT, UPDATE = specs.NATIVE["kron_step_resident_64_fp32"][1], specs.UPDATES[1]
 ACCUMULATE, PARAMETER_STEP = specs.ACCUMULATE[1], specs.PARAMETER_STEP[1]
-ALL = (RESIDENT, ACCUMULATE, PARAMETER_STEP, UPDATE)
+SQUARE_ROOT, SQUARE_ROOT_UPDATE = specs.NATIVE["resident_update_64_fp32"][1], specs.SQUARE_ROOT_UPDATES[1]
+ALL = (RESIDENT, ACCUMULATE, PARAMETER_STEP, UPDATE, SQUARE_ROOT, SQUARE_ROOT_UPDATE)
 FAULTS = [
     *((spec, fault) for spec in ALL for fault in (None, "value", "inactive", "second")),
-    *((spec, "padding") for spec in (RESIDENT, ACCUMULATE, PARAMETER_STEP)),
-    *((spec, "unwritten") for spec in (RESIDENT, ACCUMULATE)),
+    *((spec, "padding") for spec in (RESIDENT, SQUARE_ROOT, ACCUMULATE, PARAMETER_STEP)),
+    *((spec, "unwritten") for spec in (RESIDENT, SQUARE_ROOT, ACCUMULATE)),
 ]
 
 
@@ -96,7 +97,9 @@ def spoil(result: Case, before: Case, fault: str) -> None:
         view = next(t for held in result.written().values() for t in held if not t.is_contiguous())
         correctness.whole(view)[view.shape[-1] if view.stride(-1) == 1 else -1] = 1.0
     else:
-        own = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
+        own = {"kron_step_": "norms", "square_root_step_": "norms", "accumulate_": "graft_norms"}[
+            result.spec.op
+        ]
         result.arguments[own].copy_(before.arguments[own])
 
 

@@ -15,6 +15,7 @@ from kradagrad_ext.cost.parameters import make_config
 from kradagrad_ext.cost.products import Rule
 from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
+from . import square_root
 from .inputs import SIDES, Arguments, Source, copied, make, matrix_of
 from .specs import Spec
 
@@ -25,10 +26,16 @@ ELEMENTWISE_BOUNDS = {"float32": 1e-5, "bfloat16": 8e-3}
 WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
+    "square_root_step_": (*SIDES, "out", "norms"),
+    "square_root_update_": ("factor", "statistics"),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
 }
-OVERWRITES = {"kron_step_": ("out", "norms"), "accumulate_": ("directions", "graft_norms")}
+OVERWRITES = {
+    "kron_step_": ("out", "norms"),
+    "square_root_step_": ("out", "norms"),
+    "accumulate_": ("directions", "graft_norms"),
+}
 """What is written without being read: NaN in them before a call must be gone after it."""
 
 
@@ -52,6 +59,8 @@ class Case:
     def bound(self) -> float:
         """On the relative error of each result."""
         spec = self.spec
+        if spec.what == "stored":
+            return ELEMENTWISE_BOUNDS["bfloat16"]
         return ERROR_BOUNDS[spec.precision] if spec.factored else ELEMENTWISE_BOUNDS[spec.dtype]
 
     @property
@@ -59,6 +68,8 @@ class Case:
         return len(self.arguments["active"])
 
     def function(self, backend: str, dtype: torch.dtype = torch.float32) -> Callable[..., object]:
+        if self.spec.square_root:
+            return square_root.function(self.spec.op, backend, self.device, dtype)
         op: Callable[..., object] = getattr(resolve(backend, self.device, dtype), self.spec.op)
         return op
 
@@ -99,6 +110,8 @@ class Case:
         """What the roofline makes a prediction of; nothing for one side alone."""
         spec, config = self.spec, make_config()
         dtype: torch.dtype = getattr(torch, spec.dtype)
+        if spec.square_root:
+            return square_root.costs(spec, self.arguments)
         if spec.op == "kron_step_":
             rule = Rule(spec.scale, spec.refine, spec.precision, grad=dtype.itemsize)
             return tuple(kron_step_costs(groups_of(spec), rule, update=self.arguments["update"]))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import square_root
 from .specs import Sides, Spec
 
 DAMPING = 1e-3
@@ -42,9 +43,9 @@ class Source:
 
 def make(spec: Spec, source: Source) -> Arguments:
     """The keywords of a spec's op."""
-    if spec.op == "kron_step_":
+    if spec.op in ("kron_step_", "square_root_step_"):
         return kron_arguments(spec, source)
-    if spec.op == "update_factor_":
+    if spec.factored:
         return update_arguments(kron_arguments(spec, source), spec)
     make_op = accumulate_arguments if spec.op == "accumulate_" else parameter_step_arguments
     return make_op(spec, source)
@@ -75,6 +76,8 @@ def block_views(matrix: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def scalars(spec: Spec) -> Arguments:
+    if spec.square_root:
+        return {"rule": square_root.rule_of(spec, DECAY, DAMPING)}
     return dict(
         decay=DECAY,
         weight=1 - DECAY,
@@ -98,12 +101,11 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
         out = torch.zeros(height, width, device=source.device)
         lists["out"].append(block_views(laid_out(out, spec.layout), m, n))
         for side, d, k in (("left", m, n), ("right", n, m)):
-            mean = 0.0 if spec.what == "first" else GRADIENT_SCALE**2 * k
-            largest = 1 / (DAMPING * GRADIENT_SCALE**2 * k)
-            lists[side].append(source.spd(count, d, largest))
-            statistics = torch.tensor([mean, 0.0], device=source.device).repeat(count, 1)
+            factor, statistics = side_arguments(spec, source, count, d, k)
+            lists[side].append(factor)
             lists[f"{side}_statistics"].append(statistics)
-            lists[f"{side}_root"].append(source.spd(count, d, 1.0))
+            stored = torch.bfloat16 if spec.what == "stored" else torch.float32
+            lists[f"{side}_root"].append(source.spd(count, d, 1.0).to(stored))
     count = sum(len(factor) for factor in lists["left"])
     return dict(
         **lists,
@@ -112,6 +114,16 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
         active=torch.ones(count, dtype=torch.bool, device=source.device),
         update=spec.what != "product",
     )
+
+
+def side_arguments(spec: Spec, source: Source, count: int, d: int, k: int) -> tuple[Tensor, Tensor]:
+    """Factors ``[count, d, d]`` and their statistics."""
+    if spec.square_root:
+        noise = source.normal(count, d, d)
+        return square_root.side(count, d, k, GRADIENT_SCALE, noise, spec)
+    mean = 0.0 if spec.what == "first" else GRADIENT_SCALE**2 * k
+    statistics = torch.tensor([mean, 0.0], device=source.device).repeat(count, 1)
+    return source.spd(count, d, 1 / (DAMPING * GRADIENT_SCALE**2 * k)), statistics
 
 
 def update_arguments(kron: Arguments, spec: Spec) -> Arguments:

@@ -28,6 +28,17 @@ MEMCHECKED = {
         "grouped_product_64_tf32x3",
         "grouped_product_128_bf16x3",
     ),
+    "resident_update": ("resident_update_64_bf16x3", "resident_update_128_bf16x3"),
+    "resident_precondition": ("resident_precondition_64_bf16x3", "resident_precondition_128_bf16x3"),
+    "square_root_product": (
+        "square_root_product_64_bf16x3",
+        "square_root_product_64_tf32x3",
+        "square_root_product_128_bf16x3",
+    ),
+    "gradient_norms": ("gradient_norms",),
+    "start_sides": ("start_sides",),
+    "finish_sides": ("finish_sides",),
+    "finish_norms": ("finish_norms",),
     "start_factors": ("start_factors",),
     "traces_of_squares": ("traces_of_squares",),
     "accumulate": ("accumulate",),
@@ -39,15 +50,20 @@ MEMCHECKED = {
 RACECHECKED = {
     "kron_step_resident_64": ("kron_step_resident_64_bf16x3",),
     "grouped_product_64": ("grouped_product_64_bf16x3",),
+    "resident_update_64": ("resident_update_64_bf16x3",),
+    "resident_precondition_64": ("resident_precondition_64_bf16x3",),
+    "square_root_product_64": ("square_root_product_64_bf16x3",),
     "accumulate": ("accumulate",),
 }
 PROFILED = (
-    ("native", "kron_step_resident_128", 128),
-    ("native", "grouped_product_128", 256),
-    ("triton", "factor_product", 256),
-    ("triton", "grouped_product", 256),
+    ("native", "kron_step_resident_128", "kron_step_", 128),
+    ("native", "grouped_product_128", "kron_step_", 256),
+    ("native", "resident_update_128", "square_root_step_", 128),
+    ("native", "square_root_product_128", "square_root_step_", 256),
+    ("triton", "factor_product", "kron_step_", 256),
+    ("triton", "grouped_product", "kron_step_", 256),
 )
-"""Backend, kernel, side of the blocks."""
+"""Backend, kernel, op, side of the blocks."""
 NCU_SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")
 
 
@@ -217,8 +233,8 @@ def racecheck(context: Context) -> list[Task]:
 
 def ncu(context: Context) -> list[Task]:
     tasks = []
-    for backend, kernel, side in PROFILED:
-        spec = next(spec for spec in specs.TIMES if spec.blocks == ((side, side),))
+    for backend, kernel, op, side in PROFILED:
+        spec = next(spec for spec in specs.TIMES if spec.op == op and spec.blocks == ((side, side),))
         report = context.details / f"ncu-{backend}-{kernel}.csv"
         command = ["ncu", "--clock-control", "none", "--csv", "--page", "details", "--log-file", str(report)]
         command += [part for name in NCU_SECTIONS for part in ("--section", name)]

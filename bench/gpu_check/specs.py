@@ -24,8 +24,9 @@ class Spec:
     Attributes:
         blocks: shapes of blocks, a group each; of elementwise ops the parameters'.
         shape: of the matrices that hold the blocks; blocks that are longer have one of their own.
-        what: ``all``, or of ``kron_step_`` the ``first`` gradients or the ``product`` alone; of elementwise
-            ops an option that differs.
+        coupled: of ops in the square-root form.
+        what: ``all``, or of a step the ``first`` gradients, the ``product`` alone, or factors and roots in
+            bfloat16 (``stored``); of elementwise ops an option that differs.
         layout: ``plain``, or views with padding around them, whose rows begin at multiples of 16 bytes
             (``padded``) or anywhere (``ragged``), or column by column (``transposed``).
     """
@@ -37,16 +38,24 @@ class Spec:
     refine: int = 2
     precision: str = "bf16x3"
     dtype: str = "float32"
+    coupled: bool = False
     what: str = "all"
     layout: str = "plain"
 
     @property
     def factored(self) -> bool:
         """Whether the op has to do with factors; elementwise ops have not."""
-        return self.op in ("kron_step_", "update_factor_")
+        return self.op in ("kron_step_", "update_factor_") or self.square_root
+
+    @property
+    def square_root(self) -> bool:
+        """Whether factors are in the square-root form."""
+        return self.op in ("square_root_step_", "square_root_update_")
 
     @property
     def recipe(self) -> str:
+        if self.square_root:
+            return f"r{self.refine}-{self.precision}{'-coupled' * self.coupled}"
         return f"{self.scale}-r{self.refine}-{self.precision}" if self.factored else ""
 
     @property
@@ -72,6 +81,10 @@ def kron(*blocks: Sides, shape: Sides = (1, 1), **options: object) -> Spec:
     return dataclasses.replace(Spec("kron_step_", blocks, shape), **options)
 
 
+def square_root(*blocks: Sides, shape: Sides = (1, 1), **options: object) -> Spec:
+    return dataclasses.replace(Spec("square_root_step_", blocks, shape), **options)
+
+
 def elementwise(op: str, *shapes: tuple[int, ...], **options: object) -> Spec:
     return dataclasses.replace(Spec(op, shapes), **options)
 
@@ -95,6 +108,28 @@ def _steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
         kron(blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"),
         kron(*blocks, precision=precision, scale="product", refine=1, what="first"),
         kron(*blocks, precision=precision, what="product"),
+    )
+
+
+def _updates(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
+    """The whole step in the square-root form of ragged groups by every way through an update."""
+    return (
+        square_root(*blocks, precision=precision, coupled=True),
+        square_root(*blocks, precision=precision, refine=1, layout="ragged"),
+        square_root(*blocks, precision=precision, dtype="bfloat16", refine=3, coupled=True, layout="padded"),
+        square_root(
+            blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"
+        ),
+        square_root(*blocks, precision=precision, refine=4, coupled=True, what="first"),
+        square_root(*blocks, precision=precision, what="stored"),
+    )
+
+
+def _products(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
+    """The two-sided product alone."""
+    return (
+        square_root(*blocks, precision=precision, what="product"),
+        square_root(*blocks, precision=precision, what="product", layout="ragged"),
     )
 
 
@@ -124,6 +159,18 @@ TRACES = (
 STARTS = (kron(*LARGE, what="first"), kron(*LARGEST, scale="trace_dim", refine=0, what="first"))
 FINISHES = (kron(*LARGE, *LARGEST), kron(*LARGE, what="product", layout="ragged"))
 
+SQUARE_ROOT_UPDATES = (
+    Spec("square_root_update_", ((128, 128),), (256, 256), refine=3),
+    Spec("square_root_update_", ((40, 140),), refine=1, layout="ragged"),
+    Spec("square_root_update_", ((40, 300),), dtype="bfloat16", layout="padded"),
+    Spec("square_root_update_", ((256, 256),), (256, 512), what="first"),
+)
+BETWEEN_PRODUCTS = (
+    square_root(*LARGE, coupled=True),
+    square_root(*LARGE, *LARGEST, what="first"),
+    square_root(*LARGE, what="stored", layout="ragged"),
+)
+
 NATIVE: dict[str, tuple[Spec, ...]] = {
     **{f"kron_step_resident_128_{precision}": _steps(MEDIUM, precision) for precision in PRECISIONS},
     **{f"grouped_product_64_{precision}": _steps(LARGE, precision) for precision in PRECISIONS},
@@ -136,11 +183,30 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "start_factors": (*STARTS, *UPDATES),
     "finish_groups": FINISHES,
     "traces_of_squares": TRACES,
+    **{
+        f"resident_{half}_{side}_{precision}": cases(blocks, precision)
+        for half, cases in (("update", _updates), ("precondition", _products))
+        for side, blocks in ((128, MEDIUM), (64, SMALL))
+        for precision in PRECISIONS
+    },
+    **{
+        f"square_root_product_{tile}_{precision}": (
+            *_updates(blocks, precision),
+            *_products(blocks, precision),
+        )
+        for tile, blocks in ((64, LARGE), (128, LARGEST))
+        for precision in PRECISIONS
+        if (tile, precision) != (128, "tf32x3")
+    },
+    "gradient_norms": BETWEEN_PRODUCTS,
+    "start_sides": SQUARE_ROOT_UPDATES,
+    "finish_sides": (square_root(*LARGE, *LARGEST, refine=3),),
+    "finish_norms": (square_root(*LARGE, what="product", layout="padded"),),
     "accumulate": ACCUMULATE,
     "sum_spans": SUM_SPANS,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 21 of them."""
+"""By the CUDA kernel that each is there for, all 48 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
@@ -169,9 +235,17 @@ def _elements(op: str, dtype: str) -> Spec:
     return elementwise(op, TIMED, TIMED, TIMED[:1], dtype=dtype)
 
 
+def _timed_square_root(side: int, **options: object) -> Spec:
+    return square_root((side, side), shape=TIMED, coupled=True, **options)
+
+
 ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
 TIMES: tuple[Spec, ...] = (
     *(_timed(side) for side in (128, 256, 64, 512, 1024)),
+    *(_timed_square_root(side) for side in (128, 256, 64, 512, 1024)),
+    *(_timed_square_root(side, refine=3) for side in (128, 256)),
+    *(_timed_square_root(side, what="stored") for side in (128, 256)),
+    *(_timed_square_root(side, what="product") for side in (128, 256)),
     *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
     *(_timed(side, scale="trace", refine=0) for side in (128, 256)),
     *(_timed(side, precision=precision) for precision in PRECISIONS[1:] for side in (128, 256)),
@@ -188,7 +262,12 @@ OURS = ("native", "triton")
 
 def columns(op: str) -> tuple[str, ...]:
     """Who is timed on an op's cases, ours first."""
-    rivals = {"kron_step_": ("torch.bmm fp32", "torch.bmm tf32"), "parameter_step_": ("AdamW fused",)}
+    products = ("torch.bmm fp32", "torch.bmm tf32")
+    rivals = {
+        "kron_step_": products,
+        "square_root_step_": products,
+        "parameter_step_": ("AdamW fused",),
+    }
     return (*OURS, "roofline", *rivals.get(op, ()), "reference")
 
 

@@ -6,6 +6,7 @@ import torch
 
 from kradagrad_ext.cost.gpus import gpu_of, predict
 
+from . import square_root
 from .cases import Case
 from .inputs import Arguments, copied
 from .products import bmm_products, tf32
@@ -25,7 +26,8 @@ def measure(case: Case, column: str, report: Report) -> None:
         return
     if column in ("torch.bmm fp32", "torch.bmm tf32"):
         with tf32(column.endswith("tf32")):
-            _time(bmm_products(case.arguments), nothing, report)
+            make = square_root.bmm_products if case.spec.square_root else bmm_products
+            _time(make(case.arguments), nothing, report)
         return
     if column == "AdamW fused":
         _time(_adamw(case.arguments), nothing, report)

@@ -25,10 +25,6 @@ KERNELS = ROOT / "csrc/cuda/kernels"
 PLANS = ROOT / "csrc/cuda/plan"
 BUILD = ROOT / "build/cuda-tests"
 
-NOT_LAUNCHED = {"square_root_product", "gradient_norms", "start_sides", "finish_sides", "finish_norms"}
-"""Kernels, without side and precision, of ops that no optimizer calls yet: they have tests, faults and
-budgets, no cases for a GPU and no roofline."""
-
 PTX_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--ptx", "-arch=compute_80"]
 """As build_native.py has them: all machine code in the library is made from this PTX."""
 PLAN_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden"]

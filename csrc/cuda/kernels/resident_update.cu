@@ -177,7 +177,6 @@ class ResidentSideUpdate {
     whitened = whiten(update.scale * (unit / own_unit), exact);
     Lower m = gram(root / own_unit, exact);
     const float norm = norm_of(m, fmaxf(1, power_of_two_below(whitened)));
-    if (!isfinite(norm)) return false;
     iterate(m, norm);
     return write_factor(factor, Iteration(in_.rule, norm, 0).restored / own_unit, exact);
   }
@@ -192,7 +191,6 @@ class ResidentSideUpdate {
   // F times `unit` in `first`, or `start` I where `start` is not 0.
   __device__ __forceinline__ void load_factor(const Matrix& factor, float start, float unit) const {
     const int count = d_tiles() * d_tiles();
-    __syncthreads();
     if (start > 0) {
       for_each_four(first_, count, [&](float (&four)[4]) {
 #pragma unroll

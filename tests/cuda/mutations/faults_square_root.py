@@ -5,15 +5,19 @@ from __future__ import annotations
 from .source_faults import Fault
 
 PRODUCT = "square_root_product_64_bf16x3"
-TILE, STATE = "square_root_product.cuh", "square_root_state.cu"
+TILE, STATE, RULES = "square_root_product.cuh", "square_root_state.cu", "square_root_rule.cuh"
 
 
 def product(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (square root)", TILE, old, new, PRODUCT, layer)
 
 
-def state(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
-    return Fault(f"{name} (square root)", STATE, old, new, kernel, layer)
+def state(kernel: str, name: str, old: str, new: str, layer: str = "values", file: str = STATE) -> Fault:
+    return Fault(f"{name} (square root)", file, old, new, kernel, layer)
+
+
+def rule(kernel: str, name: str, old: str, new: str) -> Fault:
+    return state(kernel, name, old, new, file=RULES)
 
 
 PRODUCTS = [
@@ -39,8 +43,10 @@ PRODUCTS = [
     product("tiles below the diagonal count once", "first_row_ != first_col_ ? 2 : 1", "false ? 2 : 1"),
     product("no diagonal in the second of a pair", "(r == c + 1 ? w.diagonal : 0)", "0.0f"),
     product("Y1 without the square's cross term", "it.a1 - 2 * it.b1 * low", "it.a1 - it.b1 * low"),
-    product("only the last step is restored", "at_decay *= shrunk;", "at_decay = shrunk;"),
-    product("coefficients of the first step alone", "if (i == step) a = own_a", "if (i == 0) a = own_a"),
+    rule(PRODUCT, "only the last step is restored", "at_decay *= shrunk;", "at_decay = shrunk;"),
+    rule(
+        PRODUCT, "coefficients of the first step alone", "if (i == step) a = own_a", "if (i == 0) a = own_a"
+    ),
     product("F' is never found not finite", "add_partial(failed);", "add_partial(0);"),
     product("norms of coupled products in their own unit", "sum_of_squares(1 / unit)", "sum_of_squares(1)"),
     product("division by an rms of zero", "rms > 0 ? 1 / rms : 0", "1 / rms"),
@@ -67,19 +73,19 @@ STATES = [
     state(
         "start_sides",
         "the scale of damping for its root",
-        "update.rms * sqrtf(in.rule.damped_updates * share)",
-        "update.rms * (in.rule.damped_updates * share)",
+        "update.rms * root * sqrtf(in.rule.damped_updates)",
+        "update.rms * root * root * sqrtf(in.rule.damped_updates)",
     ),
-    state(
+    rule(
         "start_sides", "coupling feeds the scale back", "sqrtf(rule.weight / stretch)", "sqrtf(rule.weight)"
     ),
-    state(
+    rule(
         "start_sides",
         "what is not finite is not counted",
         "update.readiness = Readiness::kCounted;\n  if",
         "if",
     ),
-    state(
+    rule(
         "start_sides",
         "the mean forgets nothing",
         "const float held = rule.decay * old[kWeight];",

@@ -11,7 +11,7 @@ from inputs import square_root
 from inputs.square_root import Given, copied, given, group
 from tolerances import FACTOR, precision_atol
 
-from cuda.executor_backend import SquareRootExecutor
+from cuda.executor_backend import GroupedExecutor, SquareRootExecutor
 
 RULE = replace(square_root.RULE, method="products")
 
@@ -22,7 +22,7 @@ class SquareRootProbe:
 
     name: str
     call: Given
-    executor = SquareRootExecutor
+    executor: type[SquareRootExecutor]
 
     def run(self, backend: Any) -> Given:
         return square_root.run(backend, copied(self.call))
@@ -42,29 +42,45 @@ class SquareRootProbe:
         return all(torch.equal(first.nan_to_num(), second.nan_to_num()) for first, second in pairs)
 
 
-def make() -> list[SquareRootProbe]:
+RULES = {
+    "three steps, coupled": replace(RULE, refine=3, coupled=True),
+    "one step": replace(RULE, refine=1),
+    "two steps, undamped": replace(RULE, damped_updates=0.0),
+}
+
+
+def make(executor: type[SquareRootExecutor], side: int) -> list[SquareRootProbe]:
     """Several tiles and groups; blocks before their first gradient, without one, not finite, inactive."""
-    rules = {
-        "three steps, coupled": replace(RULE, refine=3, coupled=True),
-        "one step": replace(RULE, refine=1),
-        "two steps, undamped": replace(RULE, damped_updates=0.0),
-    }
-    probes = []
-    for name, rule in rules.items():
-        call = given(
-            [group(7, (70, 20), "grid"), group(5, (9, 33), "experts", view_dtype=torch.bfloat16)], rule
-        )
-        _spoil(call)
-        probes.append(SquareRootProbe(name, call))
-    tiny = given([group(5, (9, 20))], rules["three steps, coupled"])
-    for side in (tiny.groups[0].left, tiny.groups[0].right):
-        side.statistics.zero_()
+    calls = {}
+    for name, rule in RULES.items():
+        groups = [group(7, (side, 20), "grid"), group(5, (9, 33), "experts", view_dtype=torch.bfloat16)]
+        calls[name] = given(groups, rule)
+        _spoil(calls[name])
+    tiny = given([group(5, (9, 20))], RULES["three steps, coupled"])
+    for own in (tiny.groups[0].left, tiny.groups[0].right):
+        own.statistics.zero_()
     for view in (*tiny.groups[0].grads, *tiny.groups[0].directions):
         view.mul_(1e-30)
-    probes.append(SquareRootProbe("gradients of 1e-30", tiny))
-    halves = given([group(5, (9, 20), "column")], RULE, update=False)
-    probes.append(SquareRootProbe("no update", halves))
-    return probes
+    calls["gradients of 1e-30"] = tiny
+    calls["no update"] = given([group(5, (9, 20), "column")], RULE, update=False)
+    return [SquareRootProbe(name, call, executor) for name, call in calls.items()]
+
+
+def grouped() -> list[SquareRootProbe]:
+    return make(GroupedExecutor, 70)
+
+
+def resident() -> list[SquareRootProbe]:
+    """With factors and roots in bfloat16, whose rows start aligned or anywhere, and a gradient of 1e12."""
+    stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
+    rounded = given([group(5, (20, 33), **stored), group(5, (32, 24), **stored)], RULES["one step"])
+    spike = given([group(2, (20, 9))], RULE, precondition=False)
+    spike.groups[0].grads[0].mul_(1e12)
+    return [
+        *make(SquareRootExecutor, 50),
+        SquareRootProbe("bfloat16", rounded, SquareRootExecutor),
+        SquareRootProbe("a spike", spike, SquareRootExecutor),
+    ]
 
 
 def _spoil(call: Given) -> None:

@@ -1,0 +1,118 @@
+"""The ops in the square-root form: random arguments, flat lists as those of `kron_step_`, and calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kradagrad_ext.backends import resolve, square_root, square_root_native, square_root_triton
+from kradagrad_ext.backends.base import BlockGroup, Side, UpdateRule
+from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.cost.square_root import Blocks, Call, step_costs
+
+from .specs import Spec
+
+Arguments = dict[str, Any]
+OPS = {"reference": square_root, "native": square_root_native, "triton": square_root_triton}
+
+
+def rule_of(spec: Spec, decay: float, damping: float) -> UpdateRule:
+    return UpdateRule(
+        decay=decay,
+        weight=1 - decay,
+        damping=damping,
+        method="products",
+        refine=spec.refine,
+        precision=spec.precision,
+        coupled=spec.coupled,
+    )
+
+
+def side(count: int, d: int, k: int, scale: float, noise: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
+    """F near a multiple of I that whitens gradients of this scale, and its statistics.
+
+    Args:
+        noise: normal, ``[count, d, d]``.
+    """
+    eye = torch.eye(d, device=noise.device)
+    factor = (eye + noise * (0.2 / math.sqrt(d))) / (scale * math.sqrt(k))
+    stored = torch.bfloat16 if spec.what == "stored" else torch.float32
+    known = (0.0, 0.0, 0.0, 0.0) if spec.what == "first" else (scale, 1.0, 1.0, 0.0)
+    return factor.to(stored), torch.tensor(known, device=noise.device).repeat(count, 1)
+
+
+def function(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Callable[..., None]:
+    """An op that takes the arguments of `inputs.make` as keywords."""
+    resolve(backend, device, dtype)  # which says what is missing
+    ops: Any = OPS[backend]
+    return (lambda **own: _step(ops, own)) if op == "square_root_step_" else (lambda **own: _update(ops, own))
+
+
+def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
+    sides = [
+        [
+            Side(*tensors)
+            for tensors in zip(own[name], own[f"{name}_statistics"], own[f"{name}_root"], strict=True)
+        ]
+        for name in ("left", "right")
+    ]
+    views = [[[view] for view in own[name]] for name in ("grad", "direction", "out")]
+    groups = [BlockGroup(*group) for group in zip(*sides, *views, strict=True)]
+    ops.kron_step_(groups, own["active"], own["norms"], own["rule"], update=own["update"], precondition=True)
+
+
+def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
+    ops.update_factor_(own["factor"], own["statistics"], own["unfolding"], own["active"], own["rule"])
+
+
+def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:
+    """What the roofline makes a prediction of; nothing for one side alone."""
+    if spec.op != "square_root_step_":
+        return ()
+    groups = [
+        Blocks(len(left), left.shape[1], right.shape[1])
+        for left, right in zip(arguments["left"], arguments["right"], strict=True)
+    ]
+    grad: torch.dtype = getattr(torch, spec.dtype)
+    stored = arguments["left"][0].element_size()
+    call = Call(arguments["rule"], update=arguments["update"], grad=grad.itemsize, factor=stored, root=stored)
+    return tuple(step_costs(groups, call))
+
+
+def bmm_products(arguments: Arguments) -> Callable[[], None]:
+    """The products of ``kron_step_`` by torch on contiguous float32 blocks: without norms, guard or gather.
+
+    Values are not looked at: every coefficient is 1. Symmetric products are whole ones here.
+    """
+    names = ("left", "right", "left_root", "right_root", "grad", "direction")
+    groups = [
+        [tensor.reshape(-1, *tensor.shape[-2:]).float().contiguous() for tensor in tensors]
+        for tensors in zip(*(arguments[name] for name in names), strict=True)
+    ]
+    rule, update = arguments["rule"], arguments["update"]
+
+    def run() -> None:
+        for left, right, a, b, grad, direction in groups:
+            if update:
+                pair = (torch.bmm(grad, b), torch.bmm(a, grad)) if rule.coupled else (grad, grad)
+                _times_inverse_root(left, pair[0], rule.refine)
+                _times_inverse_root(right, pair[1].mT, rule.refine)
+            torch.bmm(torch.bmm(a, direction), b)
+
+    return run
+
+
+def _times_inverse_root(factor: Tensor, unfolding: Tensor, refine: int) -> Tensor:
+    """The products of one side's update."""
+    whitened = torch.bmm(factor.mT, unfolding)
+    y = torch.baddbmm(torch.bmm(factor.mT, factor), whitened, whitened.mT)
+    z = polynomial = y
+    for _ in range(refine - 1):
+        y = torch.bmm(y, polynomial)
+        polynomial = torch.bmm(z, y)
+        z = torch.bmm(polynomial, z)
+    return torch.bmm(factor, z)

@@ -1,0 +1,288 @@
+"""The launches of ``kron_step_`` in the square-root form on CUDA, after csrc/cuda/plan.
+
+Not counted: a block's statistics and norms, a few numbers beside its matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from kradagrad_ext.backends.base import UpdateRule
+
+from .gpus import Cost
+from .products import DEPTH, FLOAT, KINDS, TILE, Work, ceil_to, lower_elements, terms
+
+RESIDENT_SIDE = 128  # kResidentSide
+SMALL_RESIDENT_SIDE = 64
+SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
+SCRATCH_BYTES = 256 << 20
+
+Side = tuple[str, int, int]
+"""A side's name, its d and its k."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of equal shape."""
+
+    count: int
+    m: int
+    n: int
+
+    @property
+    def longest(self) -> int:
+        return max(self.m, self.n)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return ("left", self.m, self.n), ("right", self.n, self.m)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What all blocks of a call share.
+
+    Attributes:
+        grad, direction, factor, root: bytes of an element.
+        scratch_bytes: of a slice of the grouped products.
+    """
+
+    rule: UpdateRule
+    update: bool = True
+    precondition: bool = True
+    grad: int = FLOAT
+    direction: int = FLOAT
+    factor: int = FLOAT
+    root: int = FLOAT
+    scratch_bytes: int = SCRATCH_BYTES
+
+    @property
+    def damps(self) -> bool:
+        return self.rule.damped_updates > 0
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.rule.precision]
+
+
+def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
+    """The launches of one call with all groups; the resident ones first.
+
+    Raises:
+        ValueError: updates by Cholesky, which no kernel makes.
+    """
+    if call.update and call.rule.method == "cholesky":
+        raise ValueError("no kernel serves updates by Cholesky, which are torch's")
+    resident = [group for group in groups if group.longest <= RESIDENT_SIDE]
+    grouped = [group for group in groups if group.longest > RESIDENT_SIDE]
+    costs = list(resident_costs(resident, call)) if resident else []
+    return costs + (list(GroupedCosts(grouped, call).launches()) if grouped else [])
+
+
+def resident_costs(groups: Sequence[Blocks], call: Call) -> Iterator[Cost]:
+    """`resident_update` and `resident_precondition`, one launch each."""
+    small = max(group.longest for group in groups) <= SMALL_RESIDENT_SIDE
+    side = SMALL_RESIDENT_SIDE if small else RESIDENT_SIDE
+    halves: list[tuple[str, bool, Callable[[Blocks, int, Call], Work]]] = [
+        ("update", call.update, resident_update),
+        ("precondition", call.precondition, resident_precondition),
+    ]
+    for name, wanted, make in halves:
+        if not wanted:
+            continue
+        works = [(group.count, make(group, side, call)) for group in groups]
+        # One CTA of side 128 fills an SM; of the smaller ones three share it.
+        yield replace(
+            _cost(f"resident_{name}_{side}_{call.rule.precision}", name, 1, works, call), overlaps=small
+        )
+
+
+def _cost(kernel: str, step: str, launches: int, works: Sequence[tuple[int, Work]], call: Call) -> Cost:
+    """Of launches with so many blocks of each work."""
+    size = sum(count * work.bytes for count, work in works)
+    flops = sum(count * work.flops for count, work in works)
+    least = sum(count * work.least_flops for count, work in works)
+    return Cost(kernel, step, launches, size, {call.kind: flops} if flops else {}, least)
+
+
+class _Resident:
+    """Products of a CTA, whose warps' shares are fixed: a smaller matrix is padded to the kernel's side."""
+
+    def __init__(self, side: int, call: Call) -> None:
+        self.side, self.precision, self.work = side, call.rule.precision, Work()
+
+    def full(self, rows: int, cols: int, depth: int, *exact: bool) -> None:
+        self.work.flops += 2 * self.side**2 * ceil_to(depth, TILE) * terms(self.precision, *exact)
+        self.work.least_flops += 2 * rows * cols * depth
+
+    def lower(self, rows: int, depth: int, exact: bool = False) -> None:
+        executed = 2 * lower_elements(ceil_to(rows, TILE)) * ceil_to(depth, TILE)
+        self.work.flops += executed * terms(self.precision, exact, exact)
+        self.work.least_flops += rows * rows * depth
+
+
+def resident_update(block: Blocks, side: int, call: Call) -> Work:
+    """Both factors of one block."""
+    own, rule = _Resident(side, call), call.rule
+    factor, grad, root = call.factor == 2, call.grad == 2, call.root == 2
+    own.work.move({"grad": call.grad * block.m * block.n})
+    for name, d, k in block.sides:
+        own.work.move({f"{name} read": call.factor * d * d, f"{name} written": call.factor * d * d})
+        if rule.coupled:
+            own.work.move({f"root of {name}": call.root * k * k})
+            own.full(block.m, block.n, k, grad, root)
+        own.full(d, k, d, factor, grad and not rule.coupled)
+        if call.damps:
+            own.lower(d, d, factor)
+        own.lower(d, k)
+        for _ in range(3 * (rule.refine - 1)):
+            own.lower(d, d)
+        own.full(d, d, d, factor)
+    return own.work
+
+
+def resident_precondition(block: Blocks, side: int, call: Call) -> Work:
+    """The two-sided product of one block."""
+    own, (m, n) = _Resident(side, call), (block.m, block.n)
+    own.work.move({"direction": call.direction * m * n, "out": FLOAT * m * n})
+    own.work.move({"left root": call.root * m * m, "right root": call.root * n * n})
+    own.full(m, n, n, call.direction == 2, call.root == 2)
+    own.full(m, n, m, call.root == 2)
+    return own.work
+
+
+class GroupedCosts:
+    """The launches of blocks with longer sides."""
+
+    def __init__(self, groups: Sequence[Blocks], call: Call) -> None:
+        self.groups, self.call = groups, call
+        large = any(group.longest >= SMALL_SIDE for group in groups)
+        self.tile = 128 if large and call.rule.precision != "tf32x3" else 64
+        self.kernel = f"square_root_product_{self.tile}_{call.rule.precision}"
+
+    def launches(self) -> Iterator[Cost]:
+        """In the order of one slice; each is launched once a slice."""
+        slices, call = self.slices(), self.call
+        if call.update:
+            yield self.between("gradient_norms", slices, self.gradient)
+        steps = [self.steps(group) for group in self.groups]
+        for step in dict.fromkeys(step for each in steps for step in each):
+            if step == "B":
+                yield self.between("start_sides", slices, self.started)
+            if step == "V":
+                yield from self.finishes(slices)
+            works = [(group.count, each[step]) for group, each in zip(self.groups, steps, strict=True)]
+            yield _cost(self.kernel, step, slices, works, call)
+        if call.precondition:
+            yield self.between("finish_norms", slices, lambda group: Work())
+        else:
+            yield from self.finishes(slices)
+
+    def finishes(self, slices: int) -> Iterator[Cost]:
+        if self.call.update:
+            yield self.between("finish_sides", slices, self.finished)
+
+    def between(self, kernel: str, slices: int, make: Callable[[Blocks], Work]) -> Cost:
+        works = [(group.count, make(group)) for group in self.groups]
+        return _cost(kernel, "between", slices, works, self.call)
+
+    def gradient(self, group: Blocks) -> Work:
+        return Work({"grad": self.call.grad * group.m * group.n})
+
+    def started(self, group: Blocks) -> Work:
+        each = (self.call.factor + FLOAT) if self.call.damps else 0
+        return Work({name: each * d * d for name, d, _ in group.sides})
+
+    def finished(self, group: Blocks) -> Work:
+        return Work({name: (FLOAT + self.call.factor) * d * d for name, d, _ in group.sides})
+
+    def slices(self) -> int:
+        """How many slices the scratch memory makes of the blocks, as many blocks as fit in each."""
+        count, used = 1, 0
+        for group in self.groups:
+            each, left = self.scratch(group), group.count
+            while left > 0:
+                if used > 0 and used + each > self.call.scratch_bytes:
+                    count, used = count + 1, 0
+                fit = min(left, max((self.call.scratch_bytes - used) // each, 1))
+                used += fit * each
+                left -= fit
+        return count
+
+    def scratch(self, group: Blocks) -> int:
+        """Bytes of one block's."""
+        call, refine = self.call, self.call.rule.refine
+        floats = group.m * group.n * (call.precondition + 2 * (call.update and call.rule.coupled))
+        squares = 1 + (1, 3, 5)[min(refine, 3) - 1]
+        for _, d, k in group.sides if call.update else ():
+            floats += d * (k + d * call.damps) + squares * d * d
+        return max(FLOAT * floats, 1)
+
+    def steps(self, group: Blocks) -> dict[str, Work]:
+        """Work of one block by launch."""
+        call, (m, n) = self.call, (group.m, group.n)
+        made: dict[str, Work] = {}
+        first, half = made.setdefault("first products", Work()), FLOAT * m * n
+        if call.precondition:
+            read = {"direction": call.direction * m * n, "right root": call.root * n * n, "half": half}
+            self.add(first, m, n, n, read, (call.direction == 2, call.root == 2))
+        if call.update:
+            self.couple(first, group)
+            for name, d, k in group.sides:
+                self.side(made, name, d, k)
+        if call.precondition:
+            read = {"left root": call.root * m * m, "half": half, "out": half}
+            self.add(made.setdefault("V", Work()), m, n, m, read, (call.root == 2, False))
+        return {step: work for step, work in made.items() if work.operands}
+
+    def couple(self, work: Work, group: Blocks) -> None:
+        """G P_r for the left side, P_l G for the right one."""
+        call, other = self.call, {"left": "right", "right": "left"}
+        for name, _, k in group.sides if call.rule.coupled else ():
+            grad, root = call.grad * group.m * group.n, call.root * k * k
+            unfolding = FLOAT * group.m * group.n
+            operands = {"grad": grad, f"{other[name]} root": root, f"{name} u": unfolding}
+            self.add(work, group.m, group.n, k, operands, (call.grad == 2, call.root == 2))
+
+    def side(self, made: dict[str, Work], name: str, d: int, k: int) -> None:
+        """B, M, the iteration and F R of one side."""
+        call, refine = self.call, self.call.rule.refine
+        columns, square = k + d * call.damps, FLOAT * d * d
+        factor, exact = {f"{name} factor": call.factor * d * d}, call.factor == 2
+        u = FLOAT if call.rule.coupled else call.grad
+        operands = {
+            **factor,
+            f"{name} u" if call.rule.coupled else "grad": u * d * k,
+            f"{name} b": FLOAT * d * k,
+        }
+        self.add(made.setdefault("B", Work()), d, k, d, operands, (exact, u == 2))
+        operands = {f"{name} b": FLOAT * d * columns, f"{name} m": square}
+        self.add(made.setdefault("M", Work()), d, d, columns, operands, symmetric=True)
+        for step in range(2, refine + 1):
+            # From the third step on, Y is made beside the Z of the step before.
+            y = "Y1" if step == 2 else f"Z{step - 1}"
+            for launch, read in ((y, ("y", "t")), (f"T{step}", ("z", "y")), (f"Z{step}", ("t", "z"))):
+                operands = {f"{name} {operand}": square for operand in (*read, f"new in {launch}")}
+                self.add(made.setdefault(launch, Work()), d, d, d, operands, symmetric=True)
+        operands = {**factor, f"{name} z": square, f"{name} updated": square}
+        self.add(made.setdefault("F R", Work()), d, d, d, operands, (exact, False))
+
+    def add(
+        self,
+        work: Work,
+        rows: int,
+        cols: int,
+        depth: int,
+        operands: dict[str, int],
+        exact: tuple[bool, bool] = (False, False),
+        symmetric: bool = False,
+    ) -> None:
+        """One more product of a launch."""
+        work.move(operands)
+        tile_rows, tile_cols = math.ceil(rows / self.tile), math.ceil(cols / self.tile)
+        tiles = tile_rows * (tile_rows + 1) // 2 if symmetric else tile_rows * tile_cols
+        executed = 2 * tiles * self.tile**2 * ceil_to(depth, DEPTH)
+        work.flops += executed * terms(self.call.rule.precision, *exact)
+        work.least_flops += rows * cols * depth * (1 if symmetric else 2)
