@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -22,7 +22,10 @@ import test_accumulate
 import test_kron_step
 import test_parameter_step
 from cuda import binaries, toolchain
-from cuda.executor_backend import Executor
+from cuda.executor_backend import Executor, SquareRootExecutor
+from inputs import square_root
+
+from kradagrad_ext.cost.square_root import Blocks, Call, step_costs
 
 __all__ = [
     "Case",
@@ -43,7 +46,12 @@ REFINED: tuple[str, int] = ("frobenius", 2)
 
 @dataclass(frozen=True)
 class Case:
-    """A call to count. For kron_step_ `side` is the blocks' side and (scale, refine) the factors' rule."""
+    """A call to count.
+
+    Attributes:
+        side: of a step's blocks.
+        rule: (scale, refine) of kron_step, (coupling, refine) of square_root_step.
+    """
 
     op: str
     dtype: torch.dtype = torch.float32
@@ -53,7 +61,7 @@ class Case:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        if self.op != "kron_step":
+        if self.op not in ("kron_step", "square_root_step"):
             return f"{self.op}, {dtype}"
         scale, refine = self.rule
         return f"{self.side} x {self.side}, {scale}, refine {refine}, {dtype} gradients, {self.precision}"
@@ -112,6 +120,25 @@ def _kron_step(case: Case, executor: Runner) -> tuple[int, int]:
     return rest + size(symmetric) + passed, rest + lower_size(symmetric) + passed
 
 
+def _square_root_step(case: Case, executor: Runner) -> tuple[int, int]:
+    """The floor is what the roofline takes a call to move."""
+    coupling, refine = case.rule
+    rule = replace(
+        square_root.RULE,
+        method="products",
+        refine=refine,
+        precision=case.precision,
+        coupled=coupling == "coupled",
+    )
+    group = square_root.group(BLOCKS, (case.side, case.side), view_dtype=case.dtype)
+    given = square_root.given([group], rule)
+    given.active.fill_(True)
+    square_root.run(executor, given)
+    call = Call(rule, grad=case.dtype.itemsize, direction=case.dtype.itemsize)
+    floor = int(sum(cost.bytes for cost in step_costs([Blocks(BLOCKS, case.side, case.side)], call)))
+    return floor, floor
+
+
 def _one_parameter(given: SimpleNamespace, kinds: dict[str, torch.dtype]) -> SimpleNamespace:
     """An elementwise op's arguments with one parameter in place of their own."""
     for name, dtype in kinds.items():
@@ -139,14 +166,19 @@ def _parameter_step(case: Case, executor: Runner) -> tuple[int, int]:
     return floor, floor
 
 
-OPS = {"kron_step": _kron_step, "accumulate": _accumulate, "parameter_step": _parameter_step}
+OPS = {
+    "kron_step": _kron_step,
+    "square_root_step": _square_root_step,
+    "accumulate": _accumulate,
+    "parameter_step": _parameter_step,
+}
 
 
 @functools.cache
-def count(case: Case, make: Callable[[], Runner] = Executor) -> Count:
+def count(case: Case, make: Callable[[], Runner] | None = None) -> Count:
     """Run a call on the executor, checked as every launch there is, and sum up its counters."""
     torch.manual_seed(0)
-    executor = make()
+    executor = (make or (SquareRootExecutor if case.op == "square_root_step" else Executor))()
     floor, lower_floor = OPS[case.op](case, executor)
     counters = [launch.counters for _, launch in executor.launches]
 
@@ -183,4 +215,18 @@ ARITHMETIC = _products(["bf16x3", "tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 
 OTHER_PRECISIONS = _products(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (128, 256), TRACE)
 TRITON = [Case("kron_step", torch.float32, 32, REFINED)]
 TRITON += [case for rule in (TRACE, REFINED) for case in _products(["bf16x3"], DTYPES, (256,), rule)]
-CASES = list(dict.fromkeys([*RESIDENT, *GROUPED, *ELEMENTWISE, *ARITHMETIC, *OTHER_PRECISIONS]))
+COUPLED: tuple[str, int] = ("coupled", 2)
+
+
+def _square_roots(
+    precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequence[int]
+) -> list[Case]:
+    return [
+        Case("square_root_step", t, side, COUPLED, p) for p in precisions for side in sides for t in dtypes
+    ]
+
+
+SQUARE_ROOT = _square_roots(["bf16x3"], DTYPES, (64, 128, 256))
+SQUARE_ROOT_ARITHMETIC = _square_roots(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 256))
+CASES = [*RESIDENT, *GROUPED, *ELEMENTWISE, *ARITHMETIC, *OTHER_PRECISIONS]
+CASES = list(dict.fromkeys([*CASES, *SQUARE_ROOT, *SQUARE_ROOT_ARITHMETIC]))

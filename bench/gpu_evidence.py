@@ -21,7 +21,6 @@ from gpu_counts import (
     NUMEL,
     TRITON,
     Case,
-    Executor,
     Runner,
     binaries,
     count,
@@ -54,8 +53,9 @@ After the CUDA kernels come Triton's: every row of the tuning table, compiled fo
 counts for the two whose PTX the executor runs.
 
 **Launches.** 1 for all blocks of up to 128 a side; for larger ones 4 with `trace` and no refinement, 10 at
-refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`.
-`tests/cuda/test_factor_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
+refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`. Of the square-root form 2 for
+all blocks of up to 128 a side, 12 for larger ones at refine 2. `tests/cuda/test_factor_kernels.py`,
+`tests/cuda/test_square_root_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
 kernels 1 for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
 (`tests/test_triton_plans.py`).
 """
@@ -80,9 +80,10 @@ COUNTS = """\
 ## Counted by the executor
 
 {blocks} blocks a call, or one parameter of {numel} elements. Bytes: distinct 32-byte sectors of each launch,
-tables included. The floor is every tensor once for every read and write; the lower floor, for the resident
-kernel, takes only the lower halves of symmetric matrices that are read. The grouped form's floor contains its
-intermediate results, except those of refinement, whose cases have no ratio therefore. Requested: the sectors
+tables included. The floor is every tensor once for every read and write; the lower floor, for
+`kron_step_resident`, takes only the lower halves of symmetric matrices that are read. The grouped form's
+floor contains its intermediate results, except those of refinement, whose cases have no ratio therefore. The
+square-root form's floor is what the roofline takes each of its launches to move. Requested: the sectors
 of every request of a warp. Conflicts of loads: passes beyond the ideal of all reads of shared memory;
 wavefronts are those of all accesses.
 
@@ -112,11 +113,11 @@ def binary_rows(architecture: str) -> Iterable[Iterable[object]]:
         )
 
 
-def count_row(case: Case, make: Callable[[], Runner] = Executor) -> Iterable[object]:
+def count_row(case: Case, make: Callable[[], Runner] | None = None) -> Iterable[object]:
     of = count(case, make)
-    resident = make is Executor and case.op == "kron_step" and case.side <= 128
+    resident = make is None and case.op == "kron_step" and case.side <= 128
     return (
-        f"`{next((k for k in of.kernels if k.startswith('grouped')), of.kernels[0])}`",
+        f"`{next((k for k in of.kernels if 'product' in k), of.kernels[0])}`",
         case,
         f"{of.footprint / of.floor:.3f}" if has_floor(case) else "",
         f"{of.footprint / of.lower_floor:.3f}" if resident else "",

@@ -22,11 +22,19 @@ from gpu_counts import (
     GROUPED,
     OTHER_PRECISIONS,
     RESIDENT,
+    SQUARE_ROOT,
+    SQUARE_ROOT_ARITHMETIC,
     Case,
     count,
 )
 
-PRODUCTS = ("kron_step_resident", "grouped_product", "square_root_product")
+PRODUCTS = (
+    "kron_step_resident",
+    "grouped_product",
+    "square_root_product",
+    "resident_update",
+    "resident_precondition",
+)
 
 # The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
 LEAST_CTAS = {f"kron_step_resident_128_{precision}": 1 for precision in PRECISIONS}
@@ -38,6 +46,12 @@ LEAST_CTAS |= {"grouped_product_64_fp32": 3}
 LEAST_CTAS |= {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
 LEAST_CTAS |= {f"square_root_product_64_{precision}": 2 for precision in PRECISIONS}
 LEAST_CTAS |= {"square_root_product_64_fp32": 3}
+LEAST_CTAS |= {
+    f"resident_{half}_{side}_{precision}": ctas
+    for half in ("update", "precondition")
+    for side, ctas in ((64, 3), (128, 1))
+    for precision in PRECISIONS
+}
 LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
 LEAST_CTAS |= {"finish_norms": 32}
 LEAST_CTAS |= dict.fromkeys(("start_factors", "finish_groups", "traces_of_squares"), 4)
@@ -126,6 +140,26 @@ def test_instructions_are_found_in_a_listing() -> None:
 def test_occupancy_by_hand(registers: int, threads: int, shared: int, architecture: str, ctas: int) -> None:
     made = binaries.Binary(registers, 0, 0, 0, binaries.Counter())
     assert binaries.ctas_of_sm(made, binaries.Shape(threads, shared), architecture) == ctas
+
+
+@slow
+@pytest.mark.parametrize("case", SQUARE_ROOT, ids=str)
+def test_bytes_of_the_square_root_form(case: Case) -> None:
+    """Of what the roofline takes each launch to move, and the launch's table."""
+    counted = count(case)
+    assert 0.95 * counted.floor <= counted.footprint <= 1.10 * counted.floor
+    if case.side <= 128:  # each side's CTA reads the gradient
+        assert counted.requested <= 1.25 * counted.floor
+
+
+@slow
+@pytest.mark.parametrize("case", [*SQUARE_ROOT, *SQUARE_ROOT_ARITHMETIC], ids=str)
+def test_shared_memory_of_the_square_root_form(case: Case) -> None:
+    counted = count(case)
+    assert counted.conflicts_of_loads == 0
+    assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
+    if case.precision != "fp32":
+        assert 2 * counted.mma >= counted.shared_loads > 0
 
 
 @slow

@@ -28,7 +28,7 @@ from inputs import square_root
 from kradagrad_ext import build_info
 
 from . import toolchain
-from .executor_backend import Planner, SquareRootPlanner
+from .executor_backend import GroupedPlanner, Planner, SquareRootPlanner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -166,10 +166,15 @@ def launch_shapes() -> dict[str, Shape]:
     wide = test_kron_step.inputs(1, 40, 200, torch.float32)
     test_kron_step.run(planner, wide, factor_scale="schatten4")
     launches += planner.planned
-    square_roots = SquareRootPlanner()
-    for side, precision in itertools.product((64, 256), PRECISIONS):
+    ways = (
+        (GroupedPlanner(), 64),
+        (GroupedPlanner(), 256),
+        (SquareRootPlanner(), 64),
+        (SquareRootPlanner(), 128),
+    )
+    for (square_roots, side), precision in itertools.product(ways, PRECISIONS):
         rule = replace(square_root.RULE, method="products", precision=precision)
-        square_root.run(square_roots, square_root.given([square_root.group(1, (side, 40))], rule))
+        square_root.run(square_roots, square_root.given([square_root.group(1, (side, 4))], rule))
         launches += square_roots.planned
     for module in (test_accumulate, test_parameter_step):
         module.run(planner, module.inputs(torch.float32))
