@@ -89,6 +89,7 @@ def _special() -> dict[str, Case]:
         "cvt.f64.f32": Case("f64", ("f32",), lambda a: a),
         "cvt.rn.f32.f64": Case("f32", ("f64",), _to_single),
         "cvt.f32.bf16": Case("f32", ("bf16",), lambda a: float(from_bfloat(np.array(a)))),
+        "cvt.f64.bf16": Case("f64", ("bf16",), lambda a: float(from_bfloat(np.array(a)))),
         "cvt.rn.bf16.f32": Case("bf16", ("f32",), nearest_bfloat),
         "cvt.rz.bf16.f32": Case("bf16", ("f32",), _truncated_bfloat),
         "cvt.rna.tf32.f32": Case("tf32", ("f32",), _nearest_tf32),

@@ -137,6 +137,7 @@ void add_convert_opcodes(OpcodeTable& t) {
   t["cvt.f64.f32"] = lanewise([](float a) -> double { return a; });
   t["cvt.rn.f32.f64"] = lanewise([](double a) -> float { return static_cast<float>(a); });
   t["cvt.f32.bf16"] = lanewise([](u16 a) -> float { return from_bfloat(a); });
+  t["cvt.f64.bf16"] = lanewise([](u16 a) -> double { return from_bfloat(a); });
   t["cvt.rn.bf16.f32"] = lanewise([](float a) -> u16 { return to_bfloat(a); });
   t["cvt.rz.bf16.f32"] = lanewise([](float a) -> u16 { return a != a ? kBfloatNan : bits_as<u32>(a) >> 16; });
   // The first operand goes to the upper half.
