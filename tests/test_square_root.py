@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs.square_root import check_overflow_in_rounding
 from torch import Tensor
 
-from kradagrad_ext.backends import square_root, triton
+from kradagrad_ext.backends import native, square_root, triton
 from kradagrad_ext.backends.base import (
     FALLBACKS,
     METHODS,
@@ -258,6 +259,16 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(rule: UpdateRule, va
     assert torch.equal(side.statistics[1, :FALLBACKS], statistics[1, :FALLBACKS])
     assert side.statistics[:, FALLBACKS].tolist() == [0, 1]
     assert not torch.equal(side.factor[0], factor[0])
+
+
+@pytest.mark.parametrize("d", [6, 70])
+@pytest.mark.parametrize("rule", [CHOLESKY, PRODUCTS], ids=METHODS)
+def test_a_factor_that_overflows_only_in_rounding_stays_and_is_counted(
+    rule: UpdateRule, d: int, ops: Any
+) -> None:
+    if ops is native:
+        pytest.xfail("the CPU looks at F' before it is rounded")
+    check_overflow_in_rounding(ops, d, rule)
 
 
 def group_of(n: int, shape: tuple[int, int], coupled_roots: bool = True) -> BlockGroup:

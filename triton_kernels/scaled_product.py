@@ -8,8 +8,8 @@ SCALE says what c is, and A and B are::
     "rms"        1 / rms, 0 where there was no gradient   P_l (D P_r)
 
 Where A is a factor that holds nothing yet, start I stands for it, and only B is read. Norms are summed in
-float64: they do not overflow, so that they also say whether every element is finite. See multiply.py for the
-mapping.
+float64: they do not overflow, so that they also say whether every element is finite; that of F R is of what
+the factor's dtype makes of it. See multiply.py for the mapping.
 """
 
 from __future__ import annotations
@@ -96,4 +96,6 @@ def scaled_product(
         c = _scaled(entry, block, scratch, c, decay, SCALE, REFINE)
         store(entry, block, scratch, i, j, c, OUT_ORDER, VECTOR)
         if NORM:
+            if SCALE == "root":
+                c = c.to(A_TYPE).to(tl.float32)  # as the factor holds it
             store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(c), tl.float64)

@@ -13,7 +13,7 @@ from tolerances import FACTOR, assert_as_accurate
 from torch import Tensor
 
 from kradagrad_ext.backends import square_root
-from kradagrad_ext.backends.base import RMS, WEIGHT, BlockGroup, Side, UpdateRule
+from kradagrad_ext.backends.base import FALLBACKS, RMS, WEIGHT, BlockGroup, Side, UpdateRule
 
 from . import layouts
 
@@ -45,6 +45,24 @@ def trained_side(count: int, d: int, k: int, dtype: torch.dtype, factor_dtype: t
     side.statistics[4::5] = 0
     side.factor[4::5] = 7.0
     return Side(side.factor.to(factor_dtype), side.statistics.to(dtype), side.root.to(dtype))
+
+
+def check_overflow_in_rounding(ops: Any, d: int, rule: UpdateRule) -> None:
+    """A factor whose new elements are finite in float32 and not in bfloat16 stays, and is counted."""
+    most = torch.finfo(torch.bfloat16).max
+    factor = torch.eye(d).repeat(2, 1, 1)
+    factor[1, 0, 0] = most
+    factor, statistics = factor.bfloat16(), torch.tensor([[0.01, 1, 0, 0]]).repeat(2, 1)
+    before, known = factor.clone(), statistics.clone()
+    u = 0.01 * torch.randn(2, d, 9)
+    u[:, 0] = 0
+    rule = replace(rule, decay=0.995, damped_updates=0.0)  # the first direction is only forgotten
+    assert most / 0.995**0.5 < torch.finfo(torch.float32).max
+    ops.update_factor_(factor, statistics, [u], torch.ones(2, dtype=torch.bool), rule)
+    assert torch.equal(factor[1], before[1])
+    assert torch.equal(statistics[1, :FALLBACKS], known[1, :FALLBACKS])
+    assert statistics[:, FALLBACKS].tolist() == [0, 1]
+    assert not torch.equal(factor[0], before[0])
 
 
 def _root(count: int, d: int) -> Tensor:
