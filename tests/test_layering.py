@@ -87,6 +87,7 @@ LONGER_FUNCTIONS = {
     "triton_kernels/accumulate.py:accumulate": "half of it are a kernel's arguments",
     "triton_kernels/parameter_step.py:parameter_step": "half of it are a kernel's arguments",
     "triton_kernels/kron_step_resident.py:kron_step_resident": "half of it are a kernel's arguments",
+    "triton_kernels/square_root_resident.py:square_root_resident": "half of it are a kernel's arguments",
 }
 
 PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])

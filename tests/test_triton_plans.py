@@ -13,6 +13,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from kradagrad_ext.backends import square_root_triton
 from kradagrad_ext.triton_kernels import (
     accumulate,
     downdate,
@@ -31,6 +32,7 @@ from kradagrad_ext.triton_kernels import (
     refinement,
     scaled_product,
     side_state,
+    square_root_resident,
     square_root_step,
     tuning,
 )
@@ -54,6 +56,7 @@ KERNELS = [
     side_state.square_gradients,
     side_state.track_statistics,
     side_state.finish_sides,
+    square_root_resident.square_root_resident,
 ]
 DEFAULT = ("frobenius", 2)
 
@@ -163,14 +166,17 @@ def test_launches_do_not_grow_with_the_blocks(side: int, rule: tuple[str, int], 
 
 
 def square_root_plan(
-    *shapes: tuple[int, int, int], refine: int = 2, coupled: bool = False, **options: Any
+    *shapes: tuple[int, int, int],
+    refine: int = 2,
+    coupled: bool = False,
+    architecture: str = "sm_90",
+    **options: Any,
 ) -> launch.Plan:
-    rule, own, first = groups.SquareRootRule(refine, coupled, True, "bf16x3", "sm_90"), [], 0
+    rule, own, first = groups.SquareRootRule(refine, coupled, True, "bf16x3", architecture), [], 0
     for count, *shape in shapes:
-        given = square_root.group(count, (shape[0], shape[1]))
-        sides = [(side.factor, side.statistics) for side in (given.left, given.right)]
-        roots = given.left.root, given.right.root
-        own.append(groups.Group(count, first, given.grads, *sides, given.directions, given.out, *roots))
+        own.append(
+            square_root_triton._of_kernels(square_root.group(count, (shape[0], shape[1])), first, True)
+        )
         first += count
     return square_root_step.plan_groups(own, rule, **options)
 
@@ -180,8 +186,35 @@ def square_root_plan(
 )
 def test_launches_in_the_square_root_form(refine: int, coupled: bool, launches: int) -> None:
     for count in (2, 5):
-        plan = square_root_plan((count, 140, 130), (1, 7, 9), refine=refine, coupled=coupled)
+        plan = square_root_plan((count, 140, 130), (1, 97, 9), refine=refine, coupled=coupled)
         assert len(plan.launches) == launches
+        mixed = square_root_plan((count, 140, 130), (count, 7, 9), refine=refine, coupled=coupled)
+        assert len(mixed.launches) == launches + 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "architecture", "resident"),
+    [
+        ((31, 9), "sm_80", True),
+        ((64, 24), "sm_90", True),
+        ((64, 24), "sm_80", False),
+        ((63, 24), "sm_90", False),  # rows that start anywhere
+        ((72, 24), "sm_90", False),
+    ],
+)
+def test_small_blocks_are_one_launch(shape: tuple[int, int], architecture: str, resident: bool) -> None:
+    for count in (2, 5):
+        plan = square_root_plan((count, *shape), coupled=True, architecture=architecture)
+        assert (len(plan.launches) == 1) == resident
+        assert (plan.scratch == 0) == resident
+
+
+def test_scratch_memory_in_the_square_root_form() -> None:
+    """Of a coupled step: D P_r; U and B of both sides; M and two more squares of each."""
+    count, m, n = 3, 144, 136
+    plan = square_root_plan((count, m, n), coupled=True)
+    expected = 4 * count * (5 * m * n + 3 * (m * m + n * n))
+    assert expected <= plan.scratch <= 1.01 * expected
 
 
 def test_slices_in_the_square_root_form() -> None:

@@ -44,7 +44,7 @@ def _coefficients(floor):
 
 
 @triton.jit
-def _floor_after(floor, STEPS: tl.constexpr):
+def floor_after(floor, STEPS: tl.constexpr):
     """Where f is after some steps, and what they have made of decay: the product of all a - b f^2."""
     at_decay = 1.0
     for _ in tl.static_range(STEPS):
@@ -55,10 +55,16 @@ def _floor_after(floor, STEPS: tl.constexpr):
 
 
 @triton.jit
-def root_scale(entry, block, scratch, decay, REFINE: tl.constexpr):
+def restored(t, decay, REFINE: tl.constexpr):
     """R / Z, with which R = decay^(-1/2) where H is decay."""
-    _floor, at_decay = _floor_after(tl.sqrt_rn(decay / _bound(entry, block, scratch, decay)), REFINE)
+    _floor, at_decay = floor_after(tl.sqrt_rn(decay / t), REFINE)
     return 1 / (tl.sqrt_rn(decay) * at_decay)
+
+
+@triton.jit
+def root_scale(entry, block, scratch, decay, REFINE: tl.constexpr):
+    """The same for a block."""
+    return restored(_bound(entry, block, scratch, decay), decay, REFINE)
 
 
 @triton.jit
@@ -100,7 +106,7 @@ def _product(
 
 
 @triton.jit
-def _iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.constexpr):
+def iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.constexpr):
     """What a step makes of the product c and of matrix 2; `least` is decay / t."""
     a, b, _shrunk = _coefficients(floor)
     if STEP == "only":
@@ -110,7 +116,7 @@ def _iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.
     elif STEP == "third":
         return (a - b * least) * held - b * c
     else:
-        later, _at_decay = _floor_after(floor, NUMBER - 1)
+        later, _at_decay = floor_after(floor, NUMBER - 1)
         a_now, b_now, _shrunk_now = _coefficients(later)
         power = (a - b * least) * held - b * c if STEP == "second" else c
         return a_now * one - b_now * power
@@ -143,5 +149,5 @@ def inverse_root(
             held = c if STEP == "polynomial" else load_lower(entry, 2, block, scratch, i, j, VECTOR)
             one = tl.where(i[:, None] == j[None, :], 1.0, 0.0)
             least = decay * over_t
-            c = _iterate(c, held, one, tl.sqrt_rn(least), least, over_t, STEP, NUMBER)
+            c = iterate(c, held, one, tl.sqrt_rn(least), least, over_t, STEP, NUMBER)
         store_symmetric(entry, block, scratch, i, j, c, VECTOR)

@@ -50,7 +50,7 @@ class Product:
         return in_vectors((self.a.rows, self.b.cols, self.a.cols), self.matrices())
 
 
-def in_vectors(sizes: Iterable[int], matrices: Mapping[int, Matrices]) -> bool:
+def in_vectors(sizes: Iterable[int], matrices: Mapping[Any, Matrices]) -> bool:
     """Whether every matrix can be read in vectors of 16 bytes."""
     multiple = all(size % fields.SIZE_MULTIPLE.value == 0 for size in sizes)
     return multiple and all(matrix.aligned for matrix in matrices.values())

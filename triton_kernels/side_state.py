@@ -60,9 +60,9 @@ def state(entry, block, scratch, ARRAY: tl.constexpr):
 
 
 @triton.jit
-def side_statistics(entry, block):
+def side_statistics(entry, block, FIELD: tl.constexpr = STATISTICS):
     """Pointer to the statistics of a block's side."""
-    return tl.load(entry + STATISTICS).to(tl.pointer_type(tl.float32)) + COLUMNS * block
+    return tl.load(entry + FIELD).to(tl.pointer_type(tl.float32)) + COLUMNS * block
 
 
 @triton.jit
@@ -96,10 +96,10 @@ def square_gradients(
 
 
 @triton.jit
-def _new_statistics(statistics, squared, elements, decay, weight):
+def new_statistics(rms, weight_before, squared, elements, decay, weight):
     """rms' and w' after a gradient of this squared norm; the mean is made in float64."""
-    old_rms = tl.load(statistics + RMS).to(tl.float64)
-    old_weight = decay * tl.load(statistics + WEIGHT).to(tl.float64)
+    old_rms = rms.to(tl.float64)
+    old_weight = decay * weight_before.to(tl.float64)
     new_weight = old_weight + weight
     mean = (old_weight * old_rms * old_rms + weight * (squared / elements)) / new_weight
     return tl.sqrt(mean).to(tl.float32), new_weight.to(tl.float32)
@@ -120,8 +120,9 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
         rows, cols = tl.load(entry + ROWS), tl.load(entry + COLS)
         statistics = side_statistics(entry, block)
         elements = (rows * cols).to(tl.float64)
-        rms, new_weight = _new_statistics(statistics, squared, elements, decay, weight)
-        is_new = tl.load(statistics + WEIGHT) == 0
+        old_rms, old_weight = tl.load(statistics + RMS), tl.load(statistics + WEIGHT)
+        rms, new_weight = new_statistics(old_rms, old_weight, squared, elements, decay, weight)
+        is_new = old_weight == 0
         fallbacks = tl.load(statistics + FALLBACKS)
         tl.debug_barrier()  # every thread has read what one of them writes
         if (squared != 0) & is_finite(rms):

@@ -1,7 +1,8 @@
 """kron_step_ and update_factor_ in the square-root form: from tensors to a plan of launches, and its run.
 
-All groups go through the same stages: gradients and directions are read first, factors are written next to
-last, and the second half of the two-sided product, which divides by their statistics, comes last.
+Groups of small blocks are one launch (square_root_resident.py). All others go through the same stages:
+gradients and directions are read first, factors are written next to last, and the second half of the
+two-sided product, which divides by their statistics, comes last.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .scaled_product import scaled_product
 from .side_state import square_gradients
 from .slices import SCRATCH_BYTES, slices_of
 from .square_root_plan import SquareRootSide, SquareRootUpdate, scaled, squares_of
+from .square_root_resident_plan import is_resident, resident_work
 
 
 class TwoSidedProduct:
@@ -139,7 +141,8 @@ class SquareRootGroup:
 def plan_groups(groups: list[Group], rule: SquareRootRule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
     """All launches of a call on groups of blocks that have elements."""
     plan = Plan()
-    plans = [SquareRootGroup(plan, rule, group) for group in groups]
+    plan.step(resident_work(group, rule) for group in groups if is_resident(group, rule))
+    plans = [SquareRootGroup(plan, rule, group) for group in groups if not is_resident(group, rule)]
     mark = plan.mark()
     for parts in slices_of(plans, scratch_bytes):
         for stages in zip(*(group.stages(start, end) for group, start, end in parts), strict=True):

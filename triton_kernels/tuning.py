@@ -5,11 +5,12 @@ work in place would be run many times over, and the first step would take minute
 measures a new one. Shape classes:
 
     small, large    blocks whose longest side is under 256, or not          (grouped kernels)
-    16, 32          what the longest side is padded to                      (kron_step_resident)
+    16, 32, 64      what the longest side is padded to                      (kernels of whole blocks)
     elements        any parameter                                           (accumulate, parameter_step)
 
-Blocks without a row of kron_step_resident are left to the grouped kernels. `tile` is the side of a tile of
-the product, `depth` of a stage; of elements they are those of a program, and of its chunks.
+Blocks without a row of square_root_resident, or kron_step_resident, are left to the grouped kernels. `tile`
+is the side of a tile of the product, `depth` of a stage; of elements they are those of a program, and of its
+chunks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TABLE = Path(__file__).with_name("tuning.csv")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942", "interpreter")
 """Triton's interpreter takes as long for a small tile as for a large one."""
 LARGE = 256
-PADDED = (16, 32)
+PADDED = (16, 32, 64)
 
 FIXED = {
     "start_factors": Config({"BM": 16, "BN": 128}, 4),
@@ -100,7 +101,7 @@ def shape_class(largest: int) -> str:
 
 
 def padded(side: int) -> int:
-    """To what kron_step_resident pads a side; 0 where it is too long."""
+    """To what kernels of whole blocks pad a side; 0 where it is too long."""
     return next((size for size in PADDED if side <= size), 0)
 
 
