@@ -72,7 +72,7 @@ def test_faults_are_found() -> None:
 def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
     rows = {(key.op, key.shape, key.precision) for key in tuning.table() if key.architecture == architecture}
     compiled = {
-        (own.kernel.__name__, shape, precision)
+        (tuning.ROWS_OF.get(own.kernel.__name__, own.kernel.__name__), shape, precision)
         for precision in PRECISIONS
         for shape, own in launches(precision, architecture)
         if own.kernel.__name__ not in tuning.FIXED

@@ -20,15 +20,18 @@ import test_parameter_step
 import torch
 from cuda import binaries as cuda_binaries
 from cuda.binaries import Binary, Shape
+from inputs import square_root
 
-from kradagrad_ext.triton_kernels import elements_plan, groups, kron_step, tuning
+from kradagrad_ext.backends import square_root_triton
+from kradagrad_ext.triton_kernels import elements_plan, groups, kron_step, square_root_step, tuning
 from kradagrad_ext.triton_kernels.kron_step_resident import kron_step_resident
+from kradagrad_ext.triton_kernels.square_root_resident import square_root_resident
 
 from .compiled import compiled, launch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
-PRODUCTS = ("factor_product", "grouped_product", "refinement", "downdate")
+WHOLE_BLOCKS = ("kron_step_resident", "square_root_resident")
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction of products with tiles of 64 and more."""
 
@@ -52,8 +55,9 @@ def tensor_cores(of: Made, architecture: str) -> str | None:
     """The instruction that a kernel's products must be made of."""
     if of.constants.get("PRECISION") in (None, "fp32"):
         return None
-    small = of.kernel == "kron_step_resident" and not architecture.startswith("gfx")
-    return "HMMA" if small else TENSOR_CORES[architecture]
+    if of.kernel in WHOLE_BLOCKS and int(of.shape) < 64 and not architecture.startswith("gfx"):
+        return "HMMA"
+    return TENSOR_CORES[architecture]
 
 
 def _group(rows: int, columns: int) -> groups.Group:
@@ -64,8 +68,39 @@ def _group(rows: int, columns: int) -> groups.Group:
     )
 
 
+SQUARE_ROOT_SHAPES = {
+    **{str(side): [(side, side)] for side in tuning.PADDED},
+    "small": [(128, 128)],
+    "large": [(256, 256)],
+}
+"""By shape class, read in vectors of 16 bytes."""
+RAGGED_SHAPES = {
+    "16": [(15, 9)],
+    "32": [(31, 9)],
+    "64": [(64, 24)],
+    "small": [(127, 70)],
+    "large": [(257, 130)],
+}
+"""Rows that start anywhere, where the class has them, of which the default precision is enough."""
+
+
+def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
+    """Plans in the square-root form with every step of its iteration."""
+    shapes = {name: list(own) for name, own in SQUARE_ROOT_SHAPES.items()}
+    if precision == "bf16x3":
+        shapes = {name: [*own, *RAGGED_SHAPES[name]] for name, own in shapes.items()}
+    for name, own in shapes.items():
+        if name.isdigit() and not tuning.has(square_root_resident, name, precision, architecture):
+            continue
+        given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in own]
+        for refine, coupled in ((3, True), (1, False)):
+            rule = groups.SquareRootRule(refine, coupled, True, precision, architecture)
+            yield name, square_root_step.plan_groups(given, rule)
+
+
 def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
     """Plans that launch every kernel, by shape class."""
+    yield from _square_root_plans(precision, architecture)
     default = groups.Rule("frobenius", 2, precision, architecture)
     for side in tuning.PADDED:
         if tuning.has(kron_step_resident, str(side), precision, architecture):

@@ -10,7 +10,10 @@ import functools
 import importlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import ptx
@@ -26,7 +29,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variables that it reads)
 from triton.compiler import ASTSource  # noqa: E402
 
-from kradagrad_ext.backends import reference  # noqa: E402
+from kradagrad_ext.backends import reference, square_root_triton  # noqa: E402
 from kradagrad_ext.triton_kernels import entry, groups, launch, tuning  # noqa: E402
 
 __all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
@@ -101,7 +104,7 @@ class Compiled:
     gradient_launches = 2  # one for each order in which a side sees it
 
     def __init__(self, architecture: str, seed: int = 0, package: str = PACKAGE) -> None:
-        self.architecture, self.seed = architecture, seed
+        self.architecture, self.seed, self.package = architecture, seed, package
         self.kron_step = importlib.import_module(f"{package}.kron_step")
         self.elements_plan = importlib.import_module(f"{package}.elements_plan")
         self.launches: list[tuple[str, ptx.Launch]] = []
@@ -242,3 +245,57 @@ class Compiled:
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
         self.run(plan, device, device.address(active), scalars)
+
+
+class SquareRootCompiled(Compiled):
+    """The ops on factors in the square-root form, through the backend's own checks and groups.
+
+    Args:
+        scratch_bytes: of one slice, where it is not the package's own.
+    """
+
+    def __init__(
+        self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
+    ) -> None:
+        super().__init__(architecture, seed, package)
+        self.scratch = {} if scratch_bytes is None else {"scratch_bytes": scratch_bytes}
+
+    def update_factor_(self, *args: Any) -> None:
+        with mock.patch.object(square_root_triton, "kernel_module", self._module):
+            square_root_triton.update_factor_(*args)
+
+    def kron_step_(self, *args: Any, **options: Any) -> None:
+        with mock.patch.object(square_root_triton, "kernel_module", self._module):
+            square_root_triton.kron_step_(*args, **options)
+
+    def _module(self, name: str) -> Any:
+        """What the backend imports of the kernels, with this architecture and the executor."""
+        if name == "tuning":
+            served = importlib.import_module(f"{self.package}.tuning").served
+            return SimpleNamespace(architecture_of=lambda _: self.architecture, served=served)
+        module = importlib.import_module(f"{self.package}.{name}")
+        if name != "square_root_step":
+            return module
+        return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
+
+    def _run_step(
+        self, plan_groups: Any, given: list[Any], rule: Any, active: torch.Tensor, scalars: dict[str, Any]
+    ) -> None:
+        device = Device()
+
+        def placed(tensor: torch.Tensor | None) -> Placed | None:
+            return None if tensor is None else Placed(tensor, device)
+
+        own = [
+            replace(
+                group,
+                **{name: list(map(placed, getattr(group, name))) for name in ("grad", "direction", "out")},
+                **{name: placed(getattr(group, name)) for name in ("left_root", "right_root")},
+                left=group.left and tuple(map(placed, group.left)),
+                right=group.right and tuple(map(placed, group.right)),
+            )
+            for group in given
+        ]
+        norms = scalars["norms"]
+        numbers = scalars | {"norms": 0 if norms is None else device.address(norms)}
+        self.run(plan_groups(own, rule, **self.scratch), device, device.address(active), numbers)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import sys
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,29 +9,12 @@ import pytest
 import test_accumulate
 import test_parameter_step
 import torch
-from cuda.mutations.detection import layer_of
-from cuda.toolchain import ROOT
 from marks import slow
 from test_kron_step import inputs, merged
 
 from .compiled import Compiled
+from .mutants import Fault, layer_that_notices
 from .test_kernels import check, check_elements
-
-KERNELS = ROOT / "triton_kernels"
-MUTANTS = ROOT / "build/triton-tests/mutants"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`old` stands once in `file`; with `new` in its place, `layer` must notice in a call of `probe`."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    probe: str
-    layer: str
-
 
 FAULTS = [
     Fault(
@@ -136,23 +115,6 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def package_of(fault: Fault) -> str:
-    """The name of an importable copy of the kernels with the fault in it."""
-    text = (KERNELS / fault.file).read_text()
-    assert text.count(fault.old) == 1, (
-        f"{fault.name}: {text.count(fault.old)} times in {fault.file}, not once"
-    )
-    edited = text.replace(fault.old, fault.new)
-    sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
-    name = f"mutant_{hashlib.sha256((sources + edited).encode()).hexdigest()[:16]}"
-    folder = MUTANTS / name
-    shutil.copytree(KERNELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / fault.file).write_text(edited)
-    if str(MUTANTS) not in sys.path:
-        sys.path.append(str(MUTANTS))
-    return name
-
-
 def given_of(probe: str) -> SimpleNamespace:
     """Ragged shapes, strided views with padding of NaN, an inactive block, several entries a launch."""
     shapes = {"grouped": [(3, 70, 130), (4, 130, 40)], "resident": [(3, 7, 16), (3, 13, 9)]}
@@ -175,23 +137,17 @@ def run(probe: str, backend: Any) -> None:
         check(given_of(probe), backend, factor_scale="frobenius", refine=2, damping=1e-3)
 
 
-def layer_that_notices(fault: Fault | None, probe: str) -> str | None:
-    options = {} if fault is None else {"package": package_of(fault)}
-    try:
-        run(probe, Compiled("sm_80", **options))
-    except AssertionError as error:
-        layer = layer_of(str(error))
-        return "values" if layer == "convergence" else layer
-    return None
+def found(fault: Fault | None, probe: str) -> str | None:
+    return layer_that_notices(fault, lambda **options: run(probe, Compiled("sm_80", **options)))
 
 
 @pytest.mark.parametrize("probe", ["grouped", "not finite", "resident", "accumulate_", "parameter_step_"])
 def test_unedited_kernels_pass(probe: str) -> None:
     """Or every fault would be noticed."""
-    assert layer_that_notices(None, probe) is None
+    assert found(None, probe) is None
 
 
 @slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_is_noticed(fault: Fault) -> None:
-    assert layer_that_notices(fault, fault.probe) == fault.layer
+    assert found(fault, fault.probe) == fault.layer

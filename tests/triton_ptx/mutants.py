@@ -1,0 +1,56 @@
+"""Copies of the Triton kernels with a fault in their source, and which layer of the checks notices it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cuda.mutations.detection import layer_of
+from cuda.toolchain import ROOT
+
+KERNELS = ROOT / "triton_kernels"
+MUTANTS = ROOT / "build/triton-tests/mutants"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` stands once in `file`; with `new` in its place, `layer` must notice in a call of `probe`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    probe: str
+    layer: str
+
+
+def package_of(fault: Fault) -> str:
+    """The name of an importable copy of the kernels with the fault in it."""
+    text = (KERNELS / fault.file).read_text()
+    assert text.count(fault.old) == 1, (
+        f"{fault.name}: {text.count(fault.old)} times in {fault.file}, not once"
+    )
+    edited = text.replace(fault.old, fault.new)
+    sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
+    name = f"mutant_{hashlib.sha256((sources + edited).encode()).hexdigest()[:16]}"
+    folder = MUTANTS / name
+    shutil.copytree(KERNELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / fault.file).write_text(edited)
+    if str(MUTANTS) not in sys.path:
+        sys.path.append(str(MUTANTS))
+    return name
+
+
+def layer_that_notices(fault: Fault | None, run: Callable[..., Any]) -> str | None:
+    """What a call finds, which is given the fault's package by name; None: nothing."""
+    options = {} if fault is None else {"package": package_of(fault)}
+    try:
+        run(**options)
+    except AssertionError as error:
+        layer = layer_of(str(error))
+        return "values" if layer == "convergence" else layer
+    return None
