@@ -1,0 +1,133 @@
+"""The launches of ``kron_step_`` in the square-root form by the Triton backend as costs, from its own plan.
+
+Bytes: every matrix that a launch reads or writes once, also where it is read twice, as B of B B^T is. Flops:
+those of whole tiles, terms and padding included; the least are those of the formulas, of symmetric products
+the lower half. Plans are made from tensors without memory, on torch's meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.cost.products import FLOAT, KINDS, terms
+from kradagrad_ext.triton_kernels import entry, launch, square_root_step
+from kradagrad_ext.triton_kernels.groups import Group, SquareRootRule
+
+SYMMETRIC = ("gram", "inverse_root")
+PRODUCTS = (*SYMMETRIC, "scaled_product")
+
+
+def costs_of_blocks(
+    shapes: Sequence[tuple[int, int, int]],
+    rule: SquareRootRule,
+    dtype: torch.dtype = torch.float32,
+    stored: torch.dtype = torch.float32,
+) -> list[Cost]:
+    """The launches of one whole step.
+
+    Args:
+        shapes: count, rows and columns of each group's blocks.  dtype: of gradients and directions.
+        stored: of factors and roots.
+    """
+    groups, first = [], 0
+    for count, m, n in shapes:
+        groups.append(_group(first, (count, m, n), dtype, stored))
+        first += count
+    plan = square_root_step.plan_groups(groups, rule)
+    return [_cost(own, plan.words[own.first : own.first + own.count], rule) for own in plan.launches]
+
+
+def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype) -> Group:
+    count, m, n = shape
+
+    def tensor(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(count, *sizes, dtype=of, device="meta")
+
+    sides = [(tensor(d, d, of=stored), tensor(4)) for d in (m, n)]
+    roots = [tensor(d, d, of=stored) for d in (m, n)]
+    views = [[tensor(m, n, of=of)] for of in (dtype, dtype, torch.float32)]
+    return Group(count, first, views[0], *sides, *views[1:], *roots)
+
+
+def _cost(own: launch.Launch, entries: list[list[int]], rule: SquareRootRule) -> Cost:
+    name, step = own.kernel.__name__, str(own.constants.get("STEP", own.constants.get("SCALE", "")))
+    counted = [_entry_cost(own, words, blocks, rule) for words, blocks in _blocks_of(own, entries)]
+    size, flops, least = (sum(column) for column in zip(*counted, strict=True))
+    kinds = {f"triton {KINDS[rule.precision]}": flops} if flops else {}
+    return Cost(f"triton {name}", step, 1, size, kinds, least)
+
+
+def _blocks_of(own: launch.Launch, entries: list[list[int]]) -> Iterator[tuple[list[int], int]]:
+    starts = [words[entry.FIRST_PROGRAM.value] for words in entries] + [own.programs]
+    for words, start, end in zip(entries, starts[:-1], starts[1:], strict=True):
+        yield words, (end - start) // words[entry.TILES.value]
+
+
+def _entry_cost(
+    own: launch.Launch, words: list[int], blocks: int, rule: SquareRootRule
+) -> tuple[float, float, float]:
+    """Bytes, executed and least flops of the blocks of one entry."""
+    if own.kernel.__name__ in PRODUCTS:
+        each = _product(own, words, rule)
+    elif own.kernel.__name__ == "square_root_resident":
+        each = _resident(own, words, rule)
+    elif own.kernel.__name__ in ("square_gradients", "finish_sides"):
+        m, n = words[entry.ROWS.value], words[entry.COLS.value] or words[entry.ROWS.value]
+        moved = _element(own, "A_TYPE") if "A_TYPE" in own.constants else FLOAT + _element(own, "TYPE")
+        each = float(moved * m * n), 0.0, 0.0
+    else:
+        each = 16.0, 0.0, 0.0
+    return blocks * each[0], blocks * each[1], blocks * each[2]
+
+
+def _element(own: launch.Launch, name: str) -> int:
+    return 2 if str(own.constants.get(name)) == "bf16" else FLOAT
+
+
+def _product(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+    """Of a block of a grouped product."""
+    rows, cols, depth = (words[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
+    sizes = [(rows * depth, "A_TYPE"), (depth * cols, "B_TYPE"), (rows * rows, "F_TYPE"), (rows * cols, "")]
+    distinct = {}
+    for index, (count, dtype) in enumerate(sizes):
+        at = entry.MATRICES.value + index * entry.MATRIX_WIDTH.value
+        if any(words[at : at + entry.MATRIX_WIDTH.value]):
+            distinct[words[at], words[at + 1]] = count * _element(own, dtype)
+    depths = [depth]
+    if own.constants.get("DAMPED"):
+        depths.append(rows)
+    if own.constants.get("STEP") == "only":
+        depths = []
+    tile = own.config.constants["BM"]
+    padded = sum(math.ceil(d / own.config.constants["BK"]) * own.config.constants["BK"] for d in depths)
+    split = terms(rule.precision, _element(own, "A_TYPE") == 2, _element(own, "B_TYPE") == 2)
+    flops = 2.0 * words[entry.TILES.value] * tile * tile * padded * split
+    half = 2 if own.kernel.__name__ in SYMMETRIC else 1
+    return float(sum(distinct.values())), flops, 2.0 * rows * cols * sum(depths) / half
+
+
+def _resident(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+    """Of a whole block: G, D and the product, both factors twice, both roots."""
+    m, n = words[entry.ROWS.value], words[entry.COLS.value]
+    views = sum(_element(own, f"{name}_TYPE") for name in ("GRAD", "DIRECTION")) + FLOAT
+    sides = ((m, "LEFT"), (n, "RIGHT"))
+    squares = sum(
+        d * d * (2 * _element(own, f"{name}_TYPE") + _element(own, f"{name}_ROOT_TYPE")) for d, name in sides
+    )
+    padded = own.constants["M"], own.constants["N"]
+    flops = terms(rule.precision) * _step_flops(*padded, rule, 1)
+    return float(m * n * views + squares), flops, _step_flops(m, n, rule, 2)
+
+
+def _step_flops(m: int, n: int, rule: SquareRootRule, halves: int) -> float:
+    """Of both sides and the product; `halves`: 2 where of a symmetric result one half is counted."""
+    iteration = 3 * (rule.refine - 1)
+    flops = 2.0 * m * n * (m + n)
+    for d, k in ((m, n), (n, m)):
+        flops += 2.0 * d * k * k * rule.coupled + 2.0 * d * d * k + 2.0 * d**3
+        flops += (2.0 * d * d * k + 2.0 * d**3 * (iteration + rule.damped)) / halves
+    return flops
