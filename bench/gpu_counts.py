@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from kernel_costs import Blocks, Call, step_costs
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -24,8 +25,6 @@ import test_parameter_step
 from cuda import binaries, toolchain
 from cuda.executor_backend import Executor, SquareRootExecutor
 from inputs import square_root
-
-from kradagrad_ext.cost.square_root import Blocks, Call, step_costs
 
 __all__ = [
     "Case",

@@ -34,16 +34,16 @@ from typing import Any
 
 import pandas as pd
 import torch
+from kernel_costs import Blocks, Call, step_costs
 
-from kradagrad_ext.config import Config
+from kradagrad_ext.config import COUPLINGS, Config
+from kradagrad_ext.cost.blocks import TERMS, block_costs, root_cost
+from kradagrad_ext.cost.elementwise import before_blocks, elements, parameter_step_costs
 from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, training_step
-from kradagrad_ext.cost.launches import elements, rule_of
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
-from kradagrad_ext.cost.products import TERMS
-from kradagrad_ext.cost.steps import kernel_costs, parts_of
-from kradagrad_ext.cost.torch_products import root_cost
-from kradagrad_ext.plan import group_blocks, plan_parameter
+from kradagrad_ext.cost.steps import Part, parts_of
+from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
 
@@ -90,7 +90,7 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
     config = make_config(
         block_size=block_size,
         refine=options.refine,
-        factor_scale=options.factor_scale,
+        coupling=options.coupling,
         max_factor_dim=options.max_factor_dim,
         precision=options.precision,
     )
@@ -111,15 +111,46 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
 
 def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> list[Cost]:
     """A step's launches; on request Triton's of the blocks, by the tuning table for the last GPU."""
-    costs = kernel_costs(parts_of(model.shapes, config, DTYPES[options.dtype], model.plain_shapes))
-    if options.backend != "triton":
-        return costs
-    from roofline_triton import architecture_by_name, triton_kron_costs
+    parts = parts_of(model.shapes, config, DTYPES[options.dtype], model.plain_shapes)
+    gpu = options.gpu[-1] if options.backend == "triton" else None
+    return cuda_costs(parts, gpu)
 
-    elementwise = ("accumulate", "sum_spans", "parameter_step", "torch")
-    first = [cost for cost in costs if cost.kernel.startswith(elementwise)]
-    rule = rule_of(config, DTYPES[options.dtype])
-    return first + triton_kron_costs(model.shapes, config, rule, architecture_by_name(options.gpu[-1]))
+
+def cuda_costs(parts: Sequence[Part], triton_on: Gpu | None = None) -> list[Cost]:
+    """A step without new roots, by the CUDA kernels, or by Triton's for a GPU."""
+    costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
+    costs += [cost for part in parts for cost in costs_on_blocks(part, triton_on)]
+    return costs + [
+        cost for part in parts for cost in parameter_step_costs(*part.shapes, part.options, part.dtype)
+    ]
+
+
+def costs_on_blocks(part: Part, triton_on: Gpu | None) -> list[Cost]:
+    """Launches of the fused kernels, and the least work of blocks that they do not serve."""
+    config = part.options
+    rule = config.update_rule(torch.device("cuda"), damped_updates=1.0)
+    fused = [group for group in part.groups if is_fused(group)]
+    rest = [group for group in part.groups if not is_fused(group)]
+    sizes = [(group.blocks, *group.block_shape) for group in fused]
+    if fused and triton_on is not None:
+        from roofline_triton import architecture_of, costs_of_blocks
+
+        from kradagrad_ext.triton_kernels.groups import SquareRootRule
+
+        launched = SquareRootRule(rule.refine, rule.coupled, True, rule.precision, architecture_of(triton_on))
+        costs = costs_of_blocks(sizes, launched, part.dtype)
+    elif fused:
+        root = 4 if config.root_dtype is None else config.root_dtype.itemsize
+        call = Call(rule, grad=part.dtype.itemsize, root=root)
+        costs = step_costs([Blocks(*size) for size in sizes], call)
+    else:
+        costs = []
+    return [*costs, *block_costs(rest, config, part.dtype)]
+
+
+def is_fused(group: Group) -> bool:
+    """Whether one kernel serves both sides."""
+    return len(group.block_shape) == 2 and all(group.factored)
 
 
 def comparison(
@@ -182,7 +213,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--block-size", type=sizes, default=list(DEFAULT_BLOCKS))
     parser.add_argument("--backend", choices=("native", "triton"), default="native", help="of the blocks")
     parser.add_argument("--refine", type=int, default=make_config().refine)
-    parser.add_argument("--factor-scale", default=make_config().factor_scale)
+    parser.add_argument("--coupling", choices=COUPLINGS, default=make_config().coupling)
     parser.add_argument(
         "--max-factor-dim",
         type=int,

@@ -1,118 +1,138 @@
-"""The launches of ``kron_step_`` by the Triton backend as costs, counted from the package's own plan.
+"""The launches of ``kron_step_`` by the Triton backend as costs, from its own plan.
 
-Plans are made from tensors without memory, on torch's meta device. Flops are those of whole tiles, terms and
-padding included; bytes are each operand of a launch once, as in `kradagrad_ext.cost.launches`.
+Bytes: every matrix that a launch reads or writes once, also where it is read twice, as B of B B^T is. Flops:
+those of whole tiles, terms and padding included; the least are those of the formulas, of symmetric products
+the lower half. Plans are made from tensors without memory, on torch's meta device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
+from kernel_costs import FLOAT, KINDS, terms
 
-from kradagrad_ext.config import Config
-from kradagrad_ext.cost.gpus import Cost
-from kradagrad_ext.cost.products import FLOAT, KINDS, Rule, terms
-from kradagrad_ext.plan import Shape, group_blocks, plan_parameter
-from kradagrad_ext.state import GroupState
-from kradagrad_ext.triton_kernels import entry, groups, kron_step, launch
+from kradagrad_ext.cost.gpus import Cost, Gpu
+from kradagrad_ext.triton_kernels import entry, launch, square_root_step
+from kradagrad_ext.triton_kernels.groups import Group, SquareRootRule
 
-PRODUCTS = ("factor_product", "grouped_product", "refinement", "downdate")
+SYMMETRIC = ("gram", "inverse_root")
+PRODUCTS = (*SYMMETRIC, "scaled_product")
 
 
-def triton_kron_costs(shapes: Sequence[Shape], config: Config, rule: Rule, architecture: str) -> list[Cost]:
-    """The launches of one call with all blocks of some parameters.
+def costs_of_blocks(
+    shapes: Sequence[tuple[int, int, int]],
+    rule: SquareRootRule,
+    dtype: torch.dtype = torch.float32,
+    stored: torch.dtype = torch.float32,
+) -> list[Cost]:
+    """The launches of one whole step.
 
     Args:
-        shapes: of the parameters.  architecture: of the tuning table.
+        shapes: count, rows and columns of each group's blocks.  dtype: of gradients and directions.
+        stored: of factors and roots.
     """
-    own = meta_groups(shapes, config, rule)
-    told = groups.Rule(rule.scale, rule.refine, rule.precision, architecture)
-    plan = kron_step.plan_groups(own, told, config.damping > 0)
-    return [cost_of(each, plan.words[each.first : each.first + each.count], rule) for each in plan.launches]
+    groups, first = [], 0
+    for count, m, n in shapes:
+        groups.append(_group(first, (count, m, n), dtype, stored))
+        first += count
+    plan = square_root_step.plan_groups(groups, rule)
+    return [_cost(own, plan.words[own.first : own.first + own.count], rule) for own in plan.launches]
 
 
-def meta_groups(shapes: Sequence[Shape], config: Config, rule: Rule) -> list[groups.Group]:
-    """The groups' tensors, without memory."""
-    dtype = torch.float32 if rule.grad == FLOAT else torch.bfloat16
-    plans = [plan_parameter(shape, config) for shape in shapes]
-    like = torch.empty(0, device="meta")
-    states = [GroupState.new(group, plans, config, like) for group in group_blocks(plans)]
-    grads = [torch.empty(shape, device="meta", dtype=dtype) for shape in shapes]
-    floats = [torch.empty(shape, device="meta") for shape in shapes]
-    found, first = [], 0
-    for state in states:
-        sides = list(zip(state.factors, state.statistics, strict=True))
-        views = state.views(grads), state.views(floats)
-        group = groups.Group(state.group.blocks, first, views[0], *sides, views[1], views[1], *state.roots)
-        found.append(group)
-        first += state.group.blocks
-    return found
+def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype) -> Group:
+    count, m, n = shape
+
+    def tensor(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(count, *sizes, dtype=of, device="meta")
+
+    sides = [(tensor(d, d, of=stored), tensor(4)) for d in (m, n)]
+    roots = [tensor(d, d, of=stored) for d in (m, n)]
+    views = [[tensor(m, n, of=of)] for of in (dtype, dtype, torch.float32)]
+    return Group(count, first, views[0], *sides, *views[1:], *roots)
 
 
-def cost_of(own: launch.Launch, words: list[list[int]], rule: Rule) -> Cost:
-    """Of one launch."""
-    name, step = f"triton {own.kernel.__name__}", str(own.constants.get("STEP", ""))
-    if own.kernel.__name__ not in (*PRODUCTS, "kron_step_resident"):
-        return Cost(name, "books", 1, 16.0 * own.programs)
-    count = product if own.kernel.__name__ in PRODUCTS else resident
-    each = [count(own, of, rule) for of in counted(own, words)]
-    size, flops, least = (sum(column) for column in zip(*each, strict=True))
-    return Cost(name, step, 1, size, {f"triton {KINDS[rule.precision]}": flops}, least)
+def _cost(own: launch.Launch, entries: list[list[int]], rule: SquareRootRule) -> Cost:
+    name, step = own.kernel.__name__, str(own.constants.get("STEP", own.constants.get("SCALE", "")))
+    counted = [_entry_cost(own, words, blocks, rule) for words, blocks in _blocks_of(own, entries)]
+    size, flops, least = (sum(column) for column in zip(*counted, strict=True))
+    kinds = {f"triton {KINDS[rule.precision]}": flops} if flops else {}
+    return Cost(f"triton {name}", step, 1, size, kinds, least)
 
 
-def counted(own: launch.Launch, words: list[list[int]]) -> list[tuple[list[int], int]]:
-    """Entries and their programs."""
-    starts = [each[entry.FIRST_PROGRAM.value] for each in words] + [own.programs]
-    return [(each, end - start) for each, start, end in zip(words, starts[:-1], starts[1:], strict=True)]
+def _blocks_of(own: launch.Launch, entries: list[list[int]]) -> Iterator[tuple[list[int], int]]:
+    starts = [words[entry.FIRST_PROGRAM.value] for words in entries] + [own.programs]
+    for words, start, end in zip(entries, starts[:-1], starts[1:], strict=True):
+        yield words, (end - start) // words[entry.TILES.value]
 
 
-def element(own: launch.Launch, name: str) -> int:
+def _entry_cost(
+    own: launch.Launch, words: list[int], blocks: int, rule: SquareRootRule
+) -> tuple[float, float, float]:
+    """Bytes, executed and least flops of the blocks of one entry."""
+    if own.kernel.__name__ in PRODUCTS:
+        each = _product(own, words, rule)
+    elif own.kernel.__name__ == "square_root_resident":
+        each = _resident(own, words, rule)
+    elif own.kernel.__name__ in ("square_gradients", "finish_sides"):
+        m, n = words[entry.ROWS.value], words[entry.COLS.value] or words[entry.ROWS.value]
+        moved = _element(own, "A_TYPE") if "A_TYPE" in own.constants else FLOAT + _element(own, "TYPE")
+        each = float(moved * m * n), 0.0, 0.0
+    else:
+        each = 16.0, 0.0, 0.0
+    return blocks * each[0], blocks * each[1], blocks * each[2]
+
+
+def _element(own: launch.Launch, name: str) -> int:
     return 2 if str(own.constants.get(name)) == "bf16" else FLOAT
 
 
-def product(own: launch.Launch, of: tuple[list[int], int], rule: Rule) -> tuple[float, float, float]:
-    """Bytes, executed and least flops of an entry of a grouped product."""
-    words, programs = of
+def _product(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+    """Of a block of a grouped product."""
     rows, cols, depth = (words[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
-    blocks = programs // words[entry.TILES.value]
-    constants = own.config.constants
-    symmetric = own.constants.get("SYMMETRIC", own.kernel.__name__ in ("refinement", "downdate"))
-    sizes = element(own, "A_TYPE"), element(own, "B_TYPE")
-    size = sizes[0] * rows * depth + sizes[1] * depth * cols
-    size += FLOAT * rows * cols * (own.constants.get("OUT_ORDER") != "none")
-    size += FLOAT * rows * cols // 2 * (own.constants.get("STEP", "product") != "product")
-    size += FLOAT * rows * cols // 2 * (own.kernel.__name__ == "downdate")
-    tile = constants["BM"] * constants.get("BN", constants["BM"])
-    split = terms(rule.precision, sizes[0] == 2, sizes[1] == 2)
-    flops = 2.0 * programs * tile * math.ceil(depth / constants["BK"]) * constants["BK"] * split
-    return blocks * size, flops, blocks * 2.0 * rows * cols * depth / (2 if symmetric else 1)
+    sizes = [(rows * depth, "A_TYPE"), (depth * cols, "B_TYPE"), (rows * rows, "F_TYPE"), (rows * cols, "")]
+    distinct = {}
+    for index, (count, dtype) in enumerate(sizes):
+        at = entry.MATRICES.value + index * entry.MATRIX_WIDTH.value
+        if any(words[at : at + entry.MATRIX_WIDTH.value]):
+            distinct[words[at], words[at + 1]] = count * _element(own, dtype)
+    depths = [depth]
+    if own.constants.get("DAMPED"):
+        depths.append(rows)
+    if own.constants.get("STEP") == "only":
+        depths = []
+    tile = own.config.constants["BM"]
+    padded = sum(math.ceil(d / own.config.constants["BK"]) * own.config.constants["BK"] for d in depths)
+    split = terms(rule.precision, _element(own, "A_TYPE") == 2, _element(own, "B_TYPE") == 2)
+    flops = 2.0 * words[entry.TILES.value] * tile * tile * padded * split
+    half = 2 if own.kernel.__name__ in SYMMETRIC else 1
+    return float(sum(distinct.values())), flops, 2.0 * rows * cols * sum(depths) / half
 
 
-def resident(own: launch.Launch, of: tuple[list[int], int], rule: Rule) -> tuple[float, float, float]:
-    """The same of the whole step."""
-    words, blocks = of
+def _resident(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+    """Of a whole block: G, D and the product, both factors twice, both roots."""
     m, n = words[entry.ROWS.value], words[entry.COLS.value]
-    wide, high = own.constants["N"], own.constants["M"]
-    elements = m * n
-    size = elements * (rule.grad + rule.direction + FLOAT) + (m * m + n * n) * (2 * FLOAT + rule.root)
-    flops = sum(side_flops(d, k, rule) for d, k in ((high, wide), (wide, high)))
-    least = sum(side_flops(d, k, rule) for d, k in ((m, n), (n, m))) + 2.0 * elements * (m + n)
-    flops += 2.0 * high * wide * (high + wide)
-    return blocks * size, blocks * flops * terms(rule.precision), blocks * least
+    views = sum(_element(own, f"{name}_TYPE") for name in ("GRAD", "DIRECTION")) + FLOAT
+    sides = ((m, "LEFT"), (n, "RIGHT"))
+    squares = sum(
+        d * d * (2 * _element(own, f"{name}_TYPE") + _element(own, f"{name}_ROOT_TYPE")) for d, name in sides
+    )
+    padded = own.constants["M"], own.constants["N"]
+    flops = terms(rule.precision) * _step_flops(*padded, rule, 1)
+    return float(m * n * views + squares), flops, _step_flops(m, n, rule, 2)
 
 
-def side_flops(d: int, k: int, rule: Rule) -> float:
-    """Y, B, the iterates, Y C and the downdate."""
-    flops = 4.0 * d * d * k + 2.0 * d * k * k * rule.needs_gram
-    if rule.refine:
-        cubes = 1 if rule.refine == 1 else 2 + 3 * (rule.refine - 1) - 1
-        flops += 2.0 * k**3 * cubes + 2.0 * d * k * k
+def _step_flops(m: int, n: int, rule: SquareRootRule, halves: int) -> float:
+    """Of both sides and the product; `halves`: 2 where of a symmetric result one half is counted."""
+    iteration = 3 * (rule.refine - 1)
+    flops = 2.0 * m * n * (m + n)
+    for d, k in ((m, n), (n, m)):
+        flops += 2.0 * d * k * k * rule.coupled + 2.0 * d * d * k + 2.0 * d**3
+        flops += (2.0 * d * d * k + 2.0 * d**3 * (iteration + rule.damped)) / halves
     return flops
 
 
-def architecture_by_name(gpu: Any) -> str:  # noqa: ANN401
-    """Of the tuning table, by a GPU's name."""
+def architecture_of(gpu: Gpu) -> str:
+    """Of the tuning table."""
     return {"A100": "sm_80", "B200": "sm_100"}.get(gpu.name, "sm_90")

@@ -1,4 +1,4 @@
-// The arguments of the ops in the square-root form, checked and cut into groups: N_i blocks [m_i, n_i] each.
+// The arguments of the ops on factors, checked and cut into groups: N_i blocks [m_i, n_i] each.
 // The lists of block views hold the blocks of all groups, one group after the other, and so do `norms` and
 // `active`.
 #pragma once
@@ -9,7 +9,6 @@
 
 #include "checks.h"
 #include "rule.h"
-#include "update_rule.h"
 
 namespace kradagrad {
 
@@ -39,6 +38,14 @@ inline Method method_named(const Checks& checks, const std::string& name) {
   if (name == "cholesky") return Method::kCholesky;
   if (name == "products") return Method::kProducts;
   checks.fail("method", "cholesky or products", name);
+}
+
+inline Precision precision_named(const Checks& checks, const std::string& name) {
+  if (name == "bf16x3") return Precision::kBf16x3;
+  if (name == "tf32x3") return Precision::kTf32x3;
+  if (name == "bf16x6") return Precision::kBf16x6;
+  if (name == "fp32") return Precision::kFp32;
+  checks.fail("precision", "bf16x3, tf32x3, bf16x6 or fp32", name);
 }
 
 inline FactorRule factor_rule(const Checks& checks, double decay, double weight, double damping,

@@ -153,6 +153,7 @@ def test_steps_follow_their_definition() -> None:
     ]
     every = torch.ones(1, dtype=torch.bool)
     momentum = torch.zeros_like(exact)
+    served: tuple[Tensor, Tensor] = (momentum, momentum)
 
     def rooted(side: Side, columns: int) -> Tensor:
         scale = roots.units(side.statistics, columns)[:, None, None]
@@ -167,10 +168,10 @@ def test_steps_follow_their_definition() -> None:
             reference.update_factor_(side.factor, side.statistics, [unfolding[None]], every, rule)
         momentum = 0.9 * momentum + 0.1 * gradient
         new = rooted(sides[0], 4), rooted(sides[1], 6)
-        left, right = new if step == 1 else (left, right)
-        update = left @ momentum @ right
+        served = new if step == 1 else served
+        update = served[0] @ momentum @ served[1]
         exact = exact - 0.1 * update / update.norm() * momentum.norm() / (1 - 0.9**step)
-        left, right = new
+        served = new
         torch.testing.assert_close(ours[0].detach(), exact, rtol=1e-9, atol=1e-9)
 
 

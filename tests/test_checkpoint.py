@@ -31,7 +31,11 @@ def clone(params: list[nn.Parameter]) -> list[nn.Parameter]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     "recipe",
-    [{}, {"root_dtype": torch.bfloat16, "factor_dtype": torch.bfloat16}, {"graft": "whitened", "coupling": "kl"}],
+    [
+        {},
+        {"root_dtype": torch.bfloat16, "factor_dtype": torch.bfloat16},
+        {"graft": "whitened", "coupling": "kl"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("at", [1, 5])
@@ -109,7 +113,10 @@ def refusals() -> list[tuple[Any, str]]:
         (edit(["state", 0, "factor_0_0"], 3), "`factor_0_0` of parameter 0 must be"),
         (edit(["state", 9], {}), r"parameters of no group, got \[9\]"),
         (edit(["param_groups"], None), "must have the keys `state` and `param_groups`"),
-        (edit(["param_groups", 0, "factor_scale"], "trace"), "must hold square roots of the factors, got one"),
+        (
+            edit(["param_groups", 0, "factor_scale"], "trace"),
+            "must hold square roots of the factors, got one",
+        ),
         (edit(["param_groups", 0, "damping"], None), r"lacks the options \['damping'\]"),
         (edit(["param_groups", 0, "damping"], -1.0), "`damping` must be a number > 0 .*, got -1.0"),
     ]

@@ -18,6 +18,7 @@ from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
+
 def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) -> tuple[int, int]:
     """Of updates without damping, and of products."""
     config = make_config(**options)
@@ -45,8 +46,8 @@ def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, 
 
 
 def test_flops_of_a_square_block_by_hand() -> None:
-    """A side takes 8 b^3 at refine 2: B 2, H 1, the polynomial 3, F R 2; coupling 2 more, damping 1; and 4 b^3
-    are the product's."""
+    """A side takes 8 b^3 at refine 2: B 2, H 1, the polynomial 3, F R 2; coupling 2 more, damping 1; and 4
+    b^3 are the product's."""
     options = {"refine": 2, "root_every": 5}
     for coupling, each in (("none", 8), ("kl", 10)):
         told = cost([(64, 64)], coupling=coupling, **options).ranks[0].kernels.flops

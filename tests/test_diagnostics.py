@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cases
 import pytest
 import torch
 from hypothesis import given, settings

@@ -12,8 +12,8 @@ PACKAGE = ROOT / "kradagrad_ext"
 MAY_IMPORT = {
     "": {"optimizer", "published", "cost", "diagnostics", "grouping"},
     "cost": {
-        "config", "plan", "distributed.pieces", "cost.estimate", "cost.gpus", "cost.memory", "cost.parameters",
-        "cost.steps", "cost.traffic",
+        "config", "plan", "distributed.pieces", "cost.estimate", "cost.gpus", "cost.memory",
+        "cost.parameters", "cost.steps", "cost.traffic",
     },
     "cost.__main__": {"config", "cost", "cost.gpus", "cost.models", "cost.parameters"},
     "cost.estimate": {"tables", "cost.gpus", "cost.memory"},

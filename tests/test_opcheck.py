@@ -47,7 +47,7 @@ def square_root_arguments() -> tuple[object, ...]:
     )
 
 
-def square_root_update_arguments() -> tuple[object, ...]:
+def update_factor_arguments() -> tuple[object, ...]:
     x, active = cases.spd(4, 5, torch.float32), torch.ones(4, dtype=torch.bool)
     unfolding = cases.views(torch.randn(4, 5, 3), "strided")
     return (x, torch.ones(4, 4), unfolding, active, *SQUARE_ROOT_RULE)
@@ -69,8 +69,8 @@ def parameter_arguments() -> tuple[object, ...]:
 
 
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
-    "square_root_update_": square_root_update_arguments,
-    "square_root_step_": square_root_arguments,
+    "update_factor_": update_factor_arguments,
+    "kron_step_": square_root_arguments,
     "precondition": lambda: (torch.randn(4, 5, 3), [cases.spd(4, 5, torch.float32), torch.empty(0, 3, 3)]),
     "accumulate_": accumulate_arguments,
     "parameter_step_": parameter_arguments,
@@ -96,24 +96,29 @@ def replaced(arguments: tuple[object, ...], position: int, value: object) -> tup
 
 
 REFUSALS = [
-    ("square_root_update_", 0, torch.zeros(2, 3, 4), "update_factor_: `factor` must be"),
-    ("square_root_update_", 1, torch.zeros(4, 2), "update_factor_: `statistics` must be"),
-    ("square_root_update_", 2, [torch.zeros(4, 6, 3)], "update_factor_: `unfolding"),
-    ("square_root_update_", 3, torch.zeros(4), "update_factor_: `active` must be"),
-    ("square_root_update_", 4, 1.5, "update_factor_: `decay` must be in (0, 1], got 1.5"),
-    ("square_root_update_", 6, 0.0, "update_factor_: `damping` must be > 0"),
-    ("square_root_update_", 7, -1.0, "update_factor_: `damped_updates` must be >= 0"),
-    ("square_root_update_", 8, "qr", "update_factor_: `method` must be cholesky or products, got qr"),
-    ("square_root_update_", 9, 7, "update_factor_: `refine` must be 1 to 6, got 7"),
-    ("square_root_step_", 1, [torch.zeros(4, 3, 3)], "kron_step_: `right` must be a list of 2"),
-    ("square_root_step_", 1, [torch.zeros(3, 3, 3), torch.zeros(2, 2, 2)], "kron_step_: `right[0]` must be"),
-    ("square_root_step_", 4, [torch.zeros(4, 5, 4), torch.zeros(2, 3, 2)], "kron_step_: `out[0]` must be"),
-    ("square_root_step_", 4, [torch.zeros(5, 5, 3), torch.zeros(2, 3, 2)], "kron_step_: `out` must be views"),
-    ("square_root_step_", 4, [torch.zeros(4, 5, 3)], "kron_step_: `out` must be views of 2 blocks for group 1"),
-    ("square_root_step_", 5, torch.zeros(4), "kron_step_: `norms` must be"),
-    ("square_root_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must"),
-    ("square_root_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
-    ("square_root_step_", 17, "half", "kron_step_: `precision` must be"),
+    ("update_factor_", 0, torch.zeros(2, 3, 4), "update_factor_: `factor` must be"),
+    ("update_factor_", 1, torch.zeros(4, 2), "update_factor_: `statistics` must be"),
+    ("update_factor_", 2, [torch.zeros(4, 6, 3)], "update_factor_: `unfolding"),
+    ("update_factor_", 3, torch.zeros(4), "update_factor_: `active` must be"),
+    ("update_factor_", 4, 1.5, "update_factor_: `decay` must be in (0, 1], got 1.5"),
+    ("update_factor_", 6, 0.0, "update_factor_: `damping` must be > 0"),
+    ("update_factor_", 7, -1.0, "update_factor_: `damped_updates` must be >= 0"),
+    ("update_factor_", 8, "qr", "update_factor_: `method` must be cholesky or products, got qr"),
+    ("update_factor_", 9, 7, "update_factor_: `refine` must be 1 to 6, got 7"),
+    ("kron_step_", 1, [torch.zeros(4, 3, 3)], "kron_step_: `right` must be a list of 2"),
+    ("kron_step_", 1, [torch.zeros(3, 3, 3), torch.zeros(2, 2, 2)], "kron_step_: `right[0]` must be"),
+    ("kron_step_", 4, [torch.zeros(4, 5, 4), torch.zeros(2, 3, 2)], "kron_step_: `out[0]` must be"),
+    ("kron_step_", 4, [torch.zeros(5, 5, 3), torch.zeros(2, 3, 2)], "kron_step_: `out` must be views"),
+    (
+        "kron_step_",
+        4,
+        [torch.zeros(4, 5, 3)],
+        "kron_step_: `out` must be views of 2 blocks for group 1",
+    ),
+    ("kron_step_", 5, torch.zeros(4), "kron_step_: `norms` must be"),
+    ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must"),
+    ("kron_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
+    ("kron_step_", 17, "half", "kron_step_: `precision` must be"),
     ("precondition", 1, [torch.zeros(4, 5, 5)], "precondition: `roots` must"),
     ("precondition", 0, torch.zeros(4, 5, 3, dtype=torch.int32), "precondition: `blocks` must be"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
@@ -148,7 +153,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(
         assert_refused(OWN[op], op, position, value, message)
 
 
-@pytest.mark.parametrize("op", [*OWN, "square_root_step_", "square_root_update_"])
+@pytest.mark.parametrize("op", [*OWN, "kron_step_", "update_factor_"])
 def test_tensors_on_several_devices_are_refused(op: str) -> None:
     """Whichever it is. The dispatcher takes CUDA before the CPU and so leaves that to the op, whose checks
     are the same for both. Of the devices here it would refuse meta itself, hence `redispatch`."""

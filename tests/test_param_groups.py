@@ -138,7 +138,11 @@ def test_blocks_of_fused_and_experts_weights() -> None:
         own.step()
         sides = Counter()
         for key, tensor in own.state[p].items():
-            if key.startswith("factor_") and "stats" not in key and key.endswith(f"_{group['split_dim'] - group['batch_dims']}"):
+            if (
+                key.startswith("factor_")
+                and "stats" not in key
+                and key.endswith(f"_{group['split_dim'] - group['batch_dims']}")
+            ):
                 sides[tensor.shape[-1]] += len(tensor)
         assert set(sides) == {16, 8}
         width = shapes[0] if own is optimizer else 40

@@ -17,7 +17,11 @@ from kradagrad_ext.backends.base import RMS
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("recipe", [{}, {"graft": "rmsprop"}, {"factor_update": "products"}, {"coupling": "kl", "graft": "rms"}], ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"graft": "rmsprop"}, {"factor_update": "products"}, {"coupling": "kl", "graft": "rms"}],
+    ids=str,
+)
 def test_scale_invariance(scale: float, recipe: dict[str, Any], backend: str) -> None:
     """Gradients times a constant give the same trajectory, to rounding."""
     plain, scaled = parameters((20, 12), (7,)), parameters((20, 12), (7,))
@@ -173,9 +177,7 @@ def test_bad_arguments_of_the_constructor() -> None:
 def test_no_host_sync_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in a step asks a tensor for its value, with the roots by products."""
     params = parameters((20, 12), (7,))
-    optimizer = KrADagrad(
-        params, **SMALL, root_method="polar", factor_update="products", backend="reference"
-    )
+    optimizer = KrADagrad(params, **SMALL, root_method="polar", factor_update="products", backend="reference")
     train(optimizer, params, range(1))
 
     def forbidden(*_: object) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,31 +15,21 @@ import torch
 pytest.importorskip("pandas")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
+import kernel_costs
 import roofline
+from kernel_costs import Blocks, Call, lower_elements, step_costs, terms
 
-from kradagrad_ext.cost import launches, products
+from kradagrad_ext.backends.base import UpdateRule
+from kradagrad_ext.cost import elementwise
+from kradagrad_ext.cost.elementwise import elements
 from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict
-from kradagrad_ext.cost.launches import elements, kron_step_costs, rule_of
 from kradagrad_ext.cost.models import MODELS, parse_shapes
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.products import lower_elements, terms
-from kradagrad_ext.cost.steps import kernel_costs, parts_of
-from kradagrad_ext.plan import group_blocks, plan_parameter
+from kradagrad_ext.cost.steps import parts_of
 
 BENCH = Path(roofline.__file__).parent
-
-
-def groups_of(shapes, config):
-    return group_blocks([plan_parameter(shape, config) for shape in shapes])
-
-
-def kron_costs(shapes, dtype=torch.float32, **options):
-    config = make_config(**{"block_size": 256, "merge_dims": False, **options})
-    return kron_step_costs(groups_of(shapes, config), rule_of(config, dtype))
-
-
-def by_step(costs):
-    return {cost.step: cost for cost in costs}
+RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3, method="products")
+GROUPS = [Blocks(9, 192, 140), Blocks(4, 40, 192), Blocks(7, 100, 90), Blocks(3, 64, 64)]
 
 
 def test_terms_of_split_products():
@@ -52,78 +43,45 @@ def test_lower_elements(side, elements):
     assert lower_elements(side) == elements
 
 
-def test_resident_block_of_128():
-    (cost,) = kron_costs([(128, 128)], block_size=128, refine=0, factor_scale="trace")
-    assert (cost.kernel, cost.launches) == ("kron_step_resident_128_bf16x3", 1)
-    # G, D and the product once; of both factors and roots the lower tiles, both factors written whole.
-    assert cost.bytes == 4 * (3 * 128**2 + 4 * 36 * 256 + 2 * 128**2)
-    # Y of both sides and two products with roots are full, two downdates have 36 of 64 tiles.
+def test_resident_block_of_128_by_hand() -> None:
+    update, product = step_costs([Blocks(1, 128, 128)], Call(replace(RULE, coupled=True)))
+    assert [cost.kernel for cost in (update, product)] == [
+        "resident_update_128_bf16x3",
+        "resident_precondition_128_bf16x3",
+    ]
+    # G, both roots, both factors in and out; D, both roots, V.
+    assert (update.bytes, product.bytes) == (4 * 7 * 128**2, 4 * 4 * 128**2)
+    # A side: U, B and F R are full; F^T F, B B^T and three of the iteration have 36 of 64 tiles.
     full, lower = 2 * 128**3, 2 * 36 * 256 * 128
-    assert cost.flops == {"bf16": 3 * (4 * full + 2 * lower)}
-    assert cost.least_flops == 10 * 128**3
-    assert not cost.overlaps
+    assert update.flops == {"bf16": 3 * 2 * (3 * full + 5 * lower)}
+    assert update.least_flops == 2 * (3 * 2 + 5) * 128**3
+    assert product.flops == {"bf16": 3 * 2 * full}
+    assert not update.overlaps
 
 
-def test_resident_refinement():
-    """Two iterates: four symmetric products, N = I + A^T Y and Y C a side."""
-    (plain,) = kron_costs([(128, 128)], block_size=128, refine=0, factor_scale="trace")
-    (refined,) = kron_costs([(128, 128)], block_size=128, refine=2)
-    assert refined.least_flops - plain.least_flops == 2 * (4 + 1 + 2) * 128**3
-    assert refined.bytes == plain.bytes
+def test_bfloat16_saves_products_and_bytes() -> None:
+    exact = Call(RULE, grad=2, direction=2, factor=2, root=2)
+    update, product = step_costs([Blocks(1, 64, 64)], exact)
+    full, lower = 2 * 64**3, 2 * 10 * 256 * 64
+    # U and F of B are exact, F of F^T F twice; F of F R alone.
+    assert update.flops["bf16"] == 2 * (full * (1 + 2) + lower * (1 + 3 + 3 * 3))
+    assert product.flops["bf16"] == full * (1 + 2)
+    assert update.bytes == 2 * 5 * 64**2
 
 
-def test_resident_pads_to_its_side():
-    (cost,) = kron_costs([(100, 40)], refine=0, factor_scale="trace")
-    full = 2 * 128 * 128
-    lower = 2 * 256 * (28 * 48 + 6 * 112)
-    # Depths 112 and 48 of both factors' products, 112 and 48 of the two-sided one; 7 and 3 rows of tiles.
-    assert cost.flops == {"bf16": 3 * (2 * full * (112 + 48) + lower)}
-    assert cost.least_flops == 5 * 100 * 40 * 140
-
-
-def test_small_blocks_share_an_sm():
-    (cost,) = kron_costs([(64, 64)], refine=0)
-    assert cost.kernel == "kron_step_resident_64_bf16x3"
-    assert cost.overlaps
-
-
-def test_grouped_block_of_256():
-    costs = kron_costs([(256, 256)], refine=0, factor_scale="trace")
-    assert sum(cost.least_flops for cost in costs) == 10 * 256**3
-    steps = by_step(costs)
-    assert {step: cost.launches for step, cost in steps.items() if step != "books"} == {
-        "Y and R D^T": 1,
-        "downdate": 1,
-    }
-    # L, R, the right root, G, D in; both Y and half of the product out.
-    assert steps["Y and R D^T"].bytes == 4 * 8 * 256**2
-    # Three of four tiles of 128 are on or below the diagonal. L W is made in the same launch.
-    assert steps["downdate"].flops == {"bf16": 3 * (2 * 0.75 * 2 + 2) * 256**3}
-    assert steps["downdate"].least_flops == 4 * 256**3
-    assert steps["downdate"].bytes == 4 * (2 * (2 * 256**2 + 136 * 256) + 3 * 256**2)
-    assert all(cost.overlaps for cost in costs)
-
-
-def test_least_flops_are_those_of_the_plan():
-    shapes = [(512, 384), (300, 200), (100, 90)]
-    config = make_config(block_size=192, merge_dims=False, refine=0, factor_scale="trace")
-    groups = groups_of(shapes, config)
-    costs = kron_step_costs(groups, rule_of(config, torch.float32))
-    assert sum(cost.least_flops for cost in costs) == sum(group.step_flops for group in groups)
-
-
-def test_bf16_gradients_save_a_product_and_bytes():
-    full, exact = (
-        by_step(kron_costs([(256, 256)], dtype, refine=0)) for dtype in (torch.float32, torch.bfloat16)
-    )
-    # Two of three products of Y = X A; R D^T has a float32 direction.
-    assert exact["Y and R D^T"].flops["bf16"] == full["Y and R D^T"].flops["bf16"] * 7 / 9
-    assert full["Y and R D^T"].bytes - exact["Y and R D^T"].bytes == 2 * 256**2
+def test_grouped_block_of_256_by_hand() -> None:
+    costs = {cost.step: cost for cost in step_costs([Blocks(2, 256, 256)], Call(RULE))}
+    both = 2 * 256**3
+    # D P_r; B, M with as many columns again for damping, the iteration, F R of both sides; V.
+    assert costs["first products"].least_flops == costs["V"].least_flops == 2 * both
+    assert costs["B"].least_flops == costs["F R"].least_flops == 4 * both
+    assert costs["M"].least_flops == 4 * both
+    assert costs["T2"].bytes == 2 * 2 * 3 * 4 * 256**2
 
 
 def test_elementwise_kernels_by_hand():
     config = make_config(block_size=128)
-    costs = {cost.kernel: cost for cost in kernel_costs(parts_of([(128, 128), (100,)], config))}
+    costs = {cost.kernel: cost for cost in roofline.cuda_costs(parts_of([(128, 128), (100,)], config))}
     count, spans = 128**2 + 100, 4 + 1
     assert costs["accumulate"].bytes == (4 + 8 + 8) * count + 4 * spans
     assert costs["parameter_step"].bytes == (4 + 8) * 128**2 + (4 + 4 + 8) * 100
@@ -144,11 +102,11 @@ def test_prediction_by_hand():
 def test_more_work_takes_longer(block_size):
     def time(count=1, gpu="H100", precision="bf16x3", **options):
         config = make_config(block_size=block_size, precision=precision, **options)
-        return predict(kernel_costs(parts_of([(512, 512)] * count, config)), gpu)
+        return predict(roofline.cuda_costs(parts_of([(512, 512)] * count, config)), gpu)
 
     assert time(2) == pytest.approx(2 * time(1), rel=1e-3)
-    assert time(refine=0) < time(refine=1) < time(refine=2) < time(refine=3)
-    assert time(refine=0, factor_scale="trace") <= time(refine=0, factor_scale="frobenius")
+    assert time(refine=1) < time(refine=2) < time(refine=3)
+    assert time(coupling="none") < time(coupling="kl")
     assert time(precision="bf16x3") < time(precision="bf16x6")
     assert time(gpu="B200") < time(gpu="H200") <= time(gpu="H100") < time(gpu="A100")
 
@@ -161,7 +119,7 @@ def test_total_is_the_sum_of_its_parts():
     for column in ("launches", "GB", "Tflop", "least Tflop", "H100 ms"):
         assert frame.at[total, column] == pytest.approx(parts[column].sum())
     model = MODELS["gpt2"]
-    costs = kernel_costs(parts_of(model.shapes, make_config(), plain_shapes=model.plain_shapes))
+    costs = roofline.cuda_costs(parts_of(model.shapes, make_config(), plain_shapes=model.plain_shapes))
     assert frame.at[total, "H100 ms"] == pytest.approx(predict(costs, "H100"))
 
 
@@ -173,11 +131,11 @@ def test_models_have_their_parameters(name, millions):
     assert elements(model.shapes + model.plain_shapes) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_shapes_that_no_kernel_serves_are_refused():
-    with pytest.raises(ValueError, match="no kernel serves"):
-        kron_costs([(9000, 128)])
-    with pytest.raises(ValueError, match="Cholesky"):
-        kron_costs([(64, 64)], factor_update="exact")
+def test_blocks_that_no_kernel_serves_are_the_least_work():
+    config = make_config(merge_dims=False)
+    (cost,) = [c for c in roofline.cuda_costs(parts_of([(9000, 128)], config)) if c.step == "blocks"]
+    assert cost.kernel == "kron_step"
+    assert cost.least_flops > 0
     with pytest.raises(ValueError, match="like 2304x768"):
         parse_shapes("2304x")
 
@@ -200,53 +158,59 @@ def test_command_line(tmp_path):
     assert len(path.read_text().splitlines()) == len(records) + 1
 
 
-def tensor(*sizes):
-    strides = torch.empty(sizes, device="meta").stride()
-    return 4096, False, list(sizes), list(strides)
+def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
+    return 4096, False, list(sizes), list(torch.empty(sizes, device="meta").stride())
 
 
-def planned_launches(groups, config, update, precondition, scratch_bytes):
-    """How often the plans of csrc/cuda launch each kernel; no address is looked at."""
+def planned(call: Call) -> Counter[str]:
+    """How often the plan launches each kernel; no address is looked at."""
     toolchain = pytest.importorskip("cuda.toolchain", reason="the plans' bindings are not here")
-    inputs = []
-    for group in groups:
-        count, (m, n) = group.blocks, group.block_shape
-        views = [tensor(count, m, n)] if precondition else []
-        roots = (tensor(count, m, m), tensor(count, n, n)) if precondition else (None, None)
-        inputs.append({
-            "blocks": count, "m": m, "n": n, "grad": [tensor(count, m, n)], "direction": views, "out": views,
+    groups = []
+    for count, m, n in ((group.count, group.m, group.n) for group in GROUPS):
+        views = [tensor(count, m, n)]
+        groups.append({
+            "blocks": count, "m": m, "n": n, "grad": views, "direction": views, "out": views,
             "left": (tensor(count, m, m), 4096), "right": (tensor(count, n, n), 4096),
-            "left_root": roots[0], "right_root": roots[1],
+            "left_root": tensor(count, m, m), "right_root": tensor(count, n, n),
         })  # fmt: skip
-    rule = (0.95, 0.05, 1e-3, config.factor_scale, config.refine, "bf16x3")
-    plan = toolchain.plans().kron_step(inputs, *rule, update, precondition, *[4096] * 2, scratch_bytes)
+    rule = call.rule
+    plan = toolchain.plans().square_root_step(
+        groups, rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision,
+        rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes, 163 << 10,
+    )  # fmt: skip
     return Counter(name for name, *_ in plan.launches)
 
 
 @pytest.mark.parametrize(("update", "precondition"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("scratch_bytes", [1 << 28, 1 << 21])
 @pytest.mark.parametrize(
-    ("scale", "refine"),
-    [("trace", 0), ("frobenius", 0), ("schatten4", 0), ("product", 2), ("frobenius", 1), ("frobenius", 3)],
+    ("refine", "coupled", "damped_updates"),
+    [(1, True, 1.0), (2, False, 0.0), (3, True, 1.0), (6, False, 2.0)],
 )
-def test_launches_are_those_of_the_plans(scale, refine, scratch_bytes, update, precondition):
-    config = make_config(block_size=192, merge_dims=False, factor_scale=scale, refine=refine)
-    groups = groups_of([(600, 300), (192, 40), (100, 90), (64, 64)], config)
-    costs = kron_step_costs(groups, rule_of(config, torch.float32), scratch_bytes, update, precondition)
-    counted = Counter()
-    for cost in costs:
+def test_launches_are_those_of_the_plans(
+    refine: int, coupled: bool, damped_updates: float, scratch_bytes: int, update: bool, precondition: bool
+) -> None:
+    rule = replace(RULE, refine=refine, coupled=coupled, damped_updates=damped_updates)
+    call = Call(rule, update=update, precondition=precondition, scratch_bytes=scratch_bytes)
+    counted: Counter[str] = Counter()
+    for cost in step_costs(GROUPS, call):
         counted[cost.kernel] += cost.launches
-    assert counted == planned_launches(groups, config, update, precondition, scratch_bytes)
+    assert counted == planned(call)
+
+
+def test_updates_by_cholesky_are_refused() -> None:
+    with pytest.raises(ValueError, match="Cholesky"):
+        step_costs(GROUPS, Call(replace(RULE, method="cholesky")))
 
 
 def test_constants_are_those_of_the_sources():
     kernels = BENCH.parent / "csrc/cuda"
     text = "".join(path.read_text() for path in sorted(kernels.rglob("*.*")) if path.is_file())
     for name, value in (
-        ("kResidentSide", launches.RESIDENT_SIDE),
-        ("kSmallSide", launches.SMALL_SIDE),
-        ("kSpan", launches.SPAN),
-        ("kProductDepth", products.DEPTH),
+        ("kResidentSide", kernel_costs.RESIDENT_SIDE),
+        ("kSmallSide", kernel_costs.SMALL_SIDE),
+        ("kSpan", elementwise.SPAN),
+        ("kProductDepth", kernel_costs.DEPTH),
     ):
         assert f"{name} = {value};" in text
 

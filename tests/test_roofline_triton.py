@@ -1,4 +1,4 @@
-"""The roofline of Triton's launches, bench/roofline_triton.py: counts made by hand."""
+"""The roofline of Triton's launches in the square-root form: counts made by hand."""
 
 from __future__ import annotations
 
@@ -6,28 +6,44 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
-from roofline_triton import triton_kron_costs
+from roofline_triton import costs_of_blocks
 
-from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.products import Rule
+from kradagrad_ext.triton_kernels.groups import SquareRootRule
+
+B = 256
 
 
-def test_costs_by_hand() -> None:
-    """10 b^3 multiplications and additions without refinement: five products of 2 b^3, from the plan."""
-    rule = Rule("trace", 0, "bf16x3")
-    config = make_config(refine=0, factor_scale="trace")
-    costs = [cost for cost in triton_kron_costs([(256, 256)], config, rule, "sm_90") if cost.least_flops]
-    assert sum(cost.least_flops for cost in costs) == 10 * 256**3
-    # Y and Z^T, W and P move three matrices each; a downdate Y twice, half of X and all of it.
-    assert sum(cost.bytes for cost in costs) == 4 * 256**2 * (4 * 3 + 2 * 3.5)
-    executed = sum(cost.flops["triton bf16"] for cost in costs)
-    assert executed == 3 * 2 * 256**3 * (4 + 2 * 0.625)  # three terms; 10 of 16 tiles of 64
-    (small,) = triton_kron_costs([(32, 32)], make_config(), Rule("frobenius", 2, "bf16x3"), "sm_90")
-    assert small.kernel == "triton kron_step_resident"
-    assert small.bytes == 4 * 9 * 32**2
-    # Of each side Y, Y C, the downdate, B and four products of the iterates; then the two-sided one.
-    assert small.flops["triton bf16"] == 3 * 2 * 32**3 * (2 * (3 + 1 + 4) + 2)
+def rule(coupled: bool, refine: int = 2) -> SquareRootRule:
+    return SquareRootRule(refine, coupled, True, "bf16x3", "sm_90")
+
+
+@pytest.mark.parametrize(("coupled", "refine", "cubes"), [(False, 2, 22), (True, 2, 26), (True, 3, 32)])
+def test_least_flops_of_grouped_products(coupled: bool, refine: int, cubes: int) -> None:
+    """A side: B 2, B B^T and C^T C 1 each, a step of the iteration 3, F R 2, coupling 2; the product 4 b^3."""
+    costs = costs_of_blocks([(3, B, B)], rule(coupled, refine))
+    assert sum(cost.least_flops for cost in costs) == 3 * cubes * B**3
+    (resident,) = costs_of_blocks([(3, 64, 64)], rule(coupled, refine))
+    assert resident.least_flops == 3 * cubes * 64**3
+
+
+@pytest.mark.parametrize(("coupled", "refine", "squares"), [(False, 2, 41), (True, 2, 47), (True, 3, 65)])
+def test_bytes(coupled: bool, refine: int, squares: int) -> None:
+    """A product: three matrices, two where both factors are one. A resident step: G, D, V, F twice, P."""
+    costs = costs_of_blocks([(3, B, B)], rule(coupled, refine))
+    moved = sum(cost.bytes for cost in costs) - 16 * 3 * 3  # statistics of both sides, and the norm
+    assert moved == 3 * 4 * squares * B**2
+    (resident,) = costs_of_blocks([(3, 64, 64)], rule(coupled, refine))
+    assert resident.bytes == 3 * 4 * 9 * 64**2
+    (stored,) = costs_of_blocks([(3, 64, 64)], rule(coupled, refine), torch.bfloat16, torch.bfloat16)
+    assert stored.bytes == 3 * (2 * 8 + 4) * 64**2
+
+
+def test_executed_flops_of_a_resident_step() -> None:
+    """Three terms of whole products of 2 b^3: two of coupling, seven a side, two of the product."""
+    (cost,) = costs_of_blocks([(1, 32, 32)], rule(True))
+    assert cost.flops == {"triton bf16": 3 * 2 * 32**3 * (2 + 2 * 7 + 2)}

@@ -2,7 +2,7 @@
 
 C = rms' sqrt(damped_updates weight damping k) F, with k the columns of B; the term is left out where no
 damping enters. F is scaled as it is loaded, since F^T F may overflow. A new F is start I, with which C^T C
-is damped_updates I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2; see multiply.py for
+is damped_updates weight I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2; see multiply.py for
 the mapping.
 """
 
@@ -79,7 +79,7 @@ def gram(
         if DAMPED:
             if tl.load(state(entry, block, scratch, START)) > 0:
                 d = size(entry, ROWS, VECTOR)
-                m += tl.where((i[:, None] == j[None, :]) & inside(i, j, d, d), damped_updates, 0.0)
+                m += tl.where((i[:, None] == j[None, :]) & inside(i, j, d, d), damped_updates * weight, 0.0)
             else:
                 columns = tl.load(entry + DEPTH).to(tl.float32)
                 scale = tl.sqrt_rn(damped_updates * weight * damping * columns)

@@ -107,14 +107,14 @@ def _inverse_root(m, t, decay, REFINE: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _gram(
-    f, b, start, damping_scale, damped_updates, d, DAMPED: tl.constexpr, PRECISION: tl.constexpr
+    f, b, start, damping_scale, start_damping, d, DAMPED: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """M = B B^T + C^T C with C = damping_scale F."""
+    """M = B B^T + C^T C with C = damping_scale F; C^T C = start_damping I for a new F."""
     m = _product(b, tl.trans(b), PRECISION)
     if DAMPED:
         if start > 0:
             i = tl.arange(0, m.shape[0])
-            m += tl.where((i[:, None] == i[None, :]) & inside(i, i, d, d), damped_updates, 0.0)
+            m += tl.where((i[:, None] == i[None, :]) & inside(i, i, d, d), start_damping, 0.0)
         else:
             c = f * damping_scale
             m += _product(tl.trans(c), c, PRECISION)
@@ -139,7 +139,7 @@ def _updated(
     whitened_square = (squared_norm(b) * whitened).to(tl.float32)
     f = _load_square(entry, SIDE, block, scratch, d, D, TYPE, VECTOR)
     damping_scale = tl.sqrt_rn(damped_updates * weight * damping * k.to(tl.float32)) * rms
-    m = _gram(f, b, start, damping_scale, damped_updates, d, DAMPED, PRECISION)
+    m = _gram(f, b, start, damping_scale, damped_updates * weight, d, DAMPED, PRECISION)
     t = decay + tl.sqrt(squared_norm(m)).to(tl.float32)
     z = _inverse_root(m, t, decay, REFINE, PRECISION)
     if start > 0:
@@ -170,7 +170,7 @@ def _update_side(
     if squared != 0:
         finite = is_finite(new_rms)
         if finite:
-            start = 1 / (new_rms * tl.sqrt_rn(weight * damping * k.to(tl.float32)))
+            start = 1 / (new_rms * tl.sqrt_rn(damping * k.to(tl.float32)))
             start = tl.where(old_weight == 0, start, 0.0)
             whitening = (tl.sqrt_rn(weight) / tl.sqrt(stretch)).to(tl.float32)
             whitened = old_weight / (weight * d.to(tl.float32)) * stretch

@@ -6,13 +6,14 @@ import time
 
 import torch
 from common import percentiles
+from roofline import cuda_costs
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.cost.blocks import root_cost
 from kradagrad_ext.cost.gpus import gpu_of, predict
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.steps import kernel_costs, parts_of
-from kradagrad_ext.cost.torch_products import root_cost
+from kradagrad_ext.cost.steps import parts_of
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
 from .timing import Call, device_times, event_time, host_time
@@ -96,6 +97,6 @@ def _predict(block: int, device: torch.device, report: Report) -> None:
         raise SkippedError("this GPU is not in the table of peaks")
     config = make_config(block_size=block)
     groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
-    kernels = predict(kernel_costs(parts_of(SHAPES, config)), gpu)
+    kernels = predict(cuda_costs(parts_of(SHAPES, config)), gpu)
     report.row("ms", kernels)
     report.row("mean_ms", kernels + predict([root_cost(groups, config)], gpu))

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from kernel_costs import Blocks, Call, step_costs
 from torch import Tensor
 
-from kradagrad_ext.backends import resolve, square_root, square_root_native, square_root_triton
+from kradagrad_ext.backends import native, reference, resolve, triton
 from kradagrad_ext.backends.base import BlockGroup, Side, UpdateRule
 from kradagrad_ext.cost.gpus import Cost
-from kradagrad_ext.cost.square_root import Blocks, Call, step_costs
 
 from .specs import Spec
 
 Arguments = dict[str, Any]
-OPS = {"reference": square_root, "native": square_root_native, "triton": square_root_triton}
+OPS = {"reference": reference, "native": native, "triton": triton}
 
 
 def rule_of(spec: Spec, decay: float, damping: float) -> UpdateRule:

@@ -1,294 +1,235 @@
 // One thread a chunk: batched products over all of its items, then passes item by item. Items that are not
-// pending take part in the products and are never written.
+// ready take part in the products, as identities, and are never written.
 #include "factor_update.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "dtypes.h"
 #include "stacked_cholesky.h"
 #include "symmetric.h"
+#include "triangular.h"
 #include "vector_loops.h"
 
 namespace kradagrad::cpu {
-namespace {
-
-constexpr int64_t kFallbackRefine = 2;
-
-// Whether t comes from the d x d matrix y U^T: always for `product`, and for the other norms where that is
-// cheaper than U^T y, which has the same nonzero eigenvalues.
-bool sized_by_product(FactorScale scale, int64_t d, int64_t k) {
-  return scale == FactorScale::kProduct || (!bounded_by_trace(scale) && k > 2 * d);
-}
-
-// t of an item, from the norm or trace `size` of G.
-double bound(FactorScale scale, double c, double size, int64_t d) {
-  const double t = 1 + c * size;
-  return scale == FactorScale::kTraceDim ? static_cast<double>(d) * t : t;
-}
-
-}  // namespace
-
-int64_t largest_matrix(const UpdateRule& rule, int64_t d, int64_t k) {
-  const int64_t columns = rule.columns_at_once(d, k);
-  const bool gram = rule.inverts() || (!bounded_by_trace(rule.scale) && !sized_by_product(rule.scale, d, k));
-  return std::max({d * k, d * d, gram ? columns * columns : 0});
-}
 
 template <class T>
-void FactorUpdate<T>::apply(T* factor, T* statistics, const bool* active, const Matrices<T>& unfolding) {
-  const int64_t count = unfolding.count, d = unfolding.rows, k = unfolding.cols;
-  std::vector<uint8_t> ready(count), fell_back(count);
+void FactorUpdate<T>::apply(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
+  items_.clear();
   for (int64_t i = 0; i < count; ++i) {
-    bool overflow = false;
-    ready[i] =
-        active[i] && prepare(factor + i * d * d, statistics + 2 * i, unfolding.item(i), d, k, &overflow);
-    fell_back[i] = overflow;
+    items_.push_back(active[i] ? prepare(side.statistics + i * kStatistics, unfoldings.squared_norms[i],
+                                         unfoldings.stretches[i], d * k)
+                               : Item{});
   }
-  if (std::any_of(ready.begin(), ready.end(), [](uint8_t is) { return is; })) {
-    const int64_t columns = rule_.columns_at_once(d, k);
-    for (int64_t begin = 0; begin < k; begin += columns) {
-      std::vector<uint8_t> pending = ready;
-      const auto u = unfolding.col_range(begin, std::min(begin + columns, k));
-      const Batch batch{Matrices<T>::contiguous(factor, count, d, d), u, pending.data(),
-                        begin == 0 ? rule_.decay : 1.0};
-      if (rule_.exact()) {
-        exact(batch);
-      } else if (rule_.refine > 0) {
-        refined(batch, rule_.scale, rule_.refine);
-      } else {
-        plain(batch);
-      }
+  if (std::any_of(items_.begin(), items_.end(), [](const Item& item) { return item.ready; })) {
+    load(side, unfoldings);
+    whiten(unfoldings);
+    if (rule_.damped_updates > 0) add_damping(k);
+    if (triangular()) {
+      times_inverse_root();
       for (int64_t i = 0; i < count; ++i) {
-        if (!pending[i]) continue;
-        fell_back[i] = 1;
-        if (rule_.exact()) refined(batch.item(i), FactorScale::kFrobenius, kFallbackRefine);
+        if (!failed_[i] || !items_[i].ready) continue;
+        load_item(side, i, d, k);
+        solve_failed_item(i, unfoldings);
       }
+    } else {
+      times_polynomial();
     }
   }
-  for (int64_t i = 0; i < count; ++i) statistics[2 * i + 1] += static_cast<T>(fell_back[i]);
+  store(side, active, unfoldings);
 }
 
-// Relative damping of an active item: its running mean, and its first factor. False where nothing more is
-// to be done, because there was no gradient yet or the mean or the factor is not finite.
+// The statistics after this gradient. A block without one is not ready, one that is not finite is counted.
 template <class T>
-bool FactorUpdate<T>::prepare(T* x, T* statistics, const T* u, int64_t d, int64_t k, bool* overflow) const {
-  if (rule_.damping == 0) return true;
-  const double size = dot(u, u, d * k) / static_cast<double>(d);
-  const bool first = statistics[0] == 0;
-  const double mean = first ? size : rule_.decay * statistics[0] + (1 - rule_.decay) * size;
-  const double start = first ? 1 / (rule_.damping * size) : 1;
-  if (mean <= 0) return false;
-  *overflow = !std::isfinite(static_cast<T>(mean)) || !std::isfinite(static_cast<T>(start));
-  if (*overflow) return false;
-  statistics[0] = static_cast<T>(mean);
-  if (first) {
-    std::fill(x, x + d * d, T(0));
-    for (int64_t i = 0; i < d; ++i) x[i * d + i] = static_cast<T>(start);
+typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double squared_norm,
+                                                        double stretch, int64_t elements) const {
+  const double old = rule_.decay * statistics[kWeight], rms = statistics[kRms];
+  const double mean_square = squared_norm / static_cast<double>(elements);
+  const double weight = old + rule_.weight;
+  const double mean = std::sqrt((old * rms * rms + rule_.weight * mean_square) / weight);
+  const bool has_gradient = squared_norm != 0 && stretch != 0;
+  const bool finite = std::isfinite(static_cast<T>(mean)) && std::isfinite(stretch);
+  return {has_gradient && finite, has_gradient && !finite, mean, weight};
+}
+
+template <class T>
+void FactorUpdate<T>::load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
+  f_ = Matrices<T>::contiguous(scratch_.factor.reserve(count * d * d), count, d, d);
+  b_ = Matrices<T>::contiguous(scratch_.b.reserve(count * d * k), count, d, k);
+  h_ = Matrices<T>::contiguous(scratch_.h.reserve(count * d * d), count, d, d);
+  for (int64_t i = 0; i < count; ++i) load_item(side, i, d, k);
+}
+
+// F of an item; a multiple of the identity where it is new.
+template <class T>
+void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k) {
+  T* const f = f_.item(i);
+  const bool is_new = side.statistics[i * kStatistics + kWeight] == 0;
+  if (is_new || !items_[i].ready) {
+    const double start = 1 / (items_[i].rms * std::sqrt(rule_.damping * static_cast<double>(k)));
+    std::fill_n(f, d * d, T(0));
+    for (int64_t j = 0; j < d; ++j) f[j * d + j] = items_[i].ready ? static_cast<T>(start) : T(1);
+    return;
   }
-  return true;
-}
-
-// y = X U, laid out like U unless row-major is asked for.
-template <class T>
-Matrices<T> FactorUpdate<T>::factor_times_unfolding(const Batch& batch, bool row_major) {
-  const int64_t count = batch.u.count, d = batch.u.rows, k = batch.u.cols;
-  T* const memory = workspace_.y.reserve(count * d * k);
-  const auto y = row_major || batch.u.col_stride == 1
-                     ? Matrices<T>::contiguous(memory, count, d, k)
-                     : Matrices<T>::contiguous(memory, count, k, d).transposed();
-  multiply(y, batch.x, batch.u);
-  return y;
-}
-
-// C = N^-1 by Cholesky of I / c + G. Items whose Cholesky fails stay pending.
-template <class T>
-void FactorUpdate<T>::exact(const Batch& batch) {
-  const int64_t count = batch.u.count, k = batch.u.cols;
-  const double c = rule_.weight / batch.decay;
-  const auto y = factor_times_unfolding(batch, true);
-  const auto n = Matrices<T>::contiguous(workspace_.gram.reserve(count * k * k), count, k, k);
-  multiply_lower(n, batch.u.transposed(), y);
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < k; ++j) n.item(i)[j * k + j] += static_cast<T>(1 / c);
-  }
-  std::vector<uint8_t> failed(count);
-  stacked_cholesky(n, y, failed.data(), workspace_.cholesky);
-  std::vector<double> weights(count, 1 / batch.decay);
-  for (int64_t i = 0; i < count; ++i) {
-    if (failed[i]) weights[i] = NAN;
-  }
-  downdate(batch, y, y, weights);
-}
-
-// C = I / t.
-template <class T>
-void FactorUpdate<T>::plain(const Batch& batch) {
-  const int64_t count = batch.u.count, d = batch.u.rows, k = batch.u.cols;
-  const double c = rule_.weight / batch.decay;
-  const auto y = factor_times_unfolding(batch, false);
-  std::vector<double> sizes;
-  if (bounded_by_trace(rule_.scale)) {
-    for (int64_t i = 0; i < count; ++i) sizes.push_back(dot(batch.u.item(i), y.item(i), d * k));
-  } else if (sized_by_product(rule_.scale, d, k)) {
-    sizes = sizes_by_product(batch.u, y, rule_.scale);
+  if (side.bfloat16) {
+    const auto* from = static_cast<const c10::BFloat16*>(side.factor) + i * d * d;
+    for (int64_t j = 0; j < d * d; ++j) f[j] = convert<T>(from[j]);
   } else {
-    const auto gram = Matrices<T>::contiguous(workspace_.gram.reserve(count * k * k), count, k, k);
-    multiply_lower(gram, batch.u.transposed(), y);
-    sizes = sizes_by_gram(gram, rule_.scale);
+    std::copy_n(static_cast<const T*>(side.factor) + i * d * d, d * d, f);
   }
-  std::vector<double> t(count), weights(count);
-  for (int64_t i = 0; i < count; ++i) {
-    t[i] = bound(rule_.scale, c, sizes[i], d);
-    weights[i] = std::isfinite(static_cast<T>(t[i])) ? c / batch.decay / t[i] : NAN;
+  if (triangular() && !is_upper(f, d)) make_upper(f, d);
+}
+
+// weight s^2: what B B^T is multiplied by.
+template <class T>
+double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) const {
+  return items_[i].ready ? rule_.weight / unfoldings.stretches[i] : 0;
+}
+
+// B, and weight s^2 B B^T in H.
+template <class T>
+void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
+  if (triangular()) {
+    multiply_upper_transposed(b_, f_, unfoldings.u);
+  } else {
+    multiply(b_, f_.transposed(), unfoldings.u);
   }
-  downdate(batch, y, y, weights);
-  for (int64_t i = 0; i < count; ++i) {  // y y^T may overflow where y y^T / t does not
-    if (!batch.pending[i] || std::isnan(weights[i])) continue;
-    const auto own = y.items(i, 1);
-    scale(own.data, static_cast<T>(std::sqrt(1 / t[i])), own.data, d * k);
-    downdate(batch.item(i), own, own, {c / batch.decay});
+  multiply_lower(h_, b_, b_.transposed());
+  traces_.clear();
+  for (int64_t i = 0; i < h_.count; ++i) {
+    traces_.push_back(trace(h_.item(i), h_.rows));
+    const T weight = static_cast<T>(weight_of(unfoldings, i));
+    combine_lower(h_.item(i), T(0), weight, h_.item(i), T(0), h_.item(i), h_.rows);
   }
 }
 
-// C = I / t refined: X / decay - (c / decay) (y C) y^T.
+// H += C^T C, C = rms sqrt(damped_updates weight damping k) F, which is scaled first: F^T F might overflow.
 template <class T>
-void FactorUpdate<T>::refined(const Batch& batch, FactorScale scale, int64_t refine) {
-  const int64_t count = batch.u.count, d = batch.u.rows, k = batch.u.cols;
-  const double c = rule_.weight / batch.decay;
-  const auto y = factor_times_unfolding(batch, false);
-  const auto gram = Matrices<T>::contiguous(workspace_.gram.reserve(count * k * k), count, k, k);
-  multiply_lower(gram, batch.u.transposed(), y);
-  std::vector<double> t =
-      scale == FactorScale::kProduct ? sizes_by_product(batch.u, y, scale) : sizes_by_gram(gram, scale);
-  for (double& item : t) item = bound(scale, c, item, d);
-  refine_inverse(gram, t, c, refine);
-  const auto inverse = Matrices<T>::contiguous(workspace_.inverse.get(), count, k, k);
-  const auto z = Matrices<T>::contiguous(workspace_.z.reserve(count * d * k), count, d, k);
-  multiply(z, y, inverse);
-  std::vector<double> weights(count, c / batch.decay);
+void FactorUpdate<T>::add_damping(int64_t k) {
+  const int64_t count = f_.count, d = f_.rows;
+  const auto damped = Matrices<T>::contiguous(scratch_.damped.reserve(count * d * d), count, d, d);
+  const auto gram = Matrices<T>::contiguous(scratch_.product.reserve(count * d * d), count, d, d);
+  const double share = rule_.damped_updates * rule_.weight * rule_.damping * static_cast<double>(k);
   for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(static_cast<T>(t[i]))) weights[i] = NAN;
+    const double rms = items_[i].ready ? items_[i].rms : 0;
+    scale(damped.item(i), static_cast<T>(rms * std::sqrt(share)), f_.item(i), d * d);
   }
-  downdate(batch, y, z, weights);
+  if (triangular()) {
+    gram_of_upper(gram, damped);
+  } else {
+    multiply_lower(gram, damped.transposed(), damped);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    combine_lower(h_.item(i), T(0), T(1), h_.item(i), T(1), gram.item(i), d);
+  }
 }
 
-// The trace or norm of G that bounds its largest eigenvalue, from the lower triangle of G.
+// F <- F L^-T with H + decay I = L L^T.
 template <class T>
-std::vector<double> FactorUpdate<T>::sizes_by_gram(const Matrices<T>& gram, FactorScale scale) {
-  const int64_t k = gram.rows;
-  std::vector<double> sizes(gram.count);
-  Matrices<T> square = gram;
-  if (scale == FactorScale::kSchatten4) {
-    square = Matrices<T>::contiguous(workspace_.square.reserve(gram.count * k * k), gram.count, k, k);
-    for (int64_t i = 0; i < gram.count; ++i) mirror_lower(gram.item(i), k);
-    multiply_lower(square, gram, gram);
+void FactorUpdate<T>::times_inverse_root() {
+  for (int64_t i = 0; i < h_.count; ++i) {
+    for (int64_t j = 0; j < h_.rows; ++j) h_.item(i)[j * h_.rows + j] += static_cast<T>(rule_.decay);
   }
-  for (int64_t i = 0; i < gram.count; ++i) {
-    if (bounded_by_trace(scale)) {
-      sizes[i] = trace(gram.item(i), k);
+  failed_.assign(h_.count, 0);
+  stacked_cholesky(h_, f_, failed_.data(), scratch_.cholesky);
+}
+
+// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is L^T.
+template <class T>
+void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings) {
+  const int64_t d = f_.rows, k = unfoldings.u.cols, damped = rule_.damped_updates > 0 ? d : 0;
+  items_[i].counted = true;
+  if (!std::isfinite(traces_[i])) {
+    items_[i].ready = false;
+    return;
+  }
+  T* const rows = scratch_.power.reserve((d + k + damped) * d);
+  std::fill_n(rows, d * d, T(0));
+  for (int64_t j = 0; j < d; ++j) rows[j * d + j] = static_cast<T>(std::sqrt(rule_.decay));
+  const double s = std::sqrt(weight_of(unfoldings, i));
+  for (int64_t j = 0; j < k; ++j) {
+    for (int64_t l = 0; l < d; ++l) rows[(d + j) * d + l] = static_cast<T>(s * b_.item(i)[l * k + j]);
+  }
+  if (damped > 0) std::copy_n(scratch_.damped.get() + i * d * d, d * d, rows + (d + k) * d);
+  solve_by_qr(f_.item(i), rows, d + k + damped, d);
+}
+
+// out = a b for symmetric a and b that commute, both triangles.
+template <class T>
+void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
+  multiply_lower(out, a, b);
+  for (int64_t i = 0; i < out.count; ++i) mirror_lower(out.item(i), out.rows);
+}
+
+// F <- F q(H): coupled Newton-Schulz with minimax scaling, see `inverse_root` in backends/square_root.py. H
+// comes without its decay I.
+template <class T>
+void FactorUpdate<T>::times_polynomial() {
+  const int64_t count = h_.count, d = h_.rows;
+  const auto matrices = [&](Buffer<T>& buffer) {
+    return Matrices<T>::contiguous(buffer.reserve(count * d * d), count, d, d);
+  };
+  auto y = h_, z = matrices(scratch_.root), polynomial = matrices(scratch_.power),
+       product = matrices(scratch_.product);
+  std::vector<double> floors(count), at_decay(count, 1.0);
+  for (int64_t i = 0; i < count; ++i) {
+    const double t = rule_.decay + std::sqrt(squared_norm_of_lower(h_.item(i), d));
+    floors[i] = std::sqrt(rule_.decay / t);
+    combine_lower(y.item(i), static_cast<T>(rule_.decay / t), static_cast<T>(1 / t), y.item(i), T(0),
+                  y.item(i), d);
+  }
+  for (int64_t step = 0; step < rule_.refine; ++step) {
+    if (step > 0) multiply_symmetric(product, z, y);
+    for (int64_t i = 0; i < count; ++i) {
+      const double f = floors[i], s = std::sqrt(3 / (1 + f + f * f)), a = 1.5 * s, b = 0.5 * s * s * s;
+      const T* const power = (step > 0 ? product : y).item(i);
+      combine_lower(polynomial.item(i), static_cast<T>(a), static_cast<T>(-b), power, T(0), power, d);
+      at_decay[i] *= a - b * f * f;
+      floors[i] = std::min(1.0, f * (a - b * f * f));
+    }
+    if (step + 1 < rule_.refine) {
+      multiply_symmetric(product, y, polynomial);
+      std::swap(y, product);
+    }
+    if (step > 0) {
+      multiply_symmetric(product, polynomial, z);
+      std::swap(z, product);
     } else {
-      const double norm = std::sqrt(squared_norm_of_lower(square.item(i), k));
-      sizes[i] = scale == FactorScale::kSchatten4 ? std::sqrt(norm) : norm;
+      std::swap(z, polynomial);
     }
   }
-  return sizes;
+  multiply(product, f_, z);
+  for (int64_t i = 0; i < count; ++i) {
+    const double restored = 1 / (std::sqrt(rule_.decay) * at_decay[i]);
+    scale(f_.item(i), static_cast<T>(restored), product.item(i), d * d);
+  }
 }
 
-// The same from M = y U^T: |G|_F^2 = tr(M M) and |G^2|_F^2 = tr(M^2 M^2). M is not symmetric, so rounding can
-// leave these traces too small; no symmetric G has norms under the bounds by tr(G) that they are raised to.
+// Factors and statistics of the items that are ready and came out finite; the others are counted.
 template <class T>
-std::vector<double> FactorUpdate<T>::sizes_by_product(const Matrices<T>& u, const Matrices<T>& y,
-                                                      FactorScale scale) {
-  const int64_t count = u.count, d = u.rows;
-  auto m = Matrices<T>::contiguous(workspace_.downdate.reserve(count * d * d), count, d, d);
-  multiply(m, y, u.transposed());
-  std::vector<double> traces(count), sizes(count);
-  for (int64_t i = 0; i < count; ++i) traces[i] = trace(m.item(i), d);
-  if (scale == FactorScale::kSchatten4) {
-    const auto square = Matrices<T>::contiguous(workspace_.square.reserve(count * d * d), count, d, d);
-    multiply(square, m, m);
-    m = square;
-  }
-  const double rank = static_cast<double>(d);
+void FactorUpdate<T>::store(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings) {
+  const int64_t count = unfoldings.u.count, d = unfoldings.u.rows;
   for (int64_t i = 0; i < count; ++i) {
-    const double trace_squared = traces[i] * traces[i];
-    if (scale == FactorScale::kProduct) {
-      sizes[i] = std::sqrt(dot(m.item(i), m.item(i), d * d));
-    } else if (scale == FactorScale::kFrobenius) {
-      sizes[i] = std::sqrt(std::max(trace_of_square(m.item(i), d), trace_squared / rank));
+    if (!active[i]) continue;
+    T* const statistics = side.statistics + i * kStatistics;
+    Item& item = items_[i];
+    const T* const f = item.ready ? f_.item(i) : nullptr;
+    if (f && !std::all_of(f, f + d * d, [](T value) { return std::isfinite(value); })) {
+      item = {false, true, 0, 0};
+    }
+    statistics[kFallbacks] += static_cast<T>(item.counted);
+    if (!item.ready) continue;
+    statistics[kWhitened] = static_cast<T>(statistics[kWeight] * traces_[i] / static_cast<double>(d));
+    statistics[kWeight] = static_cast<T>(item.weight);
+    statistics[kRms] = static_cast<T>(item.rms);
+    if (side.bfloat16) {
+      auto* const to = static_cast<c10::BFloat16*>(side.factor) + i * d * d;
+      for (int64_t j = 0; j < d * d; ++j) to[j] = convert<c10::BFloat16>(f[j]);
     } else {
-      const double least = trace_squared * trace_squared / (rank * rank * rank);
-      sizes[i] = std::sqrt(std::sqrt(std::max(trace_of_square(m.item(i), d), least)));
+      std::copy_n(f, d * d, static_cast<T*>(side.factor) + i * d * d);
     }
-  }
-  return sizes;
-}
-
-// workspace_.inverse = C after `refine` times C <- C V, V = 5 I - 8 W + 4 W^2, W = N C, from C = I / t. All
-// of them are polynomials in N, so their products are symmetric and W <- W V follows from W = N / t. Halving
-// the product N C instead would take in its asymmetry, which is rounding times |N|: 10 times the error.
-template <class T>
-void FactorUpdate<T>::refine_inverse(const Matrices<T>& gram, const std::vector<double>& t, double c,
-                                     int64_t refine) {
-  const int64_t count = gram.count, k = gram.rows, size = count * k * k;
-  const auto inverse = Matrices<T>::contiguous(workspace_.inverse.reserve(size), count, k, k);
-  const auto ratio = Matrices<T>::contiguous(workspace_.ratio.reserve(size), count, k, k);
-  const auto growth = Matrices<T>::contiguous(workspace_.growth.reserve(size), count, k, k);
-  for (int64_t i = 0; i < count; ++i) {
-    const T r = static_cast<T>(1 / t[i]), s = static_cast<T>(c / t[i]);
-    combine_lower(ratio.item(i), r, s, gram.item(i), T(0), gram.item(i), k);
-  }
-  grow(growth, ratio);
-  for (int64_t i = 0; i < count; ++i) {
-    const T r = static_cast<T>(1 / t[i]);
-    combine_lower(inverse.item(i), T(0), r, growth.item(i), T(0), growth.item(i), k);
-  }
-  for (int64_t step = 1; step < refine; ++step) {
-    multiply_symmetric(ratio, growth);
-    grow(growth, ratio);
-    multiply_symmetric(inverse, growth);
-  }
-}
-
-// growth = 5 I - 8 W + 4 W^2
-template <class T>
-void FactorUpdate<T>::grow(const Matrices<T>& growth, const Matrices<T>& ratio) {
-  multiply_lower(growth, ratio, ratio);
-  for (int64_t i = 0; i < ratio.count; ++i) {
-    combine_lower(growth.item(i), T(5), T(-8), ratio.item(i), T(4), growth.item(i), ratio.rows);
-  }
-}
-
-// a <- a b for symmetric, commuting a and b.
-template <class T>
-void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& a, const Matrices<T>& b) {
-  const int64_t k = a.rows;
-  const auto product = Matrices<T>::contiguous(workspace_.square.reserve(a.count * k * k), a.count, k, k);
-  multiply_lower(product, a, b);
-  for (int64_t i = 0; i < a.count; ++i) {
-    combine_lower(a.item(i), T(0), T(1), product.item(i), T(0), product.item(i), k);
-  }
-}
-
-// X <- X / decay - weight z y^T for the pending items with a finite weight and a finite result. As z y^T is
-// positive semidefinite, no element of it is larger than those on its diagonal.
-template <class T>
-void FactorUpdate<T>::downdate(const Batch& batch, const Matrices<T>& y, const Matrices<T>& z,
-                               const std::vector<double>& weights) {
-  const int64_t count = batch.x.count, d = batch.x.rows;
-  const auto amount = Matrices<T>::contiguous(workspace_.downdate.reserve(count * d * d), count, d, d);
-  multiply_lower(amount, z, y.transposed());
-  const T keep = static_cast<T>(1 / batch.decay);
-  for (int64_t i = 0; i < count; ++i) {
-    T* const x = batch.x.item(i);
-    const T weight = static_cast<T>(weights[i]);
-    bool finite = batch.pending[i] && std::isfinite(weight);
-    for (int64_t j = 0; j < d && finite; ++j) {
-      finite = std::isfinite(keep * x[j * d + j] - weight * amount.item(i)[j * d + j]);
-    }
-    if (!finite) continue;
-    combine_lower(x, T(0), keep, x, -weight, amount.item(i), d);
-    batch.pending[i] = 0;
   }
 }
 

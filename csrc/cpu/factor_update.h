@@ -1,64 +1,80 @@
-// The update of the factors of a chunk of blocks (kradagrad_ext/backends/base.py, update_factor_).
+// The update of the factors of one side of a chunk of blocks (kradagrad_ext/backends/base.py,
+// update_factor_):
 //
-// Neither A = sqrt(weight) U nor X / decay is ever formed. With c = weight / decay, y = X U and the unscaled
-// Gram matrix G = U^T y the formulas become
+//   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-//   N = I + c G,   X <- X / decay - (c / decay) y C y^T,   exact: C = (c (I / c + G))^-1,
-//
-// and the scalars are applied in the one pass that writes X. X is written last, whole or not at all.
+// with s the factor that gives U the gradient's norm. By Cholesky H = L L^T, R = L^-T: F is upper triangular
+// before and after, and every product leaves out what is zero; an F that is none is made one first. F is
+// written last, whole or not at all.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "../update_rule.h"
+#include "../rule.h"
 #include "buffer.h"
 #include "products.h"
 
 namespace kradagrad::cpu {
 
+// One side's arrays from a chunk's first block on.
+template <class T>
+struct SideArrays {
+  void* factor;  // [count, d, d], of T or bfloat16
+  bool bfloat16;
+  T* statistics;  // [count, kStatistics]
+};
+
+// The unfoldings of a chunk's blocks, with the numbers that go with them; of each item.
+template <class T>
+struct Unfoldings {
+  Matrices<T> u;                      // [count, d, k]
+  std::vector<double> squared_norms;  // of the gradients
+  std::vector<double> stretches;      // |U|_F^2 over those; 1 without coupling
+};
+
 // Scratch of one thread, shared by the updates it runs one after another.
 template <class T>
-struct Workspace {
-  Buffer<T> y, z, gram, inverse, ratio, growth, square, downdate, cholesky;
+struct UpdateScratch {
+  Buffer<T> factor, b, h, damped, power, product, root, cholesky;
 };
 
 // The largest matrix that the update of one block with an unfolding [d, k] forms, in elements.
-int64_t largest_matrix(const UpdateRule& rule, int64_t d, int64_t k);
+inline int64_t largest_matrix(int64_t d, int64_t k) { return d * (d > k ? d : k); }
 
 template <class T>
 class FactorUpdate {
  public:
-  FactorUpdate(const UpdateRule& rule, Workspace<T>& workspace) : rule_(rule), workspace_(workspace) {}
+  FactorUpdate(const FactorRule& rule, UpdateScratch<T>& scratch) : rule_(rule), scratch_(scratch) {}
 
-  // factor [count, d, d] and statistics [count, 2], contiguous; unfolding [count, d, k], each item contiguous
-  // or the transpose of a contiguous one; active [count].
-  void apply(T* factor, T* statistics, const bool* active, const Matrices<T>& unfolding);
+  void apply(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings);
 
  private:
-  // Items, and the columns of their unfoldings that are fed at once. `pending`: is yet to be updated.
-  struct Batch {
-    Matrices<T> x, u;
-    uint8_t* pending;
-    double decay;
-    Batch item(int64_t i) const { return {x.items(i, 1), u.items(i, 1), pending + i, decay}; }
+  // New statistics of an item; `ready`: it has a gradient, and they are finite.
+  struct Item {
+    bool ready, counted;
+    double rms, weight;
   };
 
-  bool prepare(T* x, T* statistics, const T* u, int64_t d, int64_t k, bool* overflow) const;
-  Matrices<T> factor_times_unfolding(const Batch& batch, bool row_major);
-  void exact(const Batch& batch);
-  void plain(const Batch& batch);
-  void refined(const Batch& batch, FactorScale scale, int64_t refine);
-  std::vector<double> sizes_by_gram(const Matrices<T>& gram, FactorScale scale);
-  std::vector<double> sizes_by_product(const Matrices<T>& u, const Matrices<T>& y, FactorScale scale);
-  void refine_inverse(const Matrices<T>& gram, const std::vector<double>& t, double c, int64_t refine);
-  void grow(const Matrices<T>& growth, const Matrices<T>& ratio);
-  void multiply_symmetric(const Matrices<T>& a, const Matrices<T>& b);
-  void downdate(const Batch& batch, const Matrices<T>& y, const Matrices<T>& z,
-                const std::vector<double>& weights);
+  Item prepare(const T* statistics, double squared_norm, double stretch, int64_t elements) const;
+  void load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings);
+  void load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k);
+  void whiten(const Unfoldings<T>& unfoldings);
+  void add_damping(int64_t k);
+  void times_inverse_root();
+  void times_polynomial();
+  void multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b);
+  void solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings);
+  void store(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings);
+  double weight_of(const Unfoldings<T>& unfoldings, int64_t i) const;
+  bool triangular() const { return rule_.method == Method::kCholesky; }
 
-  UpdateRule rule_;
-  Workspace<T>& workspace_;
+  FactorRule rule_;
+  UpdateScratch<T>& scratch_;
+  std::vector<Item> items_;
+  std::vector<uint8_t> failed_;
+  std::vector<double> traces_;
+  Matrices<T> f_, b_, h_;
 };
 
 }  // namespace kradagrad::cpu

@@ -1,4 +1,4 @@
-// Left-looking by panels of `kPanel` columns, for the stacked matrix S = [N; Y] [k + d, k]:
+// Left-looking by panels of `kPanel` columns, for the stacked matrix S = [N; Y] [2 k, k]:
 //
 //   T = S[:, panel] - S[:, left of it] S[panel, left of it]^T      rows from the panel's first on
 //   L = chol(T[panel rows]),  V = L^-T                             a small kernel of our own
@@ -141,13 +141,12 @@ void multiply_upper(const Matrices<T>& out, const Matrices<T>& a, const Matrices
 }  // namespace
 
 template <class T>
-void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch,
-                      bool upper) {
-  const int64_t count = n.count, k = n.rows, d = y.rows, widest = std::min<int64_t>(k, kPanel);
-  T* const memory = scratch.reserve(count * widest * (k + d + widest));
+void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch) {
+  const int64_t count = n.count, k = n.rows, widest = std::min<int64_t>(k, kPanel);
+  T* const memory = scratch.reserve(count * widest * (2 * k + widest));
   for (int64_t begin = 0; begin < k; begin += kPanel) {
     const int64_t end = std::min<int64_t>(begin + kPanel, k), width = end - begin;
-    const int64_t rows = upper ? end : d;  // of Y that are not zero in this panel
+    const int64_t rows = end;  // of Y that are not zero in this panel
     const auto top = Matrices<T>::contiguous(memory, count, k - begin, width);
     const auto bottom = Matrices<T>::contiguous(memory + count * width * (k - begin), count, rows, width);
     const auto v = Matrices<T>::contiguous(bottom.data + count * width * rows, count, width, width);
@@ -162,9 +161,7 @@ void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* faile
   }
 }
 
-template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&,
-                               bool);
-template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&,
-                               bool);
+template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
+template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
 
 }  // namespace kradagrad::cpu

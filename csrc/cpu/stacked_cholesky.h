@@ -8,11 +8,10 @@
 
 namespace kradagrad::cpu {
 
-// N = L L^T for N [count, k, k] and Y <- Y L^-T for Y [count, d, k], both contiguous. Of N the lower triangle
-// is read; it is overwritten. Where a pivot is not positive and finite, `failed[i]` is set and that item's N
-// and Y are worthless. `scratch` grows as needed. `upper`: Y [k, k] is an upper triangle, and stays one.
+// N = L L^T for N [count, k, k] and Y <- Y L^-T for upper triangular Y [count, k, k], both contiguous. Of N
+// the lower triangle is read; it is overwritten. Where a pivot is not positive and finite, `failed[i]` is set
+// and that item's N and Y are worthless. `scratch` grows as needed.
 template <class T>
-void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch,
-                      bool upper = false);
+void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch);
 
 }  // namespace kradagrad::cpu

@@ -65,23 +65,6 @@ double squared_norm_body(const T* x, int64_t n) {
   return sum;
 }
 
-template <class T>
-double trace_of_square_body(const T* x, int64_t n) {
-  constexpr int64_t kSide = 2 * kTile;  // a row is as long as `dot` has independent sums
-  double sum = 0;
-  T column[kSide * kSide];
-  for (int64_t row = 0; row < n; row += kSide) {
-    for (int64_t col = 0; col < n; col += kSide) {
-      const int64_t rows = std::min(kSide, n - row), cols = std::min(kSide, n - col);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < cols; ++j) column[i * kSide + j] = x[(col + j) * n + row + i];
-      }
-      for (int64_t i = 0; i < rows; ++i) sum += dot(x + (row + i) * n + col, column + i * kSide, cols);
-    }
-  }
-  return sum;
-}
-
 }  // namespace
 
 KRADAGRAD_MULTIVERSION void combine_lower(float* out, float diagonal, float a, const float* x, float b,
@@ -95,8 +78,5 @@ KRADAGRAD_MULTIVERSION void combine_lower(double* out, double diagonal, double a
 
 double squared_norm_of_lower(const float* x, int64_t n) { return squared_norm_body(x, n); }
 double squared_norm_of_lower(const double* x, int64_t n) { return squared_norm_body(x, n); }
-
-double trace_of_square(const float* x, int64_t n) { return trace_of_square_body(x, n); }
-double trace_of_square(const double* x, int64_t n) { return trace_of_square_body(x, n); }
 
 }  // namespace kradagrad::cpu

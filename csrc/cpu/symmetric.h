@@ -21,10 +21,6 @@ void mirror_lower(T* x, int64_t n) {
 double squared_norm_of_lower(const float* x, int64_t n);
 double squared_norm_of_lower(const double* x, int64_t n);
 
-// tr(x x) of a square matrix that need not be symmetric.
-double trace_of_square(const float* x, int64_t n);
-double trace_of_square(const double* x, int64_t n);
-
 template <class T>
 double trace(const T* x, int64_t n) {
   double sum = 0;

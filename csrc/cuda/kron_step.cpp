@@ -1,9 +1,9 @@
-// kron_step_ and update_factor_ on CUDA: checks, and the plan of their launches (plan/kron_step_plan.h).
+// kron_step_ and update_factor_ in the square-root form on CUDA: checks, and the plan of their launches
+// (plan/square_root_plan.h).
 #include <torch/csrc/stable/library.h>
 
-#include "../kron_groups.h"
-#include "../update_rule.h"
-#include "plan/kron_step_plan.h"
+#include "../block_groups.h"
+#include "plan/square_root_plan.h"
 #include "run.h"
 
 namespace kradagrad::cuda {
@@ -12,17 +12,12 @@ namespace {
 const DTypes kFloat = {ScalarType::Float};
 
 // The rule of the kernels, which have no Cholesky.
-FactorRule kernel_rule(const Checks& checks, const UpdateRule& rule) {
-  static_assert(static_cast<int>(kradagrad::FactorScale::kSchatten4) ==
-                static_cast<int>(FactorScale::kSchatten4));
-  if (rule.exact()) {
-    checks.fail("factor_scale", "trace_dim, trace, product, frobenius or schatten4 on CUDA", "exact");
-  }
-  return {static_cast<float>(rule.decay), static_cast<float>(rule.weight), static_cast<float>(rule.damping),
-          static_cast<FactorScale>(rule.scale), static_cast<int32_t>(rule.refine)};
+SquareRootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& rule, bool update) {
+  if (update && rule.method == Method::kCholesky) checks.fail("method", "products on CUDA", "cholesky");
+  return {static_cast<float>(rule.decay),    static_cast<float>(rule.weight),
+          static_cast<float>(rule.damping),  static_cast<float>(rule.damped_updates),
+          static_cast<int32_t>(rule.refine), rule.coupled};
 }
-
-Precision kernel_precision(const UpdateRule& rule) { return static_cast<Precision>(rule.precision); }
 
 // Sizes that the kernels count in 32 bits.
 void check_sizes(const Checks& checks, const char* name, int64_t rows, int64_t cols) {
@@ -31,73 +26,69 @@ void check_sizes(const Checks& checks, const char* name, int64_t rows, int64_t c
                 std::max(rows, cols));
 }
 
-KronTensors kernel_group(const KronArguments& in, const kradagrad::KronGroup& group) {
-  KronTensors tensors{};
-  tensors.blocks = group.blocks;
-  tensors.m = static_cast<int32_t>(group.m);
-  tensors.n = static_cast<int32_t>(group.n);
-  if (in.update) {
-    tensors.grad = infos(group.grad);
-    tensors.left = FactorTensors{info(group.left), data<float>(group.left_statistics)};
-    tensors.right = FactorTensors{info(group.right), data<float>(group.right_statistics)};
-  }
-  if (in.precondition()) {
-    tensors.direction = infos(group.direction);
-    tensors.out = infos(group.out);
-    tensors.left_root = info(group.roots[0]);
-    tensors.right_root = info(group.roots[1]);
-  }
-  return tensors;
+SquareRootSideTensors kernel_side(const kradagrad::Side& side) {
+  return {info(side.factor), data<float>(side.statistics)};
 }
 
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
                const Tensors direction, const Tensors left_root, const Tensors right_root,
-               const Tensor active, double decay, double weight, double damping,
-               const std::string factor_scale, int64_t refine, const std::string precision, bool update) {
-  const KronArguments in{left, right,     left_statistics, right_statistics, out,    norms,
-                         grad, direction, left_root,       right_root,       active, update};
+               const Tensor active, double decay, double weight, double damping, double damped_updates,
+               const std::string method, int64_t refine, const std::string precision, bool coupled,
+               bool update, bool precondition) {
+  const GroupArguments in{left,      right,     left_statistics, right_statistics, out,    norms,       grad,
+                          direction, left_root, right_root,      active,           update, precondition};
   const Checks checks("kron_step_", norms);
-  if (!left.empty()) checks.contiguous("left[0]", left[0], {"N", "m", "m"}, kFloat);
-  const std::vector<kradagrad::KronGroup> groups = checked_groups(checks, in, kKernelViewDTypes);
-  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine, precision);
-  KronStepInputs inputs{{},
-                        kernel_rule(checks, rule),
-                        kernel_precision(rule),
-                        update,
-                        in.precondition(),
-                        data<bool>(active),
-                        data<float>(norms)};
-  for (const kradagrad::KronGroup& group : groups) {
+  checks.tensor("norms", norms, {"N"}, kFloat);
+  const kradagrad::FactorRule rule =
+      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
+  const std::vector<BlockGroup> groups = checked_block_groups(checks, in, rule, kKernelViewDTypes);
+  SquareRootInputs inputs{{},
+                          kernel_rule(checks, rule, update),
+                          static_cast<Precision>(rule.precision),
+                          update,
+                          precondition,
+                          data<bool>(active),
+                          data<float>(norms),
+                          shared_memory_limit(norms)};
+  for (const BlockGroup& group : groups) {
     check_sizes(checks, "left", group.m, group.n);
-    inputs.groups.push_back(kernel_group(in, group));
+    inputs.groups.push_back({group.blocks, static_cast<int32_t>(group.m), static_cast<int32_t>(group.n),
+                             infos(group.grad), kernel_side(group.left), kernel_side(group.right),
+                             infos(group.direction), infos(group.out), info(group.left.root),
+                             info(group.right.root)});
   }
-  inputs.shared_limit = shared_memory_limit(norms);
-  run("kron_step_", norms, plan_kron_step(inputs));
+  run("kron_step_", norms, plan_square_root_step(inputs));
 }
 
 void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor active,
-                   double decay, double weight, double damping, const std::string factor_scale,
-                   int64_t refine, const std::string precision) {
-  const Checks checks("update_factor_", factor);
-  checks.contiguous("factor", factor, {"N", "d", "d"}, kFloat);
+                   double decay, double weight, double damping, double damped_updates,
+                   const std::string method, int64_t refine, const std::string precision, bool coupled) {
+  const Checks checks("update_factor_", statistics);
+  checks.tensor("statistics", statistics, {"N", kStatistics}, kFloat);
+  check_side(checks, "factor", factor, "statistics", statistics, statistics.size(0), "d", ScalarType::Float);
   const int64_t count = factor.size(0), d = factor.size(1);
-  checks.contiguous("statistics", statistics, {count, 2}, kFloat);
   const int64_t k = unfolding.empty() ? 0 : unfolding[0].size(unfolding[0].dim() - 1);
   checks.block_views("unfolding", unfolding, count, d, k, kKernelViewDTypes);
   checks.contiguous("active", active, {count}, {ScalarType::Bool});
   check_sizes(checks, "unfolding", d, k);
-  const UpdateRule rule = update_rule(checks, decay, weight, damping, factor_scale, refine, precision);
-  KronTensors group{};
+  const kradagrad::FactorRule rule =
+      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, false);
+  SquareRootGroupTensors group{};
   group.blocks = count;
   group.m = static_cast<int32_t>(d);
   group.n = static_cast<int32_t>(k);
   group.grad = infos(unfolding);
-  group.left = FactorTensors{info(factor), data<float>(statistics)};
-  KronStepInputs inputs{
-      {group}, kernel_rule(checks, rule), kernel_precision(rule), true, false, data<bool>(active), nullptr};
-  inputs.shared_limit = shared_memory_limit(factor);
-  run("update_factor_", factor, plan_kron_step(inputs));
+  group.left = SquareRootSideTensors{info(factor), data<float>(statistics)};
+  const SquareRootInputs inputs{{group},
+                                kernel_rule(checks, rule, true),
+                                static_cast<Precision>(rule.precision),
+                                true,
+                                false,
+                                data<bool>(active),
+                                nullptr,
+                                shared_memory_limit(statistics)};
+  run("update_factor_", statistics, plan_square_root_step(inputs));
 }
 
 }  // namespace

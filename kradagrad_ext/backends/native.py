@@ -22,8 +22,8 @@ from .base import BlockGroup, UpdateRule
 name = "native"
 
 _OPS = (
-    "square_root_step_",
-    "square_root_update_",
+    "kron_step_",
+    "update_factor_",
     "precondition",
     "accumulate_",
     "parameter_step_",
@@ -85,7 +85,7 @@ def update_factor_(
     if rule.method == "cholesky" and statistics.device.type == "cuda":
         square_root.update_factor_(factor, statistics, unfolding, active, rule)
         return
-    op("square_root_update_")(factor, statistics, list(unfolding), active, *_flat(rule))
+    op("update_factor_")(factor, statistics, list(unfolding), active, *_flat(rule))
 
 
 def kron_step_(
@@ -103,7 +103,7 @@ def kron_step_(
         return
     rooted = groups if precondition or (update and rule.coupled) else ()
     written = groups if precondition else ()
-    op("square_root_step_")(
+    op("kron_step_")(
         [group.left.factor for group in groups],
         [group.right.factor for group in groups],
         [group.left.statistics for group in groups],

@@ -1,4 +1,4 @@
-"""The launches of ``kron_step_`` in the square-root form on CUDA, after csrc/cuda/plan.
+"""The launches of ``kron_step_`` on CUDA, after csrc/cuda/plan and the kernels' own comments.
 
 Not counted: a block's statistics and norms, a few numbers beside its matrices.
 """
@@ -6,13 +6,17 @@ Not counted: a block's statistics and norms, a few numbers beside its matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from kradagrad_ext.backends.base import UpdateRule
+from kradagrad_ext.cost.blocks import FLOAT, KINDS
+from kradagrad_ext.cost.gpus import Cost
 
-from .gpus import Cost
-from .products import DEPTH, FLOAT, KINDS, TILE, Work, ceil_to, lower_elements, terms
+TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
+DEPTH = 32  # kProductDepth
+SPLITS = {"bf16x3": 2, "tf32x3": 2, "bf16x6": 3, "fp32": 1}
+"""Terms of an operand."""
 
 RESIDENT_SIDE = 128  # kResidentSide
 SMALL_RESIDENT_SIDE = 64
@@ -21,6 +25,44 @@ SCRATCH_BYTES = 256 << 20
 
 Side = tuple[str, int, int]
 """A side's name, its d and its k."""
+
+
+def ceil_to(size: int, unit: int) -> int:
+    """The least multiple of a unit that is not smaller."""
+    return -(-size // unit) * unit
+
+
+def terms(precision: str, exact_a: bool = False, exact_b: bool = False) -> int:
+    """Products of a split product: terms i and j with i + j < the number of terms of an operand.
+
+    A bf16 operand is exact in its first term: the products with its others are left out.
+    """
+    count = SPLITS[precision]
+    pairs = [(i, j) for i in range(count) for j in range(count - i)]
+    return sum(not (exact_a and i) and not (exact_b and j) for i, j in pairs)
+
+
+def lower_elements(side: int) -> int:
+    """Elements of the 16 x 16 tiles on and below the diagonal."""
+    whole, rest = divmod(side, TILE)
+    return TILE * TILE * whole * (whole + 1) // 2 + rest * side
+
+
+@dataclass
+class Work:
+    """Of one block in one launch: bytes by operand, each once, executed and least flops."""
+
+    operands: dict[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    least_flops: float = 0.0
+
+    def move(self, operands: Mapping[str, float]) -> None:
+        for name, size in operands.items():
+            self.operands[name] = max(size, self.operands.get(name, 0))
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.operands.values())
 
 
 @dataclass(frozen=True)
