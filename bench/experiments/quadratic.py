@@ -1,0 +1,210 @@
+"""The paper's synthetic experiment: an ill-conditioned quadratic, and which optimizer float32 is enough for.
+
+    python bench/experiments/quadratic.py                        # n = 128 and 512, some ten minutes
+    python bench/experiments/quadratic.py --sizes 1536 --rates 5e-3
+
+The loss is sum(W * (H0 W H1)) for a matrix W [n, n], in float64; H0 and H1 have eigenvalues 10^(-r^2), r
+from 0 to -2, scaled to at most 10, in random orthogonal bases: condition 1e4 each, 1e8 in all. 250 steps,
+momentum 0.9, roots of order 4 every third step, one block (the synthetic experiment of Mei, Moreno and
+Walters, UAI 2023). Every optimizer computes in the dtype of its row, and W is stored in it. Results go to a
+CSV; docs/quadratic.md has the table and the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from shampoo import Shampoo
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from kradagrad_ext import KrADagrad, PublishedKrADagrad
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, ROOT_EVERY, MOMENTUM = 250, 3, 0.9
+RATES = (2.5e-3, 5e-3, 1e-2)
+
+Factory = Callable[[list[torch.nn.Parameter], float], Optimizer]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer in a dtype.
+
+    Attributes:
+        factory: makes it from parameters and a learning rate.
+        rates: its own learning rates; None for those of the command line.
+    """
+
+    name: str
+    dtype: torch.dtype
+    factory: Factory
+    rates: tuple[float, ...] | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def ours(**options: object) -> Factory:
+    """KrADagrad with the experiment's schedule, exponent and momentum; nothing is forgotten."""
+
+    def make(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
+        return KrADagrad(
+            params, lr=lr, betas=(MOMENTUM, 0.0), momentum_on="update", graft="sgd",
+            block_size=max(params[0].shape), factor_decay=1.0, damping=1e-12, exponent=0.25,
+            root_every=ROOT_EVERY, start_step=ROOT_EVERY, **options,
+        )  # fmt: skip
+
+    return make
+
+
+def published(variant: str) -> Factory:
+    """The authors' formulas."""
+
+    def make(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
+        return PublishedKrADagrad(
+            params, variant=variant, lr=lr, momentum=MOMENTUM, matrix_eps=1e-8, beta2=1.0,
+            block_size=max(params[0].shape), root_every=ROOT_EVERY, start_step=ROOT_EVERY,
+        )  # fmt: skip
+
+    return make
+
+
+def adam(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
+    return torch.optim.Adam(params, lr=lr)
+
+
+def sgd(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
+    return torch.optim.SGD(params, lr=lr)
+
+
+CONTENDERS = (
+    Contender("Shampoo", torch.float64, Shampoo),
+    Contender("Shampoo", torch.float32, Shampoo),
+    Contender("KrADagrad", torch.float32, ours()),
+    Contender("KrADagrad, coupled", torch.float32, ours(coupling="kl")),
+    Contender("published star", torch.float32, published("star")),
+    Contender("published plain", torch.float32, published("plain"), (1e-2,)),
+    Contender("Adam", torch.float32, adam, (1.0,)),
+    Contender("SGD", torch.float32, sgd, (1e-3,)),
+)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """H0 and H1 ``[n, n]`` and the start of W, float64."""
+
+    left: Tensor
+    right: Tensor
+    start: Tensor
+
+    @classmethod
+    def of_size(cls, n: int) -> Quadratic:
+        torch.manual_seed(4750)
+        values = 10 ** -torch.linspace(0, -2, n, dtype=torch.float64).square()
+        values = values / values.max() * 10
+        bases = [torch.linalg.qr(torch.randn(n, n, dtype=torch.float64)).Q for _ in range(2)]
+        torch.manual_seed(95054)
+        left, right = ((q * values) @ q.mT for q in bases)
+        return cls(left, right, torch.randn(n, n, dtype=torch.float64))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """In float64, whatever the dtype of w."""
+        return 2 * self.left @ w.double() @ self.right
+
+    def loss(self, w: Tensor) -> float:
+        return float((w.double() * self.gradient(w)).sum()) / 2
+
+
+def losses(problem: Quadratic, contender: Contender, lr: float) -> Iterator[float]:
+    """After every step; what follows a loss that is not finite is left out."""
+    w = torch.nn.Parameter(problem.start.to(contender.dtype))
+    optimizer = contender.factory([w], lr)
+    for _ in range(STEPS):
+        w.grad = problem.gradient(w.detach()).to(w.dtype)
+        optimizer.step()
+        loss = problem.loss(w.detach())
+        yield loss
+        if not math.isfinite(loss):
+            return
+
+
+def run(sizes: Sequence[int], rates: Sequence[float]) -> pd.DataFrame:
+    """One row a step of every contender, size and learning rate."""
+    runs = [(n, contender, lr) for n in sizes for contender in CONTENDERS for lr in contender.rates or rates]
+    rows = []
+    with tqdm(total=STEPS * len(runs), desc="quadratic", disable=None) as progress:
+        for n, contender, lr in runs:
+            progress.set_postfix_str(f"n = {n}, {contender.label}, lr {lr:g}")
+            for step, loss in enumerate(losses(Quadratic.of_size(n), contender, lr), start=1):
+                rows.append((n, contender.label, lr, step, loss))
+                progress.update()
+    return pd.DataFrame(rows, columns=["n", "optimizer", "lr", "step", "loss"])
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The loss after the last step, by learning rate; of those with a rate of their own, beside it."""
+    rates = sorted(rows.loc[rows["optimizer"].isin(common_labels()), "lr"].unique())
+    head = "| n | optimizer | " + " | ".join(f"lr {lr:g}" for lr in rates) + " | own lr |"
+    lines = [head, "|---" * (3 + len(rates)) + "|"]
+    for (n, optimizer), runs in rows.groupby(["n", "optimizer"], sort=False):
+        ends = runs[runs["step"] == STEPS].set_index("lr")["loss"].to_dict()
+        cells = [f"{ends[lr]:.4g}" if lr in ends else "" for lr in rates]
+        if optimizer not in common_labels():
+            cells = [""] * len(rates) + [f"{loss:.4g} at {lr:g}" for lr, loss in ends.items()]
+        lines.append(f"| {n} | {optimizer} | " + " | ".join([*cells, ""][: len(rates) + 1]) + " |")
+    return "\n".join(lines)
+
+
+def common_labels() -> list[str]:
+    """Of the optimizers that run at the learning rates of the command line."""
+    return [contender.label for contender in CONTENDERS if contender.rates is None]
+
+
+def plot(rows: pd.DataFrame, path: Path) -> None:
+    """Loss over steps, each optimizer at its best learning rate, one panel a size."""
+    sizes = rows["n"].unique()
+    style = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
+    with mpl.rc_context(style):
+        figure, panels = plt.subplots(1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False)
+        for n, axes in zip(sizes, panels[0], strict=True):
+            for optimizer, own in rows[rows["n"] == n].groupby("optimizer", sort=False):
+                ends = own[own["step"] == STEPS].set_index("lr")["loss"]
+                if ends.empty:
+                    continue
+                best = own[own["lr"] == ends.idxmin()]
+                wide = "KrADagrad," in optimizer and "coupled" not in optimizer
+                axes.plot(best["step"], best["loss"], label=optimizer, linewidth=2.5 if wide else 1.2)
+            axes.set(yscale="log", xlabel="step", title=f"n = {n}")
+        panels[0][0].set_ylabel("loss")
+        panels[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/quadratic", help="folder of CSV and plot")
+    options = parser.parse_args(arguments)
+    rows = run(options.sizes, options.rates)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows.to_csv(options.out / "quadratic.csv", index=False)
+    plot(rows, options.out / "quadratic.png")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
