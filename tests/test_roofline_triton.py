@@ -24,7 +24,7 @@ def rule(coupled: bool, refine: int = 2) -> SquareRootRule:
 
 @pytest.mark.parametrize(("coupled", "refine", "cubes"), [(False, 2, 22), (True, 2, 26), (True, 3, 32)])
 def test_least_flops_of_grouped_products(coupled: bool, refine: int, cubes: int) -> None:
-    """A side: B 2, B B^T and C^T C 1 each, a step of the iteration 3, F R 2, coupling 2; the product 4 b^3."""
+    """A side: B 2, B B^T and C^T C 1 each, iteration 3 a step, F R 2, coupling 2; the product 4 b^3."""
     costs = costs_of_blocks([(3, B, B)], rule(coupled, refine))
     assert sum(cost.least_flops for cost in costs) == 3 * cubes * B**3
     (resident,) = costs_of_blocks([(3, 64, 64)], rule(coupled, refine))

@@ -1,9 +1,9 @@
 """M = H - decay I = B B^T + C^T C for every block, and |M|_F^2.
 
 C = rms' sqrt(damped_updates weight damping k) F, with k the columns of B; the term is left out where no
-damping enters. F is scaled as it is loaded, since F^T F may overflow. A new F is start I, with which C^T C
-is damped_updates weight I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2; see multiply.py for
-the mapping.
+damping enters. F is scaled as it is loaded, since F^T F may overflow. A new F is start I, with which C^T C is
+damped_updates weight I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2; see multiply.py
+for the mapping.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""Commands of bench that docs name, at a small size: that they run, and what their figures rest on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from marks import slow_after
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+sys.path.append(str(BENCH))
+sys.path.append(str(BENCH / "experiments"))
+
+import quadratic
+import roots_accuracy
+import tune_defaults
+
+
+@pytest.mark.parametrize("lr", slow_after(1, quadratic.RATES))
+def test_float32_is_enough_for_the_papers_quadratic(lr: float) -> None:
+    """It ends where Shampoo in float64 does; Shampoo in float32 does not."""
+    problem = quadratic.Quadratic.of_size(48)
+    ends = {}
+    for contender in quadratic.CONTENDERS[:3]:
+        *_, ends[contender.label] = quadratic.losses(problem, contender, lr)
+    wanted = ends["Shampoo, float64"]
+    assert abs(ends["KrADagrad, float32"] / wanted - 1) < 0.05
+    assert ends["Shampoo, float32"] > 10 * wanted
+
+
+def test_quadratic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quadratic, "STEPS", 6)
+    quadratic.main(["--sizes", "12", "--rates", "1e-3", "2e-3", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| n | optimizer | lr 0.001 | lr 0.002 | own lr |"
+    assert len(lines) == 2 + len(quadratic.CONTENDERS)
+    assert (tmp_path / "quadratic.png").stat().st_size > 10_000
+    rows = (tmp_path / "quadratic.csv").read_text().splitlines()
+    runs = sum(len(contender.rates or (1, 2)) for contender in quadratic.CONTENDERS)
+    assert len(rows) == 1 + 6 * runs
+
+
+def test_tune_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every combination once; a second call runs nothing."""
+    path = tmp_path / "tuning.csv"
+    command = ["tune_defaults", "--csv", str(path), "--steps", "2", "--vary", "lr", "1e-2"]
+    command += ["--vary", "graft", "adam", "rms"]
+    monkeypatch.setattr(sys, "argv", command)
+    tune_defaults.main()
+    first = path.read_text()
+    assert len(first.splitlines()) == 3
+    tune_defaults.main()
+    assert path.read_text() == first
+    table = capsys.readouterr().out.splitlines()
+    assert sum('"graft": "rms"' in line for line in table) == 2
+
+
+def test_roots_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are of the dtype's size at a condition that training meets."""
+    monkeypatch.setattr(roots_accuracy, "SIDE", 24)
+    for method in roots_accuracy.METHODS:
+        for arithmetic in roots_accuracy.ARITHMETICS:
+            samples, refused = roots_accuracy.errors(1e3, 2, method, arithmetic)
+            assert not refused
+            bound = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 1e-2}[arithmetic.store]
+            assert max(samples) < bound
