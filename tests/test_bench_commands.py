@@ -11,9 +11,8 @@ from marks import slow_after
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-sys.path.append(str(BENCH))
-sys.path.append(str(BENCH / "experiments"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+sys.path.append(str(Path(__file__).resolve().parent.parent / "bench/experiments"))
 
 import quadratic
 import roots_accuracy
