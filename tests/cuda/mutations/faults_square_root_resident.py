@@ -86,6 +86,7 @@ GRADIENTS = [
         "coupled with the own side's operands",
         "const float* const a = side_.right ? first_ : second_;",
         "const float* const a = second_;",
+        "uninitialised",
     ),
     update(
         "P of the other side taken for exact",
@@ -99,13 +100,12 @@ FACTORS = [
     update("B not in the gradient's unit", "update.scale * (unit / own_unit)", "update.scale / own_unit"),
     update("a new factor is not started", "is_new ? own_unit / root : 0", "0"),
     update("a factor is started anew", "is_new ? own_unit / root : 0", "own_unit / root"),
-    update("F not in its unit", "four[i] *= unit;", ""),
+    update("F not in its unit", "four[i] *= unit;", "four[i] *= 1;"),
     update("F' in the unit of F", ".restored / own_unit", ".restored"),
     update("F' is not restored", "Iteration(in_.rule, norm, 0).restored / own_unit", "1 / own_unit"),
-    update("a new factor taken for exact", "factor.bf16 && !is_new", "factor.bf16"),
     update("F taken for exact", "factor.bf16 && !is_new", "true"),
     update("U taken for exact", "exact.b = group_.grad.bf16 && !in_.rule.coupled;", "exact.b = true;"),
-    update("G^T for G on the right side", "n_tiles(), !side_.right}", "n_tiles(), true}"),
+    update("G^T for G on the right side", "n_tiles(), !side_.right}", "n_tiles(), true}", "uninitialised"),
     update("no damping", "damped > 0 ? 0 : 1", "1"),
     update("damping without its unit", "damping * damping * damped", "damped"),
     update("damping by F F^T", "d_tiles(), term == 0};", "d_tiles(), false};"),
@@ -128,7 +128,7 @@ PRODUCTS = [
     precondition("half of the norm", "norm += v.x * v.x + v.y * v.y;", "norm += v.x * v.x;"),
     precondition("P_l taken for exact", "Exact{group.left_root.bf16 != 0, false}", "Exact{true, false}"),
     precondition("D taken for exact", "Exact{group.direction.bf16 != 0, group", "Exact{true, group"),
-    precondition("the depth of the other product", "whole ? m_tiles : n_tiles;", "n_tiles;"),
+    precondition("the depth of the other product", "whole ? m_tiles : n_tiles;", "n_tiles;", "uninitialised"),
 ]
 
 FAULTS = [*BARRIERS, *MEMORY, *GRADIENTS, *FACTORS, *PRODUCTS]

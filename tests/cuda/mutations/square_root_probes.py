@@ -84,9 +84,10 @@ def resident() -> list[SquareRootProbe]:
 
 
 def _spoil(call: Given) -> None:
-    """In the first group: a block that never had a gradient, and NaN in a gradient and in a factor."""
+    """In the first group: a gradient of zeros, NaN in one, in all of one, and in a factor."""
     blocks = call.groups[0].grads[0]
     flat = [blocks[i, j] for i in range(blocks.shape[0]) for j in range(blocks.shape[1])]
     flat[4].zero_()
     flat[1][3, 2] = math.nan
+    flat[3].fill_(math.nan)
     call.groups[0].left.factor[5, 0, 0] = math.nan
