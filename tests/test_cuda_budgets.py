@@ -9,41 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from marks import slow
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from cuda import binaries
 from cuda.binaries import ARCHITECTURES, KB, PRECISIONS, Binary, Shape
-from gpu_counts import (
-    ARITHMETIC,
-    ELEMENTWISE,
-    GROUPED,
-    OTHER_PRECISIONS,
-    RESIDENT,
-    SQUARE_ROOT,
-    SQUARE_ROOT_ARITHMETIC,
-    Case,
-    count,
-)
+from gpu_counts import ARITHMETIC, ELEMENTWISE, STEPS, Case, count
 
 PRODUCTS = (
-    "kron_step_resident",
-    "grouped_product",
     "square_root_product",
     "resident_update",
     "resident_precondition",
 )
 
 # The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
-LEAST_CTAS = {f"kron_step_resident_128_{precision}": 1 for precision in PRECISIONS}
-LEAST_CTAS |= {f"kron_step_resident_64_{precision}": 2 for precision in PRECISIONS}
-LEAST_CTAS |= {"kron_step_resident_64_bf16x3": 3}
-LEAST_CTAS |= {f"grouped_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
-LEAST_CTAS |= {f"grouped_product_64_{precision}": 2 for precision in PRECISIONS}
-LEAST_CTAS |= {"grouped_product_64_fp32": 3}
-LEAST_CTAS |= {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
+LEAST_CTAS = {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
 LEAST_CTAS |= {f"square_root_product_64_{precision}": 2 for precision in PRECISIONS}
 LEAST_CTAS |= {"square_root_product_64_fp32": 3}
 LEAST_CTAS |= {
@@ -54,7 +35,6 @@ LEAST_CTAS |= {
 }
 LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
 LEAST_CTAS |= {"finish_norms": 32}
-LEAST_CTAS |= dict.fromkeys(("start_factors", "finish_groups", "traces_of_squares"), 4)
 LEAST_CTAS |= dict.fromkeys(("accumulate", "sum_spans", "parameter_step"), 4)
 
 CTA_SHARED = {"sm_80": 163 * KB, "sm_90": 227 * KB, "sm_100": 227 * KB}
@@ -93,12 +73,12 @@ def test_every_kernel_is_within_its_budgets(architecture: str) -> None:
 @pytest.mark.parametrize(
     ("kernel", "registers", "stack", "local", "static", "code", "dynamic", "found"),
     [
-        ("kron_step_resident_64_fp32", 255, 0, 0, 0, {"LDGSTS": 1}, 0, []),
-        ("kron_step_resident_64_fp32", 255, 8, 0, 0, {"LDGSTS": 1}, 0, ["stack 8, local 0, 0 LDL, 0 STL"]),
-        ("grouped_product_128_bf16x3", 64, 0, 0, 0, {"HMMA": 1, "LDGSTS": 1, "LDL": 2, "STL": 1}, 0,
+        ("resident_update_128_fp32", 255, 0, 0, 0, {"LDGSTS": 1}, 0, []),
+        ("resident_update_128_fp32", 255, 8, 0, 0, {"LDGSTS": 1}, 0, ["stack 8, local 0, 0 LDL, 0 STL"]),
+        ("square_root_product_128_bf16x3", 64, 0, 0, 0, {"HMMA": 1, "LDGSTS": 1, "LDL": 2, "STL": 1}, 0,
          ["stack 0, local 0, 2 LDL, 1 STL"]),
-        ("grouped_product_128_bf16x3", 64, 0, 0, 0, {}, 0, ["0 HMMA", "no LDGSTS"]),
-        ("grouped_product_128_fp32", 64, 0, 0, 0, {"HMMA": 1, "LDGSTS": 1}, 0, ["1 HMMA"]),
+        ("square_root_product_128_bf16x3", 64, 0, 0, 0, {}, 0, ["0 HMMA", "no LDGSTS"]),
+        ("square_root_product_128_fp32", 64, 0, 0, 0, {"HMMA": 1, "LDGSTS": 1}, 0, ["1 HMMA"]),
         ("accumulate", 255, 0, 0, 0, {}, 0, ["2 CTAs an SM, not 4"]),
         ("accumulate", 32, 0, 0, 0, {}, 164 * KB, ["167936 bytes of shared memory", "0 CTAs an SM, not 4"]),
     ],
@@ -143,36 +123,15 @@ def test_occupancy_by_hand(registers: int, threads: int, shared: int, architectu
 
 
 @slow
-@pytest.mark.parametrize("case", SQUARE_ROOT, ids=str)
-def test_bytes_of_the_square_root_form(case: Case) -> None:
-    """Of what the roofline takes each launch to move, and the launch's table."""
+@pytest.mark.parametrize("case", [*STEPS, *ELEMENTWISE], ids=str)
+def test_bytes(case: Case) -> None:
+    """Of what the roofline takes each launch of a step to move, and the launch's table."""
     counted = count(case)
     assert 0.95 * counted.floor <= counted.footprint <= 1.10 * counted.floor
-    if case.side <= 128:  # each side's CTA reads the gradient
-        assert counted.requested <= 1.25 * counted.floor
 
 
 @slow
-@pytest.mark.parametrize("case", [*SQUARE_ROOT, *SQUARE_ROOT_ARITHMETIC], ids=str)
-def test_shared_memory_of_the_square_root_form(case: Case) -> None:
-    counted = count(case)
-    assert counted.conflicts_of_loads == 0
-    assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
-    if case.precision != "fp32":
-        assert 2 * counted.mma >= counted.shared_loads > 0
-
-
-@slow
-@pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ELEMENTWISE], ids=str)
-def test_bytes(case: Case) -> None:
-    """Of the floor and the launch's table. Resident kernels read the lower halves of symmetric matrices."""
-    counted = count(case)
-    floor = counted.lower_floor if case in RESIDENT else counted.floor
-    assert counted.footprint <= 1.10 * floor
-
-
-@slow
-@pytest.mark.parametrize("case", [*RESIDENT, *ELEMENTWISE], ids=str)
+@pytest.mark.parametrize("case", [case for case in [*STEPS, *ELEMENTWISE] if case.side <= 128], ids=str)
 def test_requested_sectors(case: Case) -> None:
     """What a cold L2 would pass on: the gradient's second read included, and accesses that are not wide."""
     counted = count(case)
@@ -180,24 +139,11 @@ def test_requested_sectors(case: Case) -> None:
 
 
 @slow
-@pytest.mark.parametrize("case", [case for case in ARITHMETIC if case.precision != "fp32"], ids=str)
-def test_mma_per_shared_load(case: Case) -> None:
-    counted = count(case)
-    assert 2 * counted.mma >= counted.shared_loads > 0
-
-
-@slow
-@pytest.mark.parametrize("case", [*RESIDENT, *GROUPED, *ARITHMETIC, *OTHER_PRECISIONS], ids=str)
-def test_shared_memory_wavefronts(case: Case) -> None:
+@pytest.mark.parametrize("case", [*STEPS, *ARITHMETIC], ids=str)
+def test_shared_memory(case: Case) -> None:
+    """Conflicts, and mma instructions for what is read."""
     counted = count(case)
     assert counted.conflicts_of_loads == 0
     assert counted.wavefronts <= 1.05 * counted.ideal_wavefronts
-
-
-@slow
-def test_floors_by_hand() -> None:
-    """Per block of side 64 in float32: nine matrices, of which four are symmetric and read."""
-    counted = count(Case("kron_step", torch.float32, 64))
-    assert counted.floor == 2 * 4 * 9 * 64**2
-    assert counted.lower_floor == 2 * 4 * (5 * 64**2 + 4 * 64 * 65 // 2)
-    assert count(Case("kron_step", torch.float32, 256)).floor == 2 * 4 * 15 * 256**2
+    if case.precision != "fp32":
+        assert 2 * counted.mma >= counted.shared_loads > 0

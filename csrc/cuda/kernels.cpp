@@ -4,32 +4,11 @@
 #include <unordered_map>
 
 #include "kernels/elementwise.h"
-#include "kernels/factor_state.h"
-#include "kernels/grouped_product.h"
-#include "kernels/kron_step_resident.h"
 #include "kernels/square_root.h"
 #include "kernels/square_root_resident.h"
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
 #define FOR_EVERY_KERNEL(KERNEL)                                 \
-  KERNEL(kron_step_resident_64_bf16x3, KronStepResident)         \
-  KERNEL(kron_step_resident_64_tf32x3, KronStepResident)         \
-  KERNEL(kron_step_resident_64_bf16x6, KronStepResident)         \
-  KERNEL(kron_step_resident_64_fp32, KronStepResident)           \
-  KERNEL(kron_step_resident_128_bf16x3, KronStepResident)        \
-  KERNEL(kron_step_resident_128_tf32x3, KronStepResident)        \
-  KERNEL(kron_step_resident_128_bf16x6, KronStepResident)        \
-  KERNEL(kron_step_resident_128_fp32, KronStepResident)          \
-  KERNEL(grouped_product_64_bf16x3, GroupedProduct)              \
-  KERNEL(grouped_product_64_tf32x3, GroupedProduct)              \
-  KERNEL(grouped_product_64_bf16x6, GroupedProduct)              \
-  KERNEL(grouped_product_64_fp32, GroupedProduct)                \
-  KERNEL(grouped_product_128_bf16x3, GroupedProduct)             \
-  KERNEL(grouped_product_128_bf16x6, GroupedProduct)             \
-  KERNEL(grouped_product_128_fp32, GroupedProduct)               \
-  KERNEL(start_factors, StartFactors)                            \
-  KERNEL(traces_of_squares, TracesOfSquares)                     \
-  KERNEL(finish_groups, FinishGroups)                            \
   KERNEL(square_root_product_64_bf16x3, SquareRootProducts)      \
   KERNEL(square_root_product_64_tf32x3, SquareRootProducts)      \
   KERNEL(square_root_product_64_bf16x6, SquareRootProducts)      \

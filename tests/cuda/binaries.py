@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import test_accumulate
-import test_kron_step
 import test_parameter_step
 import torch
 from compiled_module import compile_cached
@@ -28,7 +27,7 @@ from inputs import square_root
 from kradagrad_ext import build_info
 
 from . import toolchain
-from .executor_backend import GroupedPlanner, Planner, SquareRootPlanner
+from .executor_backend import GroupedPlanner, Planner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
@@ -158,19 +157,11 @@ def binary(kernel: str, architecture: str) -> Binary:
 def launch_shapes() -> dict[str, Shape]:
     """Threads and dynamic shared memory of every kernel, from plans that launch each at least once."""
     planner, launches = Planner(), []
-    rules = [{"precision": precision} for precision in PRECISIONS]
-    for rows, columns in ((64, 64), (128, 128), (140, 140), (256, 256)):
-        for rule in rules:
-            test_kron_step.run(planner, test_kron_step.inputs(1, rows, columns, torch.float32), **rule)
-            launches += planner.planned
-    wide = test_kron_step.inputs(1, 40, 200, torch.float32)
-    test_kron_step.run(planner, wide, factor_scale="schatten4")
-    launches += planner.planned
     ways = (
         (GroupedPlanner(), 64),
         (GroupedPlanner(), 256),
-        (SquareRootPlanner(), 64),
-        (SquareRootPlanner(), 128),
+        (Planner(), 64),
+        (Planner(), 128),
     )
     for (square_roots, side), precision in itertools.product(ways, PRECISIONS):
         rule = replace(square_root.RULE, method="products", precision=precision)

@@ -5,7 +5,6 @@
 #include <map>
 
 #include "plan/elementwise_plan.h"
-#include "plan/kron_step_plan.h"
 #include "plan/square_root_plan.h"
 
 namespace py = pybind11;
@@ -47,52 +46,10 @@ void bind(Plan& plan, uintptr_t table, uintptr_t scratch) {
   plan.bind_table(pointer<char>(table));
 }
 
-std::optional<FactorTensors> factor_tensors(const py::object& factor) {
-  if (factor.is_none()) return std::nullopt;
-  const auto [tensor, statistics] = factor.cast<std::pair<TensorTuple, uintptr_t>>();
-  return FactorTensors{info(tensor), pointer<float>(statistics)};
-}
-
-KronTensors kron_tensors(const py::dict& group) {
-  const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
-  const auto one = [&](const char* name) {
-    return group[name].is_none() ? TensorInfo{} : info(group[name].cast<TensorTuple>());
-  };
-  return {group["blocks"].cast<int64_t>(),
-          group["m"].cast<int32_t>(),
-          group["n"].cast<int32_t>(),
-          list("grad"),
-          factor_tensors(group["left"]),
-          factor_tensors(group["right"]),
-          list("direction"),
-          list("out"),
-          one("left_root"),
-          one("right_root")};
-}
-
-const std::map<std::string, FactorScale> kScales = {{"trace_dim", FactorScale::kTraceDim},
-                                                    {"trace", FactorScale::kTrace},
-                                                    {"product", FactorScale::kProduct},
-                                                    {"frobenius", FactorScale::kFrobenius},
-                                                    {"schatten4", FactorScale::kSchatten4}};
 const std::map<std::string, Precision> kPrecisions = {{"bf16x3", Precision::kBf16x3},
                                                       {"tf32x3", Precision::kTf32x3},
                                                       {"bf16x6", Precision::kBf16x6},
                                                       {"fp32", Precision::kFp32}};
-
-Plan kron_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
-               const std::string& scale, int refine, const std::string& precision, bool update,
-               bool precondition, uintptr_t active, uintptr_t norms, int64_t scratch_bytes) {
-  KronStepInputs inputs{{},
-                        {decay, weight, damping, kScales.at(scale), refine},
-                        kPrecisions.at(precision),
-                        update,
-                        precondition,
-                        pointer<bool>(active),
-                        pointer<float>(norms)};
-  for (const py::dict& group : groups) inputs.groups.push_back(kron_tensors(group));
-  return plan_kron_step(inputs, scratch_bytes);
-}
 
 SquareRootGroupTensors square_root_group(const py::dict& group) {
   const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
@@ -168,7 +125,6 @@ PYBIND11_MODULE(_plans, m) {
       .def_property_readonly("table", &table)
       .def_property_readonly("launches", &launches)
       .def("bind", &bind);
-  m.def("kron_step", &kron_step);
   m.def("square_root_step", &square_root_step);
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);

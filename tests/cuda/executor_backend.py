@@ -22,8 +22,6 @@ name = "executor"
 
 PRECISION = "bf16x3"
 SOURCES = {
-    "kron_step_resident": "kron_step_resident",
-    "grouped_product": "grouped_product",
     "square_root_product": "square_root_product",
     "resident_update": "resident_update",
     "resident_precondition": "resident_precondition",
@@ -31,9 +29,6 @@ SOURCES = {
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
     "finish_norms": "square_root_state",
-    "start_factors": "factor_state",
-    "finish_groups": "factor_state",
-    "traces_of_squares": "factor_state",
     "accumulate": "accumulate",
     "sum_spans": "accumulate",
     "parameter_step": "parameter_step",
@@ -77,7 +72,9 @@ class Device:
 
 
 class Executor:
-    """The backend. Launches of the latest call are kept with their counters.
+    """The backend; torch serves updates by Cholesky, which kernels lack.
+
+    Launches of the latest call are kept with their counters.
 
     Args:
         seed: shuffles the order of blocks and warps where it is not 0.
@@ -86,8 +83,7 @@ class Executor:
     """
 
     name = "executor"
-    resident_side = 128
-    gradient_launches = 1  # of the grouped products: how many read the gradient
+    shared_limit = 163 << 10  # bytes of shared memory that a CTA may have
 
     def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, races: bool = True) -> None:
         self.seed = seed
@@ -115,73 +111,55 @@ class Executor:
             launch.assert_clean()
             self.launches.append((name, launch))
 
-    def update_factor_(
-        self, factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine, precision
-    ) -> None:
-        group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
-        rule = (decay, weight, damping, factor_scale, refine, precision)
-        if factor_scale == "exact":
-            reference.update_factor_(factor, statistics, unfolding, active, *rule)
+    def update_factor_(self, factor, statistics, unfolding, active, rule) -> None:
+        if rule.method == "cholesky":
+            square_root.update_factor_(factor, statistics, unfolding, active, rule)
             return
         device = Device()
+        group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
         group |= {"grad": device.describe_all(unfolding), "direction": [], "out": []}
         group |= {"left": (device.describe(factor), device.address(statistics)), "right": None}
         group |= {"left_root": None, "right_root": None}
-        self.run(
-            device,
-            toolchain.plans().kron_step(
-                [group], *rule, True, False, device.address(active), 0, self.scratch_bytes
-            ),
-        )
+        self._run_step(device, [group], replace(rule, coupled=False), True, False, active, None)
 
-    def kron_step_(
-        self,
-        left,
-        right,
-        left_statistics,
-        right_statistics,
-        out,
-        norms,
-        grad,
-        direction,
-        left_root,
-        right_root,
-        active,
-        decay,
-        weight,
-        damping,
-        factor_scale,
-        refine,
-        precision,
-        update,
-    ) -> None:
+    def kron_step_(self, groups, active, norms, rule, *, update, precondition) -> None:
+        if rule.method == "cholesky" and update:
+            square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+            return
         device = Device()
-        rule = (decay, weight, damping, factor_scale, refine, precision)
-        precondition = len(out) > 0
-        groups = []
-        lists = {"grad": list(grad), "direction": list(direction), "out": list(out)}
-        lists = {key: [view for view in views if view.shape[:-2].numel()] for key, views in lists.items()}
-        for i, (x, y) in enumerate(zip(left, right, strict=True)):
-            group = {"blocks": len(x), "m": x.shape[1], "n": y.shape[1]}
-            for key, views in lists.items():
-                group[key] = device.describe_all(_take(views, len(x)))
-            group["left"] = (device.describe(x), device.address(left_statistics[i]))
-            group["right"] = (device.describe(y), device.address(right_statistics[i]))
-            group["left_root"] = device.describe(left_root[i]) if precondition else None
-            group["right_root"] = device.describe(right_root[i]) if precondition else None
-            groups.append(group)
-        self.run(
-            device,
-            toolchain.plans().kron_step(
-                groups,
-                *rule,
-                update,
-                precondition,
-                device.address(active),
-                device.address(norms),
-                self.scratch_bytes,
-            ),
+        described = [self._describe(device, group, rule, update, precondition) for group in groups]
+        self._run_step(device, described, rule, update, precondition, active, norms)
+
+    def _describe(self, device, group, rule, update, precondition) -> dict:
+        m, n = group.left.factor.shape[-1], group.right.factor.shape[-1]
+        rooted = precondition or (update and rule.coupled)
+        return {
+            "blocks": len(group.left.factor),
+            "m": m,
+            "n": n,
+            "grad": device.describe_all(group.grads) if update else [],
+            "direction": device.describe_all(group.directions) if precondition else [],
+            "out": device.describe_all(group.out) if precondition else [],
+            "left": (device.describe(group.left.factor), device.address(group.left.statistics)),
+            "right": (device.describe(group.right.factor), device.address(group.right.statistics)),
+            "left_root": device.describe(group.left.root) if rooted else None,
+            "right_root": device.describe(group.right.root) if rooted else None,
+        }
+
+    def _run_step(self, device, groups, rule, update, precondition, active, norms) -> None:
+        scalars = (rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision)
+        plan = toolchain.plans().square_root_step(
+            groups,
+            *scalars,
+            rule.coupled,
+            update,
+            precondition,
+            device.address(active),
+            0 if norms is None else device.address(norms),
+            self.scratch_bytes,
+            self.shared_limit,
         )
+        self.run(device, plan)
 
     def accumulate_(
         self,
@@ -237,67 +215,7 @@ class Executor:
         return reference.eigh(matrices)
 
 
-class SquareRootExecutor(Executor):
-    """The ops on factors in the square-root form; torch serves updates by Cholesky, which kernels lack.
-
-    Attributes:
-        shared_limit: bytes of shared memory that a CTA may have.
-    """
-
-    shared_limit = 163 << 10
-
-    def update_factor_(self, factor, statistics, unfolding, active, rule) -> None:
-        if rule.method == "cholesky":
-            square_root.update_factor_(factor, statistics, unfolding, active, rule)
-            return
-        device = Device()
-        group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
-        group |= {"grad": device.describe_all(unfolding), "direction": [], "out": []}
-        group |= {"left": (device.describe(factor), device.address(statistics)), "right": None}
-        group |= {"left_root": None, "right_root": None}
-        self._run_step(device, [group], replace(rule, coupled=False), True, False, active, None)
-
-    def kron_step_(self, groups, active, norms, rule, *, update, precondition) -> None:
-        if rule.method == "cholesky" and update:
-            square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
-            return
-        device = Device()
-        described = [self._describe(device, group, rule, update, precondition) for group in groups]
-        self._run_step(device, described, rule, update, precondition, active, norms)
-
-    def _describe(self, device, group, rule, update, precondition) -> dict:
-        m, n = group.left.factor.shape[-1], group.right.factor.shape[-1]
-        rooted = precondition or (update and rule.coupled)
-        return {
-            "blocks": len(group.left.factor),
-            "m": m,
-            "n": n,
-            "grad": device.describe_all(group.grads) if update else [],
-            "direction": device.describe_all(group.directions) if precondition else [],
-            "out": device.describe_all(group.out) if precondition else [],
-            "left": (device.describe(group.left.factor), device.address(group.left.statistics)),
-            "right": (device.describe(group.right.factor), device.address(group.right.statistics)),
-            "left_root": device.describe(group.left.root) if rooted else None,
-            "right_root": device.describe(group.right.root) if rooted else None,
-        }
-
-    def _run_step(self, device, groups, rule, update, precondition, active, norms) -> None:
-        scalars = (rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision)
-        plan = toolchain.plans().square_root_step(
-            groups,
-            *scalars,
-            rule.coupled,
-            update,
-            precondition,
-            device.address(active),
-            0 if norms is None else device.address(norms),
-            self.scratch_bytes,
-            self.shared_limit,
-        )
-        self.run(device, plan)
-
-
-class GroupedExecutor(SquareRootExecutor):
+class GroupedExecutor(Executor):
     """The same on a GPU without the shared memory for the resident kernels."""
 
     shared_limit = 0
@@ -311,22 +229,8 @@ class _Plans:
 
 
 class Planner(_Plans, Executor):
-    """Of the ops on X."""
-
-
-class SquareRootPlanner(_Plans, SquareRootExecutor):
-    """Of the ops on factors in the square-root form."""
+    """Of all ops."""
 
 
 class GroupedPlanner(_Plans, GroupedExecutor):
-    """Of the same ops, by grouped products alone."""
-
-
-def _take(views: list[Tensor], blocks: int) -> list[Tensor]:
-    """The next views of `blocks` blocks, off the list."""
-    taken = []
-    while blocks > 0 and views:
-        view = views.pop(0)
-        taken.append(view)
-        blocks -= view.shape[:-2].numel()
-    return taken
+    """The same, by grouped products alone."""

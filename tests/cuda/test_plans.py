@@ -20,7 +20,7 @@ def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
 
 
 def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, scratch_bytes: int = 1 << 28):
-    """The plan of a whole step of groups of these shapes."""
+    """The plan of a whole coupled step of groups of these shapes."""
     groups = [
         {
             "blocks": blocks, "m": m, "n": n,
@@ -31,8 +31,8 @@ def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, s
         }
         for m, n in shapes
     ]  # fmt: skip
-    rule = (0.95, 0.05, 1e-3, "frobenius", refine, "bf16x3")
-    return toolchain.plans().kron_step(groups, *rule, True, True, 4096, 4096, scratch_bytes)
+    rule = (0.95, 0.05, 1e-3, 1.0, refine, "bf16x3", True)
+    return toolchain.plans().square_root_step(groups, *rule, True, True, 4096, 4096, scratch_bytes, 163 << 10)
 
 
 def words(data: bytes) -> np.ndarray:
@@ -71,29 +71,21 @@ def test_what_is_not_an_address_stays_when_a_plan_is_bound() -> None:
         assert (words(before[-1])[plain] == words(after[-1])[plain]).all()
 
 
-@pytest.mark.parametrize(
-    ("shapes", "chunks"),
-    [
-        ([(256, 256)], 1),
-        ([(256, 256), (200, 150), (130, 130)], 2),
-        ([(200, 72)], 3),  # the right side takes 72 of 200 columns at a time
-        ([(200, 72), (256, 256), (150, 150), (512, 300)], 3),
-        ([(512, 40)], 8),  # no chunk is of fewer than 64 columns
-    ],
-)
-def test_launches_are_as_docs_kernels_says(shapes: list[tuple[int, int]], chunks: int) -> None:
-    """8 a chunk of columns, of the side with the most, for all groups; and 2 for all."""
-    names = Counter(name.partition("_128")[0].partition("_64")[0] for name, *_ in kron_step(shapes).launches)
-    assert names == {"start_factors": 1, "grouped_product": 8 * chunks, "finish_groups": 1}
-
-
-def test_blocks_that_fit_the_resident_kernel_are_one_launch() -> None:
-    assert [name for name, *_ in kron_step([(128, 128), (100, 30), (64, 1)]).launches] == [
-        "kron_step_resident_128_bf16x3"
-    ]
+@pytest.mark.parametrize("refine", [1, 2, 3])
+def test_launches_are_as_docs_kernels_says(refine: int) -> None:
+    """Twelve of larger blocks at refine 2, whatever they are; and two of those that resident kernels take."""
+    products = {1: 5, 2: 8, 3: 10}[refine]
+    for shapes in ([(256, 256)], [(256, 256), (200, 72), (130, 2)]):
+        names = Counter(name for name, *_ in kron_step([*shapes, (128, 128), (3, 64)], refine).launches)
+        assert names == {
+            "resident_update_128_bf16x3": 1,
+            "resident_precondition_128_bf16x3": 1,
+            "square_root_product_128_bf16x3": products,
+            **dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1),
+        }
 
 
 def test_each_slice_has_launches_of_its_own() -> None:
     one = len(kron_step([(256, 256)], blocks=8).launches)
-    two = len(kron_step([(256, 256)], blocks=8, scratch_bytes=4 * 9 * 256 * 256 * 4).launches)
-    assert (one, two) == (10, 2 + 8 * 3)
+    two = len(kron_step([(256, 256)], blocks=8, scratch_bytes=4 * 15 * 256 * 256 * 4).launches)
+    assert (one, two) == (12, 24)

@@ -21,21 +21,21 @@ from tolerances import FACTOR, precision_atol
 from kradagrad_ext.backends import square_root as reference
 from kradagrad_ext.backends.base import FALLBACKS, RMS, WEIGHT, UpdateRule
 
-from .executor_backend import GroupedExecutor, SquareRootExecutor, SquareRootPlanner
+from .executor_backend import Executor, GroupedExecutor, Planner
 
 RULE = replace(square_root.RULE, method="products")
 SHAPES = [(1, 1), (1, 7), (7, 33), (65, 40)]
 LARGE = [(GroupedExecutor, shape) for shape in ((129, 16), (33, 200), (256, 5))]
-LARGE += [(SquareRootExecutor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
+LARGE += [(Executor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
 
 
-@pytest.fixture(params=[GroupedExecutor, SquareRootExecutor], ids=["grouped", "resident"])
-def executor(request: pytest.FixtureRequest) -> SquareRootExecutor:
+@pytest.fixture(params=[GroupedExecutor, Executor], ids=["grouped", "resident"])
+def executor(request: pytest.FixtureRequest) -> Executor:
     """What runs blocks of up to 128 a side: the grouped kernels, which take any, and the resident ones."""
     return request.param()
 
 
-def check(call: square_root.Given, executor: SquareRootExecutor) -> square_root.Given:
+def check(call: square_root.Given, executor: Executor) -> square_root.Given:
     """Run a call and compare it with the reference in float32 and float64."""
     rule = call.rule
     atol = max(precision_atol(rule.precision, rule.refine), FACTOR[call.groups[0].left.factor.dtype])
@@ -44,22 +44,20 @@ def check(call: square_root.Given, executor: SquareRootExecutor) -> square_root.
 
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_agrees_with_float64(executor: SquareRootExecutor, shape: tuple[int, int], coupled: bool) -> None:
+def test_agrees_with_float64(executor: Executor, shape: tuple[int, int], coupled: bool) -> None:
     check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), executor)
 
 
 @slow
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize(("make", "shape"), LARGE, ids=str)
-def test_large_blocks_agree_with_float64(
-    make: type[SquareRootExecutor], shape: tuple[int, int], coupled: bool
-) -> None:
+def test_large_blocks_agree_with_float64(make: type[Executor], shape: tuple[int, int], coupled: bool) -> None:
     check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), make())
 
 
 def test_large_and_small_blocks_in_one_call() -> None:
     """Some with resident kernels, some with grouped ones, some without elements."""
-    executor = SquareRootExecutor()
+    executor = Executor()
     shapes = [(130, 7), (20, 33), (0, 4), (5, 128), (2, 129)]
     check(given([group(2, shape) for shape in shapes], replace(RULE, coupled=True)), executor)
     kernels = Counter(name.removesuffix("_bf16x3") for name, _ in executor.launches)
@@ -69,9 +67,7 @@ def test_large_and_small_blocks_in_one_call() -> None:
 
 @pytest.mark.parametrize("damped_updates", [0.0, 10.0])
 @pytest.mark.parametrize("refine", range(1, 7))
-def test_every_step_of_the_iteration(
-    executor: SquareRootExecutor, refine: int, damped_updates: float
-) -> None:
+def test_every_step_of_the_iteration(executor: Executor, refine: int, damped_updates: float) -> None:
     rule = replace(RULE, refine=refine, damped_updates=damped_updates, precision="fp32")
     check(given([group(2, (20, 33))], rule), executor)
 
@@ -82,22 +78,22 @@ def test_every_step_of_the_iteration(
     [
         (GroupedExecutor, (40, 33)),
         (GroupedExecutor, (256, 3)),
-        (SquareRootExecutor, (40, 33)),
-        (SquareRootExecutor, (100, 3)),
+        (Executor, (40, 33)),
+        (Executor, (100, 3)),
     ],
     ids=str,
 )
-def test_every_precision(make: type[SquareRootExecutor], shape: tuple[int, int], precision: str) -> None:
+def test_every_precision(make: type[Executor], shape: tuple[int, int], precision: str) -> None:
     check(given([group(1, shape)], replace(RULE, precision=precision, coupled=True)), make())
 
 
 @pytest.mark.parametrize("view_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_any_layout(executor: SquareRootExecutor, layout: str, view_dtype: torch.dtype) -> None:
+def test_any_layout(executor: Executor, layout: str, view_dtype: torch.dtype) -> None:
     check(given([group(8, (5, 12), layout, view_dtype=view_dtype)], replace(RULE, coupled=True)), executor)
 
 
-def test_bfloat16_factors_and_roots(executor: SquareRootExecutor) -> None:
+def test_bfloat16_factors_and_roots(executor: Executor) -> None:
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     for refine, shape in ((1, (20, 33)), (2, (32, 24))):
         rule = replace(RULE, refine=refine, coupled=True)
@@ -105,7 +101,7 @@ def test_bfloat16_factors_and_roots(executor: SquareRootExecutor) -> None:
 
 
 @pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
-def test_one_half_of_a_step(executor: SquareRootExecutor, calls: dict[str, bool]) -> None:
+def test_one_half_of_a_step(executor: Executor, calls: dict[str, bool]) -> None:
     check(given([group(3, (9, 40))], replace(RULE, coupled=True), **calls), executor)
 
 
@@ -136,11 +132,11 @@ def test_slices_of_scratch_memory_change_nothing(refine: int, coupled: bool) -> 
     assert torch.equal(one.norms, other.norms)
 
 
-def test_several_groups_and_none(executor: SquareRootExecutor) -> None:
+def test_several_groups_and_none(executor: Executor) -> None:
     check(given(several(), replace(RULE, coupled=True)), executor)
 
 
-def test_one_side_alone(executor: SquareRootExecutor) -> None:
+def test_one_side_alone(executor: Executor) -> None:
     """`update_factor_`, of which coupling is no part."""
     side = square_root.trained_side(4, 20, 33, torch.float32, torch.float32)
     ours, plain = (
@@ -159,7 +155,7 @@ def test_one_side_alone(executor: SquareRootExecutor) -> None:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e30])
 @pytest.mark.parametrize("coupled", [False, True])
-def test_gradients_of_any_scale(executor: SquareRootExecutor, coupled: bool, scale: float) -> None:
+def test_gradients_of_any_scale(executor: Executor, coupled: bool, scale: float) -> None:
     """No square of a gradient is made: the first one and the next are those of gradients near 1."""
     rule = replace(RULE, coupled=coupled, precision="fp32")
     usual, scaled = given([group(5, (9, 20))], rule), given([group(5, (9, 20))], rule)
@@ -191,7 +187,7 @@ def test_gradients_of_any_scale(executor: SquareRootExecutor, coupled: bool, sca
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, 0.0])
 def test_what_is_not_finite_leaves_the_block_and_is_counted(
-    executor: SquareRootExecutor, value: float, coupled: bool
+    executor: Executor, value: float, coupled: bool
 ) -> None:
     """A gradient of zeros leaves it, too, and is not counted."""
     call = given([group(4, (6, 9))], replace(RULE, coupled=coupled))
@@ -210,7 +206,7 @@ def kernels(
     rule: UpdateRule, shapes: list[tuple[int, int]], shared_limit: int = 163 << 10, **calls: bool
 ) -> Counter[str]:
     """How often the plan of a call launches each kernel, by name without precision."""
-    planner = SquareRootPlanner()
+    planner = Planner()
     planner.shared_limit = shared_limit
     square_root.run(planner, given([group(1, shape) for shape in shapes], rule, **calls))
     return Counter(name.removesuffix(f"_{rule.precision}") for name, *_ in planner.planned)

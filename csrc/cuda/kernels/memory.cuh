@@ -149,17 +149,6 @@ __device__ __forceinline__ void copy_grid(float* tiles, const Matrix& from, int 
   }
 }
 
-// Fills the lower tiles of a symmetric matrix (SymmetricTiles).
-template <int kThreads>
-__device__ __forceinline__ void copy_lower(float* tiles, const Matrix& from, int tile_rows) {
-  int tile_row = 0;
-  for (int i = threadIdx.x; i < lower_tiles(tile_rows) * kTileChunks; i += kThreads) {
-    const int tile = i / kTileChunks;
-    while (lower_tiles(tile_row + 1) <= tile) ++tile_row;
-    copy_chunk(tiles + tile * kTileFloats, from, tile_row, tile - lower_tiles(tile_row), i % kTileChunks);
-  }
-}
-
 // Ends the copies of the CTA's threads and shows them to all.
 __device__ __forceinline__ void finish_copies() {
   copy_async_commit();

@@ -1,14 +1,14 @@
 // resident_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of up to 16 kTiles a side, and norms =
 // |V|^2 (kradagrad_ext/backends/base.py), on chip from the reading of D to the writing of V.
 //
-// One CTA a block, kTiles warps (resident_products.cuh); a CTA finds its group by binary search over the
+// One CTA a block, kTiles warps (tile_products.cuh); a CTA finds its group by binary search over the
 // groups' first CTAs. Shared memory, in tiles (T = 8: 136 KB): D, then D P_r in the first T^2; P_r, then P_l
 // in the second. Traffic: D and both roots once, V and its norm written once.
 #include "memory.cuh"
 #include "reduce.cuh"
-#include "resident_products.cuh"
 #include "square_root_resident.h"
 #include "square_root_rule.cuh"
+#include "tile_products.cuh"
 
 namespace kradagrad::cuda {
 namespace {

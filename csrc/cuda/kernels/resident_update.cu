@@ -7,7 +7,7 @@
 //     Y <- Y T;   T = a I - b Y Z;   Z <- T Z                          (square_root_rule.cuh)
 //   F <- restored F Z
 //
-// One CTA a block and side, kTiles warps (resident_products.cuh); a CTA finds its group by binary search over
+// One CTA a block and side, kTiles warps (tile_products.cuh); a CTA finds its group by binary search over
 // the groups' first CTAs. G is held in units of a power of two below its largest element and F in one below
 // 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of any scale; scaling by
 // powers of two rounds nothing. Shared memory, in tiles (T = 8: 136 KB):
@@ -24,9 +24,9 @@
 #include "largest.cuh"
 #include "memory.cuh"
 #include "reduce.cuh"
-#include "resident_products.cuh"
 #include "square_root_resident.h"
 #include "square_root_rule.cuh"
+#include "tile_products.cuh"
 
 namespace kradagrad::cuda {
 namespace {

@@ -12,7 +12,7 @@
 // Damping C = rms sqrt(damped_updates weight damping k) F enters as d more columns C^T of B.
 #pragma once
 
-#include "grouped_product.h"
+#include "table.h"
 
 namespace kradagrad::cuda {
 
@@ -71,6 +71,12 @@ enum class SquareRootEpilogue : int32_t {
   kOut,      // out = a / rms, partial |out|^2
 };
 
+// A matrix [rows, depth] of every block, or where `transposed` its memory holds [depth, rows].
+struct Operand {
+  Matrices of;
+  int32_t transposed;
+};
+
 struct SquareRootProduct {
   int64_t first_cta;
   int64_t first_block;  // of the group, among all groups'
@@ -89,6 +95,10 @@ struct SquareRootProduct {
   const GradientNorm* gradient;  // [blocks]; of kCoupled
   const float* rms;              // [blocks, 4]: the statistics that kOut divides by
 };
+
+// k is worked off this many at a time, through so many buffers.
+constexpr int kProductDepth = 32;
+constexpr int kProductStages = 3;
 
 struct SquareRootProducts {
   const SquareRootProduct* products;

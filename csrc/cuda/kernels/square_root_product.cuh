@@ -2,17 +2,57 @@
 // done with C while it is still in registers (square_root.h).
 //
 // One CTA a tile of 16 kTiles x 16 kTiles of one block's C, kTiles warps; a CTA finds its product by binary
-// search over their first CTAs, then its block and tile by division. How k is worked off is told in
-// grouped_product.cuh.
+// search over their first CTAs, then its block and tile by division. k is worked off 32 at a time through
+// kStages buffers that are filled asynchronously:
+//
+//   wait for buffer i;  barrier;  start filling buffer i + kStages - 1;  multiply from buffer i
+//
+// An operand lies in a buffer as it lies in memory, so that a transposed one is read along its columns.
 //
 // Of the iteration for R (square_root_rule.cuh) Y0 itself is never stored: what the first two steps need of
 // it comes out of products with M.
 #pragma once
 
-#include "grouped_product.cuh"
+#include "memory.cuh"
+#include "reduce.cuh"
 #include "square_root_rule.cuh"
+#include "tile_products.cuh"
 
 namespace kradagrad::cuda {
+
+constexpr int kDepthTiles = kProductDepth / kTile;
+constexpr int kStages = kProductStages;
+
+template <int kTiles>
+constexpr int kStageFloats = 2 * kTiles * kDepthTiles * kTileFloats;
+
+// An operand's rows of one CTA, stage by stage.
+template <int kTiles>
+struct Source {
+  Matrix matrix;
+  int first, count;  // rows
+  int depth;
+  bool transposed;
+
+  __device__ __forceinline__ Source(const View* views, const Operand& operand, int64_t block, int rows,
+                                    int depth, int first)
+      : matrix(views, operand.of, block, operand.transposed ? depth : rows,
+               operand.transposed ? rows : depth),
+        first(first),
+        count(min(kTiles * kTile, rows - first)),
+        depth(depth),
+        transposed(operand.transposed) {}
+
+  __device__ __forceinline__ void copy(float* tiles, int stage) const {
+    const int k = stage * kDepthTiles * kTile;
+    constexpr int kThreads = Cta<kTiles>::kThreads;
+    if (transposed) {
+      copy_grid<kThreads>(tiles, matrix.part(k, first, depth - k, count), kDepthTiles, kTiles);
+    } else {
+      copy_grid<kThreads>(tiles, matrix.part(first, k, count, depth - k), kTiles, kDepthTiles);
+    }
+  }
+};
 
 struct Weights {
   float product, held, diagonal;  // alpha, beta, gamma of square_root.h

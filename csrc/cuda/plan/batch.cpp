@@ -1,7 +1,6 @@
 #include "batch.h"
 
 #include <numeric>
-#include <utility>
 
 namespace kradagrad::cuda {
 namespace {
@@ -53,7 +52,7 @@ bool starts_aligned(const View& view, int64_t element_size) {
 
 }  // namespace
 
-Matrices Views::add(const TensorInfos& tensors, bool transposed) {
+Matrices Views::add(const TensorInfos& tensors) {
   Matrices result{static_cast<int32_t>(views_.size()), 0, 0, 1};
   int64_t first = 0;
   for (const TensorInfo& tensor : tensors) {
@@ -62,8 +61,7 @@ Matrices Views::add(const TensorInfos& tensors, bool transposed) {
     if (std::accumulate(tensor.sizes.begin(), tensor.sizes.end(), int64_t{1}, std::multiplies<>()) > 0) {
       list_views(tensor, leading_dims(tensor), static_cast<char*>(tensor.data), first, own);
     }
-    for (View& view : own) {
-      if (transposed) std::swap(view.row_stride, view.col_stride);
+    for (const View& view : own) {
       if (!starts_aligned(view, tensor.element_size())) result.aligned = 0;
       views_.push_back(view);
     }

@@ -23,8 +23,8 @@ using TensorInfos = std::vector<TensorInfo>;
 class Views {
  public:
   // Tensors [*, rows, cols] whose leading dims, one tensor after the other, run over the blocks. One dtype
-  // for all. `transposed`: their blocks are to be seen as [cols, rows].
-  Matrices add(const TensorInfos& tensors, bool transposed = false);
+  // for all.
+  Matrices add(const TensorInfos& tensors);
 
   // Contiguous float32 blocks [rows, cols] from block `first` on.
   Matrices add(float* data, int64_t first, int64_t rows, int64_t cols);

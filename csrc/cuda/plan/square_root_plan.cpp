@@ -200,12 +200,12 @@ class SquareRootPlan {
     if (is_empty(group)) return;
     SquareRootProduct half = product(part, m, n, n, SquareRootEpilogue::kStore);
     half.a.of = group.direction;
-    half.b = {group.right_root, 1, 0, 0};
+    half.b = {group.right_root, 1};
     half.out = batch(part, m, n);
     first.add(half, part.blocks());
     SquareRootProduct whole = product(part, m, n, m, SquareRootEpilogue::kOut);
     whole.a.of = group.left_root;
-    whole.b = {half.out, 1, 0, 0};
+    whole.b = {half.out, 1};
     whole.out = group.out;
     whole.rms = group.in.left->statistics;
     whole.partial = partials(part, count);
@@ -230,7 +230,7 @@ class SquareRootPlan {
       if (rule_.coupled) {
         SquareRootProduct coupled = product(part, m, n, right ? m : n, SquareRootEpilogue::kCoupled);
         coupled.a.of = right ? group.left_root : group.grad;
-        coupled.b = {right ? group.grad : group.right_root, 1, 0, 0};
+        coupled.b = {right ? group.grad : group.right_root, 1};
         coupled.out = work.unfolding = batch(part, m, n);
         coupled.gradient = group.gradient;
         coupled.partial = partials(part, coupled.tiles);
@@ -296,8 +296,8 @@ class SquareRootPlan {
   void plan_whitening(const Work& work, Step& first, Step& second) {
     SquareRootProduct b = product(work.part, work.d, work.k, work.d, SquareRootEpilogue::kWhiten);
     b.side = work.side;
-    b.a = {work.entry.factor, 1, 0, 0};
-    b.b = {work.unfolding, work.right ? 0 : 1, 0, 0};
+    b.a = {work.entry.factor, 1};
+    b.b = {work.unfolding, work.right ? 0 : 1};
     b.out = work.b;
     b.partial = const_cast<float*>(work.entry.whitened);
     first.add(b, work.part.blocks());

@@ -11,7 +11,7 @@ from inputs import square_root
 from inputs.square_root import Given, copied, given, group
 from tolerances import FACTOR, precision_atol
 
-from cuda.executor_backend import GroupedExecutor, SquareRootExecutor
+from cuda.executor_backend import Executor, GroupedExecutor
 
 RULE = replace(square_root.RULE, method="products")
 
@@ -22,7 +22,7 @@ class SquareRootProbe:
 
     name: str
     call: Given
-    executor: type[SquareRootExecutor]
+    executor: type[Executor]
 
     def run(self, backend: Any) -> Given:
         return square_root.run(backend, copied(self.call))
@@ -49,7 +49,7 @@ RULES = {
 }
 
 
-def make(executor: type[SquareRootExecutor], side: int) -> list[SquareRootProbe]:
+def make(executor: type[Executor], side: int) -> list[SquareRootProbe]:
     """Several tiles and groups; blocks before their first gradient, without one, not finite, inactive."""
     calls = {}
     for name, rule in RULES.items():
@@ -77,9 +77,9 @@ def resident() -> list[SquareRootProbe]:
     spike = given([group(2, (20, 9))], RULE, precondition=False)
     spike.groups[0].grads[0].mul_(1e12)
     return [
-        *make(SquareRootExecutor, 50),
-        SquareRootProbe("bfloat16", rounded, SquareRootExecutor),
-        SquareRootProbe("a spike", spike, SquareRootExecutor),
+        *make(Executor, 50),
+        SquareRootProbe("bfloat16", rounded, Executor),
+        SquareRootProbe("a spike", spike, Executor),
     ]
 
 

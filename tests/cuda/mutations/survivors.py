@@ -17,9 +17,7 @@ Anchor = tuple[str, str]
 """A source file's name and text that stands in it once."""
 
 
-FACTOR, KERNEL, REFINEMENT = "resident_factor.cuh", "kron_step_resident.cu", "resident_refinement.cuh"
 SYNC = ("drop barrier",)
-COPIES = ("drop wait", "wait for one group less", "drop commit")
 
 
 @dataclass(frozen=True)
@@ -50,65 +48,21 @@ def line_of(anchor: Anchor) -> Place:
 
 RESIDENT = [
     Survivor(
-        "kron_step_resident",
+        "resident_update",
         SYNC,
         ("reduce.cuh", "value = warp_sum(value);\n  __syncthreads();"),
         None,
-        "It keeps a sum's scratch from an earlier sum's; here other barriers lie between any two sums.",
+        "It keeps a sum's scratch from an earlier sum's; other barriers lie between most sums.",
     ),
     Survivor(
-        "kron_step_resident",
+        "resident_update",
         SYNC,
-        (REFINEMENT, "run(const Lower& start, int refine) {\n    __syncthreads();"),
+        ("largest.cuh", "  __syncthreads();\n  if (threadIdx.x % 32 == 0)"),
         None,
-        "The bound of N, made before, ends with a sum over the CTA, and with it all reading of G.",
+        "It keeps a maximum's scratch from an earlier one's, and the kernel makes one.",
     ),
     Survivor(
-        "kron_step_resident_64",
-        SYNC,
-        (FACTOR, "k_tiles_ = tiles_of(columns_);\n      __syncthreads();"),
-        None,
-        "Sides of up to 64 are one chunk, before which a barrier lies already. A source fault tests several.",
-    ),
-    Survivor(
-        "kron_step_resident",
-        SYNC,
-        (FACTOR, "__syncthreads();  // every thread has read the statistics"),
-        None,
-        "The update's own barriers lie between, and those of what comes next follow.",
-    ),
-    Survivor(
-        "kron_step_resident",
-        SYNC,
-        (KERNEL, "right(in.views, group.right_root, block, n, n);\n  __syncthreads();"),
-        None,
-        "A factor update ends with a barrier after its last read of shared memory.",
-    ),
-    Survivor(
-        "kron_step_resident",
-        SYNC,
-        ("memory.cuh", "copy_async_wait<0>();\n  __syncthreads();"),
-        (FACTOR, "tiles_of(part.rows), tiles_of(part.cols));\n    finish_copies();"),
-        "The factor's copies, made next, are finished before either is read.",
-    ),
-    Survivor(
-        "kron_step_resident",
-        COPIES[:2],
-        ("ptx.cuh", 'asm volatile("cp.async.wait_group %0;'),
-        ("memory.cuh", "  copy_async_wait<0>();"),
-        "One of the places, the copy of a chunk of G: the factor's copies are waited for before it is read.",
-        share=0.2,
-    ),
-    Survivor(
-        "kron_step_resident",
-        COPIES[2:],
-        ("ptx.cuh", 'asm volatile("cp.async.commit_group;'),
-        ("memory.cuh", "  copy_async_commit();"),
-        "The same: the factor's copies commit these too.",
-        share=0.2,
-    ),
-    Survivor(
-        "kron_step_resident",
+        "resident_update",
         ("drop mma",),
         ("ptx.cuh", 'asm volatile(\n      "mma.sync.aligned.m16n8k16'),
         None,
@@ -116,7 +70,7 @@ RESIDENT = [
         share=0.25,
     ),
     Survivor(
-        "kron_step_resident",
+        "resident_update",
         ("drop store",),
         ("tile.cuh", "tile[tile_offset(row, col)] = c[e / 4][e % 4];"),
         None,
@@ -124,7 +78,7 @@ RESIDENT = [
         share=0.3,
     ),
     Survivor(
-        "kron_step_resident",
+        "resident_update",
         ("drop store",),
         ("tile.cuh", "if (col < row) tile[tile_offset(col, row)] = c[e / 4][e % 4];"),
         None,
@@ -132,7 +86,7 @@ RESIDENT = [
         share=0.3,
     ),
     Survivor(
-        "kron_step_resident",
+        "resident_update",
         ("drop store",),
         ("tile.cuh", "*reinterpret_cast<float2*>(to) = {c[half][2 * i], c[half][2 * i + 1]};"),
         None,
@@ -143,19 +97,18 @@ RESIDENT = [
 
 OTHERS = [
     Survivor(
-        "grouped_product",
+        "square_root_product",
         SYNC,
-        ("grouped_product.cuh", "exact);\n    }\n    __syncthreads();"),
+        ("square_root_product.cuh", "exact);\n    }\n    __syncthreads();"),
         None,
         "The buffers are written once more by an epilogue's sum alone, which begins with a barrier itself.",
     ),
     Survivor(
-        "grouped_product",
+        "square_root_product",
         SYNC,
         ("reduce.cuh", "value = warp_sum(value);\n  __syncthreads();"),
         None,
-        "Before an epilogue's first sum the pipeline's barrier does; before its second it is missed.",
-        share=0.8,
+        "An epilogue makes one sum, and before it the pipeline's barrier lies.",
     ),
     Survivor(
         "accumulate",

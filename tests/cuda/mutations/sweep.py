@@ -15,8 +15,8 @@ from .ptx_edits import KINDS, STRICT, Edit
 from .ptx_edits import sample as sample_of
 
 KERNELS = (
-    "kron_step_resident_64_bf16x3",
-    "grouped_product_64_bf16x3",
+    "resident_update_64_bf16x3",
+    "square_root_product_64_bf16x3",
     "accumulate",
     "parameter_step",
 )

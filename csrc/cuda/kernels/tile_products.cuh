@@ -149,15 +149,6 @@ struct LowerTiles {
     }
   }
 
-  __device__ __forceinline__ void read(const float* tiles, int tile_rows) {
-    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
-      const int index = lower_tiles(row / kTile) + col / kTile;
-      const float2 held = read_pair({tiles + index * kTileFloats, false}, row % kTile, col % kTile);
-      pair[0] = held.x;
-      pair[1] = held.y;
-    });
-  }
-
   // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held.
   template <class Use>
   __device__ __forceinline__ void for_each_pair(int tile_rows, const Use& use) {
