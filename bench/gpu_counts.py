@@ -23,7 +23,7 @@ import test_accumulate
 import test_kron_step
 import test_parameter_step
 from cuda import binaries, toolchain
-from cuda.executor_backend import Executor, SquareRootExecutor
+from cuda.executor_backend import Executor
 from inputs import square_root
 
 __all__ = [
@@ -49,7 +49,7 @@ class Case:
 
     Attributes:
         side: of a step's blocks.
-        rule: (scale, refine) of kron_step, (coupling, refine) of square_root_step.
+        rule: (scale, refine) of Triton's kron_step, (coupling, refine) of square_root_step.
     """
 
     op: str
@@ -70,8 +70,6 @@ class Runner(Protocol):
     """A backend whose kernels the executor runs: the CUDA kernels, or Triton's (tests/triton_ptx)."""
 
     launches: list[tuple[str, Any]]
-    resident_side: int
-    gradient_launches: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Count:
 
 
 def has_floor(case: Case) -> bool:
-    """Whether the floor knows all that a call passes through memory: not what grouped refinement does."""
+    """Whether the floor knows all that a call passes through memory: not what Triton's refinement does."""
     return case.op != "kron_step" or case.side <= 128 or case.rule[1] == 0
 
 
@@ -104,7 +102,14 @@ def lower_size(tensors: Sequence[Tensor]) -> int:
     return sum(size([t]) * (t.shape[-1] + 1) // (2 * t.shape[-1]) for t in tensors)
 
 
-def _kron_step(case: Case, executor: Runner) -> tuple[int, int]:
+class TritonRunner(Runner, Protocol):
+    """Triton's, which know their resident side and how many of their launches read the gradient."""
+
+    resident_side: int
+    gradient_launches: int
+
+
+def _kron_step(case: Case, executor: TritonRunner) -> tuple[int, int]:
     given = test_kron_step.inputs(BLOCKS, case.side, case.side, case.dtype)
     given.direction = [view.float() for view in given.direction]  # the momentum's dtype
     scale, refine = case.rule
@@ -174,10 +179,10 @@ OPS = {
 
 
 @functools.cache
-def count(case: Case, make: Callable[[], Runner] | None = None) -> Count:
+def count(case: Case, make: Callable[[], Runner] = Executor) -> Count:
     """Run a call on the executor, checked as every launch there is, and sum up its counters."""
     torch.manual_seed(0)
-    executor = (make or (SquareRootExecutor if case.op == "square_root_step" else Executor))()
+    executor = make()
     floor, lower_floor = OPS[case.op](case, executor)
     counters = [launch.counters for _, launch in executor.launches]
 
@@ -199,33 +204,20 @@ def count(case: Case, make: Callable[[], Runner] | None = None) -> Count:
     )
 
 
-def _products(
-    precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequence[int], rule: tuple[str, int]
-) -> list[Case]:
-    return [Case("kron_step", dtype, side, rule, p) for p in precisions for side in sides for dtype in dtypes]
-
-
 DTYPES = (torch.float32, torch.bfloat16)
-RESIDENT = [case for rule in (TRACE, REFINED) for case in _products(["bf16x3"], DTYPES, (64, 128), rule)]
-GROUPED = _products(["bf16x3"], DTYPES, (256,), TRACE)
-ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
-# Bytes do not depend on the precision, arithmetic and shared memory do.
-ARITHMETIC = _products(["bf16x3", "tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 140, 256), REFINED)
-OTHER_PRECISIONS = _products(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (128, 256), TRACE)
-TRITON = [Case("kron_step", torch.float32, 32, REFINED)]
-TRITON += [case for rule in (TRACE, REFINED) for case in _products(["bf16x3"], DTYPES, (256,), rule)]
 COUPLED: tuple[str, int] = ("coupled", 2)
 
 
-def _square_roots(
-    precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequence[int]
-) -> list[Case]:
+def _steps(precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequence[int]) -> list[Case]:
     return [
         Case("square_root_step", t, side, COUPLED, p) for p in precisions for side in sides for t in dtypes
     ]
 
 
-SQUARE_ROOT = _square_roots(["bf16x3"], DTYPES, (64, 128, 256))
-SQUARE_ROOT_ARITHMETIC = _square_roots(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 256))
-CASES = [*RESIDENT, *GROUPED, *ELEMENTWISE, *ARITHMETIC, *OTHER_PRECISIONS]
-CASES = list(dict.fromkeys([*CASES, *SQUARE_ROOT, *SQUARE_ROOT_ARITHMETIC]))
+STEPS = _steps(["bf16x3"], DTYPES, (64, 128, 256))
+# Bytes do not depend on the precision, arithmetic and shared memory do.
+ARITHMETIC = _steps(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 256))
+ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
+CASES = [*STEPS, *ELEMENTWISE, *ARITHMETIC]
+TRITON = [Case("kron_step", torch.float32, 32, REFINED)]
+TRITON += [Case("kron_step", dtype, 256, rule) for rule in (TRACE, REFINED) for dtype in DTYPES]

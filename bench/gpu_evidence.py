@@ -21,6 +21,7 @@ from gpu_counts import (
     NUMEL,
     TRITON,
     Case,
+    Executor,
     Runner,
     binaries,
     count,
@@ -52,10 +53,9 @@ serves asynchronous copies, which are counted like stores. `bench/gpu_check.sh` 
 After the CUDA kernels come Triton's: every row of the tuning table, compiled for four architectures, and the
 counts for the two whose PTX the executor runs.
 
-**Launches.** 1 for all blocks of up to 128 a side; for larger ones 4 with `trace` and no refinement, 10 at
-refine 2, whatever their number; 2 for `accumulate_`, 1 for `parameter_step_`. Of the square-root form 2 for
-all blocks of up to 128 a side, 12 for larger ones at refine 2. `tests/cuda/test_factor_kernels.py`,
-`tests/cuda/test_square_root_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
+**Launches.** 2 for all blocks of up to 128 a side, 12 for larger ones at refine 2, whatever their number; 2
+for `accumulate_`, 1 for `parameter_step_`. `tests/cuda/test_square_root_kernels.py` and
+`tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
 kernels 1 for blocks of up to 32 a side; for larger ones 8 with `trace` and no refinement, 15 at refine 2
 (`tests/test_triton_plans.py`).
 """
@@ -80,10 +80,9 @@ COUNTS = """\
 ## Counted by the executor
 
 {blocks} blocks a call, or one parameter of {numel} elements. Bytes: distinct 32-byte sectors of each launch,
-tables included. The floor is every tensor once for every read and write; the lower floor, for
-`kron_step_resident`, takes only the lower halves of symmetric matrices that are read. The grouped form's
-floor contains its intermediate results, except those of refinement, whose cases have no ratio therefore. The
-square-root form's floor is what the roofline takes each of its launches to move. Requested: the sectors
+tables included. The floor of the CUDA kernels' steps is what the roofline takes each of their launches to
+move, that of the others every tensor once for every read and write; Triton's contains intermediate results,
+except those of refinement, whose cases have no ratio therefore. Requested: the sectors
 of every request of a warp. Conflicts of loads: passes beyond the ideal of all reads of shared memory;
 wavefronts are those of all accesses.
 
@@ -113,14 +112,12 @@ def binary_rows(architecture: str) -> Iterable[Iterable[object]]:
         )
 
 
-def count_row(case: Case, make: Callable[[], Runner] | None = None) -> Iterable[object]:
+def count_row(case: Case, make: Callable[[], Runner] = Executor) -> Iterable[object]:
     of = count(case, make)
-    resident = make is None and case.op == "kron_step" and case.side <= 128
     return (
         f"`{next((k for k in of.kernels if 'product' in k), of.kernels[0])}`",
         case,
         f"{of.footprint / of.floor:.3f}" if has_floor(case) else "",
-        f"{of.footprint / of.lower_floor:.3f}" if resident else "",
         f"{of.requested / of.floor:.3f}" if has_floor(case) else "",
         of.conflicts_of_loads,
         f"{of.wavefronts / of.ideal_wavefronts:.4f}" if of.ideal_wavefronts else "",
@@ -188,7 +185,7 @@ def page() -> str:
         parts.append(
             BINARIES.format(architecture=architecture) + table([*columns, "HMMA", "LDS", "LDGSTS"], rows)
         )
-    columns = ("kernel", "call", "bytes / floor", "bytes / lower floor", "requested / floor")
+    columns = ("kernel", "call", "bytes / floor", "requested / floor")
     columns += ("conflicts of loads", "wavefronts / ideal", "mma / shared load")
     sizes = {"blocks": BLOCKS, "numel": NUMEL}
     parts.append(COUNTS.format(**sizes) + table(columns, map(count_row, CASES)))

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.cost.gpus import Cost
-from kradagrad_ext.cost.launches import before_blocks, kron_step_costs, parameter_step_costs
+from kradagrad_ext.cost.launches import before_blocks, parameter_step_costs
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.products import Rule
-from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
 from . import square_root
-from .inputs import SIDES, Arguments, Source, copied, make, matrix_of
+from .inputs import SIDES, Arguments, Source, copied, make
 from .specs import Spec
 
 ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "bf16x6": 1e-4, "fp32": 1e-4}
@@ -107,14 +105,11 @@ class Case:
         return list(active[:, None].unbind()) if value else []
 
     def costs(self) -> tuple[Cost, ...]:
-        """What the roofline makes a prediction of; nothing for one side alone."""
+        """What the roofline makes a prediction of; nothing for one side alone, and for Triton's own ops."""
         spec, config = self.spec, make_config()
         dtype: torch.dtype = getattr(torch, spec.dtype)
         if spec.square_root:
             return square_root.costs(spec, self.arguments)
-        if spec.op == "kron_step_":
-            rule = Rule(spec.scale, spec.refine, spec.precision, grad=dtype.itemsize)
-            return tuple(kron_step_costs(groups_of(spec), rule, update=self.arguments["update"]))
         shapes = list(spec.blocks)
         if spec.op == "accumulate_":
             costs = before_blocks(shapes, [], config, dtype)
@@ -130,15 +125,3 @@ def rows(tensor: Tensor, mask: Tensor, factored: bool) -> Tensor:
         return tensor.reshape(len(mask), -1)
     blocks = tensor.reshape(-1, *tensor.shape[-2:]) if tensor.ndim > 2 else tensor
     return blocks.reshape(len(mask), -1)
-
-
-def groups_of(spec: Spec) -> list[Group]:
-    """The groups of a spec's blocks by the package's own plan."""
-    groups: list[Group] = []
-    for m, n in spec.blocks:
-        config = make_config(block_size=max(m, n), merge_dims=False)
-        height, width = matrix_of(spec, (m, n))
-        # A rectangular block is not what the plan cuts: such a group holds one parameter a block.
-        shapes = [(height, width)] if m == n else [(m, n)] * (height * width // (m * n))
-        groups += group_blocks([plan_parameter(each, config) for each in shapes])
-    return groups

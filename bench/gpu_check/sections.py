@@ -22,12 +22,6 @@ MOST_SPECIALISATIONS = 500
 """More than Triton's kernels have, whose number only a worker can tell."""
 
 MEMCHECKED = {
-    "kron_step_resident": ("kron_step_resident_64_bf16x3", "kron_step_resident_128_bf16x3"),
-    "grouped_product": (
-        "grouped_product_64_bf16x3",
-        "grouped_product_64_tf32x3",
-        "grouped_product_128_bf16x3",
-    ),
     "resident_update": ("resident_update_64_bf16x3", "resident_update_128_bf16x3"),
     "resident_precondition": ("resident_precondition_64_bf16x3", "resident_precondition_128_bf16x3"),
     "square_root_product": (
@@ -39,25 +33,18 @@ MEMCHECKED = {
     "start_sides": ("start_sides",),
     "finish_sides": ("finish_sides",),
     "finish_norms": ("finish_norms",),
-    "start_factors": ("start_factors",),
-    "traces_of_squares": ("traces_of_squares",),
     "accumulate": ("accumulate",),
     "sum_spans": ("sum_spans",),
     "parameter_step": ("parameter_step",),
-    "finish_groups": ("finish_groups",),
 }
 """What of a kernel's name memcheck looks for, and the tasks whose cases it watches."""
 RACECHECKED = {
-    "kron_step_resident_64": ("kron_step_resident_64_bf16x3",),
-    "grouped_product_64": ("grouped_product_64_bf16x3",),
     "resident_update_64": ("resident_update_64_bf16x3",),
     "resident_precondition_64": ("resident_precondition_64_bf16x3",),
     "square_root_product_64": ("square_root_product_64_bf16x3",),
     "accumulate": ("accumulate",),
 }
 PROFILED = (
-    ("native", "kron_step_resident_128", "kron_step_", 128),
-    ("native", "grouped_product_128", "kron_step_", 256),
     ("native", "resident_update_128", "square_root_step_", 128),
     ("native", "square_root_product_128", "square_root_step_", 256),
     ("triton", "factor_product", "kron_step_", 256),

@@ -9,7 +9,7 @@ from kradagrad_ext.cost.gpus import gpu_of, predict
 from . import square_root
 from .cases import Case
 from .inputs import Arguments, copied
-from .products import bmm_products, tf32
+from .products import tf32
 from .specs import OURS
 from .timing import Call, device_times, host_time, kernel_times, nothing
 from .words import Report, SkippedError
@@ -26,8 +26,7 @@ def measure(case: Case, column: str, report: Report) -> None:
         return
     if column in ("torch.bmm fp32", "torch.bmm tf32"):
         with tf32(column.endswith("tf32")):
-            make = square_root.bmm_products if case.spec.square_root else bmm_products
-            _time(make(case.arguments), nothing, report)
+            _time(square_root.bmm_products(case.arguments), nothing, report)
         return
     if column == "AdamW fused":
         _time(_adamw(case.arguments), nothing, report)
