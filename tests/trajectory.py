@@ -47,8 +47,10 @@ def train(
     torch.manual_seed(1)
     model = Model().to(dtype)
     x, y = torch.randn(64, 20, dtype=dtype), torch.randn(64, 4, dtype=dtype)
-    defaults = dict(block_size=144, factor_update="products", root_every=4, root_method="polar")
-    optimizer = KrADagrad(model.parameters(), lr=LR[dtype], **(defaults | options))
+    # Heavy-ball momentum of the update adds up to ten of them.
+    lr = LR[dtype] * (0.1 if options.get("momentum_on") == "update" else 1)
+    defaults = dict(lr=lr, block_size=144, factor_update="products", root_every=4, root_method="polar")
+    optimizer = KrADagrad(model.parameters(), **(defaults | options))
     for _ in range(steps):
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()

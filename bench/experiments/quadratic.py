@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -183,14 +184,22 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
                 if ends.empty:
                     continue
                 best = own[own["lr"] == ends.idxmin()]
-                wide = "KrADagrad," in optimizer and "coupled" not in optimizer
-                axes.plot(best["step"], best["loss"], label=optimizer, linewidth=2.5 if wide else 1.2)
+                axes.plot(best["step"], best["loss"], label=optimizer, **line_of(optimizer))
             axes.set(yscale="log", xlabel="step", title=f"n = {n}")
         panels[0][0].set_ylabel("loss")
         panels[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, bbox_inches="tight")
     plt.close(figure)
+
+
+def line_of(optimizer: str) -> dict[str, Any]:
+    """The two that coincide are seen both: a wide line below a dashed one."""
+    if optimizer == "KrADagrad, float32":
+        return {"linewidth": 4, "color": "#f0b27a"}
+    if optimizer == "Shampoo, float64":
+        return {"linewidth": 1.4, "color": "black", "linestyle": "--", "zorder": 5}
+    return {"linewidth": 1.2}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
