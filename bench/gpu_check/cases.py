@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.backends import resolve
-from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.elementwise import before_blocks, parameter_step_costs
+from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.parameters import make_config
 
 from . import square_root
