@@ -25,7 +25,7 @@ from .executor_backend import Executor, GroupedExecutor, Planner
 
 RULE = replace(square_root.RULE, method="products")
 SHAPES = [(1, 1), (1, 7), (7, 33), (65, 40)]
-LARGE = [(GroupedExecutor, shape) for shape in ((129, 16), (33, 200), (256, 5))]
+LARGE = [pytest.param(GroupedExecutor, shape, marks=slow) for shape in ((129, 16), (33, 200), (256, 5))]
 LARGE += [(Executor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
 
 
@@ -33,6 +33,11 @@ LARGE += [(Executor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
 def executor(request: pytest.FixtureRequest) -> Executor:
     """What runs blocks of up to 128 a side: the grouped kernels, which take any, and the resident ones."""
     return request.param()
+
+
+def name_of(value: object) -> str:
+    """In a test's name."""
+    return getattr(value, "__name__", str(value))
 
 
 def check(call: square_root.Given, executor: Executor) -> square_root.Given:
@@ -48,9 +53,8 @@ def test_agrees_with_float64(executor: Executor, shape: tuple[int, int], coupled
     check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), executor)
 
 
-@slow
 @pytest.mark.parametrize("coupled", [False, True])
-@pytest.mark.parametrize(("make", "shape"), LARGE, ids=str)
+@pytest.mark.parametrize(("make", "shape"), LARGE, ids=name_of)
 def test_large_blocks_agree_with_float64(make: type[Executor], shape: tuple[int, int], coupled: bool) -> None:
     check(given([group(3, shape, "grid")], replace(RULE, coupled=coupled)), make())
 
@@ -81,7 +85,7 @@ def test_every_step_of_the_iteration(executor: Executor, refine: int, damped_upd
         (Executor, (40, 33)),
         (Executor, (100, 3)),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_every_precision(make: type[Executor], shape: tuple[int, int], precision: str) -> None:
     check(given([group(1, shape)], replace(RULE, precision=precision, coupled=True)), make())
