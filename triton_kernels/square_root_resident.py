@@ -178,8 +178,7 @@ def _update_side(
                 entry, SIDE, block, scratch, u, new_rms, start, whitening, whitened, d, k,
                 decay, weight, damping, damped_updates, TYPE, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
-            finite = is_finite(squared_norm(new))
-            tl.debug_barrier()  # every thread has read what others write
+            finite = is_finite(squared_norm(new))  # of what every thread has made: all have read what changes
             if finite:
                 i = tl.arange(0, u.shape[0])
                 data, stride, _step = matrix(entry, SIDE, block, scratch, TYPE, VECTOR)
@@ -190,7 +189,7 @@ def _update_side(
                 tl.store(statistics + WHITENED_SQUARE, whitened_square)
         if finite == 0:
             fallbacks = tl.load(statistics + FALLBACKS)
-            tl.debug_barrier()
+            tl.debug_barrier()  # every thread has read what one of them writes
             tl.store(statistics + FALLBACKS, fallbacks + 1)
     return rms
 

@@ -106,7 +106,7 @@ FAULTS = [
     ),
     Fault(
         "damping beyond the diagonal's end", GRAM,
-        "& inside(i, j, d, d), damped_updates", ", damped_updates", "coupled", "values",
+        "& inside(i, j, d, d), damped_updates", ", damped_updates", "damped", "values",
     ),
     Fault(
         "tiles below the diagonal count once", GRAM,
@@ -244,11 +244,11 @@ FAULTS = [
     Fault(
         "rows beyond the last, resident", WHOLE,
         "mask=inside(i, j, rows, cols), other=0.0)", "mask=inside(i, j, rows + 1, cols), other=0.0)",
-        "resident", "values",
+        "resident", "bounds",
     ),
     Fault(
         "a row of F too many, resident", WHOLE,
-        "new, mask=inside(i, i, d, d)", "new, mask=inside(i, i, d + 1, d)", "resident", "race",
+        "new, mask=inside(i, i, d, d)", "new, mask=inside(i, i, d + 1, d)", "resident", "bounds",
     ),
     Fault(
         "an output's row too many", WHOLE,
@@ -256,7 +256,7 @@ FAULTS = [
     ),
     Fault(
         "damping beyond the diagonal's end, resident", WHOLE,
-        "& inside(i, i, d, d), damped_updates", ", damped_updates", "resident", "values",
+        "& inside(i, i, d, d), damped_updates", ", damped_updates", "damped, resident", "values",
     ),
     Fault(
         "F^T F without its scale, resident", WHOLE,
@@ -302,7 +302,7 @@ FAULTS = [
         "c = _product(z, y, PRECISION)", "c = _product(z, z, PRECISION)", "resident", "values",
     ),
     Fault(
-        "no barrier before statistics change, resident", WHOLE,
+        "no barrier before a count, resident", WHOLE,
         "            tl.debug_barrier()  # every", "            pass  # every", "resident", "race",
     ),
     Fault(
@@ -318,10 +318,13 @@ FAULTS = [
 
 def _call(*shapes: tuple[int, int], **options: Any) -> square_root.Given:
     """Blocks without a gradient, before their first one, with a root of zeros, with NaN in what they read."""
-    call = given([group(9, shape, layout) for shape, layout in zip(shapes, ("column", "grid"), strict=False)])
+    call = given(
+        [group(10, shape, layout) for shape, layout in zip(shapes, ("column", "experts"), strict=False)]
+    )
     for own in call.groups:
         gradients = [block for view in own.grads for block in _blocks_of(view)]
         gradients[0].zero_()
+        gradients[9].zero_()
         gradients[1][0, 1] = math.nan
         own.left.factor[3, 0, 0] = math.nan
         own.right.root[5] = 0
@@ -330,6 +333,14 @@ def _call(*shapes: tuple[int, int], **options: Any) -> square_root.Given:
 
 def _blocks_of(view: torch.Tensor) -> list[torch.Tensor]:
     return [view] if view.dim() == 2 else [block for part in view for block in _blocks_of(part)]
+
+
+def _damped(side: int) -> square_root.Given:
+    """New factors whose M is mostly damping, in the step that depends most on its norm."""
+    call = given([group(4, (side, 20))], replace(RULE, refine=1, damping=1.0, damped_updates=10.0))
+    for own in (call.groups[0].left, call.groups[0].right):
+        own.statistics.zero_()
+    return call
 
 
 def _tiny() -> square_root.Given:
@@ -348,6 +359,8 @@ PROBES: dict[str, Any] = {
     "coupled": lambda backend: check(_call((70, 130), (130, 40), refine=3), backend),
     "one step": lambda backend: check(given([group(4, (70, 20))], replace(RULE, refine=1)), backend),
     "four steps": lambda backend: check(given([group(4, (70, 20))], replace(RULE, refine=4)), backend),
+    "damped": lambda backend: check(_damped(70), backend),
+    "damped, resident": lambda backend: check(_damped(9), backend),
     "tiny": lambda backend: check(_tiny(), backend),
     "rounding": lambda backend: check_overflow_in_rounding(backend, 70, RULE),
     "slices": lambda backend: check(given(several(), COUPLED), backend),
