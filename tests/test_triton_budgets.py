@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from inputs import square_root
 from marks import slow
 
 pytest.importorskip("triton")
@@ -18,9 +20,13 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from cuda.binaries import KB, Binary, Counter, Shape
 from gpu_counts import ELEMENTWISE, TRITON, Case, count, has_floor
+from ptx import Counters
+from roofline_triton_square_root import costs_of_blocks
 from test_cuda_budgets import CTA_SHARED, MOST_REGISTERS
 from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
-from triton_ptx.compiled import Compiled
+from triton_ptx.compiled import Compiled, SquareRootCompiled
+
+from kradagrad_ext.triton_kernels.groups import SquareRootRule
 
 EXECUTED = {name: functools.partial(Compiled, name) for name in ("sm_80", "sm_90")}
 # The rows of sm_80 serve sm_86, sm_89 and sm_120 too, which have less.
@@ -98,6 +104,41 @@ def test_shared_memory_wavefronts(case: Case) -> None:
     resident = case.side <= tuning.PADDED[-1]
     assert newest.wavefronts <= (1.10 if resident else 1.01) * newest.ideal_wavefronts
     assert oldest.wavefronts <= 1.5 * oldest.ideal_wavefronts
+
+
+STEP = replace(square_root.RULE, method="products", coupled=True)
+
+
+@functools.cache
+def step_counters(side: int, architecture: str) -> tuple[Counters, ...]:
+    """Of the launches of a coupled step of two blocks in the square-root form."""
+    torch.manual_seed(0)
+    backend = SquareRootCompiled(architecture)
+    square_root.run(backend, square_root.given([square_root.group(2, (side, side))], STEP))
+    return tuple(launch.counters for _, launch in backend.launches)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("side", "architecture"), [(32, "sm_80"), (64, "sm_90"), (128, "sm_80"), (256, "sm_90")]
+)
+def test_bytes_of_a_step(side: int, architecture: str) -> None:
+    """Of the matrices that the launches read and write, and the launches' tables."""
+    rule = SquareRootRule(STEP.refine, STEP.coupled, True, STEP.precision, architecture)
+    expected = sum(cost.bytes for cost in costs_of_blocks([(2, side, side)], rule))
+    counters = step_counters(side, architecture)
+    counted = sum(c[name] for c in counters for name in ("footprint_read_bytes", "footprint_write_bytes"))
+    assert 0.95 * expected <= counted <= 1.10 * expected
+
+
+@slow
+@pytest.mark.parametrize(
+    ("side", "architecture", "most"), [(64, "sm_90", 1.5), (256, "sm_90", 1.03), (256, "sm_80", 1.5)]
+)
+def test_shared_memory_wavefronts_of_a_step(side: int, architecture: str, most: float) -> None:
+    counters = step_counters(side, architecture)
+    ideal, found = (sum(c[n] for c in counters) for n in ("shared_ideal_wavefronts", "shared_wavefronts"))
+    assert found <= most * ideal
 
 
 def test_architectures_are_the_tables() -> None:
