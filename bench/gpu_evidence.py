@@ -19,13 +19,11 @@ from gpu_counts import (
     CASES,
     ELEMENTWISE,
     NUMEL,
-    TRITON,
     Case,
     Executor,
     Runner,
     binaries,
     count,
-    has_floor,
     toolchain,
 )
 from triton_ptx import binaries as triton_binaries
@@ -81,9 +79,8 @@ COUNTS = """\
 
 {blocks} blocks a call, or one parameter of {numel} elements. Bytes: distinct 32-byte sectors of each launch,
 tables included. The floor of the CUDA kernels' steps is what the roofline takes each of their launches to
-move, that of the others every tensor once for every read and write; Triton's contains intermediate results,
-except those of refinement, whose cases have no ratio therefore. Requested: the sectors
-of every request of a warp. Conflicts of loads: passes beyond the ideal of all reads of shared memory;
+move, that of the others every tensor once for every read and write. Requested: the sectors of every request
+of a warp. Conflicts of loads: passes beyond the ideal of all reads of shared memory;
 wavefronts are those of all accesses.
 
 """
@@ -117,8 +114,8 @@ def count_row(case: Case, make: Callable[[], Runner] = Executor) -> Iterable[obj
     return (
         f"`{next((k for k in of.kernels if 'product' in k), of.kernels[0])}`",
         case,
-        f"{of.footprint / of.floor:.3f}" if has_floor(case) else "",
-        f"{of.requested / of.floor:.3f}" if has_floor(case) else "",
+        f"{of.footprint / of.floor:.3f}",
+        f"{of.requested / of.floor:.3f}",
         of.conflicts_of_loads,
         f"{of.wavefronts / of.ideal_wavefronts:.4f}" if of.ideal_wavefronts else "",
         f"{of.mma / of.shared_loads:.2f}" if of.mma else "",
@@ -192,7 +189,7 @@ def page() -> str:
     parts += triton_page()
     for architecture in ("sm_80", "sm_90"):
         make = functools.partial(Compiled, architecture)
-        rows = (count_row(case, make) for case in [*TRITON, *ELEMENTWISE])
+        rows = (count_row(case, make) for case in ELEMENTWISE)
         header = f"## Triton's kernels for {architecture}, counted by the executor\n\nAs above.\n\n"
         parts.append(header + table(columns, rows))
     return "\n".join(parts)

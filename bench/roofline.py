@@ -133,11 +133,11 @@ def costs_on_blocks(part: Part, triton_on: Gpu | None) -> list[Cost]:
     rest = [group for group in part.groups if not is_fused(group)]
     sizes = [(group.blocks, *group.block_shape) for group in fused]
     if fused and triton_on is not None:
-        from roofline_triton import architecture_of, costs_of_blocks
+        from roofline_triton import architecture_by_name, costs_of_blocks
 
-        from kradagrad_ext.triton_kernels.groups import SquareRootRule
+        from kradagrad_ext.triton_kernels.groups import Rule
 
-        launched = SquareRootRule(rule.refine, rule.coupled, True, rule.precision, architecture_of(triton_on))
+        launched = Rule(rule.refine, rule.coupled, True, rule.precision, architecture_by_name(triton_on))
         costs = costs_of_blocks(sizes, launched, part.dtype)
     elif fused:
         root = 4 if config.root_dtype is None else config.root_dtype.itemsize

@@ -14,8 +14,7 @@ import torch
 from kernel_costs import FLOAT, KINDS, terms
 
 from kradagrad_ext.cost.gpus import Cost, Gpu
-from kradagrad_ext.triton_kernels import entry, launch, square_root_step
-from kradagrad_ext.triton_kernels.groups import Group, SquareRootRule
+from kradagrad_ext.triton_kernels import entry, groups, launch, square_root_step
 
 SYMMETRIC = ("gram", "inverse_root")
 PRODUCTS = (*SYMMETRIC, "scaled_product")
@@ -23,7 +22,7 @@ PRODUCTS = (*SYMMETRIC, "scaled_product")
 
 def costs_of_blocks(
     shapes: Sequence[tuple[int, int, int]],
-    rule: SquareRootRule,
+    rule: groups.Rule,
     dtype: torch.dtype = torch.float32,
     stored: torch.dtype = torch.float32,
 ) -> list[Cost]:
@@ -33,15 +32,15 @@ def costs_of_blocks(
         shapes: count, rows and columns of each group's blocks.  dtype: of gradients and directions.
         stored: of factors and roots.
     """
-    groups, first = [], 0
+    own, first = [], 0
     for count, m, n in shapes:
-        groups.append(_group(first, (count, m, n), dtype, stored))
+        own.append(_group(first, (count, m, n), dtype, stored))
         first += count
-    plan = square_root_step.plan_groups(groups, rule)
-    return [_cost(own, plan.words[own.first : own.first + own.count], rule) for own in plan.launches]
+    plan = square_root_step.plan_groups(own, rule)
+    return [_cost(each, plan.words[each.first : each.first + each.count], rule) for each in plan.launches]
 
 
-def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype) -> Group:
+def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype) -> groups.Group:
     count, m, n = shape
 
     def tensor(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
@@ -50,10 +49,10 @@ def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: 
     sides = [(tensor(d, d, of=stored), tensor(4)) for d in (m, n)]
     roots = [tensor(d, d, of=stored) for d in (m, n)]
     views = [[tensor(m, n, of=of)] for of in (dtype, dtype, torch.float32)]
-    return Group(count, first, views[0], *sides, *views[1:], *roots)
+    return groups.Group(count, first, views[0], *sides, *views[1:], *roots)
 
 
-def _cost(own: launch.Launch, entries: list[list[int]], rule: SquareRootRule) -> Cost:
+def _cost(own: launch.Launch, entries: list[list[int]], rule: groups.Rule) -> Cost:
     name, step = own.kernel.__name__, str(own.constants.get("STEP", own.constants.get("SCALE", "")))
     counted = [_entry_cost(own, words, blocks, rule) for words, blocks in _blocks_of(own, entries)]
     size, flops, least = (sum(column) for column in zip(*counted, strict=True))
@@ -68,7 +67,7 @@ def _blocks_of(own: launch.Launch, entries: list[list[int]]) -> Iterator[tuple[l
 
 
 def _entry_cost(
-    own: launch.Launch, words: list[int], blocks: int, rule: SquareRootRule
+    own: launch.Launch, words: list[int], blocks: int, rule: groups.Rule
 ) -> tuple[float, float, float]:
     """Bytes, executed and least flops of the blocks of one entry."""
     if own.kernel.__name__ in PRODUCTS:
@@ -88,7 +87,7 @@ def _element(own: launch.Launch, name: str) -> int:
     return 2 if str(own.constants.get(name)) == "bf16" else FLOAT
 
 
-def _product(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+def _product(own: launch.Launch, words: list[int], rule: groups.Rule) -> tuple[float, float, float]:
     """Of a block of a grouped product."""
     rows, cols, depth = (words[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
     sizes = [(rows * depth, "A_TYPE"), (depth * cols, "B_TYPE"), (rows * rows, "F_TYPE"), (rows * cols, "")]
@@ -110,7 +109,7 @@ def _product(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tupl
     return float(sum(distinct.values())), flops, 2.0 * rows * cols * sum(depths) / half
 
 
-def _resident(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tuple[float, float, float]:
+def _resident(own: launch.Launch, words: list[int], rule: groups.Rule) -> tuple[float, float, float]:
     """Of a whole block: G, D and the product, both factors twice, both roots."""
     m, n = words[entry.ROWS.value], words[entry.COLS.value]
     views = sum(_element(own, f"{name}_TYPE") for name in ("GRAD", "DIRECTION")) + FLOAT
@@ -123,7 +122,7 @@ def _resident(own: launch.Launch, words: list[int], rule: SquareRootRule) -> tup
     return float(m * n * views + squares), flops, _step_flops(m, n, rule, 2)
 
 
-def _step_flops(m: int, n: int, rule: SquareRootRule, halves: int) -> float:
+def _step_flops(m: int, n: int, rule: groups.Rule, halves: int) -> float:
     """Of both sides and the product; `halves`: 2 where of a symmetric result one half is counted."""
     iteration = 3 * (rule.refine - 1)
     flops = 2.0 * m * n * (m + n)
@@ -133,6 +132,6 @@ def _step_flops(m: int, n: int, rule: SquareRootRule, halves: int) -> float:
     return flops
 
 
-def architecture_of(gpu: Gpu) -> str:
+def architecture_by_name(gpu: Gpu) -> str:
     """Of the tuning table."""
     return {"A100": "sm_80", "B200": "sm_100"}.get(gpu.name, "sm_90")

@@ -31,7 +31,7 @@ from triton.errors import TritonError
 from kradagrad_ext.triton_kernels import kept_plans, tuning
 from kradagrad_ext.triton_kernels.tuning import Choice, Key
 
-SIDES = {"16": 16, "32": 32, "small": 128, "large": 512}
+SIDES = {"16": 16, "32": 32, "64": 64, "small": 128, "large": 512}
 ELEMENTS = [
     Choice(span, chunk, warps, 1) for span in (2048, 4096, 8192) for chunk, warps in ((512, 4), (1024, 8))
 ]
@@ -49,7 +49,7 @@ def candidates(key: Key) -> list[Choice]:
     now = tuning.table()[key]
     if key.shape == "elements":
         others = ELEMENTS
-    elif key.op == "kron_step_resident":
+    elif key.op == "square_root_resident":
         others = [Choice(int(key.shape), 0, warps, 1) for warps in (1, 2, 4, 8)]
     else:
         others = PRODUCTS

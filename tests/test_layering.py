@@ -86,7 +86,6 @@ LONGER_FUNCTIONS = {
     "kradagrad_ext/optimizer.py:__init__": "all but a few lines are the options and their defaults",
     "triton_kernels/accumulate.py:accumulate": "half of it are a kernel's arguments",
     "triton_kernels/parameter_step.py:parameter_step": "half of it are a kernel's arguments",
-    "triton_kernels/kron_step_resident.py:kron_step_resident": "half of it are a kernel's arguments",
     "triton_kernels/square_root_resident.py:square_root_resident": "half of it are a kernel's arguments",
 }
 

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from inputs import square_root
-from test_kron_step import SCALARS, inputs
 from torch import Tensor
 
 pytest.importorskip("triton")
 
 from kradagrad_ext.backends import square_root_triton
+from kradagrad_ext.backends.base import BlockGroup, UpdateRule
 from kradagrad_ext.triton_kernels import (
     accumulate,
-    downdate,
     elements_plan,
-    factor_product,
-    factor_state,
     gram,
-    grouped_product,
     groups,
     inverse_root,
     kept_plans,
-    kron_step,
-    kron_step_resident,
     launch,
     parameter_step,
-    refinement,
     scaled_product,
     side_state,
     square_root_resident,
@@ -41,38 +35,31 @@ KERNELS = [
     accumulate.accumulate,
     accumulate.sum_spans,
     parameter_step.parameter_step,
-    kron_step_resident.kron_step_resident,
-    factor_product.factor_product,
-    grouped_product.grouped_product,
-    refinement.refinement,
-    downdate.downdate,
-    factor_state.start_factors,
-    factor_state.trace_of_square,
-    factor_state.finish_factors,
-    factor_state.finish_norms,
     scaled_product.scaled_product,
     gram.gram,
     inverse_root.inverse_root,
     side_state.square_gradients,
     side_state.track_statistics,
     side_state.finish_sides,
+    side_state.finish_norms,
     square_root_resident.square_root_resident,
 ]
-DEFAULT = ("frobenius", 2)
 
 
-def plan(*shapes: tuple[int, int, int], rule: tuple[str, int] = DEFAULT, **options: Any) -> launch.Plan:
-    own, first = [], 0
-    for shape in shapes:
-        own.append(group_of(inputs(*shape, torch.float32), first))
-        first += shape[0]
-    return kron_step.plan_groups(own, groups.Rule(*rule, "bf16x3", "sm_90"), True, **options)
-
-
-def group_of(given: Any, first: int = 0) -> groups.Group:
-    sides = [(given.left[0], given.left_statistics[0]), (given.right[0], given.right_statistics[0])]
-    roots = given.left_root[0], given.right_root[0]
-    return groups.Group(len(given.active), first, given.grad, *sides, given.direction, given.out, *roots)
+def plan(
+    *shapes: tuple[int, int, int],
+    refine: int = 2,
+    coupled: bool = False,
+    architecture: str = "sm_90",
+    **options: Any,
+) -> launch.Plan:
+    rule, own, first = groups.Rule(refine, coupled, True, "bf16x3", architecture), [], 0
+    for count, *shape in shapes:
+        own.append(
+            square_root_triton._of_kernels(square_root.group(count, (shape[0], shape[1])), first, True)
+        )
+        first += count
+    return square_root_step.plan_groups(own, rule, **options)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
@@ -118,14 +105,13 @@ def gradient(layout: str) -> Tensor:
         ("every second", "fp32", "any", False),
     ],
 )
-def test_dispatch_of_the_factors_product(layout: str, dtype: str, order: str, vector: bool) -> None:
-    """Y = L G sees the gradient as it lies, Z^T = R G^T the other way round."""
+def test_dispatch_of_a_factors_product(layout: str, dtype: str, order: str, vector: bool) -> None:
+    """B = F^T U of the left side sees the gradient as it lies, that of the right side the other way round."""
     grad = gradient(layout)
-    given = inputs(2, *grad.shape[1:], torch.float32)
-    given.grad = [grad]
-    rule = groups.Rule("trace", 0, "bf16x3", "sm_90")
-    launches = kron_step.plan_groups([group_of(given)], rule, False).launches
-    seen = [own.constants for own in launches if own.kernel is factor_product.factor_product]
+    given = replace(square_root.group(2, (grad.shape[1], grad.shape[2])), grads=[grad])
+    rule = groups.Rule(2, False, True, "bf16x3", "sm_80")
+    launches = square_root_step.plan_groups([square_root_triton._of_kernels(given, 0, True)], rule).launches
+    seen = [own.constants for own in launches if own.constants.get("SCALE") == "whitening"]
     other = {"row": "col", "col": "row", "any": "any"}[order]
     assert {constants["B_ORDER"] for constants in seen} == {order, other}
     for constants in seen:
@@ -157,38 +143,13 @@ def test_too_many_separate_dims_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "rule", "launches"),
-    [(32, DEFAULT, 1), (140, ("trace", 0), 8), (140, ("frobenius", 0), 10), (140, DEFAULT, 15)],
-)
-def test_launches_do_not_grow_with_the_blocks(side: int, rule: tuple[str, int], launches: int) -> None:
-    for count in (2, 5):
-        assert len(plan((count, side, side), rule=rule).launches) == launches
-
-
-def square_root_plan(
-    *shapes: tuple[int, int, int],
-    refine: int = 2,
-    coupled: bool = False,
-    architecture: str = "sm_90",
-    **options: Any,
-) -> launch.Plan:
-    rule, own, first = groups.SquareRootRule(refine, coupled, True, "bf16x3", architecture), [], 0
-    for count, *shape in shapes:
-        own.append(
-            square_root_triton._of_kernels(square_root.group(count, (shape[0], shape[1])), first, True)
-        )
-        first += count
-    return square_root_step.plan_groups(own, rule, **options)
-
-
-@pytest.mark.parametrize(
     ("refine", "coupled", "launches"), [(1, False, 11), (2, False, 13), (3, False, 16), (2, True, 14)]
 )
-def test_launches_in_the_square_root_form(refine: int, coupled: bool, launches: int) -> None:
+def test_launches_do_not_grow_with_the_blocks(refine: int, coupled: bool, launches: int) -> None:
     for count in (2, 5):
-        plan = square_root_plan((count, 140, 130), (1, 97, 9), refine=refine, coupled=coupled)
-        assert len(plan.launches) == launches
-        mixed = square_root_plan((count, 140, 130), (count, 7, 9), refine=refine, coupled=coupled)
+        grouped = plan((count, 140, 130), (1, 97, 9), refine=refine, coupled=coupled)
+        assert len(grouped.launches) == launches
+        mixed = plan((count, 140, 130), (count, 7, 9), refine=refine, coupled=coupled)
         assert len(mixed.launches) == launches + 1
 
 
@@ -204,24 +165,17 @@ def test_launches_in_the_square_root_form(refine: int, coupled: bool, launches: 
 )
 def test_small_blocks_are_one_launch(shape: tuple[int, int], architecture: str, resident: bool) -> None:
     for count in (2, 5):
-        plan = square_root_plan((count, *shape), coupled=True, architecture=architecture)
-        assert (len(plan.launches) == 1) == resident
-        assert (plan.scratch == 0) == resident
+        made = plan((count, *shape), coupled=True, architecture=architecture)
+        assert (len(made.launches) == 1) == resident
+        assert (made.scratch == 0) == resident
 
 
-def test_scratch_memory_in_the_square_root_form() -> None:
-    """Of a coupled step: D P_r; U and B of both sides; M and two more squares of each."""
+def test_scratch_memory() -> None:
+    """D P_r of a coupled step; U and B of both sides; M and two more squares of each."""
     count, m, n = 3, 144, 136
-    plan = square_root_plan((count, m, n), coupled=True)
+    made = plan((count, m, n), coupled=True)
     expected = 4 * count * (5 * m * n + 3 * (m * m + n * n))
-    assert expected <= plan.scratch <= 1.01 * expected
-
-
-def test_slices_in_the_square_root_form() -> None:
-    shapes = [(6, 140, 130), (3, 200, 40)]
-    whole, sliced = square_root_plan(*shapes), square_root_plan(*shapes, scratch_bytes=1 << 20)
-    assert sliced.scratch < 1 << 21 < whole.scratch
-    assert len(sliced.launches) > len(whole.launches)
+    assert expected <= made.scratch <= 1.01 * expected
 
 
 def test_slices_bound_the_scratch_memory() -> None:
@@ -260,15 +214,17 @@ def test_plans_are_kept_and_tables_for_tensors_that_stay(monkeypatch: pytest.Mon
 
 def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
     """Addresses are put in for all symbols, in views of several dims and from within a tensor."""
-    given = [inputs(3, 70, 100, torch.bfloat16, "strided"), inputs(2, 20, 9, torch.float32)]
-    given[1].grad = [torch.randn(40, 20)[:, 11:].view(2, 20, 9)]
-    own = [group_of(given[0]), group_of(given[1], 3)]
-    rule, symbols = groups.Rule(*DEFAULT, "bf16x3", "sm_90"), kept_plans.Symbols()
+    given = [square_root.group(3, (70, 100), "grid", view_dtype=torch.bfloat16)]
+    given.append(square_root.group(2, (20, 9), "column"))
+    own = [
+        square_root_triton._of_kernels(group, first, True) for group, first in zip(given, (0, 3), strict=True)
+    ]
+    rule, symbols = groups.Rule(2, True, True, "bf16x3", "sm_90"), kept_plans.Symbols()
     symbolic = [group.symbolic(symbols) for group in own]
     plan, table = kept_plans.plan_of(
-        object(), symbols.addresses, torch.device("cpu"), lambda: kron_step.plan_groups(symbolic, rule, True)
+        object(), symbols.addresses, torch.device("cpu"), lambda: square_root_step.plan_groups(symbolic, rule)
     )
-    expected = kron_step.plan_groups(own, rule, True)
+    expected = square_root_step.plan_groups(own, rule)
     assert table.tolist() == expected.words
     assert [vars(each) for each in plan.launches] == [vars(each) for each in expected.launches]
 
@@ -285,35 +241,42 @@ def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytes
         assert first == now
         assert others
         assert now not in others
-    key = tuning.Key("downdate", "large", "bf16x3", "sm_90")
+    key = tuning.Key("inverse_root", "large", "bf16x3", "sm_90")
     with tune_triton.exchanged(key, others[0]):
-        assert tuning.config(downdate.downdate, *key[1:]).warps == others[0].warps
-    assert tuning.config(downdate.downdate, *key[1:]).warps == tuning.table()[key].warps
+        assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == others[0].warps
+    assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == tuning.table()[key].warps
 
 
-KEYS = {
-    "damping": lambda given: {"damping": 1e-3},
-    "refine": lambda given: {"refine": 1},
-    "precision": lambda given: {"precision": "bf16x6"},
-    "update": lambda given: {"update": False},
-    "stride": lambda given: (
-        setattr(given, "grad", [given.grad[0].flip(0).transpose(1, 2).contiguous().mT]) or {}
+def _moved(given: BlockGroup) -> BlockGroup:
+    """Its gradients lie column by column."""
+    return replace(given, grads=[given.grads[0].mT.contiguous().mT])
+
+
+RULE = replace(square_root.RULE, method="products")
+CHANGES: dict[str, tuple[UpdateRule, Any, dict[str, bool]]] = {
+    "damping": (replace(RULE, damped_updates=0.0), None, {}),
+    "refine": (replace(RULE, refine=1), None, {}),
+    "coupling": (replace(RULE, coupled=True), None, {}),
+    "precision": (replace(RULE, precision="bf16x6"), None, {}),
+    "update": (RULE, None, {"update": False}),
+    "stride": (RULE, _moved, {}),
+    "dtype of roots": (
+        RULE, lambda given: replace(given, left=replace(given.left, root=given.left.root.bfloat16())), {},
     ),
-    "dtype of roots": lambda given: setattr(given, "left_root", [given.left_root[0].bfloat16()]) or {},
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("what", KEYS)
+@pytest.mark.parametrize("what", CHANGES)
 def test_a_plan_is_made_anew_when_anything_that_it_knows_changes(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kradagrad_ext.backends import triton
-
     keys = []
     monkeypatch.setattr(kept_plans, "run", lambda key, *_: keys.append(key))
-    given = inputs(2, 12, 12, torch.float32)
-    triton.kron_step_(*vars(given).values(), *SCALARS.values())
-    triton.kron_step_(*vars(given).values(), *SCALARS.values())
-    options = SCALARS | KEYS[what](given)
-    triton.kron_step_(*vars(given).values(), *options.values())
+    given, active, norms = square_root.group(2, (12, 12)), torch.ones(2, dtype=torch.bool), torch.zeros(2)
+    calls = {"update": True, "precondition": True}
+    rule, changed, other = CHANGES[what]
+    for _ in range(2):
+        square_root_triton.kron_step_([given], active, norms, RULE, **calls)
+    own = changed(given) if changed else given
+    square_root_triton.kron_step_([own], active, norms, rule, **(calls | other))
     assert keys[0] == keys[1] != keys[2]

@@ -78,19 +78,6 @@ class Matrices:
         views = tuple(replace(v, row_stride=v.col_stride, col_stride=v.row_stride) for v in self.views)
         return replace(self, views=views, rows=self.cols, cols=self.rows)
 
-    def columns(self, first: int, count: int) -> Matrices:
-        """Columns `first` to `first + count`."""
-        if count == self.cols:
-            return self
-        size = self.dtype.itemsize
-        views = tuple(replace(v, data=v.data + first * v.col_stride * size) for v in self.views)
-        return replace(self, views=views, cols=count)
-
-    def sized(self, rows: int, cols: int) -> Matrices:
-        """Scratch memory that has room for it as matrices of another size."""
-        view = self.views[0]
-        return scratch_matrices(view.data, view.first, view.count, rows, cols)
-
     def cuts(self) -> set[int]:
         """The blocks at which a view begins."""
         return {view.first for view in self.views}

@@ -19,28 +19,23 @@ TILE_COLS = tl.constexpr(4)
 ROWS = tl.constexpr(5)
 COLS = tl.constexpr(6)
 DEPTH = tl.constexpr(7)
-# Scratch memory, -1: none. By block of the group:
-PENDING = tl.constexpr(8)  # what X still has to be multiplied by; 0: the block takes no part
-STATE = tl.constexpr(8)  # arrays of the square-root form, the first of which says the same (side_state.py)
-NEXT_PENDING = tl.constexpr(9)  # the same after this chunk of the unfolding
-FAILED = tl.constexpr(10)  # 1 after a chunk whose bound was not finite
-# By block and tile:
-BOUND = tl.constexpr(11)  # partial sums of the side's bound t
-BOUNDS = tl.constexpr(12)  # how many a block has
-PARTIAL = tl.constexpr(13)
-PARTIALS = tl.constexpr(14)
-ENERGY = tl.constexpr(15)  # partial sums of |A|_F^2
-ENERGIES = tl.constexpr(16)
-D = tl.constexpr(17)  # side of the factor
-STATISTICS = tl.constexpr(18)  # address of the factors' statistics [N, 2]
+# Scratch memory by block of the group; -1: the work has no side's state.
+STATE = tl.constexpr(8)  # arrays, of which the first says whether a block takes part (side_state.py)
+# Scratch memory by block and tile, shares of sums, and how many a block has:
+BOUND = tl.constexpr(9)  # |M|_F^2, of the bound t
+BOUNDS = tl.constexpr(10)
+PARTIAL = tl.constexpr(11)  # of what the work makes
+PARTIALS = tl.constexpr(12)
+ENERGY = tl.constexpr(13)  # |G|_F^2
+ENERGIES = tl.constexpr(14)
+WHITENED = tl.constexpr(15)  # |F^T U|_F^2
+WHITENEDS = tl.constexpr(16)
+STATISTICS = tl.constexpr(17)  # address of the factors' statistics [N, 4]
+RIGHT_STATISTICS = tl.constexpr(18)  # where an entry is of both sides: STATISTICS is the left one's
 BLOCKS = tl.constexpr(19)  # of the group
-CHUNKS = tl.constexpr(20)  # into which the unfolding's columns are cut
-RIGHT_STATISTICS = tl.constexpr(21)  # where an entry is of both sides: STATISTICS is the left one's
-WHITENED = tl.constexpr(22)  # partial sums of |F^T U|_F^2, by block and tile
-WHITENEDS = tl.constexpr(23)
-MATRICES = tl.constexpr(24)  # seven of them, of which most kernels use four
+MATRICES = tl.constexpr(20)  # seven of them, of which most kernels use four
 MATRIX_WIDTH = tl.constexpr(8)
-WIDTH = tl.constexpr(80)
+WIDTH = tl.constexpr(76)
 
 SIZE_MULTIPLE = tl.constexpr(8)
 """What `size` promises of rows, columns and depth where matrices are read in vectors."""
@@ -77,8 +72,8 @@ def floats(entry, scratch, FIELD: tl.constexpr, TYPE: tl.constexpr = tl.float32)
 def takes_part(entry, block, scratch, active):
     """Whether the block is active and its factor, if the product has to do with one, is to be updated."""
     taken = tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0
-    if tl.load(entry + PENDING) >= 0:
-        taken = taken & (tl.load(floats(entry, scratch, PENDING) + block) != 0)
+    if tl.load(entry + STATE) >= 0:
+        taken = taken & (tl.load(floats(entry, scratch, STATE) + block) != 0)
     return taken
 
 

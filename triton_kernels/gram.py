@@ -87,4 +87,4 @@ def gram(
                 m = _add_gram_of_factor(entry, block, scratch, i, j, m, scale, F_TYPE, PRECISION, VECTOR, BK)
         store_symmetric(entry, block, scratch, i, j, m, VECTOR)
         norm = squared_norm(m) * tl.where(row > col, 2, 1)
-        store_partial(entry, block, tile, scratch, BOUND, BOUNDS, norm, tl.float64)
+        store_partial(entry, block, tile, scratch, BOUND, BOUNDS, norm)

@@ -13,17 +13,11 @@ from .kept_plans import Symbols
 
 @dataclass(frozen=True)
 class Rule:
-    """The scalars that decide what is launched, and the architecture (tuning.py)."""
+    """The scalars that decide what is launched, and the architecture (tuning.py).
 
-    factor_scale: str
-    refine: int
-    precision: str
-    architecture: str
-
-
-@dataclass(frozen=True)
-class SquareRootRule:
-    """The same for factors in the square-root form; `damped`: whether damping enters with the update."""
+    Args:
+        damped: whether damping enters with the update.
+    """
 
     refine: int
     coupled: bool

@@ -32,7 +32,7 @@ from .multiply import load_lower, multiply, store_symmetric, tile_corner, total
 @triton.jit
 def _bound(entry, block, scratch, decay):
     """t of a block, which no eigenvalue of H exceeds."""
-    return decay + tl.sqrt(total(entry, block, scratch, BOUND, BOUNDS, tl.float64)).to(tl.float32)
+    return decay + tl.sqrt(total(entry, block, scratch, BOUND, BOUNDS)).to(tl.float32)
 
 
 @triton.jit

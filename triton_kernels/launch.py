@@ -64,8 +64,7 @@ class Work:
         """Entries and their numbers of programs."""
         for start, end in self.pieces():
             words = [0] * fields.WIDTH.value
-            for place in (fields.PENDING, fields.NEXT_PENDING, fields.FAILED):
-                words[place.value] = -1
+            words[fields.STATE.value] = -1
             for place, value in self.fields.items():
                 words[place] = value
             words[fields.START.value], words[fields.TILES.value] = start, self.tiles

@@ -107,27 +107,18 @@ def squared_norm(value):
 
 
 @triton.jit
-def store_partial(
-    entry,
-    block,
-    tile,
-    scratch,
-    FIELD: tl.constexpr,
-    COUNT: tl.constexpr,
-    value,
-    TYPE: tl.constexpr = tl.float32,
-):
-    """A tile's share of a sum, which a later launch adds up in a fixed order."""
-    tl.store(floats(entry, scratch, FIELD, TYPE) + block * tl.load(entry + COUNT) + tile, value)
+def store_partial(entry, block, tile, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, value):
+    """A tile's share of a sum in float64, which a later launch adds up in a fixed order."""
+    tl.store(floats(entry, scratch, FIELD, tl.float64) + block * tl.load(entry + COUNT) + tile, value)
 
 
 @triton.jit
-def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, TYPE: tl.constexpr = tl.float32):
+def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr):
     """The sum of a block's shares."""
     count = tl.load(entry + COUNT)
-    shares = floats(entry, scratch, FIELD, TYPE) + block * count
+    shares = floats(entry, scratch, FIELD, tl.float64) + block * count
     lanes = tl.arange(0, 128)
-    sums = tl.zeros((128,), TYPE)
+    sums = tl.zeros((128,), tl.float64)
     for start in range(0, count, 128):
         sums += tl.load(shares + start + lanes, mask=start + lanes < count, other=0.0)
     return tl.sum(sums)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from . import entry as fields
 from . import tuning
 from .blocks import Matrices, scratch_matrices
+from .groups import Rule
 from .launch import TYPES, Config, Plan, Work
 
 
@@ -19,18 +20,17 @@ class Product:
     Args:
         added, out: matrices 2 and 3 of the entry.
         words: of the entry beside those that follow from the matrices.
-        typed: the matrices whose dtype and order the kernel does not know, of ``A`` and ``B``; where it has
-            both, ``OUT_ORDER`` is told too.
+        typed: whether the kernel is told the dtypes of A and B, and the orders of all three.
     """
 
     kernel: Any
     a: Matrices
     b: Matrices
-    out: Matrices | None
+    out: Matrices
     words: Mapping[int, int]
     added: Matrices | None = None
     symmetric: bool = False
-    typed: str = ""
+    typed: bool = False
 
     def matrices(self) -> dict[int, Matrices]:
         numbered = {0: self.a, 1: self.b, 2: self.added, 3: self.out}
@@ -38,13 +38,15 @@ class Product:
 
     def types(self) -> dict[str, Any]:
         """Constants that tell of the matrices."""
-        found: dict[str, Any] = {}
-        for name, matrix in (("A", self.a), ("B", self.b)):
-            if name in self.typed:
-                found[f"{name}_TYPE"], found[f"{name}_ORDER"] = TYPES[matrix.dtype], matrix.order
-        if self.typed == "AB":
-            found["OUT_ORDER"] = self.out.order if self.out else "none"
-        return found
+        if not self.typed:
+            return {}
+        return {
+            "A_TYPE": TYPES[self.a.dtype],
+            "A_ORDER": self.a.order,
+            "B_TYPE": TYPES[self.b.dtype],
+            "B_ORDER": self.b.order,
+            "OUT_ORDER": self.out.order,
+        }
 
     def vector(self) -> bool:
         return in_vectors((self.a.rows, self.b.cols, self.a.cols), self.matrices())
@@ -56,18 +58,6 @@ def in_vectors(sizes: Iterable[int], matrices: Mapping[Any, Matrices]) -> bool:
     return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
-class Arithmetic(Protocol):
-    """What every rule says."""
-
-    @property
-    def precision(self) -> str:
-        """Of the products."""
-
-    @property
-    def architecture(self) -> str:
-        """See tuning.py."""
-
-
 @dataclass(frozen=True)
 class Part:
     """Blocks `start` to `end` of a group, whose largest side decides on the tiles."""
@@ -77,7 +67,7 @@ class Part:
     start: int
     end: int
     largest: int
-    rule: Arithmetic
+    rule: Rule
 
     def matrices(self, rows: int, cols: int) -> Matrices:
         """Scratch memory for a matrix of every block."""

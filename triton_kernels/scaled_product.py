@@ -98,4 +98,4 @@ def scaled_product(
         if NORM:
             if SCALE == "root":
                 c = c.to(A_TYPE).to(tl.float32)  # as the factor holds it
-            store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(c), tl.float64)
+            store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(c))

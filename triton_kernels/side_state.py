@@ -92,7 +92,7 @@ def square_gradients(
         data, row_stride, col_stride = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
         places = place(data, row_stride, col_stride, i, j, A_ORDER)
         g = tl.load(places, mask=inside(i, j, rows, cols), other=0.0)
-        store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(g), tl.float64)
+        store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(g))
 
 
 @triton.jit
@@ -112,10 +112,10 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
     block, _tile = own_block_and_tile(entry)
     taken = 0.0
     if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
-        squared = total(entry, block, scratch, ENERGY, ENERGIES, tl.float64)
+        squared = total(entry, block, scratch, ENERGY, ENERGIES)
         stretch = tl.full((), 1, tl.float64)
         if COUPLED:
-            stretch = total(entry, block, scratch, PARTIAL, PARTIALS, tl.float64) / squared
+            stretch = total(entry, block, scratch, PARTIAL, PARTIALS) / squared
             squared *= tl.where(stretch > 0, 1, 0)
         rows, cols = tl.load(entry + ROWS), tl.load(entry + COLS)
         statistics = side_statistics(entry, block)
@@ -137,6 +137,18 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
         elif squared != 0:
             tl.store(statistics + FALLBACKS, fallbacks + 1)
     tl.store(state(entry, block, scratch, TAKEN), taken)
+
+
+@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
+def finish_norms(table, count, scratch, active, norms):
+    """norms = |V|_F^2 from its shares, 0 for an inactive block."""
+    entry = find(table, count)
+    block, _tile = own_block_and_tile(entry)
+    index = tl.load(entry + FIRST_BLOCK) + block
+    norm = 0.0
+    if tl.load(active + index) != 0:
+        norm = total(entry, block, scratch, PARTIAL, PARTIALS).to(tl.float32)
+    tl.store(norms + index, norm)
 
 
 @triton.jit
@@ -166,7 +178,7 @@ def finish_sides(
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, active):
-        finite = is_finite(total(entry, block, scratch, PARTIAL, PARTIALS, tl.float64))
+        finite = is_finite(total(entry, block, scratch, PARTIAL, PARTIALS))
         if finite:
             _write_factor(entry, block, scratch, tile, TYPE, BM, BN)
         if tile == 0:
@@ -174,7 +186,7 @@ def finish_sides(
             old_weight, fallbacks = tl.load(statistics + WEIGHT), tl.load(statistics + FALLBACKS)
             tl.debug_barrier()  # every thread has read what one of them writes
             if finite:
-                whitened = total(entry, block, scratch, WHITENED, WHITENEDS, tl.float64)
+                whitened = total(entry, block, scratch, WHITENED, WHITENEDS)
                 whitened *= old_weight / (weight * tl.load(entry + ROWS).to(tl.float32))
                 whitened *= tl.load(state(entry, block, scratch, STRETCH))
                 tl.store(statistics + RMS, tl.load(state(entry, block, scratch, NEW_RMS)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from . import entry as fields
 from .blocks import Matrices
 from .gram import gram
-from .groups import SquareRootRule
+from .groups import Rule
 from .inverse_root import inverse_root
 from .launch import TYPES, Work
 from .product_plan import Part, Product
@@ -46,7 +46,7 @@ class SquareRootSide:
     finished: int
 
 
-def squares_of(rule: SquareRootRule) -> int:
+def squares_of(rule: Rule) -> int:
     """Matrices ``[d, d]`` in scratch memory: M, F', and what an iteration reads while it makes others."""
     return (2, 3, 5)[min(rule.refine, 3) - 1]
 
@@ -54,7 +54,7 @@ def squares_of(rule: SquareRootRule) -> int:
 class SquareRootUpdate:
     """The update of a side for one part of its blocks."""
 
-    def __init__(self, part: Part, rule: SquareRootRule, side: SquareRootSide) -> None:
+    def __init__(self, part: Part, rule: Rule, side: SquareRootSide) -> None:
         self.part, self.rule, self.side = part, rule, side
         self.d, self.k = side.unfolding.rows, side.unfolding.cols
         self.u = part.matrices(self.d, self.k) if side.whitening else side.unfolding
@@ -65,7 +65,7 @@ class SquareRootUpdate:
         """U, which needs nothing of this side."""
         if self.side.whitening is None:
             return []
-        words = {fields.STATE.value: -1, **self._shares(self.side.stretched, self.k)}
+        words = self._shares(self.side.stretched, self.k)
         return [scaled(self.part, "one", self.side.unfolding, self.side.whitening, self.u, words, norm=True)]
 
     def stages(self) -> Iterator[list[Work]]:
@@ -165,5 +165,5 @@ def scaled(
     of_factor: bool = False,
 ) -> Work:
     """A work of scaled_product; `refine` where the scale is that of a root."""
-    product = Product(scaled_product, a, b, out=out, words=words, typed="AB")
+    product = Product(scaled_product, a, b, out=out, words=words, typed=True)
     return part.work(product, SCALE=scale, REFINE=refine, OF_FACTOR=of_factor, NORM=norm)

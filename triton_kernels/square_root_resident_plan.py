@@ -9,7 +9,7 @@ from . import entry as fields
 from . import square_root_resident as kernel
 from . import tuning
 from .blocks import Matrices, matrices_of
-from .groups import Group, SquareRootRule
+from .groups import Group, Rule
 from .launch import TYPES, Work
 from .product_plan import in_vectors
 
@@ -29,7 +29,7 @@ UNALIGNED = 32
 """The largest side of blocks whose rows may start anywhere."""
 
 
-def is_resident(group: Group, rule: SquareRootRule) -> bool:
+def is_resident(group: Group, rule: Rule) -> bool:
     """Whether the whole step of a group is one launch.
 
     Blocks of the largest class are read in vectors alone: registers do not suffice for the addresses of
@@ -40,12 +40,12 @@ def is_resident(group: Group, rule: SquareRootRule) -> bool:
     return max(group.shape) <= UNALIGNED or in_vectors(group.shape, _matrices(group))
 
 
-def _key(group: Group, rule: SquareRootRule) -> tuple[str, str, str]:
+def _key(group: Group, rule: Rule) -> tuple[str, str, str]:
     """Of the table's row."""
     return str(tuning.padded(max(group.shape))), rule.precision, rule.architecture
 
 
-def resident_work(group: Group, rule: SquareRootRule) -> Work:
+def resident_work(group: Group, rule: Rule) -> Work:
     """The step of all of a group's blocks."""
     rows, cols = group.shape
     held = _matrices(group)

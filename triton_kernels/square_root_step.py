@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import triton.language as tl
 from torch import Tensor
 
 from . import entry as fields
 from . import kept_plans, side_state
 from .blocks import Matrices, matrices_of
-from .factor_state import finish_norms
 from .gram import gram
-from .groups import Group, SquareRootRule
+from .groups import Group, Rule
 from .launch import TYPES, Plan, Work
 from .product_plan import Part, in_vectors
 from .scaled_product import scaled_product
-from .side_state import square_gradients
+from .side_state import finish_norms, square_gradients
 from .slices import SCRATCH_BYTES, slices_of
 from .square_root_plan import SquareRootSide, SquareRootUpdate, scaled, squares_of
 from .square_root_resident_plan import is_resident, resident_work
@@ -37,7 +35,6 @@ class TwoSidedProduct:
         self.whole = whole
         tiles = whole.tiles(scaled_product, self.out.rows, self.out.cols)
         self.words = {
-            fields.STATE.value: -1,
             fields.STATISTICS.value: group.left[1].data_ptr(),
             fields.PARTIAL.value: whole.plan.doubles(tiles * group.blocks),
             fields.PARTIALS.value: tiles,
@@ -54,13 +51,13 @@ class TwoSidedProduct:
         return scaled(part, "rms", self.left_root, half, self.out, self.words, norm=True)
 
     def norms(self) -> Work:
-        return self.whole.once(finish_norms, {}, self.words, TYPE=tl.float64)
+        return self.whole.once(finish_norms, {}, self.words)
 
 
 class SquareRootGroup:
     """One group's state in scratch memory, and its works by slices of blocks."""
 
-    def __init__(self, plan: Plan, rule: SquareRootRule, group: Group) -> None:
+    def __init__(self, plan: Plan, rule: Rule, group: Group) -> None:
         self.plan, self.rule, self.group = plan, rule, group
         self.whole = self.part(0, group.blocks)
         self.rows, self.cols = group.shape
@@ -138,7 +135,7 @@ class SquareRootGroup:
         return part.once(square_gradients, {0: grad}, words, tiles, **constants, VECTOR=vector)
 
 
-def plan_groups(groups: list[Group], rule: SquareRootRule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
+def plan_groups(groups: list[Group], rule: Rule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
     """All launches of a call on groups of blocks that have elements."""
     plan = Plan()
     plan.step(resident_work(group, rule) for group in groups if is_resident(group, rule))
@@ -152,7 +149,7 @@ def plan_groups(groups: list[Group], rule: SquareRootRule, scratch_bytes: int = 
     return plan
 
 
-def run(groups: list[Group], rule: SquareRootRule, active: Tensor, scalars: Mapping[str, Any]) -> None:
+def run(groups: list[Group], rule: Rule, active: Tensor, scalars: Mapping[str, Any]) -> None:
     """Plan and launch; `scalars`: the kernels' arguments by name."""
     symbols = kept_plans.Symbols()
     symbolic = [group.symbolic(symbols) for group in groups]

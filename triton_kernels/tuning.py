@@ -5,12 +5,11 @@ work in place would be run many times over, and the first step would take minute
 measures a new one. Shape classes:
 
     small, large    blocks whose longest side is under 256, or not          (grouped kernels)
-    16, 32, 64      what the longest side is padded to                      (kernels of whole blocks)
+    16, 32, 64      what the longest side is padded to                      (square_root_resident)
     elements        any parameter                                           (accumulate, parameter_step)
 
-Blocks without a row of square_root_resident, or kron_step_resident, are left to the grouped kernels. `tile`
-is the side of a tile of the product, `depth` of a stage; of elements they are those of a program, and of its
-chunks.
+Blocks without a row of square_root_resident are left to the grouped kernels. `tile` is the side of a tile of
+the product, `depth` of a stage; of elements they are those of a program, and of its chunks.
 """
 
 from __future__ import annotations
@@ -31,9 +30,6 @@ LARGE = 256
 PADDED = (16, 32, 64)
 
 FIXED = {
-    "start_factors": Config({"BM": 16, "BN": 128}, 4),
-    "trace_of_square": Config({"BM": 32}, 4),
-    "finish_factors": Config({}, 1),
     "finish_norms": Config({}, 1),
     "sum_spans": Config({"LANES": 256}, 4),
     "square_gradients": Config({"BM": 64, "BN": 64}, 4),
@@ -42,7 +38,7 @@ FIXED = {
 }
 """Of kernels that take no time."""
 
-ROWS_OF = {"scaled_product": "grouped_product", "gram": "refinement", "inverse_root": "refinement"}
+ROWS_OF = {"gram": "inverse_root"}
 """Kernels that take another one's rows: the same loop over the depth, with another epilogue."""
 
 
@@ -101,7 +97,7 @@ def shape_class(largest: int) -> str:
 
 
 def padded(side: int) -> int:
-    """To what kernels of whole blocks pad a side; 0 where it is too long."""
+    """To what square_root_resident pads a side; 0 where it is too long."""
     return next((size for size in PADDED if side <= size), 0)
 
 

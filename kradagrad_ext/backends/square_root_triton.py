@@ -87,7 +87,7 @@ def _run(
     architecture = kernel_module("tuning").architecture_of(active.device)
     precision = kernel_module("tuning").served(rule.precision, architecture)
     damped = rule.damped_updates > 0
-    launched = kernel_module("groups").SquareRootRule(rule.refine, coupled, damped, precision, architecture)
+    launched = kernel_module("groups").Rule(rule.refine, coupled, damped, precision, architecture)
     scalars = {
         "decay": rule.decay,
         "weight": rule.weight,

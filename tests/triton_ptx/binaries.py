@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import test_accumulate
-import test_kron_step
 import test_parameter_step
 import torch
 from cuda import binaries as cuda_binaries
@@ -23,15 +22,13 @@ from cuda.binaries import Binary, Shape
 from inputs import square_root
 
 from kradagrad_ext.backends import square_root_triton
-from kradagrad_ext.triton_kernels import elements_plan, groups, kron_step, square_root_step, tuning
-from kradagrad_ext.triton_kernels.kron_step_resident import kron_step_resident
+from kradagrad_ext.triton_kernels import elements_plan, groups, square_root_step, tuning
 from kradagrad_ext.triton_kernels.square_root_resident import square_root_resident
 
 from .compiled import compiled, launch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
-WHOLE_BLOCKS = ("kron_step_resident", "square_root_resident")
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction of products with tiles of 64 and more."""
 
@@ -55,20 +52,12 @@ def tensor_cores(of: Made, architecture: str) -> str | None:
     """The instruction that a kernel's products must be made of."""
     if of.constants.get("PRECISION") in (None, "fp32"):
         return None
-    if of.kernel in WHOLE_BLOCKS and int(of.shape) < 64 and not architecture.startswith("gfx"):
+    if of.kernel == "square_root_resident" and int(of.shape) < 64 and not architecture.startswith("gfx"):
         return "HMMA"
     return TENSOR_CORES[architecture]
 
 
-def _group(rows: int, columns: int) -> groups.Group:
-    given = test_kron_step.inputs(2, rows, columns, torch.float32)
-    sides = [(given.left[0], given.left_statistics[0]), (given.right[0], given.right_statistics[0])]
-    return groups.Group(
-        2, 0, given.grad, *sides, given.direction, given.out, given.left_root[0], given.right_root[0]
-    )
-
-
-SQUARE_ROOT_SHAPES = {
+SHAPES = {
     **{str(side): [(side, side)] for side in tuning.PADDED},
     "small": [(128, 128)],
     "large": [(256, 256)],
@@ -86,7 +75,7 @@ RAGGED_SHAPES = {
 
 def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
     """Plans in the square-root form with every step of its iteration."""
-    shapes = {name: list(own) for name, own in SQUARE_ROOT_SHAPES.items()}
+    shapes = {name: list(own) for name, own in SHAPES.items()}
     if precision == "bf16x3":
         shapes = {name: [*own, *RAGGED_SHAPES[name]] for name, own in shapes.items()}
     for name, own in shapes.items():
@@ -94,21 +83,13 @@ def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str,
             continue
         given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in own]
         for refine, coupled in ((3, True), (1, False)):
-            rule = groups.SquareRootRule(refine, coupled, True, precision, architecture)
+            rule = groups.Rule(refine, coupled, True, precision, architecture)
             yield name, square_root_step.plan_groups(given, rule)
 
 
 def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
     """Plans that launch every kernel, by shape class."""
     yield from _square_root_plans(precision, architecture)
-    default = groups.Rule("frobenius", 2, precision, architecture)
-    for side in tuning.PADDED:
-        if tuning.has(kron_step_resident, str(side), precision, architecture):
-            yield str(side), kron_step.plan_groups([_group(side, side)], default, True)
-    wide = groups.Rule("schatten4", 0, precision, architecture)
-    yield "small", kron_step.plan_groups([_group(128, 128)], default, True)
-    yield "small", kron_step.plan_groups([_group(40, 200)], wide, True)
-    yield "large", kron_step.plan_groups([_group(256, 256)], default, True)
     if precision != "fp32":
         return
     given = test_accumulate.inputs(torch.float32)

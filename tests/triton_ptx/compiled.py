@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +28,8 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variables that it reads)
 from triton.compiler import ASTSource  # noqa: E402
 
-from kradagrad_ext.backends import reference, square_root_triton  # noqa: E402
-from kradagrad_ext.triton_kernels import entry, groups, launch, tuning  # noqa: E402
+from kradagrad_ext.backends import square_root_triton  # noqa: E402
+from kradagrad_ext.triton_kernels import entry, launch, tuning  # noqa: E402
 
 __all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
 
@@ -97,15 +96,16 @@ class Compiled:
 
     Args:
         seed: of the order of blocks and warps.  package: the kernels', or a copy's with an edit.
+        scratch_bytes: of one slice, where it is not the package's own.
     """
 
     name = "compiled"
-    resident_side = tuning.PADDED[-1]
-    gradient_launches = 2  # one for each order in which a side sees it
 
-    def __init__(self, architecture: str, seed: int = 0, package: str = PACKAGE) -> None:
+    def __init__(
+        self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
+    ) -> None:
         self.architecture, self.seed, self.package = architecture, seed, package
-        self.kron_step = importlib.import_module(f"{package}.kron_step")
+        self.scratch = {} if scratch_bytes is None else {"scratch_bytes": scratch_bytes}
         self.elements_plan = importlib.import_module(f"{package}.elements_plan")
         self.launches: list[tuple[str, ptx.Launch]] = []
 
@@ -132,68 +132,45 @@ class Compiled:
             result.assert_clean()
             self.launches.append((own.kernel.__name__, result))
 
-    def update_factor_(
-        self, factor, statistics, unfolding, active, decay, weight, damping, factor_scale, refine, precision
+    def update_factor_(self, *args: Any) -> None:
+        with mock.patch.object(square_root_triton, "kernel_module", self._module):
+            square_root_triton.update_factor_(*args)
+
+    def kron_step_(self, *args: Any, **options: Any) -> None:
+        with mock.patch.object(square_root_triton, "kernel_module", self._module):
+            square_root_triton.kron_step_(*args, **options)
+
+    def _module(self, name: str) -> Any:
+        """What the backend imports of the kernels, with this architecture and the executor."""
+        if name == "tuning":
+            served = importlib.import_module(f"{self.package}.tuning").served
+            return SimpleNamespace(architecture_of=lambda _: self.architecture, served=served)
+        module = importlib.import_module(f"{self.package}.{name}")
+        if name != "square_root_step":
+            return module
+        return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
+
+    def _run_step(
+        self, plan_groups: Any, given: list[Any], rule: Any, active: torch.Tensor, scalars: dict[str, Any]
     ) -> None:
         device = Device()
-        grad = [Placed(view, device) for view in unfolding]
-        group = groups.Group(len(factor), 0, grad, (Placed(factor, device), Placed(statistics, device)))
-        scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": 0}
-        self._update([group], (factor_scale, refine, precision), device, active, scalars)
 
-    def _update(
-        self,
-        own: list[groups.Group],
-        update: tuple[str, int, str],
-        device: Device,
-        active: torch.Tensor,
-        scalars: dict[str, Any],
-    ) -> None:
-        rule = groups.Rule(*update, self.architecture)
-        plan = self.kron_step.plan_groups(own, rule, scalars["damping"] > 0)
-        self.run(plan, device, device.address(active), scalars)
+        def placed(tensor: torch.Tensor | None) -> Placed | None:
+            return None if tensor is None else Placed(tensor, device)
 
-    def kron_step_(
-        self,
-        left,
-        right,
-        left_statistics,
-        right_statistics,
-        out,
-        norms,
-        grad,
-        direction,
-        left_root,
-        right_root,
-        active,
-        decay,
-        weight,
-        damping,
-        factor_scale,
-        refine,
-        precision,
-        update,
-    ) -> None:
-        device = Device()
-        sizes = [len(factor) for factor in left]
-        none: list[list[torch.Tensor]] = [[] for _ in sizes]
-        grads = reference.by_group("grad", grad, sizes) if update else none
-        directions = reference.by_group("direction", direction, sizes) if out else none
-        outs = reference.by_group("out", out, sizes) if out else none
-
-        def place(tensors: Sequence[torch.Tensor]) -> list[Placed]:
-            return [Placed(tensor, device) for tensor in tensors]
-
-        own, first = [], 0
-        for i, size in enumerate(sizes):
-            sides = [(left[i], left_statistics[i]), (right[i], right_statistics[i])]
-            factors = [tuple(place(side)) if update else None for side in sides]
-            roots = place([left_root[i], right_root[i]]) if out else [None, None]
-            lists = place(grads[i]), place(directions[i]), place(outs[i])
-            own.append(groups.Group(size, first, lists[0], *factors, *lists[1:], *roots))
-            first += size
-        scalars = {"decay": decay, "weight": weight, "damping": damping, "norms": device.address(norms)}
-        self._update(own, (factor_scale, refine, precision), device, active, scalars)
+        own = [
+            replace(
+                group,
+                **{name: list(map(placed, getattr(group, name))) for name in ("grad", "direction", "out")},
+                **{name: placed(getattr(group, name)) for name in ("left_root", "right_root")},
+                left=group.left and tuple(map(placed, group.left)),
+                right=group.right and tuple(map(placed, group.right)),
+            )
+            for group in given
+        ]
+        norms = scalars["norms"]
+        numbers = scalars | {"norms": 0 if norms is None else device.address(norms)}
+        self.run(plan_groups(own, rule, **self.scratch), device, device.address(active), numbers)
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}
@@ -245,57 +222,3 @@ class Compiled:
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}
         scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
         self.run(plan, device, device.address(active), scalars)
-
-
-class SquareRootCompiled(Compiled):
-    """The ops on factors in the square-root form, through the backend's own checks and groups.
-
-    Args:
-        scratch_bytes: of one slice, where it is not the package's own.
-    """
-
-    def __init__(
-        self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
-    ) -> None:
-        super().__init__(architecture, seed, package)
-        self.scratch = {} if scratch_bytes is None else {"scratch_bytes": scratch_bytes}
-
-    def update_factor_(self, *args: Any) -> None:
-        with mock.patch.object(square_root_triton, "kernel_module", self._module):
-            square_root_triton.update_factor_(*args)
-
-    def kron_step_(self, *args: Any, **options: Any) -> None:
-        with mock.patch.object(square_root_triton, "kernel_module", self._module):
-            square_root_triton.kron_step_(*args, **options)
-
-    def _module(self, name: str) -> Any:
-        """What the backend imports of the kernels, with this architecture and the executor."""
-        if name == "tuning":
-            served = importlib.import_module(f"{self.package}.tuning").served
-            return SimpleNamespace(architecture_of=lambda _: self.architecture, served=served)
-        module = importlib.import_module(f"{self.package}.{name}")
-        if name != "square_root_step":
-            return module
-        return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
-
-    def _run_step(
-        self, plan_groups: Any, given: list[Any], rule: Any, active: torch.Tensor, scalars: dict[str, Any]
-    ) -> None:
-        device = Device()
-
-        def placed(tensor: torch.Tensor | None) -> Placed | None:
-            return None if tensor is None else Placed(tensor, device)
-
-        own = [
-            replace(
-                group,
-                **{name: list(map(placed, getattr(group, name))) for name in ("grad", "direction", "out")},
-                **{name: placed(getattr(group, name)) for name in ("left_root", "right_root")},
-                left=group.left and tuple(map(placed, group.left)),
-                right=group.right and tuple(map(placed, group.right)),
-            )
-            for group in given
-        ]
-        norms = scalars["norms"]
-        numbers = scalars | {"norms": 0 if norms is None else device.address(norms)}
-        self.run(plan_groups(own, rule, **self.scratch), device, device.address(active), numbers)

@@ -20,7 +20,7 @@ from tolerances import FACTOR, precision_atol
 from kradagrad_ext.backends import square_root as reference
 from kradagrad_ext.backends.base import FALLBACKS, PRECISIONS, RMS, WEIGHT
 
-from .compiled import SquareRootCompiled
+from .compiled import Compiled
 
 ARCHITECTURES = ["sm_80", "sm_90"]
 RULE = replace(square_root.RULE, method="products")
@@ -44,7 +44,7 @@ def check(call: square_root.Given, backend: Any) -> square_root.Given:
 @pytest.mark.parametrize("rule", slow_after(1, [COUPLED, RULE]), ids=["coupled", "apart"])
 @pytest.mark.parametrize(("rows", "columns"), slow_after(2, SHAPES))
 def test_agrees_with_float64(rows: int, columns: int, rule: Any, arch: str) -> None:
-    check(given([group(5, (rows, columns), "grid")], rule), SquareRootCompiled(arch))
+    check(given([group(5, (rows, columns), "grid")], rule), Compiled(arch))
 
 
 @slow
@@ -55,7 +55,7 @@ def test_every_step_of_the_iteration(
     shape: tuple[int, int], refine: int, damped_updates: float, arch: str
 ) -> None:
     rule = replace(RULE, refine=refine, damped_updates=damped_updates, precision="bf16x6")
-    check(given([group(2, shape)], rule), SquareRootCompiled(arch))
+    check(given([group(2, shape)], rule), Compiled(arch))
 
 
 @slow
@@ -63,7 +63,7 @@ def test_every_step_of_the_iteration(
 @pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (128, 128), (256, 136)], ids=str)
 def test_every_row_of_the_table(shape: tuple[int, int], precision: str, arch: str) -> None:
     """Of every shape class and precision, read in vectors of 16 bytes."""
-    check(given([group(1, shape)], replace(COUPLED, precision=precision)), SquareRootCompiled(arch))
+    check(given([group(1, shape)], replace(COUPLED, precision=precision)), Compiled(arch))
 
 
 @pytest.mark.parametrize(("rows", "columns"), slow_after(0, [GROUPED, RESIDENT]))
@@ -71,13 +71,13 @@ def test_every_row_of_the_table(shape: tuple[int, int], precision: str, arch: st
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_any_layout(rows: int, columns: int, layout: str, view_dtype: torch.dtype, arch: str) -> None:
     call = given([group(8, (rows, columns), layout, view_dtype=view_dtype)], COUPLED)
-    check(call, SquareRootCompiled(arch))
+    check(call, Compiled(arch))
 
 
 @pytest.mark.parametrize(("rows", "columns"), slow_after(1, [RESIDENT, GROUPED]))
 def test_bfloat16_factors_and_roots(rows: int, columns: int, arch: str) -> None:
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
-    check(given([group(5, (rows, columns), "several", **stored)], COUPLED), SquareRootCompiled(arch))
+    check(given([group(5, (rows, columns), "several", **stored)], COUPLED), Compiled(arch))
 
 
 def same_bits(one: square_root.Given, other: square_root.Given) -> bool:
@@ -94,11 +94,11 @@ def same_bits(one: square_root.Given, other: square_root.Given) -> bool:
 def test_the_halves_of_a_step_are_the_whole(shape: tuple[int, int], arch: str) -> None:
     """An update, then a product: the same bits as in one call; `out` may be the direction."""
     call = given([group(3, shape)], COUPLED)
-    whole = square_root.run(SquareRootCompiled(arch), copied(call))
+    whole = square_root.run(Compiled(arch), copied(call))
     halves = copied(call)
     halves = replace(halves, groups=[replace(g, out=g.directions) for g in halves.groups])
     for calls in ({"update": True, "precondition": False}, {"update": False, "precondition": True}):
-        square_root.run(SquareRootCompiled(arch), replace(halves, calls=calls))
+        square_root.run(Compiled(arch), replace(halves, calls=calls))
     active = call.active
     assert torch.equal(halves.groups[0].out[0][active], whole.groups[0].out[0][active])
     halves = replace(halves, groups=[replace(halves.groups[0], out=whole.groups[0].out)])
@@ -122,7 +122,7 @@ def several() -> list[Any]:
 def test_slices_and_the_order_of_blocks_change_no_bit(refine: int, arch: str) -> None:
     """Several groups in one slice and in many, blocks and warps in another order."""
     call = given(several(), replace(COUPLED, refine=refine))
-    whole, sliced = SquareRootCompiled(arch), SquareRootCompiled(arch, seed=7, scratch_bytes=200_000)
+    whole, sliced = Compiled(arch), Compiled(arch, seed=7, scratch_bytes=200_000)
     one, other = check(call, whole), square_root.run(sliced, copied(call))
     assert len(sliced.launches) > 2 * len(whole.launches)
     assert same_bits(one, other)
@@ -137,7 +137,7 @@ def test_one_side_alone(d: int, k: int, arch: str) -> None:
         replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
     )
     unfolding, active = layouts.grid(torch.randn(4, d, k)), torch.tensor([True, True, False, True])
-    SquareRootCompiled(arch).update_factor_(ours.factor, ours.statistics, unfolding, active, COUPLED)
+    Compiled(arch).update_factor_(ours.factor, ours.statistics, unfolding, active, COUPLED)
     reference.update_factor_(plain.factor, plain.statistics, unfolding, active, COUPLED)
     torch.testing.assert_close(ours.factor, plain.factor, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(ours.statistics, plain.statistics, rtol=1e-4, atol=1e-4)
@@ -164,8 +164,8 @@ def test_gradients_of_any_scale(scale: float, shape: tuple[int, int], arch: str)
     scaled(usual, usual, 1.0)
     scaled(other, usual, scale)
     for _ in range(2):
-        square_root.run(SquareRootCompiled(arch), usual)
-        square_root.run(SquareRootCompiled(arch), other)
+        square_root.run(Compiled(arch), usual)
+        square_root.run(Compiled(arch), other)
     for name in ("left", "right"):
         one, same = getattr(usual.groups[0], name), getattr(other.groups[0], name)
         assert one.statistics[usual.active, WEIGHT].gt(0).all()
@@ -186,7 +186,7 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(rows: int, columns: 
     own.right.root[5], own.left.root[6] = 0, 0
     own.left.factor[7, 0, 0] = math.nan
     expected = square_root.run(reference, copied(call)).groups[0]
-    ours = square_root.run(SquareRootCompiled(arch), copied(call)).groups[0]
+    ours = square_root.run(Compiled(arch), copied(call)).groups[0]
     for name, left_alone in (("left", [0, 1, 2, 3, 4, 5, 7]), ("right", [0, 1, 2, 3, 4, 6])):
         before, plain, after = (getattr(g, name) for g in (own, expected, ours))
         kept = torch.isin(torch.arange(9), torch.tensor(left_alone))
@@ -199,4 +199,4 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(rows: int, columns: 
 @pytest.mark.parametrize("arch", slow_after(1, ["sm_90", "sm_80"]))
 @pytest.mark.parametrize("d", slow_after(1, [9, 70]))
 def test_a_factor_that_overflows_only_in_rounding_stays_and_is_counted(d: int, arch: str) -> None:
-    check_overflow_in_rounding(SquareRootCompiled(arch), d, RULE)
+    check_overflow_in_rounding(Compiled(arch), d, RULE)

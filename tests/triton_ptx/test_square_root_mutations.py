@@ -12,7 +12,7 @@ from inputs import square_root
 from inputs.square_root import check_overflow_in_rounding, given, group
 from marks import slow, slow_after
 
-from .compiled import SquareRootCompiled
+from .compiled import Compiled
 from .mutants import Fault, layer_that_notices
 from .test_square_root_kernels import COUPLED, RULE, check, several
 
@@ -373,7 +373,7 @@ def run(probe: str, package: dict[str, str]) -> None:
     """AssertionError where a check notices."""
     torch.manual_seed(0)
     options = {"scratch_bytes": 200_000} if probe == "slices" else {}
-    PROBES[probe](SquareRootCompiled("sm_80", **package, **options))
+    PROBES[probe](Compiled("sm_80", **package, **options))
 
 
 def found(fault: Fault | None, probe: str) -> str | None:

@@ -1,0 +1,58 @@
+"""Faults put into the Triton kernels of elementwise ops are noticed, each by the layer named with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import test_accumulate
+import test_parameter_step
+import torch
+from marks import slow
+
+from .compiled import Compiled
+from .mutants import Fault, layer_that_notices
+from .test_elements import check_elements
+
+FAULTS = [
+    Fault(
+        "a span's tail is written", "accumulate.py",
+        "tl.store(momentum, d, mask=exists)", "tl.store(momentum, d)", "accumulate_", "race",
+    ),
+    Fault(
+        "the last span is left out", "accumulate.py",
+        "+ SPAN - 1) // SPAN", ") // SPAN", "accumulate_", "values",
+    ),
+    Fault(
+        "spans overlap", "elements.py",
+        "* SPAN + chunk", "* CHUNK + chunk", "accumulate_", "race",
+    ),
+    Fault(
+        "a scale that is not finite is taken", "parameter_step.py",
+        'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
+    ),
+]  # fmt: skip
+
+
+def run(probe: str, backend: Any) -> None:
+    """AssertionError where a check notices."""
+    if probe == "accumulate_":
+        check_elements(probe, backend, test_accumulate.inputs(torch.float32, True), nesterov=True)
+    else:
+        check_elements(probe, backend, test_parameter_step.inputs(torch.float32), momenta=True)
+
+
+def found(fault: Fault | None, probe: str) -> str | None:
+    return layer_that_notices(fault, lambda **options: run(probe, Compiled("sm_80", **options)))
+
+
+@pytest.mark.parametrize("probe", ["accumulate_", "parameter_step_"])
+def test_unedited_kernels_pass(probe: str) -> None:
+    """Or every fault would be noticed."""
+    assert found(None, probe) is None
+
+
+@slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_noticed(fault: Fault) -> None:
+    assert found(fault, fault.probe) == fault.layer
