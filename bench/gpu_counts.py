@@ -89,9 +89,7 @@ def size(tensors: Sequence[Tensor]) -> int:
 
 def _kron_step(case: Case, executor: Runner) -> int:
     """The floor is what the roofline takes a call to move."""
-    rule = replace(
-        square_root.RULE, method="products", refine=REFINE, precision=case.precision, coupled=True
-    )
+    rule = replace(square_root.RULE, method="products", refine=REFINE, precision=case.precision, coupled=True)
     group = square_root.group(BLOCKS, (case.side, case.side), view_dtype=case.dtype)
     given = square_root.given([group], rule)
     given.active.fill_(True)

@@ -95,9 +95,7 @@ def spoil(result: Case, before: Case, fault: str) -> None:
         view = next(t for held in result.written().values() for t in held if not t.is_contiguous())
         correctness.whole(view)[view.shape[-1] if view.stride(-1) == 1 else -1] = 1.0
     else:
-        own = {"kron_step_": "norms", "square_root_step_": "norms", "accumulate_": "graft_norms"}[
-            result.spec.op
-        ]
+        own = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
         result.arguments[own].copy_(before.arguments[own])
 
 

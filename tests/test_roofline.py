@@ -218,17 +218,20 @@ def test_constants_are_those_of_the_sources():
 def test_a_timed_case_costs_what_its_blocks_do():
     """Shapes, strides and the roofline's blocks of one call with two groups, made on the CPU."""
     from gpu_check.cases import Case
-    from gpu_check.products import bmm_products
+    from gpu_check.factors import bmm_products
     from gpu_check.specs import kron
 
-    spec = kron((32, 32), (20, 48), shape=(64, 96), scale="trace", refine=0)
-    case = Case(spec, torch.device("cpu"))
+    case = Case(kron((32, 32), (20, 48), shape=(64, 96), coupled=True), torch.device("cpu"))
     arguments = case.arguments
     counts = [6, 6]
     assert [len(factor) for factor in arguments["left"]] == counts
     assert [view.shape[:-2].numel() for view in arguments["grad"]] == counts
     assert arguments["grad"][0].stride() == (32 * 96, 32, 96, 1)
     assert len(arguments["active"]) == len(arguments["norms"]) == case.count == sum(counts)
-    # 10 b^3 is 5 mn(m + n) for a square block.
-    assert sum(cost.least_flops for cost in case.costs()) == 6 * (10 * 32**3 + 5 * 20 * 48 * 68)
+
+    def least(m: int, n: int) -> int:
+        sides = sum(2 * d * k * k + 3 * d * d * k + (1 + 3 + 2) * d**3 for d, k in ((m, n), (n, m)))
+        return sides + 2 * m * n * (m + n)
+
+    assert sum(cost.least_flops for cost in case.costs()) == 6 * (least(32, 32) + least(20, 48))
     bmm_products(arguments)()

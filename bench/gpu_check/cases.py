@@ -13,7 +13,7 @@ from kradagrad_ext.cost.elementwise import before_blocks, parameter_step_costs
 from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.parameters import make_config
 
-from . import square_root
+from . import factors
 from .inputs import SIDES, Arguments, Source, copied, make
 from .specs import Spec
 
@@ -24,14 +24,11 @@ ELEMENTWISE_BOUNDS = {"float32": 1e-5, "bfloat16": 8e-3}
 WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
-    "square_root_step_": (*SIDES, "out", "norms"),
-    "square_root_update_": ("factor", "statistics"),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
 }
 OVERWRITES = {
     "kron_step_": ("out", "norms"),
-    "square_root_step_": ("out", "norms"),
     "accumulate_": ("directions", "graft_norms"),
 }
 """What is written without being read: NaN in them before a call must be gone after it."""
@@ -66,8 +63,8 @@ class Case:
         return len(self.arguments["active"])
 
     def function(self, backend: str, dtype: torch.dtype = torch.float32) -> Callable[..., object]:
-        if self.spec.square_root:
-            return square_root.function(self.spec.op, backend, self.device, dtype)
+        if self.spec.factored:
+            return factors.function(self.spec.op, backend, self.device, dtype)
         op: Callable[..., object] = getattr(resolve(backend, self.device, dtype), self.spec.op)
         return op
 
@@ -105,11 +102,11 @@ class Case:
         return list(active[:, None].unbind()) if value else []
 
     def costs(self) -> tuple[Cost, ...]:
-        """What the roofline makes a prediction of; nothing for one side alone, and for Triton's own ops."""
+        """What the roofline makes a prediction of; nothing for one side alone."""
         spec, config = self.spec, make_config()
         dtype: torch.dtype = getattr(torch, spec.dtype)
-        if spec.square_root:
-            return square_root.costs(spec, self.arguments)
+        if spec.factored:
+            return factors.costs(spec, self.arguments)
         shapes = list(spec.blocks)
         if spec.op == "accumulate_":
             costs = before_blocks(shapes, [], config, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import square_root
+from . import factors
 from .specs import Sides, Spec
 
 DAMPING = 1e-3
@@ -43,7 +43,7 @@ class Source:
 
 def make(spec: Spec, source: Source) -> Arguments:
     """The keywords of a spec's op."""
-    if spec.op in ("kron_step_", "square_root_step_"):
+    if spec.op == "kron_step_":
         return kron_arguments(spec, source)
     if spec.factored:
         return update_arguments(kron_arguments(spec, source), spec)
@@ -75,19 +75,6 @@ def block_views(matrix: Tensor, rows: int, cols: int) -> Tensor:
     return matrix.unflatten(0, (-1, rows)).unflatten(2, (-1, cols)).transpose(1, 2)
 
 
-def scalars(spec: Spec) -> Arguments:
-    if spec.square_root:
-        return {"rule": square_root.rule_of(spec, DECAY, DAMPING)}
-    return dict(
-        decay=DECAY,
-        weight=1 - DECAY,
-        damping=DAMPING,
-        factor_scale=spec.scale,
-        refine=spec.refine,
-        precision=spec.precision,
-    )
-
-
 def kron_arguments(spec: Spec, source: Source) -> Arguments:
     """Of ``kron_step_``: one group for every block shape, each from a matrix of its own."""
     lists: Arguments = {name: [] for name in LISTS}
@@ -101,7 +88,8 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
         out = torch.zeros(height, width, device=source.device)
         lists["out"].append(block_views(laid_out(out, spec.layout), m, n))
         for side, d, k in (("left", m, n), ("right", n, m)):
-            factor, statistics = side_arguments(spec, source, count, d, k)
+            noise = source.normal(count, d, d)
+            factor, statistics = factors.side(count, d, k, GRADIENT_SCALE, noise, spec)
             lists[side].append(factor)
             lists[f"{side}_statistics"].append(statistics)
             stored = torch.bfloat16 if spec.what == "stored" else torch.float32
@@ -109,21 +97,11 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
     count = sum(len(factor) for factor in lists["left"])
     return dict(
         **lists,
-        **scalars(spec),
+        rule=factors.rule_of(spec, DECAY, DAMPING),
         norms=torch.zeros(count, device=source.device),
         active=torch.ones(count, dtype=torch.bool, device=source.device),
         update=spec.what != "product",
     )
-
-
-def side_arguments(spec: Spec, source: Source, count: int, d: int, k: int) -> tuple[Tensor, Tensor]:
-    """Factors ``[count, d, d]`` and their statistics."""
-    if spec.square_root:
-        noise = source.normal(count, d, d)
-        return square_root.side(count, d, k, GRADIENT_SCALE, noise, spec)
-    mean = 0.0 if spec.what == "first" else GRADIENT_SCALE**2 * k
-    statistics = torch.tensor([mean, 0.0], device=source.device).repeat(count, 1)
-    return source.spd(count, d, 1 / (DAMPING * GRADIENT_SCALE**2 * k)), statistics
 
 
 def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
@@ -133,7 +111,7 @@ def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
         statistics=kron["left_statistics"][0],
         unfolding=kron["grad"][:1],
         active=kron["active"][: len(kron["left"][0])],
-        **scalars(spec),
+        rule=factors.rule_of(spec, DECAY, DAMPING),
     )
 
 

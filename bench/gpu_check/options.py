@@ -16,7 +16,7 @@ DEADLINE = 560
 
 EPILOG = """\
 sections: {sections}
-cases by name: --list; some of them: --only 'native/square_root_product_*,times/square_root_step_/128x128/*'
+cases by name: --list; some of them: --only 'native/square_root_product_*,times/kron_step_/128x128/*'
 
 exit status: 0 if nothing is wrong; 1 if anything is, or was not run; 2 without a usable device
 """

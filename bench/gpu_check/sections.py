@@ -45,10 +45,10 @@ RACECHECKED = {
     "accumulate": ("accumulate",),
 }
 PROFILED = (
-    ("native", "resident_update_128", "square_root_step_", 128),
-    ("native", "square_root_product_128", "square_root_step_", 256),
-    ("triton", "factor_product", "kron_step_", 256),
-    ("triton", "grouped_product", "kron_step_", 256),
+    ("native", "resident_update_128", "kron_step_", 128),
+    ("native", "square_root_product_128", "kron_step_", 256),
+    ("triton", "scaled_product", "kron_step_", 256),
+    ("triton", "gram", "kron_step_", 256),
 )
 """Backend, kernel, op, side of the blocks."""
 NCU_SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")

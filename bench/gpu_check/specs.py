@@ -24,7 +24,7 @@ class Spec:
     Attributes:
         blocks: shapes of blocks, a group each; of elementwise ops the parameters'.
         shape: of the matrices that hold the blocks; blocks that are longer have one of their own.
-        coupled: of ops in the square-root form.
+        coupled: of updates.
         what: ``all``, or of a step the ``first`` gradients, the ``product`` alone, or factors and roots in
             bfloat16 (``stored``); of elementwise ops an option that differs.
         layout: ``plain``, or views with padding around them, whose rows begin at multiples of 16 bytes
@@ -34,7 +34,6 @@ class Spec:
     op: str
     blocks: tuple[tuple[int, ...], ...]
     shape: Sides = (1, 1)
-    scale: str = "frobenius"
     refine: int = 2
     precision: str = "bf16x3"
     dtype: str = "float32"
@@ -45,18 +44,11 @@ class Spec:
     @property
     def factored(self) -> bool:
         """Whether the op has to do with factors; elementwise ops have not."""
-        return self.op in ("kron_step_", "update_factor_") or self.square_root
-
-    @property
-    def square_root(self) -> bool:
-        """Whether factors are in the square-root form."""
-        return self.op in ("square_root_step_", "square_root_update_")
+        return self.op in ("kron_step_", "update_factor_")
 
     @property
     def recipe(self) -> str:
-        if self.square_root:
-            return f"r{self.refine}-{self.precision}{'-coupled' * self.coupled}"
-        return f"{self.scale}-r{self.refine}-{self.precision}" if self.factored else ""
+        return f"r{self.refine}-{self.precision}{'-coupled' * self.coupled}" if self.factored else ""
 
     @property
     def size(self) -> str:
@@ -81,10 +73,6 @@ def kron(*blocks: Sides, shape: Sides = (1, 1), **options: object) -> Spec:
     return dataclasses.replace(Spec("kron_step_", blocks, shape), **options)
 
 
-def square_root(*blocks: Sides, shape: Sides = (1, 1), **options: object) -> Spec:
-    return dataclasses.replace(Spec("square_root_step_", blocks, shape), **options)
-
-
 def elementwise(op: str, *shapes: tuple[int, ...], **options: object) -> Spec:
     return dataclasses.replace(Spec(op, shapes), **options)
 
@@ -95,41 +83,25 @@ MEDIUM = ((128, 128), (100, 70), (65, 128))
 LARGE = ((140, 140), (192, 40), (130, 200))
 BETWEEN = ((128, 128), (100, 70), (192, 40))
 LARGEST = ((256, 256), (300, 200))
-WIDE = ((40, 192), (90, 300))
-"""Wider than high without refinement: their bounds are made of traces of squares."""
-
-
-def _steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """The whole step of ragged groups by every way through a kernel."""
-    return (
-        kron(*blocks, precision=precision),
-        kron(*blocks, precision=precision, scale="trace", refine=0, layout="ragged"),
-        kron(*blocks, precision=precision, dtype="bfloat16", layout="padded"),
-        kron(blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"),
-        kron(*blocks, precision=precision, scale="product", refine=1, what="first"),
-        kron(*blocks, precision=precision, what="product"),
-    )
 
 
 def _updates(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """The whole step in the square-root form of ragged groups by every way through an update."""
+    """The whole step of ragged groups by every way through an update."""
     return (
-        square_root(*blocks, precision=precision, coupled=True),
-        square_root(*blocks, precision=precision, refine=1, layout="ragged"),
-        square_root(*blocks, precision=precision, dtype="bfloat16", refine=3, coupled=True, layout="padded"),
-        square_root(
-            blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"
-        ),
-        square_root(*blocks, precision=precision, refine=4, coupled=True, what="first"),
-        square_root(*blocks, precision=precision, what="stored"),
+        kron(*blocks, precision=precision, coupled=True),
+        kron(*blocks, precision=precision, refine=1, layout="ragged"),
+        kron(*blocks, precision=precision, dtype="bfloat16", refine=3, coupled=True, layout="padded"),
+        kron(blocks[0], shape=(2 * blocks[0][0], 2 * blocks[0][1]), precision=precision, layout="transposed"),
+        kron(*blocks, precision=precision, refine=4, coupled=True, what="first"),
+        kron(*blocks, precision=precision, what="stored"),
     )
 
 
 def _products(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
     """The two-sided product alone."""
     return (
-        square_root(*blocks, precision=precision, what="product"),
-        square_root(*blocks, precision=precision, what="product", layout="ragged"),
+        kron(*blocks, precision=precision, what="product"),
+        kron(*blocks, precision=precision, what="product", layout="ragged"),
     )
 
 
@@ -147,28 +119,14 @@ PARAMETER_STEP = tuple(
 SUM_SPANS = (elementwise("accumulate_", (3, 700_001)), elementwise("accumulate_", (1,), (9000,)))
 UPDATES = (
     Spec("update_factor_", ((128, 128),), (256, 256), refine=3),
-    Spec("update_factor_", ((40, 140),), scale="trace", refine=0, layout="ragged"),
+    Spec("update_factor_", ((40, 140),), refine=1, layout="ragged"),
     Spec("update_factor_", ((40, 300),), dtype="bfloat16", layout="padded"),
     Spec("update_factor_", ((256, 256),), (256, 512), what="first"),
 )
-TRACES = (
-    kron(*WIDE, scale="schatten4", refine=0),
-    kron(*WIDE, scale="schatten4", refine=0, dtype="bfloat16", layout="ragged"),
-    kron(*WIDE, scale="frobenius", refine=0),
-)
-STARTS = (kron(*LARGE, what="first"), kron(*LARGEST, scale="trace_dim", refine=0, what="first"))
-FINISHES = (kron(*LARGE, *LARGEST), kron(*LARGE, what="product", layout="ragged"))
-
-SQUARE_ROOT_UPDATES = (
-    Spec("square_root_update_", ((128, 128),), (256, 256), refine=3),
-    Spec("square_root_update_", ((40, 140),), refine=1, layout="ragged"),
-    Spec("square_root_update_", ((40, 300),), dtype="bfloat16", layout="padded"),
-    Spec("square_root_update_", ((256, 256),), (256, 512), what="first"),
-)
 BETWEEN_PRODUCTS = (
-    square_root(*LARGE, coupled=True),
-    square_root(*LARGE, *LARGEST, what="first"),
-    square_root(*LARGE, what="stored", layout="ragged"),
+    kron(*LARGE, coupled=True),
+    kron(*LARGE, *LARGEST, what="first"),
+    kron(*LARGE, what="stored", layout="ragged"),
 )
 
 NATIVE: dict[str, tuple[Spec, ...]] = {
@@ -188,9 +146,9 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
         if (tile, precision) != (128, "tf32x3")  # whose tiles are 64 a side at any length
     },
     "gradient_norms": BETWEEN_PRODUCTS,
-    "start_sides": SQUARE_ROOT_UPDATES,
-    "finish_sides": (square_root(*LARGE, *LARGEST, refine=3),),
-    "finish_norms": (square_root(*LARGE, what="product", layout="padded"),),
+    "start_sides": UPDATES,
+    "finish_sides": (kron(*LARGE, *LARGEST, refine=3),),
+    "finish_norms": (kron(*LARGE, what="product", layout="padded"),),
     "accumulate": ACCUMULATE,
     "sum_spans": SUM_SPANS,
     "parameter_step": PARAMETER_STEP,
@@ -200,16 +158,15 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
     """All ways in the default precision, two in the others: each is another dozen of kernels to compile."""
-    all_ways = _steps(blocks, precision)
+    all_ways = (*_updates(blocks, precision), *_products(blocks, precision))
     return all_ways if precision == PRECISIONS[0] else all_ways[:2]
 
 
 TRITON: dict[str, tuple[Spec, ...]] = {
     **{f"grouped_large_{precision}": _triton_steps(LARGEST, precision) for precision in PRECISIONS},
     **{f"grouped_small_{precision}": _triton_steps(BETWEEN, precision) for precision in PRECISIONS},
-    **{f"kron_step_resident_{precision}": _triton_steps(TINY, precision) for precision in PRECISIONS},
-    "factor_state": (*STARTS, *UPDATES, *FINISHES),
-    "trace_of_square": TRACES,
+    **{f"square_root_resident_{precision}": _triton_steps(TINY, precision) for precision in PRECISIONS},
+    "side_state": (*BETWEEN_PRODUCTS, *UPDATES),
     "accumulate": (*ACCUMULATE, *SUM_SPANS),
     "parameter_step": PARAMETER_STEP,
 }
@@ -217,31 +174,24 @@ TRITON: dict[str, tuple[Spec, ...]] = {
 
 
 def _timed(side: int, **options: object) -> Spec:
-    return kron((side, side), shape=TIMED, **options)
+    return kron((side, side), shape=TIMED, **{"coupled": True, **options})
 
 
 def _elements(op: str, dtype: str) -> Spec:
     return elementwise(op, TIMED, TIMED, TIMED[:1], dtype=dtype)
 
 
-def _timed_square_root(side: int, **options: object) -> Spec:
-    return square_root((side, side), shape=TIMED, coupled=True, **options)
-
-
 ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
 TIMES: tuple[Spec, ...] = (
     *(_timed(side) for side in (128, 256, 64, 512, 1024)),
-    *(_timed_square_root(side) for side in (128, 256, 64, 512, 1024)),
-    *(_timed_square_root(side, refine=3) for side in (128, 256)),
-    *(_timed_square_root(side, what="stored") for side in (128, 256)),
-    *(_timed_square_root(side, what="product") for side in (128, 256)),
     *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
-    *(_timed(side, scale="trace", refine=0) for side in (128, 256)),
+    *(_timed(side, coupled=False) for side in (128, 256)),
+    *(_timed(side, refine=3) for side in (128, 256)),
+    *(_timed(side, what="stored") for side in (128, 256)),
+    *(_timed(side, what="product") for side in (128, 256)),
     *(_timed(side, precision=precision) for precision in PRECISIONS[1:] for side in (128, 256)),
     *(_timed(side, dtype="bfloat16") for side in (128, 256)),
-    *(_timed(side, what="product") for side in (128, 256)),
     *(_elements(op, "bfloat16") for op in ELEMENTWISE_OPS),
-    *(_timed(side, scale="trace", refine=0) for side in (64, 512, 1024)),
     *(Spec("update_factor_", ((side, side),), TIMED) for side in (128, 256)),
 )
 """The default recipe first."""
@@ -251,10 +201,8 @@ OURS = ("native", "triton")
 
 def columns(op: str) -> tuple[str, ...]:
     """Who is timed on an op's cases, ours first."""
-    if op in ("kron_step_", "update_factor_"):  # which Triton alone has on GPUs
-        return ("triton", "reference")
     rivals = {
-        "square_root_step_": ("torch.bmm fp32", "torch.bmm tf32"),
+        "kron_step_": ("torch.bmm fp32", "torch.bmm tf32"),
         "parameter_step_": ("AdamW fused",),
     }
     return (*OURS, "roofline", *rivals.get(op, ()), "reference")

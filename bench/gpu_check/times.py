@@ -6,7 +6,7 @@ import torch
 
 from kradagrad_ext.cost.gpus import gpu_of, predict
 
-from . import square_root
+from . import factors
 from .cases import Case
 from .inputs import Arguments, copied
 from .products import tf32
@@ -26,7 +26,7 @@ def measure(case: Case, column: str, report: Report) -> None:
         return
     if column in ("torch.bmm fp32", "torch.bmm tf32"):
         with tf32(column.endswith("tf32")):
-            _time(square_root.bmm_products(case.arguments), nothing, report)
+            _time(factors.bmm_products(case.arguments), nothing, report)
         return
     if column == "AdamW fused":
         _time(_adamw(case.arguments), nothing, report)

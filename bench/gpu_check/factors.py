@@ -1,4 +1,4 @@
-"""The ops in the square-root form: random arguments, flat lists as those of `kron_step_`, and calls."""
+"""The ops on factors: random arguments, flat lists of them, and calls."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def function(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     """An op that takes the arguments of `inputs.make` as keywords."""
     resolve(backend, device, dtype)  # which says what is missing
     ops: Any = OPS[backend]
-    return (lambda **own: _step(ops, own)) if op == "square_root_step_" else (lambda **own: _update(ops, own))
+    return (lambda **own: _step(ops, own)) if op == "kron_step_" else (lambda **own: _update(ops, own))
 
 
 def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
@@ -71,7 +71,7 @@ def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
 
 def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:
     """What the roofline makes a prediction of; nothing for one side alone."""
-    if spec.op != "square_root_step_":
+    if spec.op != "kron_step_":
         return ()
     groups = [
         Blocks(len(left), left.shape[1], right.shape[1])
