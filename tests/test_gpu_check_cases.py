@@ -42,7 +42,7 @@ def test_cases_launch_the_kernel_that_they_are_there_for(kernel: str) -> None:
 
 
 ACCUMULATE, PARAMETER_STEP = specs.ACCUMULATE[1], specs.PARAMETER_STEP[1]
-STEP, UPDATE = specs.NATIVE["resident_update_64_fp32"][1], specs.SQUARE_ROOT_UPDATES[1]
+STEP, UPDATE = specs.NATIVE["resident_update_64_fp32"][1], specs.UPDATES[1]
 ALL = (STEP, ACCUMULATE, PARAMETER_STEP, UPDATE)
 FAULTS = [
     *((spec, fault) for spec in ALL for fault in (None, "value", "inactive", "second")),

@@ -11,7 +11,7 @@ from .record import COLUMNS
 
 Row = Mapping[str, str]
 
-DEFAULT = "frobenius-r2-bf16x3"
+DEFAULT = "r2-bf16x3-coupled"
 BACKENDS = (
     "native",
     "triton",

@@ -26,7 +26,7 @@ LR, RANK, SCALE = 1e-3, 8, 1e-3
 BOUND, BFLOAT16_BOUND = 1e-3, 3e-2
 """On the displacement of each parameter, relative to that by the reference in float64."""
 OPTIONS: dict[str, Any] = {
-    "lr": LR, "block_size": 256, "factor_update": "krad", "root_method": "newton_schulz",
+    "lr": LR, "block_size": 256, "factor_update": "products", "root_method": "polar",
 }  # fmt: skip
 
 Step = Callable[[int], None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 
 from kradagrad_ext import build_info
-from kradagrad_ext.backends import native, reference
+from kradagrad_ext.backends import native, square_root
+from kradagrad_ext.backends.base import UpdateRule
 
 from .toolchain import KERNELS, ROOT
 
@@ -47,13 +49,13 @@ def test_every_kernel_can_be_launched_by_name() -> None:
     assert len(listed) == len(set(listed))
 
 
-def test_an_exact_update_on_cuda_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_by_cholesky_on_cuda_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels have no Cholesky; the reference's functions run there, and nothing else does."""
     called = []
-    monkeypatch.setattr(reference, "update_factor_", lambda *_: called.append("update_factor_"))
-    monkeypatch.setattr(reference, "kron_step_", lambda *_: called.append("kron_step_"))
-    rule = (0.9, 0.5, 0.0, "exact", 0, "bf16x3")
-    fake = type("OnCuda", (), {"device": torch.device("cuda")})()
-    native.update_factor_(fake, None, [], None, *rule)
-    native.kron_step_([], [], [], [], [], fake, [], [], [], [], None, *rule, True)
+    monkeypatch.setattr(square_root, "update_factor_", lambda *_: called.append("update_factor_"))
+    monkeypatch.setattr(square_root, "kron_step_", lambda *_, **__: called.append("kron_step_"))
+    rule = UpdateRule(decay=0.9, weight=0.1, damping=1e-3, method="cholesky")
+    fake: Any = type("OnCuda", (), {"device": torch.device("cuda")})()
+    native.update_factor_(fake, fake, [], fake, rule)
+    native.kron_step_([], fake, fake, rule, update=True, precondition=True)
     assert called == ["update_factor_", "kron_step_"]

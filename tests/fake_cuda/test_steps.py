@@ -76,7 +76,7 @@ def test_new_roots_are_no_wait(gpu_backend: str, capturable: bool) -> None:
 
 
 def test_roots_by_eigendecomposition_wait_for_torchs_own_check() -> None:
-    """One wait for a side of a group; `newton_schulz`, the default on GPUs, has none.
+    """One wait for a side of a group; `polar`, the default on GPUs, has none.
 
     What torch reads is no kernel's result here but what lay in memory, so the memory is new, and zero.
     """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import cases
 import pytest
 import test_accumulate
-import test_kron_step
 import test_parameter_step
 import torch
+from inputs import square_root
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
@@ -18,11 +18,11 @@ from kradagrad_ext.backends.base import PRECISIONS
 from . import CUDA, equal, judge, on
 
 SIDES = [(33, 33), (64, 64), (128, 100), (129, 33), (256, 256), (40, 300)]
-LAYOUTS = [("contiguous", torch.float32), ("strided", torch.float32), ("strided", torch.bfloat16)]
+LAYOUTS = [("contiguous", torch.float32), ("grid", torch.float32), ("several", torch.bfloat16)]
 RULES: list[dict[str, Any]] = [
-    {},
-    {"factor_scale": "frobenius", "refine": 2},
-    {"factor_scale": "schatten4", "damping": 1e-3},
+    {"refine": 2},
+    {"refine": 3, "coupled": True},
+    {"refine": 1, "damped_updates": 0.0},
 ]
 ELEMENTWISE = [(test_accumulate, ("momenta", "second_moments")), (test_parameter_step, ("params", "momenta"))]
 
@@ -31,29 +31,29 @@ def ops(backend: str) -> Any:
     return resolve(backend, CUDA, torch.float32)
 
 
+def on_gpu(count: int, shape: tuple[int, int], layout: str, dtype: torch.dtype, **options: Any) -> Any:
+    """A call of one group."""
+    rule = replace(square_root.RULE, method="products", **options)
+    group = square_root.group(count, shape, layout, view_dtype=dtype)
+    return square_root.copied(square_root.given([group], rule), device=CUDA)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("options", RULES, ids=str)
 @pytest.mark.parametrize(("layout", "dtype"), LAYOUTS)
-@pytest.mark.parametrize(("rows", "columns"), SIDES)
+@pytest.mark.parametrize("shape", SIDES)
 def test_a_whole_step(
-    rows: int,
-    columns: int,
+    shape: tuple[int, int],
     layout: str,
     dtype: torch.dtype,
     options: dict[str, Any],
     precision: str,
     gpu_backend: str,
 ) -> None:
-    given = on(test_kron_step.inputs(4, rows, columns, dtype, layout))
-    given.direction = [view.float() for view in given.direction]
-    options = options | {"precision": precision}
-    ours = test_kron_step.run(ops(gpu_backend), given, **options)
-    plain = test_kron_step.run(reference, given, **options)
-    exact = test_kron_step.run(reference, given, torch.float64, **options)
+    call = on_gpu(4, shape, layout, dtype, precision=precision, **options)
+    ours = square_root.run(ops(gpu_backend), square_root.copied(call))
     # Tensor cores truncate sums where the tests on a CPU round: four times the share allowed there.
-    atol = 4 * precision_atol(precision, options.get("refine", 0))
-    judge(test_kron_step.compare, ours, plain, exact, atol)
-    judge(cases.assert_same_padding, ours.out, given.out)
+    judge(square_root.check, call, ours, 4 * precision_atol(precision, options["refine"]))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -74,8 +74,7 @@ def test_elementwise(
 
 @pytest.mark.parametrize("side", [64, 128, 256])
 def test_the_same_bits_twice(side: int, gpu_backend: str) -> None:
-    given = on(test_kron_step.inputs(9, side, side, torch.float32))
-    rule = {"factor_scale": "frobenius", "refine": 2}
-    first, second = (test_kron_step.run(ops(gpu_backend), given, **rule) for _ in range(2))
-    for name in ("left", "right", "out"):
-        judge(equal, getattr(first, name), getattr(second, name))
+    call = on_gpu(9, (side, side), "contiguous", torch.float32, coupled=True)
+    runs = [square_root.run(ops(gpu_backend), square_root.copied(call)).groups[0] for _ in range(2)]
+    first, second = ([run.left.factor, run.right.factor, *run.out] for run in runs)
+    judge(equal, first, second)

@@ -17,10 +17,10 @@ from . import CUDA, equal, judge
 
 SHAPES = ((140, 60), (64, 64), (33, 20), (7,))
 STEPS, WARMUP = 24, 3
-OPTIONS: dict[str, Any] = SMALL | {"block_size": 144, "factor_update": "krad", "root_method": "newton_schulz"}
+OPTIONS: dict[str, Any] = SMALL | {"block_size": 144, "factor_update": "products", "root_method": "polar"}
 RECIPES: list[dict[str, Any]] = [
     {},
-    {"refine": 0, "factor_scale": "trace", "momentum_on": "update", "nesterov": True},
+    {"refine": 3, "coupling": "kl", "graft": "rms", "nesterov": True},
     {"packed": True},
     {"root_dtype": torch.bfloat16, "weight_decay": 0.1},
 ]

@@ -88,7 +88,7 @@ def whole(view: Tensor) -> Tensor:
     return view.new_empty(0).set_(view.untyped_storage())
 
 
-def copied(view: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def copied(view: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """A copy with the same layout in a storage of its own."""
-    storage = whole(view).to(dtype or view.dtype, copy=True)
+    storage = whole(view).to(device or view.device, dtype or view.dtype, copy=True)
     return storage.as_strided(view.shape, view.stride(), view.storage_offset())

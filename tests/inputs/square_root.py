@@ -108,25 +108,24 @@ def given(groups: Sequence[BlockGroup], rule: UpdateRule = RULE, **calls: bool) 
     )
 
 
-def copied(call: Given, dtype: torch.dtype | None = None) -> Given:
-    """The same call on copies, in another dtype where one is given."""
+def copied(call: Given, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Given:
+    """The same call on copies, in another dtype or on another device where one is given."""
+
+    def plain(old: Tensor) -> Tensor:
+        return old.to(device or old.device, dtype or old.dtype, copy=True)
 
     def side(old: Side) -> Side:
-        return Side(
-            *(
-                getattr(old, name).to(dtype or getattr(old, name).dtype, copy=True)
-                for name in ("factor", "statistics", "root")
-            )
-        )
+        return Side(plain(old.factor), plain(old.statistics), plain(old.root))
 
     def views(old: Sequence[Tensor]) -> list[Tensor]:
-        return [layouts.copied(view, dtype) for view in old]
+        return [layouts.copied(view, dtype, device) for view in old]
 
     groups = [
         BlockGroup(side(g.left), side(g.right), views(g.grads), views(g.directions), views(g.out))
         for g in call.groups
     ]
-    return replace(call, groups=groups, norms=call.norms.to(dtype or call.norms.dtype, copy=True))
+    active = call.active.to(device or call.active.device)
+    return replace(call, groups=groups, active=active, norms=plain(call.norms))
 
 
 def run(ops: Any, call: Given) -> Given:
