@@ -157,9 +157,10 @@ def test_launches_do_not_grow_with_the_blocks(refine: int, coupled: bool, launch
     ("shape", "architecture", "resident"),
     [
         ((31, 9), "sm_80", True),
-        ((64, 24), "sm_90", True),
-        ((64, 24), "sm_80", False),
-        ((63, 24), "sm_90", False),  # rows that start anywhere
+        ((64, 40), "sm_90", True),
+        ((64, 40), "sm_80", False),
+        ((64, 24), "sm_90", False),
+        ((63, 40), "sm_90", False),  # rows that start anywhere
         ((72, 24), "sm_90", False),
     ],
 )

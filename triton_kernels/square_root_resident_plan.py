@@ -25,19 +25,21 @@ TENSORS = {
 """Matrices of a block by the names that the kernel's constants have, with their numbers in an entry."""
 TYPED = ("GRAD", "DIRECTION", "LEFT", "RIGHT", "LEFT_ROOT", "RIGHT_ROOT")
 ORDERED = ("GRAD", "DIRECTION", "OUT")
-UNALIGNED = 32
-"""The largest side of blocks whose rows may start anywhere."""
+ANY = 32
+"""The largest side of blocks of any shape, whose rows may start anywhere."""
 
 
 def is_resident(group: Group, rule: Rule) -> bool:
     """Whether the whole step of a group is one launch.
 
-    Blocks of the largest class are read in vectors alone: registers do not suffice for the addresses of
-    single elements.
+    Blocks of the largest class have both sides in it and are read in vectors: registers do not suffice for
+    the addresses of single elements, nor for products of unlike shapes among 8 warps.
     """
     if not tuning.has(kernel.square_root_resident, *_key(group, rule)):
         return False
-    return max(group.shape) <= UNALIGNED or in_vectors(group.shape, _matrices(group))
+    if max(group.shape) <= ANY:
+        return True
+    return min(group.shape) > ANY and in_vectors(group.shape, _matrices(group))
 
 
 def _key(group: Group, rule: Rule) -> tuple[str, str, str]:
