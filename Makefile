@@ -13,14 +13,14 @@ STEPS ?= 300
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The ops' tests, which run on Triton's interpreter, too: on one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
-OPS := $(addprefix tests/test_,kron_step.py kron_step_arguments.py update_factor.py krad_lemma.py accumulate.py \
-    parameter_step.py trajectory.py)
+ELEMENTWISE := $(addprefix tests/test_,accumulate.py parameter_step.py)
+ON_FACTORS := tests/test_square_root_step.py
 
 # What compilers and Triton have made of the same sources in another clone is taken from here; empty: nothing is.
 export KRADAGRAD_CACHE ?= $(HOME)/.cache/kradagrad_ext
 # The tests that the lack of a native library makes a difference to.
 WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py checkpoint.py \
-    packed.py capturable.py opcheck.py kron_step_arguments.py train_gpt.py)
+    packed.py capturable.py opcheck.py train_gpt.py)
 
 BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
@@ -49,12 +49,12 @@ test-none: $(VENV)-none/installed
 
 # The Triton kernels on Triton's interpreter: the ops on the newest, and what depends on the interpreter on the oldest.
 test-triton: $(VENV)/installed $(VENV)-none/installed
-	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads and not (129 and contiguous)" \
-	    $(PYTEST_ARGS) $(OPS)
+	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads" $(PYTEST_ARGS) $(ELEMENTWISE) \
+	    tests/test_trajectory.py
 	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and (half or direction or several) and not thousands" \
-	    $(PYTEST_ARGS) tests/test_square_root_step.py
+	    $(PYTEST_ARGS) $(ON_FACTORS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
-	    -k "triton and (independent or padding or bfloat16 or dtypes or parts)" $(PYTEST_ARGS) $(OPS)
+	    -k "triton and (half or direction or bfloat16)" $(PYTEST_ARGS) $(ELEMENTWISE) $(ON_FACTORS)
 
 # The native library beside the oldest torch, the newest and some between, in environments that take many GB.
 test-torch-versions:

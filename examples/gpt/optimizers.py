@@ -9,7 +9,7 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 from .errors import UsageError
 from .model import GPT
 
-DEFAULT_LR = {"kradagrad": 1.5e-2, "adamw": 3e-3, "muon": 1e-2, "sgd": 3e-1}
+DEFAULT_LR = {"kradagrad": 1e-2, "adamw": 3e-3, "muon": 1e-2, "sgd": 3e-1}
 """The best of the grids in docs/ for 300 steps with the default model."""
 
 MAX_GRADIENT_NORM = {"adamw": 1.0, "muon": 1.0, "sgd": 1.0}
