@@ -49,8 +49,8 @@ class Made:
 
 
 def tensor_cores(of: Made, architecture: str) -> str | None:
-    """The instruction that a kernel's products must be made of."""
-    if of.constants.get("PRECISION") in (None, "fp32"):
+    """The instruction that a kernel's products, if it has any, must be made of."""
+    if of.constants.get("PRECISION") in (None, "fp32") or of.constants.get("STEP") == "only":
         return None
     if of.kernel == "square_root_resident" and int(of.shape) < 64 and not architecture.startswith("gfx"):
         return "HMMA"

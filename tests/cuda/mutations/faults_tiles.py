@@ -72,12 +72,6 @@ SYMMETRIC = [
     ),
     fault(
         SHARED,
-        "diagonal tiles written without a mirror",
-        "write_mirrored(tile(tiles, s), c[s], cta.lane);",
-        "write_c(tile(tiles, s), c[s], cta.lane);",
-    ),
-    fault(
-        SHARED,
         "off-diagonal tiles counted once in a norm",
         "(row / kTile == col / kTile ? 1 : 2) * (pair",
         "1 * (pair",
@@ -112,28 +106,10 @@ COPIES = [
     ),
     fault(
         "memory.cuh",
-        "read beyond a matrix's columns",
-        "const bool exists = inside && col + i < from.cols;",
-        "const bool exists = inside;",
-    ),
-    fault(
-        "memory.cuh",
         "read beyond a matrix's rows",
         "const bool inside = row < from.rows;",
         "const bool inside = true;",
         "bounds",
-    ),
-    fault(
-        "memory.cuh",
-        "aligned copies of whole chunks",
-        "const int count = inside ? max(0, min(4, from.cols - col)) : 0;",
-        "const int count = inside && col < from.cols ? 4 : 0;",
-    ),
-    fault(
-        "memory.cuh",
-        "bfloat16 copies of whole chunks",
-        "from.aligned && inside && col + 4 <= from.cols",
-        "from.aligned && inside",
     ),
     fault(
         "memory.cuh",

@@ -16,7 +16,6 @@ from .ptx_edits import sample as sample_of
 
 KERNELS = (
     "resident_update_64_bf16x3",
-    "square_root_product_64_bf16x3",
     "accumulate",
     "parameter_step",
 )
