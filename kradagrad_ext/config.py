@@ -221,6 +221,11 @@ class Config:
         """The options of parameters with blocks, or without, which take Adam where lengths are of blocks."""
         return self if has_blocks or self.graft not in OWN_LENGTHS else replace(self, graft="adam")
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether directions are Nesterov's, which are not kept."""
+        return self.momentum_on == "gradient" and self.nesterov
+
     def packs_factors(self, device: torch.device) -> bool:
         """Whether factors are stored as triangles: those that updates by Cholesky leave are."""
         return self.packed and self.factor_method(device) == "cholesky"

@@ -125,7 +125,7 @@ def scale_(
     scale = (graft_norms / update_norms).sqrt()
     if config.graft in OWN_LENGTHS:
         length = RMS_LENGTH * numel.sqrt() * _share_left(scalars, graft_norms / numel, config)
-        scale = coefficients[:, 0] if config.graft == "whitened" else length / update_norms.sqrt()
+        scale = coefficients[:, 0].clone() if config.graft == "whitened" else length / update_norms.sqrt()
         of_graft = torch.where(graft_norms > 0, length / graft_norms.sqrt(), 0)
         coefficients[:, 0] = coefficients[:, 0] * of_graft
     sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()

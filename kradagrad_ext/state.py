@@ -271,12 +271,19 @@ class Bucket:
     def update_buffers(self, config: Config, directions: Sequence[Tensor]) -> list[Tensor]:
         """Where every parameter's preconditioned update goes; empty for the grafting method alone.
 
-        The Nesterov directions of a step are its own, so that updates may overwrite them.
+        Nesterov directions are the step's own, so that updates overwrite them (`fallbacks`).
         """
-        own = config.momentum_on == "gradient" and config.nesterov
         return [
-            (d if own else torch.empty_like(m)) if plan.regions else self.like
+            (d if config.looks_ahead else torch.empty_like(m)) if plan.regions else self.like
             for d, m, plan in zip(directions, self.momenta, self.plans, strict=True)
+        ]
+
+    def fallbacks(self, config: Config, directions: list[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
+        """What each parameter goes by where its update is not sound: momenta where updates took the place."""
+        if not config.looks_ahead:
+            return directions
+        return [
+            m if update is d else d for d, m, update in zip(directions, self.momenta, updates, strict=True)
         ]
 
     def lr_tensor(self, lr: float | Tensor) -> Tensor:

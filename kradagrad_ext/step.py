@@ -168,7 +168,7 @@ def accumulate(
     """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
     bucket, config = work.bucket, work.config
     averaged = config.momentum_on == "gradient"
-    lookahead = [torch.empty_like(m) for m in bucket.momenta] if averaged and config.nesterov else []
+    lookahead = [torch.empty_like(m) for m in bucket.momenta] if config.looks_ahead else []
     decay2, weight2 = grafting.second_moment_rule(config)
     graft_norms = torch.zeros_like(bucket.numel)
     work.backend.accumulate_(
@@ -227,7 +227,7 @@ def write(
         params,
         [] if averaged else bucket.momenta,
         updates,
-        directions,
+        bucket.fallbacks(config, directions, updates),
         bucket.second_moments,
         coefficients,
         active,

@@ -145,6 +145,7 @@ def test_steps_follow_their_definition() -> None:
     """One matrix, one block: root_every 1 gives each step the roots of the factors before its own update."""
     ours, exact = parameters((6, 4), dtype=torch.float64), parameters((6, 4), dtype=torch.float64)[0].detach()
     options = {"damping": 1e-2, "factor_decay": 0.9, "betas": (0.9, 0.0), "graft": "sgd", "lr": 0.1}
+    options |= {"coupling": "none", "nesterov": False}
     optimizer = KrADagrad(ours, root_every=1, capturable=True, backend="reference", **options)
     rule = UpdateRule(decay=0.9, weight=1 - 0.9, damping=1e-2, method="products")
     sides = [

@@ -131,7 +131,7 @@ def test_two_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lightning_module.main([*options, "--batch=512", "--accumulate=2", f"--out={one}"])
     ours, alone = saved(two), saved(one)
     for name, tensor in alone["state_dict"].items():
-        assert (ours["state_dict"][name] - tensor).norm() <= 1e-3 * tensor.norm(), name
+        assert (ours["state_dict"][name] - tensor).norm() <= 1e-2 * tensor.norm(), name
     model = lightning_module.Classifier(1e-2)
     optimizer = KrADagrad(param_groups(model, show=None))
     optimizer.load_state_dict(ours["optimizer_states"][0])

@@ -202,7 +202,7 @@ def test_the_steps_before_the_first_preconditioned_one_are_no_fallbacks(backend:
 def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: float, backend: str) -> None:
     """A spoilt root must not reach the parameter; the step is the unpreconditioned one, and counted."""
     params, plain = parameters((8, 8)), parameters((8, 8))
-    options = {**SMALL, "graft": graft, "backend": backend}
+    options = {**SMALL, "graft": graft, "backend": backend, "nesterov": False}
     optimizer = KrADagrad(params, **options)
     unpreconditioned = KrADagrad([{"params": plain, "precondition": False}], **options)
     train(optimizer, params, range(1))
@@ -212,4 +212,18 @@ def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: f
     train(optimizer, params, range(1, 2))
     train(unpreconditioned, plain, range(1, 2))
     torch.testing.assert_close(params[0], plain[0])
+    assert kradagrad_ext.diagnostics(optimizer)[0]["graft_fallbacks"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_with_nesterov_it_is_the_momentum(value: float, backend: str) -> None:
+    """Its directions are where updates are written."""
+    params = parameters((8, 8))
+    optimizer = KrADagrad(params, **SMALL, graft="sgd", backend=backend)
+    train(optimizer, params, range(1))
+    optimizer.state[params[0]]["root_0_0"].fill_(value)
+    start = params[0].detach().clone()
+    train(optimizer, params, range(1, 2))
+    moved, momentum = params[0].detach() - start, optimizer.state[params[0]]["momentum"]
+    torch.testing.assert_close(moved / moved.norm(), -momentum / momentum.norm(), rtol=1e-4, atol=1e-5)
     assert kradagrad_ext.diagnostics(optimizer)[0]["graft_fallbacks"] == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inputs.square_root import check_overflow_in_rounding
 from torch import Tensor
 
-from kradagrad_ext.backends import native, square_root, triton
+from kradagrad_ext.backends import square_root, triton
 from kradagrad_ext.backends.base import (
     FALLBACKS,
     METHODS,
@@ -266,8 +266,6 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(rule: UpdateRule, va
 def test_a_factor_that_overflows_only_in_rounding_stays_and_is_counted(
     rule: UpdateRule, d: int, ops: Any
 ) -> None:
-    if ops is native:
-        pytest.xfail("the CPU looks at F' before it is rounded")
     check_overflow_in_rounding(ops, d, rule)
 
 

@@ -61,7 +61,7 @@ def ours(**options: object) -> Factory:
 
     def make(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
         return KrADagrad(
-            params, lr=lr, betas=(MOMENTUM, 0.0), momentum_on="update", graft="sgd",
+            params, lr=lr, betas=(MOMENTUM, 0.0), momentum_on="update", nesterov=False, graft="sgd",
             block_size=max(params[0].shape), factor_decay=1.0, damping=1e-12, exponent=0.25,
             root_every=ROOT_EVERY, start_step=ROOT_EVERY, **options,
         )  # fmt: skip
@@ -92,7 +92,7 @@ def sgd(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
 CONTENDERS = (
     Contender("Shampoo", torch.float64, Shampoo),
     Contender("Shampoo", torch.float32, Shampoo),
-    Contender("KrADagrad", torch.float32, ours()),
+    Contender("KrADagrad", torch.float32, ours(coupling="none")),
     Contender("KrADagrad, coupled", torch.float32, ours(coupling="kl")),
     Contender("published star", torch.float32, published("star")),
     Contender("published plain", torch.float32, published("plain"), (1e-2,)),

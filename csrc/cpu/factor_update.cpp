@@ -216,7 +216,10 @@ void FactorUpdate<T>::store(const SideArrays<T>& side, const bool* active, const
     T* const statistics = side.statistics + i * kStatistics;
     Item& item = items_[i];
     const T* const f = item.ready ? f_.item(i) : nullptr;
-    if (f && !std::all_of(f, f + d * d, [](T value) { return std::isfinite(value); })) {
+    const auto is_finite = [&](T value) {  // as it is stored
+      return std::isfinite(side.bfloat16 ? convert<T>(convert<c10::BFloat16>(value)) : value);
+    };
+    if (f && !std::all_of(f, f + d * d, is_finite)) {
       item = {false, true, 0, 0};
     }
     statistics[kFallbacks] += static_cast<T>(item.counted);

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import layouts, square_root
-from inputs.square_root import compare, copied, given, group
+from inputs.square_root import check_overflow_in_rounding, compare, copied, given, group
 from marks import slow
 from tolerances import FACTOR, precision_atol
 
@@ -95,6 +95,10 @@ def test_every_precision(make: type[Executor], shape: tuple[int, int], precision
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_any_layout(executor: Executor, layout: str, view_dtype: torch.dtype) -> None:
     check(given([group(8, (5, 12), layout, view_dtype=view_dtype)], replace(RULE, coupled=True)), executor)
+
+
+def test_a_factor_that_overflows_only_in_rounding_stays(executor: Executor) -> None:
+    check_overflow_in_rounding(executor, 20, RULE)
 
 
 def test_bfloat16_factors_and_roots(executor: Executor) -> None:

@@ -230,7 +230,11 @@ class SquareRootTile {
     });
   }
 
-  // out = F', and how many of its elements are not finite.
+  static __device__ __forceinline__ float rounded(float value) {
+    return __bfloat162float(__float2bfloat16_rn(value));
+  }
+
+  // out = F', and how many of its elements are not finite as they will be stored, in the dtype of F.
   __device__ __forceinline__ void factor(Weights w) {
     const Matrix out = matrix(product_.out).part(first_row_, first_col_, rows_, cols_);
     const Matrix x = matrix(product_.x.of).part(first_row_, first_col_, rows_, cols_);
@@ -242,6 +246,7 @@ class SquareRootTile {
         value.x += w.held * held.x;
         value.y += w.held * held.y;
       }
+      if (x.bf16) value = {rounded(value.x), rounded(value.y)};
       out.write_pair(row, col, value);
       if (row < rows_ && col < cols_) failed += !isfinite(value.x);
       if (row < rows_ && col + 1 < cols_) failed += !isfinite(value.y);

@@ -73,8 +73,8 @@ STATES = [
     state(
         "start_sides",
         "the scale of damping for its root",
-        "update.rms * root * sqrtf(in.rule.damped_updates)",
-        "update.rms * root * root * sqrtf(in.rule.damped_updates)",
+        "update.rms * root * sqrtf(in.rule.damped_updates * in.rule.weight)",
+        "update.rms * root * root * sqrtf(in.rule.damped_updates * in.rule.weight)",
     ),
     rule(
         "start_sides", "coupling feeds the scale back", "sqrtf(rule.weight / stretch)", "sqrtf(rule.weight)"
