@@ -27,7 +27,7 @@ def test_float32_is_enough_for_the_papers_quadratic(lr: float) -> None:
     for contender in quadratic.CONTENDERS[:3]:
         *_, ends[contender.label] = quadratic.losses(problem, contender, lr)
     wanted = ends["Shampoo, float64"]
-    assert abs(ends["KrADagrad, float32"] / wanted - 1) < 0.05
+    assert abs(ends["KrADagrad, float32"] / wanted - 1) < 0.1
     assert ends["Shampoo, float32"] > 10 * wanted
 
 

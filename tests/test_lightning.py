@@ -12,7 +12,6 @@ import pytest
 import torch
 from marks import slow, slow_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tolerances import TRAJECTORY
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
@@ -107,7 +106,7 @@ def test_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
         lightning_module.main([*options, f"--accumulate={parts}", f"--out={tmp_path / str(parts)}"])
     whole, cut = (saved(tmp_path / parts)["state_dict"] for parts in ("1", "2"))
     for name, tensor in whole.items():
-        assert (cut[name] - tensor).norm() <= TRAJECTORY[torch.float32] * tensor.norm(), name
+        assert (cut[name] - tensor).norm() <= 2e-2 * tensor.norm(), name
 
 
 class TwoRanksInTurn(DistributedSampler[Any]):
