@@ -11,8 +11,14 @@ from .training import BACKENDS, assert_free_of_waits, kernels, make, needs_fake_
 
 pytestmark = needs_fake_gpu
 
-RESIDENT = {"kron_step_resident_128_bf16x3": 1}
-GROUPED = {"start_factors": 1, "grouped_product_64_bf16x3": 24, "finish_groups": 1}
+RESIDENT = {"resident_update_128_bf16x3": 1, "resident_precondition_128_bf16x3": 1}
+GROUPED = {
+    "gradient_norms": 1,
+    "start_sides": 1,
+    "square_root_product_64_bf16x3": 8,
+    "finish_sides": 1,
+    "finish_norms": 1,
+}
 ELEMENTWISE = {"accumulate": 1, "sum_spans": 1, "parameter_step": 1}
 
 
@@ -76,13 +82,13 @@ def test_new_roots_are_no_wait(gpu_backend: str, capturable: bool) -> None:
 
 
 def test_roots_by_eigendecomposition_wait_for_torchs_own_check() -> None:
-    """One wait for a side of a group; `polar`, the default on GPUs, has none.
+    """And for which blocks take float64: two waits for a side of a group; `polar`, the default, has none.
 
     What torch reads is no kernel's result here but what lay in memory, so the memory is new, and zero.
     """
     with torch.cuda.use_mem_pool(torch.cuda.MemPool()):
         optimizer = make(parameters(shapes=[(64, 32)]), "native", root_method="eigh", root_every=2)
-        assert steady(optimizer.step, warm_up=5).syncs == ["cudaStreamSynchronize"] * 2
+        assert steady(optimizer.step, warm_up=5).syncs == ["cudaStreamSynchronize"] * 4
         assert steady(optimizer.step, warm_up=0).syncs == []
 
 
