@@ -102,7 +102,8 @@ FAULTS = [
     ),
     Fault(
         "a new factor without damping", GRAM,
-        "inside(i, j, d, d), damped_updates, 0.0)", "inside(i, j, d, d), 0.0, 0.0)", "coupled", "values",
+        "inside(i, j, d, d), damped_updates * weight, 0.0)", "inside(i, j, d, d), 0.0, 0.0)",
+        "coupled", "values",
     ),
     Fault(
         "damping beyond the diagonal's end", GRAM,
@@ -256,7 +257,7 @@ FAULTS = [
     ),
     Fault(
         "damping beyond the diagonal's end, resident", WHOLE,
-        "& inside(i, i, d, d), damped_updates", ", damped_updates", "damped, resident", "values",
+        "& inside(i, i, d, d), start_damping", ", start_damping", "damped, resident", "values",
     ),
     Fault(
         "F^T F without its scale, resident", WHOLE,
