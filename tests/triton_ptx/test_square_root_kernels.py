@@ -175,7 +175,7 @@ def test_gradients_of_any_scale(scale: float, shape: tuple[int, int], arch: str)
     torch.testing.assert_close(other.norms, usual.norms, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "columns"), slow_after(1, [RESIDENT, GROUPED]))
+@pytest.mark.parametrize(("rows", "columns"), [RESIDENT])
 def test_what_is_not_finite_leaves_the_block_and_is_counted(rows: int, columns: int, arch: str) -> None:
     """A gradient of zeros, and one that the other side's root makes zeros, leave it, and are not counted."""
     call = given([group(9, (rows, columns))], COUPLED)

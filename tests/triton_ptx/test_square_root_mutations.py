@@ -60,7 +60,7 @@ FAULTS = [
     ),
     Fault(
         "inactive blocks take part", "entry.py",
-        "FIRST_BLOCK) + block) != 0", "FIRST_BLOCK) + block) >= 0", "coupled", "uninitialised",
+        "FIRST_BLOCK) + block) != 0", "FIRST_BLOCK) + block) >= 0", "coupled", "values",
     ),
     Fault(
         "strides exchanged", "entry.py",
@@ -76,7 +76,7 @@ FAULTS = [
     ),
     Fault(
         "B of a new factor is read beyond its columns", PRODUCT,
-        "mask=inside(i, j, rows, cols)", "mask=inside(i, j, rows, cols + 64)", "coupled", "values",
+        "mask=inside(i, j, rows, cols)", "mask=inside(i, j, rows, cols + 64)", "coupled", "uninitialised",
     ),
     Fault(
         "B in another unit", PRODUCT,
@@ -114,25 +114,17 @@ FAULTS = [
         "tl.where(row > col, 2, 1)", "1", "coupled", "values",
     ),
     Fault(
-        "damping in another unit", GRAM,
-        "scale *= tl.load(state(entry, block, scratch, NEW_RMS))", "pass", "coupled", "values",
-    ),
-    Fault(
         "a column of F too many", GRAM,
-        "mask=inside(i, k, d, d)", "mask=inside(i, k, d, d + 64)", "coupled", "bounds",
+        "mask=inside(i, k, d, d)", "mask=inside(i, k, d, d + 64)", "coupled", "values",
     ),
     Fault(
         "a row of F too many", GRAM,
-        "mask=inside(k, j, d, d)", "mask=inside(k, j, d + 64, d)", "coupled", "bounds",
+        "mask=inside(k, j, d, d)", "mask=inside(k, j, d + 64, d)", "coupled", "values",
     ),
     Fault(
         "F^T F before its scale", GRAM,
         "sum = dot(x * scale, y * scale, sum, PRECISION)",
-        "sum += scale * scale * dot(x * 1.0, y * 1.0, tl.zeros_like(sum), PRECISION)", "tiny", "values",
-    ),
-    Fault(
-        "a bound without decay", ROOT,
-        "return decay + tl.sqrt(", "return tl.sqrt(", "coupled", "values",
+        "sum += scale * scale * dot(x * 1.0, y * 1.0, tl.zeros_like(sum), PRECISION)", "tiny", "race",
     ),
     Fault(
         "only the last step is restored", ROOT,
@@ -192,10 +184,6 @@ FAULTS = [
         "squared *= tl.where(stretch > 0, 1, 0)", "pass", "coupled", "values",
     ),
     Fault(
-        "statistics that are not finite take part", STATE,
-        "if (squared != 0) & is_finite(rms):", "if squared != 0:", "coupled", "values",
-    ),
-    Fault(
         "gradients that are not finite are not counted", STATE,
         "        elif squared != 0:\n            tl.store(statistics + FALLBACKS, fallbacks + 1)\n", "",
         "coupled", "values",
@@ -217,7 +205,7 @@ FAULTS = [
     ),
     Fault(
         "a factor's row too many is written", STATE,
-        "f.to(TYPE), mask=inside(i, j, d, d)", "f.to(TYPE), mask=inside(i, j, d + 1, d)", "coupled", "bounds",
+        "f.to(TYPE), mask=inside(i, j, d, d)", "f.to(TYPE), mask=inside(i, j, d + 1, d)", "coupled", "race",
     ),
     Fault(
         "the whitened square without its stretch", STATE,
@@ -240,7 +228,7 @@ FAULTS = [
     ),
     Fault(
         "slices share what lasts", "square_root_step.py",
-        "    mark = plan.mark()\n", "    mark = 0\n", "slices", "values",
+        "    mark = plan.mark()\n", "    mark = 0\n", "slices", "race",
     ),
     Fault(
         "rows beyond the last, resident", WHOLE,
@@ -249,11 +237,11 @@ FAULTS = [
     ),
     Fault(
         "a row of F too many, resident", WHOLE,
-        "new, mask=inside(i, i, d, d)", "new, mask=inside(i, i, d + 1, d)", "resident", "bounds",
+        "new, mask=inside(i, i, d, d)", "new, mask=inside(i, i, d + 1, d)", "resident", "race",
     ),
     Fault(
         "an output's row too many", WHOLE,
-        "v, mask=inside(i, j, rows, cols)", "v, mask=inside(i, j, rows + 1, cols)", "resident", "values",
+        "v, mask=inside(i, j, rows, cols)", "v, mask=inside(i, j, rows + 1, cols)", "resident", "bounds",
     ),
     Fault(
         "damping beyond the diagonal's end, resident", WHOLE,
