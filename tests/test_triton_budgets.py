@@ -35,7 +35,7 @@ REGISTERS = dict.fromkeys(CTA_SHARED, MOST_REGISTERS) | {"gfx942": 512}
 
 
 ALIGNED_STACK, RAGGED_STACK = 16, 3072
-"""Bytes of stack at most, where rows are whole vectors of 16 bytes and where they are not (docs/triton.md)."""
+"""Bytes of stack at most, where rows are whole vectors of 16 bytes and where they are not."""
 
 
 def faults(of: Made, architecture: str) -> list[str]:
