@@ -26,6 +26,7 @@ the parameters' dtype.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -38,11 +39,11 @@ from kernel_costs import Blocks, Call, step_costs
 
 from kradagrad_ext.config import COUPLINGS, Config
 from kradagrad_ext.cost.blocks import TERMS, block_costs, root_cost
-from kradagrad_ext.cost.elementwise import before_blocks, elements, parameter_step_costs
+from kradagrad_ext.cost.elementwise import elements
 from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, training_step
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
-from kradagrad_ext.cost.steps import Part, parts_of
+from kradagrad_ext.cost.steps import Part, kernel_costs, parts_of
 from kradagrad_ext.plan import Group, group_blocks, plan_parameter
 
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
@@ -118,11 +119,7 @@ def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> 
 
 def cuda_costs(parts: Sequence[Part], triton_on: Gpu | None = None) -> list[Cost]:
     """A step without new roots, by the CUDA kernels, or by Triton's for a GPU."""
-    costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
-    costs += [cost for part in parts for cost in costs_on_blocks(part, triton_on)]
-    return costs + [
-        cost for part in parts for cost in parameter_step_costs(*part.shapes, part.options, part.dtype)
-    ]
+    return kernel_costs(parts, functools.partial(costs_on_blocks, triton_on=triton_on))
 
 
 def costs_on_blocks(part: Part, triton_on: Gpu | None) -> list[Cost]:

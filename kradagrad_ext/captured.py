@@ -14,12 +14,12 @@ from torch import Tensor
 from . import preconditioner
 from .backends.base import Backend
 from .config import Config
-from .preconditioner import GroupStep
+from .preconditioner import BlockGroupStep
 from .state import GroupState
 
 
 def step(
-    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[GroupStep]
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[BlockGroupStep]
 ) -> list[Tensor]:
     """As `preconditioner.step`."""
     norms = preconditioner.step(states, config, backends, steps)
@@ -30,7 +30,7 @@ def step(
     return [norm * mask for norm, mask in zip(norms, taken, strict=True)]
 
 
-def _take_turn(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> None:
+def _take_turn(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> None:
     """New roots for the blocks whose turn it is."""
     index = now.clock.turn(state.group.blocks, config)
     batches = (state.factors, state.factor_stats, state.roots, state.root_stats)

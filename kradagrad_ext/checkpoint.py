@@ -165,7 +165,7 @@ def _restore_packed(state: dict[str, Tensor], triangles: bool) -> None:
     """Store factors as triangles, or whole; the same F F^T either way."""
     for key in filter(_is_factor, state):
         factor, stats = state[key], state[key.replace("factor_", "factor_stats_")]
-        lies_in_grid = stats.ndim > 2 or not isinstance(factor, Tensor)
+        lies_in_grid = stats.ndim > 2
         if lies_in_grid or (factor.ndim == 2) == triangles:
             continue
         if triangles:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import Config
 from .full_precision import full_float32
-from .plan import plan_parameter
+from .plan import ParameterPlan, plan_parameter
 from .state import Bucket
 from .step import LossScale, Settings, Work, plan_work, step_bucket
 
@@ -81,14 +81,17 @@ class Local:
 
     def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
         """Batch the parameters by device, dtype and what gives lengths, taking over the state they have."""
-        by_key: dict[tuple[torch.device, torch.dtype, str], list[Tensor]] = defaultdict(list)
+        by_key: dict[tuple[torch.device, torch.dtype, str], list[tuple[Tensor, ParameterPlan]]] = defaultdict(
+            list
+        )
         for p in params:
-            options = config.for_blocks(bool(plan_parameter(p.shape, config).regions))
-            by_key[p.device, p.dtype, options.graft].append(p)
+            plan = plan_parameter(p.shape, config)
+            options = config.for_blocks(bool(plan.regions))
+            by_key[p.device, p.dtype, options.graft].append((p, plan))
         buckets = []
-        for members in by_key.values():
-            saved = [self._state[p] for p in members]
-            bucket = Bucket(members, config, saved)
+        for planned in by_key.values():
+            members, plans = zip(*planned, strict=True)
+            bucket = Bucket(members, config, [self._state[p] for p in members], plans)
             bucket.check(config)
             self._state.update(zip(members, bucket.parameter_states(), strict=True))
             buckets.append(bucket)

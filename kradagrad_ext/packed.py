@@ -15,7 +15,7 @@ from . import packing
 from .backends.base import Backend
 from .config import Config
 from .plan import Group
-from .preconditioner import GroupStep
+from .preconditioner import BlockGroupStep
 from .state import GroupState
 
 WHOLE_BYTES = 256 << 20
@@ -31,7 +31,7 @@ class Run:
     last: int
 
 
-Rule = Callable[[Sequence[GroupState], Config, Sequence[Backend], Sequence[GroupStep]], list[Tensor]]
+Rule = Callable[[Sequence[GroupState], Config, Sequence[Backend], Sequence[BlockGroupStep]], list[Tensor]]
 """`preconditioner.step`, or another with the same arguments."""
 
 
@@ -40,7 +40,7 @@ def step(
     states: Sequence[GroupState],
     config: Config,
     backends: Sequence[Backend],
-    steps: Sequence[GroupStep],
+    steps: Sequence[BlockGroupStep],
 ) -> list[Tensor]:
     """As `rule`, of packed states."""
     norms: list[list[Tensor]] = [[] for _ in states]
@@ -113,7 +113,7 @@ def _open(state: GroupState, run: Run) -> GroupState:
     )
 
 
-def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: GroupStep) -> None:
+def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: BlockGroupStep) -> None:
     """Store what the step has written."""
     blocks = _blocks(state.group, run)
     if config.capturable or now.refreshes_roots(config):
@@ -125,7 +125,7 @@ def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: 
                 stored[blocks] = packing.pack_upper(factor)
 
 
-def _part(now: GroupStep, group: Group, run: Run) -> GroupStep:
+def _part(now: BlockGroupStep, group: Group, run: Run) -> BlockGroupStep:
     """A run's share of a group's step."""
     views = slice(run.first, run.last)
     return replace(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import roots
 from .backends.base import RMS, WHITENED, Backend, BlockGroup
+from .block_views import gather, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
 from .roots import WHITENED_MEAN, WHITENED_WEIGHT
@@ -25,7 +26,7 @@ WHITENED_DECAY = 0.99
 
 
 @dataclass(frozen=True)
-class GroupStep:
+class BlockGroupStep:
     """What a group's blocks need to know about this step.
 
     Attributes:
@@ -52,7 +53,7 @@ class GroupStep:
 
 
 def step(
-    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[GroupStep]
+    states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[BlockGroupStep]
 ) -> list[Tensor]:
     """Advance all groups of a bucket, each by its backend, and write their preconditioned updates.
 
@@ -78,7 +79,7 @@ def step(
 
 
 def _step_of_matrices(
-    states: Sequence[GroupState], config: Config, backend: Backend, steps: Sequence[GroupStep]
+    states: Sequence[GroupState], config: Config, backend: Backend, steps: Sequence[BlockGroupStep]
 ) -> list[Tensor]:
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
     now = steps[0]
@@ -104,7 +105,7 @@ def _kron_step(
     states: Sequence[GroupState],
     config: Config,
     backend: Backend,
-    steps: Sequence[GroupStep],
+    steps: Sequence[BlockGroupStep],
     norms: Tensor,
     *,
     update: bool,
@@ -119,7 +120,7 @@ def _kron_step(
     backend.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
 
 
-def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: GroupStep) -> Tensor:
+def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Blocks of any order, and modes without a factor."""
     if now.clock.factors_due(config):
         rule = replace(config.update_rule(now.active.device, now.clock.damped_updates(config)), coupled=False)
@@ -145,7 +146,7 @@ def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Back
     for mode in state.modes:
         others = [root[:, :0] if i == mode else root for i, root in enumerate(state.roots)]
         unfolding = _unfold(backend.precondition(blocks, others), mode)
-        stretch = _squared_norms(unfolding) / _squared_norms(blocks)
+        stretch = squared_norms(unfolding) / squared_norms(blocks)
         scale = torch.where(stretch > 0, stretch.rsqrt(), 0)
         unfoldings.append(unfolding * scale[:, None, None].to(unfolding.dtype))
     return unfoldings
@@ -169,7 +170,7 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
         )
 
 
-def _divide_by_whitened(state: GroupState, backend: Backend, now: GroupStep, norms: Tensor) -> Tensor:
+def _divide_by_whitened(state: GroupState, backend: Backend, now: BlockGroupStep, norms: Tensor) -> Tensor:
     """Every block's update over the root of c, the running mean square of its whitened gradient.
 
     A gradient enters c before it enters the length, so that a spike is not taken at its own size.
@@ -187,27 +188,23 @@ def _divide_by_whitened(state: GroupState, backend: Backend, now: GroupStep, nor
     of_first = norms / math.prod(state.group.block_shape)  # before a root has whitened anything
     square = torch.where(weight > 0, mean / weight, of_first)
     scale = torch.where(square > 0, square.rsqrt(), 0)
-    start, order = 0, len(state.group.block_shape)
-    for view in now.out:
-        grid = view.shape[: view.ndim - order]
-        end = start + math.prod(grid)
-        view.mul_(scale[start:end].reshape(*grid, *[1] * order))
-        start = end
+    order = len(state.group.block_shape)
+    for view, blocks in with_blocks(now.out, order):
+        view.mul_(scale[blocks].reshape(*view.shape[: view.ndim - order], *[1] * order))
     return norms * scale.square()
 
 
-def _whitened(state: GroupState, backend: Backend, now: GroupStep) -> Tensor:
+def _whitened(state: GroupState, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Mean square ``[N]`` of the gradient whitened on all sides."""
     if state.is_kron:  # told by both updates
         return (state.factor_stats[0][:, WHITENED] + state.factor_stats[1][:, WHITENED]) / 2
     whitened = backend.precondition(_over_rms(now.grads, state), state.roots)
-    return (_squared_norms(whitened) / math.prod(state.group.block_shape)).to(whitened.dtype)
+    return (squared_norms(whitened) / math.prod(state.group.block_shape)).to(whitened.dtype)
 
 
 def _gather(views: list[Tensor], state: GroupState) -> Tensor:
     """Block views as one batch ``[N, *block_shape]`` in the compute dtype."""
-    dtype = state.root_stats[0].dtype
-    return torch.cat([view.reshape(-1, *state.group.block_shape) for view in views]).to(dtype)
+    return gather(views, len(state.group.block_shape), state.root_stats[0].dtype)
 
 
 def _over_rms(views: list[Tensor], state: GroupState) -> Tensor:
@@ -222,17 +219,9 @@ def _unfold(blocks: Tensor, mode: int) -> Tensor:
     return moved.reshape(*moved.shape[:2], -1)
 
 
-def _squared_norms(blocks: Tensor) -> Tensor:
-    """``[N]``, summed in float64."""
-    return blocks.flatten(1).double().square().sum(1)
-
-
-def _write(product: Tensor, now: GroupStep) -> Tensor:
+def _write(product: Tensor, now: BlockGroupStep) -> Tensor:
     """Write a batch into the update's views; its squared norms ``[N]``, 0 where a block is not active."""
-    start = 0
-    for view in now.out:
-        blocks = math.prod(view.shape[: view.ndim - product.ndim + 1])
-        view.copy_(product[start : start + blocks].reshape(view.shape))
-        start += blocks
+    for view, blocks in with_blocks(now.out, product.ndim - 1):
+        view.copy_(product[blocks].reshape(view.shape))
     norms = product.flatten(1).square().sum(1)
     return torch.where(now.active, norms, 0)

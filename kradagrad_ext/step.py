@@ -196,7 +196,7 @@ def precondition(
     bucket = work.bucket
     updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
     steps = [
-        preconditioner.GroupStep(
+        preconditioner.BlockGroupStep(
             work.clock,
             work.fresh,
             active[owners],

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kradagrad_ext.block_views import gather, squared_norms, with_blocks
+
 from .base import FALLBACKS, RMS, WEIGHT, WHITENED, BlockGroup, UpdateRule
 
 
@@ -32,13 +34,13 @@ class _Gradients:
 
     @classmethod
     def plain(cls, unfolding: Tensor) -> _Gradients:
-        norm = _squared_norm(unfolding)
+        norm = squared_norms(unfolding)
         return cls(unfolding, norm, torch.ones_like(norm))
 
     @classmethod
     def whitened_on_the_other_side(cls, product: Tensor, squared_norm: Tensor) -> _Gradients:
         """Of a product with the other side's root, given back the gradient's norm; zero where it is zero."""
-        stretch = _squared_norm(product) / squared_norm
+        stretch = squared_norms(product) / squared_norm
         scale = torch.where(stretch > 0, stretch.rsqrt(), 0)
         return cls(product * scale[:, None, None].to(product.dtype), squared_norm * (stretch > 0), stretch)
 
@@ -48,7 +50,7 @@ def update_factor_(
 ) -> None:
     """See `Backend.update_factor_`."""
     if factor.numel() > 0 and sum(view.numel() for view in unfolding) > 0:
-        _update(factor, statistics, _Gradients.plain(_gather(unfolding, statistics.dtype)), active, rule)
+        _update(factor, statistics, _Gradients.plain(gather(unfolding, 2, statistics.dtype)), active, rule)
 
 
 def kron_step_(
@@ -76,10 +78,10 @@ def kron_step_(
 
 def _update_both(group: BlockGroup, active: Tensor, rule: UpdateRule) -> None:
     left, right = group.left, group.right
-    g = _gather(group.grads, left.statistics.dtype)
+    g = gather(group.grads, 2, left.statistics.dtype)
     pairs = [(left, _Gradients.plain(g)), (right, _Gradients.plain(g.mT))]
     if rule.coupled:
-        norm = _squared_norm(g)
+        norm = squared_norms(g)
         products = (g @ right.root.to(g.dtype), (left.root.to(g.dtype) @ g).mT)
         pairs = [
             (side, _Gradients.whitened_on_the_other_side(product, norm))
@@ -91,17 +93,14 @@ def _update_both(group: BlockGroup, active: Tensor, rule: UpdateRule) -> None:
 
 def _precondition(group: BlockGroup, active: Tensor, norms: Tensor) -> None:
     left, right = group.left, group.right
-    d, rms = _gather(group.directions, norms.dtype), left.statistics[:, RMS]
+    d, rms = gather(group.directions, 2, norms.dtype), left.statistics[:, RMS]
     half = d @ right.root.to(d.dtype)
     half = torch.where((rms > 0)[:, None, None], half / rms[:, None, None], 0)
     product = left.root.to(d.dtype) @ half
-    first = 0
-    for view in group.out:
-        blocks = slice(first, first + math.prod(view.shape[:-2]))
+    for view, blocks in with_blocks(group.out, 2):
         kept = active[blocks].reshape(*view.shape[:-2], 1, 1)
         view.copy_(torch.where(kept, product[blocks].reshape(view.shape), view))
-        first = blocks.stop
-    norms.copy_(torch.where(active, _squared_norm(product).to(norms.dtype), 0))
+    norms.copy_(torch.where(active, squared_norms(product).to(norms.dtype), 0))
 
 
 def _update(
@@ -118,7 +117,7 @@ def _update(
     updated, fell_back = _times_inverse_root(f, b, damping_root, rule)
     updated = updated.to(factor.dtype)
     finite = rms.isfinite() & updated.isfinite().all(-1).all(-1)
-    whitened = statistics[:, WEIGHT] * _squared_norm(b) / (rule.weight * d) * gradients.stretch
+    whitened = statistics[:, WEIGHT] * squared_norms(b) / (rule.weight * d) * gradients.stretch
     taken = active & (gradients.squared_norm != 0)
     changed = taken & finite
     factor.copy_(torch.where(changed[:, None, None], updated, factor))
@@ -174,7 +173,7 @@ def inverse_root(h: Tensor, decay: float, refine: int) -> Tensor:
         refine: steps of the iteration; ``3 (refine - 1)`` products of symmetric matrices that commute.
     """
     identity = _identity_like(h)
-    size = _squared_norm(h - decay * identity).sqrt()[:, None, None]
+    size = squared_norms(h - decay * identity).sqrt()[:, None, None]
     t = decay + size
     floor, at_decay = (decay / t).sqrt(), torch.ones_like(t)
     y, z = h / t.to(h.dtype), identity
@@ -189,16 +188,6 @@ def inverse_root(h: Tensor, decay: float, refine: int) -> Tensor:
         shrunk = a - b * floor.square()
         at_decay, floor = at_decay * shrunk, (floor * shrunk).clamp_max(1)
     return z * (1 / (math.sqrt(decay) * at_decay)).to(h.dtype)
-
-
-def _gather(views: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """A list of block views [*, m, n] as one batch [N, m, n]."""
-    return torch.cat([view.reshape(math.prod(view.shape[:-2]), *view.shape[-2:]) for view in views]).to(dtype)
-
-
-def _squared_norm(matrices: Tensor) -> Tensor:
-    """|A|_F^2 ``[N]``, summed in float64."""
-    return matrices.double().square().sum((-2, -1))
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,10 +66,21 @@ def split_parts(plans: Iterable[tuple[ParameterPlan, Config]], dtype: torch.dtyp
     return [Part(tuple(members), config, dtype) for members, config in found.values()]
 
 
-def kernel_costs(parts: Sequence[Part]) -> list[Cost]:
-    """A step without new roots; one of `factor_every` updates the factors."""
+def least_costs_on_blocks(part: Part) -> list[Cost]:
+    """The least work of a part's blocks, whatever kernels do it."""
+    return list(block_costs(part.groups, part.options, part.dtype))
+
+
+def kernel_costs(
+    parts: Sequence[Part], costs_on_blocks: Callable[[Part], list[Cost]] = least_costs_on_blocks
+) -> list[Cost]:
+    """A step without new roots; one of `factor_every` updates the factors.
+
+    Args:
+        costs_on_blocks: of a part's blocks by the kernels in question.
+    """
     costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
-    costs += [cost for part in parts for cost in block_costs(part.groups, part.options, part.dtype)]
+    costs += [cost for part in parts for cost in costs_on_blocks(part)]
     return costs + [
         cost for part in parts for cost in parameter_step_costs(*part.shapes, part.options, part.dtype)
     ]

@@ -1,0 +1,41 @@
+"""Block views ``[*grid, *block_shape]`` of parameters and batches of blocks ``[N, *block_shape]``.
+
+The batch of a list of views has their blocks one after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gather(views: Sequence[Tensor], order: int, dtype: torch.dtype) -> Tensor:
+    """Views as one batch.  `order`: dimensions of a block."""
+    return torch.cat([view.reshape(_blocks(view, order), *_block_shape(view, order)) for view in views]).to(
+        dtype
+    )
+
+
+def with_blocks(views: Sequence[Tensor], order: int) -> Iterator[tuple[Tensor, slice]]:
+    """Each view and where its blocks are in the batch."""
+    first = 0
+    for view in views:
+        last = first + _blocks(view, order)
+        yield view, slice(first, last)
+        first = last
+
+
+def squared_norms(blocks: Tensor) -> Tensor:
+    """|block|_F^2 ``[N]``, summed in float64."""
+    return blocks.flatten(1).double().square().sum(1)
+
+
+def _blocks(view: Tensor, order: int) -> int:
+    return math.prod(view.shape[: view.ndim - order])
+
+
+def _block_shape(view: Tensor, order: int) -> torch.Size:
+    return view.shape[view.ndim - order :]
