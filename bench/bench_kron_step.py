@@ -20,7 +20,7 @@ def make_case(side: int, recipe: str) -> Case:
         op="kron_step_",
         arguments=dict(
             groups=[group],
-            active=torch.ones(blocks, dtype=torch.bool),
+            scales=torch.ones(blocks),
             norms=torch.zeros(blocks),
             rule=replace(RULE, **RECIPES[recipe]),
             update=True,

@@ -32,10 +32,10 @@ def wide_arguments(d: int, k: int, blocks: int) -> Arguments:
 def make_case(d: int, k: int, recipe: str) -> Case:
     arguments = square_arguments(d) if d == k else wide_arguments(*WIDE)
     blocks = len(arguments["factor"])
-    active, rule = torch.ones(blocks, dtype=torch.bool), replace(RULE, **RECIPES[recipe])
+    scales, rule = torch.ones(blocks), replace(RULE, **RECIPES[recipe])
     return Case(
         op="update_factor_",
-        arguments={**arguments, "active": active, "rule": rule},
+        arguments={**arguments, "scales": scales, "rule": rule},
         writes=("factor", "statistics"),
         shape=f"{d}x{k}",
         blocks=blocks,

@@ -92,7 +92,7 @@ def _kron_step(case: Case, executor: Runner) -> int:
     rule = replace(square_root.RULE, method="products", refine=REFINE, precision=case.precision, coupled=True)
     group = square_root.group(BLOCKS, (case.side, case.side), view_dtype=case.dtype)
     given = square_root.given([group], rule)
-    given.active.fill_(True)
+    given.scales.fill_(1)
     square_root.run(executor, given)
     call = Call(rule, grad=case.dtype.itemsize, direction=case.dtype.itemsize)
     return int(sum(cost.bytes for cost in step_costs([Blocks(BLOCKS, case.side, case.side)], call)))

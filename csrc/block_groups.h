@@ -1,6 +1,6 @@
 // The arguments of the ops on factors, checked and cut into groups: N_i blocks [m_i, n_i] each.
 // The lists of block views hold the blocks of all groups, one group after the other, and so do `norms` and
-// `active`.
+// `scales`.
 #pragma once
 
 #include <string>
@@ -19,7 +19,7 @@ struct GroupArguments {
   Tensor norms;
   Tensors grad, direction;
   Tensors left_root, right_root;
-  Tensor active;
+  Tensor scales;
   bool update, precondition;
 };
 
@@ -172,7 +172,7 @@ inline std::vector<BlockGroup> checked_block_groups(const Checks& checks, const 
   direction.finish();
   grad.finish();
   checks.contiguous("norms", in.norms, {blocks}, {dtype});
-  checks.contiguous("active", in.active, {blocks}, {ScalarType::Bool});
+  checks.contiguous("scales", in.scales, {blocks}, {dtype});
   return groups;
 }
 

@@ -104,6 +104,7 @@ class Config:
     factor_every: int
     root_every: int
     start_step: int
+    spike_limit: float
     exponent: float | None
     root_method: str
     factor_dtype: torch.dtype | None
@@ -180,6 +181,9 @@ class Config:
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
         sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)
         require(sound, "split", "a number of parts >= 1 or the length of every part", self.split)
+        limit = self.spike_limit
+        sound = isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 1
+        require(sound, "spike_limit", "a number > 1, or infinite", limit)
         decay = self.factor_decay
         require(is_number(decay) and 0 < decay <= 1, "factor_decay", "a number in (0, 1]", decay)
         valid = self._exponent_is_valid()

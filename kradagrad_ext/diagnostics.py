@@ -115,6 +115,7 @@ def report(optimizer: Optimizer) -> list[dict[str, float]]:
 
         - ``steps``: of the group.
         - ``non_finite_gradients``: gradients skipped because they held NaN or Inf, over all parameters.
+        - ``gradient_spikes``: gradients scaled down because they were far larger than usual.
         - ``graft_fallbacks``: preconditioned updates that were zero or not finite, so that the grafting
           method's was taken.
         - ``factor_fallbacks``: factor updates whose Cholesky failed, so that a QR decomposition took its

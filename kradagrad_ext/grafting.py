@@ -14,23 +14,34 @@ The last two keep no second moment; where no preconditioned update can be taken,
 
 `eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
 gradient is multiplied by a constant, which an absolute one does not.
+
+A spike, a gradient of more than `spike_limit` times its parameter's usual root mean square, is scaled down to
+the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
+third one in a row is a change of scale: it is taken as it is, and the factors start anew.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .config import OWN_LENGTHS, Config
 
-STEPS, ENERGY, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(5)
-"""Columns of a bucket's ``scalars [P, 5]``: gradients seen; mean of v, or without one the mean square of the
-last gradient that was not zero; gradients skipped because they were not finite; steps on which the
-preconditioned update was not finite and the graft's was taken; and the factor that gave the last
-preconditioned update its length, 0 before the first."""
+STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(8)
+"""Columns of a bucket's ``scalars [P, 8]``: gradients seen; mean of v, 0 without one; running root mean
+square of the gradients that are not zero; spikes in a row, up to the latest gradient; spikes in all;
+gradients skipped because they were not finite; steps on which the preconditioned update was not finite and
+the graft's was taken; and the factor that gave the last preconditioned update its length, 0 before the
+first."""
 
+USUAL_DECAY = 0.95
+"""Of the running mean square behind USUAL, which the first gradient starts."""
+
+MOST_SPIKES = 2
+"""In a row; one more of that size is no spike."""
 
 RMS_LENGTH = 0.2
 """Root mean square of an update with `rms`, near that of Adam's in training."""
@@ -56,43 +67,76 @@ def _bias_correction(beta: float, steps: Tensor) -> Tensor:
     return -torch.expm1(steps.clamp_min(1) * math.log(beta))
 
 
+@dataclass(frozen=True)
+class Guard:
+    """What the gradients of a step are taken for, ``[P]``.
+
+    Attributes:
+        scales: what each one is multiplied by: 0 for a parameter that takes no part, less than 1 for a spike.
+        restarts: bool, whose scale has changed so much that what was known of them is worth nothing.
+    """
+
+    scales: Tensor
+    restarts: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """``[P]`` bool, which parameters take part."""
+        return self.scales > 0
+
+    def __getitem__(self, rows: Tensor) -> Guard:
+        return Guard(self.scales[rows], self.restarts[rows])
+
+
 def observe_(
     scalars: Tensor, gradient_norms: Tensor, numel: Tensor, present: Tensor, config: Config
-) -> Tensor:
-    """The non-finite guard, on the device: count, and tell which parameters take part in this step.
+) -> Guard:
+    """Guard against gradients that are not finite, and spikes, on the device, and count them.
 
     Args:
-        scalars: ``[P, 5]``, updated in place.
+        scalars: ``[P, 8]``, updated in place.
         gradient_norms: |g|_F^2 ``[P]``; not finite where any element is not.
         numel: elements of each parameter ``[P]``, at least 1.
         present: ``[P]`` bool, false for parameters without a gradient on this step.
-
-    Returns:
-        `active` ``[P]`` bool.
     """
     finite = gradient_norms.isfinite()
     active = present & finite
+    rms, usual = (gradient_norms / numel).sqrt(), scalars[:, USUAL].clone()
+    largest = config.spike_limit * usual
+    is_large = active & (usual > 0) & (rms > largest)
+    is_spike = is_large & (scalars[:, IN_A_ROW] < MOST_SPIKES)
+    restarts = is_large & ~is_spike
+    scales = torch.where(is_spike, usual / rms, 1)
     scalars[:, STEPS] += active
+    scalars[:, SPIKES] += is_spike
     scalars[:, SKIPPED] += present & ~finite
-    if config.graft in OWN_LENGTHS:
-        seen = active & (gradient_norms > 0)
-        scalars[:, ENERGY] = torch.where(seen, gradient_norms / numel, scalars[:, ENERGY])
-    elif has_second_moment(config):
+    in_a_row = torch.where(is_spike, scalars[:, IN_A_ROW] + 1, 0)
+    scalars[:, IN_A_ROW] = torch.where(active, in_a_row, scalars[:, IN_A_ROW])
+    counted = torch.where(is_spike, largest, rms)  # so that what comes often is a spike no more
+    mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
+    scalars[:, USUAL] = torch.where(
+        active & (rms > 0), torch.where(restarts | (usual == 0), rms, mean), usual
+    )
+    if has_second_moment(config):
         decay, weight = second_moment_rule(config)
-        energy = decay * scalars[:, ENERGY] + weight * gradient_norms / numel
+        energy = decay * scalars[:, ENERGY] + weight * (scales * rms).square()
         scalars[:, ENERGY] = torch.where(active, energy, scalars[:, ENERGY])
-    return active
+    return Guard(torch.where(active, scales, 0), restarts)
 
 
 def _share_left(scalars: Tensor, mean_square: Tensor, config: Config) -> Tensor:
     """1, and less for a momentum that has run out; `mean_square`: of the direction, ``[P]``."""
     beta1 = config.betas[0]
-    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, ENERGY].sqrt()
+    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL]
     return torch.where(noise > 0, mean_square.sqrt() / noise, 1).clamp_max(1)
 
 
-def coefficients(scalars: Tensor, config: Config) -> Tensor:
-    """``[P, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the update's scale, still NaN."""
+def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
+    """``[P, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the gradient's scale.
+
+    Args:
+        scalars: ``[P, 8]``.  scales: ``[P]``, see `Guard`.
+    """
     steps, energy = scalars[:, STEPS], scalars[:, ENERGY]
     c0 = c1 = torch.ones_like(steps)
     if config.momentum_on == "gradient":
@@ -100,7 +144,7 @@ def coefficients(scalars: Tensor, config: Config) -> Tensor:
     if config.graft == "adam":
         c1 = 1 / _bias_correction(config.betas[1], steps)
     c2 = config.eps * (c1 * energy).sqrt()
-    return torch.stack((c0, c1, c2, torch.full_like(steps, math.nan)), 1)
+    return torch.stack((c0, c1, c2, scales), 1)
 
 
 def scale_(
@@ -112,16 +156,19 @@ def scale_(
     preconditioned: Tensor,
     config: Config,
 ) -> None:
-    """Column c3: the factor that gives every preconditioned update its length.
+    """Make column c3, until now the gradient's scale, the one that gives a preconditioned update its length.
 
-    c3 stays NaN for an update that is zero or not finite: the write then takes the graft itself.
+    It is NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[P, 4]``; c0 with `rms` and `whitened` becomes what gives the graft its length.
-        scalars: ``[P, 5]``; steps without an update are counted, the factor is kept.
+        coefficients: ``[P, 4]``; c0 becomes what gives the graft its length with `rms` and `whitened`, and
+            takes in the gradient's scale where directions are the gradients as they are.
+        scalars: ``[P, 8]``; steps without an update are counted, the factor is kept.
         graft_norms, update_norms: squared norms ``[P]``.  numel: elements ``[P]``, at least 1.
         preconditioned: ``[P]`` bool.
     """
+    if config.momentum_on == "update":
+        coefficients[:, 0] *= coefficients[:, 3]
     scale = (graft_norms / update_norms).sqrt()
     if config.graft in OWN_LENGTHS:
         length = RMS_LENGTH * numel.sqrt() * _share_left(scalars, graft_norms / numel, config)

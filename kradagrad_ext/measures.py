@@ -38,6 +38,7 @@ SMALLEST, LARGEST = Fold(torch.amin, math.inf), Fold(torch.amax, -math.inf)
 MEASURES = {
     "steps": STEPS,
     "non_finite_gradients": COUNT,
+    "gradient_spikes": COUNT,
     "graft_fallbacks": COUNT,
     "factor_fallbacks": COUNT,
     "roots_kept": COUNT,
@@ -96,6 +97,7 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
         scalars = state["scalars"]
         tally, ratio = on(scalars.device), scalars[grafting.RATIO]
         tally.add("non_finite_gradients", scalars[grafting.SKIPPED])
+        tally.add("gradient_spikes", scalars[grafting.SPIKES])
         tally.add("graft_fallbacks", scalars[grafting.FALLBACKS])
         for name in ("smallest_graft_ratio", "largest_graft_ratio"):
             tally.add(name, ratio, ratio > 0)

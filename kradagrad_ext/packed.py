@@ -130,7 +130,7 @@ def _part(now: BlockGroupStep, group: Group, run: Run) -> BlockGroupStep:
     views = slice(run.first, run.last)
     return replace(
         now,
-        active=now.active[_blocks(group, run)],
+        scales=now.scales[_blocks(group, run)],
         grads=now.grads[views],
         directions=now.directions[views],
         out=now.out[views],

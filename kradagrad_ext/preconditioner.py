@@ -32,13 +32,13 @@ class BlockGroupStep:
     Attributes:
         clock: the number of the step.
         fresh: whether a parameter of the bucket takes its first step.
-        active: ``[N]`` bool, the blocks that take part.
+        scales: ``[N]``, what each block's gradient is multiplied by; 0 for one that takes no part.
         grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
     """
 
     clock: Clock
     fresh: bool
-    active: Tensor
+    scales: Tensor
     grads: list[Tensor]
     directions: list[Tensor]
     out: list[Tensor]
@@ -47,9 +47,14 @@ class BlockGroupStep:
         """When due; for a new parameter at once."""
         return self.clock.roots_due(config) or self.fresh
 
-    def updated(self, config: Config) -> Tensor:
-        """Blocks whose factors are updated, where any may be."""
-        return self.active & self.clock.factors_due_on_device(config)
+    @property
+    def active(self) -> Tensor:
+        """The blocks that take part, ``[N]`` bool."""
+        return self.scales > 0
+
+    def update_scales(self, config: Config) -> Tensor:
+        """The gradients' scales for an update of factors: 0 for blocks that have none on this step."""
+        return self.scales * self.clock.factors_due_on_device(config)
 
 
 def step(
@@ -115,19 +120,19 @@ def _kron_step(
         BlockGroup(state.side(0), state.side(1), now.grads, now.directions, now.out)
         for state, now in zip(states, steps, strict=True)
     ]
-    active = torch.cat([now.active if precondition else now.updated(config) for now in steps])
+    scales = torch.cat([now.scales if precondition else now.update_scales(config) for now in steps])
     rule = config.update_rule(norms.device, steps[0].clock.damped_updates(config))
-    backend.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+    backend.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
 
 
 def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Blocks of any order, and modes without a factor."""
     if now.clock.factors_due(config):
-        rule = replace(config.update_rule(now.active.device, now.clock.damped_updates(config)), coupled=False)
+        rule = replace(config.update_rule(now.scales.device, now.clock.damped_updates(config)), coupled=False)
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
-            backend.update_factor_(factor, stats, [unfolding], now.updated(config), rule)
+            backend.update_factor_(factor, stats, [unfolding], now.update_scales(config), rule)
     if now.refreshes_roots(config):
         refresh_roots(state, config, backend, now.active)
     if not now.clock.preconditions(config):
@@ -199,7 +204,8 @@ def _whitened(state: GroupState, backend: Backend, now: BlockGroupStep) -> Tenso
     if state.is_kron:  # told by both updates
         return (state.factor_stats[0][:, WHITENED] + state.factor_stats[1][:, WHITENED]) / 2
     whitened = backend.precondition(_over_rms(now.grads, state), state.roots)
-    return (squared_norms(whitened) / math.prod(state.group.block_shape)).to(whitened.dtype)
+    mean_square = squared_norms(whitened) / math.prod(state.group.block_shape)
+    return mean_square.to(whitened.dtype) * now.scales.square()
 
 
 def _gather(views: list[Tensor], state: GroupState) -> Tensor:

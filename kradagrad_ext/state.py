@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from . import packing
-from .backends.base import STATISTICS, Side
+from .backends.base import STATISTICS, WEIGHT, Side
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
 from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
-from .roots import ROOT_STATS, supports_polar
+from .roots import ROOT_STATS, WHITENED_MEAN, WHITENED_WEIGHT, supports_polar
 from .uploads import Masks
 
 Initial = Mapping[str, Any]
@@ -156,6 +156,15 @@ class GroupState:
         }
 
 
+def _joined(batches: Sequence[list[Tensor]], like: Tensor) -> Tensor:
+    """All batches ``[N, 4]`` as one tensor, which they become views of."""
+    whole = torch.cat([like.new_empty(0, 4), *itertools.chain(*batches)])
+    parts = iter(torch.split(whole, [len(batch) for batch in itertools.chain(*batches)]))
+    for batch in batches:
+        batch[:] = itertools.islice(parts, len(batch))
+    return whole
+
+
 def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
     """What ``optimizer.state[p]`` holds of a parameter, on the meta device."""
     config = replace(config, factor_update=config.factor_method(p.device))
@@ -170,9 +179,10 @@ class Bucket:
 
     Attributes:
         params: P parameters, in the parameter group's order.
-        scalars: ``[P, 5]``, see `grafting`.
+        scalars: ``[P, 8]``, see `grafting`.
         momenta, second_moments: P tensors each, or none.
         groups: the batched state of the preconditioned blocks.
+        factor_stats, root_stats: of all modes of all groups, ``[sum of N, 4]``, which theirs are views of.
         block_parameters: for each group ``[N]``, the index of each block's parameter.
         preconditioned: ``[P]`` bool, whether a parameter has blocks.
         norm_index: ``[P, most blocks]`` into the concatenated block norms and one trailing zero.
@@ -198,10 +208,19 @@ class Bucket:
         kept = has_second_moment(self.options(config))
         self.second_moments = [torch.zeros_like(m) for m in self.momenta] if kept else []
         self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]
+        self.factor_stats = _joined([state.factor_stats for state in self.groups], like)
+        self.root_stats = _joined([state.root_stats for state in self.groups], like)
         self.block_parameters = [
             torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
             for group in (state.group for state in self.groups)
         ]
+        owners = [
+            owner
+            for state, owner in zip(self.groups, self.block_parameters, strict=True)
+            for _ in state.factors
+        ]
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        self._stats_parameters = torch.cat([none, *owners])  # of every row of the statistics
         self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
         self.preconditioned = torch.tensor([bool(plan.regions) for plan in self.plans], device=device)
         self.norm_index = self._norm_index()
@@ -229,6 +248,13 @@ class Bucket:
         width = max(map(len, blocks), default=0)
         padded = [own + [start] * (width - len(own)) for own in blocks]
         return torch.tensor(padded, dtype=torch.int64, device=self.like.device).reshape(len(blocks), width)
+
+    def restart(self, parameters: Tensor) -> None:
+        """Let the factors of these parameters, ``[P]`` bool, start anew with the next gradient."""
+        held = ~parameters[self._stats_parameters]
+        self.factor_stats[:, WEIGHT] *= held
+        self.root_stats[:, WHITENED_MEAN] *= held
+        self.root_stats[:, WHITENED_WEIGHT] *= held
 
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
         """Squared norm ``[P]`` of every parameter's update from its blocks', in a fixed order."""

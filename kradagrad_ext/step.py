@@ -145,7 +145,7 @@ def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
-    """Guard, momentum, factors and roots, preconditioned update, graft, write.
+    """Guards, momentum, factors and roots, preconditioned update, graft, write.
 
     Args:
         grads, present: see `Bucket.gradients`.
@@ -153,10 +153,10 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     bucket, config = work.bucket, work.config
     params = [p.detach() for p in bucket.params]
     present = present & ~loss_scale.refused(present.device)
-    active = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
-    coefficients = grafting.coefficients(bucket.scalars, config)
+    guard = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
+    coefficients, active = grafting.coefficients(bucket.scalars, guard.scales, config), guard.active
     directions, graft_norms = accumulate(work, params, grads, coefficients, active)
-    updates, norms = precondition(work, grads, directions, active)
+    updates, norms = precondition(work, grads, directions, guard)
     taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
     grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.numel, taken, config)
     write(work, params, updates, directions, coefficients, active)
@@ -190,16 +190,17 @@ def accumulate(
 
 
 def precondition(
-    work: Work, grads: list[Tensor], directions: list[Tensor], active: Tensor
+    work: Work, grads: list[Tensor], directions: list[Tensor], guard: grafting.Guard
 ) -> tuple[list[Tensor], Tensor]:
     """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[P]``."""
     bucket = work.bucket
+    bucket.restart(guard.restarts)
     updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
     steps = [
         preconditioner.BlockGroupStep(
             work.clock,
             work.fresh,
-            active[owners],
+            guard.scales[owners],
             group.views(grads),
             group.views(directions),
             group.views(updates) if work.preconditions else [],

@@ -152,7 +152,7 @@ def test_steps_follow_their_definition() -> None:
         Side(torch.zeros(1, d, d).double(), torch.zeros(1, 4).double(), torch.eye(d).double()[None])
         for d in (6, 4)
     ]
-    every = torch.ones(1, dtype=torch.bool)
+    every = torch.ones(1).double()
     momentum = torch.zeros_like(exact)
     served: tuple[Tensor, Tensor] = (momentum, momentum)
 

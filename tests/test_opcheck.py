@@ -30,7 +30,7 @@ def square_root_arguments() -> tuple[object, ...]:
     out, norms = [torch.zeros(shape) for shape in shapes], torch.zeros(6)
     roots = [x.clone() for x in left], [x.clone() for x in right]
     statistics = [[torch.ones(n, 4) for n, *_ in shapes] for _ in range(2)]
-    active = torch.ones(6, dtype=torch.bool)
+    scales = torch.tensor([1, 0.3, 0, 1, 1, 1])
     return (
         left,
         right,
@@ -40,7 +40,7 @@ def square_root_arguments() -> tuple[object, ...]:
         grad,
         direction,
         *roots,
-        active,
+        scales,
         *SQUARE_ROOT_RULE,
         True,
         True,
@@ -48,9 +48,9 @@ def square_root_arguments() -> tuple[object, ...]:
 
 
 def update_factor_arguments() -> tuple[object, ...]:
-    x, active = cases.spd(4, 5, torch.float32), torch.ones(4, dtype=torch.bool)
+    x, scales = cases.spd(4, 5, torch.float32), torch.ones(4)
     unfolding = cases.views(torch.randn(4, 5, 3), "strided")
-    return (x, torch.ones(4, 4), unfolding, active, *SQUARE_ROOT_RULE)
+    return (x, torch.ones(4, 4), unfolding, scales, *SQUARE_ROOT_RULE)
 
 
 def some() -> list[Tensor]:
@@ -99,7 +99,7 @@ REFUSALS = [
     ("update_factor_", 0, torch.zeros(2, 3, 4), "update_factor_: `factor` must be"),
     ("update_factor_", 1, torch.zeros(4, 2), "update_factor_: `statistics` must be"),
     ("update_factor_", 2, [torch.zeros(4, 6, 3)], "update_factor_: `unfolding"),
-    ("update_factor_", 3, torch.zeros(4), "update_factor_: `active` must be"),
+    ("update_factor_", 3, torch.ones(4, dtype=torch.bool), "update_factor_: `scales` must be"),
     ("update_factor_", 4, 1.5, "update_factor_: `decay` must be in (0, 1], got 1.5"),
     ("update_factor_", 6, 0.0, "update_factor_: `damping` must be > 0"),
     ("update_factor_", 7, -1.0, "update_factor_: `damped_updates` must be >= 0"),

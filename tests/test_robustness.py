@@ -82,6 +82,7 @@ def test_zero_gradients_are_harmless(backend: str) -> None:
     assert counts == {
         "steps": 7,
         "non_finite_gradients": 0,
+        "gradient_spikes": 0,
         "graft_fallbacks": 0,
         "factor_fallbacks": 0,
         "roots_kept": 0,

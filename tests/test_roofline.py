@@ -227,7 +227,7 @@ def test_a_timed_case_costs_what_its_blocks_do():
     assert [len(factor) for factor in arguments["left"]] == counts
     assert [view.shape[:-2].numel() for view in arguments["grad"]] == counts
     assert arguments["grad"][0].stride() == (32 * 96, 32, 96, 1)
-    assert len(arguments["active"]) == len(arguments["norms"]) == case.count == sum(counts)
+    assert len(arguments["scales"]) == len(arguments["norms"]) == case.count == sum(counts)
 
     def least(m: int, n: int) -> int:
         sides = sum(2 * d * k * k + 3 * d * d * k + (1 + 3 + 2) * d**3 for d, k in ((m, n), (n, m)))

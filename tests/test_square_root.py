@@ -56,9 +56,9 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 def feed(side: Side, gradients: list[Tensor], rule: UpdateRule, ops: Any = square_root) -> Side:
     """The side after some unfoldings ``[N, d, k]``."""
-    active = torch.ones(len(side.factor), dtype=torch.bool)
+    scales = torch.ones(len(side.factor), dtype=side.statistics.dtype)
     for u in gradients:
-        ops.update_factor_(side.factor, side.statistics, [u], active, rule)
+        ops.update_factor_(side.factor, side.statistics, [u], scales, rule)
     return side
 
 
@@ -281,10 +281,11 @@ def group_of(n: int, shape: tuple[int, int], coupled_roots: bool = True) -> Bloc
 @pytest.mark.parametrize("coupled", [False, True])
 def test_kron_step_updates_both_sides_and_preconditions(coupled: bool, ops: Any) -> None:
     group, rule = group_of(3, (5, 7)), replace(CHOLESKY, coupled=coupled)
-    active, norms = torch.tensor([True, False, True]), torch.full((3,), math.nan, dtype=torch.float64)
+    scales = torch.tensor([1, 0, 0.3], dtype=torch.float64)
+    active, norms = scales > 0, torch.full_like(scales, math.nan)
     g, d, out = group.grads[0], group.directions[0], group.out[0].clone()
     sides = [new_side(3, size, torch.float64) for size in (5, 7)]
-    ops.kron_step_([group], active, norms, rule, update=True, precondition=True)
+    ops.kron_step_([group], scales, norms, rule, update=True, precondition=True)
     size = g.square().sum((-2, -1), keepdim=True).sqrt()
     for own, other, new, gradient in (
         (group.left, group.right, sides[0], g),
@@ -292,7 +293,7 @@ def test_kron_step_updates_both_sides_and_preconditions(coupled: bool, ops: Any)
     ):
         u = gradient @ other.root if coupled else gradient
         stretch = u.square().sum((-2, -1), keepdim=True).sqrt() / size
-        ops.update_factor_(new.factor, new.statistics, [u / stretch], active, rule)
+        ops.update_factor_(new.factor, new.statistics, [u / stretch], scales, rule)
         torch.testing.assert_close(own.factor[active], new.factor[active])
         torch.testing.assert_close(own.statistics[:, :WHITENED], new.statistics[:, :WHITENED])
     expected = group.left.root @ d @ group.right.root / group.left.statistics[:, RMS, None, None]
@@ -316,14 +317,14 @@ def test_a_block_of_no_gradient_or_no_elements_stays(ops: Any) -> None:
     group = group_of(2, (4, 3))
     group.grads[0].zero_()
     group.directions[0].fill_(1)
-    norms, active = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.bool)
-    ops.kron_step_([group], active, norms, RULE, update=True, precondition=True)
+    norms, scales = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    ops.kron_step_([group], scales, norms, RULE, update=True, precondition=True)
     assert group.left.factor.isnan().all()
     assert not group.left.statistics.any()
     assert not group.out[0].any()
     assert norms.tolist() == [0, 0]
     empty = group_of(2, (0, 3))
-    ops.kron_step_([empty], active, norms.fill_(1), RULE, update=True, precondition=True)
+    ops.kron_step_([empty], scales, norms.fill_(1), RULE, update=True, precondition=True)
     assert norms.tolist() == [0, 0]
 
 

@@ -273,11 +273,11 @@ def test_a_plan_is_made_anew_when_anything_that_it_knows_changes(
 ) -> None:
     keys = []
     monkeypatch.setattr(kept_plans, "run", lambda key, *_: keys.append(key))
-    given, active, norms = square_root.group(2, (12, 12)), torch.ones(2, dtype=torch.bool), torch.zeros(2)
+    given, scales, norms = square_root.group(2, (12, 12)), torch.ones(2), torch.zeros(2)
     calls = {"update": True, "precondition": True}
     rule, changed, other = CHANGES[what]
     for _ in range(2):
-        square_root_triton.kron_step_([given], active, norms, RULE, **calls)
+        square_root_triton.kron_step_([given], scales, norms, RULE, **calls)
     own = changed(given) if changed else given
-    square_root_triton.kron_step_([own], active, norms, rule, **(calls | other))
+    square_root_triton.kron_step_([own], scales, norms, rule, **(calls | other))
     assert keys[0] == keys[1] != keys[2]

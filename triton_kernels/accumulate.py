@@ -1,6 +1,6 @@
 """accumulate, for the elements of all parameters in one launch::
 
-    g = grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (NESTEROV), or g
+    g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (NESTEROV), or g
     v = beta2 v + weight2 g^2;   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 
 sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one program a parameter. Every
@@ -71,6 +71,7 @@ def accumulate(
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
             g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
+            g *= tl.load(c + 3)
             if l2 != 0:
                 p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
                 g += l2 * p.to(tl.float32)

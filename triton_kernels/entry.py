@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 FIRST_PROGRAM = tl.constexpr(0)
-FIRST_BLOCK = tl.constexpr(1)  # of the group, among all groups' blocks: the place in `active`
+FIRST_BLOCK = tl.constexpr(1)  # of the group, among all groups' blocks: the place in `scales`
 START = tl.constexpr(2)  # the entry's first block, counted within its group
 TILES = tl.constexpr(3)  # programs of one block
 TILE_COLS = tl.constexpr(4)
@@ -69,9 +69,9 @@ def floats(entry, scratch, FIELD: tl.constexpr, TYPE: tl.constexpr = tl.float32)
 
 
 @triton.jit
-def takes_part(entry, block, scratch, active):
+def takes_part(entry, block, scratch, scales):
     """Whether the block is active and its factor, if the product has to do with one, is to be updated."""
-    taken = tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0
+    taken = tl.load(scales + tl.load(entry + FIRST_BLOCK) + block) != 0
     if tl.load(entry + STATE) >= 0:
         taken = taken & (tl.load(floats(entry, scratch, STATE) + block) != 0)
     return taken

@@ -54,12 +54,12 @@ def _add_gram_of_factor(
     return sum
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "weight", "damping", "damped_updates"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "weight", "damping", "damped_updates"])
 def gram(
     table,
     count,
     scratch,
-    active,
+    scales,
     weight,
     damping,
     damped_updates,
@@ -72,7 +72,7 @@ def gram(
 ):
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
-    if takes_part(entry, block, scratch, active):
+    if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, True, BM, BM)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)
         m = multiply(entry, block, scratch, i, j, tl.float32, "row", tl.float32, "col", PRECISION, VECTOR, BK)

@@ -122,12 +122,12 @@ def iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.c
         return a_now * one - b_now * power
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay"])
 def inverse_root(
     table,
     count,
     scratch,
-    active,
+    scales,
     decay,
     STEP: tl.constexpr,
     NUMBER: tl.constexpr,
@@ -138,7 +138,7 @@ def inverse_root(
 ):
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
-    if takes_part(entry, block, scratch, active):
+    if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, True, BM, BM)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)
         over_t = 1 / _bound(entry, block, scratch, decay)

@@ -148,9 +148,9 @@ def run(
     key: Hashable,
     symbols: Symbols,
     make: Callable[[], Plan],
-    active: Tensor,
+    taking_part: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
     """Launch the plan that `key` names, made from `symbols` where it is not kept."""
-    plan, table = plan_of(key, symbols.addresses, active.device, make)
-    launch.run(plan, table, active, scalars)
+    plan, table = plan_of(key, symbols.addresses, taking_part.device, make)
+    launch.run(plan, table, taking_part, scalars)

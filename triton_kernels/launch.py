@@ -87,12 +87,13 @@ class Launch:
 
     @property
     def scalars(self) -> list[str]:
-        """Names of the kernel's arguments after `active`, which the caller gives by name."""
-        names = self.kernel.arg_names[len(COMMON) :]
+        """Names of the kernel's arguments after those that all have, which the caller gives by name."""
+        names = self.kernel.arg_names[COMMON:]
         return [name for name in names if name not in self.constants and name not in self.config.constants]
 
 
-COMMON = ("table", "count", "scratch", "active")
+COMMON = 4
+"""Of a kernel's arguments: `table`, `count`, `scratch`, and `active` or, of one on blocks, `scales`."""
 
 
 @dataclass
@@ -141,9 +142,9 @@ class Plan:
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 
-def run(plan: Plan, table: torch.Tensor, active: torch.Tensor, scalars: Mapping[str, Any]) -> None:
+def run(plan: Plan, table: torch.Tensor, taking_part: torch.Tensor, scalars: Mapping[str, Any]) -> None:
     """Launch a plan on the current stream of its device; `scalars`: the arguments that kernels name."""
-    device = active.device
+    device = taking_part.device
     scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for launch in plan.launches:
@@ -153,7 +154,7 @@ def run(plan: Plan, table: torch.Tensor, active: torch.Tensor, scalars: Mapping[
                 table[launch.first :],
                 launch.count,
                 scratch,
-                active,
+                taking_part,
                 *(scalars[name] for name in launch.scalars),
                 **launch.constants,
                 **launch.config.constants,

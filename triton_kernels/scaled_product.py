@@ -58,12 +58,12 @@ def _scaled(entry, block, scratch, value, decay, SCALE: tl.constexpr, REFINE: tl
         return value
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay"])
 def scaled_product(
     table,
     count,
     scratch,
-    active,
+    scales,
     decay,
     A_TYPE: tl.constexpr,
     A_ORDER: tl.constexpr,
@@ -82,7 +82,7 @@ def scaled_product(
 ):
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
-    if takes_part(entry, block, scratch, active):
+    if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
         c = tl.zeros((BM, BN), tl.float32)

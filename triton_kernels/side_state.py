@@ -41,7 +41,7 @@ TAKEN = tl.constexpr(0)  # 1 where the block takes part, else 0
 NEW_RMS = tl.constexpr(1)
 NEW_WEIGHT = tl.constexpr(2)
 START = tl.constexpr(3)  # F = start I before the first gradient, 0 later: F is the factor's own
-WHITENING = tl.constexpr(4)  # sqrt(weight) s: B = whitening F^T U
+WHITENING = tl.constexpr(4)  # sqrt(weight) s: B = whitening F^T U, with the block's own scale
 STRETCH = tl.constexpr(5)  # |U|_F^2 / |G|_F^2 before coupling's s takes it back
 ARRAYS = tl.constexpr(6)
 
@@ -70,12 +70,12 @@ def is_finite(number):
     return tl.abs(number) < float("inf")
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales"])
 def square_gradients(
     table,
     count,
     scratch,
-    active,
+    scales,
     A_TYPE: tl.constexpr,
     A_ORDER: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -85,7 +85,7 @@ def square_gradients(
     """The tiles' shares of |G|_F^2 of matrix 0."""
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
-    if takes_part(entry, block, scratch, active):
+    if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
         rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
@@ -105,18 +105,20 @@ def new_statistics(rms, weight_before, squared, elements, decay, weight):
     return tl.sqrt(mean).to(tl.float32), new_weight.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "decay", "weight", "damping"])
-def track_statistics(table, count, scratch, active, decay, weight, damping, COUPLED: tl.constexpr):
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay", "weight", "damping"])
+def track_statistics(table, count, scratch, scales, decay, weight, damping, COUPLED: tl.constexpr):
     """The state of a side ``[ROWS, COLS]`` after its gradient; what is not finite is counted here."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     taken = 0.0
-    if tl.load(active + tl.load(entry + FIRST_BLOCK) + block) != 0:
+    scale = tl.load(scales + tl.load(entry + FIRST_BLOCK) + block)
+    if scale != 0:
         squared = total(entry, block, scratch, ENERGY, ENERGIES)
         stretch = tl.full((), 1, tl.float64)
         if COUPLED:
             stretch = total(entry, block, scratch, PARTIAL, PARTIALS) / squared
             squared *= tl.where(stretch > 0, 1, 0)
+        squared *= scale.to(tl.float64) * scale
         rows, cols = tl.load(entry + ROWS), tl.load(entry + COLS)
         statistics = side_statistics(entry, block)
         elements = (rows * cols).to(tl.float64)
@@ -128,7 +130,7 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
         if (squared != 0) & is_finite(rms):
             taken = 1.0
             start = 1 / (rms * tl.sqrt_rn(damping * cols.to(tl.float32)))
-            whitening = tl.sqrt_rn(weight) / tl.sqrt(stretch)
+            whitening = scale * tl.sqrt_rn(weight) / tl.sqrt(stretch)
             tl.store(state(entry, block, scratch, NEW_RMS), rms)
             tl.store(state(entry, block, scratch, NEW_WEIGHT), new_weight)
             tl.store(state(entry, block, scratch, START), tl.where(is_new, start, 0.0))
@@ -139,14 +141,14 @@ def track_statistics(table, count, scratch, active, decay, weight, damping, COUP
     tl.store(state(entry, block, scratch, TAKEN), taken)
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
-def finish_norms(table, count, scratch, active, norms):
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "norms"])
+def finish_norms(table, count, scratch, scales, norms):
     """norms = |V|_F^2 from its shares, 0 for an inactive block."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
     norm = 0.0
-    if tl.load(active + index) != 0:
+    if tl.load(scales + index) != 0:
         norm = total(entry, block, scratch, PARTIAL, PARTIALS).to(tl.float32)
     tl.store(norms + index, norm)
 
@@ -163,12 +165,12 @@ def _write_factor(entry, block, scratch, tile, TYPE: tl.constexpr, BM: tl.conste
     tl.store(place(factor, stride, 1, i, j, "row"), f.to(TYPE), mask=inside(i, j, d, d))
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "weight"])
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "weight"])
 def finish_sides(
     table,
     count,
     scratch,
-    active,
+    scales,
     weight,
     TYPE: tl.constexpr,
     BM: tl.constexpr,
@@ -177,7 +179,7 @@ def finish_sides(
     """Factor and statistics of the blocks whose new factor is finite; the others are counted."""
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
-    if takes_part(entry, block, scratch, active):
+    if takes_part(entry, block, scratch, scales):
         finite = is_finite(total(entry, block, scratch, PARTIAL, PARTIALS))
         if finite:
             _write_factor(entry, block, scratch, tile, TYPE, BM, BN)

@@ -2,7 +2,7 @@
 
 For each side that has a factor F, with G as that side sees it (kradagrad_ext/backends/base.py)::
 
-    U = s G P, P the other side's root, where sides are coupled; else U = G
+    U = s G P, P the other side's root, where sides are coupled; else U = G, times the block's scale
     rms' and w' of the statistics;   F = start I where there was no gradient before
     B = sqrt(weight) F^T U;   M = B B^T + C^T C;   R from M (inverse_root.py);   F = F R
 
@@ -154,7 +154,7 @@ def _updated(
 
 @triton.jit
 def _update_side(
-    entry, SIDE: tl.constexpr, STATISTICS_FIELD: tl.constexpr, block, scratch, u, energy, d, k,
+    entry, SIDE: tl.constexpr, STATISTICS_FIELD: tl.constexpr, block, scratch, u, energy, scale, d, k,
     decay, weight, damping, damped_updates,
     TYPE: tl.constexpr, COUPLED: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr,
     PRECISION: tl.constexpr, VECTOR: tl.constexpr,
@@ -162,23 +162,26 @@ def _update_side(
     """Write one side's factor and statistics, or count what is not finite; the rms that it has then."""
     statistics = side_statistics(entry, block, STATISTICS_FIELD)
     rms, old_weight = tl.load(statistics + RMS), tl.load(statistics + WEIGHT)
+    fallbacks = tl.load(statistics + FALLBACKS)
+    tl.debug_barrier()  # every thread has read what one of them writes
     squared, stretch = energy, tl.full((), 1, tl.float64)
     if COUPLED:
         stretch = squared_norm(u) / energy
         squared *= tl.where(stretch > 0, 1, 0)
+    squared *= scale.to(tl.float64) * scale
     new_rms, new_weight = new_statistics(rms, old_weight, squared, (d * k).to(tl.float64), decay, weight)
     if squared != 0:
         finite = is_finite(new_rms)
         if finite:
             start = 1 / (new_rms * tl.sqrt_rn(damping * k.to(tl.float32)))
             start = tl.where(old_weight == 0, start, 0.0)
-            whitening = (tl.sqrt_rn(weight) / tl.sqrt(stretch)).to(tl.float32)
+            whitening = (scale * tl.sqrt_rn(weight) / tl.sqrt(stretch)).to(tl.float32)
             whitened = old_weight / (weight * d.to(tl.float32)) * stretch
             new, whitened_square = _updated(
                 entry, SIDE, block, scratch, u, new_rms, start, whitening, whitened, d, k,
                 decay, weight, damping, damped_updates, TYPE, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
-            finite = is_finite(squared_norm(new))  # of what every thread has made: all have read what changes
+            finite = is_finite(squared_norm(new))
             if finite:
                 i = tl.arange(0, u.shape[0])
                 data, stride, _step = matrix(entry, SIDE, block, scratch, TYPE, VECTOR)
@@ -188,22 +191,20 @@ def _update_side(
                 tl.store(statistics + WEIGHT, new_weight)
                 tl.store(statistics + WHITENED_SQUARE, whitened_square)
         if finite == 0:
-            fallbacks = tl.load(statistics + FALLBACKS)
-            tl.debug_barrier()  # every thread has read what one of them writes
             tl.store(statistics + FALLBACKS, fallbacks + 1)
     return rms
 
 
 @triton.jit(
     do_not_specialize=[
-        "table", "count", "scratch", "active", "norms", "decay", "weight", "damping", "damped_updates",
+        "table", "count", "scratch", "scales", "norms", "decay", "weight", "damping", "damped_updates",
     ]
 )  # fmt: skip
 def square_root_resident(
     table,
     count,
     scratch,
-    active,
+    scales,
     norms,
     decay,
     weight,
@@ -234,7 +235,8 @@ def square_root_resident(
     index = tl.load(entry + FIRST_BLOCK) + block
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     norm = tl.full((), 0, tl.float64)
-    if tl.load(active + index) != 0:
+    scale = tl.load(scales + index)
+    if scale != 0:
         rms = tl.load(side_statistics(entry, block, STATISTICS) + RMS)
         if UPDATE:
             u = _load(entry, GRAD, block, scratch, rows, cols, M, N, GRAD_TYPE, GRAD_ORDER, VECTOR)
@@ -243,7 +245,7 @@ def square_root_resident(
                 root = _load_square(entry, RIGHT_ROOT, block, scratch, cols, N, RIGHT_ROOT_TYPE, VECTOR)
                 u = _product(u, root, PRECISION)
             rms = _update_side(
-                entry, LEFT, STATISTICS, block, scratch, u, energy, rows, cols,
+                entry, LEFT, STATISTICS, block, scratch, u, energy, scale, rows, cols,
                 decay, weight, damping, damped_updates,
                 LEFT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
@@ -253,7 +255,7 @@ def square_root_resident(
                 root = _load_square(entry, LEFT_ROOT, block, scratch, rows, M, LEFT_ROOT_TYPE, VECTOR)
                 u = _product(root, u, PRECISION)
             _update_side(
-                entry, RIGHT, RIGHT_STATISTICS, block, scratch, tl.trans(u), energy, cols, rows,
+                entry, RIGHT, RIGHT_STATISTICS, block, scratch, tl.trans(u), energy, scale, cols, rows,
                 decay, weight, damping, damped_updates,
                 RIGHT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip

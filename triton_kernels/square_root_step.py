@@ -149,8 +149,8 @@ def plan_groups(groups: list[Group], rule: Rule, scratch_bytes: int = SCRATCH_BY
     return plan
 
 
-def run(groups: list[Group], rule: Rule, active: Tensor, scalars: Mapping[str, Any]) -> None:
+def run(groups: list[Group], rule: Rule, scales: Tensor, scalars: Mapping[str, Any]) -> None:
     """Plan and launch; `scalars`: the kernels' arguments by name."""
     symbols = kept_plans.Symbols()
     symbolic = [group.symbolic(symbols) for group in groups]
-    kept_plans.run((rule, *symbolic), symbols, lambda: plan_groups(symbolic, rule), active, scalars)
+    kept_plans.run((rule, *symbolic), symbols, lambda: plan_groups(symbolic, rule), scales, scalars)

@@ -60,7 +60,16 @@ class Case:
 
     @property
     def count(self) -> int:
-        return len(self.arguments["active"])
+        return len(self.arguments["scales" if self.spec.factored else "active"])
+
+    @property
+    def active(self) -> Tensor:
+        """Which blocks or parameters take part; compared by the host, since a GPU may compute nothing."""
+        if not self.spec.factored:
+            given: Tensor = self.arguments["active"]
+            return given
+        scales: Tensor = self.arguments["scales"]
+        return (scales.cpu() > 0).to(scales.device)
 
     def function(self, backend: str, dtype: torch.dtype = torch.float32) -> Callable[..., object]:
         if self.spec.factored:
@@ -93,7 +102,7 @@ class Case:
 
     def masks(self, name: str) -> list[Tensor]:
         """Of each tensor written by this name, which of its rows are active."""
-        active: Tensor = self.arguments["active"]
+        active = self.active
         value = self.arguments[name]
         if not isinstance(value, list):
             return [active]

@@ -43,8 +43,12 @@ def check(case: Case, backend: str, report: Report) -> list[str]:
 
 
 def _mask(case: Case) -> None:
-    """Every third block or parameter takes no part; what is overwritten is NaN before."""
-    case.arguments["active"][1::3] = False
+    """Every third block or parameter takes no part, others are scaled; what is overwritten is NaN before."""
+    if case.spec.factored:
+        case.arguments["scales"][1::3] = 0
+        case.arguments["scales"][2::3] = 0.3
+    else:
+        case.arguments["active"][1::3] = False
     for name in OVERWRITES.get(case.spec.op, ()):
         if name == "out" and not case.arguments["out"]:
             continue

@@ -62,11 +62,11 @@ def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
     ]
     views = [[[view] for view in own[name]] for name in ("grad", "direction", "out")]
     groups = [BlockGroup(*group) for group in zip(*sides, *views, strict=True)]
-    ops.kron_step_(groups, own["active"], own["norms"], own["rule"], update=own["update"], precondition=True)
+    ops.kron_step_(groups, own["scales"], own["norms"], own["rule"], update=own["update"], precondition=True)
 
 
 def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
-    ops.update_factor_(own["factor"], own["statistics"], own["unfolding"], own["active"], own["rule"])
+    ops.update_factor_(own["factor"], own["statistics"], own["unfolding"], own["scales"], own["rule"])
 
 
 def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:

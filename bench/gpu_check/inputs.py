@@ -99,7 +99,7 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
         **lists,
         rule=factors.rule_of(spec, DECAY, DAMPING),
         norms=torch.zeros(count, device=source.device),
-        active=torch.ones(count, dtype=torch.bool, device=source.device),
+        scales=torch.ones(count, device=source.device),
         update=spec.what != "product",
     )
 
@@ -110,7 +110,7 @@ def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
         factor=kron["left"][0],
         statistics=kron["left_statistics"][0],
         unfolding=kron["grad"][:1],
-        active=kron["active"][: len(kron["left"][0])],
+        scales=kron["scales"][: len(kron["left"][0])],
         rule=factors.rule_of(spec, DECAY, DAMPING),
     )
 

@@ -1,7 +1,8 @@
 // accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
 //
-//   g = grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no
-//   momenta) v = beta2 v + weight2 g^2;   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm = |graft|^2
+//   g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, or beta1 m + (1 - beta1) g (nesterov), or g
+//   (no momenta) v = beta2 v + weight2 g^2;   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm =
+//   |graft|^2
 //
 // Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache, and
 // gives one partial norm.
@@ -45,7 +46,10 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
   if (scalars.l2 != 0) {
-    weighted_sum(g_scratch, T(1), g, static_cast<T>(scalars.l2), in.param.read(begin, size, scratch), size);
+    weighted_sum(g_scratch, c[3], g, static_cast<T>(scalars.l2), in.param.read(begin, size, scratch), size);
+    g = g_scratch;
+  } else if (c[3] != 1) {
+    scale(g_scratch, c[3], g, size);
     g = g_scratch;
   }
   const T* d = g;

@@ -14,13 +14,13 @@
 namespace kradagrad::cpu {
 
 template <class T>
-void FactorUpdate<T>::apply(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings) {
+void FactorUpdate<T>::apply(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings) {
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
   items_.clear();
   for (int64_t i = 0; i < count; ++i) {
-    items_.push_back(active[i] ? prepare(side.statistics + i * kStatistics, unfoldings.squared_norms[i],
-                                         unfoldings.stretches[i], d * k)
-                               : Item{});
+    items_.push_back(scales[i] != 0 ? prepare(side.statistics + i * kStatistics, scales[i],
+                                              unfoldings.squared_norms[i], unfoldings.stretches[i], d * k)
+                                    : Item{});
   }
   if (std::any_of(items_.begin(), items_.end(), [](const Item& item) { return item.ready; })) {
     load(side, unfoldings);
@@ -37,20 +37,21 @@ void FactorUpdate<T>::apply(const SideArrays<T>& side, const bool* active, const
       times_polynomial();
     }
   }
-  store(side, active, unfoldings);
+  store(side, scales, unfoldings);
 }
 
 // The statistics after this gradient. A block without one is not ready, one that is not finite is counted.
 template <class T>
-typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double squared_norm,
-                                                        double stretch, int64_t elements) const {
+typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double scale,
+                                                        double squared_norm, double stretch,
+                                                        int64_t elements) const {
   const double old = rule_.decay * statistics[kWeight], rms = statistics[kRms];
-  const double mean_square = squared_norm / static_cast<double>(elements);
+  const double mean_square = scale * scale * squared_norm / static_cast<double>(elements);
   const double weight = old + rule_.weight;
   const double mean = std::sqrt((old * rms * rms + rule_.weight * mean_square) / weight);
   const bool has_gradient = squared_norm != 0 && stretch != 0;
   const bool finite = std::isfinite(static_cast<T>(mean)) && std::isfinite(stretch);
-  return {has_gradient && finite, has_gradient && !finite, mean, weight};
+  return {has_gradient && finite, has_gradient && !finite, mean, weight, scale};
 }
 
 template <class T>
@@ -85,7 +86,8 @@ void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d,
 // weight s^2: what B B^T is multiplied by.
 template <class T>
 double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) const {
-  return items_[i].ready ? rule_.weight / unfoldings.stretches[i] : 0;
+  const double scale = items_[i].scale;
+  return items_[i].ready ? scale * scale * rule_.weight / unfoldings.stretches[i] : 0;
 }
 
 // B, and weight s^2 B B^T in H.
@@ -209,10 +211,10 @@ void FactorUpdate<T>::times_polynomial() {
 
 // Factors and statistics of the items that are ready and came out finite; the others are counted.
 template <class T>
-void FactorUpdate<T>::store(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings) {
+void FactorUpdate<T>::store(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings) {
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows;
   for (int64_t i = 0; i < count; ++i) {
-    if (!active[i]) continue;
+    if (scales[i] == 0) continue;
     T* const statistics = side.statistics + i * kStatistics;
     Item& item = items_[i];
     const T* const f = item.ready ? f_.item(i) : nullptr;
@@ -220,11 +222,12 @@ void FactorUpdate<T>::store(const SideArrays<T>& side, const bool* active, const
       return std::isfinite(side.bfloat16 ? convert<T>(convert<c10::BFloat16>(value)) : value);
     };
     if (f && !std::all_of(f, f + d * d, is_finite)) {
-      item = {false, true, 0, 0};
+      item = {false, true, 0, 0, 0};
     }
     statistics[kFallbacks] += static_cast<T>(item.counted);
     if (!item.ready) continue;
-    statistics[kWhitened] = static_cast<T>(statistics[kWeight] * traces_[i] / static_cast<double>(d));
+    const double square = item.scale * item.scale * traces_[i] / static_cast<double>(d);
+    statistics[kWhitened] = static_cast<T>(statistics[kWeight] * square);
     statistics[kWeight] = static_cast<T>(item.weight);
     statistics[kRms] = static_cast<T>(item.rms);
     if (side.bfloat16) {

@@ -3,9 +3,9 @@
 //
 //   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-// with s the factor that gives U the gradient's norm. By Cholesky H = L L^T, R = L^-T: F is upper triangular
-// before and after, and every product leaves out what is zero; an F that is none is made one first. F is
-// written last, whole or not at all.
+// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = L L^T, R = L^-T: F
+// is upper triangular before and after, and every product leaves out what is zero; an F that is none is made
+// one first. F is written last, whole or not at all.
 #pragma once
 
 #include <cstdint>
@@ -47,16 +47,17 @@ class FactorUpdate {
  public:
   FactorUpdate(const FactorRule& rule, UpdateScratch<T>& scratch) : rule_(rule), scratch_(scratch) {}
 
-  void apply(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings);
+  void apply(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
 
  private:
-  // New statistics of an item; `ready`: it has a gradient, and they are finite.
+  // New statistics of an item, and the scale of its gradient; `ready`: it has one, and they are finite.
   struct Item {
     bool ready, counted;
-    double rms, weight;
+    double rms, weight, scale;
   };
 
-  Item prepare(const T* statistics, double squared_norm, double stretch, int64_t elements) const;
+  Item prepare(const T* statistics, double scale, double squared_norm, double stretch,
+               int64_t elements) const;
   void load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings);
   void load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k);
   void whiten(const Unfoldings<T>& unfoldings);
@@ -65,7 +66,7 @@ class FactorUpdate {
   void times_polynomial();
   void multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b);
   void solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings);
-  void store(const SideArrays<T>& side, const bool* active, const Unfoldings<T>& unfoldings);
+  void store(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
   double weight_of(const Unfoldings<T>& unfoldings, int64_t i) const;
   bool triangular() const { return rule_.method == Method::kCholesky; }
 

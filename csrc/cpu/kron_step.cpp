@@ -33,11 +33,11 @@ SideArrays<T> arrays_of(const Tensor& factor, const Tensor& statistics, int64_t 
 
 // The blocks from `first` on, packed; those that are not active are zeros, which nothing depends on.
 template <class T>
-Matrices<T> packed(const std::vector<BlockView>& blocks, const bool* active, int64_t first, int64_t count,
+Matrices<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
                    int64_t rows, int64_t cols, Buffer<T>& buffer) {
   const auto found = Matrices<T>::contiguous(buffer.reserve(count * rows * cols), count, rows, cols);
   for (int64_t i = 0; i < count; ++i) {
-    if (active[first + i]) {
+    if (scales[first + i] != 0) {
       pack(blocks[first + i], rows, cols, found.item(i));
     } else {
       std::fill_n(found.item(i), rows * cols, T(0));
@@ -72,7 +72,7 @@ struct Step {
   FactorRule rule;
   bool update, precondition;
   std::vector<BlockView> out, grad, direction;
-  const bool* active;
+  const T* scales;
   T* norms;
 };
 
@@ -93,7 +93,7 @@ class Worker {
 
  private:
   void update(int64_t first, int64_t count) {
-    const auto g = packed(step_.grad, step_.active, first, count, m_, n_, packed_);
+    const auto g = packed(step_.grad, step_.scales, first, count, m_, n_, packed_);
     const std::vector<double> norms = squared_norms(g);
     const std::vector<double> ones(count, 1.0);
     Unfoldings<T> left{g, norms, ones}, right{g.transposed(), norms, ones};
@@ -106,14 +106,14 @@ class Worker {
       right = coupled(by_left.transposed(), norms, squared_norms(by_left));
     }
     FactorUpdate<T> updated(step_.rule, scratch_);
-    updated.apply(arrays_of<T>(step_.in.left.factor, step_.in.left.statistics, first), step_.active + first,
+    updated.apply(arrays_of<T>(step_.in.left.factor, step_.in.left.statistics, first), step_.scales + first,
                   left);
-    updated.apply(arrays_of<T>(step_.in.right.factor, step_.in.right.statistics, first), step_.active + first,
+    updated.apply(arrays_of<T>(step_.in.right.factor, step_.in.right.statistics, first), step_.scales + first,
                   right);
   }
 
   void precondition(int64_t first, int64_t count) {
-    const auto direction = packed(step_.direction, step_.active, first, count, m_, n_, packed_);
+    const auto direction = packed(step_.direction, step_.scales, first, count, m_, n_, packed_);
     const auto half = Matrices<T>::contiguous(half_.reserve(count * m_ * n_), count, m_, n_);
     multiply(half, left_, direction);
     multiply(direction, half, right_);
@@ -121,7 +121,7 @@ class Worker {
     T* const norms = step_.norms + first;
     for (int64_t i = 0; i < count; ++i) {
       norms[i] = 0;
-      if (!step_.active[first + i]) continue;
+      if (step_.scales[first + i] == 0) continue;
       const T rms = statistics[(first + i) * kStatistics + kRms];
       if (rms > 0) {
         scale(direction.item(i), 1 / rms, direction.item(i), m_ * n_);
@@ -163,7 +163,7 @@ void run(const BlockGroup& group, const GroupArguments& in, const FactorRule& ru
                      list_blocks(group.out),
                      list_blocks(group.grad),
                      list_blocks(group.direction),
-                     static_cast<const bool*>(in.active.data_ptr()) + group.first_block,
+                     static_cast<const T*>(in.scales.data_ptr()) + group.first_block,
                      norms};
   const int64_t largest = std::max(largest_matrix(m, n), largest_matrix(n, m));
   for_each_chunk(count, chunk_size(count, largest * sizeof(T)), [&] { return Worker<T>(step); });
@@ -172,11 +172,11 @@ void run(const BlockGroup& group, const GroupArguments& in, const FactorRule& ru
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
                const Tensors direction, const Tensors left_root, const Tensors right_root,
-               const Tensor active, double decay, double weight, double damping, double damped_updates,
+               const Tensor scales, double decay, double weight, double damping, double damped_updates,
                const std::string method, int64_t refine, const std::string precision, bool coupled,
                bool update, bool precondition) {
   const GroupArguments in{left,      right,     left_statistics, right_statistics, out,    norms,       grad,
-                          direction, left_root, right_root,      active,           update, precondition};
+                          direction, left_root, right_root,      scales,           update, precondition};
   const Checks checks("kron_step_", norms);
   const FactorRule rule =
       factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
@@ -188,20 +188,20 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
 
 template <class T>
 void run_side(const Tensor& factor, const Tensor& statistics, const std::vector<BlockView>& blocks, int64_t k,
-              const bool* active, const FactorRule& rule) {
+              const T* scales, const FactorRule& rule) {
   const int64_t count = factor.size(0), d = factor.size(1);
   const int64_t chunk = chunk_size(count, largest_matrix(d, k) * sizeof(T));
   for_each_chunk(count, chunk, [&] {
     return [&, scratch = UpdateScratch<T>(), buffer = Buffer<T>()](int64_t first, int64_t number) mutable {
-      const auto u = packed(blocks, active, first, number, d, k, buffer);
+      const auto u = packed(blocks, scales, first, number, d, k, buffer);
       FactorUpdate<T>(rule, scratch)
-          .apply(arrays_of<T>(factor, statistics, first), active + first,
+          .apply(arrays_of<T>(factor, statistics, first), scales + first,
                  {u, squared_norms(u), std::vector<double>(number, 1.0)});
     };
   });
 }
 
-void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor active,
+void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor scales,
                    double decay, double weight, double damping, double damped_updates,
                    const std::string method, int64_t refine, const std::string precision, bool coupled) {
   const Checks checks("update_factor_", statistics);
@@ -212,13 +212,13 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   checks.block_views("unfolding", unfolding, count, d, "k", kViewDTypes);
   const int64_t k = unfolding.empty() ? 0 : unfolding[0].size(unfolding[0].dim() - 1);
   checks.block_views("unfolding", unfolding, count, d, k, kViewDTypes);
-  checks.contiguous("active", active, {count}, {ScalarType::Bool});
+  checks.contiguous("scales", scales, {count}, {statistics.scalar_type()});
   const FactorRule rule =
       factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
   if (d == 0 || k == 0) return;
-  const auto* flags = static_cast<const bool*>(active.data_ptr());
   with_compute_type(statistics.scalar_type(), [&](auto type) {
-    run_side<decltype(type)>(factor, statistics, list_blocks(unfolding), k, flags, rule);
+    using T = decltype(type);
+    run_side(factor, statistics, list_blocks(unfolding), k, static_cast<const T*>(scales.data_ptr()), rule);
   });
 }
 

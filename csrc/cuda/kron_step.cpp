@@ -33,11 +33,11 @@ SquareRootSideTensors kernel_side(const kradagrad::Side& side) {
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
                const Tensors direction, const Tensors left_root, const Tensors right_root,
-               const Tensor active, double decay, double weight, double damping, double damped_updates,
+               const Tensor scales, double decay, double weight, double damping, double damped_updates,
                const std::string method, int64_t refine, const std::string precision, bool coupled,
                bool update, bool precondition) {
   const GroupArguments in{left,      right,     left_statistics, right_statistics, out,    norms,       grad,
-                          direction, left_root, right_root,      active,           update, precondition};
+                          direction, left_root, right_root,      scales,           update, precondition};
   const Checks checks("kron_step_", norms);
   checks.tensor("norms", norms, {"N"}, kFloat);
   const kradagrad::FactorRule rule =
@@ -48,7 +48,7 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
                           static_cast<Precision>(rule.precision),
                           update,
                           precondition,
-                          data<bool>(active),
+                          data<float>(scales),
                           data<float>(norms),
                           shared_memory_limit(norms)};
   for (const BlockGroup& group : groups) {
@@ -61,7 +61,7 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
   run("kron_step_", norms, plan_square_root_step(inputs));
 }
 
-void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor active,
+void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor scales,
                    double decay, double weight, double damping, double damped_updates,
                    const std::string method, int64_t refine, const std::string precision, bool coupled) {
   const Checks checks("update_factor_", statistics);
@@ -70,7 +70,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   const int64_t count = factor.size(0), d = factor.size(1);
   const int64_t k = unfolding.empty() ? 0 : unfolding[0].size(unfolding[0].dim() - 1);
   checks.block_views("unfolding", unfolding, count, d, k, kKernelViewDTypes);
-  checks.contiguous("active", active, {count}, {ScalarType::Bool});
+  checks.contiguous("scales", scales, {count}, kFloat);
   check_sizes(checks, "unfolding", d, k);
   const kradagrad::FactorRule rule =
       factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, false);
@@ -85,7 +85,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
                                 static_cast<Precision>(rule.precision),
                                 true,
                                 false,
-                                data<bool>(active),
+                                data<float>(scales),
                                 nullptr,
                                 shared_memory_limit(statistics)};
   run("update_factor_", statistics, plan_square_root_step(inputs));

@@ -7,8 +7,8 @@ the list, run over the N blocks of the group: gradients are read and updates wri
 parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), whatever the dtype of
 the views.
 
-Every op but ``precondition`` and ``eigh`` works in place and returns nothing. An inactive block or
-parameter (``active`` false) keeps every one of its tensors as it was, bit for bit.
+Every op but ``precondition`` and ``eigh`` works in place and returns nothing. An inactive parameter
+(``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit.
 """
 
 from __future__ import annotations
@@ -128,12 +128,13 @@ class Backend(Protocol):
         factor: Tensor,
         statistics: Tensor,
         unfolding: Sequence[Tensor],
-        active: Tensor,
+        scales: Tensor,
         rule: UpdateRule,
     ) -> None:
-        """Update the factors of one mode from the unfoldings U of their blocks, in place.
+        """Update the factors of one mode from the unfoldings of their blocks, in place.
 
-        For every active block, with g^2 = |U|_F^2 / (d k), and (rms, w) of its statistics::
+        For every active block, with U = scale times its unfolding, g^2 = |U|_F^2 / (d k), and (rms, w) of its
+        statistics::
 
             nothing at all changes where g = 0
             w' = decay w + weight,   rms'^2 = (decay w rms^2 + weight g^2) / w'
@@ -150,13 +151,14 @@ class Backend(Protocol):
 
         Args:
             factor: F ``[N, d, d]``.  statistics: ``[N, 4]``, in the compute dtype.
-            unfolding: block views ``[*, d, k]``.  active: ``[N]`` bool.
+            unfolding: block views ``[*, d, k]``.
+            scales: ``[N]``, in the compute dtype, >= 0; 0 for an inactive block.
         """
 
     def kron_step_(
         self,
         groups: Sequence[BlockGroup],
-        active: Tensor,
+        scales: Tensor,
         norms: Tensor,
         rule: UpdateRule,
         *,
@@ -165,7 +167,8 @@ class Backend(Protocol):
     ) -> None:
         """Update both factors of every block, and precondition its direction, for several groups in one call.
 
-        With the roots P of both sides as they are, and |G| the Frobenius norm::
+        With the roots P of both sides as they are, G a block's gradient times its scale, D its direction, and
+        |G| the Frobenius norm::
 
             if update:
                 coupled:   U = |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T       (scale is not coupled)
@@ -179,7 +182,8 @@ class Backend(Protocol):
 
         Args:
             groups: the blocks, group after group.
-            active: ``[sum of N]`` bool.  norms: ``[sum of N]`` in the compute dtype; written.
+            scales: ``[sum of N]`` in the compute dtype, >= 0; 0 for an inactive block.
+            norms: ``[sum of N]`` in the compute dtype; written.
         """
 
     def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:
@@ -208,7 +212,7 @@ class Backend(Protocol):
     ) -> None:
         """Momentum, second moment and the norm of the grafting update, for every active parameter::
 
-            g = grad + l2 p
+            g = c3 grad + l2 p
             m = beta1 m + (1 - beta1) g           (if momenta);   d = m, or g without momenta
             d = beta1 m + (1 - beta1) g           (if nesterov)
             direction = d                         (if directions)

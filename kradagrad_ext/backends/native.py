@@ -79,18 +79,18 @@ def op(name: str) -> Any:  # noqa: ANN401
 
 
 def update_factor_(
-    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
+    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], scales: Tensor, rule: UpdateRule
 ) -> None:
     """See `Backend.update_factor_`. On CUDA, whose kernels have no Cholesky, that is torch's."""
     if rule.method == "cholesky" and statistics.device.type == "cuda":
-        square_root.update_factor_(factor, statistics, unfolding, active, rule)
+        square_root.update_factor_(factor, statistics, unfolding, scales, rule)
         return
-    op("update_factor_")(factor, statistics, list(unfolding), active, *_flat(rule))
+    op("update_factor_")(factor, statistics, list(unfolding), scales, *_flat(rule))
 
 
 def kron_step_(
     groups: Sequence[BlockGroup],
-    active: Tensor,
+    scales: Tensor,
     norms: Tensor,
     rule: UpdateRule,
     *,
@@ -99,7 +99,7 @@ def kron_step_(
 ) -> None:
     """See `Backend.kron_step_`; updates by Cholesky as in `update_factor_`."""
     if update and rule.method == "cholesky" and norms.device.type == "cuda":
-        square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+        square_root.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
         return
     rooted = groups if precondition or (update and rule.coupled) else ()
     written = groups if precondition else ()
@@ -114,7 +114,7 @@ def kron_step_(
         [view for group in written for view in group.directions],
         [group.left.root for group in rooted],
         [group.right.root for group in rooted],
-        active,
+        scales,
         *_flat(rule),
         update,
         precondition,

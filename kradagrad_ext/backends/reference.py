@@ -68,7 +68,7 @@ def accumulate_(
     """See `Backend.accumulate_`."""
     dtype = coefficients.dtype
     for i, keep in enumerate(active.unbind()):
-        g = grads[i].to(dtype)
+        g = coefficients[i, 3] * grads[i].to(dtype)
         if l2 != 0:
             g = g + l2 * params[i].to(dtype)
         d = g

@@ -1,7 +1,7 @@
 """The definition of correct for the ops on factors: `update_factor_` and `kron_step_` in plain PyTorch.
 
 Notation as in `base`: F with X = F F^T, U an unfolding, H = decay I + B B^T + ..., B = sqrt(weight) F^T U.
-Results are computed for every block and kept for the active ones.
+Results are computed for every block and kept for the active ones, those with a scale above 0.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ class _Gradients:
 
 
 def update_factor_(
-    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
+    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], scales: Tensor, rule: UpdateRule
 ) -> None:
     """See `Backend.update_factor_`."""
     if factor.numel() > 0 and sum(view.numel() for view in unfolding) > 0:
-        _update(factor, statistics, _Gradients.plain(gather(unfolding, 2, statistics.dtype)), active, rule)
+        u = _scaled(gather(unfolding, 2, statistics.dtype), scales)
+        _update(factor, statistics, _Gradients.plain(u), scales > 0, rule)
 
 
 def kron_step_(
     groups: Sequence[BlockGroup],
-    active: Tensor,
+    scales: Tensor,
     norms: Tensor,
     rule: UpdateRule,
     *,
@@ -64,21 +65,26 @@ def kron_step_(
 ) -> None:
     """See `Backend.kron_step_`."""
     sizes = [len(group.left.factor) for group in groups]
-    actives, norms_of = torch.split(active, sizes), torch.split(norms, sizes)
-    for group, chosen, written in zip(groups, actives, norms_of, strict=True):
+    scales_of, norms_of = torch.split(scales, sizes), torch.split(norms, sizes)
+    for group, own, written in zip(groups, scales_of, norms_of, strict=True):
         if group.left.factor.shape[-1] == 0 or group.right.factor.shape[-1] == 0:
             if precondition:
                 written.zero_()
             continue
-        if update and len(chosen) > 0:
-            _update_both(group, chosen, rule)
-        if precondition and len(chosen) > 0:
-            _precondition(group, chosen, written)
+        if update and len(own) > 0:
+            _update_both(group, own, rule)
+        if precondition and len(own) > 0:
+            _precondition(group, own > 0, written)
 
 
-def _update_both(group: BlockGroup, active: Tensor, rule: UpdateRule) -> None:
+def _scaled(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Each block times its scale; 0 where that is 0, whatever the block holds."""
+    return torch.where((scales > 0)[:, None, None], scales[:, None, None] * blocks, 0)
+
+
+def _update_both(group: BlockGroup, scales: Tensor, rule: UpdateRule) -> None:
     left, right = group.left, group.right
-    g = gather(group.grads, 2, left.statistics.dtype)
+    g = _scaled(gather(group.grads, 2, left.statistics.dtype), scales)
     pairs = [(left, _Gradients.plain(g)), (right, _Gradients.plain(g.mT))]
     if rule.coupled:
         norm = squared_norms(g)
@@ -88,7 +94,7 @@ def _update_both(group: BlockGroup, active: Tensor, rule: UpdateRule) -> None:
             for side, product in zip((left, right), products, strict=True)
         ]
     for side, gradients in pairs:
-        _update(side.factor, side.statistics, gradients, active, rule)
+        _update(side.factor, side.statistics, gradients, scales > 0, rule)
 
 
 def _precondition(group: BlockGroup, active: Tensor, norms: Tensor) -> None:

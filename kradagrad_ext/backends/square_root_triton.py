@@ -31,7 +31,7 @@ def kernel_module(module: str) -> Any:  # noqa: ANN401
 
 
 def update_factor_(
-    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], active: Tensor, rule: UpdateRule
+    factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], scales: Tensor, rule: UpdateRule
 ) -> None:
     """See `Backend.update_factor_`."""
     checks = Checks("update_factor_", statistics.device)
@@ -40,17 +40,17 @@ def update_factor_(
     _check_factor(checks, ("factor", "statistics"), factor, statistics, (blocks, "d"), dtype)
     columns = unfolding[0].shape[-1] if unfolding and unfolding[0].dim() else "k"
     views = _views(checks, "unfolding", unfolding, (blocks, factor.shape[-1], columns), _VIEWS)
-    checks.contiguous("active", active, [blocks], (torch.bool,))
+    checks.contiguous("scales", scales, [blocks], (dtype,))
     if rule.method == "cholesky" or dtype == torch.float64:
-        square_root.update_factor_(factor, statistics, unfolding, active, rule)
+        square_root.update_factor_(factor, statistics, unfolding, scales, rule)
     elif 0 not in (blocks, factor.shape[-1], columns):
         group = kernel_module("groups").Group(blocks, 0, views, (factor, statistics))
-        _run([group], active, rule, coupled=False)
+        _run([group], scales, rule, coupled=False)
 
 
 def kron_step_(
     groups: Sequence[BlockGroup],
-    active: Tensor,
+    scales: Tensor,
     norms: Tensor,
     rule: UpdateRule,
     *,
@@ -66,9 +66,9 @@ def kron_step_(
     read = [_views_of(checks, i, group, norms.dtype, update, precondition) for i, group in enumerate(groups)]
     sizes = [len(group.left.factor) for group in groups]
     checks.contiguous("norms", norms, [sum(sizes)], _COMPUTE)
-    checks.contiguous("active", active, [sum(sizes)], (torch.bool,))
+    checks.contiguous("scales", scales, [sum(sizes)], (norms.dtype,))
     if (update and rule.method == "cholesky") or norms.dtype == torch.float64:
-        square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+        square_root.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
         return
     present, first = [], 0
     for blocks, group in zip(sizes, read, strict=True):
@@ -78,13 +78,13 @@ def kron_step_(
         elif blocks > 0 and (update or precondition):
             present.append(_of_kernels(group, first, rooted))
         first += blocks
-    _run(present, active, rule, coupled, norms)
+    _run(present, scales, rule, coupled, norms)
 
 
 def _run(
-    groups: list[Any], active: Tensor, rule: UpdateRule, coupled: bool, norms: Tensor | None = None
+    groups: list[Any], scales: Tensor, rule: UpdateRule, coupled: bool, norms: Tensor | None = None
 ) -> None:
-    architecture = kernel_module("tuning").architecture_of(active.device)
+    architecture = kernel_module("tuning").architecture_of(scales.device)
     precision = kernel_module("tuning").served(rule.precision, architecture)
     damped = rule.damped_updates > 0
     launched = kernel_module("groups").Rule(rule.refine, coupled, damped, precision, architecture)
@@ -95,7 +95,7 @@ def _run(
         "damped_updates": rule.damped_updates,
         "norms": norms,
     }
-    kernel_module("square_root_step").run(groups, launched, active, scalars)
+    kernel_module("square_root_step").run(groups, launched, scales, scalars)
 
 
 def _of_kernels(group: BlockGroup, first: int, rooted: bool) -> Any:  # noqa: ANN401

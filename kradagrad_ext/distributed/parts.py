@@ -24,7 +24,7 @@ class Ledger:
 
     Attributes:
         parameters: their indices among all of the optimizer's; `rows` has them on the device.
-        scalars: ``[P, 5]``, see `grafting`.
+        scalars: ``[P, 8]``, see `grafting`.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Ledger:
     def observe(self, norms: Tensor, present: Tensor, config: Config) -> None:
         """The guard of this step, and the coefficients of its updates."""
         norms, config = norms[self.rows].to(self.scalars.dtype), config.for_blocks(self.has_blocks)
-        self.active = grafting.observe_(self.scalars, norms, self.numel, present[self.rows], config)
-        self.coefficients = grafting.coefficients(self.scalars, config)
+        self.guard = grafting.observe_(self.scalars, norms, self.numel, present[self.rows], config)
+        self.coefficients = grafting.coefficients(self.scalars, self.guard.scales, config)
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
         """The lengths of this step's updates."""
@@ -100,14 +100,14 @@ class Share:
 def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
     work = plan_work(part.bucket, settings, fresh)
-    coefficients, active = part.ledger.coefficients[part.rows], part.ledger.active[part.rows]
-    directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, active)
-    updates, norms = precondition(work, part.grads, directions, active)
+    coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
+    directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, guard.active)
+    updates, norms = precondition(work, part.grads, directions, guard)
     return Share(part, work, directions, updates), (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
     """Write the new values into the buffers of a part's pieces."""
     part = share.part
-    coefficients, active = part.ledger.coefficients[part.rows], part.ledger.active[part.rows]
-    write(share.work, part.params, share.updates, share.directions, coefficients, active)
+    coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
+    write(share.work, part.params, share.updates, share.directions, coefficients, guard.active)

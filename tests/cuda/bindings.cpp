@@ -75,14 +75,14 @@ SquareRootGroupTensors square_root_group(const py::dict& group) {
 
 Plan square_root_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
                       float damped_updates, int refine, const std::string& precision, bool coupled,
-                      bool update, bool precondition, uintptr_t active, uintptr_t norms,
+                      bool update, bool precondition, uintptr_t scales, uintptr_t norms,
                       int64_t scratch_bytes, int32_t shared_limit) {
   SquareRootInputs inputs{{},
                           {decay, weight, damping, damped_updates, refine, coupled},
                           kPrecisions.at(precision),
                           update,
                           precondition,
-                          pointer<bool>(active),
+                          pointer<float>(scales),
                           pointer<float>(norms),
                           shared_limit};
   for (const py::dict& group : groups) inputs.groups.push_back(square_root_group(group));

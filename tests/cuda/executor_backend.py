@@ -111,24 +111,24 @@ class Executor:
             launch.assert_clean()
             self.launches.append((name, launch))
 
-    def update_factor_(self, factor, statistics, unfolding, active, rule) -> None:
+    def update_factor_(self, factor, statistics, unfolding, scales, rule) -> None:
         if rule.method == "cholesky":
-            square_root.update_factor_(factor, statistics, unfolding, active, rule)
+            square_root.update_factor_(factor, statistics, unfolding, scales, rule)
             return
         device = Device()
         group = {"blocks": len(factor), "m": factor.shape[1], "n": unfolding[0].shape[-1] if unfolding else 0}
         group |= {"grad": device.describe_all(unfolding), "direction": [], "out": []}
         group |= {"left": (device.describe(factor), device.address(statistics)), "right": None}
         group |= {"left_root": None, "right_root": None}
-        self._run_step(device, [group], replace(rule, coupled=False), True, False, active, None)
+        self._run_step(device, [group], replace(rule, coupled=False), True, False, scales, None)
 
-    def kron_step_(self, groups, active, norms, rule, *, update, precondition) -> None:
+    def kron_step_(self, groups, scales, norms, rule, *, update, precondition) -> None:
         if rule.method == "cholesky" and update:
-            square_root.kron_step_(groups, active, norms, rule, update=update, precondition=precondition)
+            square_root.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
             return
         device = Device()
         described = [self._describe(device, group, rule, update, precondition) for group in groups]
-        self._run_step(device, described, rule, update, precondition, active, norms)
+        self._run_step(device, described, rule, update, precondition, scales, norms)
 
     def _describe(self, device, group, rule, update, precondition) -> dict:
         m, n = group.left.factor.shape[-1], group.right.factor.shape[-1]
@@ -146,7 +146,7 @@ class Executor:
             "right_root": device.describe(group.right.root) if rooted else None,
         }
 
-    def _run_step(self, device, groups, rule, update, precondition, active, norms) -> None:
+    def _run_step(self, device, groups, rule, update, precondition, scales, norms) -> None:
         scalars = (rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision)
         plan = toolchain.plans().square_root_step(
             groups,
@@ -154,7 +154,7 @@ class Executor:
             rule.coupled,
             update,
             precondition,
-            device.address(active),
+            device.address(scales),
             0 if norms is None else device.address(norms),
             self.scratch_bytes,
             self.shared_limit,

@@ -150,13 +150,10 @@ def test_one_side_alone(executor: Executor) -> None:
     ours, plain = (
         replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
     )
-    unfolding, active = (
-        layouts.transposed_grid(torch.randn(4, 20, 33)),
-        torch.tensor([True, True, False, True]),
-    )
+    unfolding, scales = layouts.transposed_grid(torch.randn(4, 20, 33)), torch.tensor([1, 0.3, 0, 1.7])
     rule = replace(RULE, coupled=True, precision="fp32")
-    executor.update_factor_(ours.factor, ours.statistics, unfolding, active, rule)
-    reference.update_factor_(plain.factor, plain.statistics, unfolding, active, rule)
+    executor.update_factor_(ours.factor, ours.statistics, unfolding, scales, rule)
+    reference.update_factor_(plain.factor, plain.statistics, unfolding, scales, rule)
     torch.testing.assert_close(ours.factor, plain.factor, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.statistics, plain.statistics, rtol=1e-4, atol=1e-5)
 
@@ -200,7 +197,7 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(
     """A gradient of zeros leaves it, too, and is not counted."""
     call = given([group(4, (6, 9))], replace(RULE, coupled=coupled))
     call.groups[0].grads[0][1] = value
-    call = replace(call, active=torch.ones(4, dtype=torch.bool))
+    call = replace(call, scales=torch.ones(4))
     expected, ours = (square_root.run(ops, copied(call)) for ops in (reference, executor))
     for name in ("left", "right"):
         before, plain, after = (getattr(c.groups[0], name) for c in (call, expected, ours))

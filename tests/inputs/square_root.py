@@ -22,13 +22,18 @@ RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3)
 
 @dataclass(frozen=True)
 class Given:
-    """All tensors of a call; which blocks are active; what norms held before."""
+    """All tensors of a call: `scales` of the gradients, 0 for an inactive block; `norms` as they were."""
 
     groups: list[BlockGroup]
-    active: Tensor
+    scales: Tensor
     norms: Tensor
     rule: UpdateRule = RULE
     calls: dict[str, bool] = field(default_factory=lambda: {"update": True, "precondition": True})
+
+    @property
+    def active(self) -> Tensor:
+        """Which blocks take part, ``[N]`` bool."""
+        return self.scales > 0
 
 
 def trained_side(count: int, d: int, k: int, dtype: torch.dtype, factor_dtype: torch.dtype) -> Side:
@@ -38,7 +43,7 @@ def trained_side(count: int, d: int, k: int, dtype: torch.dtype, factor_dtype: t
         torch.zeros(count, 4, dtype=torch.float64),
         _root(count, d),
     )
-    everything = torch.ones(count, dtype=torch.bool)
+    everything = torch.ones(count, dtype=torch.float64)
     for _ in range(3):
         u = torch.randn(count, d, k, dtype=torch.float64)
         square_root.update_factor_(side.factor, side.statistics, [u], everything, RULE)
@@ -58,7 +63,7 @@ def check_overflow_in_rounding(ops: Any, d: int, rule: UpdateRule) -> None:
     u[:, 0] = 0
     rule = replace(rule, decay=0.995, damped_updates=0.0)  # the first direction is only forgotten
     assert most / 0.995**0.5 < torch.finfo(torch.float32).max
-    ops.update_factor_(factor, statistics, [u], torch.ones(2, dtype=torch.bool), rule)
+    ops.update_factor_(factor, statistics, [u], torch.ones(2), rule)
     assert torch.equal(factor[1], before[1])
     assert torch.equal(statistics[1, :FALLBACKS], known[1, :FALLBACKS])
     assert statistics[:, FALLBACKS].tolist() == [0, 1]
@@ -96,12 +101,13 @@ def group(
 
 
 def given(groups: Sequence[BlockGroup], rule: UpdateRule = RULE, **calls: bool) -> Given:
-    """A call with every fourth block inactive."""
+    """A call with every fourth block inactive, and gradients that are scaled."""
     count = sum(len(group.left.factor) for group in groups)
     norms = torch.full((count,), 7.0, dtype=groups[0].left.statistics.dtype)
+    scales = torch.tensor([1, 0.3, 0, 1.7], dtype=norms.dtype).repeat(count // 4 + 1)[:count]
     return Given(
         list(groups),
-        torch.arange(count) % 4 != 2,
+        scales,
         norms,
         rule,
         {"update": True, "precondition": True} | calls,
@@ -124,12 +130,11 @@ def copied(call: Given, dtype: torch.dtype | None = None, device: torch.device |
         BlockGroup(side(g.left), side(g.right), views(g.grads), views(g.directions), views(g.out))
         for g in call.groups
     ]
-    active = call.active.to(device or call.active.device)
-    return replace(call, groups=groups, active=active, norms=plain(call.norms))
+    return replace(call, groups=groups, scales=plain(call.scales), norms=plain(call.norms))
 
 
 def run(ops: Any, call: Given) -> Given:
-    ops.kron_step_(call.groups, call.active, call.norms, call.rule, **call.calls)
+    ops.kron_step_(call.groups, call.scales, call.norms, call.rule, **call.calls)
     return call
 
 

@@ -28,7 +28,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variables that it reads)
 from triton.compiler import ASTSource  # noqa: E402
 
-from kradagrad_ext.backends import square_root_triton  # noqa: E402
+from kradagrad_ext.backends import reference, square_root_triton  # noqa: E402
 from kradagrad_ext.triton_kernels import entry, launch, tuning  # noqa: E402
 
 __all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
@@ -40,6 +40,7 @@ TYPES = {
     "count": "i32",
     "scratch": "*u8",
     "active": "*i1",
+    "scales": "*fp32",
     "norms": "*fp32",
     "coefficients": "*fp32",
     "lr": "*fp32",
@@ -100,6 +101,7 @@ class Compiled:
     """
 
     name = "compiled"
+    eigh = staticmethod(reference.eigh)
 
     def __init__(
         self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
@@ -109,7 +111,7 @@ class Compiled:
         self.elements_plan = importlib.import_module(f"{package}.elements_plan")
         self.launches: list[tuple[str, ptx.Launch]] = []
 
-    def run(self, plan: launch.Plan, device: Device, active: int, scalars: dict[str, Any]) -> None:
+    def run(self, plan: launch.Plan, device: Device, taking_part: int, scalars: dict[str, Any]) -> None:
         table, memory = device.allocate(8 * len(plan.words) * entry.WIDTH.value)
         if plan.words:
             memory[:] = np.array(plan.words, np.int64).reshape(-1).view(np.uint8)
@@ -118,7 +120,7 @@ class Compiled:
         for own in plan.launches:
             made = compiled(own, self.architecture)
             first = table + 8 * own.first * entry.WIDTH.value
-            values = [first, own.count, scratch, active, *(scalars[name] for name in own.scalars)]
+            values = [first, own.count, scratch, taking_part, *(scalars[name] for name in own.scalars)]
             kernel = ptx.Kernel(made.asm["ptx"], own.kernel.__name__)
             unused = len(kernel.parameters) - len(values)  # Triton's own scratch memory
             result = kernel.launch(
@@ -151,7 +153,7 @@ class Compiled:
         return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
 
     def _run_step(
-        self, plan_groups: Any, given: list[Any], rule: Any, active: torch.Tensor, scalars: dict[str, Any]
+        self, plan_groups: Any, given: list[Any], rule: Any, scales: torch.Tensor, scalars: dict[str, Any]
     ) -> None:
         device = Device()
 
@@ -170,7 +172,7 @@ class Compiled:
         ]
         norms = scalars["norms"]
         numbers = scalars | {"norms": 0 if norms is None else device.address(norms)}
-        self.run(plan_groups(own, rule, **self.scratch), device, device.address(active), numbers)
+        self.run(plan_groups(own, rule, **self.scratch), device, device.address(scales), numbers)
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}

@@ -24,6 +24,10 @@ FAULTS = [
         "+ SPAN - 1) // SPAN", ") // SPAN", "accumulate_", "values",
     ),
     Fault(
+        "the gradient's scale left out", "accumulate.py",
+        "            g *= tl.load(c + 3)\n", "", "accumulate_", "values",
+    ),
+    Fault(
         "spans overlap", "elements.py",
         "* SPAN + chunk", "* CHUNK + chunk", "accumulate_", "race",
     ),

@@ -136,9 +136,9 @@ def test_one_side_alone(d: int, k: int, arch: str) -> None:
     ours, plain = (
         replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
     )
-    unfolding, active = layouts.grid(torch.randn(4, d, k)), torch.tensor([True, True, False, True])
-    Compiled(arch).update_factor_(ours.factor, ours.statistics, unfolding, active, COUPLED)
-    reference.update_factor_(plain.factor, plain.statistics, unfolding, active, COUPLED)
+    unfolding, scales = layouts.grid(torch.randn(4, d, k)), torch.tensor([1, 0.3, 0, 1.7])
+    Compiled(arch).update_factor_(ours.factor, ours.statistics, unfolding, scales, COUPLED)
+    reference.update_factor_(plain.factor, plain.statistics, unfolding, scales, COUPLED)
     torch.testing.assert_close(ours.factor, plain.factor, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(ours.statistics, plain.statistics, rtol=1e-4, atol=1e-4)
 
@@ -175,11 +175,11 @@ def test_gradients_of_any_scale(scale: float, shape: tuple[int, int], arch: str)
     torch.testing.assert_close(other.norms, usual.norms, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [RESIDENT])
+@pytest.mark.parametrize(("rows", "columns"), [RESIDENT, GROUPED])
 def test_what_is_not_finite_leaves_the_block_and_is_counted(rows: int, columns: int, arch: str) -> None:
     """A gradient of zeros, and one that the other side's root makes zeros, leave it, and are not counted."""
     call = given([group(9, (rows, columns))], COUPLED)
-    call = replace(call, active=torch.ones(9, dtype=torch.bool))
+    call = replace(call, scales=torch.ones(9))
     own = call.groups[0]
     for block, value in enumerate((math.nan, math.inf, -math.inf, 1e30, 0.0)):
         own.grads[0][block] = value

@@ -124,7 +124,7 @@ FAULTS = [
     Fault(
         "F^T F before its scale", GRAM,
         "sum = dot(x * scale, y * scale, sum, PRECISION)",
-        "sum += scale * scale * dot(x * 1.0, y * 1.0, tl.zeros_like(sum), PRECISION)", "tiny", "race",
+        "sum += scale * scale * dot(x * 1.0, y * 1.0, tl.zeros_like(sum), PRECISION)", "tiny", "values",
     ),
     Fault(
         "only the last step is restored", ROOT,
@@ -178,6 +178,14 @@ FAULTS = [
     Fault(
         "coupling without the gradient's length", STATE,
         "tl.sqrt_rn(weight) / tl.sqrt(stretch)", "tl.sqrt_rn(weight)", "coupled", "values",
+    ),
+    Fault(
+        "the gradient's scale left out of its rms", STATE,
+        "        squared *= scale.to(tl.float64) * scale\n", "", "coupled", "values",
+    ),
+    Fault(
+        "the gradient's scale left out of B", STATE,
+        "whitening = scale * tl.sqrt_rn", "whitening = tl.sqrt_rn", "coupled", "values",
     ),
     Fault(
         "a gradient that the root makes zero takes part", STATE,

@@ -1,6 +1,6 @@
 // accumulate, for the elements of all parameters in one launch:
 //
-//   g = grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (nesterov), or g
+//   g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (nesterov), or g
 //   v = beta2 v + weight2 g^2;   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 //
 // sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one CTA a parameter. Threads
@@ -17,6 +17,7 @@ __device__ __forceinline__ float accumulate_four(const Accumulate& in, const Pos
   const Parameter& of = at.parameter;
   float g[kVector], d[kVector], v[kVector];
   read(g, of.grad, at);
+  for (int i = 0; i < kVector; ++i) g[i] *= c[3];
   if (in.l2 != 0) {
     float p[kVector];
     read(p, of.param, at);

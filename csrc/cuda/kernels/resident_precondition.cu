@@ -58,7 +58,7 @@ __device__ __forceinline__ void resident_precondition(const ResidentPrecondition
   const ResidentProductGroup& group =
       in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
   const int64_t block = cta - group.first_cta, index = group.first_block + block;
-  if (!in.active[index] || group.m == 0 || group.n == 0) {
+  if (in.scales[index] == 0 || group.m == 0 || group.n == 0) {
     if (threadIdx.x == 0) in.norms[index] = 0;
     return;
   }

@@ -2,8 +2,9 @@
 // reading of G and F to the writing of F (kradagrad_ext/backends/base.py):
 //
 //   U = G, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T
-//   B = sqrt(weight) F^T U;   M = B B^T + C^T C,  C = rms' sqrt(damped_updates weight damping k) F
-//   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on
+//   B = s sqrt(weight) F^T U, s the scale of the block's gradient;   M = B B^T + C^T C,  C = rms'
+//   sqrt(damped_updates weight damping k) F Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step
+//   on
 //     Y <- Y T;   T = a I - b Y Z;   Z <- T Z                          (square_root_rule.cuh)
 //   F <- restored F Z
 //
@@ -63,11 +64,13 @@ class ResidentSideUpdate {
   static constexpr int kThreads = Cta<kTiles>::kThreads;
 
   __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, const ResidentUpdateGroup& group,
-                                                const ResidentSide& side, int64_t block, float* shared)
+                                                const ResidentSide& side, int64_t block, float scale,
+                                                float* shared)
       : in_(in),
         group_(group),
         side_(side),
         block_(block),
+        scale_(scale),
         first_(shared),
         second_(shared + first_place(kTiles) * kTileFloats),
         scratch_(second_ + second_place(kTiles) * kTileFloats) {}
@@ -77,7 +80,7 @@ class ResidentSideUpdate {
     const bool usable = norm.unit > 0 && isfinite(norm.sum);
     const float stretch = usable && in_.rule.coupled ? couple() / norm.sum : 1;
     float* const statistics = side_.statistics + block_ * kColumns;
-    const BlockUpdate update = next_statistics(in_.rule, statistics, norm, stretch, d(), k());
+    const BlockUpdate update = next_statistics(in_.rule, statistics, norm, scale_, stretch, d(), k());
     if (update.readiness == Readiness::kNone) return;
     float whitened = 0;
     const bool succeeded =
@@ -302,6 +305,7 @@ class ResidentSideUpdate {
   const ResidentUpdateGroup& group_;
   const ResidentSide& side_;
   int64_t block_;
+  float scale_;
   float *first_, *second_, *scratch_;
 };
 
@@ -312,9 +316,11 @@ __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
   const ResidentUpdateGroup& group =
       in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
   const int64_t index = cta - group.first_cta, block = index / group.sides;
-  if (!in.active[group.first_block + block]) return;
+  const float scale = in.scales[group.first_block + block];
+  if (scale == 0) return;
   const ResidentSide& side = group.side[index % group.sides];
-  ResidentSideUpdate<kTiles, kPrecision>(in, group, side, block, reinterpret_cast<float*>(memory)).run();
+  ResidentSideUpdate<kTiles, kPrecision>(in, group, side, block, scale, reinterpret_cast<float*>(memory))
+      .run();
 }
 
 }  // namespace

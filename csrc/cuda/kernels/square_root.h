@@ -33,7 +33,7 @@ enum class Readiness : int32_t { kNone, kReady, kCounted };
 // One block's side after start_sides.
 struct BlockUpdate {
   Readiness readiness;
-  float scale;     // of B: sqrt(weight), times |G| / |U| where U is coupled
+  float scale;     // of B: s sqrt(weight), times |G| / |U| where U is coupled
   float rms;       // new
   float weight;    // new
   float whitened;  // what |B|_F^2 is multiplied by for the statistic
@@ -105,7 +105,7 @@ struct SquareRootProducts {
   const SquareRootSide* sides;
   const View* views;
   int32_t count;
-  const bool* active;  // by block of all groups
+  const float* scales;  // by block of all groups
 };
 
 // One group before and after its update.
@@ -137,7 +137,7 @@ struct SquareRootGroups {
   const View* views;
   int32_t count;
   SquareRootRule rule;
-  const bool* active;
+  const float* scales;
 };
 
 // norms = the sum of a block's partial sums; one warp a block.
@@ -151,7 +151,7 @@ struct NormSum {
 struct NormSums {
   const NormSum* sums;
   int32_t count;
-  const bool* active;
+  const float* scales;
   float* norms;  // by block of all groups
 };
 

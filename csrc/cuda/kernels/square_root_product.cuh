@@ -270,7 +270,7 @@ __device__ __forceinline__ void square_root_product(const SquareRootProducts& in
   const SquareRootProduct& product = in.products[found];
   const int block = product.start + (cta - product.first_cta) / product.tiles;
   const int tile = (cta - product.first_cta) % product.tiles;
-  if (!in.active[product.first_block + block]) return;
+  if (in.scales[product.first_block + block] == 0) return;
   if (product.side >= 0 && in.sides[product.side].updates[block].readiness != Readiness::kReady) return;
   SquareRootTile<kTiles, kPrecision> own(in, product, block, tile, reinterpret_cast<float*>(memory));
   own.multiply();

@@ -28,7 +28,7 @@ struct ResidentUpdate {
   const View* views;
   int32_t count;
   SquareRootRule rule;
-  const bool* active;  // by block of all groups
+  const float* scales;  // by block of all groups
 };
 
 struct ResidentProductGroup {
@@ -43,8 +43,8 @@ struct ResidentPrecondition {
   const ResidentProductGroup* groups;
   const View* views;
   int32_t count;
-  const bool* active;  // by block of all groups
-  float* norms;        // by block of all groups
+  const float* scales;  // by block of all groups
+  float* norms;         // by block of all groups
 };
 
 // Tiles of 1 KB in the two places that each kernel has, for sides of up to `tiles` tiles.

@@ -23,11 +23,11 @@ __device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
   return most * sqrtf((x * p * p + y * q * q) / (x + y));
 }
 
-// What a side's `old` statistics become, and whether the block takes part. `stretch`: what coupling has
-// multiplied |G|^2 by.
+// What a side's `old` statistics become, and whether the block takes part. `scale`: of its gradient;
+// `stretch`: what coupling has multiplied |G|^2 by.
 __device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rule, const float* old,
-                                                       const GradientNorm& norm, float stretch, int d,
-                                                       int k) {
+                                                       const GradientNorm& norm, float scale, float stretch,
+                                                       int d, int k) {
   BlockUpdate update{Readiness::kNone, 0, 0, 0, 0};
   if (norm.unit == 0) return update;
   update.readiness = Readiness::kCounted;
@@ -35,8 +35,8 @@ __device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rul
   const float elements = static_cast<float>(d) * static_cast<float>(k);
   const float held = rule.decay * old[kWeight];
   update.weight = held + rule.weight;
-  update.rms = mean_of(held, old[kRms], rule.weight, norm.unit * sqrtf(norm.sum / elements));
-  update.scale = sqrtf(rule.weight / stretch);
+  update.rms = mean_of(held, old[kRms], rule.weight, scale * norm.unit * sqrtf(norm.sum / elements));
+  update.scale = scale * sqrtf(rule.weight / stretch);
   update.whitened = old[kWeight] / (rule.weight * static_cast<float>(d)) * stretch;
   if (stretch == 0) update.readiness = Readiness::kNone;
   if (stretch > 0 && isfinite(stretch) && isfinite(update.rms)) update.readiness = Readiness::kReady;

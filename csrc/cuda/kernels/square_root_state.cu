@@ -3,11 +3,12 @@
 // gradient_norms, one CTA a block: the power of two `unit` below the largest |g|, then the sum of (g /
 // unit)^2, so that no square overflows or underflows.
 //
-// start_sides, one CTA a block, its threads over the elements: for each side, with g = |G| / sqrt(d k),
+// start_sides, one CTA a block, its threads over the elements: for each side, with g = s |G| / sqrt(d k) and
+// s the scale of the block's gradient,
 //
-//   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w'),   scale = sqrt(weight) |G| / |U|
-//   where w = 0:  F = I / (rms' sqrt(damping k))
-//   with damping: C^T = rms' sqrt(damped_updates weight damping k) F^T, beside B
+//   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w'),   scale = s sqrt(weight) |G| /
+//   |U| where w = 0:  F = I / (rms' sqrt(damping k)) with damping: C^T = rms' sqrt(damped_updates weight
+//   damping k) F^T, beside B
 //
 // finish_sides, one CTA a block: F <- F' and the statistics where F' is finite; the count of what was left
 // out. finish_norms, one warp a block: partial sums, in a fixed order.
@@ -45,11 +46,11 @@ __device__ __forceinline__ float total(const float* partials, int count) {
 
 // What the statistics become, and whether the block takes part; the same for every thread.
 __device__ __forceinline__ BlockUpdate next(const SquareRootRule& rule, const SquareRootGroupSide& side,
-                                            const GradientNorm& norm, int64_t block) {
+                                            const GradientNorm& norm, float scale, int64_t block) {
   const float stretch =
       side.coupled ? total(side.coupled + block * side.coupled_partials, side.coupled_partials) / norm.sum
                    : 1;
-  return next_statistics(rule, side.statistics + block * kColumns, norm, stretch, side.d, side.k);
+  return next_statistics(rule, side.statistics + block * kColumns, norm, scale, stretch, side.d, side.k);
 }
 
 __device__ __forceinline__ void start_side(const SquareRootGroups& in, const SquareRootGroupSide& side,
@@ -109,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
   __shared__ float scratch[kBlockWarps];
   int64_t block;
   const SquareRootGroup& group = own_group(in, &block);
-  if (!in.active[group.first_block + block]) return;
+  if (in.scales[group.first_block + block] == 0) return;
   const Matrix grad(in.views, group.grad, block, group.m, group.n);
   float most = 0, sum = 0;
   bool finite = true;
@@ -131,10 +132,11 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const SquareRootGroups in) {
   int64_t block;
   const SquareRootGroup& group = own_group(in, &block);
-  if (!in.active[group.first_block + block]) return;
+  const float scale = in.scales[group.first_block + block];
+  if (scale == 0) return;
   for (int i = 0; i < group.sides; ++i) {
     const SquareRootGroupSide& side = group.side[i];
-    const BlockUpdate update = next(in.rule, side, group.gradient[block], block);
+    const BlockUpdate update = next(in.rule, side, group.gradient[block], scale, block);
     if (threadIdx.x == 0) side.updates[block] = update;
     if (update.readiness == Readiness::kReady) start_side(in, side, update, block);
   }
@@ -143,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) finish_sides(const SquareRootGroups in) {
   int64_t block;
   const SquareRootGroup& group = own_group(in, &block);
-  if (!in.active[group.first_block + block]) return;
+  if (in.scales[group.first_block + block] == 0) return;
   for (int i = 0; i < group.sides; ++i) finish_side(in, group.side[i], block);
 }
 
@@ -151,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(32) finish_norms(const NormSums in)
   const int64_t cta = blockIdx.x;
   const NormSum& own = in.sums[search(in.count, cta, [&](int i) { return in.sums[i].first_cta; })];
   const int64_t block = own.start + cta - own.first_cta, index = own.first_block + block;
-  const bool counts = in.active[index] && own.partials;
+  const bool counts = in.scales[index] != 0 && own.partials;
   const float norm = counts ? total(own.partials + block * own.count, own.count) : 0;
   if (threadIdx.x == 0) in.norms[index] = norm;
 }

@@ -36,12 +36,12 @@ class ResidentPlan {
     const View* const views = planner_.add(views_.all());
     if (!updates_.empty()) {
       const ResidentUpdate update{planner_.add(updates_), views, static_cast<int32_t>(updates_.size()),
-                                  inputs_.rule, inputs_.active};
+                                  inputs_.rule, inputs_.scales};
       launch("resident_update_", update_ctas_, update);
     }
     if (!products_.empty()) {
       const ResidentPrecondition precondition{planner_.add(products_), views,
-                                              static_cast<int32_t>(products_.size()), inputs_.active,
+                                              static_cast<int32_t>(products_.size()), inputs_.scales,
                                               inputs_.norms};
       launch("resident_precondition_", product_ctas_, precondition);
     }

@@ -371,15 +371,15 @@ class SquareRootPlan {
   void launch(const Stage& stage, const View* views, const SquareRootSide* sides) {
     if (!stage.products.empty()) {
       const SquareRootProducts products{planner_.add(stage.products), sides, views,
-                                        static_cast<int32_t>(stage.products.size()), inputs_.active};
+                                        static_cast<int32_t>(stage.products.size()), inputs_.scales};
       const int32_t shared = kProductStages * tile_ * 2 * kProductDepth * kFloatBytes;
       planner_.launch(stage.kernel, stage.ctas, 2 * tile_, shared, products);
     } else if (!stage.groups.empty()) {
       const SquareRootGroups groups{planner_.add(stage.groups), views,
-                                    static_cast<int32_t>(stage.groups.size()), rule_, inputs_.active};
+                                    static_cast<int32_t>(stage.groups.size()), rule_, inputs_.scales};
       planner_.launch(stage.kernel, stage.ctas, kBlockThreads, 0, groups);
     } else if (!stage.sums.empty()) {
-      const NormSums sums{planner_.add(stage.sums), static_cast<int32_t>(stage.sums.size()), inputs_.active,
+      const NormSums sums{planner_.add(stage.sums), static_cast<int32_t>(stage.sums.size()), inputs_.scales,
                           inputs_.norms};
       planner_.launch(stage.kernel, stage.ctas, 32, 0, sums);
     }

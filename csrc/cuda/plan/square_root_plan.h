@@ -35,7 +35,7 @@ struct SquareRootInputs {
   SquareRootRule rule;
   Precision precision;
   bool update, precondition;
-  const bool* active;                // by block of all groups
+  const float* scales;               // by block of all groups
   float* norms;                      // by block of all groups; null unless the product is made
   int32_t shared_limit = 163 << 10;  // bytes of shared memory that one CTA may have
 };

@@ -31,6 +31,14 @@ FAULTS = [
         "accumulate",
         "values",
     ),
+    Fault(
+        "the gradient's scale left out",
+        "accumulate.cu",
+        "g[i] *= c[3];",
+        "g[i] *= 1;",
+        "accumulate",
+        "values",
+    ),
     Fault("l2 left out", "accumulate.cu", "if (in.l2 != 0) {", "if (false) {", "accumulate", "values"),
     Fault(
         "inactive parameters take part",

@@ -30,7 +30,7 @@ PRODUCTS = [
     product("no wait in the pipeline", "      copy_async_wait<kStages - 2>();\n", "", "in-flight"),
     product(
         "inactive blocks take part",
-        "  if (!in.active[product.first_block + block]) return;\n",
+        "  if (in.scales[product.first_block + block] == 0) return;\n",
         "",
         "uninitialised",
     ),
@@ -79,6 +79,8 @@ STATES = [
     rule(
         "start_sides", "coupling feeds the scale back", "sqrtf(rule.weight / stretch)", "sqrtf(rule.weight)"
     ),
+    rule("start_sides", "the gradient's scale left out of its rms", "scale * norm.unit *", "norm.unit *"),
+    rule("start_sides", "the gradient's scale left out of B", "= scale * sqrtf(rule", "= sqrtf(rule"),
     rule(
         "start_sides",
         "what is not finite is not counted",
@@ -109,7 +111,7 @@ STATES = [
     state(
         "finish_norms",
         "the norm of an inactive block",
-        "in.active[index] && own.partials",
+        "in.scales[index] != 0 && own.partials",
         "own.partials",
         "uninitialised",
     ),

@@ -59,7 +59,7 @@ MEMORY = [
         "to[1] =",
         "race",
     ),
-    update("inactive blocks take part", "  if (!in.active[group.first_block + block]) return;\n", ""),
+    update("inactive blocks take part", "  if (scale == 0) return;\n", ""),
     update("the sides share a CTA's place", "group.side[index % group.sides]", "group.side[0]", "race"),
     precondition(
         "V of another block",
@@ -67,7 +67,7 @@ MEMORY = [
         "Matrix out(in.views, group.out, 0,",
         "race",
     ),
-    precondition("inactive blocks have norms", "!in.active[index] || ", ""),
+    precondition("inactive blocks have norms", "in.scales[index] == 0 || ", ""),
 ]
 
 GRADIENTS = [
@@ -97,6 +97,7 @@ GRADIENTS = [
 ]
 
 FACTORS = [
+    update("the gradient's scale left out", "        scale_(scale),", "        scale_(1),"),
     update("B not in the gradient's unit", "update.scale * (unit / own_unit)", "update.scale / own_unit"),
     update("a new factor is not started", "is_new ? own_unit / root : 0", "0"),
     update("a factor is started anew", "is_new ? own_unit / root : 0", "own_unit / root"),

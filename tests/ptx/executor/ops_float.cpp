@@ -27,13 +27,19 @@ T nan_or(T a, T b, T value) {
   return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : value;
 }
 
+// What arithmetic gives is one NaN, whichever came in.
+template <class T>
+T one_nan(T value) {
+  return value != value ? std::numeric_limits<T>::quiet_NaN() : value;
+}
+
 template <class T>
 void add_type(OpcodeTable& t) {
   const std::string s = "." + type_name<T>();
-  t["add" + s] = lanewise([](T a, T b) -> T { return a + b; });
-  t["sub" + s] = lanewise([](T a, T b) -> T { return a - b; });
-  t["mul" + s] = lanewise([](T a, T b) -> T { return a * b; });
-  t["fma" + s] = lanewise([](T a, T b, T c) -> T { return std::fma(a, b, c); });
+  t["add" + s] = lanewise([](T a, T b) -> T { return one_nan(a + b); });
+  t["sub" + s] = lanewise([](T a, T b) -> T { return one_nan(a - b); });
+  t["mul" + s] = lanewise([](T a, T b) -> T { return one_nan(a * b); });
+  t["fma" + s] = lanewise([](T a, T b, T c) -> T { return one_nan(std::fma(a, b, c)); });
   t["mad" + s] = t["fma" + s];
   t["div" + s] = lanewise([](T a, T b) -> T { return a / b; });
   t["rcp" + s] = lanewise([](T a) -> T { return T{1} / a; });
