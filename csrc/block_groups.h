@@ -48,21 +48,19 @@ inline Precision precision_named(const Checks& checks, const std::string& name) 
   checks.fail("precision", "bf16x3, tf32x3, bf16x6 or fp32", name);
 }
 
-inline FactorRule factor_rule(const Checks& checks, double decay, double weight, double damping,
+inline FactorRule factor_rule(const Checks& checks, double decay, double weight, double damping, double prior,
                               double damped_updates, const std::string& method, int64_t refine,
                               const std::string& precision, bool coupled) {
   checks.scalar("decay", decay > 0 && decay <= 1, "in (0, 1]", decay);
   checks.positive("weight", weight);
   checks.positive("damping", damping);
+  checks.positive("prior", prior);
   checks.not_negative("damped_updates", damped_updates);
   checks.scalar("refine", refine >= 1 && refine <= 6, "1 to 6", refine);
-  return {decay,
-          weight,
-          damping,
-          damped_updates,
-          method_named(checks, method),
-          refine,
-          precision_named(checks, precision),
+  return {decay,          weight,
+          damping,        prior,
+          damped_updates, method_named(checks, method),
+          refine,         precision_named(checks, precision),
           coupled};
 }
 

@@ -7,15 +7,13 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "kron_step_(Tensor(a!)[] left, Tensor(b!)[] right, Tensor(c!)[] left_statistics, "
       "Tensor(d!)[] right_statistics, Tensor(e!)[] out, Tensor(f!) norms, Tensor[] grad, "
       "Tensor[] direction, Tensor[] left_root, Tensor[] right_root, Tensor scales, float decay, "
-      "float weight, float damping, float damped_updates, str method, int refine, str precision, "
-      "bool coupled, bool update, bool precondition) -> ()");
+      "float weight, float damping, float prior, float damped_updates, str method, int refine, "
+      "str precision, bool coupled, bool update, bool precondition) -> ()");
   // One mode's factor update, for blocks of any order.
   m.def(
       "update_factor_(Tensor(a!) factor, Tensor(b!) statistics, Tensor[] unfolding, Tensor scales, "
-      "float decay, float weight, float damping, float damped_updates, str method, int refine, "
+      "float decay, float weight, float damping, float prior, float damped_updates, str method, int refine, "
       "str precision, bool coupled) -> ()");
-  // Mode products of blocks with their roots; the one functional op on the step's path.
-  m.def("precondition(Tensor blocks, Tensor[] roots) -> Tensor");
   // Momentum, second moment and the norm of the grafting update, before the preconditioning.
   m.def(
       "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "

@@ -19,6 +19,7 @@ struct FactorRule {
   double decay;
   double weight;
   double damping;
+  double prior;
   double damped_updates;
   Method method;
   int64_t refine;

@@ -39,3 +39,19 @@ def _blocks(view: Tensor, order: int) -> int:
 
 def _block_shape(view: Tensor, order: int) -> torch.Size:
     return view.shape[view.ndim - order :]
+
+
+def multiply_modes(blocks: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Mode products ``blocks x_1 matrices[0] ... x_k matrices[k-1]``, as a new contiguous tensor.
+
+    Args:
+        blocks: ``[N, d_1, ..., d_k]``, any strides.
+        matrices: k tensors ``[N, d_i, d_i]`` of any floating dtype, or empty for the identity.
+    """
+    product = blocks.clone()
+    for mode, matrix in enumerate(matrices, start=1):
+        if matrix.numel() > 0:
+            unfolded = product.movedim(mode, 1)
+            moved = matrix.to(blocks.dtype) @ unfolded.reshape(*unfolded.shape[:2], -1)
+            product = moved.reshape(unfolded.shape).movedim(1, mode)
+    return product.contiguous()

@@ -23,6 +23,10 @@ MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
 STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
+PRIOR = 0.03
+"""What a new factor holds before its first gradient, relative to that, where old statistics are forgotten.
+With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
+
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 STRUCTURAL = (
     "block_size",
@@ -214,6 +218,7 @@ class Config:
             decay=self.factor_decay,
             weight=1.0 if self.factor_decay == 1 else 1 - self.factor_decay,
             damping=self.damping,
+            prior=self.damping if self.factor_decay == 1 else max(PRIOR, self.damping),
             damped_updates=damped_updates,
             method=self.factor_method(device),
             refine=self.refine,

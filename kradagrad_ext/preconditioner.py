@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import roots
 from .backends.base import RMS, WHITENED, Backend, BlockGroup
-from .block_views import gather, squared_norms, with_blocks
+from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
 from .roots import WHITENED_MEAN, WHITENED_WEIGHT
@@ -137,7 +137,7 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
         refresh_roots(state, config, backend, now.active)
     if not now.clock.preconditions(config):
         return torch.zeros_like(state.root_stats[0][:, 0])
-    return _write(backend.precondition(_over_rms(now.directions, state), state.roots), now)
+    return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
 
 
 def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Backend) -> list[Tensor]:
@@ -150,7 +150,7 @@ def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Back
     unfoldings = []
     for mode in state.modes:
         others = [root[:, :0] if i == mode else root for i, root in enumerate(state.roots)]
-        unfolding = _unfold(backend.precondition(blocks, others), mode)
+        unfolding = _unfold(multiply_modes(blocks, others), mode)
         stretch = squared_norms(unfolding) / squared_norms(blocks)
         scale = torch.where(stretch > 0, stretch.rsqrt(), 0)
         unfoldings.append(unfolding * scale[:, None, None].to(unfolding.dtype))
@@ -203,7 +203,7 @@ def _whitened(state: GroupState, backend: Backend, now: BlockGroupStep) -> Tenso
     """Mean square ``[N]`` of the gradient whitened on all sides."""
     if state.is_kron:  # told by both updates
         return (state.factor_stats[0][:, WHITENED] + state.factor_stats[1][:, WHITENED]) / 2
-    whitened = backend.precondition(_over_rms(now.grads, state), state.roots)
+    whitened = multiply_modes(_over_rms(now.grads, state), state.roots)
     mean_square = squared_norms(whitened) / math.prod(state.group.block_shape)
     return mean_square.to(whitened.dtype) * now.scales.square()
 

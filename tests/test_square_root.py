@@ -77,7 +77,7 @@ def exact_inverse(gradients: list[Tensor], rule: UpdateRule) -> Tensor:
         mean = (rule.decay * weight * mean + rule.weight * square) / (rule.decay * weight + rule.weight)
         weight = rule.decay * weight + rule.weight
         damping = (rule.damping * k * mean)[:, None, None] * identity
-        statistics = damping if i == 0 else statistics
+        statistics = rule.prior / rule.damping * damping if i == 0 else statistics
         added = u @ u.mT + rule.damped_updates * damping
         statistics = rule.decay * statistics + rule.weight * added
     return torch.linalg.inv(statistics)

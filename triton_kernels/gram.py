@@ -2,8 +2,8 @@
 
 C = rms' sqrt(damped_updates weight damping k) F, with k the columns of B; the term is left out where no
 damping enters. F is scaled as it is loaded, since F^T F may overflow. A new F is start I, with which C^T C is
-damped_updates weight I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2; see multiply.py
-for the mapping.
+damped_updates weight damping / prior I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2;
+see multiply.py for the mapping.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _add_gram_of_factor(
     return sum
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "weight", "damping", "damped_updates"])
+@triton.jit(
+    do_not_specialize=["table", "count", "scratch", "scales", "weight", "damping", "prior", "damped_updates"]
+)
 def gram(
     table,
     count,
@@ -62,6 +64,7 @@ def gram(
     scales,
     weight,
     damping,
+    prior,
     damped_updates,
     F_TYPE: tl.constexpr,
     DAMPED: tl.constexpr,
@@ -79,7 +82,8 @@ def gram(
         if DAMPED:
             if tl.load(state(entry, block, scratch, START)) > 0:
                 d = size(entry, ROWS, VECTOR)
-                m += tl.where((i[:, None] == j[None, :]) & inside(i, j, d, d), damped_updates * weight, 0.0)
+                term = damped_updates * weight * damping / prior
+                m += tl.where((i[:, None] == j[None, :]) & inside(i, j, d, d), term, 0.0)
             else:
                 columns = tl.load(entry + DEPTH).to(tl.float32)
                 scale = tl.sqrt_rn(damped_updates * weight * damping * columns)

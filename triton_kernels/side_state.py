@@ -105,8 +105,8 @@ def new_statistics(rms, weight_before, squared, elements, decay, weight):
     return tl.sqrt(mean).to(tl.float32), new_weight.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay", "weight", "damping"])
-def track_statistics(table, count, scratch, scales, decay, weight, damping, COUPLED: tl.constexpr):
+@triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay", "weight", "prior"])
+def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLED: tl.constexpr):
     """The state of a side ``[ROWS, COLS]`` after its gradient; what is not finite is counted here."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
@@ -129,7 +129,7 @@ def track_statistics(table, count, scratch, scales, decay, weight, damping, COUP
         tl.debug_barrier()  # every thread has read what one of them writes
         if (squared != 0) & is_finite(rms):
             taken = 1.0
-            start = 1 / (rms * tl.sqrt_rn(damping * cols.to(tl.float32)))
+            start = 1 / (rms * tl.sqrt_rn(prior * cols.to(tl.float32)))
             whitening = scale * tl.sqrt_rn(weight) / tl.sqrt(stretch)
             tl.store(state(entry, block, scratch, NEW_RMS), rms)
             tl.store(state(entry, block, scratch, NEW_WEIGHT), new_weight)

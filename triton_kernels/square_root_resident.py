@@ -124,7 +124,7 @@ def _gram(
 @triton.jit
 def _updated(
     entry, SIDE: tl.constexpr, block, scratch, u, rms, start, whitening, whitened, d, k,
-    decay, weight, damping, damped_updates,
+    decay, weight, damping, prior, damped_updates,
     TYPE: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -139,7 +139,7 @@ def _updated(
     whitened_square = (squared_norm(b) * whitened).to(tl.float32)
     f = _load_square(entry, SIDE, block, scratch, d, D, TYPE, VECTOR)
     damping_scale = tl.sqrt_rn(damped_updates * weight * damping * k.to(tl.float32)) * rms
-    m = _gram(f, b, start, damping_scale, damped_updates * weight, d, DAMPED, PRECISION)
+    m = _gram(f, b, start, damping_scale, damped_updates * weight * damping / prior, d, DAMPED, PRECISION)
     t = decay + tl.sqrt(squared_norm(m)).to(tl.float32)
     z = _inverse_root(m, t, decay, REFINE, PRECISION)
     if start > 0:
@@ -155,7 +155,7 @@ def _updated(
 @triton.jit
 def _update_side(
     entry, SIDE: tl.constexpr, STATISTICS_FIELD: tl.constexpr, block, scratch, u, energy, scale, d, k,
-    decay, weight, damping, damped_updates,
+    decay, weight, damping, prior, damped_updates,
     TYPE: tl.constexpr, COUPLED: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr,
     PRECISION: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -173,13 +173,13 @@ def _update_side(
     if squared != 0:
         finite = is_finite(new_rms)
         if finite:
-            start = 1 / (new_rms * tl.sqrt_rn(damping * k.to(tl.float32)))
+            start = 1 / (new_rms * tl.sqrt_rn(prior * k.to(tl.float32)))
             start = tl.where(old_weight == 0, start, 0.0)
             whitening = (scale * tl.sqrt_rn(weight) / tl.sqrt(stretch)).to(tl.float32)
             whitened = old_weight / (weight * d.to(tl.float32)) * stretch
             new, whitened_square = _updated(
                 entry, SIDE, block, scratch, u, new_rms, start, whitening, whitened, d, k,
-                decay, weight, damping, damped_updates, TYPE, DAMPED, REFINE, PRECISION, VECTOR,
+                decay, weight, damping, prior, damped_updates, TYPE, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
             finite = is_finite(squared_norm(new))
             if finite:
@@ -197,7 +197,8 @@ def _update_side(
 
 @triton.jit(
     do_not_specialize=[
-        "table", "count", "scratch", "scales", "norms", "decay", "weight", "damping", "damped_updates",
+        "table", "count", "scratch", "scales", "norms",
+        "decay", "weight", "damping", "prior", "damped_updates",
     ]
 )  # fmt: skip
 def square_root_resident(
@@ -209,6 +210,7 @@ def square_root_resident(
     decay,
     weight,
     damping,
+    prior,
     damped_updates,
     GRAD_TYPE: tl.constexpr,
     GRAD_ORDER: tl.constexpr,
@@ -246,7 +248,7 @@ def square_root_resident(
                 u = _product(u, root, PRECISION)
             rms = _update_side(
                 entry, LEFT, STATISTICS, block, scratch, u, energy, scale, rows, cols,
-                decay, weight, damping, damped_updates,
+                decay, weight, damping, prior, damped_updates,
                 LEFT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
         if HAS_RIGHT:
@@ -256,7 +258,7 @@ def square_root_resident(
                 u = _product(root, u, PRECISION)
             _update_side(
                 entry, RIGHT, RIGHT_STATISTICS, block, scratch, tl.trans(u), energy, scale, cols, rows,
-                decay, weight, damping, damped_updates,
+                decay, weight, damping, prior, damped_updates,
                 RIGHT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
         if HAS_OUT:

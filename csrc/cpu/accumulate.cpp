@@ -1,8 +1,10 @@
 // accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
 //
-//   g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, or beta1 m + (1 - beta1) g (nesterov), or g
-//   (no momenta) v = beta2 v + weight2 g^2;   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm =
-//   |graft|^2
+//   g = c3 grad + l2 p
+//   m = beta1 m + (1 - beta1) g
+//   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no momenta)
+//   v = beta2 v + weight2 g^2
+//   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm = |graft|^2
 //
 // Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache, and
 // gives one partial norm.

@@ -69,7 +69,7 @@ void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d,
   T* const f = f_.item(i);
   const bool is_new = side.statistics[i * kStatistics + kWeight] == 0;
   if (is_new || !items_[i].ready) {
-    const double start = 1 / (items_[i].rms * std::sqrt(rule_.damping * static_cast<double>(k)));
+    const double start = 1 / (items_[i].rms * std::sqrt(rule_.prior * static_cast<double>(k)));
     std::fill_n(f, d * d, T(0));
     for (int64_t j = 0; j < d; ++j) f[j * d + j] = items_[i].ready ? static_cast<T>(start) : T(1);
     return;
@@ -103,7 +103,7 @@ void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
   for (int64_t i = 0; i < h_.count; ++i) {
     traces_.push_back(trace(h_.item(i), h_.rows));
     const T weight = static_cast<T>(weight_of(unfoldings, i));
-    combine_lower(h_.item(i), T(0), weight, h_.item(i), T(0), h_.item(i), h_.rows);
+    combine_lower(h_.item(i), weight, h_.item(i), T(0), h_.item(i), h_.rows);
   }
 }
 
@@ -124,16 +124,14 @@ void FactorUpdate<T>::add_damping(int64_t k) {
     multiply_lower(gram, damped.transposed(), damped);
   }
   for (int64_t i = 0; i < count; ++i) {
-    combine_lower(h_.item(i), T(0), T(1), h_.item(i), T(1), gram.item(i), d);
+    combine_lower(h_.item(i), T(1), h_.item(i), T(1), gram.item(i), d);
   }
 }
 
 // F <- F L^-T with H + decay I = L L^T.
 template <class T>
 void FactorUpdate<T>::times_inverse_root() {
-  for (int64_t i = 0; i < h_.count; ++i) {
-    for (int64_t j = 0; j < h_.rows; ++j) h_.item(i)[j * h_.rows + j] += static_cast<T>(rule_.decay);
-  }
+  for (int64_t i = 0; i < h_.count; ++i) add_diagonal(h_.item(i), static_cast<T>(rule_.decay), h_.rows);
   failed_.assign(h_.count, 0);
   stacked_cholesky(h_, f_, failed_.data(), scratch_.cholesky);
 }
@@ -179,15 +177,18 @@ void FactorUpdate<T>::times_polynomial() {
   for (int64_t i = 0; i < count; ++i) {
     const double t = rule_.decay + std::sqrt(squared_norm_of_lower(h_.item(i), d));
     floors[i] = std::sqrt(rule_.decay / t);
-    combine_lower(y.item(i), static_cast<T>(rule_.decay / t), static_cast<T>(1 / t), y.item(i), T(0),
-                  y.item(i), d);
+    combine_lower(y.item(i), static_cast<T>(1 / t), y.item(i), T(0), y.item(i), d);
+    add_diagonal(y.item(i), static_cast<T>(rule_.decay / t), d);
+    mirror_lower(y.item(i), d);
   }
   for (int64_t step = 0; step < rule_.refine; ++step) {
     if (step > 0) multiply_symmetric(product, z, y);
     for (int64_t i = 0; i < count; ++i) {
       const double f = floors[i], s = std::sqrt(3 / (1 + f + f * f)), a = 1.5 * s, b = 0.5 * s * s * s;
       const T* const power = (step > 0 ? product : y).item(i);
-      combine_lower(polynomial.item(i), static_cast<T>(a), static_cast<T>(-b), power, T(0), power, d);
+      combine_lower(polynomial.item(i), static_cast<T>(-b), power, T(0), power, d);
+      add_diagonal(polynomial.item(i), static_cast<T>(a), d);
+      mirror_lower(polynomial.item(i), d);
       at_decay[i] *= a - b * f * f;
       floors[i] = std::min(1.0, f * (a - b * f * f));
     }

@@ -1,7 +1,8 @@
 // kron_step_ and update_factor_ (kradagrad_ext/backends/base.py), group by group:
 //
 //   if update:        U = G and G^T, or coupled G P_r and (P_l G)^T; the factors of both sides
-//   (factor_update.h) if precondition:  V = P_l (D / rms) P_r,   norms = |V|_F^2
+//                     (factor_update.h)
+//   if precondition:  V = P_l (D / rms) P_r,   norms = |V|_F^2
 //
 // Threads take chunks of consecutive blocks (parallel.h). A chunk's gradients and directions are packed into
 // scratch first and its results written from scratch last, so `out` may be `direction`.
@@ -172,14 +173,14 @@ void run(const BlockGroup& group, const GroupArguments& in, const FactorRule& ru
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
                const Tensors direction, const Tensors left_root, const Tensors right_root,
-               const Tensor scales, double decay, double weight, double damping, double damped_updates,
-               const std::string method, int64_t refine, const std::string precision, bool coupled,
-               bool update, bool precondition) {
+               const Tensor scales, double decay, double weight, double damping, double prior,
+               double damped_updates, const std::string method, int64_t refine, const std::string precision,
+               bool coupled, bool update, bool precondition) {
   const GroupArguments in{left,      right,     left_statistics, right_statistics, out,    norms,       grad,
                           direction, left_root, right_root,      scales,           update, precondition};
   const Checks checks("kron_step_", norms);
   const FactorRule rule =
-      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
+      factor_rule(checks, decay, weight, damping, prior, damped_updates, method, refine, precision, coupled);
   const std::vector<BlockGroup> groups = checked_block_groups(checks, in, rule);
   with_compute_type(norms.scalar_type(), [&](auto type) {
     for (const BlockGroup& group : groups) run<decltype(type)>(group, in, rule);
@@ -202,7 +203,7 @@ void run_side(const Tensor& factor, const Tensor& statistics, const std::vector<
 }
 
 void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor scales,
-                   double decay, double weight, double damping, double damped_updates,
+                   double decay, double weight, double damping, double prior, double damped_updates,
                    const std::string method, int64_t refine, const std::string precision, bool coupled) {
   const Checks checks("update_factor_", statistics);
   checks.tensor("statistics", statistics, {"N", kStatistics}, kFactorDTypes);
@@ -214,7 +215,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   checks.block_views("unfolding", unfolding, count, d, k, kViewDTypes);
   checks.contiguous("scales", scales, {count}, {statistics.scalar_type()});
   const FactorRule rule =
-      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
+      factor_rule(checks, decay, weight, damping, prior, damped_updates, method, refine, precision, coupled);
   if (d == 0 || k == 0) return;
   with_compute_type(statistics.scalar_type(), [&](auto type) {
     using T = decltype(type);

@@ -1,25 +1,47 @@
-// Passes over one symmetric matrix [n, n] of which only the lower triangle (with the diagonal) is read.
+// Passes over one symmetric matrix [n, n] of which only the lower triangle, with the diagonal, is read.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+
+#include "vector_loops.h"
 
 namespace kradagrad::cpu {
 
-// out = diagonal I + a x + b y, both triangles written from the lower ones of x and y, so `out` is symmetric
-// to the bit. `out` may be x or y.
-void combine_lower(float* out, float diagonal, float a, const float* x, float b, const float* y, int64_t n);
-void combine_lower(double* out, double diagonal, double a, const double* x, double b, const double* y,
-                   int64_t n);
+// out = a x + b y, the lower triangle alone; `out` may be x or y.
+template <class T>
+void combine_lower(T* out, T a, const T* x, T b, const T* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) weighted_sum(out + i * n, a, x + i * n, b, y + i * n, i + 1);
+}
 
-// Copies the lower triangle to the upper one.
+template <class T>
+void add_diagonal(T* x, T value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i * n + i] += value;
+}
+
+// Copies the lower triangle to the upper one, in tiles that keep the writes inside the first-level cache.
 template <class T>
 void mirror_lower(T* x, int64_t n) {
-  combine_lower(x, T(0), T(1), x, T(0), x, n);
+  constexpr int64_t kTile = 16;
+  for (int64_t row = 0; row < n; row += kTile) {
+    for (int64_t col = 0; col <= row; col += kTile) {
+      for (int64_t j = col; j < std::min(col + kTile, n); ++j) {
+        for (int64_t i = std::max(row, j + 1); i < std::min(row + kTile, n); ++i) x[j * n + i] = x[i * n + j];
+      }
+    }
+  }
 }
 
 // |x|_F^2
-double squared_norm_of_lower(const float* x, int64_t n);
-double squared_norm_of_lower(const double* x, int64_t n);
+template <class T>
+double squared_norm_of_lower(const T* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const T* row = x + i * n;
+    sum += 2 * dot(row, row, i) + static_cast<double>(row[i]) * row[i];
+  }
+  return sum;
+}
 
 template <class T>
 double trace(const T* x, int64_t n) {

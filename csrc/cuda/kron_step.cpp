@@ -14,9 +14,13 @@ const DTypes kFloat = {ScalarType::Float};
 // The rule of the kernels, which have no Cholesky.
 SquareRootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& rule, bool update) {
   if (update && rule.method == Method::kCholesky) checks.fail("method", "products on CUDA", "cholesky");
-  return {static_cast<float>(rule.decay),    static_cast<float>(rule.weight),
-          static_cast<float>(rule.damping),  static_cast<float>(rule.damped_updates),
-          static_cast<int32_t>(rule.refine), rule.coupled};
+  return {static_cast<float>(rule.decay),
+          static_cast<float>(rule.weight),
+          static_cast<float>(rule.damping),
+          static_cast<float>(rule.prior),
+          static_cast<float>(rule.damped_updates),
+          static_cast<int32_t>(rule.refine),
+          rule.coupled};
 }
 
 // Sizes that the kernels count in 32 bits.
@@ -33,15 +37,15 @@ SquareRootSideTensors kernel_side(const kradagrad::Side& side) {
 void kron_step(const Tensors left, const Tensors right, const Tensors left_statistics,
                const Tensors right_statistics, const Tensors out, const Tensor norms, const Tensors grad,
                const Tensors direction, const Tensors left_root, const Tensors right_root,
-               const Tensor scales, double decay, double weight, double damping, double damped_updates,
-               const std::string method, int64_t refine, const std::string precision, bool coupled,
-               bool update, bool precondition) {
+               const Tensor scales, double decay, double weight, double damping, double prior,
+               double damped_updates, const std::string method, int64_t refine, const std::string precision,
+               bool coupled, bool update, bool precondition) {
   const GroupArguments in{left,      right,     left_statistics, right_statistics, out,    norms,       grad,
                           direction, left_root, right_root,      scales,           update, precondition};
   const Checks checks("kron_step_", norms);
   checks.tensor("norms", norms, {"N"}, kFloat);
   const kradagrad::FactorRule rule =
-      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, coupled);
+      factor_rule(checks, decay, weight, damping, prior, damped_updates, method, refine, precision, coupled);
   const std::vector<BlockGroup> groups = checked_block_groups(checks, in, rule, kKernelViewDTypes);
   SquareRootInputs inputs{{},
                           kernel_rule(checks, rule, update),
@@ -62,7 +66,7 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
 }
 
 void update_factor(const Tensor factor, const Tensor statistics, const Tensors unfolding, const Tensor scales,
-                   double decay, double weight, double damping, double damped_updates,
+                   double decay, double weight, double damping, double prior, double damped_updates,
                    const std::string method, int64_t refine, const std::string precision, bool coupled) {
   const Checks checks("update_factor_", statistics);
   checks.tensor("statistics", statistics, {"N", kStatistics}, kFloat);
@@ -73,7 +77,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
   checks.contiguous("scales", scales, {count}, kFloat);
   check_sizes(checks, "unfolding", d, k);
   const kradagrad::FactorRule rule =
-      factor_rule(checks, decay, weight, damping, damped_updates, method, refine, precision, false);
+      factor_rule(checks, decay, weight, damping, prior, damped_updates, method, refine, precision, false);
   SquareRootGroupTensors group{};
   group.blocks = count;
   group.m = static_cast<int32_t>(d);

@@ -7,7 +7,7 @@ the list, run over the N blocks of the group: gradients are read and updates wri
 parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), whatever the dtype of
 the views.
 
-Every op but ``precondition`` and ``eigh`` works in place and returns nothing. An inactive parameter
+Every op but ``eigh`` works in place and returns nothing. An inactive parameter
 (``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit.
 """
 
@@ -55,7 +55,9 @@ class UpdateRule:
     Attributes:
         decay: of the old statistics, in (0, 1].
         weight: of the new one, > 0.
-        damping: relative to the mean eigenvalue of the statistics, > 0; a new factor holds it alone.
+        damping: relative to the mean eigenvalue of the statistics, > 0.
+        prior: statistics that a new factor holds before its first gradient, relative to that one's mean
+            eigenvalue, > 0.
         damped_updates: how many updates' worth of damping enters with this one, >= 0.
         method: one of `METHODS`.
         refine: degree of the polynomial q in the sense of `METHODS`, 1 to 6: ``3 (refine - 1)`` products.
@@ -69,6 +71,7 @@ class UpdateRule:
     decay: float
     weight: float
     damping: float
+    prior: float = 0.1
     damped_updates: float = 1.0
     method: str = "cholesky"
     refine: int = 2
@@ -77,7 +80,7 @@ class UpdateRule:
 
     def __post_init__(self) -> None:
         _require(0 < self.decay <= 1, "decay", "in (0, 1]", self.decay)
-        for name in ("weight", "damping"):
+        for name in ("weight", "damping", "prior"):
             _require(0 < getattr(self, name) < math.inf, name, "> 0 and finite", getattr(self, name))
         damped = self.damped_updates
         _require(0 <= damped < math.inf, "damped_updates", ">= 0 and finite", damped)
@@ -138,7 +141,7 @@ class Backend(Protocol):
 
             nothing at all changes where g = 0
             w' = decay w + weight,   rms'^2 = (decay w rms^2 + weight g^2) / w'
-            where w = 0:  F = I / (rms' sqrt(damping k))
+            where w = 0:  F = I / (rms' sqrt(prior k))
             B  = sqrt(weight) F^T U
             H  = decay I + B B^T + damped_updates weight damping k rms'^2 F^T F
             F' = F R,  R R^T = H^-1 or above it                      (by `UpdateRule.method`)
@@ -184,14 +187,6 @@ class Backend(Protocol):
             groups: the blocks, group after group.
             scales: ``[sum of N]`` in the compute dtype, >= 0; 0 for an inactive block.
             norms: ``[sum of N]`` in the compute dtype; written.
-        """
-
-    def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:
-        """Mode products ``blocks x_1 roots[0] ... x_k roots[k-1]``, as a new tensor.
-
-        Args:
-            blocks: ``[N, d_1, ..., d_k]``, any strides, float32 or float64.
-            roots: k tensors ``[N, d_i, d_i]`` (blocks' dtype or bfloat16), or empty for the identity.
         """
 
     def accumulate_(

@@ -24,7 +24,6 @@ name = "native"
 _OPS = (
     "kron_step_",
     "update_factor_",
-    "precondition",
     "accumulate_",
     "parameter_step_",
     "eigh",
@@ -55,14 +54,9 @@ def _load() -> str | None:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{path.name} does not load: {error}"
-    torch.library.register_fake("kradagrad_ext::precondition", _fake_precondition)
     torch.library.register_fake("kradagrad_ext::eigh", _fake_eigh)
     _OVERLOADS.update({name: getattr(torch.ops.kradagrad_ext, name).default for name in _OPS})
     return None
-
-
-def _fake_precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
-    return blocks.new_empty(blocks.shape)
 
 
 def _fake_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,18 +121,13 @@ def _flat(rule: UpdateRule) -> tuple[object, ...]:
         rule.decay,
         rule.weight,
         rule.damping,
+        rule.prior,
         rule.damped_updates,
         rule.method,
         rule.refine,
         rule.precision,
         rule.coupled,
     )
-
-
-def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
-    """See `Backend.precondition`."""
-    product: Tensor = op("precondition")(blocks, roots)
-    return product
 
 
 def accumulate_(
@@ -211,5 +200,6 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         RuntimeError: a matrix is not finite, or its iteration did not converge; the message names it.
     """
-    values, vectors = op("eigh")(matrices)
+    eigh = torch.linalg.eigh if matrices.device.type == "cuda" else op("eigh")
+    values, vectors = eigh(matrices)
     return values, vectors

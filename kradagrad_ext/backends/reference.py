@@ -17,7 +17,6 @@ __all__ = [
     "kron_step_",
     "name",
     "parameter_step_",
-    "precondition",
     "update_factor_",
 ]
 
@@ -27,17 +26,6 @@ name = "reference"
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """None: the reference runs everywhere."""
     return None
-
-
-def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
-    """See `Backend.precondition`."""
-    product = blocks.clone()
-    for mode, root in enumerate(roots, start=1):
-        if root.numel() > 0:
-            unfolded = product.movedim(mode, 1)
-            moved = root.to(blocks.dtype) @ unfolded.reshape(*unfolded.shape[:2], -1)
-            product = moved.reshape(unfolded.shape).movedim(1, mode)
-    return product.contiguous()
 
 
 def _graft_update(direction: Tensor, second_moment: Tensor | None, coefficients: Tensor) -> Tensor:

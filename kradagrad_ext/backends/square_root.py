@@ -115,7 +115,7 @@ def _update(
     """The update of one side, from unfoldings that have elements."""
     u, (d, k) = gradients.unfolding, gradients.unfolding.shape[-2:]
     weight, rms = _new_statistics(statistics, gradients.squared_norm / (d * k), rule)
-    start = 1 / (rms * math.sqrt(rule.damping * k))
+    start = 1 / (rms * math.sqrt(rule.prior * k))
     f = factor.to(u.dtype)
     f = torch.where(statistics[:, WEIGHT, None, None] > 0, f, start[:, None, None] * _identity_like(f))
     b = math.sqrt(rule.weight) * (f.mT @ u)

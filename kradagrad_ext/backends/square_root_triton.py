@@ -92,6 +92,7 @@ def _run(
         "decay": rule.decay,
         "weight": rule.weight,
         "damping": rule.damping,
+        "prior": rule.prior,
         "damped_updates": rule.damped_updates,
         "norms": norms,
     }

@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. An update by Cholesky, `precondition` and `eigh` are torch's.
+for development. An update by Cholesky, and `eigh` are torch's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ __all__ = [
     "kron_step_",
     "name",
     "parameter_step_",
-    "precondition",
     "update_factor_",
 ]
 
@@ -66,11 +65,6 @@ def _gpu_reason(device: torch.device) -> str | None:
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's driver does not start: {error}"
     return None
-
-
-def precondition(blocks: Tensor, roots: list[Tensor]) -> Tensor:
-    """See `Backend.precondition`."""
-    return reference.precondition(blocks, roots)
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,11 +74,11 @@ SquareRootGroupTensors square_root_group(const py::dict& group) {
 }
 
 Plan square_root_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
-                      float damped_updates, int refine, const std::string& precision, bool coupled,
-                      bool update, bool precondition, uintptr_t scales, uintptr_t norms,
+                      float prior, float damped_updates, int refine, const std::string& precision,
+                      bool coupled, bool update, bool precondition, uintptr_t scales, uintptr_t norms,
                       int64_t scratch_bytes, int32_t shared_limit) {
   SquareRootInputs inputs{{},
-                          {decay, weight, damping, damped_updates, refine, coupled},
+                          {decay, weight, damping, prior, damped_updates, refine, coupled},
                           kPrecisions.at(precision),
                           update,
                           precondition,

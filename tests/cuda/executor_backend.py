@@ -147,10 +147,12 @@ class Executor:
         }
 
     def _run_step(self, device, groups, rule, update, precondition, scales, norms) -> None:
-        scalars = (rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision)
+        scalars = (rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates)
         plan = toolchain.plans().square_root_step(
             groups,
             *scalars,
+            rule.refine,
+            rule.precision,
             rule.coupled,
             update,
             precondition,
@@ -207,9 +209,6 @@ class Executor:
         fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
         rate = device.address(lr)
         self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
-
-    def precondition(self, blocks: Tensor, roots: list[Tensor]) -> Tensor:
-        return reference.precondition(blocks, roots)
 
     def eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
         return reference.eigh(matrices)

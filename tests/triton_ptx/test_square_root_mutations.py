@@ -102,12 +102,12 @@ FAULTS = [
     ),
     Fault(
         "a new factor without damping", GRAM,
-        "inside(i, j, d, d), damped_updates * weight, 0.0)", "inside(i, j, d, d), 0.0, 0.0)",
+        "inside(i, j, d, d), term, 0.0)", "inside(i, j, d, d), 0.0, 0.0)",
         "coupled", "values",
     ),
     Fault(
         "damping beyond the diagonal's end", GRAM,
-        "& inside(i, j, d, d), damped_updates", ", damped_updates", "damped", "values",
+        "& inside(i, j, d, d), term", ", term", "damped", "values",
     ),
     Fault(
         "tiles below the diagonal count once", GRAM,

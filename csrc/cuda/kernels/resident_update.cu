@@ -2,9 +2,9 @@
 // reading of G and F to the writing of F (kradagrad_ext/backends/base.py):
 //
 //   U = G, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T
-//   B = s sqrt(weight) F^T U, s the scale of the block's gradient;   M = B B^T + C^T C,  C = rms'
-//   sqrt(damped_updates weight damping k) F Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step
-//   on
+//   B = s sqrt(weight) F^T U, s the scale of the block's gradient
+//   M = B B^T + C^T C,  C = rms' sqrt(damped_updates weight damping k) F
+//   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on
 //     Y <- Y T;   T = a I - b Y Z;   Z <- T Z                          (square_root_rule.cuh)
 //   F <- restored F Z
 //
@@ -176,7 +176,7 @@ class ResidentSideUpdate {
     const float root = update.rms * damping_root(in_.rule, k());
     const float own_unit = power_of_two_below(root);  // F is held times this
     const Exact exact{factor.bf16 && !is_new, false};
-    load_factor(factor, is_new ? own_unit / root : 0, own_unit);
+    load_factor(factor, is_new ? own_unit * start_of(in_.rule, update.rms, k()) : 0, own_unit);
     whitened = whiten(update.scale * (unit / own_unit), exact);
     Lower m = gram(root / own_unit, exact);
     const float norm = norm_of(m, fmaxf(1, power_of_two_below(whitened)));

@@ -18,7 +18,7 @@ namespace kradagrad::cuda {
 
 // UpdateRule of base.py.
 struct SquareRootRule {
-  float decay, weight, damping, damped_updates;
+  float decay, weight, damping, prior, damped_updates;
   int32_t refine;
   int32_t coupled;
 };

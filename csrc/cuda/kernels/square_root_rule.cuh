@@ -43,7 +43,12 @@ __device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rul
   return update;
 }
 
-// What rms' is multiplied by for the square root of the damping; a new F is I divided by both.
+// A new F is that times I.
+__device__ __forceinline__ float start_of(const SquareRootRule& rule, float rms, int k) {
+  return 1 / (rms * sqrtf(rule.prior * static_cast<float>(k)));
+}
+
+// What rms' is multiplied by for the square root of the damping.
 __device__ __forceinline__ float damping_root(const SquareRootRule& rule, int k) {
   return sqrtf(rule.damping * static_cast<float>(k));
 }

@@ -6,9 +6,11 @@
 // start_sides, one CTA a block, its threads over the elements: for each side, with g = s |G| / sqrt(d k) and
 // s the scale of the block's gradient,
 //
-//   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w'),   scale = s sqrt(weight) |G| /
-//   |U| where w = 0:  F = I / (rms' sqrt(damping k)) with damping: C^T = rms' sqrt(damped_updates weight
-//   damping k) F^T, beside B
+//   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w')
+//   scale = s sqrt(weight) |G| / |U|
+//
+//   where w = 0:   F = I / (rms' sqrt(prior k))
+//   with damping:  C^T = rms' sqrt(damped_updates weight damping k) F^T, beside B
 //
 // finish_sides, one CTA a block: F <- F' and the statistics where F' is finite; the count of what was left
 // out. finish_norms, one warp a block: partial sums, in a fixed order.
@@ -58,7 +60,7 @@ __device__ __forceinline__ void start_side(const SquareRootGroups& in, const Squ
   const float root = damping_root(in.rule, side.k);
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
-  const float start = 1 / (update.rms * root);
+  const float start = start_of(in.rule, update.rms, side.k);
   if (is_new) {  // each thread reads below what it has written itself
     for_each_element(side.d, side.d,
                      [&](int row, int col) { write(factor, row, col, row == col ? start : 0); });

@@ -99,8 +99,8 @@ GRADIENTS = [
 FACTORS = [
     update("the gradient's scale left out", "        scale_(scale),", "        scale_(1),"),
     update("B not in the gradient's unit", "update.scale * (unit / own_unit)", "update.scale / own_unit"),
-    update("a new factor is not started", "is_new ? own_unit / root : 0", "0"),
-    update("a factor is started anew", "is_new ? own_unit / root : 0", "own_unit / root"),
+    update("a new factor is not started", "is_new ? own_unit * start_of(in_.rule, update.rms, k()) : 0", "0"),
+    update("a factor is started anew", "is_new ? own_unit * start", "true ? own_unit * start"),
     update("F not in its unit", "four[i] *= unit;", "four[i] *= 1;"),
     update("F' in the unit of F", ".restored / own_unit", ".restored"),
     update("F' is not restored", "Iteration(in_.rule, norm, 0).restored / own_unit", "1 / own_unit"),
