@@ -31,10 +31,8 @@ class Clock:
         return self.counter is not None or self.number % config.factor_every == 0
 
     def roots_due(self, config: Config) -> bool:
-        """Whether all roots are made: at first on every step, since young factors change fast."""
-        if self.counter is not None:
-            return False
-        return self.number < config.root_every or self.number % config.root_every == 0
+        """Whether all roots are made."""
+        return self.counter is None and self.number % config.root_every == 0
 
     def damped_updates(self, config: Config) -> float:
         """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
@@ -44,7 +42,7 @@ class Clock:
         """
         if config.factor_decay == 1:
             return 0.0
-        if self.counter is not None or self.number <= config.root_every:
+        if self.counter is not None:
             return 1.0
         due = -(-self.number // config.root_every) * config.root_every
         is_last = self.number + config.factor_every > due
