@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. An update by Cholesky, and `eigh` are torch's.
+for development. Updates by Cholesky, and `eigh`, are torch's.
 """
 
 from __future__ import annotations
