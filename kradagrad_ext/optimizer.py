@@ -54,8 +54,8 @@ class KrADagrad(Optimizer):
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
         factor_every, root_every: steps between updates of the factors, and of their roots.
-        spike_limit: a gradient more than this many times as large as its parameter's usually are, in root mean
-            square, is scaled down to the usual size; with ``math.inf`` none is.
+        spike_limit: a gradient more than this many times as large as its parameter's usually are (root mean
+            squares) is scaled down to the usual size; with ``math.inf`` none is.
         start_step: first step that is preconditioned; the grafting method alone before.
         exponent: power of the inverse statistics on every mode, 1/p; None is 1/2 for matrices and vectors,
             1/k for blocks of k modes.
