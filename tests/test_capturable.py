@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kradagrad_ext import KrADagrad, roots
 from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import Side, UpdateRule
+from kradagrad_ext.config import PRIOR
 
 SHAPES = ((16, 12), (7,), ())
 LOOKING = (
@@ -147,7 +148,7 @@ def test_steps_follow_their_definition() -> None:
     options = {"damping": 1e-2, "factor_decay": 0.9, "betas": (0.9, 0.0), "graft": "sgd", "lr": 0.1}
     options |= {"coupling": "none", "nesterov": False}
     optimizer = KrADagrad(ours, root_every=1, capturable=True, backend="reference", **options)
-    rule = UpdateRule(decay=0.9, weight=1 - 0.9, damping=1e-2, method="products")
+    rule = UpdateRule(decay=0.9, weight=1 - 0.9, damping=1e-2, prior=PRIOR, method="products")
     sides = [
         Side(torch.zeros(1, d, d).double(), torch.zeros(1, 4).double(), torch.eye(d).double()[None])
         for d in (6, 4)

@@ -175,8 +175,9 @@ def planned(call: Call) -> Counter[str]:
         })  # fmt: skip
     rule = call.rule
     plan = toolchain.plans().square_root_step(
-        groups, rule.decay, rule.weight, rule.damping, rule.damped_updates, rule.refine, rule.precision,
-        rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes, 163 << 10,
+        groups, rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates, rule.refine,
+        rule.precision, rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes,
+        163 << 10,
     )  # fmt: skip
     return Counter(name for name, *_ in plan.launches)
 

@@ -71,7 +71,7 @@ class UpdateRule:
     decay: float
     weight: float
     damping: float
-    prior: float = 0.1
+    prior: float = 0.03
     damped_updates: float = 1.0
     method: str = "cholesky"
     refine: int = 2
