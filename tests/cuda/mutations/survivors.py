@@ -19,6 +19,11 @@ Anchor = tuple[str, str]
 
 SYNC = ("drop barrier",)
 
+MMA_BF16 = """m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};\\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));"""
+
 
 @dataclass(frozen=True)
 class Survivor:
@@ -61,6 +66,14 @@ RESIDENT = [
         ("largest.cuh", "value, distance));\n  }\n  __syncthreads();"),
         None,
         "It keeps a maximum's scratch from an earlier one's, and the kernel makes one.",
+    ),
+    Survivor(
+        "resident_update",
+        ("drop mma",),
+        ("ptx.cuh", MMA_BF16),
+        ("precision.cuh", "if (!zero) mma_bf16(c, a.term[i], b.term[sum - i]);"),
+        "A low term's product of one tile in the iteration is within the tolerance: later steps correct it.",
+        share=0.03,
     ),
 ]
 
