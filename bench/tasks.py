@@ -96,23 +96,33 @@ def draw(points: Tensor) -> Tensor:
     return torch.einsum("npx,npy->nxy", *near).clamp_max(1)
 
 
+def cross_entropy_an_image(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of pixels ``[N, pixels]``, summed over an image."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+
 class _Images:
-    """Batches of drawn images with labels, and the loss on them."""
+    """Batches of drawn images, what is asked of the model for each, and the loss."""
 
     steps: int
     batch: int
     model: nn.Module
 
-    def __init__(self, make: Callable[[int], tuple[Tensor, Tensor]], seed: int) -> None:
-        """`make`: that many images, and what is asked of the model for each."""
-        self._make = make
+    def __init__(
+        self,
+        make: Callable[[int], tuple[Tensor, Tensor]],
+        measure: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        """`make`: that many images and targets.  `measure`: the loss of the model's outputs and targets."""
+        self._make, self._measure = make, measure
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             self._validation = [make(256) for _ in range(4)]
         torch.manual_seed(seed)
 
     def _loss_on(self, images: Tensor, targets: Tensor) -> Tensor:
-        raise NotImplementedError
+        return self._measure(self.model(images), targets)
 
     def loss(self) -> Tensor:
         return self._loss_on(*self._make(self.batch))
@@ -129,7 +139,7 @@ class Curves(_Images):
     sizes = (SIDE * SIDE, 400, 200, 100, 50, 25, 6)
 
     def __init__(self, seed: int) -> None:
-        super().__init__(self._curves, seed)
+        super().__init__(self._curves, cross_entropy_an_image, seed)
         sizes = (*self.sizes, *reversed(self.sizes[:-1]))
         layers: list[nn.Module] = []
         for inner, outer in itertools.pairwise(sizes):
@@ -143,10 +153,6 @@ class Curves(_Images):
     def _curves(count: int) -> tuple[Tensor, Tensor]:
         images = draw(0.1 + 0.8 * torch.rand(count, 1, 3, 2)).flatten(1)
         return images, images
-
-    def _loss_on(self, images: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model(images)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(images)
 
     def parameters(self) -> tuple[Parameters, Parameters, Parameters]:
         matrices = [p for p in self.model.parameters() if p.dim() == 2]
@@ -181,7 +187,7 @@ class Images(_Images):
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self._corners = 0.15 + 0.7 * torch.rand(self.kinds, self.curves, 3, 2, generator=generator)
-        super().__init__(self._figures, seed)
+        super().__init__(self._figures, F.cross_entropy, seed)
         self.model = VisionTransformer(96, 4, 3, self.kinds)
 
     def _figures(self, count: int) -> tuple[Tensor, Tensor]:
@@ -189,9 +195,6 @@ class Images(_Images):
         shift = 0.1 * torch.randn(count, 1, 1, 2)
         corners = self._corners[kinds] + shift + 0.08 * torch.randn(count, self.curves, 3, 2)
         return draw(corners) + 0.3 * torch.randn(count, SIDE, SIDE), kinds
-
-    def _loss_on(self, images: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.model(images), targets)
 
     def parameters(self) -> tuple[Parameters, Parameters, Parameters]:
         model = self.model
@@ -201,4 +204,4 @@ class Images(_Images):
         return matrices, ends, [p for p in model.parameters() if p.dim() < 2]
 
 
-TASKS: dict[str, Callable[[int], Task]] = {"text": Text, "curves": Curves, "images": Images}
+TASKS: dict[str, type[Text | Curves | Images]] = {"text": Text, "curves": Curves, "images": Images}

@@ -30,11 +30,11 @@ from common import HERE, git_sha, machine, versions
 
 sys.path.insert(0, str(HERE.parent / "examples"))
 
-from gpt.optimizers import BETAS, DEFAULT_LR, MAX_GRADIENT_NORM, NAMES
+from gpt.optimizers import DEFAULT_LR, MAX_GRADIENT_NORM, NAMES, build_rivals
 from gpt.trainer import learning_rate_factor
 from tasks import TASKS, Task
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kradagrad_ext import KrADagrad
@@ -74,13 +74,7 @@ def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer
         return [KrADagrad(groups, lr=lr, **options)]
     if options:
         raise SystemExit(f"tune_defaults: only lr can be varied for {name}, got {sorted(options)}")
-    if name == "muon":
-        muon = Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-        return [muon, AdamW(ends + vectors, lr=lr, betas=BETAS, weight_decay=0.0)]
-    everything = matrices + ends + vectors
-    if name == "adamw":
-        return [AdamW(everything, lr=lr, betas=BETAS, weight_decay=0.0)]
-    return [SGD(everything, lr=lr, momentum=0.9, nesterov=True)]
+    return build_rivals(name, matrices, ends + vectors, lr)
 
 
 def run(task_name: str, optimizer: str, settings: Settings, steps: int, seed: int) -> dict[str, float]:
@@ -166,7 +160,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=HERE / "results" / "tuning.csv")
     arguments = parser.parse_args()
     varied = {name: [parsed(value) for value in values] for name, *values in arguments.vary}
-    steps = arguments.steps or TASKS[arguments.task](0).steps
+    steps = arguments.steps or TASKS[arguments.task].steps
     done = {key_of(row) for row in stored(arguments.csv)}
     for settings in grid(varied, arguments.one_at_a_time):
         for seed in arguments.seeds:

@@ -36,6 +36,13 @@ def build_optimizers(
     rest = embeddings + vectors
     if name == "kradagrad":
         return [_kradagrad(hidden, embeddings, vectors, lr, block_size, backend, process_group)]
+    return build_rivals(name, hidden, rest, lr)
+
+
+def build_rivals(
+    name: str, hidden: list[nn.Parameter], rest: list[nn.Parameter], lr: float
+) -> list[Optimizer]:
+    """The optimizers that are not ours; `hidden`: the matrices that Muon takes."""
     if name == "adamw":
         return [AdamW(hidden + rest, lr=lr, betas=BETAS, weight_decay=0.0)]
     if name == "muon":
