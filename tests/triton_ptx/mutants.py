@@ -28,18 +28,23 @@ class Fault:
     layer: str
 
 
-def package_of(fault: Fault) -> str:
-    """The name of an importable copy of the kernels with the fault in it."""
+def edited(fault: Fault) -> str:
+    """The text of the fault's file with the fault in it."""
     text = (KERNELS / fault.file).read_text()
     assert text.count(fault.old) == 1, (
         f"{fault.name}: {text.count(fault.old)} times in {fault.file}, not once"
     )
-    edited = text.replace(fault.old, fault.new)
+    return text.replace(fault.old, fault.new)
+
+
+def package_of(fault: Fault) -> str:
+    """The name of an importable copy of the kernels with the fault in it."""
+    text = edited(fault)
     sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
-    name = f"mutant_{hashlib.sha256((sources + edited).encode()).hexdigest()[:16]}"
+    name = f"mutant_{hashlib.sha256((sources + text).encode()).hexdigest()[:16]}"
     folder = MUTANTS / name
     shutil.copytree(KERNELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / fault.file).write_text(edited)
+    (folder / fault.file).write_text(text)
     if str(MUTANTS) not in sys.path:
         sys.path.append(str(MUTANTS))
     return name

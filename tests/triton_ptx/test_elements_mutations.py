@@ -11,7 +11,7 @@ import torch
 from marks import slow
 
 from .compiled import Compiled
-from .mutants import Fault, layer_that_notices
+from .mutants import Fault, edited, layer_that_notices
 from .test_elements import check_elements
 
 FAULTS = [
@@ -54,6 +54,12 @@ def found(fault: Fault | None, probe: str) -> str | None:
 def test_unedited_kernels_pass(probe: str) -> None:
     """Or every fault would be noticed."""
     assert found(None, probe) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_applies(fault: Fault) -> None:
+    """A fault that the source has outgrown fails here."""
+    edited(fault)
 
 
 @slow

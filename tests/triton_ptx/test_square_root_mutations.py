@@ -13,7 +13,7 @@ from inputs.square_root import check_overflow_in_rounding, given, group
 from marks import slow, slow_after
 
 from .compiled import Compiled
-from .mutants import Fault, layer_that_notices
+from .mutants import Fault, edited, layer_that_notices
 from .test_square_root_kernels import COUPLED, RULE, check, several
 
 PRODUCT, GRAM, ROOT, STATE = "scaled_product.py", "gram.py", "inverse_root.py", "side_state.py"
@@ -300,7 +300,7 @@ FAULTS = [
     ),
     Fault(
         "no barrier before a count, resident", WHOLE,
-        "            tl.debug_barrier()  # every", "            pass  # every", "resident", "race",
+        "tl.debug_barrier()  # every", "pass  # every", "resident", "race",
     ),
     Fault(
         "the old rms divides, resident", WHOLE,
@@ -381,6 +381,12 @@ def found(fault: Fault | None, probe: str) -> str | None:
 def test_unedited_kernels_pass(probe: str) -> None:
     """Or every fault would be noticed."""
     assert found(None, probe) is None
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_applies(fault: Fault) -> None:
+    """A fault that the source has outgrown fails here."""
+    edited(fault)
 
 
 @slow
