@@ -14,10 +14,9 @@ from kradagrad_ext import KrADagrad, PublishedKrADagrad
 RECIPES = {
     "default": {},
     "uncoupled": dict(coupling="none"),
-    "coupled": dict(coupling="kl"),
     "products": dict(factor_update="products"),
 }
-"""On a CPU the default updates factors by Cholesky."""
+"""The default is coupled; on a CPU it updates factors by Cholesky."""
 
 REFERENCE_RECIPES = ("default", "products")
 
@@ -59,9 +58,9 @@ def baselines() -> list[Contender]:
 def matrix_rivals(whole: bool) -> list[Contender]:
     """Matrix-preconditioned optimizers of other packages, where these are installed.
 
-    All refresh every 10 steps. ScalableShampoo and heavyball's SOAP cut into blocks of 256 as ours does.
-    pytorch_optimizer's SOAP cannot: a dimension limit of 256 would leave nothing preconditioned, so it
-    takes whole dimensions, its default.
+    All refresh every 10 steps. ScalableShampoo, heavyball's SOAP, and its KL-SOAP, which couples factors
+    as our default does, cut into blocks of 256 as ours does. pytorch_optimizer's SOAP cannot: a dimension
+    limit of 256 would leave nothing preconditioned, so it takes whole dimensions, its default.
 
     Args:
         whole: heavyball's SOAP on whole dimensions as well (minutes of compilation).
@@ -80,16 +79,17 @@ def matrix_rivals(whole: bool) -> list[Contender]:
         found.append(Contender("ScalableShampoo", "pytorch_optimizer", shampoo))
         found.append(Contender("SOAP whole dims", "pytorch_optimizer", soap))
     if importlib.util.find_spec("heavyball"):
-        found.append(heavyball_soap("SOAP blocks", max_precond_dim=BLOCK, split=True))
+        found.append(of_heavyball("SOAP", "SOAP blocks", max_precond_dim=BLOCK, split=True))
+        found.append(of_heavyball("KLSOAP", "KL-SOAP blocks", max_precond_dim=BLOCK, split=True))
         if whole:
-            found.append(heavyball_soap("SOAP whole dims", max_precond_dim=1 << 20))
+            found.append(of_heavyball("SOAP", "SOAP whole dims", max_precond_dim=1 << 20))
     return found
 
 
-def heavyball_soap(name: str, **options: object) -> Contender:
+def of_heavyball(optimizer: str, name: str, **options: object) -> Contender:
     """Compiled, as the package means it to run, but without minutes of kernel search."""
     import heavyball
 
     heavyball.utils.compile_mode = "default"
-    soap = functools.partial(heavyball.SOAP, precondition_frequency=ROOT_EVERY, **options)
+    soap = functools.partial(getattr(heavyball, optimizer), precondition_frequency=ROOT_EVERY, **options)
     return Contender(name, "heavyball", soap, extra_warmup=2 * ROOT_EVERY)

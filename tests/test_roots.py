@@ -63,6 +63,20 @@ def test_float32_accuracy_also_of_the_smallest_directions(
     assert torch.linalg.matrix_norm(inverse @ difference, ord=2).max() < smallest * 10
 
 
+def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given() -> None:
+    """It errs by as much at both ends and at both extrema between, in turn; rounding is left after the last."""
+    most = 1 - roots.FLOOR
+    for i, (a, b, c) in enumerate(roots.POLYNOMIALS):
+        upper = 1.0 if i == 0 else 1 + most
+        x = torch.logspace(math.log10(1 - most), math.log10(upper), 200_001, dtype=torch.float64)
+        error = a * x + b * x**3 + c * x**5 - 1
+        most = float(error.abs().max())
+        if i < len(roots.POLYNOMIALS) - 1:
+            parts = error.tensor_split(torch.diff(torch.sign(error)).nonzero().flatten() + 1)
+            assert [float(part.abs().max()) for part in parts] == pytest.approx(4 * [most], rel=1e-2)
+    assert most < 2e-8
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rms", [1e-30, 1.0, 1e30])
 def test_roots_have_no_units(rms: float, method: str) -> None:

@@ -1,4 +1,4 @@
-"""Every C++ source compiles beside the oldest torch that is supported, one between, and the newest."""
+"""Every C++ source compiles beside the oldest torch that is supported, and the newest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch_headers import include_folder
 import build_native
 from build_backend import Decision, find_compiler, find_nvcc
 
-TORCH = ("2.10.0", "2.11.0", "2.14.1")
+TORCH = ("2.10.0", "2.14.1")
 
 
 def headers_of(version: str) -> Path:

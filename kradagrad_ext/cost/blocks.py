@@ -14,7 +14,7 @@ import torch
 
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
-from kradagrad_ext.roots import STEPS, resolve_method
+from kradagrad_ext.roots import POLYNOMIALS, resolve_method
 
 from .gpus import Cost
 
@@ -76,24 +76,33 @@ def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
 def root_cost(groups: Sequence[Group], config: Config) -> Cost:
     """New roots, a step: one of `root_every` steps pays for them; torch's float32 products.
 
-    Two products a step of the polar iteration, one of them symmetric, and F Q^T; or an eigendecomposition, by
-    its flops, which is less than what it takes; X and the powers of P for the residual.
+    X, the powers of P for the residual, and the products of `_of_root`, all but one a polar step symmetric.
     """
     flops = size = launches = 0.0
     for group in groups:
         p = config.root_order(len(group.block_shape))
         method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
-        residual = 2 if p == 1 else 1 + p.bit_length() - 1 + p.bit_count() - 1
-        halved = 3 * STEPS * (p.bit_length() - 2) if method == "polar" else 0
-        products = residual + (2 * STEPS + 1 + halved if method == "polar" else 2)
+        products, extra = _of_root(p, method)
+        products += p.bit_length() + p.bit_count() - 1
         for d in filter(None, group.factor_dims):
             launches += products
             size += FLOAT * 3 * products * group.blocks * d**2
-            extra = (
-                EIGH_FLOPS if method == "eigh" else -STEPS
-            )  # symmetric products in whole, but half counted
-            flops += (2 * products + extra) * group.blocks * d**3
+            flops += (products + extra) * group.blocks * d**3
     share = 1 / config.root_every
     return Cost(
         "torch: bmm", "roots", share * launches, share * size, {"cublas fp32": share * flops}, share * flops
     )
+
+
+def _of_root(p: int, method: str) -> tuple[int, int]:
+    """Products that make a root, and what they take beyond symmetric products, of d^3.
+
+    A polar step has G, G^2 and Q times their sum, which is not symmetric; one that halves the exponent of P
+    has four symmetric products. An eigendecomposition counts by its flops, which is less than what it takes.
+    """
+    if p == 1:
+        return 0, 0
+    if method == "eigh":
+        return 2, EIGH_FLOPS
+    steps = len(POLYNOMIALS)
+    return (3 + 4 * (p.bit_length() - 2)) * steps + 1, steps

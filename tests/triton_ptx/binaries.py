@@ -69,13 +69,15 @@ RAGGED_SHAPES = {
     "small": [(127, 70)],
     "large": [(257, 130)],
 }
-"""Rows that start anywhere, which the class of 64 has not; the default precision is enough of them."""
+RAGGED = ("bf16x3", "sm_90")
+"""Rows that start anywhere, which the class of 64 has not; the default precision is enough of them, and one
+architecture, since what differs is addresses and masks."""
 
 
 def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
     """Plans in the square-root form with every step of its iteration."""
     shapes = {name: list(own) for name, own in SHAPES.items()}
-    if precision == "bf16x3":
+    if (precision, architecture) == RAGGED:
         shapes = {name: [*own, *RAGGED_SHAPES.get(name, [])] for name, own in shapes.items()}
     for name, own in shapes.items():
         if name.isdigit() and not tuning.has(square_root_resident, name, precision, architecture):

@@ -48,6 +48,7 @@ def test_agrees_with_float64(rows: int, columns: int, rule: Any, arch: str) -> N
 
 
 @slow
+@pytest.mark.parametrize("arch", ["sm_80"])
 @pytest.mark.parametrize("damped_updates", [0.0, 10.0])
 @pytest.mark.parametrize("refine", range(1, 7))
 @pytest.mark.parametrize("shape", [GROUPED, RESIDENT, (20, 33)], ids=str)
@@ -66,7 +67,9 @@ def test_every_row_of_the_table(shape: tuple[int, int], precision: str, arch: st
     check(given([group(1, shape)], replace(COUPLED, precision=precision)), Compiled(arch))
 
 
-@pytest.mark.parametrize(("rows", "columns"), slow_after(0, [GROUPED, RESIDENT]))
+@slow
+@pytest.mark.parametrize("arch", ["sm_80"])
+@pytest.mark.parametrize(("rows", "columns"), [GROUPED, RESIDENT])
 @pytest.mark.parametrize("view_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", layouts.LAYOUTS)
 def test_any_layout(rows: int, columns: int, layout: str, view_dtype: torch.dtype, arch: str) -> None:
