@@ -64,7 +64,7 @@ def test_float32_accuracy_also_of_the_smallest_directions(
 
 
 def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given() -> None:
-    """It errs by as much at both ends and at both extrema between, in turn; rounding is left after the last."""
+    """It errs by as much at both ends and at both extrema between, in turn; after the last, by rounding."""
     most = 1 - roots.FLOOR
     for i, (a, b, c) in enumerate(roots.POLYNOMIALS):
         upper = 1.0 if i == 0 else 1 + most
