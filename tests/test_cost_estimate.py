@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +157,12 @@ def test_command_line_errors(arguments: str, message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit, match="2"):
         main(arguments.split())
     assert message in capsys.readouterr().err
+
+
+def test_docs_show_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs/large-models.md").read_text()
+    ((arguments, shown),) = re.findall(
+        r"^\$ python -m kradagrad_ext\.cost (.*)\n([^`]*)```", text, re.MULTILINE
+    )
+    main(arguments.split())
+    assert capsys.readouterr().out == shown
