@@ -126,10 +126,10 @@ def polar_root(f: Tensor, p: int) -> Tensor:
     return root
 
 
-def decomposed_root(f: Tensor, p: int, eigh: Eigh) -> Tensor:
-    """(F F^T)^(1/p) for F ``[N, d, d]``, by eigenvalues of F F^T, in float64 where need be."""
+def decomposed_root(f: Tensor, x: Tensor, p: int, eigh: Eigh) -> Tensor:
+    """X^(1/p) for F ``[N, d, d]`` and X = F F^T, by eigenvalues of X, in float64 where need be."""
     try:
-        values, vectors = eigh(f @ f.mT)
+        values, vectors = eigh(x)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -176,16 +176,15 @@ def root(f: Tensor, p: int, method: str, eigh: Eigh = torch.linalg.eigh) -> tupl
         P ``[N, d, d]`` and |P^p - X|_F / |X|_F ``[N]``; NaN residuals where F is not finite or zero.
     """
     usable = f.isfinite().all(-1).all(-1) & (f != 0).any(-1).any(-1)
-    f = torch.where(
-        usable[:, None, None], f, _identity_like(f)
-    )  # a decomposition would raise, for all of them
+    # A decomposition would raise, for all of them.
+    f = torch.where(usable[:, None, None], f, _identity_like(f))
     x = f @ f.mT
     if p == 1:
         rooted = x
     elif method == "polar":
         rooted = polar_root(f, p)
     else:
-        rooted = decomposed_root(f, p, eigh)
+        rooted = decomposed_root(f, x, p, eigh)
     size = torch.linalg.matrix_norm(x)
     residual = torch.linalg.matrix_norm(torch.linalg.matrix_power(rooted, p) - x) / size
     return rooted, torch.where(usable, residual, math.nan)

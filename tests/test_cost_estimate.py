@@ -61,11 +61,11 @@ def test_flops_of_a_square_block_by_hand() -> None:
     [
         (0.5, "polar", 8 * 4 + 1 + 2),
         (0.25, "polar", 8 * 4 + 1 + 8 * 4 + 3),
-        (1 / 3, "eigh", 2 + 3 + 9),
+        (1 / 3, "eigh", 1 + 3 + 9),
     ],
 )
 def test_roots_by_hand(exponent: float, method: str, flops: float) -> None:
-    """A polar step takes 1 + 1 + 2, one of its square root 4, F Q^T 1; an eigendecomposition 9 and 2; X and
+    """A polar step takes 1 + 1 + 2, one of its square root 4, F Q^T 1; an eigendecomposition 9 and 1; X and
     powers of P for the residual."""
     options = {"exponent": exponent, "root_method": method, "root_every": 5}
     told = cost([(128, 128)], **options).ranks[0].roots.flops

@@ -103,6 +103,6 @@ def _of_root(p: int, method: str) -> tuple[int, int]:
     if p == 1:
         return 0, 0
     if method == "eigh":
-        return 2, EIGH_FLOPS
+        return 1, EIGH_FLOPS
     steps = len(POLYNOMIALS)
     return (3 + 4 * (p.bit_length() - 2)) * steps + 1, steps
