@@ -76,14 +76,12 @@ architecture, since what differs is addresses and masks."""
 
 def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
     """Plans in the square-root form with every step of its iteration."""
-    shapes = {name: list(own) for name, own in SHAPES.items()}
-    if (precision, architecture) == RAGGED:
-        shapes = {name: [*own, *RAGGED_SHAPES.get(name, [])] for name, own in shapes.items()}
-    for name, own in shapes.items():
+    for name, own in SHAPES.items():
         if name.isdigit() and not tuning.has(square_root_resident, name, precision, architecture):
             continue
-        given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in own]
-        for refine, coupled in ((3, True), (1, False)):
+        ragged = RAGGED_SHAPES.get(name, []) if (precision, architecture) == RAGGED else []
+        for refine, coupled, shapes in ((3, True, [*own, *ragged]), (1, False, own)):
+            given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in shapes]
             rule = groups.Rule(refine, coupled, True, precision, architecture)
             yield name, square_root_step.plan_groups(given, rule)
 
