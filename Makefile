@@ -54,7 +54,7 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and (half or direction or several) and not thousands" \
 	    $(PYTEST_ARGS) $(ON_FACTORS)
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
-	    -k "triton and dtype1" $(PYTEST_ARGS) $(ELEMENTWISE)
+	    -k "triton and dtype2" $(PYTEST_ARGS) $(ELEMENTWISE)
 
 # The native library beside the oldest torch, the newest and some between, in environments that take many GB.
 test-torch-versions:
