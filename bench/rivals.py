@@ -52,7 +52,7 @@ def published() -> Contender:
 
 
 class MuonInFloat32(torch.optim.Muon):
-    """Muon whose products are not in bfloat16, which takes minutes a step where the processor lacks it."""
+    """Muon whose products are not in bfloat16, which is far slower where the processor lacks it."""
 
     def step(self) -> None:
         with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone):
@@ -104,5 +104,5 @@ def of_heavyball(optimizer: str, name: str, **options: object) -> Contender:
     import heavyball
 
     heavyball.utils.compile_mode = "default"
-    soap = functools.partial(getattr(heavyball, optimizer), precondition_frequency=ROOT_EVERY, **options)
-    return Contender(name, "heavyball", soap, extra_warmup=2 * ROOT_EVERY)
+    factory = functools.partial(getattr(heavyball, optimizer), precondition_frequency=ROOT_EVERY, **options)
+    return Contender(name, "heavyball", factory, extra_warmup=2 * ROOT_EVERY)

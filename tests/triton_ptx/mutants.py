@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cuda.mutations import source_faults
 from cuda.mutations.detection import layer_of
 from cuda.toolchain import ROOT
 
@@ -30,11 +31,7 @@ class Fault:
 
 def edited(fault: Fault) -> str:
     """The text of the fault's file with the fault in it."""
-    text = (KERNELS / fault.file).read_text()
-    assert text.count(fault.old) == 1, (
-        f"{fault.name}: {text.count(fault.old)} times in {fault.file}, not once"
-    )
-    return text.replace(fault.old, fault.new)
+    return source_faults.edited(fault, KERNELS)
 
 
 def package_of(fault: Fault) -> str:

@@ -29,9 +29,9 @@ class DoesNotApply(Exception):  # noqa: N818
     """The kernels' source has changed, and the fault must change with it."""
 
 
-def edited(fault: Fault) -> str:
-    """The text of the fault's file."""
-    text = (toolchain.KERNELS / fault.file).read_text()
+def edited(fault: Fault, folder: Path = toolchain.KERNELS) -> str:
+    """The text of the fault's file with the fault in it."""
+    text = (folder / fault.file).read_text()
     found = text.count(fault.old)
     if found != 1:
         raise DoesNotApply(f"{fault.name}: {found} times in {fault.file}, not once:\n{fault.old}")
