@@ -42,9 +42,11 @@ class Task(Protocol):
 
     Attributes:
         steps: of a run.
+        precondition_ends: whether embeddings and output layers are preconditioned, unless a run says otherwise.
     """
 
     steps: int
+    precondition_ends: bool
     model: nn.Module
 
     def parameters(self) -> tuple[Parameters, Parameters, Parameters]:
@@ -60,7 +62,7 @@ class Task(Protocol):
 class Text:
     """See the module; 16 windows of 128 bytes a step."""
 
-    steps = 300
+    steps, precondition_ends = 300, False
 
     def __init__(self, seed: int) -> None:
         options = Options(out="", optimizer="adamw", steps=self.steps, seed=seed)
@@ -105,6 +107,7 @@ class _Images:
     """Batches of drawn images, what is asked of the model for each, and the loss."""
 
     steps: int
+    precondition_ends = True
     batch: int
     model: nn.Module
 

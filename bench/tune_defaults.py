@@ -69,7 +69,7 @@ def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer
     lr = float(str(settings.get("lr", DEFAULT_LR[name])))
     matrices, ends, vectors = task.parameters()
     if name == "kradagrad":
-        embeddings = options.pop("embeddings", True)
+        embeddings = options.pop("embeddings", task.precondition_ends)
         groups = [{"params": matrices}, {"params": ends, "precondition": embeddings}, {"params": vectors}]
         return [KrADagrad(groups, lr=lr, **options)]
     if options:

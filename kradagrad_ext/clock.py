@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .config import Config
 
+GROWTH = 10
+"""Steps after which the interval between roots is one step longer, up to so many (docs/tuning.md)."""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -31,18 +34,21 @@ class Clock:
         return self.counter is not None or self.number % config.factor_every == 0
 
     def roots_due(self, config: Config) -> bool:
-        """Whether all roots are made."""
-        return self.counter is None and self.number % config.root_every == 0
+        """Whether all roots are made: at first on every step, since young factors change much."""
+        grows = self.number < GROWTH * min(config.root_every, GROWTH)
+        interval = 1 + self.number // GROWTH if grows else config.root_every
+        return self.counter is None and self.number % interval == 0
 
     def damped_updates(self, config: Config) -> float:
         """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
 
         On the host all of it at once, with the last update before roots are made, which saves a product on
-        the other steps; where the host does not know the step, it enters with every update.
+        the other steps; while roots are made more often, or where the host does not know the step, it
+        enters with every update.
         """
         if config.factor_decay == 1:
             return 0.0
-        if self.counter is not None:
+        if self.counter is not None or self.number <= GROWTH * (min(config.root_every, GROWTH) - 1):
             return 1.0
         due = -(-self.number // config.root_every) * config.root_every
         is_last = self.number + config.factor_every > due

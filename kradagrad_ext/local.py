@@ -61,17 +61,17 @@ class Local:
         self, settings: Sequence[Settings], loss_scale: LossScale
     ) -> list[tuple[Work, list[Tensor], Tensor]]:
         """All that the host decides; the gradients, unscaled, and which there are."""
-        planned = [work for own in settings for work in self._plan_group(own, loss_scale)]
+        planned = [work for own in settings for work in self._plan_group(own)]
         loss_scale.unscale_([p.grad for own in settings for p in own.params if p.grad is not None])
         for own in settings:
             own.count()
         return [(work, *work.bucket.gradients()) for work in planned]
 
-    def _plan_group(self, settings: Settings, loss_scale: LossScale) -> list[Work]:
+    def _plan_group(self, settings: Settings) -> list[Work]:
         buckets = self._buckets.get(settings.position, [])
         known = {p: bucket for bucket in buckets for p in bucket.params}
         with_gradient = [p for p in settings.params if p.grad is not None]
-        fresh = loss_scale.searching(settings) or not all(self._state.get(p) for p in with_gradient)
+        fresh = not all(self._state.get(p) for p in with_gradient)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             _check_capture(settings, fresh, buckets)
         if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):

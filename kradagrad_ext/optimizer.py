@@ -53,7 +53,8 @@ class KrADagrad(Optimizer):
         precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3``, ``bf16x6`` or ``fp32``.
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
-        factor_every, root_every: steps between updates of the factors, and of their roots.
+        factor_every, root_every: steps between updates of the factors, and of their roots, which are made
+            more often in the first hundred steps: on each of ten, then on every second of ten, and so on.
         spike_limit: a gradient more than this many times as large as its parameter's usually are (root mean
             squares) is scaled down to the usual size; with ``math.inf`` none is.
         start_step: first step that is preconditioned; the grafting method alone before.

@@ -93,14 +93,6 @@ class LossScale:
             for device, own in by_device.items():
                 torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
 
-    def searching(self, settings: Settings) -> bool:
-        """Whether a scale may still be being found, which refuses a few steps and with them first gradients.
-
-        New roots are then made on every step until the first that are due, so that none stays at I.
-        """
-        on_host = self.found_inf is not None and settings.clock.counter is None
-        return on_host and settings.clock.number < settings.config.root_every
-
     def refused(self, device: torch.device) -> Tensor:
         """Whether nothing may change on this step, a 0-dim bool."""
         if self.found_inf is None:

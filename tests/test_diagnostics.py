@@ -207,6 +207,7 @@ def test_graft_ratios_worked_out_by_hand() -> None:
     options = {"graft": "sgd", "betas": (0.0, 0.0), "root_every": 100}
     optimizer = KrADagrad(params, lr=1e-3, **options)
     train(optimizer, params, range(1))
+    optimizer.param_groups[0]["step"] = 90  # the next makes no roots
     for p, a, b in ((params[0], 4.0, 9.0), (params[1], 0.25, 1.0)):
         for key, scale in (("root_0_0", a), ("root_0_1", b)):
             optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))

@@ -77,7 +77,7 @@ def _kradagrad(
             f"--optimizer kradagrad needs kradagrad_ext (`pip install .` in the repository): {error}"
         ) from error
     chosen = {"block_size": block_size, "backend": backend, "process_group": process_group}
-    groups = [{"params": hidden}, {"params": embeddings, "precondition": True}, {"params": vectors}]
+    groups = [{"params": hidden}, {"params": embeddings, "precondition": False}, {"params": vectors}]
     try:
         # Otherwise a backend that cannot run is found in the first step.
         resolve(backend or "auto", hidden[0].device, hidden[0].dtype)

@@ -172,7 +172,7 @@ class Shard:
             for part in chunk.parts:
                 if part.position in settings:
                     own = settings[part.position]
-                    share, (graft, update) = advance(part, own, fresh or loss_scale.searching(own))
+                    share, (graft, update) = advance(part, own, fresh)
                     shares.append(share)
                     graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
                     update_norms.index_add_(0, part.parameters, update.to(norms.dtype))

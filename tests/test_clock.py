@@ -1,0 +1,61 @@
+"""Schedules: on which steps roots are made, and how damping enters between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.clock import GROWTH, Clock
+from kradagrad_ext.config import Config
+
+
+def config(**options: object) -> Config:
+    optimizer = KrADagrad([torch.nn.Parameter(torch.zeros(2, 2))], **options)
+    return Config.of(optimizer.param_groups[0])
+
+
+def root_steps(own: Config, last: int) -> Iterator[int]:
+    """The steps up to `last` on which all roots are made."""
+    return (number for number in range(1, last + 1) if Clock(number).roots_due(own))
+
+
+def test_roots_are_made_on_every_step_at_first() -> None:
+    """Worked out by hand for every tenth step in the end."""
+    often = [*range(1, 11), 12, 14, 16, 18, 21, 24, 27, 32, 36, 40, 45, 54, 63, 72, 81, 90, 100, 110, 120]
+    assert list(root_steps(config(root_every=10), 120)) == often
+    assert list(root_steps(config(root_every=1), 5)) == [1, 2, 3, 4, 5]
+
+
+@given(root_every=st.integers(1, 60), number=st.integers(1, 1000))
+def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int) -> None:
+    """New ones come within twice `root_every` steps; once the interval is that long, on its multiples alone."""
+    own = config(root_every=root_every)
+    assert any(Clock(number + later).roots_due(own) for later in range(2 * root_every))
+    if number >= GROWTH * min(root_every, GROWTH):
+        assert Clock(number).roots_due(own) == (number % root_every == 0)
+
+
+@given(root_every=st.integers(1, 30), factor_every=st.integers(1, 30))
+def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: int) -> None:
+    """Before any roots, the damping that has entered is at least that of the updates so far, but for the last."""
+    own = config(root_every=root_every, factor_every=factor_every)
+    updates, damping = 0, 0.0
+    for number in range(1, 500):
+        clock = Clock(number)
+        if clock.factors_due(own):
+            updates += 1
+            damping += clock.damped_updates(own)
+        if clock.roots_due(own):
+            assert damping >= updates - 1 - 1e-9
+    assert damping <= updates + 2 * root_every
+
+
+@pytest.mark.parametrize("root_every", [1, 10])
+def test_nothing_is_damped_where_nothing_is_forgotten(root_every: int) -> None:
+    own = config(root_every=root_every, factor_decay=1.0)
+    assert all(Clock(number).damped_updates(own) == 0 for number in range(1, 200))
