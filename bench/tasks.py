@@ -42,7 +42,7 @@ class Task(Protocol):
 
     Attributes:
         steps: of a run.
-        precondition_ends: whether embeddings and output layers are preconditioned, unless a run says otherwise.
+        precondition_ends: whether embeddings and output layers are preconditioned where a run says nothing.
     """
 
     steps: int

@@ -12,6 +12,9 @@ from .config import Config
 GROWTH = 10
 """Steps after which the interval between roots is one step longer, up to so many (docs/tuning.md)."""
 
+SETTLED = GROWTH * GROWTH
+"""From this step on, at the latest, roots are made every `root_every` steps."""
+
 
 @dataclass(frozen=True)
 class Clock:

@@ -33,7 +33,7 @@ def test_roots_are_made_on_every_step_at_first() -> None:
 
 @given(root_every=st.integers(1, 60), number=st.integers(1, 1000))
 def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int) -> None:
-    """New ones come within twice `root_every` steps; once the interval is that long, on its multiples alone."""
+    """New ones come within twice `root_every` steps; once the interval is that long, on its multiples."""
     own = config(root_every=root_every)
     assert any(Clock(number + later).roots_due(own) for later in range(2 * root_every))
     if number >= GROWTH * min(root_every, GROWTH):
@@ -42,7 +42,7 @@ def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int)
 
 @given(root_every=st.integers(1, 30), factor_every=st.integers(1, 30))
 def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: int) -> None:
-    """Before any roots, the damping that has entered is at least that of the updates so far, but for the last."""
+    """Before any roots, the damping that has entered is that of all updates or more, but for the last."""
     own = config(root_every=root_every, factor_every=factor_every)
     updates, damping = 0, 0.0
     for number in range(1, 500):

@@ -15,6 +15,7 @@ from torch import Tensor
 import kradagrad_ext
 from kradagrad_ext import KrADagrad, Reading, packing, roots
 from kradagrad_ext.backends.base import RMS
+from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.diagnostics import _value
 from kradagrad_ext.measures import MEASURES, factor_bounds
 
@@ -207,7 +208,7 @@ def test_graft_ratios_worked_out_by_hand() -> None:
     options = {"graft": "sgd", "betas": (0.0, 0.0), "root_every": 100}
     optimizer = KrADagrad(params, lr=1e-3, **options)
     train(optimizer, params, range(1))
-    optimizer.param_groups[0]["step"] = 90  # the next makes no roots
+    optimizer.param_groups[0]["step"] = SETTLED  # the next makes no roots
     for p, a, b in ((params[0], 4.0, 9.0), (params[1], 0.25, 1.0)):
         for key, scale in (("root_0_0", a), ("root_0_1", b)):
             optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kradagrad_ext
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.backends.base import RMS
+from kradagrad_ext.clock import SETTLED
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
@@ -209,7 +210,7 @@ def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: f
     train(optimizer, params, range(1))
     train(unpreconditioned, plain, range(1))
     plain[0].data.copy_(params[0].data)
-    optimizer.param_groups[0]["step"] = 90  # the next makes no roots
+    optimizer.param_groups[0]["step"] = SETTLED  # the next makes no roots
     optimizer.state[params[0]]["root_0_0"].fill_(value)
     train(optimizer, params, range(1, 2))
     train(unpreconditioned, plain, range(1, 2))
@@ -223,7 +224,7 @@ def test_with_nesterov_it_is_the_momentum(value: float, backend: str) -> None:
     params = parameters((8, 8))
     optimizer = KrADagrad(params, **SMALL, graft="sgd", backend=backend)
     train(optimizer, params, range(1))
-    optimizer.param_groups[0]["step"] = 90  # the next makes no roots
+    optimizer.param_groups[0]["step"] = SETTLED  # the next makes no roots
     optimizer.state[params[0]]["root_0_0"].fill_(value)
     start = params[0].detach().clone()
     train(optimizer, params, range(1, 2))

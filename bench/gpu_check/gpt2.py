@@ -9,6 +9,7 @@ from common import percentiles
 from roofline import cuda_costs
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.cost.blocks import root_cost
 from kradagrad_ext.cost.gpus import gpu_of, predict
 from kradagrad_ext.cost.models import MODELS
@@ -52,6 +53,7 @@ def measure(name: str, device: torch.device, layers: int | None, report: Report)
         _predict(int(block), device, report)
         return
     own = KrADagrad(params, lr=1e-4, block_size=int(block), backend=backend, capturable=how == "graph")
+    own.param_groups[0]["step"] = SETTLED
     (_graph if how == "graph" else _eager)(own.step, report)
 
 
