@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.clock import SETTLED
 
 from . import Recording, is_active, recorded
 
@@ -47,7 +48,10 @@ def kernels(recording: Recording) -> Counter[str]:
 
 
 def make(params: Sequence[Tensor], backend: str, **options: object) -> KrADagrad:
-    return KrADagrad(params, **{"lr": 0.1, "backend": backend, "root_every": 1000, **options})
+    """An optimizer that makes no more roots than `root_every`, by default hardly any."""
+    optimizer = KrADagrad(params, **{"lr": 0.1, "backend": backend, "root_every": 1000, **options})
+    optimizer.param_groups[0]["step"] = SETTLED
+    return optimizer
 
 
 def assert_free_of_waits(recording: Recording) -> None:
