@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.distributed import exchange, shard
 
 
@@ -161,6 +162,7 @@ def traced_rank(rank: int, layers: int) -> Counter[str]:
     model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(layers)))
     model[-1].bfloat16()
     optimizer = KrADagrad(model.parameters(), block_size=16, root_every=100, process_group=dist.group.WORLD)
+    optimizer.param_groups[0]["step"] = SETTLED  # no roots on the steps that are counted
     with Operations() as operations:
         for _ in range(3):
             for p in model.parameters():
