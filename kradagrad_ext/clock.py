@@ -45,13 +45,12 @@ class Clock:
     def damped_updates(self, config: Config) -> float:
         """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
 
-        On the host all of it at once, with the last update before roots are made, which saves a product on
-        the other steps; while roots are made more often, or where the host does not know the step, it
-        enters with every update.
+        On the host all of it at once, with the last update before every `root_every`-th step, which saves a
+        product on the other steps; where the host does not know the step, it enters with every update.
         """
         if config.factor_decay == 1:
             return 0.0
-        if self.counter is not None or self.number <= GROWTH * (min(config.root_every, GROWTH) - 1):
+        if self.counter is not None:
             return 1.0
         due = -(-self.number // config.root_every) * config.root_every
         is_last = self.number + config.factor_every > due
