@@ -42,7 +42,7 @@ def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int)
 
 @given(root_every=st.integers(1, 30), factor_every=st.integers(1, 30))
 def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: int) -> None:
-    """On every `root_every`-th step, the damping that has entered is that of all updates, but for the last."""
+    """On every `root_every`-th step, that of all updates has entered, but for the last."""
     own = config(root_every=root_every, factor_every=factor_every)
     updates, damping = 0, 0.0
     for number in range(1, 500):
