@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import Config
 
-GROWTH = 10
+GROWTH = 20
 """Steps after which the interval between roots is one step longer, up to so many (docs/tuning.md)."""
 
 SETTLED = GROWTH * GROWTH

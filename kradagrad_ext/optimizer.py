@@ -54,7 +54,7 @@ class KrADagrad(Optimizer):
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
         factor_every, root_every: steps between updates of the factors, and of their roots, which are made
-            more often in the first hundred steps: on each of ten, then on every second of ten, and so on.
+            more often at first: on each of twenty steps, on every second of the next twenty, and so on.
         spike_limit: a gradient more than this many times as large as its parameter's usually are (root mean
             squares) is scaled down to the usual size; with ``math.inf`` none is.
         start_step: first step that is preconditioned; the grafting method alone before.

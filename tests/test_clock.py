@@ -26,8 +26,9 @@ def root_steps(own: Config, last: int) -> Iterator[int]:
 
 def test_roots_are_made_on_every_step_at_first() -> None:
     """Worked out by hand for every tenth step in the end."""
-    often = [*range(1, 11), 12, 14, 16, 18, 21, 24, 27, 32, 36, 40, 45, 54, 63, 72, 81, 90, 100, 110, 120]
-    assert list(root_steps(config(root_every=10), 120)) == often
+    often = [*range(1, 20), *range(20, 40, 2), *range(42, 60, 3), *range(60, 80, 4), *range(80, 100, 5)]
+    seldom = [102, 108, 114, 126, 133, 144, 152, 162, 171, 180, 190, 200, 210]
+    assert list(root_steps(config(root_every=10), 210)) == often + seldom
     assert list(root_steps(config(root_every=1), 5)) == [1, 2, 3, 4, 5]
 
 

@@ -5,7 +5,7 @@
 
 The loss is sum(W * (H0 W H1)) for a matrix W [n, n], in float64; H0 and H1 have eigenvalues 10^(-r^2), r
 from 0 to -2, scaled to at most 10, in random orthogonal bases: condition 1e4 each, 1e8 in all. 250 steps,
-momentum 0.9, roots of order 4 every third step (by KrADagrad more often in the first twenty), one block
+momentum 0.9, roots of order 4 every third step (by KrADagrad more often in the first forty), one block
 (the synthetic experiment of Mei, Moreno and Walters, UAI 2023). Every optimizer computes in the dtype of
 its row, and W is stored in it. Results go to a CSV; docs/quadratic.md has the table and the plot.
 """
