@@ -10,7 +10,7 @@ from torch import Tensor
 from .config import Config
 
 GROWTH = 20
-"""Steps after which the interval between roots is one step longer, up to so many (docs/tuning.md)."""
+"""Steps with the same interval between roots; the next so many have one that is a step longer."""
 
 SETTLED = GROWTH * GROWTH
 """From this step on, at the latest, roots are made every `root_every` steps."""

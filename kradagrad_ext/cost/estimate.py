@@ -44,7 +44,7 @@ class RankEstimate:
 
     Attributes:
         kernels: all of a step but new roots.
-        roots: their share of a step, one `root_every`-th, and the damping before them.
+        roots: their share of a step, one `root_every`-th (more at first), and the damping before them.
         sent, received: bytes to and from other ranks a step.
     """
 
