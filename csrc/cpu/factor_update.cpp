@@ -5,13 +5,19 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cholesky.h"
 #include "dtypes.h"
-#include "stacked_cholesky.h"
 #include "symmetric.h"
 #include "triangular.h"
 #include "vector_loops.h"
 
 namespace kradagrad::cpu {
+
+namespace {
+
+constexpr Triangles kUpperOut{Part::kUpper, Part::kWhole, Part::kWhole};
+
+}  // namespace
 
 template <class T>
 void FactorUpdate<T>::apply(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings) {
@@ -58,7 +64,7 @@ template <class T>
 void FactorUpdate<T>::load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings) {
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
   f_ = Matrices<T>::contiguous(scratch_.factor.reserve(count * d * d), count, d, d);
-  b_ = Matrices<T>::contiguous(scratch_.b.reserve(count * d * k), count, d, k);
+  b_ = Matrices<T>::contiguous(scratch_.b.reserve(count * k * d), count, k, d);
   h_ = Matrices<T>::contiguous(scratch_.h.reserve(count * d * d), count, d, d);
   for (int64_t i = 0; i < count; ++i) load_item(side, i, d, k);
 }
@@ -90,20 +96,16 @@ double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) co
   return items_[i].ready ? scale * scale * rule_.weight / unfoldings.stretches[i] : 0;
 }
 
-// B, and weight s^2 B B^T in H.
+// B^T, and weight s^2 B B^T in H.
 template <class T>
 void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
-  if (triangular()) {
-    multiply_upper_transposed(b_, f_, unfoldings.u);
-  } else {
-    multiply(b_, f_.transposed(), unfoldings.u);
-  }
-  multiply_lower(h_, b_, b_.transposed());
+  multiply(b_, unfoldings.u.transposed(), f_, {Part::kWhole, Part::kWhole, shape()});
+  multiply(h_, b_.transposed(), b_, kUpperOut);
   traces_.clear();
   for (int64_t i = 0; i < h_.count; ++i) {
     traces_.push_back(trace(h_.item(i), h_.rows));
     const T weight = static_cast<T>(weight_of(unfoldings, i));
-    combine_lower(h_.item(i), weight, h_.item(i), T(0), h_.item(i), h_.rows);
+    combine_upper(h_.item(i), weight, h_.item(i), T(0), h_.item(i), h_.rows);
   }
 }
 
@@ -112,31 +114,24 @@ template <class T>
 void FactorUpdate<T>::add_damping(int64_t k) {
   const int64_t count = f_.count, d = f_.rows;
   const auto damped = Matrices<T>::contiguous(scratch_.damped.reserve(count * d * d), count, d, d);
-  const auto gram = Matrices<T>::contiguous(scratch_.product.reserve(count * d * d), count, d, d);
   const double share = rule_.damped_updates * rule_.weight * rule_.damping * static_cast<double>(k);
   for (int64_t i = 0; i < count; ++i) {
     const double rms = items_[i].ready ? items_[i].rms : 0;
     scale(damped.item(i), static_cast<T>(rms * std::sqrt(share)), f_.item(i), d * d);
   }
-  if (triangular()) {
-    gram_of_upper(gram, damped);
-  } else {
-    multiply_lower(gram, damped.transposed(), damped);
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    combine_lower(h_.item(i), T(1), h_.item(i), T(1), gram.item(i), d);
-  }
+  const Part transposed = triangular() ? Part::kLower : Part::kWhole;
+  multiply(h_, damped.transposed(), damped, {Part::kUpper, transposed, shape()}, T(1), T(1));
 }
 
-// F <- F L^-T with H + decay I = L L^T.
+// F <- F U^-1 with H + decay I = U^T U.
 template <class T>
 void FactorUpdate<T>::times_inverse_root() {
   for (int64_t i = 0; i < h_.count; ++i) add_diagonal(h_.item(i), static_cast<T>(rule_.decay), h_.rows);
   failed_.assign(h_.count, 0);
-  stacked_cholesky(h_, f_, failed_.data(), scratch_.cholesky);
+  solve_by_cholesky(f_, h_, failed_.data(), scratch_.product);
 }
 
-// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is L^T.
+// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is U.
 template <class T>
 void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings) {
   const int64_t d = f_.rows, k = unfoldings.u.cols, damped = rule_.damped_updates > 0 ? d : 0;
@@ -149,9 +144,7 @@ void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldin
   std::fill_n(rows, d * d, T(0));
   for (int64_t j = 0; j < d; ++j) rows[j * d + j] = static_cast<T>(std::sqrt(rule_.decay));
   const double s = std::sqrt(weight_of(unfoldings, i));
-  for (int64_t j = 0; j < k; ++j) {
-    for (int64_t l = 0; l < d; ++l) rows[(d + j) * d + l] = static_cast<T>(s * b_.item(i)[l * k + j]);
-  }
+  scale(rows + d * d, static_cast<T>(s), b_.item(i), k * d);
   if (damped > 0) std::copy_n(scratch_.damped.get() + i * d * d, d * d, rows + (d + k) * d);
   solve_by_qr(f_.item(i), rows, d + k + damped, d);
 }
@@ -159,8 +152,8 @@ void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldin
 // out = a b for symmetric a and b that commute, both triangles.
 template <class T>
 void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
-  multiply_lower(out, a, b);
-  for (int64_t i = 0; i < out.count; ++i) mirror_lower(out.item(i), out.rows);
+  multiply(out, a, b, kUpperOut);
+  for (int64_t i = 0; i < out.count; ++i) mirror_upper(out.item(i), out.rows);
 }
 
 // F <- F q(H): coupled Newton-Schulz with minimax scaling, see `inverse_root` in backends/square_root.py. H
@@ -175,20 +168,20 @@ void FactorUpdate<T>::times_polynomial() {
        product = matrices(scratch_.product);
   std::vector<double> floors(count), at_decay(count, 1.0);
   for (int64_t i = 0; i < count; ++i) {
-    const double t = rule_.decay + std::sqrt(squared_norm_of_lower(h_.item(i), d));
+    const double t = rule_.decay + std::sqrt(squared_norm_of_upper(h_.item(i), d));
     floors[i] = std::sqrt(rule_.decay / t);
-    combine_lower(y.item(i), static_cast<T>(1 / t), y.item(i), T(0), y.item(i), d);
+    combine_upper(y.item(i), static_cast<T>(1 / t), y.item(i), T(0), y.item(i), d);
     add_diagonal(y.item(i), static_cast<T>(rule_.decay / t), d);
-    mirror_lower(y.item(i), d);
+    mirror_upper(y.item(i), d);
   }
   for (int64_t step = 0; step < rule_.refine; ++step) {
     if (step > 0) multiply_symmetric(product, z, y);
     for (int64_t i = 0; i < count; ++i) {
       const double f = floors[i], s = std::sqrt(3 / (1 + f + f * f)), a = 1.5 * s, b = 0.5 * s * s * s;
       const T* const power = (step > 0 ? product : y).item(i);
-      combine_lower(polynomial.item(i), static_cast<T>(-b), power, T(0), power, d);
+      combine_upper(polynomial.item(i), static_cast<T>(-b), power, T(0), power, d);
       add_diagonal(polynomial.item(i), static_cast<T>(a), d);
-      mirror_lower(polynomial.item(i), d);
+      mirror_upper(polynomial.item(i), d);
       at_decay[i] *= a - b * f * f;
       floors[i] = std::min(1.0, f * (a - b * f * f));
     }

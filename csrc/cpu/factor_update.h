@@ -3,7 +3,7 @@
 //
 //   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = L L^T, R = L^-T: F
+// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = U^T U, R = U^-1: F
 // is upper triangular before and after, and every product leaves out what is zero; an F that is none is made
 // one first. F is written last, whole or not at all.
 #pragma once
@@ -36,7 +36,7 @@ struct Unfoldings {
 // Scratch of one thread, shared by the updates it runs one after another.
 template <class T>
 struct UpdateScratch {
-  Buffer<T> factor, b, h, damped, power, product, root, cholesky;
+  Buffer<T> factor, b, h, damped, power, product, root;
 };
 
 // The largest matrix that the update of one block with an unfolding [d, k] forms, in elements.
@@ -69,13 +69,14 @@ class FactorUpdate {
   void store(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
   double weight_of(const Unfoldings<T>& unfoldings, int64_t i) const;
   bool triangular() const { return rule_.method == Method::kCholesky; }
+  Part shape() const { return triangular() ? Part::kUpper : Part::kWhole; }
 
   FactorRule rule_;
   UpdateScratch<T>& scratch_;
   std::vector<Item> items_;
   std::vector<uint8_t> failed_;
   std::vector<double> traces_;
-  Matrices<T> f_, b_, h_;
+  Matrices<T> f_, b_, h_;  // B transposed: its products need no transposed panels
 };
 
 }  // namespace kradagrad::cpu

@@ -1,57 +1,185 @@
-// bmm through the LibTorch stable ABI's dispatcher, on tensors made of raw memory.
+// out = alpha a b + beta out by tiles [kRows, 2 vectors] of the output that stay in registers:
+//
+//   panel of b [kDepth, 2 vectors]   packed, on the stack: first-level cache
+//   a                                read where it is, element by element, each multiplied with a row of the
+//                                    panel
+//
+// Every tile runs over the inner indices at which both triangles have something. The kernel is compiled for
+// three vector widths; BLAS libraries choose theirs by the processor's maker, and leave half of some unused.
 #include "products.h"
 
-#include <torch/csrc/stable/device.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
 
-#include "dtypes.h"
+#include "multiversion.h"
+#include "parallel.h"
 
 namespace kradagrad::cpu {
 namespace {
 
-using torch::stable::Tensor;
-namespace stable = torch::stable::detail;
+constexpr int64_t kStrip = 64;  // columns that a thread takes at once
 
-constexpr int64_t kPanelRows = 64;
+// One product of the batch, and what of it a strip of columns computes.
+template <class T>
+struct Product {
+  Matrices<T> out, a, b;
+  Triangles triangles;
+  T alpha, beta;
+};
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
 
 template <class T>
-Tensor tensor_of(const Matrices<T>& m) {
-  const std::array<int64_t, 3> sizes{m.count, m.rows, m.cols};
-  const std::array<int64_t, 3> strides{m.batch_stride, m.row_stride, m.col_stride};
-  static const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  return torch::stable::from_blob(m.data, {sizes.data(), 3}, {strides.data(), 3}, cpu, dtype_of<T>);
+void pack_panel(const Matrices<T>& b, Range inner, Range cols, int64_t width, T* packed) {
+  for (int64_t l = inner.begin; l < inner.end; ++l, packed += width) {
+    const T* const row = b.data + l * b.row_stride + cols.begin * b.col_stride;
+    if (b.col_stride == 1) {
+      std::copy_n(row, cols.size(), packed);
+    } else {
+      for (int64_t j = 0; j < cols.size(); ++j) packed[j] = row[j * b.col_stride];
+    }
+    std::fill(packed + cols.size(), packed + width, T(0));
+  }
 }
+
+// out[rows, cols] = alpha a b + beta out for one tile: `a` points at its rows' first inner elements, which
+// are `step` apart.
+template <int kBytes, int kRows, int kVectors, class T>
+KRADAGRAD_INLINE void multiply_tile(const T* const* a, int64_t step, const T* b, int64_t depth, T alpha,
+                                    T beta, T* out, int64_t out_stride, int64_t rows, int64_t cols) {
+  constexpr int kLanes = kBytes / sizeof(T), kCols = kLanes * kVectors;
+  typedef T Vector __attribute__((vector_size(kBytes)));
+  Vector sums[kRows][kVectors] = {};
+  int64_t at = 0;
+  for (int64_t l = 0; l < depth; ++l, at += step, b += kCols) {
+    const Vector* const row = reinterpret_cast<const Vector*>(b);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const T value = a[i][at];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[i][j] += value * row[j];
+    }
+  }
+  typedef T Loose __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
+  alignas(64) T last[kCols];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i, out += out_stride) {
+    if (i >= rows) break;
+    Loose* const whole = reinterpret_cast<Loose*>(cols == kCols ? out : last);
+    if (cols < kCols && beta != 0) std::copy_n(out, cols, last);
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) {
+      whole[j] = beta == 0 ? alpha * sums[i][j] : alpha * sums[i][j] + beta * whole[j];
+    }
+    if (cols < kCols) std::copy_n(last, cols, out);
+  }
+}
+
+// The columns of a panel, in chunks of the inner dimension.
+template <int kBytes, int kRows, int kVectors, class T>
+KRADAGRAD_INLINE void multiply_panel(const Product<T>& p, Range cols) {
+  constexpr int kCols = kBytes / sizeof(T) * kVectors;
+  alignas(64) T packed[kDepth * kCols];
+  for (int64_t first = 0; first == 0 || first < p.b.rows; first += kDepth) {
+    Range chunk{first, std::min(first + kDepth, p.b.rows)};
+    if (p.triangles.b == Part::kUpper) chunk.end = std::min(chunk.end, cols.end);
+    if (p.triangles.b == Part::kLower) chunk.begin = std::max(chunk.begin, cols.begin);
+    pack_panel(p.b, chunk, cols, kCols, packed);
+    for (int64_t i = 0; i < p.out.rows; i += kRows) {
+      const Range rows{i, std::min<int64_t>(i + kRows, p.out.rows)};
+      if (p.triangles.out == Part::kUpper && rows.begin >= cols.end) break;
+      if (p.triangles.out == Part::kLower && cols.begin >= rows.end) continue;
+      Range inner = chunk;
+      if (p.triangles.a == Part::kUpper) inner.begin = std::max(inner.begin, rows.begin);
+      if (p.triangles.a == Part::kLower) inner.end = std::min(inner.end, rows.end);
+      if (inner.size() <= 0) {
+        if (first > 0) continue;
+        inner = {chunk.begin, chunk.begin};  // beta is still to be applied
+      }
+      const T* a[kRows];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {  // rows beyond the last are it once more
+        a[r] = p.a.data + std::min(i + r, rows.end - 1) * p.a.row_stride + inner.begin * p.a.col_stride;
+      }
+      multiply_tile<kBytes, kRows, kVectors>(a, p.a.col_stride, packed + (inner.begin - chunk.begin) * kCols,
+                                             inner.size(), p.alpha, first > 0 ? T(1) : p.beta,
+                                             p.out.data + i * p.out.row_stride + cols.begin, p.out.row_stride,
+                                             rows.size(), cols.size());
+    }
+  }
+}
+
+// The columns of a strip, panel by panel from the last one: `out` may be `a` where b is upper triangular.
+template <int kBytes, int kRows, class T>
+KRADAGRAD_INLINE void multiply_strip(const Product<T>& p, Range cols) {
+  constexpr int64_t kLanes = kBytes / sizeof(T), kCols = 2 * kLanes;
+  for (int64_t j = cols.begin + (cols.size() - 1) / kCols * kCols; j >= cols.begin; j -= kCols) {
+    const Range panel{j, std::min(j + kCols, cols.end)};
+    if (panel.size() > kLanes) {
+      multiply_panel<kBytes, kRows, 2>(p, panel);
+    } else {
+      multiply_panel<kBytes, kRows, 1>(p, panel);
+    }
+  }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+template <class T>
+__attribute__((target("avx512f,fma"))) void strip_of_64_bytes(const Product<T>& p, Range cols) {
+  multiply_strip<64, 12>(p, cols);
+}
+
+template <class T>
+__attribute__((target("avx2,fma"))) void strip_of_32_bytes(const Product<T>& p, Range cols) {
+  multiply_strip<32, 6>(p, cols);
+}
+
+template <class T>
+void strip_of_columns(const Product<T>& p, Range cols) {
+  static const bool wide = __builtin_cpu_supports("avx512f");
+  static const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (wide) return strip_of_64_bytes(p, cols);
+  if (fused) return strip_of_32_bytes(p, cols);
+  multiply_strip<16, 6>(p, cols);
+}
+#else
+template <class T>
+void strip_of_columns(const Product<T>& p, Range cols) {
+  multiply_strip<16, 6>(p, cols);
+}
+#endif
 
 }  // namespace
 
 template <class T>
-void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
+void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b, Triangles triangles,
+              T alpha, T beta) {
+  constexpr int64_t kThreadFlops = int64_t{1} << 22;
   if (out.count == 0 || out.rows == 0 || out.cols == 0) return;
-  if (out.col_stride != 1 && out.row_stride == 1) {  // bmm is at its best with rows contiguous in its output
-    return multiply(out.transposed(), b.transposed(), a.transposed());
+  const int64_t strips = ceil_div(out.cols, kStrip);
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin; --i) {
+      const int64_t item = i / strips, first = i % strips * kStrip;
+      const Product<T> product{
+          out.items(item, 1), a.items(item, 1), b.items(item, 1), triangles, alpha, beta};
+      strip_of_columns(product, {first, std::min(first + kStrip, out.cols)});
+    }
+  };
+  const int64_t flops = 2 * out.rows * std::min(kStrip, out.cols) * std::max<int64_t>(b.rows, 1);
+  if (out.data == a.data) {
+    run(0, out.count * strips);
+  } else {
+    torch::stable::parallel_for(0, out.count * strips, ceil_div(kThreadFlops, flops), run);
   }
-  std::array<StableIValue, 3> stack{stable::from(tensor_of(a)), stable::from(tensor_of(b)),
-                                    stable::from(tensor_of(out))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
-  stable::to<Tensor>(stack[0]);  // the op returns `out` once more: releases that handle
 }
 
-template <class T>
-void multiply_lower(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
-  for (int64_t begin = 0; begin < out.rows; begin += kPanelRows) {
-    const int64_t end = std::min(begin + kPanelRows, out.rows);
-    multiply(out.row_range(begin, end).col_range(0, end), a.row_range(begin, end), b.col_range(0, end));
-  }
-}
-
-template void multiply(const Matrices<float>&, const Matrices<float>&, const Matrices<float>&);
-template void multiply(const Matrices<double>&, const Matrices<double>&, const Matrices<double>&);
-template void multiply_lower(const Matrices<float>&, const Matrices<float>&, const Matrices<float>&);
-template void multiply_lower(const Matrices<double>&, const Matrices<double>&, const Matrices<double>&);
+template void multiply(const Matrices<float>&, const Matrices<float>&, const Matrices<float>&, Triangles,
+                       float, float);
+template void multiply(const Matrices<double>&, const Matrices<double>&, const Matrices<double>&, Triangles,
+                       double, double);
 
 }  // namespace kradagrad::cpu

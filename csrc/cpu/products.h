@@ -1,6 +1,5 @@
-// Batched matrix products, through torch's own bmm, on strided matrices in memory that the caller owns.
-//
-// Inside a parallel region the product runs on the calling thread alone; outside of one it uses them all.
+// Batched products of small strided matrices in memory that the caller owns, on one thread where the caller
+// is one of several, on all of them otherwise.
 #pragma once
 
 #include <cstdint>
@@ -30,13 +29,20 @@ struct Matrices {
   }
 };
 
-// out = a b
-template <class T>
-void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b);
+enum class Part { kWhole, kUpper, kLower };
 
-// The lower triangle of out = a b where that is symmetric, by panels of rows: for [p, p] outputs and q
-// inner columns p^2 q flops instead of 2 p^2 q, and a share of the diagonal blocks' upper triangles.
+// The triangle of a matrix that counts: outside of it an operand is zero, and an output may get anything.
+struct Triangles {
+  Part out = Part::kWhole, a = Part::kWhole, b = Part::kWhole;
+};
+
+// The inner dimension up to which a product may be written over one of its operands.
+constexpr int64_t kDepth = 256;
+
+// out = alpha a b + beta out, with flops for the triangles alone; `out` has contiguous rows. It may be `b`,
+// or `a` where b is upper triangular.
 template <class T>
-void multiply_lower(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b);
+void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b, Triangles triangles = {},
+              T alpha = 1, T beta = 0);
 
 }  // namespace kradagrad::cpu

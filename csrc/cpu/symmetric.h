@@ -1,4 +1,4 @@
-// Passes over one symmetric matrix [n, n] of which only the lower triangle, with the diagonal, is read.
+// Passes over one symmetric matrix [n, n] of which only the upper triangle, with the diagonal, is read.
 #pragma once
 
 #include <algorithm>
@@ -8,10 +8,13 @@
 
 namespace kradagrad::cpu {
 
-// out = a x + b y, the lower triangle alone; `out` may be x or y.
+// out = a x + b y, the upper triangle alone; `out` may be x or y.
 template <class T>
-void combine_lower(T* out, T a, const T* x, T b, const T* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) weighted_sum(out + i * n, a, x + i * n, b, y + i * n, i + 1);
+void combine_upper(T* out, T a, const T* x, T b, const T* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t at = i * n + i;
+    weighted_sum(out + at, a, x + at, b, y + at, n - i);
+  }
 }
 
 template <class T>
@@ -19,14 +22,14 @@ void add_diagonal(T* x, T value, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i * n + i] += value;
 }
 
-// Copies the lower triangle to the upper one, in tiles that keep the writes inside the first-level cache.
+// Copies the upper triangle to the lower one, in tiles that keep the reads inside the first-level cache.
 template <class T>
-void mirror_lower(T* x, int64_t n) {
+void mirror_upper(T* x, int64_t n) {
   constexpr int64_t kTile = 16;
   for (int64_t row = 0; row < n; row += kTile) {
     for (int64_t col = 0; col <= row; col += kTile) {
       for (int64_t j = col; j < std::min(col + kTile, n); ++j) {
-        for (int64_t i = std::max(row, j + 1); i < std::min(row + kTile, n); ++i) x[j * n + i] = x[i * n + j];
+        for (int64_t i = std::max(row, j + 1); i < std::min(row + kTile, n); ++i) x[i * n + j] = x[j * n + i];
       }
     }
   }
@@ -34,11 +37,11 @@ void mirror_lower(T* x, int64_t n) {
 
 // |x|_F^2
 template <class T>
-double squared_norm_of_lower(const T* x, int64_t n) {
+double squared_norm_of_upper(const T* x, int64_t n) {
   double sum = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const T* row = x + i * n;
-    sum += 2 * dot(row, row, i) + static_cast<double>(row[i]) * row[i];
+    const T* row = x + i * n + i;
+    sum += 2 * dot(row + 1, row + 1, n - i - 1) + static_cast<double>(row[0]) * row[0];
   }
   return sum;
 }

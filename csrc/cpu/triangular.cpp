@@ -20,8 +20,6 @@ namespace {
 using torch::stable::Tensor;
 namespace stable = torch::stable::detail;
 
-constexpr int64_t kPanel = 64;
-
 template <class T>
 Tensor tensor_of(T* data, int64_t rows, int64_t cols) {
   const std::array<int64_t, 2> sizes{rows, cols}, strides{cols, 1};
@@ -39,25 +37,6 @@ Tensor triangle_of_qr(T* a, int64_t rows, int64_t d) {
 }
 
 }  // namespace
-
-template <class T>
-void multiply_upper_transposed(const Matrices<T>& out, const Matrices<T>& f, const Matrices<T>& u) {
-  for (int64_t begin = 0; begin < f.cols; begin += kPanel) {
-    const int64_t end = std::min(begin + kPanel, f.cols);
-    const auto columns = f.row_range(0, end).col_range(begin, end);
-    multiply(out.row_range(begin, end), columns.transposed(), u.row_range(0, end));
-  }
-}
-
-template <class T>
-void gram_of_upper(const Matrices<T>& out, const Matrices<T>& f) {
-  for (int64_t begin = 0; begin < f.cols; begin += kPanel) {
-    const int64_t end = std::min(begin + kPanel, f.cols);
-    const auto rows = f.row_range(0, end);
-    multiply(out.row_range(begin, end).col_range(0, end), rows.col_range(begin, end).transposed(),
-             rows.col_range(0, end));
-  }
-}
 
 template <class T>
 bool is_upper(const T* f, int64_t d) {
@@ -91,11 +70,9 @@ void solve_by_qr(T* f, T* a, int64_t rows, int64_t d) {
   std::copy_n(static_cast<const T*>(solved.data_ptr()), d * d, f);
 }
 
-#define INSTANTIATE(T)                                                                                 \
-  template void multiply_upper_transposed(const Matrices<T>&, const Matrices<T>&, const Matrices<T>&); \
-  template void gram_of_upper(const Matrices<T>&, const Matrices<T>&);                                 \
-  template bool is_upper(const T*, int64_t);                                                           \
-  template void make_upper(T*, int64_t);                                                               \
+#define INSTANTIATE(T)                       \
+  template bool is_upper(const T*, int64_t); \
+  template void make_upper(T*, int64_t);     \
   template void solve_by_qr(T*, T*, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -1,20 +1,9 @@
-// Products and decompositions of triangular matrices, over batches or one matrix at a time.
+// What keeps factors triangular, one contiguous matrix at a time.
 #pragma once
 
 #include <cstdint>
 
-#include "buffer.h"
-#include "products.h"
-
 namespace kradagrad::cpu {
-
-// out = F^T U for upper triangular F [count, d, d], by panels: half the flops of a whole product.
-template <class T>
-void multiply_upper_transposed(const Matrices<T>& out, const Matrices<T>& f, const Matrices<T>& u);
-
-// The lower triangle of out = F^T F for upper triangular F.
-template <class T>
-void gram_of_upper(const Matrices<T>& out, const Matrices<T>& f);
 
 // Whether a matrix [d, d], contiguous, has nothing below its diagonal.
 template <class T>

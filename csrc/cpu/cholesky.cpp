@@ -1,15 +1,15 @@
-// Left-looking by panels of `kPanel` columns, for the stacked matrix S = [N; Y] [2 k, k]:
+// Left-looking by panels of `kPanel` columns; U overwrites H, and V has the size of a panel:
 //
-//   T = S[:, panel] - S[:, left of it] S[panel, left of it]^T      rows from the panel's first on
-//   L = chol(T[panel rows]),  V = L^-T                             a small kernel of our own
-//   S[below, panel] = T[below] V
+//   H[panel, panel on] -= U[above, panel]^T U[above, panel on]
+//   V = U[panel, panel]^-1                                        a small kernel of our own
+//   H[panel, right of it] <- V^T H[panel, right of it]
+//   F[:, panel] <- (F[:, panel] - F[:, left of it] U[above, panel]) V
 //
-// so that the triangular solve Y L^-T comes out of matrix products alone. One thread a batch.
-#include "stacked_cholesky.h"
+// so that all but V are matrix products. One thread a batch.
+#include "cholesky.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "multiversion.h"
 #include "vector_loops.h"
@@ -95,15 +95,15 @@ KRADAGRAD_MULTIVERSION bool factor(double* tile, double* inverse, int size, int 
   return factor_any(tile, inverse, size, width);
 }
 
-// V = L^-T [size, size] of the matrix whose lower triangle is in `source`, row stride `source_row`. On
+// V = U^-1 [size, size] of the matrix whose upper triangle is in `source`, row stride `source_row`. On
 // failure V is zero, which keeps the item finite through the products that follow.
 template <class T>
 bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
   const int width = size <= 16 ? 16 : size <= 32 ? 32 : kPanel;
   alignas(64) T tile[kPanel * kPanel], inverse[kPanel * kPanel];
-  std::fill(tile, tile + size * width, T(0));
   for (int i = 0; i < size; ++i) {
-    for (int j = 0; j <= i; ++j) tile[j * width + i] = source[i * source_row + j];
+    for (int j = 0; j < width; ++j)
+      tile[i * width + j] = i <= j && j < size ? source[i * source_row + j] : T(0);
   }
   const bool positive = factor(tile, inverse, size, width);
   for (int i = 0; i < size; ++i) {
@@ -112,56 +112,34 @@ bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
   return positive;
 }
 
-// T = S[:, panel] - S[:, :begin] N[panel, :begin]^T
-template <class T>
-void panel_remainder(const Matrices<T>& out, const Matrices<T>& s, const Matrices<T>& head, int64_t begin) {
-  if (begin > 0) multiply(out, s.col_range(0, begin), head.transposed());
-  for (int64_t item = 0; item < s.count; ++item) {
-    for (int64_t i = 0; i < s.rows; ++i) {
-      const T* from = s.item(item) + i * s.row_stride + begin;
-      T* to = out.item(item) + i * out.row_stride;
-      if (begin > 0) {
-        weighted_sum(to, T(1), from, T(-1), to, out.cols);
-      } else {
-        std::memcpy(to, from, out.cols * sizeof(T));
-      }
-    }
-  }
-}
-
-// out = a v for an upper triangular v, without the lower left quarter of it where that is worth two products.
-template <class T>
-void multiply_upper(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& v) {
-  const int64_t n = v.rows, half = n / 2;
-  if (n < kPanel || out.rows < 2 * kPanel) return multiply(out, a, v);
-  multiply(out.col_range(0, half), a.col_range(0, half), v.row_range(0, half).col_range(0, half));
-  multiply(out.col_range(half, n), a, v.col_range(half, n));
-}
-
 }  // namespace
 
 template <class T>
-void stacked_cholesky(const Matrices<T>& n, const Matrices<T>& y, uint8_t* failed, Buffer<T>& scratch) {
-  const int64_t count = n.count, k = n.rows, widest = std::min<int64_t>(k, kPanel);
-  T* const memory = scratch.reserve(count * widest * (2 * k + widest));
-  for (int64_t begin = 0; begin < k; begin += kPanel) {
-    const int64_t end = std::min<int64_t>(begin + kPanel, k), width = end - begin;
-    const int64_t rows = end;  // of Y that are not zero in this panel
-    const auto top = Matrices<T>::contiguous(memory, count, k - begin, width);
-    const auto bottom = Matrices<T>::contiguous(memory + count * width * (k - begin), count, rows, width);
-    const auto v = Matrices<T>::contiguous(bottom.data + count * width * rows, count, width, width);
-    const auto head = n.row_range(begin, end).col_range(0, begin);
-    panel_remainder(top, n.row_range(begin, k), head, begin);
-    panel_remainder(bottom, y.row_range(0, rows), head, begin);
-    for (int64_t item = 0; item < count; ++item) {
-      if (!invert_diagonal(top.item(item), width, static_cast<int>(width), v.item(item))) failed[item] = 1;
+void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* failed, Buffer<T>& scratch) {
+  const int64_t count = h.count, d = h.rows, widest = std::min<int64_t>(d, kPanel);
+  T* const memory = scratch.reserve(count * widest * widest);
+  for (int64_t begin = 0; begin < d; begin += kPanel) {
+    const int64_t end = std::min<int64_t>(begin + kPanel, d), width = end - begin;
+    const auto above = h.row_range(0, begin).col_range(begin, d);
+    const auto rows = h.row_range(begin, end), from_panel = rows.col_range(begin, d);
+    const auto columns = f.row_range(0, end).col_range(begin, end);
+    const auto v = Matrices<T>::contiguous(memory, count, width, width);
+    if (begin > 0) {
+      const auto above_panel = above.col_range(0, width);
+      multiply(from_panel, above_panel.transposed(), above, {Part::kUpper}, T(-1), T(1));
+      multiply(columns.row_range(0, begin), f.row_range(0, begin).col_range(0, begin), above_panel,
+               {Part::kWhole, Part::kUpper}, T(-1), T(1));
     }
-    multiply_upper(n.row_range(end, k).col_range(begin, end), top.row_range(width, k - begin), v);
-    multiply_upper(y.row_range(0, rows).col_range(begin, end), bottom, v);
+    for (int64_t i = 0; i < count; ++i) {
+      if (!invert_diagonal(from_panel.item(i), d, static_cast<int>(width), v.item(i))) failed[i] = 1;
+    }
+    const auto right = rows.col_range(end, d);
+    multiply(right, v.transposed(), right, {Part::kWhole, Part::kLower});
+    multiply(columns, columns, v, {Part::kWhole, Part::kWhole, Part::kUpper});
   }
 }
 
-template void stacked_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
-template void stacked_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
+template void solve_by_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
+template void solve_by_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
 
 }  // namespace kradagrad::cpu
