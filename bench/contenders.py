@@ -104,7 +104,7 @@ class Contender:
 def matrix_work_timed(backend_name: str, inside: list[float]) -> Iterator[None]:
     """Appends the seconds of every factor update, product and refresh of roots to `inside`."""
     backend = resolve(backend_name, torch.device("cpu"), torch.float32)
-    # A refresh calls the backend's eigh, which is not listed, so nothing is counted twice.
+    # A refresh calls the backend's decompositions, which are not listed, so nothing is counted twice.
     targets = [(backend, "kron_step_"), (backend, "update_factor_"), (roots, "refresh_")]
     with ExitStack() as patches:
         for owner, name in targets:

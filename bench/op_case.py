@@ -35,7 +35,7 @@ class Case:
         flops, bytes: least work of a call; 0 leaves the rate out.
         bound: on the relative Frobenius error of every result, against the float64 reference.
         dtype: of gradients and parameters, for names.
-        canonical: what is compared of the results, where they are not unique.
+        canonical: what is compared of the results, where not all of it.
     """
 
     op: str

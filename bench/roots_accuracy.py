@@ -16,12 +16,13 @@ import torch
 from common import Row, append_rows, percentiles
 from torch import Tensor
 
-from kradagrad_ext.roots import RESIDUAL_BOUND, root
+from kradagrad_ext.backends.decomposed_roots import decomposed_roots
+from kradagrad_ext.roots import RESIDUAL_BOUND, polar_roots
 
 SIDE, SAMPLES = 128, 5
 CONDITIONS = [10.0**exponent for exponent in range(13)]
 ORDERS = (2, 4)
-METHODS = ("eigh", "polar")
+METHODS = {"eigh": decomposed_roots, "polar": polar_roots}
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def errors(condition: float, p: int, method: str, arithmetic: Arithmetic) -> tup
     values, (vectors, right) = factors(condition)
     f = (vectors * values.sqrt()) @ right.mT
     want = (vectors * values ** (1 / p)) @ vectors.mT
-    got, residual = root(f.to(arithmetic.compute), p, method)
+    got, residual = METHODS[method](f.to(arithmetic.compute), p)
     difference = got.to(arithmetic.store).double() - want
     relative = difference.flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
     return relative.tolist(), not bool((residual <= RESIDUAL_BOUND).all())

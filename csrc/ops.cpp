@@ -25,5 +25,5 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
       "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
   // Eigendecompositions of a batch of symmetric matrices, one matrix a core.
-  m.def("eigh(Tensor matrices) -> (Tensor, Tensor)");
+  m.def("decomposed_roots(Tensor factors, int p) -> (Tensor, Tensor)");
 }

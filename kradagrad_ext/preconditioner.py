@@ -6,6 +6,7 @@ each mode's from the gradient that the roots of the other modes have whitened (d
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -161,6 +162,7 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
     """New roots for all modes of active blocks that have had a gradient."""
     p = config.root_order(len(state.group.block_shape))
     method = roots.resolve_method("polar" if config.capturable else config.root_method, p, active.device)
+    rooting = functools.partial(roots.polar_roots if method == "polar" else backend.decomposed_roots, p=p)
     for mode in state.modes:
         roots.refresh_(
             state.factors[mode],
@@ -169,9 +171,8 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
             state.root_stats[mode],
             active,
             state.columns(mode),
-            p,
-            method,
-            backend.eigh,
+            rooting,
+            factorised=method == "eigh",
         )
 
 

@@ -5,27 +5,24 @@ X is not formed where that would cost digits: the condition of F is the square r
 - ``polar``, products alone: P = F Q^T for p = 2, Q the orthogonal polar factor of F, by minimax polynomials
   of degree 5; no host sync, so it can be captured in a CUDA graph. For p = 4, 8, ... the coupled
   iteration takes square roots of P.
-- ``eigh``: the eigendecomposition of F F^T, of the blocks that are too badly conditioned for it in float64.
-  Any p.
+- ``eigh``: the backend's `decomposed_roots`. Any p.
 
 A root is checked by its residual |P^p - X|_F / |X|_F on the device, and a bad one never replaces a good one.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from .backends.base import RMS, WEIGHT
+from .backends.decomposed_roots import residuals, usable_factors
 
-logger = logging.getLogger("kradagrad_ext")
-
-Eigh = Callable[[Tensor], tuple[Tensor, Tensor]]
+Rooting = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
 
 RESIDUAL_BOUND = 1e-2
 """A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
@@ -49,10 +46,6 @@ POLYNOMIALS: tuple[Polynomial, ...] = (
 """(a, b, c) of a x + b x^3 + c x^5, step by step: the one nearest to 1 on the interval that the steps before
 map [FLOOR, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
 interval's upper end the next polynomials multiply what rounding adds. All end within 5e-8 of 1."""
-
-EIGH_CONDITION = 1e-3
-"""An eigendecomposition is taken where the smallest eigenvalue of X is more than the rounding of the largest
-over this."""
 
 REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
 """Columns of ``root_stats [N, 4]``: refreshes on which a block's old root stayed because the new one was bad;
@@ -111,11 +104,12 @@ def _identity_like(matrix: Tensor) -> Tensor:
     return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
-def polar_root(f: Tensor, p: int) -> Tensor:
-    """(F F^T)^(1/p) for F ``[N, d, d]`` and p a power of two, from 2 on.
+def polar_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """As `Backend.decomposed_roots`, by products alone, for p a power of two from 2 on.
 
     Q <- Q (a I + b G + c G^2), G = Q^T Q, from F over a bound of its largest singular value.
     """
+    f, usable = usable_factors(factors)
     magnitudes = f.abs()
     by_sums = (magnitudes.sum(-1).amax(-1) * magnitudes.sum(-2).amax(-1)).sqrt()
     q = f / torch.minimum(torch.linalg.matrix_norm(f), by_sums)[:, None, None]
@@ -124,71 +118,7 @@ def polar_root(f: Tensor, p: int) -> Tensor:
     root = _symmetric(f @ q.mT)
     for _ in range(p.bit_length() - 2):
         root = _square_root_by_products(root)
-    return root
-
-
-def decomposed_root(f: Tensor, x: Tensor, p: int, eigh: Eigh) -> Tensor:
-    """X^(1/p) for F ``[N, d, d]`` and X = F F^T, by eigenvalues of X, in float64 where need be."""
-    try:
-        values, vectors = eigh(x)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        logger.warning("eigh of %s failed, trying float64: %s", list(f.shape), error)
-        return _careful_root(f, p)
-    root = _from_eigenvalues(values.clamp_min(0) ** (1 / p), vectors)
-    rounding = torch.finfo(f.dtype).eps * values[:, -1]
-    doubtful = values[:, 0] * EIGH_CONDITION < rounding
-    if bool(doubtful.any()):
-        root[doubtful] = _careful_root(f[doubtful], p)
-    return root
-
-
-def _careful_root(f: Tensor, p: int) -> Tensor:
-    """The same where F F^T is badly conditioned: its eigenvalues in float64, of float64 F's singular values.
-
-    NaN, which the residual check refuses, if LAPACK does not converge.
-    """
-    try:
-        if f.dtype == torch.float64:
-            vectors, values, _ = torch.linalg.svd(f)
-            return _from_eigenvalues(values ** (2 / p), vectors)
-        values, vectors = torch.linalg.eigh(f.double() @ f.double().mT)
-        return _from_eigenvalues(values.clamp_min(0) ** (1 / p), vectors).to(f.dtype)
-    except LinAlgError as error:
-        logger.warning("decomposition of %s failed, the old roots stay: %s", list(f.shape), error)
-        return torch.full_like(f, math.nan)
-
-
-def _from_eigenvalues(values: Tensor, vectors: Tensor) -> Tensor:
-    return vectors * values[:, None, :] @ vectors.mT
-
-
-def root(f: Tensor, p: int, method: str, eigh: Eigh = torch.linalg.eigh) -> tuple[Tensor, Tensor]:
-    """The p-th roots of F F^T and their residuals.
-
-    Args:
-        f: F ``[N, d, d]`` without units, float32 or float64.
-        p: order of the root, at least 1.
-        method: ``polar`` (p a power of two) or ``eigh``.
-        eigh: the eigendecomposition to use.
-
-    Returns:
-        P ``[N, d, d]`` and |P^p - X|_F / |X|_F ``[N]``; NaN residuals where F is not finite or zero.
-    """
-    usable = f.isfinite().all(-1).all(-1) & (f != 0).any(-1).any(-1)
-    # A decomposition would raise, for all of them.
-    f = torch.where(usable[:, None, None], f, _identity_like(f))
-    x = f @ f.mT
-    if p == 1:
-        rooted = x
-    elif method == "polar":
-        rooted = polar_root(f, p)
-    else:
-        rooted = decomposed_root(f, x, p, eigh)
-    size = torch.linalg.matrix_norm(x)
-    residual = torch.linalg.matrix_norm(torch.linalg.matrix_power(rooted, p) - x) / size
-    return rooted, torch.where(usable, residual, math.nan)
+    return root, residuals(root, f @ f.mT, p, usable)
 
 
 def slices(factors: Tensor, factorised: bool, share: int = 1) -> Iterator[slice]:
@@ -212,9 +142,8 @@ def refresh_(
     root_stats: Tensor,
     active: Tensor,
     k: int,
-    p: int,
-    method: str,
-    eigh: Eigh = torch.linalg.eigh,
+    rooting: Rooting,
+    factorised: bool,
 ) -> None:
     """Replace the roots of active blocks by those of their factors, where these pass the residual check.
 
@@ -224,14 +153,14 @@ def refresh_(
         root_stats: ``[N, 4]``, see `ROOT_STATS`; infinity stands for a residual that is NaN.
         active: ``[N]`` bool.
         k: columns of the side's unfoldings.
-        p, method, eigh: as in `root`.
+        rooting: a method for one p.  factorised: as in `slices`.
     """
     if factors.numel() == 0:
         return
-    for part in slices(factors, method == "eigh"):
+    for part in slices(factors, factorised):
         scale = units(factor_stats[part], k)
         chosen = active[part] & (scale > 0)
-        new, residual = root(factors[part].to(scale.dtype) * scale[:, None, None], p, method, eigh)
+        new, residual = rooting(factors[part].to(scale.dtype) * scale[:, None, None])
         good = residual <= RESIDUAL_BOUND
         old = roots[part]
         torch.where((chosen & good)[:, None, None], new.to(old.dtype), old, out=old)

@@ -128,3 +128,14 @@ def assert_same_padding(views: list[Tensor], before: list[Tensor]) -> None:
     """What is NaN in the storages, which is the padding of `views` above, is what was NaN before."""
     for view, old in zip(views, before, strict=True):
         assert torch.equal(whole(view).isnan(), whole(old).isnan())
+
+
+def factors(n: int, d: int, condition: float) -> Tensor:
+    """F with singular values from 1 to the square root of `condition` of F F^T, in float64."""
+    left, right = torch.linalg.qr(torch.randn(2, n, d, d, dtype=torch.float64))[0]
+    return left * torch.logspace(0, math.log10(condition) / 2, d, dtype=torch.float64) @ right.mT
+
+
+def exact_root(f: Tensor, p: int) -> Tensor:
+    vectors, values, _ = torch.linalg.svd(f.double())
+    return vectors * values[:, None, :] ** (2 / p) @ vectors.mT

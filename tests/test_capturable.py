@@ -159,7 +159,7 @@ def test_steps_follow_their_definition() -> None:
 
     def rooted(side: Side, columns: int) -> Tensor:
         scale = roots.units(side.statistics, columns)[:, None, None]
-        return roots.root(scale * side.factor, 2, "polar")[0][0]
+        return roots.polar_roots(scale * side.factor, 2)[0][0]
 
     for step in range(1, 6):
         set_gradients(ours, step)

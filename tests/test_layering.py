@@ -64,18 +64,19 @@ MAY_IMPORT = {
     "uploads": set(),
     "plan": {"config"},
     "grafting": {"config"},
-    "roots": {"backends.base"},
+    "roots": {"backends.base", "backends.decomposed_roots"},
     "config": {"backends.base"},
     "build_info": set(),
     "env_report": {"build_info", "backends"},
     "backends": {"build_info", "backends.base"},
     "backends.base": set(),
+    "backends.decomposed_roots": set(),
     "backends.square_root": {"backends.base", "block_views"},
     "backends.square_root_triton": {"backends.arguments", "backends.base", "backends.square_root"},
-    "backends.reference": {"backends.square_root"},
-    "backends.native": {"backends.base", "backends.square_root", "build_info"},
+    "backends.reference": {"backends.decomposed_roots", "backends.square_root"},
+    "backends.native": {"backends.base", "backends.decomposed_roots", "backends.square_root", "build_info"},
     "backends.arguments": set(),
-    "backends.triton": {"backends.arguments", "backends.reference", "backends.square_root_triton"},
+    "backends.triton": {"backends.arguments", "backends.decomposed_roots", "backends.square_root_triton"},
 }  # fmt: skip
 
 MAX_FILE_LINES = 450

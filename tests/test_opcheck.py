@@ -73,7 +73,7 @@ SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
     "kron_step_": square_root_arguments,
     "accumulate_": accumulate_arguments,
     "parameter_step_": parameter_arguments,
-    "eigh": lambda: (cases.spd(3, 6, torch.float32),),
+    "decomposed_roots": lambda: (torch.rand(3, 6, 6), 2),
 }
 
 
@@ -123,7 +123,9 @@ REFUSALS = [
     ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
     ("parameter_step_", 2, [torch.zeros(3, 3), torch.zeros(7)], "parameter_step_: `updates"),
     ("parameter_step_", 7, torch.zeros(2), "parameter_step_: `lr` must be"),
-    ("eigh", 0, torch.zeros(3, 4, 5), "eigh: `matrices` must be"),
+    ("decomposed_roots", 0, torch.zeros(3, 4, 5), "decomposed_roots: `factors` must be [N, d, d]"),
+    ("decomposed_roots", 0, torch.zeros(3, 4, 4).half(), "decomposed_roots: `factors` must be"),
+    ("decomposed_roots", 1, 0, "decomposed_roots: `p` must be at least 1, got 0"),
 ]
 
 

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import math
 
+import cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from kradagrad_ext import roots
 from kradagrad_ext.backends.base import RMS, WEIGHT
+from kradagrad_ext.backends.decomposed_roots import decomposed_roots
 from kradagrad_ext.roots import REFUSALS, RESIDUAL
 
-METHODS = ("polar", "eigh")
+METHODS = {"polar": roots.polar_roots, "eigh": decomposed_roots}
 MARGIN = 1.01
 """How much wider the intervals are that polynomials are made for."""
 
 
-def factors(n: int, d: int, condition: float) -> Tensor:
-    """F with singular values from 1 to the square root of `condition` of F F^T, in float64."""
-    left, right = torch.linalg.qr(torch.randn(2, n, d, d, dtype=torch.float64))[0]
-    return left * torch.logspace(0, math.log10(condition) / 2, d, dtype=torch.float64) @ right.mT
-
-
-def exact_root(f: Tensor, p: int) -> Tensor:
-    vectors, values, _ = torch.linalg.svd(f.double())
-    return vectors * values[:, None, :] ** (2 / p) @ vectors.mT
+def rooting(method: str) -> roots.Rooting:
+    """For p = 2."""
+    return functools.partial(METHODS[method], p=2)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     d=st.integers(1, 20),
     p=st.sampled_from([1, 2, 3, 4, 8]),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(list(METHODS)),
     seed=st.integers(0, 999),
 )
 def test_root_to_the_p_is_the_factor(d: int, p: int, method: str, seed: int) -> None:
     torch.manual_seed(seed)
-    f = factors(2, d, 100.0)
+    f = cases.factors(2, d, 100.0)
     p = p if method == "eigh" else 2 ** max(1, p.bit_length() - 1)
-    root, residual = roots.root(f, p, method)
+    root, residual = METHODS[method](f, p)
     torch.testing.assert_close(torch.linalg.matrix_power(root, p), f @ f.mT, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(root, root.mT, rtol=1e-12, atol=1e-12)
     assert (residual < 1e-6).all()
@@ -57,8 +52,8 @@ def test_float32_accuracy_also_of_the_smallest_directions(
     condition: float, all_of_it: float, smallest: float, method: str
 ) -> None:
     """Within the conditions that relative damping leaves, and beyond: docs/numerics.md has the table."""
-    f = factors(3, 128, condition).float()
-    ours, exact = roots.root(f, 2, method)[0].double(), exact_root(f, 2)
+    f = cases.factors(3, 128, condition).float()
+    ours, exact = METHODS[method](f, 2)[0].double(), cases.exact_root(f, 2)
     difference = ours - exact
     assert (torch.linalg.matrix_norm(difference) / torch.linalg.matrix_norm(exact)).max() < all_of_it
     inverse = torch.linalg.inv(exact)
@@ -86,7 +81,7 @@ def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given() -> None:
 def test_the_bound_of_the_largest_singular_value_may_be_met(d: int) -> None:
     """As it is by one number, and nearly by a matrix of rank 1 and little else."""
     v = torch.randn(200, d, 1)
-    _, residual = roots.root(v @ v.mT + 1e-2 * torch.eye(d), 2, "polar")
+    _, residual = roots.polar_roots(v @ v.mT + 1e-2 * torch.eye(d), 2)
     assert residual.max() < 5e-6
 
 
@@ -94,26 +89,28 @@ def test_the_bound_of_the_largest_singular_value_may_be_met(d: int) -> None:
 @pytest.mark.parametrize("rms", [1e-30, 1.0, 1e30])
 def test_roots_have_no_units(rms: float, method: str) -> None:
     """Factors of gradients times c give the same roots."""
-    f = factors(2, 20, 1e3).float()
+    f = cases.factors(2, 20, 1e3).float()
     statistics = torch.zeros(2, 4)
     statistics[:, WEIGHT], statistics[:, RMS] = 0.25, rms
     new, stats = torch.zeros(2, 20, 20), torch.zeros(2, 4)
     k = 16  # so that the unit is 2 rms
-    roots.refresh_(f / 2 / rms, statistics, new, stats, torch.ones(2, dtype=torch.bool), k, 2, method)
-    torch.testing.assert_close(new, roots.root(f, 2, method)[0], rtol=1e-4, atol=1e-5)
+    roots.refresh_(
+        f / 2 / rms, statistics, new, stats, torch.ones(2, dtype=torch.bool), k, rooting(method), True
+    )
+    torch.testing.assert_close(new, METHODS[method](f, 2)[0], rtol=1e-4, atol=1e-5)
     assert (stats[:, RESIDUAL] < 1e-5).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
 def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
-    f, old = factors(4, 8, 100.0).float(), torch.randn(4, 8, 8)
+    f, old = cases.factors(4, 8, 100.0).float(), torch.randn(4, 8, 8)
     f[1] = value
     statistics = torch.ones(4, 4)
     statistics[3] = 0  # before its first gradient: nothing to root
     new, stats = old.clone(), torch.zeros(4, 4)
     active = torch.tensor([True, True, False, True])
-    roots.refresh_(f, statistics, new, stats, active, 1, 2, method)
+    roots.refresh_(f, statistics, new, stats, active, 1, rooting(method), True)
     torch.testing.assert_close(new[0] @ new[0], f[0] @ f[0].mT, rtol=1e-3, atol=1e-3)
     assert torch.equal(new[1:], old[1:])
     assert stats[:, REFUSALS].tolist() == [0, 1, 0, 0]
@@ -122,41 +119,7 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_stored_dtypes(stored: torch.dtype) -> None:
-    f, new = factors(2, 8, 100.0).to(stored), torch.zeros(2, 8, 8, dtype=torch.bfloat16)
+    f, new = cases.factors(2, 8, 100.0).to(stored), torch.zeros(2, 8, 8, dtype=torch.bfloat16)
     active = torch.ones(2, dtype=torch.bool)
-    roots.refresh_(f, torch.ones(2, 4), new, torch.zeros(2, 4), active, 1, 2, "eigh")
-    torch.testing.assert_close(new, exact_root(f, 2).bfloat16(), rtol=1e-2, atol=1e-2)
-
-
-def test_a_factor_with_equal_singular_values_always_ends(caplog: pytest.LogCaptureFixture) -> None:
-    """An eigendecomposition that fails gives way to one in float64."""
-
-    def fails(matrices: Tensor) -> tuple[Tensor, Tensor]:
-        raise RuntimeError("did not converge")
-
-    f = torch.eye(6).repeat(2, 1, 1)
-    with caplog.at_level(logging.WARNING, "kradagrad_ext"):
-        root, residual = roots.root(f, 2, "eigh", fails)
-    torch.testing.assert_close(root, f)
-    assert (residual < 1e-6).all()
-    assert "trying float64" in caplog.text
-
-
-def test_an_error_that_is_not_about_convergence_is_raised() -> None:
-    def fails(matrices: Tensor) -> tuple[Tensor, Tensor]:
-        raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        roots.root(factors(1, 3, 10.0), 2, "eigh", fails)
-
-
-def test_a_float32_eigendecomposition_is_not_trusted_with_small_eigenvalues(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Blocks beyond its condition, and they alone, take one in float64."""
-    seen = []
-    careful = roots._careful_root
-    monkeypatch.setattr(roots, "_careful_root", lambda f, p: seen.append(len(f)) or careful(f, p))
-    f = torch.cat([factors(2, 16, 1e2), factors(1, 16, 1e6)]).float()
-    roots.root(f, 2, "eigh")
-    assert seen == [1]
+    roots.refresh_(f, torch.ones(2, 4), new, torch.zeros(2, 4), active, 1, rooting("eigh"), True)
+    torch.testing.assert_close(new, cases.exact_root(f, 2).bfloat16(), rtol=1e-2, atol=1e-2)

@@ -6,16 +6,23 @@
 #include <cmath>
 
 #include "cholesky.h"
+#include "decompositions.h"
 #include "dtypes.h"
 #include "symmetric.h"
-#include "triangular.h"
 #include "vector_loops.h"
 
 namespace kradagrad::cpu {
 
 namespace {
 
-constexpr Triangles kUpperOut{Part::kUpper, Part::kWhole, Part::kWhole};
+// Whether a matrix [d, d], contiguous, has nothing below its diagonal.
+template <class T>
+bool is_upper(const T* f, int64_t d) {
+  for (int64_t i = 1; i < d; ++i) {
+    if (std::any_of(f + i * d, f + i * d + i, [](T value) { return value != 0; })) return false;
+  }
+  return true;
+}
 
 }  // namespace
 

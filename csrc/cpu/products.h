@@ -35,6 +35,7 @@ enum class Part { kWhole, kUpper, kLower };
 struct Triangles {
   Part out = Part::kWhole, a = Part::kWhole, b = Part::kWhole;
 };
+constexpr Triangles kUpperOut{Part::kUpper};
 
 // The inner dimension up to which a product may be written over one of its operands.
 constexpr int64_t kDepth = 256;

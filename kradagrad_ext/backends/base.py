@@ -7,7 +7,7 @@ the list, run over the N blocks of the group: gradients are read and updates wri
 parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), whatever the dtype of
 the views.
 
-Every op but ``eigh`` works in place and returns nothing. An inactive parameter
+Every op but ``decomposed_roots`` works in place and returns nothing. An inactive parameter
 (``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit.
 """
 
@@ -253,5 +253,14 @@ class Backend(Protocol):
             coefficients: ``[P, 4]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
         """
 
-    def eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Eigenvalues ``[N, d]``, ascending, and eigenvectors ``[N, d, d]`` of symmetric matrices."""
+    def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+        """P = (F F^T)^(1/p) by eigenvalues, in float64 where the condition of F F^T asks for it.
+
+        Args:
+            factors: F ``[N, d, d]`` without units, float32 or float64.
+            p: order of the root, at least 1.
+
+        Returns:
+            P ``[N, d, d]``, symmetric, and |P^p - F F^T|_F / |F F^T|_F ``[N]``; where F is zero or not
+            finite, or no decomposition converges, NaN, and a P that tells nothing.
+        """

@@ -1,7 +1,7 @@
 """The ops in C++ (``csrc/``), in a library that is loaded when the backend is first asked for.
 
-The library uses the LibTorch stable ABI: one binary serves every torch from 2.10 on. It runs matrix products
-through torch's own bmm and is deterministic for a given number of threads.
+The library uses the LibTorch stable ABI: one binary serves every torch from 2.10 on. On a CPU its
+matrix products are its own, decompositions are torch's; it is deterministic for a given number of threads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kradagrad_ext import build_info
 
+from . import decomposed_roots as by_torch
 from . import square_root
 from .base import BlockGroup, UpdateRule
 
@@ -26,7 +27,7 @@ _OPS = (
     "update_factor_",
     "accumulate_",
     "parameter_step_",
-    "eigh",
+    "decomposed_roots",
 )
 _OVERLOADS: dict[str, Any] = {}
 
@@ -54,13 +55,13 @@ def _load() -> str | None:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"{path.name} does not load: {error}"
-    torch.library.register_fake("kradagrad_ext::eigh", _fake_eigh)
+    torch.library.register_fake("kradagrad_ext::decomposed_roots", _fake_decomposed_roots)
     _OVERLOADS.update({name: getattr(torch.ops.kradagrad_ext, name).default for name in _OPS})
     return None
 
 
-def _fake_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    return matrices.new_empty(matrices.shape[:-1]), matrices.new_empty(matrices.shape)
+def _fake_decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    return factors.new_empty(factors.shape), factors.new_empty(factors.shape[:1])
 
 
 def op(name: str) -> Any:  # noqa: ANN401
@@ -194,12 +195,8 @@ def parameter_step_(
     )
 
 
-def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Backend.eigh`.
-
-    Raises:
-        RuntimeError: a matrix is not finite, or its iteration did not converge; the message names it.
-    """
-    eigh = torch.linalg.eigh if matrices.device.type == "cuda" else op("eigh")
-    values, vectors = eigh(matrices)
-    return values, vectors
+def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """See `Backend.decomposed_roots`; torch's own decompositions on CUDA."""
+    ours = by_torch.decomposed_roots if factors.device.type == "cuda" else op("decomposed_roots")
+    roots, residuals = ours(factors, p)
+    return roots, residuals

@@ -1,6 +1,7 @@
 """The definition of correct: every op of `base.py` in plain PyTorch, on any device.
 
-Results are computed for every block and kept for the active ones. The ops on factors are in `square_root`.
+Results are computed for every block and kept for the active ones. The ops on factors are in `square_root` and
+`decomposed_roots`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .decomposed_roots import decomposed_roots
 from .square_root import kron_step_, update_factor_
 
 __all__ = [
     "accumulate_",
     "available",
-    "eigh",
+    "decomposed_roots",
     "kron_step_",
     "name",
     "parameter_step_",
@@ -103,9 +105,3 @@ def parameter_step_(
             u = u + momentum * buffer if nesterov else buffer
         p = (1 - lr * decay) * p - lr * u
         params[i].copy_(torch.where(keep, p.to(params[i].dtype), params[i]))
-
-
-def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Backend.eigh`."""
-    values, vectors = torch.linalg.eigh(matrices)
-    return values, vectors

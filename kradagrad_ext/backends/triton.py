@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. Updates by Cholesky, and `eigh`, are torch's.
+for development. Updates by Cholesky, and roots by decomposition, are torch's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
 from .arguments import Checks
+from .decomposed_roots import decomposed_roots
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
     "accumulate_",
     "available",
-    "eigh",
+    "decomposed_roots",
     "kron_step_",
     "name",
     "parameter_step_",
@@ -65,11 +65,6 @@ def _gpu_reason(device: torch.device) -> str | None:
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's driver does not start: {error}"
     return None
-
-
-def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Backend.eigh`."""
-    return reference.eigh(matrices)
 
 
 def accumulate_(

@@ -210,8 +210,8 @@ class Executor:
         rate = device.address(lr)
         self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
 
-    def eigh(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.eigh(matrices)
+    def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+        return reference.decomposed_roots(factors, p)
 
 
 class GroupedExecutor(Executor):

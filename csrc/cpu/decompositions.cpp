@@ -1,6 +1,4 @@
-// QR decompositions and the solve after them are torch's own, through the stable ABI's dispatcher; they serve
-// single blocks, seldom.
-#include "triangular.h"
+#include "decompositions.h"
 
 #include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/library.h>
@@ -9,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,11 +38,21 @@ Tensor triangle_of_qr(T* a, int64_t rows, int64_t d) {
 }  // namespace
 
 template <class T>
-bool is_upper(const T* f, int64_t d) {
-  for (int64_t i = 1; i < d; ++i) {
-    if (std::any_of(f + i * d, f + i * d + i, [](T value) { return value != 0; })) return false;
-  }
-  return true;
+Spectrum eigh(T* x, int64_t d) {
+  // LAPACK counts by columns: its lower triangle is the upper one here, and the copy it takes is a plain one.
+  const Tensor by_columns = torch::stable::transpose(tensor_of(x, d, d), 0, 1);
+  std::array<StableIValue, 2> stack{stable::from(by_columns), stable::from(std::string("L"))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
+  return {stable::to<Tensor>(stack[0]), stable::to<Tensor>(stack[1])};
+}
+
+template <class T>
+Spectrum svd(T* f, int64_t d) {
+  std::array<StableIValue, 3> stack{stable::from(tensor_of(f, d, d)), stable::from(true),
+                                    stable::from(std::optional<std::string>())};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_svd", "", stack.data(), TORCH_ABI_VERSION));
+  stable::to<Tensor>(stack[2]);  // right vectors
+  return {stable::to<Tensor>(stack[1]), stable::to<Tensor>(stack[0])};
 }
 
 template <class T>
@@ -70,9 +79,10 @@ void solve_by_qr(T* f, T* a, int64_t rows, int64_t d) {
   std::copy_n(static_cast<const T*>(solved.data_ptr()), d * d, f);
 }
 
-#define INSTANTIATE(T)                       \
-  template bool is_upper(const T*, int64_t); \
-  template void make_upper(T*, int64_t);     \
+#define INSTANTIATE(T)                   \
+  template Spectrum eigh(T*, int64_t);   \
+  template Spectrum svd(T*, int64_t);    \
+  template void make_upper(T*, int64_t); \
   template void solve_by_qr(T*, T*, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
