@@ -11,6 +11,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 
 #include "multiversion.h"
 #include "parallel.h"
@@ -128,6 +130,14 @@ KRADAGRAD_INLINE void multiply_strip(const Product<T>& p, Range cols) {
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
+// Of the widest vectors that the processor has, and that torch may use: it reads the same variable.
+int vector_bytes() {
+  const char* const limit = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view allowed = limit ? limit : "";
+  if (allowed == "default" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 16;
+  return allowed == "avx2" || !__builtin_cpu_supports("avx512f") ? 32 : 64;
+}
+
 template <class T>
 __attribute__((target("avx512f,fma"))) void strip_of_64_bytes(const Product<T>& p, Range cols) {
   multiply_strip<64, 12>(p, cols);
@@ -140,10 +150,9 @@ __attribute__((target("avx2,fma"))) void strip_of_32_bytes(const Product<T>& p, 
 
 template <class T>
 void strip_of_columns(const Product<T>& p, Range cols) {
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  static const bool fused = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (wide) return strip_of_64_bytes(p, cols);
-  if (fused) return strip_of_32_bytes(p, cols);
+  static const int bytes = vector_bytes();
+  if (bytes == 64) return strip_of_64_bytes(p, cols);
+  if (bytes == 32) return strip_of_32_bytes(p, cols);
   multiply_strip<16, 6>(p, cols);
 }
 #else
