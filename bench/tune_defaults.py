@@ -6,8 +6,9 @@
 
 Every combination of the varied options (with --one-at-a-time: each alone, the rest at their defaults) is
 trained for every seed and appended to the CSV; runs that it holds already are skipped. Options are
-`KrADagrad`'s own, `lr`, and `embeddings`: whether embeddings and head are preconditioned. Prints the median
-validation loss over the seeds and its spread, best first. The tasks are told in tasks.py.
+`KrADagrad`'s own (`bfloat16` names the dtype), `lr`, and `embeddings`: whether embeddings and head are
+preconditioned. Prints the median validation loss over the seeds and its spread, best first. The tasks are
+told in tasks.py.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from common import HERE, git_sha, machine, versions
 
 sys.path.insert(0, str(HERE.parent / "examples"))
@@ -65,7 +67,7 @@ def grid(varied: dict[str, list[object]], one_at_a_time: bool) -> Iterator[Setti
 
 def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer]:
     """The optimizers that together hold every parameter of a task's model."""
-    options = {option: value for option, value in settings.items() if option != "lr"}
+    options = {name: torch.bfloat16 if v == "bfloat16" else v for name, v in settings.items() if name != "lr"}
     lr = float(str(settings.get("lr", DEFAULT_LR[name])))
     matrices, ends, vectors = task.parameters()
     if name == "kradagrad":
