@@ -16,7 +16,7 @@ import torch
 from common import Row, append_rows, percentiles
 from torch import Tensor
 
-from kradagrad_ext.backends.decomposed_roots import decomposed_roots
+from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.roots import RESIDUAL_BOUND, polar_roots
 
 SIDE, SAMPLES = 128, 5

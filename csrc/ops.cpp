@@ -24,6 +24,6 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor[] updates, "
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
       "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
-  // Eigendecompositions of a batch of symmetric matrices, one matrix a core.
+  // Roots of F F^T and their residuals, one matrix a core.
   m.def("decomposed_roots(Tensor factors, int p) -> (Tensor, Tensor)");
 }

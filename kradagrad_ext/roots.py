@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import RMS, WEIGHT
-from .backends.decomposed_roots import residuals, usable_factors
+from .decomposed_roots import residuals, usable_factors
 
 Rooting = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kradagrad_ext import roots
 from kradagrad_ext.backends.base import RMS, WEIGHT
-from kradagrad_ext.backends.decomposed_roots import decomposed_roots
+from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.roots import REFUSALS, RESIDUAL
 
 METHODS = {"polar": roots.polar_roots, "eigh": decomposed_roots}

@@ -27,7 +27,7 @@ namespace kradagrad::cpu {
 namespace {
 
 // An eigendecomposition is taken where the smallest eigenvalue of X is more than the rounding of the largest
-// over this, as in backends/decomposed_roots.py.
+// over this, as in decomposed_roots.py.
 constexpr double kEighCondition = 1e-3;
 
 template <class T>

@@ -107,12 +107,11 @@ double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) co
 template <class T>
 void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
   multiply(b_, unfoldings.u.transposed(), f_, {Part::kWhole, Part::kWhole, shape()});
-  multiply(h_, b_.transposed(), b_, kUpperOut);
   traces_.clear();
   for (int64_t i = 0; i < h_.count; ++i) {
-    traces_.push_back(trace(h_.item(i), h_.rows));
-    const T weight = static_cast<T>(weight_of(unfoldings, i));
-    combine_upper(h_.item(i), weight, h_.item(i), T(0), h_.item(i), h_.rows);
+    const auto h = h_.items(i, 1), b = b_.items(i, 1);
+    multiply(h, b.transposed(), b, kUpperOut, static_cast<T>(weight_of(unfoldings, i)));
+    traces_.push_back(trace(h.data, h.rows));
   }
 }
 
@@ -177,7 +176,7 @@ void FactorUpdate<T>::times_polynomial() {
   for (int64_t i = 0; i < count; ++i) {
     const double t = rule_.decay + std::sqrt(squared_norm_of_upper(h_.item(i), d));
     floors[i] = std::sqrt(rule_.decay / t);
-    combine_upper(y.item(i), static_cast<T>(1 / t), y.item(i), T(0), y.item(i), d);
+    scale_upper(y.item(i), static_cast<T>(1 / t), y.item(i), d);
     add_diagonal(y.item(i), static_cast<T>(rule_.decay / t), d);
     mirror_upper(y.item(i), d);
   }
@@ -186,7 +185,7 @@ void FactorUpdate<T>::times_polynomial() {
     for (int64_t i = 0; i < count; ++i) {
       const double f = floors[i], s = std::sqrt(3 / (1 + f + f * f)), a = 1.5 * s, b = 0.5 * s * s * s;
       const T* const power = (step > 0 ? product : y).item(i);
-      combine_upper(polynomial.item(i), static_cast<T>(-b), power, T(0), power, d);
+      scale_upper(polynomial.item(i), static_cast<T>(-b), power, d);
       add_diagonal(polynomial.item(i), static_cast<T>(a), d);
       mirror_upper(polynomial.item(i), d);
       at_decay[i] *= a - b * f * f;
@@ -227,8 +226,8 @@ void FactorUpdate<T>::store(const SideArrays<T>& side, const T* scales, const Un
     }
     statistics[kFallbacks] += static_cast<T>(item.counted);
     if (!item.ready) continue;
-    const double square = item.scale * item.scale * traces_[i] / static_cast<double>(d);
-    statistics[kWhitened] = static_cast<T>(statistics[kWeight] * square);
+    const double share = statistics[kWeight] * unfoldings.stretches[i] / rule_.weight;
+    statistics[kWhitened] = static_cast<T>(share * traces_[i] / static_cast<double>(d));
     statistics[kWeight] = static_cast<T>(item.weight);
     statistics[kRms] = static_cast<T>(item.rms);
     if (side.bfloat16) {

@@ -8,13 +8,10 @@
 
 namespace kradagrad::cpu {
 
-// out = a x + b y, the upper triangle alone; `out` may be x or y.
+// out = a x, the upper triangle alone; `out` may be x.
 template <class T>
-void combine_upper(T* out, T a, const T* x, T b, const T* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t at = i * n + i;
-    weighted_sum(out + at, a, x + at, b, y + at, n - i);
-  }
+void scale_upper(T* out, T a, const T* x, int64_t n) {
+  for (int64_t i = 0; i < n * n; i += n + 1) scale(out + i, a, x + i, n - i / n);
 }
 
 template <class T>

@@ -79,45 +79,20 @@ KRADAGRAD_INLINE double average_squares_body(T* __restrict v, T decay, T weight,
 
 }  // namespace
 
-KRADAGRAD_MULTIVERSION double dot(const float* x, const float* y, int64_t size) {
-  return dot_body(x, y, size);
-}
-KRADAGRAD_MULTIVERSION double dot(const double* x, const double* y, int64_t size) {
-  return dot_body(x, y, size);
-}
-
-KRADAGRAD_MULTIVERSION void weighted_sum(float* out, float a, const float* x, float b, const float* y,
-                                         int64_t size) {
-  weighted_sum_body(out, a, x, b, y, size);
-}
-KRADAGRAD_MULTIVERSION void weighted_sum(double* out, double a, const double* x, double b, const double* y,
-                                         int64_t size) {
-  weighted_sum_body(out, a, x, b, y, size);
-}
-
-KRADAGRAD_MULTIVERSION void scale(float* out, float a, const float* x, int64_t size) {
-  scale_body(out, a, x, size);
-}
-KRADAGRAD_MULTIVERSION void scale(double* out, double a, const double* x, int64_t size) {
-  scale_body(out, a, x, size);
-}
-
-KRADAGRAD_MULTIVERSION void adaptive_update(float* out, const float* d, const float* v, const float* c,
-                                            int64_t size) {
-  adaptive_update_body(out, d, v, c, size);
-}
-KRADAGRAD_MULTIVERSION void adaptive_update(double* out, const double* d, const double* v, const double* c,
-                                            int64_t size) {
-  adaptive_update_body(out, d, v, c, size);
-}
-
-KRADAGRAD_MULTIVERSION double average_squares(float* v, float decay, float weight, const float* g,
-                                              const float* d, const float* c, int64_t size) {
-  return average_squares_body(v, decay, weight, g, d, c, size);
-}
-KRADAGRAD_MULTIVERSION double average_squares(double* v, double decay, double weight, const double* g,
-                                              const double* d, const double* c, int64_t size) {
-  return average_squares_body(v, decay, weight, g, d, c, size);
-}
+#define LOOPS(T)                                                                                             \
+  KRADAGRAD_MULTIVERSION double dot(const T* x, const T* y, int64_t size) { return dot_body(x, y, size); }   \
+  KRADAGRAD_MULTIVERSION void weighted_sum(T* out, T a, const T* x, T b, const T* y, int64_t size) {         \
+    weighted_sum_body(out, a, x, b, y, size);                                                                \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void scale(T* out, T a, const T* x, int64_t size) { scale_body(out, a, x, size); }  \
+  KRADAGRAD_MULTIVERSION void adaptive_update(T* out, const T* d, const T* v, const T* c, int64_t size) {    \
+    adaptive_update_body(out, d, v, c, size);                                                                \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION double average_squares(T* v, T decay, T weight, const T* g, const T* d, const T* c, \
+                                                int64_t size) {                                              \
+    return average_squares_body(v, decay, weight, g, d, c, size);                                            \
+  }
+LOOPS(float)
+LOOPS(double)
 
 }  // namespace kradagrad::cpu

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext import build_info
+from kradagrad_ext import decomposed_roots as by_torch
 
-from . import decomposed_roots as by_torch
 from . import square_root
 from .base import BlockGroup, UpdateRule
 
@@ -80,7 +81,7 @@ def update_factor_(
     if rule.method == "cholesky" and statistics.device.type == "cuda":
         square_root.update_factor_(factor, statistics, unfolding, scales, rule)
         return
-    op("update_factor_")(factor, statistics, list(unfolding), scales, *_flat(rule))
+    op("update_factor_")(factor, statistics, list(unfolding), scales, *astuple(rule))
 
 
 def kron_step_(
@@ -110,24 +111,9 @@ def kron_step_(
         [group.left.root for group in rooted],
         [group.right.root for group in rooted],
         scales,
-        *_flat(rule),
+        *astuple(rule),
         update,
         precondition,
-    )
-
-
-def _flat(rule: UpdateRule) -> tuple[object, ...]:
-    """The rule in the schema's order."""
-    return (
-        rule.decay,
-        rule.weight,
-        rule.damping,
-        rule.prior,
-        rule.damped_updates,
-        rule.method,
-        rule.refine,
-        rule.precision,
-        rule.coupled,
     )
 
 

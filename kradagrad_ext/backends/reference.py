@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .decomposed_roots import decomposed_roots
+from kradagrad_ext.decomposed_roots import decomposed_roots
+
 from .square_root import kron_step_, update_factor_
 
 __all__ = [

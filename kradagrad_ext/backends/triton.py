@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kradagrad_ext.decomposed_roots import decomposed_roots
+
 from .arguments import Checks
-from .decomposed_roots import decomposed_roots
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
