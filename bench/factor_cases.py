@@ -19,12 +19,11 @@ PARAMETERS = ((1024, 1024), (1024, 1024))
 """Cut into blocks of any of the sides timed, without a rest."""
 
 
-def spd(blocks: int, side: int, largest: float, seed: int) -> Tensor:
-    """Symmetric positive definite matrices with eigenvalues from about `largest` / 100, ``[N, d, d]``."""
+def spd(blocks: int, side: int, seed: int) -> Tensor:
+    """Symmetric positive definite matrices with eigenvalues from 0.01 to about 1, ``[N, d, d]``."""
     source = torch.Generator().manual_seed(seed)
     square = torch.randn(blocks, side, side, generator=source)
-    eye = torch.eye(side)
-    return largest * ((square @ square.mT) / (4 * side) + 0.01 * eye)
+    return (square @ square.mT) / (4 * side) + 0.01 * torch.eye(side)
 
 
 def side_of_a_run(blocks: int, d: int, k: int, rms: float, seed: int) -> Side:
@@ -33,7 +32,7 @@ def side_of_a_run(blocks: int, d: int, k: int, rms: float, seed: int) -> Side:
     Args:
         k: columns of the unfoldings.  rms: of the gradients' entries.
     """
-    root = spd(blocks, d, 1.0, seed)
+    root = spd(blocks, d, seed)
     factor = torch.linalg.cholesky(root).mT / (rms * k**0.5)
     statistics = torch.zeros(blocks, 4)
     statistics[:, RMS], statistics[:, WEIGHT] = rms, 1.0

@@ -54,8 +54,8 @@ counts for the two whose PTX the executor runs.
 **Launches.** 2 for all blocks of up to 128 a side, 12 for larger ones at refine 2, whatever their number; 2
 for `accumulate_`, 1 for `parameter_step_`. `tests/cuda/test_square_root_kernels.py` and
 `tests/cuda/test_elementwise_kernels.py` count them. Of Triton's
-kernels 1 for blocks of up to 64 a side where they fit, 13 for others at refine 2
-(`tests/test_triton_plans.py`).
+kernels 1 for blocks of up to 64 a side where they fit, 13 for others at refine 2,
+14 where sides are coupled (`tests/test_triton_plans.py`).
 """
 
 BINARIES = """\

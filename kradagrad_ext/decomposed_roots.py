@@ -15,15 +15,15 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 logger = logging.getLogger("kradagrad_ext")
 
 EIGH_CONDITION = 1e-3
-"""An eigendecomposition is taken where the smallest eigenvalue of X is more than the rounding of the largest
-over this."""
+"""The eigendecomposition in the dtype of F is trusted where the smallest eigenvalue of X is at least eps
+times the largest, divided by this."""
 
 
 def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """See `Backend.decomposed_roots`."""
     f, usable = usable_factors(factors)
     x = f @ f.mT
-    rooted = _root(f, x, p) if p > 1 else x
+    rooted = _root(f, x, p) if p > 1 and x.numel() > 0 else x
     return rooted, residuals(rooted, x, p, usable)
 
 
@@ -56,7 +56,7 @@ def _root(f: Tensor, x: Tensor, p: int) -> Tensor:
 
 
 def _careful_root(f: Tensor, p: int) -> Tensor:
-    """The same where F F^T is badly conditioned: its eigenvalues in float64, of float64 F's singular values.
+    """The same where F F^T is badly conditioned: by eigenvalues in float64, of float64 by F's singular values.
 
     NaN, which the residual check refuses, if LAPACK does not converge.
     """

@@ -15,17 +15,6 @@ from torch import Tensor
 from kradagrad_ext.backends import native, reference, resolve, triton
 from kradagrad_ext.backends.base import UpdateRule
 
-SIDES = [(1, 1), (1, 7), (7, 1), (7, 33), (33, 33), (129, 33), (64, 64), (40, 129)]
-"""Block shapes on and beside every boundary of the kernels' tiles and chunks."""
-
-LAYOUTS = [
-    ("contiguous", torch.float32),
-    ("strided", torch.float32),
-    ("transposed", torch.float64),
-    ("strided", torch.bfloat16),
-]
-"""Memory layouts of block views, and the dtype of what they show."""
-
 
 def ops(backend: str, dtype: torch.dtype) -> Any:
     """A backend's ops; skips what the backend says that it does not serve."""
@@ -63,32 +52,21 @@ def thousands(backend: str) -> int:
     return 40 if backend == "triton" else 3000
 
 
-def spd(n: int, d: int, dtype: torch.dtype, condition: float = 100.0) -> Tensor:
-    """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to `condition`."""
+def spd(n: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to 100."""
     q = torch.linalg.qr(torch.randn(n, d, d, dtype=torch.float64))[0]
-    values = torch.logspace(0, math.log10(condition), d, dtype=torch.float64)
+    values = torch.logspace(0, 2, d, dtype=torch.float64)
     x = q * values @ q.mT
     return ((x + x.mT) / 2).to(dtype).contiguous()
 
 
-def views(blocks: Tensor, layout: str) -> list[Tensor]:
-    """The blocks ``[N, m, n]`` as a list of block views with padding of NaN around them.
-
-    ``strided`` cuts two row-major parameters into grids, ``transposed`` into column-major blocks.
-    """
-    if layout == "contiguous":
-        return [blocks.clone()]
+def strided(blocks: Tensor) -> list[Tensor]:
+    """The blocks ``[N, m, n]`` as two row-major parameters cut into grids, with NaN around them."""
     n, rows, columns = blocks.shape
-    split = n // 2
     found = []
-    for part in (blocks[:split], blocks[split:]):
-        if layout == "transposed":
-            padded = blocks.new_full((len(part), columns + 1, rows + 2), math.nan)
-            view = padded[:, :columns, :rows].mT
-        else:
-            padded = blocks.new_full((rows + 1, len(part) * columns + 3), math.nan)
-            view = padded[:rows, : len(part) * columns].unflatten(1, (len(part), columns)).permute(1, 0, 2)
-            view = view[None]
+    for part in (blocks[: n // 2], blocks[n // 2 :]):
+        padded = blocks.new_full((rows + 1, len(part) * columns + 3), math.nan)
+        view = padded[:rows, : len(part) * columns].unflatten(1, (len(part), columns)).permute(1, 0, 2)[None]
         view.copy_(part.reshape(view.shape))
         found.append(view)
     return found
@@ -100,11 +78,6 @@ def padded(matrix: Tensor, transposed: bool) -> Tensor:
     if transposed:
         return padded(matrix.mT, False).mT
     return matrix.new_full((rows + 1, columns + 3), math.nan)[:rows, :columns].copy_(matrix)
-
-
-def gathered(block_views: list[Tensor]) -> Tensor:
-    """A list of block views as one batch."""
-    return torch.cat([view.reshape(-1, *view.shape[-2:]) for view in block_views])
 
 
 def whole(view: Tensor) -> Tensor:

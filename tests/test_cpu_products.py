@@ -1,5 +1,5 @@
 """Products of the CPU kernels: sides beyond a chunk of the inner dimension, threads inside of one block, and
-every vector width that a processor may have."""
+every width of vectors that a processor may have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WANTED = "(native and agrees and coupled) or (chunk and float32)"
 @pytest.mark.parametrize("shape", [(300, 520), (257, 40)], ids=str)
 @pytest.mark.parametrize("count", [1, 3])
 def test_sides_beyond_a_chunk(count: int, shape: tuple[int, int], rule: object, dtype: torch.dtype) -> None:
-    """With one block, threads share its products."""
+    """With one block, and several threads, these share its products."""
     compare(given([group(count, shape, dtype=dtype)], rule), cases.ops("native", dtype))
 
 
@@ -35,11 +35,13 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     call = given([group(1, (300, 520))], RULE)
     threads = torch.get_num_threads()
     factors = []
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        ran = run(cases.ops("native", torch.float32), copied(call))
-        factors.append(ran.groups[0].left.factor)
-    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            ran = run(cases.ops("native", torch.float32), copied(call))
+            factors.append(ran.groups[0].left.factor)
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(factors[0], factors[1])
     assert torch.equal(factors[0], factors[2])
 

@@ -25,7 +25,7 @@ def square_root_arguments() -> tuple[object, ...]:
     left = [cases.spd(n, rows, torch.float32) for n, rows, _ in shapes]
     right = [cases.spd(n, columns, torch.float32) for n, _, columns in shapes]
     grad, direction = (
-        [view for shape in shapes for view in cases.views(torch.randn(shape), "strided")] for _ in range(2)
+        [view for shape in shapes for view in cases.strided(torch.randn(shape))] for _ in range(2)
     )
     out, norms = [torch.zeros(shape) for shape in shapes], torch.zeros(6)
     roots = [x.clone() for x in left], [x.clone() for x in right]
@@ -49,7 +49,7 @@ def square_root_arguments() -> tuple[object, ...]:
 
 def update_factor_arguments() -> tuple[object, ...]:
     x, scales = cases.spd(4, 5, torch.float32), torch.ones(4)
-    unfolding = cases.views(torch.randn(4, 5, 3), "strided")
+    unfolding = cases.strided(torch.randn(4, 5, 3))
     return (x, torch.ones(4, 4), unfolding, scales, *SQUARE_ROOT_RULE)
 
 

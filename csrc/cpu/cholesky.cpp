@@ -5,7 +5,8 @@
 //   H[panel, right of it] <- V^T H[panel, right of it]
 //   F[:, panel] <- (F[:, panel] - F[:, left of it] U[above, panel]) V
 //
-// so that all but V are matrix products. One thread a batch.
+// so that all but V are matrix products. One thread a batch; products take all threads where the caller is
+// not one of several.
 #include "cholesky.h"
 
 #include <algorithm>
@@ -80,9 +81,9 @@ bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
 
 template <class T>
 void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* failed, Buffer<T>& scratch) {
-  const int64_t count = h.count, d = h.rows;
+  const int64_t count = h.count, d = h.rows, tallest = std::min<int64_t>(d, kPanel);
   const auto inverses =
-      Matrices<T>::contiguous(scratch.reserve(count * kPanel * kPanel), count, kPanel, kPanel);
+      Matrices<T>::contiguous(scratch.reserve(count * tallest * kPanel), count, tallest, kPanel);
   for (int64_t begin = 0; begin < d; begin += kPanel) {
     const int64_t end = std::min<int64_t>(begin + kPanel, d), width = end - begin;
     const auto above = h.row_range(0, begin).col_range(begin, d);

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <exception>
 #include <limits>
+#include <new>
 #include <tuple>
 
 #include "../checks.h"
@@ -26,8 +27,8 @@
 namespace kradagrad::cpu {
 namespace {
 
-// An eigendecomposition is taken where the smallest eigenvalue of X is more than the rounding of the largest
-// over this, as in decomposed_roots.py.
+// The eigendecomposition in T is trusted where the smallest eigenvalue of X is at least eps times the
+// largest, divided by this; as in decomposed_roots.py.
 constexpr double kEighCondition = 1e-3;
 
 template <class T>
@@ -72,7 +73,7 @@ void careful_root(float* root, float* f, int64_t d, int64_t p, Scratch<float>& s
   for (int64_t i = 0; i < d * d; ++i) root[i] = static_cast<float>(root64[i]);
 }
 
-// False where no decomposition converges.
+// False where both decompositions fail. That they do not converge cannot be told from other errors of torch.
 template <class T>
 bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
   try {
@@ -82,10 +83,14 @@ bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
       compose(root, found, d, 0.5 / static_cast<double>(p));
       return true;
     }
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception&) {  // the other decomposition may converge
   }
   try {
     careful_root(root, f, d, p, scratch);
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception&) {
     return false;
   }

@@ -81,10 +81,10 @@ void solve_by_qr(T* f, T* a, int64_t rows, int64_t d) {
 
 #define INSTANTIATE(T)                   \
   template Spectrum eigh(T*, int64_t);   \
-  template Spectrum svd(T*, int64_t);    \
   template void make_upper(T*, int64_t); \
   template void solve_by_qr(T*, T*, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
+template Spectrum svd(double*, int64_t);
 
 }  // namespace kradagrad::cpu

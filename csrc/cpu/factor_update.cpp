@@ -1,4 +1,4 @@
-// One thread a chunk: batched products over all of its items, then passes item by item. Items that are not
+// One thread a chunk: products, then passes item by item. Items that are not
 // ready take part in the products, as identities, and are never written.
 #include "factor_update.h"
 
@@ -129,7 +129,7 @@ void FactorUpdate<T>::add_damping(int64_t k) {
   multiply(h_, damped.transposed(), damped, {Part::kUpper, transposed, shape()}, T(1), T(1));
 }
 
-// F <- F U^-1 with H + decay I = U^T U.
+// F <- F T^-1 with H + decay I = T^T T.
 template <class T>
 void FactorUpdate<T>::times_inverse_root() {
   for (int64_t i = 0; i < h_.count; ++i) add_diagonal(h_.item(i), static_cast<T>(rule_.decay), h_.rows);
@@ -137,7 +137,7 @@ void FactorUpdate<T>::times_inverse_root() {
   solve_by_cholesky(f_, h_, failed_.data(), scratch_.product);
 }
 
-// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is U.
+// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is T.
 template <class T>
 void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings) {
   const int64_t d = f_.rows, k = unfoldings.u.cols, damped = rule_.damped_updates > 0 ? d : 0;

@@ -3,7 +3,7 @@
 //
 //   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = U^T U, R = U^-1: F
+// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = T^T T, R = T^-1: F
 // is upper triangular before and after, and every product leaves out what is zero; an F that is none is made
 // one first. F is written last, whole or not at all.
 #pragma once

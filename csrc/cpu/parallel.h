@@ -22,8 +22,8 @@ inline int64_t chunk_size(int64_t blocks, int64_t bytes_per_block) {
 }
 
 // Calls `worker(first, count)` for every chunk, with a worker from `make_worker()` for each thread. With
-// fewer chunks than threads they run one after another, and the matrix products use the threads inside: only
-// there may the last bits depend on the number of threads, as they do in torch's own products.
+// fewer chunks than threads they run one after another, and products and decompositions use the threads
+// inside: of these only torch's decompositions may differ in their last bits with the number of threads.
 template <class MakeWorker>
 void for_each_chunk(int64_t blocks, int64_t chunk, const MakeWorker& make_worker) {
   const int64_t chunks = ceil_div(blocks, chunk);

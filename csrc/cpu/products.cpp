@@ -5,7 +5,8 @@
 //                                    panel
 //
 // Every tile runs over the inner indices at which both triangles have something. The kernel is compiled for
-// three vector widths; BLAS libraries choose theirs by the processor's maker, and leave half of some unused.
+// three vector widths; BLAS libraries choose theirs by the processor's maker, and on some use vectors of half
+// the width.
 #include "products.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -22,7 +23,7 @@ namespace {
 
 constexpr int64_t kStrip = 64;  // columns that a thread takes at once
 
-// One product of the batch, and what of it a strip of columns computes.
+// One product of the batch.
 template <class T>
 struct Product {
   Matrices<T> out, a, b;
@@ -54,7 +55,7 @@ template <int kBytes, int kRows, int kVectors, class T>
 KRADAGRAD_INLINE void multiply_tile(const T* const* a, int64_t step, const T* b, int64_t depth, T alpha,
                                     T beta, T* out, int64_t out_stride, int64_t rows, int64_t cols) {
   constexpr int kLanes = kBytes / sizeof(T), kCols = kLanes * kVectors;
-  typedef T Vector __attribute__((vector_size(kBytes)));
+  typedef T Vector __attribute__((vector_size(kBytes), may_alias));
   Vector sums[kRows][kVectors] = {};
   int64_t at = 0;
   for (int64_t l = 0; l < depth; ++l, at += step, b += kCols) {
@@ -89,12 +90,10 @@ KRADAGRAD_INLINE void multiply_panel(const Product<T>& p, Range cols) {
   for (int64_t first = 0; first == 0 || first < p.b.rows; first += kDepth) {
     Range chunk{first, std::min(first + kDepth, p.b.rows)};
     if (p.triangles.b == Part::kUpper) chunk.end = std::min(chunk.end, cols.end);
-    if (p.triangles.b == Part::kLower) chunk.begin = std::max(chunk.begin, cols.begin);
     pack_panel(p.b, chunk, cols, kCols, packed);
     for (int64_t i = 0; i < p.out.rows; i += kRows) {
       const Range rows{i, std::min<int64_t>(i + kRows, p.out.rows)};
       if (p.triangles.out == Part::kUpper && rows.begin >= cols.end) break;
-      if (p.triangles.out == Part::kLower && cols.begin >= rows.end) continue;
       Range inner = chunk;
       if (p.triangles.a == Part::kUpper) inner.begin = std::max(inner.begin, rows.begin);
       if (p.triangles.a == Part::kLower) inner.end = std::min(inner.end, rows.end);

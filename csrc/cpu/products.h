@@ -31,7 +31,8 @@ struct Matrices {
 
 enum class Part { kWhole, kUpper, kLower };
 
-// The triangle of a matrix that counts: outside of it an operand is zero, and an output may get anything.
+// The triangle of a matrix that counts: outside of it an operand is zero, and an output may get anything. Of
+// `out` and b the upper one or all, of a any.
 struct Triangles {
   Part out = Part::kWhole, a = Part::kWhole, b = Part::kWhole;
 };

@@ -26,7 +26,7 @@ OPS = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc/ops.cpp").read_text())
     [(op, key) for op in OPS for key in ("CPU", "CUDA") if (op, key) != ("decomposed_roots", "CUDA")],
 )
 def test_every_op_has_both_sides(op: str, key: str) -> None:
-    """But for `decomposed_roots`, which are torch's on CUDA."""
+    """But for `decomposed_roots`, which is torch's on CUDA."""
     assert native.available(torch.device("cpu")) is None
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kradagrad_ext::{op}", key)
 
