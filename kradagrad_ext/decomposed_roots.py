@@ -56,7 +56,7 @@ def _root(f: Tensor, x: Tensor, p: int) -> Tensor:
 
 
 def _careful_root(f: Tensor, p: int) -> Tensor:
-    """The same where F F^T is badly conditioned: by eigenvalues in float64, of float64 by F's singular values.
+    """The same where F F^T is badly conditioned: by eigenvalues in float64; float64 F by singular values.
 
     NaN, which the residual check refuses, if LAPACK does not converge.
     """
