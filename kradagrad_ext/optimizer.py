@@ -104,7 +104,7 @@ class KrADagrad(Optimizer):
         coupling: str = "kl",
         refine: int = 2,
         precision: str = "bf16x3",
-        factor_decay: float = 0.9,
+        factor_decay: float = 0.8,
         damping: float = 1e-3,
         factor_every: int = 1,
         root_every: int = 10,
