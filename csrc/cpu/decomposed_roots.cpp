@@ -22,7 +22,6 @@
 #include "parallel.h"
 #include "products.h"
 #include "symmetric.h"
-#include "vector_loops.h"
 
 namespace kradagrad::cpu {
 namespace {
@@ -73,28 +72,29 @@ void careful_root(float* root, float* f, int64_t d, int64_t p, Scratch<float>& s
   for (int64_t i = 0; i < d * d; ++i) root[i] = static_cast<float>(root64[i]);
 }
 
-// False where both decompositions fail. That they do not converge cannot be told from other errors of torch.
-template <class T>
-bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
+// Whether an attempt ends. That it did not converge cannot be told from other errors of torch.
+template <class Attempt>
+bool ends(const Attempt& attempt) {
   try {
-    const Spectrum found = eigh(x, d);
-    const T* const value = static_cast<const T*>(found.values.data_ptr());
-    if (value[0] * kEighCondition >= std::numeric_limits<T>::epsilon() * value[d - 1]) {
-      compose(root, found, d, 0.5 / static_cast<double>(p));
-      return true;
-    }
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const std::exception&) {  // the other decomposition may converge
-  }
-  try {
-    careful_root(root, f, d, p, scratch);
+    return attempt();
   } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception&) {
     return false;
   }
-  return true;
+}
+
+// False where both decompositions fail.
+template <class T>
+bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
+  const auto in_this_dtype = [&] {
+    const Spectrum found = eigh(x, d);
+    const T* const value = static_cast<const T*>(found.values.data_ptr());
+    if (!(value[0] * kEighCondition >= std::numeric_limits<T>::epsilon() * value[d - 1])) return false;
+    compose(root, found, d, 0.5 / static_cast<double>(p));
+    return true;
+  };
+  return ends(in_this_dtype) || ends([&] { return careful_root(root, f, d, p, scratch), true; });
 }
 
 // |P^p - X| / |X|, `size` = |X|^2; the upper triangle of X is overwritten.
@@ -114,27 +114,20 @@ double residual(T* root, T* x, double size, int64_t d, int64_t p, Scratch<T>& sc
   return std::sqrt(squared_norm_of_upper(x, d) / size);
 }
 
-// The root of one matrix and its residual.
+// The root of one matrix and its residual; zeros and NaN where there is none.
 template <class T>
 double take_root(T* root, T* f, int64_t d, int64_t p, Scratch<T>& scratch) {
-  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
   T* const x = scratch.x.reserve(d * d);
   gram(x, f, d);
   const double size = squared_norm_of_upper(x, d);
-  if (!(size > 0) || !std::isfinite(size)) {
-    std::fill_n(root, d * d, T(0));
-    return kNone;
-  }
+  std::fill_n(root, d * d, T(0));
   if (p == 1) {
     std::copy_n(x, d * d, root);
     mirror_upper(root, d);
-    return 0;
   }
-  if (!find_root(root, f, x, d, p, scratch)) {
-    std::fill_n(root, d * d, T(0));
-    return kNone;
-  }
-  return residual(root, x, size, d, p, scratch);
+  const bool usable = size > 0 && std::isfinite(size);
+  if (!usable || (p > 1 && !find_root(root, f, x, d, p, scratch))) return std::nan("");
+  return p == 1 ? 0 : residual(root, x, size, d, p, scratch);
 }
 
 std::tuple<Tensor, Tensor> decomposed_roots(const Tensor factors, int64_t p) {

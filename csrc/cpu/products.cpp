@@ -120,11 +120,8 @@ KRADAGRAD_INLINE void multiply_strip(const Product<T>& p, Range cols) {
   constexpr int64_t kLanes = kBytes / sizeof(T), kCols = 2 * kLanes;
   for (int64_t j = cols.begin + (cols.size() - 1) / kCols * kCols; j >= cols.begin; j -= kCols) {
     const Range panel{j, std::min(j + kCols, cols.end)};
-    if (panel.size() > kLanes) {
-      multiply_panel<kBytes, kRows, 2>(p, panel);
-    } else {
-      multiply_panel<kBytes, kRows, 1>(p, panel);
-    }
+    if (panel.size() <= kLanes) multiply_panel<kBytes, kRows, 1>(p, panel);
+    if (panel.size() > kLanes) multiply_panel<kBytes, kRows, 2>(p, panel);
   }
 }
 
@@ -146,20 +143,18 @@ template <class T>
 __attribute__((target("avx2,fma"))) void strip_of_32_bytes(const Product<T>& p, Range cols) {
   multiply_strip<32, 6>(p, cols);
 }
+#define KRADAGRAD_X86
+#endif
 
 template <class T>
 void strip_of_columns(const Product<T>& p, Range cols) {
+#ifdef KRADAGRAD_X86
   static const int bytes = vector_bytes();
   if (bytes == 64) return strip_of_64_bytes(p, cols);
   if (bytes == 32) return strip_of_32_bytes(p, cols);
-  multiply_strip<16, 6>(p, cols);
-}
-#else
-template <class T>
-void strip_of_columns(const Product<T>& p, Range cols) {
-  multiply_strip<16, 6>(p, cols);
-}
 #endif
+  multiply_strip<16, 6>(p, cols);
+}
 
 }  // namespace
 
@@ -178,11 +173,8 @@ void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b
     }
   };
   const int64_t flops = 2 * out.rows * std::min(kStrip, out.cols) * std::max<int64_t>(b.rows, 1);
-  if (out.data == a.data) {
-    run(0, out.count * strips);
-  } else {
-    torch::stable::parallel_for(0, out.count * strips, ceil_div(kThreadFlops, flops), run);
-  }
+  if (out.data == a.data) return run(0, out.count * strips);
+  torch::stable::parallel_for(0, out.count * strips, ceil_div(kThreadFlops, flops), run);
 }
 
 template void multiply(const Matrices<float>&, const Matrices<float>&, const Matrices<float>&, Triangles,
