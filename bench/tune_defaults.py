@@ -67,7 +67,7 @@ def grid(varied: dict[str, list[object]], one_at_a_time: bool) -> Iterator[Setti
 
 def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer]:
     """The optimizers that together hold every parameter of a task's model."""
-    options = {name: torch.bfloat16 if v == "bfloat16" else v for name, v in settings.items() if name != "lr"}
+    options = {key: torch.bfloat16 if v == "bfloat16" else v for key, v in settings.items() if key != "lr"}
     lr = float(str(settings.get("lr", DEFAULT_LR[name])))
     matrices, ends, vectors = task.parameters()
     if name == "kradagrad":

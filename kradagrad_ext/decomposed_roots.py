@@ -30,8 +30,12 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
 def usable_factors(factors: Tensor) -> tuple[Tensor, Tensor]:
     """The factors, identities for those that are zero or not finite, and which were neither ``[N]``."""
     usable = factors.isfinite().all(-1).all(-1) & (factors != 0).any(-1).any(-1)
-    identity = torch.eye(factors.shape[-1], dtype=factors.dtype, device=factors.device)
-    return torch.where(usable[:, None, None], factors, identity), usable
+    return torch.where(usable[:, None, None], factors, identity_like(factors)), usable
+
+
+def identity_like(matrix: Tensor) -> Tensor:
+    """I ``[d, d]`` for matrices ``[..., d, d]``."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
 def residuals(rooted: Tensor, x: Tensor, p: int, usable: Tensor) -> Tensor:

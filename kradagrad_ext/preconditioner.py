@@ -162,7 +162,7 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
     """New roots for all modes of active blocks that have had a gradient."""
     p = config.root_order(len(state.group.block_shape))
     method = roots.resolve_method("polar" if config.capturable else config.root_method, p, active.device)
-    rooting = functools.partial(roots.polar_roots if method == "polar" else backend.decomposed_roots, p=p)
+    take_roots = roots.polar_roots if method == "polar" else backend.decomposed_roots
     for mode in state.modes:
         roots.refresh_(
             state.factors[mode],
@@ -171,7 +171,7 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
             state.root_stats[mode],
             active,
             state.columns(mode),
-            rooting,
+            functools.partial(take_roots, p=p),
             factorised=method == "eigh",
         )
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from .backends.base import RMS, WEIGHT
-from .decomposed_roots import residuals, usable_factors
+from .decomposed_roots import identity_like, residuals, usable_factors
 
-Rooting = Callable[[Tensor], tuple[Tensor, Tensor]]
+RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
 
 RESIDUAL_BOUND = 1e-2
@@ -83,7 +83,7 @@ def _square_root_by_products(matrices: Tensor) -> Tensor:
     """
     row_sum = matrices.abs().sum(-1).amax(-1)
     bound = torch.minimum(torch.linalg.matrix_norm(matrices), row_sum)[:, None, None]
-    y, z = matrices / bound, _identity_like(matrices).expand_as(matrices)
+    y, z = matrices / bound, identity_like(matrices).expand_as(matrices)
     for polynomial in POLYNOMIALS:
         t = _even_part(z @ y, polynomial)
         y, z = _symmetric(y @ t), _symmetric(t @ z)
@@ -93,15 +93,11 @@ def _square_root_by_products(matrices: Tensor) -> Tensor:
 def _even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
     """A I + b G + c G^2."""
     a, b, c = polynomial
-    return a * _identity_like(g) + b * g + c * (g @ g)
+    return a * identity_like(g) + b * g + c * (g @ g)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
-
-
-def _identity_like(matrix: Tensor) -> Tensor:
-    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
 def polar_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +138,7 @@ def refresh_(
     root_stats: Tensor,
     active: Tensor,
     k: int,
-    rooting: Rooting,
+    root_function: RootFunction,
     factorised: bool,
 ) -> None:
     """Replace the roots of active blocks by those of their factors, where these pass the residual check.
@@ -153,14 +149,14 @@ def refresh_(
         root_stats: ``[N, 4]``, see `ROOT_STATS`; infinity stands for a residual that is NaN.
         active: ``[N]`` bool.
         k: columns of the side's unfoldings.
-        rooting: a method for one p.  factorised: as in `slices`.
+        root_function: a method for one p.  factorised: as in `slices`.
     """
     if factors.numel() == 0:
         return
     for part in slices(factors, factorised):
         scale = units(factor_stats[part], k)
         chosen = active[part] & (scale > 0)
-        new, residual = rooting(factors[part].to(scale.dtype) * scale[:, None, None])
+        new, residual = root_function(factors[part].to(scale.dtype) * scale[:, None, None])
         good = residual <= RESIDUAL_BOUND
         old = roots[part]
         torch.where((chosen & good)[:, None, None], new.to(old.dtype), old, out=old)

@@ -21,7 +21,7 @@ MARGIN = 1.01
 """How much wider the intervals are that polynomials are made for."""
 
 
-def rooting(method: str) -> roots.Rooting:
+def root_function(method: str) -> roots.RootFunction:
     """For p = 2."""
     return functools.partial(METHODS[method], p=2)
 
@@ -93,10 +93,8 @@ def test_roots_have_no_units(rms: float, method: str) -> None:
     statistics = torch.zeros(2, 4)
     statistics[:, WEIGHT], statistics[:, RMS] = 0.25, rms
     new, stats = torch.zeros(2, 20, 20), torch.zeros(2, 4)
-    k = 16  # so that the unit is 2 rms
-    roots.refresh_(
-        f / 2 / rms, statistics, new, stats, torch.ones(2, dtype=torch.bool), k, rooting(method), True
-    )
+    active, k = torch.ones(2, dtype=torch.bool), 16  # so that the unit is 2 rms
+    roots.refresh_(f / 2 / rms, statistics, new, stats, active, k, root_function(method), factorised=True)
     torch.testing.assert_close(new, METHODS[method](f, 2)[0], rtol=1e-4, atol=1e-5)
     assert (stats[:, RESIDUAL] < 1e-5).all()
 
@@ -110,7 +108,7 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
     statistics[3] = 0  # before its first gradient: nothing to root
     new, stats = old.clone(), torch.zeros(4, 4)
     active = torch.tensor([True, True, False, True])
-    roots.refresh_(f, statistics, new, stats, active, 1, rooting(method), True)
+    roots.refresh_(f, statistics, new, stats, active, 1, root_function(method), factorised=True)
     torch.testing.assert_close(new[0] @ new[0], f[0] @ f[0].mT, rtol=1e-3, atol=1e-3)
     assert torch.equal(new[1:], old[1:])
     assert stats[:, REFUSALS].tolist() == [0, 1, 0, 0]
@@ -120,6 +118,6 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_stored_dtypes(stored: torch.dtype) -> None:
     f, new = cases.factors(2, 8, 100.0).to(stored), torch.zeros(2, 8, 8, dtype=torch.bfloat16)
-    active = torch.ones(2, dtype=torch.bool)
-    roots.refresh_(f, torch.ones(2, 4), new, torch.zeros(2, 4), active, 1, rooting("eigh"), True)
+    statistics, stats, active = torch.ones(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool)
+    roots.refresh_(f, statistics, new, stats, active, 1, root_function("eigh"), factorised=True)
     torch.testing.assert_close(new, cases.exact_root(f, 2).bfloat16(), rtol=1e-2, atol=1e-2)

@@ -5,8 +5,7 @@
 //   H[panel, right of it] <- V^T H[panel, right of it]
 //   F[:, panel] <- (F[:, panel] - F[:, left of it] U[above, panel]) V
 //
-// so that all but V are matrix products. One thread a batch; products take all threads where the caller is
-// not one of several.
+// so that all but V are matrix products, which alone may take several threads.
 #include "cholesky.h"
 
 #include <algorithm>

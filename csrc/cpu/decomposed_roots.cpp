@@ -72,9 +72,9 @@ void careful_root(float* root, float* f, int64_t d, int64_t p, Scratch<float>& s
   for (int64_t i = 0; i < d * d; ++i) root[i] = static_cast<float>(root64[i]);
 }
 
-// Whether an attempt ends. That it did not converge cannot be told from other errors of torch.
+// Whether an attempt succeeds. That it did not converge cannot be told from other errors of torch.
 template <class Attempt>
-bool ends(const Attempt& attempt) {
+bool succeeds(const Attempt& attempt) {
   try {
     return attempt();
   } catch (const std::bad_alloc&) {
@@ -87,14 +87,18 @@ bool ends(const Attempt& attempt) {
 // False where both decompositions fail.
 template <class T>
 bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
-  const auto in_this_dtype = [&] {
+  const auto plain = [&] {
     const Spectrum found = eigh(x, d);
     const T* const value = static_cast<const T*>(found.values.data_ptr());
     if (!(value[0] * kEighCondition >= std::numeric_limits<T>::epsilon() * value[d - 1])) return false;
     compose(root, found, d, 0.5 / static_cast<double>(p));
     return true;
   };
-  return ends(in_this_dtype) || ends([&] { return careful_root(root, f, d, p, scratch), true; });
+  const auto careful = [&] {
+    careful_root(root, f, d, p, scratch);
+    return true;
+  };
+  return succeeds(plain) || succeeds(careful);
 }
 
 // |P^p - X| / |X|, `size` = |X|^2; the upper triangle of X is overwritten.
@@ -121,13 +125,13 @@ double take_root(T* root, T* f, int64_t d, int64_t p, Scratch<T>& scratch) {
   gram(x, f, d);
   const double size = squared_norm_of_upper(x, d);
   std::fill_n(root, d * d, T(0));
+  if (!(size > 0) || !std::isfinite(size)) return std::nan("");
   if (p == 1) {
     std::copy_n(x, d * d, root);
     mirror_upper(root, d);
+    return 0;
   }
-  const bool usable = size > 0 && std::isfinite(size);
-  if (!usable || (p > 1 && !find_root(root, f, x, d, p, scratch))) return std::nan("");
-  return p == 1 ? 0 : residual(root, x, size, d, p, scratch);
+  return find_root(root, f, x, d, p, scratch) ? residual(root, x, size, d, p, scratch) : std::nan("");
 }
 
 std::tuple<Tensor, Tensor> decomposed_roots(const Tensor factors, int64_t p) {

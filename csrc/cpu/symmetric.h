@@ -11,7 +11,7 @@ namespace kradagrad::cpu {
 // out = a x, the upper triangle alone; `out` may be x.
 template <class T>
 void scale_upper(T* out, T a, const T* x, int64_t n) {
-  for (int64_t i = 0; i < n * n; i += n + 1) scale(out + i, a, x + i, n - i / n);
+  for (int64_t i = 0; i < n; ++i) scale(out + i * n + i, a, x + i * n + i, n - i);
 }
 
 template <class T>

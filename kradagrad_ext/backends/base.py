@@ -50,7 +50,7 @@ def _require(condition: bool, name: str, expected: str, got: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule:
-    """The scalars of a factor update.
+    """The scalars of a factor update, in the order of the native ops' schemas.
 
     Attributes:
         decay: of the old statistics, in (0, 1].
@@ -257,8 +257,7 @@ class Backend(Protocol):
         """P = (F F^T)^(1/p) by eigenvalues, in float64 where the condition of F F^T asks for it.
 
         Args:
-            factors: F ``[N, d, d]`` without units, float32 or float64.
-            p: order of the root, at least 1.
+            factors: F ``[N, d, d]`` without units, float32 or float64.  p: at least 1.
 
         Returns:
             P ``[N, d, d]``, symmetric, and |P^p - F F^T|_F / |F F^T|_F ``[N]``; where F is zero or not

@@ -1,7 +1,6 @@
 """The definition of correct: every op of `base.py` in plain PyTorch, on any device.
 
-Results are computed for every block and kept for the active ones. The ops on factors are in `square_root` and
-`decomposed_roots`.
+Results are computed for every block, kept for the active ones. `square_root` has the ops on factors.
 """
 
 from __future__ import annotations
