@@ -164,6 +164,6 @@ def _steps(precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequ
 
 STEPS = _steps(["bf16x3"], DTYPES, (64, 128, 256))
 # Bytes do not depend on the precision, arithmetic and shared memory do.
-ARITHMETIC = _steps(["tf32x3", "bf16x6", "fp32"], DTYPES[:1], (64, 128, 256))
+ARITHMETIC = _steps(["tf32x3", "fp32"], DTYPES[:1], (64, 128, 256))
 ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
 CASES = [*STEPS, *ELEMENTWISE, *ARITHMETIC]

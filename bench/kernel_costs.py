@@ -15,7 +15,7 @@ from kradagrad_ext.cost.gpus import Cost
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
-SPLITS = {"bf16x3": 2, "tf32x3": 2, "bf16x6": 3, "fp32": 1}
+SPLITS = {"bf16x3": 2, "tf32x3": 2, "fp32": 1}
 """Terms of an operand."""
 
 RESIDENT_SIDE = 128  # kResidentSide

@@ -43,9 +43,8 @@ inline Method method_named(const Checks& checks, const std::string& name) {
 inline Precision precision_named(const Checks& checks, const std::string& name) {
   if (name == "bf16x3") return Precision::kBf16x3;
   if (name == "tf32x3") return Precision::kTf32x3;
-  if (name == "bf16x6") return Precision::kBf16x6;
   if (name == "fp32") return Precision::kFp32;
-  checks.fail("precision", "bf16x3, tf32x3, bf16x6 or fp32", name);
+  checks.fail("precision", "bf16x3, tf32x3 or fp32", name);
 }
 
 inline FactorRule factor_rule(const Checks& checks, double decay, double weight, double damping, double prior,

@@ -10,7 +10,7 @@ namespace kradagrad {
 enum class Method { kCholesky, kProducts };
 
 // How float32 products are made on tensor cores.
-enum class Precision { kBf16x3, kTf32x3, kBf16x6, kFp32 };
+enum class Precision { kBf16x3, kTf32x3, kFp32 };
 
 // Columns of a side's statistics [N, 4].
 enum Statistic : int { kRms, kWeight, kWhitened, kFallbacks, kStatistics };

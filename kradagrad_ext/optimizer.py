@@ -50,7 +50,7 @@ class KrADagrad(Optimizer):
         coupling: ``kl``: each factor is updated from the gradient that the other side's root has whitened
             (KL-Shampoo); ``none``: from the gradient itself.
         refine: 1 to 6, steps that take an update by products towards the exact one.
-        precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3``, ``bf16x6`` or ``fp32``.
+        precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3`` or ``fp32``.
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
         factor_every, root_every: steps between updates of the factors, and of their roots, which are made

@@ -235,7 +235,7 @@ def test_root_orders(options: dict[str, Any], orders: dict[int, int]) -> None:
         ("split", (), "a number of parts >= 1 or the length of every part"),
         ("split", (3, True), "a number of parts >= 1 or the length of every part"),
         ("split_dim", 0.5, "an integer"),
-        ("precision", "fp16", "one of ('bf16x3', 'tf32x3', 'bf16x6', 'fp32')"),
+        ("precision", "fp16", "one of ('bf16x3', 'tf32x3', 'fp32')"),
         ("factor_decay", 0.0, "a number in (0, 1]"),
         ("damping", 0.0, "> 0"),
         ("exponent", 0.3, "1/p with an integer p"),

@@ -33,9 +33,9 @@ GROUPS = [Blocks(9, 192, 140), Blocks(4, 40, 192), Blocks(7, 100, 90), Blocks(3,
 
 
 def test_terms_of_split_products():
-    assert [terms(name) for name in ("bf16x3", "bf16x6", "tf32x3", "fp32")] == [3, 6, 3, 1]
-    assert [terms(name, False, True) for name in ("bf16x3", "bf16x6", "tf32x3", "fp32")] == [2, 3, 2, 1]
-    assert [terms(name, True, True) for name in ("bf16x3", "bf16x6", "tf32x3", "fp32")] == [1, 1, 1, 1]
+    assert [terms(name) for name in ("bf16x3", "tf32x3", "fp32")] == [3, 3, 1]
+    assert [terms(name, False, True) for name in ("bf16x3", "tf32x3", "fp32")] == [2, 2, 1]
+    assert [terms(name, True, True) for name in ("bf16x3", "tf32x3", "fp32")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("side", "elements"), [(16, 256), (128, 36 * 256), (17, 256 + 17), (8, 64)])
@@ -107,7 +107,7 @@ def test_more_work_takes_longer(block_size):
     assert time(2) == pytest.approx(2 * time(1), rel=1e-3)
     assert time(refine=1) < time(refine=2) < time(refine=3)
     assert time(coupling="none") < time(coupling="kl")
-    assert time(precision="bf16x3") < time(precision="bf16x6")
+    assert time(precision="bf16x3") < time(precision="tf32x3")
     assert time(gpu="B200") < time(gpu="H200") <= time(gpu="H100") < time(gpu="A100")
 
 

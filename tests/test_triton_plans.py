@@ -258,7 +258,7 @@ CHANGES: dict[str, tuple[UpdateRule, Any, dict[str, bool]]] = {
     "damping": (replace(RULE, damped_updates=0.0), None, {}),
     "refine": (replace(RULE, refine=1), None, {}),
     "coupling": (replace(RULE, coupled=True), None, {}),
-    "precision": (replace(RULE, precision="bf16x6"), None, {}),
+    "precision": (replace(RULE, precision="tf32x3"), None, {}),
     "update": (RULE, None, {"update": False}),
     "stride": (RULE, _moved, {}),
     "dtype of roots": (

@@ -16,7 +16,7 @@ FACTOR = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 2e-2}
 """The same share for F F^T without units, by the dtype of F. After a first gradient F is multiplied by what
 is ill-conditioned, and inverses of its triangles lose more of that than solves with them do."""
 
-PRECISION = {"bf16x3": 4e-5, "tf32x3": 2e-6, "bf16x6": 2e-6, "fp32": 2e-6}
+PRECISION = {"bf16x3": 4e-5, "tf32x3": 2e-6, "fp32": 2e-6}
 """The same share by the precision of products on tensor cores. Each of the first three refinements of a
 factor update multiplies it by 3: the error of the inverse grows with every iterate (docs/numerics.md)."""
 

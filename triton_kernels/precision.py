@@ -1,8 +1,7 @@
 """a b for tiles of float32 on tensor cores, from terms that they multiply exactly.
 
-``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``bf16x6``: three terms, the six largest
-products. ``tf32x3``: as bf16x3 in tf32. ``fp32``: fused multiply-adds. The smallest products are added
-first. An operand that is bfloat16 is its own first term: the products with its others are left out.
+``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``tf32x3``: the same in tf32. ``fp32``: fused
+multiply-adds. The smallest products are added first. An operand that is bfloat16 is its own first term: the products with its others are left out.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ def dot(a, b, sum, PRECISION: tl.constexpr):
     """sum + a b, for a ``[M, K]`` and b ``[K, N]``, each float32 or bfloat16."""
     if PRECISION == "bf16x3":
         return _dot_bf16x3(a, b, sum)
-    if PRECISION == "bf16x6":
-        return _dot_bf16x6(a, b, sum)
     INPUT: tl.constexpr = "tf32x3" if PRECISION == "tf32x3" else "ieee"
     return tl.dot(a.to(tl.float32), b.to(tl.float32), sum, input_precision=INPUT)
 
@@ -35,23 +32,4 @@ def _dot_bf16x3(a, b, sum):
         sum = tl.dot(_rest(a, ah).to(tl.bfloat16), bh, sum)
     if b.dtype == tl.float32:
         sum = tl.dot(ah, _rest(b, bh).to(tl.bfloat16), sum)
-    return tl.dot(ah, bh, sum)
-
-
-@triton.jit
-def _dot_bf16x6(a, b, sum):
-    ah, bh = a.to(tl.bfloat16), b.to(tl.bfloat16)
-    if a.dtype == tl.float32:
-        am = _rest(a, ah).to(tl.bfloat16)
-        al = _rest(_rest(a, ah), am).to(tl.bfloat16)
-        sum = tl.dot(al, bh, sum)
-    if b.dtype == tl.float32:
-        bm = _rest(b, bh).to(tl.bfloat16)
-        bl = _rest(_rest(b, bh), bm).to(tl.bfloat16)
-        sum = tl.dot(ah, bl, sum)
-        if a.dtype == tl.float32:
-            sum = tl.dot(am, bm, sum)
-        sum = tl.dot(ah, bm, sum)
-    if a.dtype == tl.float32:
-        sum = tl.dot(am, bh, sum)
     return tl.dot(ah, bh, sum)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Sides = tuple[int, int]
 
-PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 SIDES = (64, 128, 256, 512, 1024)
 """Of the blocks that are timed."""
 TIMED = (4096, 4096)

@@ -11,10 +11,8 @@
 #define FOR_EVERY_KERNEL(KERNEL)                                 \
   KERNEL(square_root_product_64_bf16x3, SquareRootProducts)      \
   KERNEL(square_root_product_64_tf32x3, SquareRootProducts)      \
-  KERNEL(square_root_product_64_bf16x6, SquareRootProducts)      \
   KERNEL(square_root_product_64_fp32, SquareRootProducts)        \
   KERNEL(square_root_product_128_bf16x3, SquareRootProducts)     \
-  KERNEL(square_root_product_128_bf16x6, SquareRootProducts)     \
   KERNEL(square_root_product_128_fp32, SquareRootProducts)       \
   KERNEL(gradient_norms, SquareRootGroups)                       \
   KERNEL(start_sides, SquareRootGroups)                          \
@@ -22,19 +20,21 @@
   KERNEL(finish_norms, NormSums)                                 \
   KERNEL(resident_update_64_bf16x3, ResidentUpdate)              \
   KERNEL(resident_update_64_tf32x3, ResidentUpdate)              \
-  KERNEL(resident_update_64_bf16x6, ResidentUpdate)              \
   KERNEL(resident_update_64_fp32, ResidentUpdate)                \
+  KERNEL(resident_update_96_bf16x3, ResidentUpdate)              \
+  KERNEL(resident_update_96_tf32x3, ResidentUpdate)              \
+  KERNEL(resident_update_96_fp32, ResidentUpdate)                \
   KERNEL(resident_update_128_bf16x3, ResidentUpdate)             \
   KERNEL(resident_update_128_tf32x3, ResidentUpdate)             \
-  KERNEL(resident_update_128_bf16x6, ResidentUpdate)             \
   KERNEL(resident_update_128_fp32, ResidentUpdate)               \
   KERNEL(resident_precondition_64_bf16x3, ResidentPrecondition)  \
   KERNEL(resident_precondition_64_tf32x3, ResidentPrecondition)  \
-  KERNEL(resident_precondition_64_bf16x6, ResidentPrecondition)  \
   KERNEL(resident_precondition_64_fp32, ResidentPrecondition)    \
+  KERNEL(resident_precondition_96_bf16x3, ResidentPrecondition)  \
+  KERNEL(resident_precondition_96_tf32x3, ResidentPrecondition)  \
+  KERNEL(resident_precondition_96_fp32, ResidentPrecondition)    \
   KERNEL(resident_precondition_128_bf16x3, ResidentPrecondition) \
   KERNEL(resident_precondition_128_tf32x3, ResidentPrecondition) \
-  KERNEL(resident_precondition_128_bf16x6, ResidentPrecondition) \
   KERNEL(resident_precondition_128_fp32, ResidentPrecondition)   \
   KERNEL(accumulate, Accumulate)                                 \
   KERNEL(sum_spans, SumSpans)                                    \

@@ -20,13 +20,12 @@ from typing import Protocol
 
 from torch import Tensor
 
-PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 """How products of float32 operands are made where they run on tensor cores; elsewhere they are made in the
 factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/numerics.md)::
 
     bf16x3   a = ah + al in bfloat16:  a b ~ ah bh + ah bl + al bh
     tf32x3   the same in tf32
-    bf16x6   three bfloat16 terms, the six largest products
     fp32     fused multiply-adds, no tensor cores
 """
 

@@ -19,10 +19,10 @@ from kradagrad_ext.roots import POLYNOMIALS, resolve_method
 from .gpus import Cost
 
 FLOAT = 4  # bytes
-TERMS = {"bf16x3": 3, "tf32x3": 3, "bf16x6": 6, "fp32": 1}
+TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
 """Products on tensor cores that one of float32 operands takes."""
 
-KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "bf16x6": "bf16", "fp32": "fp32"}
+KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""

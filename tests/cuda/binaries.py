@@ -30,7 +30,7 @@ from . import toolchain
 from .executor_backend import GroupedPlanner, Planner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 
 KB = 1024
 SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}

@@ -48,7 +48,6 @@ void bind(Plan& plan, uintptr_t table, uintptr_t scratch) {
 
 const std::map<std::string, Precision> kPrecisions = {{"bf16x3", Precision::kBf16x3},
                                                       {"tf32x3", Precision::kTf32x3},
-                                                      {"bf16x6", Precision::kBf16x6},
                                                       {"fp32", Precision::kFp32}};
 
 SquareRootGroupTensors square_root_group(const py::dict& group) {

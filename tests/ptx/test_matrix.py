@@ -1,4 +1,4 @@
-"""mma, ldmatrix, stmatrix: which lane and register holds which element, typed from the PTX ISA's figures."""
+"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds which element, typed from the PTX ISA's figures."""
 
 import itertools
 
@@ -210,6 +210,16 @@ def test_warps_may_store_the_same_matrix(values, found):
     assert kinds(execute(body, block=64)) == found
 
 
+def test_movmatrix():
+    """Lane l gives elements 2 (l % 4) and one more of row l / 4, and gets those of the transpose."""
+    values = np.random.default_rng(4).integers(0, 1 << 16, (8, 8), np.uint16)
+    out = np.zeros((8, 8), np.uint16)
+    body = """mov.u32 %r1, %laneid; mad.wide.u32 %d2, %r1, 4, %d0; mad.wide.u32 %d3, %r1, 4, %d1;
+      ld.global.b32 %r2, [%d2]; movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r2; st.global.b32 [%d3], %r2; ret;"""
+    execute(body, [values, out]).assert_clean()
+    assert (out == values.T).all()
+
+
 def test_fragment_instructions_need_a_whole_warp():
     body = "mov.b32 %f0, 0; mov.b32 %r0, 0; mov.u32 %r1, %laneid; setp.lt.u32 %p1, %r1, 16;"
     sums = "{%f0,%f1,%f2,%f3}"
@@ -225,4 +235,6 @@ def test_every_matrix_opcode_is_tested():
     expected = {f"mma.{shape}" for shape in SHAPES}
     for count, trans in itertools.product((1, 2, 4), ("", ".trans")):
         expected |= {f"{way}matrix.m8n8.x{count}{trans}.b16" for way in ("ld", "st")}
-    assert {name for name in opcodes() if name.startswith(("mma", "ldmatrix", "stmatrix"))} == expected
+    expected.add("movmatrix.m8n8.trans.b16")
+    families = ("mma", "ldmatrix", "stmatrix", "movmatrix")
+    assert {name for name in opcodes() if name.startswith(families)} == expected

@@ -25,6 +25,7 @@ OTHER_FILES = {
     "mma",
     "ldmatrix",
     "stmatrix",
+    "movmatrix",
     "wgmma",
     "shfl",
     "vote",

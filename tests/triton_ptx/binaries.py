@@ -28,7 +28,7 @@ from kradagrad_ext.triton_kernels.square_root_resident import square_root_reside
 from .compiled import compiled, launch
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
-PRECISIONS = ("bf16x3", "tf32x3", "bf16x6", "fp32")
+PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 """The instruction of products with tiles of 64 and more."""
 

@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 4) accumulate(cons
   float sum = 0;
   for_each_position(parameter,
                     [&](const auto& at) { sum += accumulate_four(in, at, in.coefficients + 4 * index); });
-  sum = cta_sum<kElementThreads / 32>(sum, scratch);
+  sum = team_sum<kElementThreads / 32>(sum, scratch);
   if (threadIdx.x == 0) in.partial[blockIdx.x] = sum;
 }
 
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(kElementThreads) sum_spans(const Su
   const int64_t spans = in.active[blockIdx.x] ? (of.numel + kSpan - 1) / kSpan : 0;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < spans; i += kElementThreads) sum += in.partial[of.first_cta + i];
-  sum = cta_sum<kElementThreads / 32>(sum, scratch);
+  sum = team_sum<kElementThreads / 32>(sum, scratch);
   if (threadIdx.x == 0) in.norms[blockIdx.x] = sum;
 }
 

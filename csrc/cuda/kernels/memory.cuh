@@ -5,7 +5,7 @@
 
 #include "ptx.cuh"
 #include "table.h"
-#include "tile.cuh"
+#include "tile_formats.cuh"
 
 namespace kradagrad::cuda {
 
@@ -65,7 +65,21 @@ struct Matrix {
     return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[offset(row, col)]);
   }
 
-  // Elements (row, col) and (row, col + 1), col even, where they lie within.
+  // Elements (row, col) and (row, col + 1), where they lie within, in the dtype of the matrix.
+  __device__ __forceinline__ void write(int row, int col, float2 pair) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (row >= rows || col + i >= cols) continue;
+      const float value = i ? pair.y : pair.x;
+      if (bf16) {
+        static_cast<__nv_bfloat16*>(data)[offset(row, col + i)] = __float2bfloat16_rn(value);
+      } else {
+        at(row, col + i) = value;
+      }
+    }
+  }
+
+  // Elements (row, col) and (row, col + 1), col even, of float32, where they lie within.
   __device__ __forceinline__ void write_pair(int row, int col, float2 pair) const {
     if (row >= rows) return;
     if (aligned && col + 1 < cols) {
@@ -137,7 +151,7 @@ constexpr int kTileChunks = kTileFloats / 4;
 __device__ __forceinline__ void copy_chunk(float* tile, const Matrix& from, int tile_row, int tile_col,
                                            int i) {
   const int row = i / 4, col = i % 4 * 4;
-  copy_four(tile + tile_offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
+  copy_four(tile + FloatTiles::offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
 }
 
 // Fills a grid of tile_rows x tile_cols tiles from a matrix, zeros around it.

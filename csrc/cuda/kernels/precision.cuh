@@ -1,17 +1,18 @@
-// C += A B^T for one 16 x 16 tile of A and 8 rows of B, float32 operands, in one of four precisions:
+// C += A B^T for the 16 x 16 tiles of a warp, float32 operands, in one of three precisions:
 //
-//   bf16x3   a = ah + al in bf16,  a b ~ ah bh + ah bl + al bh            error about 2^-16 |a| |b|
-//   bf16x6   a = ah + am + al,     the six products of at least 2^-16     error about that of float32
-//   tf32x3   a = ah + al in tf32,  as bf16x3                              error about 2^-21 |a| |b|
+//   bf16x3   a = ah + al in bf16,  a b ~ ah bl + al bh + ah bh            error about 2^-16 |a| |b|
+//   tf32x3   a = ah + al in tf32,  the same                               error about 2^-21 |a| |b|
 //   fp32     fused multiply-adds, no tensor cores
 //
-// An operand that came from bf16 is exact in its first term; the products with its others, which are zero,
-// are left out where `Exact` says so. Sums are float32 in every case.
+// An operand that came from bf16 is exact in its first term; the product with its other, which is zero, is
+// left out where `Exact` says so. Sums are float32 in every case.
+//
+// A warp's tiles are told by a shape: kA row tiles of A, kB of B, and for every slot of C which of each. All
+// are read first, and a term of all slots is added before the next: the tensor cores never wait for a sum.
 #pragma once
 
-#include "ptx.cuh"
 #include "table.h"
-#include "tile.cuh"
+#include "tile_formats.cuh"
 
 namespace kradagrad::cuda {
 
@@ -20,124 +21,149 @@ struct Exact {
   bool a, b;
 };
 
-// The first kTerms terms of two floats, each the bf16 nearest to what is left.
-template <int kTerms>
-__device__ __forceinline__ void split_bf16(float2 pair, uint32_t (&terms)[kTerms]) {
-#pragma unroll
-  for (int i = 0; i < kTerms; ++i) {
-    terms[i] = round_bf16x2(pair.x, pair.y);
-    pair.x -= __uint_as_float(terms[i] << 16);
-    pair.y -= __uint_as_float(terms[i] & 0xffff0000u);
-  }
-}
+// Slot s of a warp's C is the row tile `a` of A times the row tile `b` of B, by their number among those
+// read.
+struct Slot {
+  int a, b;
+};
 
-// Pairs of floats in kTerms bf16 terms.
-template <int kTerms, int kPairs>
+// A lane's part of a tile: four pairs of neighbouring k, of A in the order of (row half, k half) 00, 10, 01,
+// 11, of B in that of 00, 01, 10, 11, since 8 rows of B are one instruction's.
+constexpr __device__ int row_of_pair(int pair, bool of_b) { return 8 * (of_b ? pair / 2 : pair % 2); }
+constexpr __device__ int k_of_pair(int pair, bool of_b) { return 8 * (of_b ? pair % 2 : pair / 2); }
+
+// In two terms of bf16.
 struct Bf16Terms {
-  uint32_t term[kTerms][kPairs];
+  uint32_t term[2][4];
 
-  __device__ __forceinline__ explicit Bf16Terms(const float2 (&pairs)[kPairs]) {
+  // c += term i of a times term j of 8 rows of b.
+  static __device__ __forceinline__ void multiply(float (&c)[4], const Bf16Terms& a, const Bf16Terms& b,
+                                                  int i, int j, int half) {
+    mma_bf16(c, a.term[i], {b.term[j][2 * half], b.term[j][2 * half + 1]});
+  }
+};
+
+// Of tiles that hold them.
+struct PlaneFragment : Bf16Terms {
+  using Format = PlaneTiles;
+
+  template <bool kOfB, Order kOrder>
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool exact) {
+    Format::read<kOfB>(term[0], tile, 0, lane);
+    if (!exact) Format::read<kOfB>(term[1], tile, 1, lane);
+  }
+};
+
+// Split when they are read.
+struct SplitFragment : Bf16Terms {
+  using Format = FloatTiles;
+
+  template <bool kOfB, Order kOrder>
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      uint32_t terms[kTerms];
-      split_bf16<kTerms>(pairs[i], terms);
-#pragma unroll
-      for (int j = 0; j < kTerms; ++j) term[j][i] = terms[j];
+    for (int i = 0; i < 4; ++i) {
+      uint32_t terms[2];
+      split_bf16(
+          Format::read_pair(tile, lane.group + row_of_pair(i, kOfB), lane.member * 2 + k_of_pair(i, kOfB)),
+          terms);
+      term[0][i] = terms[0];
+      term[1][i] = terms[1];
     }
   }
 };
 
-// Pairs of floats in two tf32 terms, pair by pair in the order of the instruction's registers: its k = t and
-// t + 4 are the lane's two neighbouring ones, for A and B alike.
-template <int kPairs>
-struct Tf32Terms {
-  float term[2][2][kPairs];  // term, half of k, register
+// In two terms of tf32. The first of a pair is k = t of an instruction, the second k = t + 4, for A and B
+// alike.
+struct Tf32Fragment {
+  using Format = FloatTiles;
+  float term[2][2]
+            [4];  // term, half of k; of A rows g, g + 8 of either k, of B both k of row g, then of g + 8
 
-  __device__ __forceinline__ explicit Tf32Terms(const float2 (&pairs)[kPairs]) {
-    constexpr int kRows = kPairs / 2;
+  template <bool kOfB, Order kOrder>
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool) {
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = row_of_pair(i, kOfB), k = k_of_pair(i, kOfB);
+      const float2 pair = Format::read_pair(tile, lane.group + row, lane.member * 2 + k);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const float value = j ? pairs[i].y : pairs[i].x;
-        const float high = round_tf32(value);
-        term[0][i / kRows][j * kRows + i % kRows] = high;
-        term[1][i / kRows][j * kRows + i % kRows] = round_tf32(value - high);
+        const float value = j ? pair.y : pair.x, high = round_tf32(value);
+        const int at = kOfB ? row / 8 * 2 + j : j * 2 + row / 8;
+        term[0][k / 8][at] = high;
+        term[1][k / 8][at] = round_tf32(value - high);
       }
     }
   }
-};
 
-template <int kTerms>
-struct Bf16Product {
-  static constexpr int kColumns = kTerms < 3 ? 2 : 1;  // tiles of B that registers hold at once
-  using A = Bf16Terms<kTerms, 4>;
-  using B = Bf16Terms<kTerms, 2>;
-
-  // The products of terms i and j with i + j < kTerms, the smallest first.
-  static __device__ __forceinline__ void add(float (&c)[4], const A& a, const B& b, Exact exact) {
+  static __device__ __forceinline__ void multiply(float (&c)[4], const Tf32Fragment& a, const Tf32Fragment& b,
+                                                  int i, int j, int half) {
 #pragma unroll
-    for (int sum = kTerms - 1; sum >= 0; --sum) {
-#pragma unroll
-      for (int i = 0; i <= sum; ++i) {
-        const bool zero = (i > 0 && exact.a) || (sum - i > 0 && exact.b);
-        if (!zero) mma_bf16(c, a.term[i], b.term[sum - i]);
-      }
+    for (int k = 0; k < 2; ++k) {
+      mma_tf32(c, a.term[i][k], {b.term[j][k][2 * half], b.term[j][k][2 * half + 1]});
     }
   }
 };
 
-struct Tf32Product {
-  static constexpr int kColumns = 1;
-  using A = Tf32Terms<4>;
-  using B = Tf32Terms<2>;
-
-  static __device__ __forceinline__ void add(float (&c)[4], const A& a, const B& b, Exact exact) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (!exact.b) mma_tf32(c, a.term[0][half], b.term[1][half]);
-      if (!exact.a) mma_tf32(c, a.term[1][half], b.term[0][half]);
-      mma_tf32(c, a.term[0][half], b.term[0][half]);
-    }
-  }
-};
-
-// The fragments of 16 x 16 tiles of both operands, and their product: one lane's part as in write_c.
-template <class Split>
+// On tensor cores, the smallest terms first.
+template <class AnyFragment>
 struct TensorCores {
-  static constexpr int kColumns = Split::kColumns;
-  struct A {
-    typename Split::A split;
-    __device__ __forceinline__ A(TileRead tile, Lane lane) : split(read_a(tile, lane).pair) {}
-  };
-  struct B {
-    typename Split::B low, high;  // rows 0 to 7 and 8 to 15
-    __device__ __forceinline__ B(TileRead tile, Lane lane)
-        : low(read_b(tile, 0, lane).pair), high(read_b(tile, 8, lane).pair) {}
-  };
-  static __device__ __forceinline__ void add(float (&c)[2][4], const A& a, const B& b, Lane, Exact exact) {
-    Split::add(c[0], a.split, b.low, exact);
-    Split::add(c[1], a.split, b.high, exact);
+  using Fragment = AnyFragment;
+
+  template <class Shape, int kSlots>
+  static __device__ __forceinline__ void add(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
+                                             const Fragment (&b)[Shape::kB], Lane, Exact exact) {
+    if (!exact.b) add_terms<Shape>(c, a, b, 0, 1);
+    if (!exact.a) add_terms<Shape>(c, a, b, 1, 0);
+    add_terms<Shape>(c, a, b, 0, 0);
+  }
+
+ private:
+  template <class Shape, int kSlots>
+  static __device__ __forceinline__ void add_terms(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
+                                                   const Fragment (&b)[Shape::kB], int i, int j) {
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Fragment::multiply(c[s][half], a[Shape::slot(s).a], b[Shape::slot(s).b], i, j, half);
+      }
+    }
   }
 };
 
 // Without tensor cores: every lane reads the whole rows of its elements, two k at a time.
 struct FusedMultiplyAdds {
-  static constexpr int kColumns = 2;
-  struct A {
-    TileRead tile;
-    __device__ __forceinline__ A(TileRead tile, Lane) : tile(tile) {}
+  struct Fragment {
+    using Format = FloatTiles;
+    TileRead<Order::kEither> tile{nullptr};
+
+    template <bool kOfB, Order kOrder>
+    __device__ __forceinline__ void read(TileRead<kOrder> from, Lane, bool) {
+      tile = {from.data, from.transposed};
+    }
   };
-  using B = A;
-  static __device__ __forceinline__ void add(float (&c)[2][4], const A& a, const B& b, Lane lane, Exact) {
+
+  template <class Shape, int kSlots>
+  static __device__ __forceinline__ void add(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
+                                             const Fragment (&b)[Shape::kB], Lane lane, Exact) {
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      add_tile(c[s], a[Shape::slot(s).a].tile, b[Shape::slot(s).b].tile, lane);
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void add_tile(float (&c)[2][4], TileRead<Order::kEither> a,
+                                                  TileRead<Order::kEither> b, Lane lane) {
 #pragma unroll 1
     for (int k = 0; k < kTile; k += 2) {
-      const float2 rows[2] = {read_pair(a.tile, lane.group, k), read_pair(a.tile, lane.group + 8, k)};
+      const float2 rows[2] = {FloatTiles::read_pair(a, lane.group, k),
+                              FloatTiles::read_pair(a, lane.group + 8, k)};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 col = read_pair(b.tile, 8 * half + 2 * lane.member + i % 2, k);
+          const float2 col = FloatTiles::read_pair(b, 8 * half + 2 * lane.member + i % 2, k);
           c[half][i] = fmaf(rows[i / 2].y, col.y, fmaf(rows[i / 2].x, col.x, c[half][i]));
         }
       }
@@ -149,22 +175,22 @@ template <Precision kPrecision>
 struct MultiplierOf;
 template <>
 struct MultiplierOf<Precision::kBf16x3> {
-  using Type = TensorCores<Bf16Product<2>>;
-};
-template <>
-struct MultiplierOf<Precision::kBf16x6> {
-  using Type = TensorCores<Bf16Product<3>>;
+  using Type = TensorCores<PlaneFragment>;
 };
 template <>
 struct MultiplierOf<Precision::kTf32x3> {
-  using Type = TensorCores<Tf32Product>;
+  using Type = TensorCores<Tf32Fragment>;
 };
 template <>
 struct MultiplierOf<Precision::kFp32> {
   using Type = FusedMultiplyAdds;
 };
 
+// Of matrices that are stored in the format of the precision's fragments.
 template <Precision kPrecision>
 using Multiplier = typename MultiplierOf<kPrecision>::Type;
+
+template <class Multiply>
+using FormatOf = typename Multiply::Fragment::Format;
 
 }  // namespace kradagrad::cuda

@@ -54,6 +54,41 @@ __device__ __forceinline__ float round_tf32(float value) {
   return __uint_as_float(rounded);
 }
 
+// Four 8 x 8 matrices of bf16 from shared memory: lane 8 i + r gives the address of row r of matrix i, 16
+// bytes, and gets of every matrix two neighbours of row lane / 4, or of its transpose.
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const float* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], const float* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// One or the other, the same for all lanes, without a branch.
+__device__ __forceinline__ void load_matrices_either(uint32_t (&words)[4], const float* row,
+                                                     bool transposed) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
+      "@p ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+      "@!p ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n}\n"
+      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+      : "r"(shared_address(row)), "r"(static_cast<uint32_t>(transposed))
+      : "memory");
+}
+
+// The transpose of an 8 x 8 matrix of bf16 of which every lane holds two neighbours of row lane / 4.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t words) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(words));
+  return transposed;
+}
+
 // d += a b for a [16, 16] and b [16, 8] of bf16, d [16, 8] of float32.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(

@@ -11,16 +11,18 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The CTA's sum, for every thread. `scratch`: one float a warp, free again after the next barrier.
+// The sum over the team of kWarps warps that a thread belongs to, for every thread; all of the CTA take part.
+// `scratch`: one float a warp of the CTA, free again after the next barrier.
 template <int kWarps>
-__device__ __forceinline__ float cta_sum(float value, float* scratch) {
+__device__ __forceinline__ float team_sum(float value, float* scratch) {
   value = warp_sum(value);
   __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  const int warp = threadIdx.x / 32;
+  if (threadIdx.x % 32 == 0) scratch[warp] = value;
   __syncthreads();
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) sum += scratch[i];
+  for (int i = 0; i < kWarps; ++i) sum += scratch[warp / kWarps * kWarps + i];
   return sum;
 }
 

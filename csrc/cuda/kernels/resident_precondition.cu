@@ -1,86 +1,131 @@
 // resident_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of up to 16 kTiles a side, and norms =
 // |V|^2 (kradagrad_ext/backends/base.py), on chip from the reading of D to the writing of V.
 //
-// One CTA a block, kTiles warps (tile_products.cuh); a CTA finds its group by binary search over the
-// groups' first CTAs. Shared memory, in tiles (T = 8: 136 KB): D, then D P_r in the first T^2; P_r, then P_l
-// in the second. Traffic: D and both roots once, V and its norm written once.
-#include "memory.cuh"
-#include "reduce.cuh"
+// One team a block (resident_block.cuh); a team finds its group by binary search over the groups' first
+// items. Shared memory of a team, two places of T^2 tiles (T = 8: 128 KB): D, then D P_r; P_r, then P_l.
+// Traffic: D and both roots once, V and its norm written once.
+#include "resident_block.cuh"
 #include "square_root_resident.h"
 #include "square_root_rule.cuh"
-#include "tile_products.cuh"
 
 namespace kradagrad::cuda {
 namespace {
 
 template <int kTiles, Precision kPrecision>
-__device__ __forceinline__ void precondition(const ResidentPrecondition& in,
-                                             const ResidentProductGroup& group, int64_t block, float* first) {
-  constexpr int kThreads = Cta<kTiles>::kThreads;
-  float* const second = first + first_place(kTiles) * kTileFloats;
-  float* const scratch = second + second_place(kTiles) * kTileFloats;
-  const int m = group.m, n = group.n, m_tiles = tiles_of(m), n_tiles = tiles_of(n);
-  copy_grid<kThreads>(first, Matrix(in.views, group.direction, block, m, n), m_tiles, n_tiles);
-  copy_grid<kThreads>(second, Matrix(in.views, group.right_root, block, n, n), n_tiles, n_tiles);
-  float norm = 0;
-#pragma unroll 1
-  for (int factor = 0; factor < 2; ++factor) {
-    finish_copies();
-    const bool whole = factor == 1;
-    const float *const a = whole ? second : first, *const b = whole ? first : second;
-    const Exact exact = whole ? Exact{group.left_root.bf16 != 0, false}
-                              : Exact{group.direction.bf16 != 0, group.right_root.bf16 != 0};
-    const int depth = whole ? m_tiles : n_tiles;
-    FullProduct<kTiles, kPrecision> product;
-    product.add(PlainTiles{a, depth}, TransposedTiles{b, n_tiles}, m_tiles, n_tiles, depth, exact);
-    if (whole) {
-      const Matrix out(in.views, group.out, block, m, n);
-      const float rms = group.statistics[block * kColumns + kRms];
-      product.for_each_pair(m_tiles, n_tiles, [&](int row, int col, float (&pair)[2]) {
-        const float2 v = rms > 0 ? float2{pair[0] / rms, pair[1] / rms} : float2{0, 0};
-        norm += v.x * v.x + v.y * v.y;
-        out.write_pair(row, col, v);
-      });
-    } else {
-      __syncthreads();
-      copy_grid<kThreads>(second, Matrix(in.views, group.left_root, block, m, m), m_tiles, m_tiles);
-      product.write(first, m_tiles, n_tiles);
-    }
+class ResidentProduct {
+ public:
+  using Multiply = Multiplier<kPrecision>;
+  using Format = FormatOf<Multiply>;
+  using Full = FullProduct<kTiles, Multiply>;
+
+  __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in,
+                                             const ResidentProductGroup& group, int64_t block, bool active,
+                                             const Worker<kTiles>& worker, float* places, float* scratch)
+      : in_(in),
+        group_(group),
+        block_(block),
+        active_(active),
+        worker_(worker),
+        first_(places),
+        second_(places + first_place(kTiles) * kTileFloats),
+        scratch_(scratch) {}
+
+  // |V|^2, for every thread.
+  __device__ __forceinline__ float run() {
+    load(first_, matrix(group_.direction, m(), n()));
+    load(second_, matrix(group_.right_root, n(), n()));
+    __syncthreads();
+    Full half = product(first_, second_, n(), {group_.direction.bf16 != 0, group_.right_root.bf16 != 0});
+    __syncthreads();
+    half.write(first_);
+    load(second_, matrix(group_.left_root, m(), m()));
+    __syncthreads();
+    Full whole = product(second_, first_, m(), {group_.left_root.bf16 != 0, false});
+    const float norm = team_sum<Worker<kTiles>::kWarps>(over_rms(whole), scratch_);
+    write_product(whole, matrix(group_.out, m(), n()), first_, worker_);
+    return norm;
   }
-  norm = cta_sum<Cta<kTiles>::kWarps>(norm, scratch);
-  if (threadIdx.x == 0) in.norms[group.first_block + block] = norm;
-}
+
+ private:
+  __device__ __forceinline__ int m() const { return active_ ? group_.m : 0; }
+  __device__ __forceinline__ int n() const { return active_ ? group_.n : 0; }
+
+  __device__ __forceinline__ Matrix matrix(const Matrices& of, int rows, int cols) const {
+    return Matrix(in_.views, of, block_, rows, cols);
+  }
+
+  __device__ __forceinline__ void load(float* place, const Matrix& from) const {
+    StagedMatrix<kTiles> staged(from, place, worker_);
+    __syncthreads();
+    staged.template store<Format>(place);
+  }
+
+  // a [m, depth] times b [depth, n].
+  __device__ __forceinline__ Full product(const float* a, const float* b, int depth, Exact exact) const {
+    Full result(worker_.warp(), worker_.lane());
+    result.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, tiles_of(m()), tiles_of(n()),
+               tiles_of(depth), exact);
+    return result;
+  }
+
+  // Divides by the root mean square of the block's gradients; this thread's part of the squared norm.
+  __device__ __forceinline__ float over_rms(Full& product) const {
+    const float rms = group_.statistics[block_ * kColumns + kRms];
+    float norm = 0;
+    product.for_each_pair([&](int, int, float (&pair)[2]) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        pair[i] = rms > 0 ? pair[i] / rms : 0;
+        norm += pair[i] * pair[i];
+      }
+    });
+    return norm;
+  }
+
+  const ResidentPrecondition& in_;
+  const ResidentProductGroup& group_;
+  int64_t block_;
+  bool active_;
+  const Worker<kTiles>& worker_;
+  float *first_, *second_, *scratch_;
+};
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_precondition(const ResidentPrecondition& in) {
   extern __shared__ float4 memory[];
-  const int64_t cta = blockIdx.x;
+  float* const shared = reinterpret_cast<float*>(memory);
+  const Worker<kTiles> worker;
+  const WorkItem<kTiles> work(worker, in.items);
   const ResidentProductGroup& group =
-      in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
-  const int64_t block = cta - group.first_cta, index = group.first_block + block;
-  if (in.scales[index] == 0 || group.m == 0 || group.n == 0) {
-    if (threadIdx.x == 0) in.norms[index] = 0;
-    return;
+      in.groups[search(in.count, work.index, [&](int i) { return in.groups[i].first_item; })];
+  const int64_t block = work.index - group.first_item;
+  const bool active = work.exists && in.scales[group.first_block + block] != 0;
+  float* const places = shared + worker.team * in.places * kTileFloats;
+  float* const scratch = shared + Worker<kTiles>::kTeams * in.places * kTileFloats;
+  float norm = 0;
+  if (__syncthreads_or(active)) {
+    norm = ResidentProduct<kTiles, kPrecision>(in, group, block, active, worker, places, scratch).run();
   }
-  precondition<kTiles, kPrecision>(in, group, block, reinterpret_cast<float*>(memory));
+  if (work.exists && worker.thread == 0) in.norms[group.first_block + block] = norm;
 }
 
 }  // namespace
 
 // One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
 #define KRADAGRAD_KERNEL(side, ctas, name, precision)                        \
-  extern "C" __global__ void __launch_bounds__(2 * side, ctas)               \
+  extern "C" __global__ void __launch_bounds__(kResidentThreads, ctas)       \
       resident_precondition_##side##_##name(const ResidentPrecondition in) { \
     resident_precondition<side / kTile, Precision::precision>(in);           \
   }
 
-KRADAGRAD_KERNEL(64, 3, bf16x3, kBf16x3)
-KRADAGRAD_KERNEL(64, 3, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(64, 3, bf16x6, kBf16x6)
-KRADAGRAD_KERNEL(64, 3, fp32, kFp32)
+KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
+KRADAGRAD_KERNEL(64, 2, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(64, 2, fp32, kFp32)
+KRADAGRAD_KERNEL(96, 1, bf16x3, kBf16x3)
+KRADAGRAD_KERNEL(96, 1, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(96, 1, fp32, kFp32)
 KRADAGRAD_KERNEL(128, 1, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(128, 1, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(128, 1, bf16x6, kBf16x6)
 KRADAGRAD_KERNEL(128, 1, fp32, kFp32)
 
 }  // namespace kradagrad::cuda

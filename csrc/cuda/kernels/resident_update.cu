@@ -23,144 +23,143 @@
 // Traffic: G, F and for a coupled update P once, F written once. The sides' CTAs are neighbours: what the
 // second one reads of G is in the L2. Per element of a square block of b^2: both sides 2 G + 2 P + 4 F.
 #include "largest.cuh"
-#include "memory.cuh"
-#include "reduce.cuh"
+#include "resident_block.cuh"
 #include "square_root_resident.h"
 #include "square_root_rule.cuh"
-#include "tile_products.cuh"
 
 namespace kradagrad::cuda {
 namespace {
 
-// A grid of tiles, read along its rows or its columns.
-struct Tiles {
-  const float* data;
-  int columns;
-  bool transposed;
-  __device__ __forceinline__ TileRead at(int row, int k) const {
-    return {data + (transposed ? k * columns + row : row * columns + k) * kTileFloats, transposed};
-  }
+// One side of one block; of no rows and columns where nothing is to be done. It lies in shared memory, so
+// that it takes no registers from products.
+struct SideItem {
+  ResidentSide side;
+  Matrices grad;
+  int64_t block;
+  int32_t m, n, d, k;
+  float scale;
+  bool active, is_new, ready;
+  GradientNorm norm;
+  BlockUpdate update;
 };
-
-// Elements (row, col) and (row, col + 1) of a factor, col even, where they lie within.
-__device__ __forceinline__ void write_factor_pair(const Matrix& factor, int row, int col,
-                                                  const float (&pair)[2]) {
-  if (!factor.bf16) return factor.write_pair(row, col, {pair[0], pair[1]});
-  if (row >= factor.rows) return;
-  auto* const to = static_cast<__nv_bfloat16*>(factor.data) + factor.offset(row, col);
-  if (factor.aligned && col + 1 < factor.cols) {
-    *reinterpret_cast<uint32_t*>(to) = round_bf16x2(pair[0], pair[1]);
-  } else {
-    if (col < factor.cols) to[0] = __float2bfloat16_rn(pair[0]);
-    if (col + 1 < factor.cols) to[1] = __float2bfloat16_rn(pair[1]);
-  }
-}
 
 template <int kTiles, Precision kPrecision>
 class ResidentSideUpdate {
  public:
-  using Full = FullProduct<kTiles, kPrecision>;
+  using Multiply = Multiplier<kPrecision>;
+  using Format = FormatOf<Multiply>;
+  using Full = FullProduct<kTiles, Multiply>;
   using Lower = LowerTiles<kTiles>;
-  static constexpr int kThreads = Cta<kTiles>::kThreads;
+  using Staged = StagedMatrix<kTiles>;
 
-  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, const ResidentUpdateGroup& group,
-                                                const ResidentSide& side, int64_t block, float scale,
-                                                float* shared)
+  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, SideItem& item,
+                                                const Worker<kTiles>& worker, float* places, float* scratch)
       : in_(in),
-        group_(group),
-        side_(side),
-        block_(block),
-        scale_(scale),
-        first_(shared),
-        second_(shared + first_place(kTiles) * kTileFloats),
-        scratch_(second_ + second_place(kTiles) * kTileFloats) {}
+        item_(item),
+        worker_(worker),
+        first_(places),
+        second_(places + first_place(kTiles) * kTileFloats),
+        scratch_(scratch) {}
 
   __device__ __forceinline__ void run() {
-    const GradientNorm norm = load_gradient();
-    const bool usable = norm.unit > 0 && isfinite(norm.sum);
-    const float stretch = usable && in_.rule.coupled ? couple() / norm.sum : 1;
-    float* const statistics = side_.statistics + block_ * kColumns;
-    const BlockUpdate update = next_statistics(in_.rule, statistics, norm, scale_, stretch, d(), k());
-    if (update.readiness == Readiness::kNone) return;
-    float whitened = 0;
-    const bool succeeded =
-        update.readiness == Readiness::kReady && update_factor(update, norm.unit, whitened);
-    if (threadIdx.x > 0) return;
-    if (succeeded) {
-      statistics[kRms] = update.rms;
-      statistics[kWeight] = update.weight;
-      statistics[kWhitened] = update.whitened * whitened;
-    } else {
-      statistics[kFallbacks] += 1;
-    }
+    load_gradient();
+    const float coupled = in_.rule.coupled ? couple() : 0;
+    if (worker_.thread == 0) prepare(coupled);
+    __syncthreads();
+    const bool ready = item_.ready;
+    const bool succeeded = __syncthreads_or(ready) && update_factor() && ready;
+    if (worker_.thread == 0) finish(succeeded);
   }
 
  private:
-  __device__ __forceinline__ int d() const { return side_.right ? group_.n : group_.m; }
-  __device__ __forceinline__ int k() const { return side_.right ? group_.m : group_.n; }
-  __device__ __forceinline__ int d_tiles() const { return tiles_of(d()); }
-  __device__ __forceinline__ int k_tiles() const { return tiles_of(k()); }
-  __device__ __forceinline__ int n_tiles() const { return tiles_of(group_.n); }
+  __device__ __forceinline__ int m_tiles() const { return tiles_of(item_.m); }
+  __device__ __forceinline__ int n_tiles() const { return tiles_of(item_.n); }
+  __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
+  __device__ __forceinline__ int k_tiles() const { return tiles_of(item_.k); }
 
-  __device__ __forceinline__ float sum(float value) const {
-    return cta_sum<Cta<kTiles>::kWarps>(value, scratch_);
+  __device__ __forceinline__ float* statistics() const {
+    return item_.side.statistics + item_.block * kColumns;
   }
 
-  // Calls use(four) for every four floats of `count` tiles.
-  template <class Use>
-  static __device__ __forceinline__ void for_each_four(float* tiles, int count, const Use& use) {
-    for (int i = threadIdx.x; i < count * kTileFloats / 4; i += kThreads) {
-      use(reinterpret_cast<float (&)[4]>(reinterpret_cast<float4*>(tiles)[i]));
+  // `coupled`: |U|^2 of a coupled update.
+  __device__ __forceinline__ void prepare(float coupled) const {
+    const GradientNorm norm = item_.norm;
+    const bool usable = norm.unit > 0 && isfinite(norm.sum);
+    const float stretch = usable && in_.rule.coupled ? coupled / norm.sum : 1;
+    item_.is_new = statistics()[kWeight] == 0;
+    item_.update = next_statistics(in_.rule, statistics(), norm, item_.scale, stretch, item_.d, item_.k);
+    item_.ready = item_.active && item_.update.readiness == Readiness::kReady;
+  }
+
+  __device__ __forceinline__ void finish(bool succeeded) const {
+    const BlockUpdate update = item_.update;
+    if (!item_.active || update.readiness == Readiness::kNone) return;
+    if (succeeded) {
+      statistics()[kRms] = update.rms;
+      statistics()[kWeight] = update.weight;
+      statistics()[kWhitened] = update.whitened;
+    } else {
+      statistics()[kFallbacks] += 1;
     }
   }
 
-  // G in `second`, in the unit that is given back with its norm.
-  __device__ __forceinline__ GradientNorm load_gradient() const {
-    const int m_tiles = tiles_of(group_.m), count = m_tiles * n_tiles();
-    copy_grid<kThreads>(second_, Matrix(in_.views, group_.grad, block_, group_.m, group_.n), m_tiles,
-                        n_tiles());
-    finish_copies();
+  __device__ __forceinline__ float sum(float value) const {
+    return team_sum<Worker<kTiles>::kWarps>(value, scratch_);
+  }
+
+  __device__ __forceinline__ Matrix factor() const {
+    return Matrix(in_.views, item_.side.factor, item_.block, item_.d, item_.d);
+  }
+
+  __device__ __forceinline__ Full full_product() const { return Full(worker_.warp(), worker_.lane()); }
+  __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(worker_.share()); }
+
+  // A matrix of [rows, cols] to a place, times `scale`.
+  __device__ __forceinline__ void load(float* place, const Matrix& from, float scale) const {
+    Staged staged(from, place, worker_);
+    staged.scale(scale);
+    __syncthreads();
+    staged.template store<Format>(place);
+  }
+
+  // G in `second`, in the unit of its norm.
+  __device__ __forceinline__ void load_gradient() const {
+    const Matrix grad(in_.views, item_.grad, item_.block, item_.m, item_.n);
+    Staged staged(grad, second_, worker_);
     float most = 0;
-    for_each_four(second_, count, [&](const float (&four)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) most = fmaxf(most, isfinite(four[i]) ? fabsf(four[i]) : INFINITY);
-    });
-    most = cta_max<Cta<kTiles>::kWarps>(most, scratch_);
-    if (most == 0) return {0, 0};
-    if (!isfinite(most)) return {most, 1};
-    const float unit = power_of_two_below(most);
+    staged.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
+    most = team_max<Worker<kTiles>::kWarps>(most, scratch_);
+    const bool usable = most > 0 && isfinite(most);
+    const float unit = usable ? power_of_two_below(most) : 1;
     float squares = 0;
-    for_each_four(second_, count, [&](float (&four)[4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        four[i] *= 1 / unit;
-        squares += four[i] * four[i];
-      }
-    });
-    return {sum(squares), unit};
+    staged.scale(1 / unit);
+    staged.for_each([&](float value) { squares += value * value; });
+    staged.template store<Format>(second_);
+    squares = sum(squares);
+    if (worker_.thread > 0) return;
+    item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
   }
 
   // G P_r, or P_l G, in the place of G; its squared norm.
   __device__ __forceinline__ float couple() const {
-    const Matrix root(in_.views, side_.other_root, block_, k(), k());
-    copy_grid<kThreads>(first_, root, k_tiles(), k_tiles());
-    finish_copies();
-    const bool grad_bf16 = group_.grad.bf16;
-    const float* const a = side_.right ? first_ : second_;
-    const float* const b = side_.right ? second_ : first_;
-    const Exact exact = side_.right ? Exact{root.bf16, grad_bf16} : Exact{grad_bf16, root.bf16};
-    const int rows = tiles_of(group_.m), cols = n_tiles();
-    Full u;
-    u.add(PlainTiles{a, k_tiles()}, TransposedTiles{b, cols}, rows, cols, k_tiles(), exact);
+    const Matrix root(in_.views, item_.side.other_root, item_.block, item_.k, item_.k);
+    load(first_, root, 1);
     __syncthreads();
-    u.write(second_, rows, cols);
-    return sum(squares_of(u, rows, cols, 1));
+    const bool right = item_.side.right, grad_bf16 = item_.grad.bf16;
+    const float* const a = right ? first_ : second_;
+    const float* const b = right ? second_ : first_;
+    const Exact exact = right ? Exact{root.bf16, grad_bf16} : Exact{grad_bf16, root.bf16};
+    Full u = full_product();
+    u.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, m_tiles(), n_tiles(), k_tiles(), exact);
+    __syncthreads();
+    u.write(second_);
+    return sum(squares_of(u, 1));
   }
 
   // The product times `scale`, and this thread's part of its squared norm.
-  static __device__ __forceinline__ float squares_of(Full& product, int rows, int cols, float scale) {
+  static __device__ __forceinline__ float squares_of(Full& product, float scale) {
     float squares = 0;
-    product.for_each_pair(rows, cols, [&](int, int, float (&pair)[2]) {
+    product.for_each_pair([&](int, int, float (&pair)[2]) {
       pair[0] *= scale;
       pair[1] *= scale;
       squares += pair[0] * pair[0] + pair[1] * pair[1];
@@ -168,177 +167,175 @@ class ResidentSideUpdate {
     return squares;
   }
 
-  // F <- F R where that is finite; whether it is. `unit`: of U; `whitened`: |B|^2.
-  __device__ __forceinline__ bool update_factor(const BlockUpdate& update, float unit,
-                                                float& whitened) const {
-    const Matrix factor(in_.views, side_.factor, block_, d(), d());
-    const bool is_new = side_.statistics[block_ * kColumns + kWeight] == 0;
-    const float root = update.rms * damping_root(in_.rule, k());
-    const float own_unit = power_of_two_below(root);  // F is held times this
-    const Exact exact{factor.bf16 && !is_new, false};
-    load_factor(factor, is_new ? own_unit * start_of(in_.rule, update.rms, k()) : 0, own_unit);
-    whitened = whiten(update.scale * (unit / own_unit), exact);
-    Lower m = gram(root / own_unit, exact);
+  // F <- F R where that is finite and the block is ready; whether it is finite.
+  __device__ __forceinline__ bool update_factor() const {
+    const float root = item_.update.rms * damping_root(in_.rule, item_.k);
+    const float unit = power_of_two_below(root);  // F is held times this
+    load_factor(unit);
+    const float whitened = whiten(item_.update.scale * (item_.norm.unit / unit));
+    if (worker_.thread == 0) item_.update.whitened *= whitened;
+    Lower m = gram(root / unit);
     const float norm = norm_of(m, fmaxf(1, power_of_two_below(whitened)));
-    iterate(m, norm);
-    return write_factor(factor, Iteration(in_.rule, norm, 0).restored / own_unit, exact);
+    return write_factor(iterate(m, norm) / unit);
   }
+
+  // Whether F holds bf16 values.
+  __device__ __forceinline__ bool exact_factor() const { return item_.side.factor.bf16 && !item_.is_new; }
 
   // |M|_F without squares that overflow where M / unit is near 1 or below.
   __device__ __forceinline__ float norm_of(const Lower& m, float unit) const {
-    Lower scaled = m;
-    scaled.scale(1 / unit);
-    return unit * sqrtf(sum(scaled.sum_of_squares(d_tiles())));
+    return unit * sqrtf(sum(m.sum_of_squares(1 / unit)));
   }
 
-  // F times `unit` in `first`, or `start` I where `start` is not 0.
-  __device__ __forceinline__ void load_factor(const Matrix& factor, float start, float unit) const {
-    const int count = d_tiles() * d_tiles();
-    if (start > 0) {
-      for_each_four(first_, count, [&](float (&four)[4]) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four[i] = 0;
-      });
-      __syncthreads();
-      for (int i = threadIdx.x; i < d(); i += kThreads) {
-        const int tile = i / kTile * (d_tiles() + 1);
-        first_[tile * kTileFloats + tile_offset(i % kTile, i % kTile)] = start;
-      }
+  // F times `unit` in `first`.
+  __device__ __forceinline__ void load_factor(float unit) const {
+    if (item_.is_new) {
+      const float start = unit * start_of(in_.rule, item_.update.rms, item_.k);
+      Staged(start, item_.d, worker_).template store<Format>(first_);
     } else {
-      copy_grid<kThreads>(first_, factor, d_tiles(), d_tiles());
-      finish_copies();
-      for_each_four(first_, count, [&](float (&four)[4]) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) four[i] *= unit;
-      });
+      load(first_, factor(), unit);
     }
     __syncthreads();
   }
 
   // B in the place of U; its squared norm.
-  __device__ __forceinline__ float whiten(float scale, Exact exact) const {
-    exact.b = group_.grad.bf16 && !in_.rule.coupled;
+  __device__ __forceinline__ float whiten(float scale) const {
+    const Exact exact{exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
-    Full b;
-    b.add(TransposedTiles{first_, rows}, Tiles{second_, n_tiles(), !side_.right}, rows, cols, rows, exact);
-    const float squares = squares_of(b, rows, cols, scale);
+    Full b = full_product();
+    b.add(TransposedTiles{first_, kTiles}, Tiles{second_, kTiles, !item_.side.right}, rows, cols, rows,
+          exact);
+    const float squares = squares_of(b, scale);
     __syncthreads();
-    b.write(second_, rows, cols);
+    b.write(second_);
     return sum(squares);
   }
 
   // M = B B^T + damping^2 F^T F, its lower tiles.
-  __device__ __forceinline__ Lower gram(float damping, Exact exact) const {
-    Lower m;
+  __device__ __forceinline__ Lower gram(float damping) const {
+    Lower m = lower_tiles_of_product();
     const float damped = in_.rule.damped_updates * in_.rule.weight;
 #pragma unroll 1
     for (int term = damped > 0 ? 0 : 1; term < 2; ++term) {
-      const Tiles operand{term ? second_ : first_, term ? k_tiles() : d_tiles(), term == 0};
-      const Exact both{term == 0 && exact.a, term == 0 && exact.a};
-      m.template add<kPrecision>(operand, operand, d_tiles(), term ? k_tiles() : d_tiles(), both);
+      const Tiles operand{term ? second_ : first_, kTiles, term == 0};
+      const bool is_exact = term == 0 && exact_factor();
+      m.template add<Multiply>(operand, operand, d_tiles(), term ? k_tiles() : d_tiles(),
+                               {is_exact, is_exact});
       if (term == 0) m.scale(damping * damping * damped);
     }
     return m;
   }
 
-  __device__ __forceinline__ float* left_place() const { return second_; }
-  __device__ __forceinline__ float* right_place() const {
-    return second_ + lower_tiles(kTiles) * kTileFloats;
+  __device__ __forceinline__ float* symmetric_place(int i) const {
+    return second_ + i * lower_tiles(kTiles) * kTileFloats;
   }
 
-  // Z in the right place, from M. Of Y, T and Z two lie in shared memory, and one product of the two after
-  // the other gives, in turns, Y from Y and T (Z waits), T from Y and Z (Y waits), Z from T and Z (Y waits).
-  __device__ __forceinline__ void iterate(Lower& m, float norm) const {
-    const int tiles = d_tiles(), products = 3 * (in_.rule.refine - 1);
+  // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place, T in
+  // the third, or where there is but one round, in that of Y, which is read no more.
+  __device__ __forceinline__ float iterate(Lower& m, float norm) const {
+    const int products = 3 * (in_.rule.refine - 1);
     const Iteration first(in_.rule, norm, 0);
-    m.add_diagonal(tiles, d(), in_.rule.decay);
+    m.add_diagonal(item_.d, in_.rule.decay);
     m.scale(1 / first.t);
-    m.write(left_place(), tiles);
+    m.template write<Format>(symmetric_place(0));
     m.scale(-first.b1);
-    m.add_diagonal(tiles, d(), first.a1);
-    m.write(right_place(), tiles);
+    m.add_diagonal(item_.d, first.a1);
+    m.template write<Format>(symmetric_place(1));
     __syncthreads();
-    Lower waiting = m;
+    float *const y = symmetric_place(0), *const z = symmetric_place(1);
+    float* const t = in_.rule.refine == 2 ? y : symmetric_place(2);
 #pragma unroll 1
     for (int i = 0; i < products; ++i) {
-      Lower product;
-      const SymmetricTiles left{left_place()}, right{right_place()};
-      product.template add<kPrecision>(left, right, tiles, tiles);
       const int turn = i % 3;
+      Lower product = lower_tiles_of_product();
+      const SymmetricTiles left{turn == 2 ? t : y}, right{turn == 0 && i > 0 ? t : z};
+      product.template add<Multiply>(left, right, d_tiles(), d_tiles());
       if (turn == 1) {
         const Iteration it(in_.rule, norm, i / 3 + 1);
         product.scale(-it.b);
-        product.add_diagonal(tiles, d(), it.a);
+        product.add_diagonal(item_.d, it.a);
       }
       __syncthreads();
-      if (turn < 2) product.write(left_place(), tiles);
-      if (i + 1 == products) waiting = product;
-      if (turn != 1) {
-        waiting.write(right_place(), tiles);
-        waiting = product;
-      }
+      product.template write<Format>(turn == 0 ? y : turn == 1 ? t : z);
       __syncthreads();
     }
+    return first.restored;
   }
 
   // F' = scale F Z to the factor, if all of it is finite as it is stored.
-  __device__ __forceinline__ bool write_factor(const Matrix& factor, float scale, Exact exact) const {
+  __device__ __forceinline__ bool write_factor(float scale) const {
     const int tiles = d_tiles();
-    Full updated;
-    updated.add(PlainTiles{first_, tiles}, SymmetricTiles{right_place()}, tiles, tiles, tiles, exact);
+    Full updated = full_product();
+    updated.add(PlainTiles{first_, kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
+                {exact_factor(), false});
     float failed = 0;
-    updated.for_each_pair(tiles, tiles, [&](int, int, float (&pair)[2]) {
+    updated.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pair[i] *= scale;
-        if (factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
+        if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
         failed += !isfinite(pair[i]);
       }
     });
     if (sum(failed) > 0) return false;
-    updated.for_each_pair(
-        tiles, tiles, [&](int row, int col, float (&pair)[2]) { write_factor_pair(factor, row, col, pair); });
+    if (item_.ready) write_product(updated, factor(), first_, worker_);
     return true;
   }
 
   const ResidentUpdate& in_;
-  const ResidentUpdateGroup& group_;
-  const ResidentSide& side_;
-  int64_t block_;
-  float scale_;
+  SideItem& item_;
+  const Worker<kTiles>& worker_;
   float *first_, *second_, *scratch_;
 };
+
+__device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bool exists, SideItem& item) {
+  const ResidentUpdateGroup& group =
+      in.groups[search(in.count, index, [&](int i) { return in.groups[i].first_item; })];
+  index -= group.first_item;
+  item.block = index / group.sides;
+  item.side = group.side[index % group.sides];
+  item.grad = group.grad;
+  item.scale = in.scales[group.first_block + item.block];
+  item.active = exists && item.scale != 0;
+  item.m = item.active ? group.m : 0;
+  item.n = item.active ? group.n : 0;
+  item.d = item.side.right ? item.n : item.m;
+  item.k = item.side.right ? item.m : item.n;
+}
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
   extern __shared__ float4 memory[];
-  const int64_t cta = blockIdx.x;
-  const ResidentUpdateGroup& group =
-      in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
-  const int64_t index = cta - group.first_cta, block = index / group.sides;
-  const float scale = in.scales[group.first_block + block];
-  if (scale == 0) return;
-  const ResidentSide& side = group.side[index % group.sides];
-  ResidentSideUpdate<kTiles, kPrecision>(in, group, side, block, scale, reinterpret_cast<float*>(memory))
-      .run();
+  __shared__ SideItem items[Worker<kTiles>::kTeams];
+  float* const shared = reinterpret_cast<float*>(memory);
+  const Worker<kTiles> worker;
+  const WorkItem<kTiles> work(worker, in.items);
+  SideItem& item = items[worker.team];
+  if (worker.thread == 0) find(in, work.index, work.exists, item);
+  __syncthreads();
+  if (!__syncthreads_or(item.active)) return;
+  float* const places = shared + worker.team * in.places * kTileFloats;
+  float* const scratch = shared + Worker<kTiles>::kTeams * in.places * kTileFloats;
+  ResidentSideUpdate<kTiles, kPrecision>(in, item, worker, places, scratch).run();
 }
 
 }  // namespace
 
 // One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
-#define KRADAGRAD_KERNEL(side, ctas, name, precision)            \
-  extern "C" __global__ void __launch_bounds__(2 * side, ctas)   \
-      resident_update_##side##_##name(const ResidentUpdate in) { \
-    resident_update<side / kTile, Precision::precision>(in);     \
+#define KRADAGRAD_KERNEL(side, ctas, name, precision)                  \
+  extern "C" __global__ void __launch_bounds__(kResidentThreads, ctas) \
+      resident_update_##side##_##name(const ResidentUpdate in) {       \
+    resident_update<side / kTile, Precision::precision>(in);           \
   }
 
-KRADAGRAD_KERNEL(64, 3, bf16x3, kBf16x3)
-KRADAGRAD_KERNEL(64, 3, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(64, 3, bf16x6, kBf16x6)
-KRADAGRAD_KERNEL(64, 3, fp32, kFp32)
+KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
+KRADAGRAD_KERNEL(64, 1, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(64, 2, fp32, kFp32)
+KRADAGRAD_KERNEL(96, 1, bf16x3, kBf16x3)
+KRADAGRAD_KERNEL(96, 1, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(96, 1, fp32, kFp32)
 KRADAGRAD_KERNEL(128, 1, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(128, 1, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(128, 1, bf16x6, kBf16x6)
 KRADAGRAD_KERNEL(128, 1, fp32, kFp32)
 
 }  // namespace kradagrad::cuda

@@ -13,10 +13,8 @@ namespace kradagrad::cuda {
 
 KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(64, 2, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(64, 2, bf16x6, kBf16x6)
 KRADAGRAD_KERNEL(64, 3, fp32, kFp32)
 KRADAGRAD_KERNEL(128, 1, bf16x3, kBf16x3)
-KRADAGRAD_KERNEL(128, 1, bf16x6, kBf16x6)
 KRADAGRAD_KERNEL(128, 1, fp32, kFp32)
 
 }  // namespace kradagrad::cuda

@@ -45,7 +45,7 @@ struct Source {
 
   __device__ __forceinline__ void copy(float* tiles, int stage) const {
     const int k = stage * kDepthTiles * kTile;
-    constexpr int kThreads = Cta<kTiles>::kThreads;
+    constexpr int kThreads = Team<kTiles>::kThreads;
     if (transposed) {
       copy_grid<kThreads>(tiles, matrix.part(k, first, depth - k, count), kDepthTiles, kTiles);
     } else {
@@ -53,6 +53,18 @@ struct Source {
     }
   }
 };
+
+// bf16x3 splits float32 stages as it reads them.
+template <Precision kPrecision>
+struct ProductMultiplierOf {
+  using Type = Multiplier<kPrecision>;
+};
+template <>
+struct ProductMultiplierOf<Precision::kBf16x3> {
+  using Type = TensorCores<SplitFragment>;
+};
+template <Precision kPrecision>
+using ProductMultiplier = typename ProductMultiplierOf<kPrecision>::Type;
 
 struct Weights {
   float product, held, diagonal;  // alpha, beta, gamma of square_root.h
@@ -183,7 +195,7 @@ class SquareRootTile {
 
   template <class Use>
   __device__ __forceinline__ void for_each_pair(const Use& use) {
-    c_.for_each_pair(tiles_of(rows_), tiles_of(cols_), use);
+    c_.for_each_pair(use);
   }
 
   __device__ __forceinline__ Matrix matrix(const Matrices& of) const {
@@ -207,7 +219,7 @@ class SquareRootTile {
   }
 
   __device__ __forceinline__ void add_partial(float value) {
-    const float sum = cta_sum<Cta<kTiles>::kWarps>(value, shared_);
+    const float sum = team_sum<Team<kTiles>::kWarps>(value, shared_);
     if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
   }
 
@@ -259,7 +271,8 @@ class SquareRootTile {
   int block_, tile_;
   float* shared_;
   int first_row_, first_col_, rows_, cols_;
-  FullProduct<kTiles, kPrecision> c_;
+  FullProduct<kTiles, ProductMultiplier<kPrecision>> c_{static_cast<int>(threadIdx.x / 32),
+                                                        Lane(threadIdx.x)};
 };
 
 template <int kTiles, Precision kPrecision>

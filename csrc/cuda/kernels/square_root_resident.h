@@ -1,5 +1,5 @@
-// kron_step_ and update_factor_ in the square-root form for blocks of up to 128 x 128, one CTA a block or a
-// block and side; see resident_update.cu and resident_precondition.cu.
+// kron_step_ and update_factor_ in the square-root form for blocks of up to 128 x 128, each work item, a
+// block or a block and side, on chip; see resident_update.cu and resident_precondition.cu.
 #pragma once
 
 #include "square_root.h"
@@ -15,7 +15,7 @@ struct ResidentSide {
 };
 
 struct ResidentUpdateGroup {
-  int64_t first_cta;    // one CTA a block and side, the sides of a block next to each other
+  int64_t first_item;   // one a block and side, the sides of a block next to each other
   int64_t first_block;  // of the group, among all groups'
   int32_t m, n;
   int32_t sides;
@@ -27,12 +27,14 @@ struct ResidentUpdate {
   const ResidentUpdateGroup* groups;
   const View* views;
   int32_t count;
+  int32_t places;  // tiles of shared memory of a team
+  int64_t items;
   SquareRootRule rule;
   const float* scales;  // by block of all groups
 };
 
 struct ResidentProductGroup {
-  int64_t first_cta;  // one CTA a block
+  int64_t first_item;  // one a block
   int64_t first_block;
   int32_t m, n;
   Matrices direction, left_root, right_root, out;
@@ -43,17 +45,31 @@ struct ResidentPrecondition {
   const ResidentProductGroup* groups;
   const View* views;
   int32_t count;
+  int32_t places;
+  int64_t items;
   const float* scales;  // by block of all groups
   float* norms;         // by block of all groups
 };
 
-// Tiles of 1 KB in the two places that each kernel has, for sides of up to `tiles` tiles.
-KRADAGRAD_HOST_DEVICE constexpr int first_place(int tiles) { return tiles * tiles; }
-KRADAGRAD_HOST_DEVICE constexpr int second_place(int tiles) { return tiles * (tiles + 1); }
+constexpr int kResidentThreads = 256;
 
-// Bytes of shared memory: both places, and a float a warp for sums.
-constexpr int32_t resident_shared(int tiles) {
-  return (first_place(tiles) + second_place(tiles)) * 1024 + tiles * 4;
+// Teams of a CTA, which take a work item each, for sides of up to `tiles` tiles.
+KRADAGRAD_HOST_DEVICE constexpr int teams_of(int tiles) { return tiles > 6 ? 1 : 2; }
+
+// A team's tiles of 1 KB: the place of a matrix, and a second one, which may have to hold symmetric matrices.
+KRADAGRAD_HOST_DEVICE constexpr int first_place(int tiles) { return tiles * tiles; }
+constexpr int places_of(int tiles, int symmetric_matrices) {
+  const int symmetric = symmetric_matrices * tiles * (tiles + 1) / 2;
+  return first_place(tiles) + (symmetric > first_place(tiles) ? symmetric : first_place(tiles));
 }
+
+// Y, Z and T of the iteration for R; in the only round of refine 2, T takes the place of Y.
+constexpr int symmetric_matrices(int refine) { return refine > 2 ? 3 : 2; }
+
+// Bytes of shared memory of a CTA: its teams' places, a float a warp for sums, and what they work on.
+constexpr int32_t resident_shared(int tiles, int places) {
+  return teams_of(tiles) * places * 1024 + kResidentThreads / 32 * 4;
+}
+constexpr int32_t kStaticShared = 1024;  // at most, beside it
 
 }  // namespace kradagrad::cuda

@@ -31,6 +31,6 @@ struct Matrices {
 };
 
 // The precision's name is part of every kernel's.
-enum class Precision : int32_t { kBf16x3, kTf32x3, kBf16x6, kFp32 };
+enum class Precision : int32_t { kBf16x3, kTf32x3, kFp32 };
 
 }  // namespace kradagrad::cuda

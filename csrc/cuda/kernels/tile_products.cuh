@@ -1,169 +1,270 @@
-// Products of matrices that lie in shared memory, and how a CTA of kTiles warps shares them out. A matrix has
-// up to kTiles x kTiles tiles.
+// Products of matrices that lie in shared memory, and how the warps of a team share them out. A matrix has up
+// to kTiles x kTiles tiles. Beyond them the tiles of a place are multiplied and written like all others,
+// unless a whole warp has nothing else to do: no row or column that exists depends on one that does not.
 //
-// Full products: warps in a 2 x kTiles/2 grid, each kTiles/2 rows x 2 columns of tiles.
-// Symmetric products: only the lower tiles. Rows kTiles-1-p and p of the triangle hold kTiles + 1 tiles
-// together; warp 2p takes the first kTiles/2 + 1 of the longer row, warp 2p + 1 the rest of it and the
-// shorter row, so that no two warps differ by more than one tile:
+// Full products: warps in a 2 x kWarps/2 grid, each kRows x kCols tiles.
 //
-//   kTiles = 4    row 3   0 0 0 1        (the digit: which warp)
-//                 row 2   2 2 2
-//                 row 1   3 3
-//                 row 0   1
+// Symmetric products: the lower tiles alone. The four schedulers of an SM, each of which serves every fourth
+// warp, get the same number of tiles. The digit tells which warp:
+//
+//   kTiles = 8   row 0   0                      kTiles = 6   row 0   0              kTiles = 4   row 0   0
+//                row 1   0 0                                 row 1   0 0                         row 1   0 0
+//                row 2   1 0 1                               row 2   1 0 1                       row 2   2 3
+//                1 row 3   1 0 1 1                             row 3   1 0 1 1                     row 3   2
+//                3 1 1 row 4   4 4 2 7 2                           row 4   2 3 3 3 2 row 5   4 4 2 7 2 2 row
+//                5   2 3 3 3 2 2 row 6   5 5 3 7 6 6 3 row 7   5 5 3 7 6 6 3 3
+//   tiles of warps 0 to 3, 4 to 7:  5, 4                     5 5 5 6                         3 3 2 2
+//
+// Where two teams share a CTA, the second counts its warps from the other end.
 #pragma once
 
 #include "precision.cuh"
-#include "tile.cuh"
 
 namespace kradagrad::cuda {
 
-// What every thread knows about its CTA.
+// The threads that work on one block's side together.
 template <int kTiles>
-struct Cta {
-  static constexpr int kWarps = kTiles;
+struct Team {
+  static constexpr int kWarps = kTiles > 6 ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
-  int warp;
-  Lane lane;
-  __device__ __forceinline__ Cta() : Cta(forget(threadIdx.x)) {}
-
- private:
-  __device__ __forceinline__ explicit Cta(int thread) : warp(thread / 32), lane(thread) {}
 };
 
-// Calls use(row, col, pair) for the pairs that a lane holds of the tile at (tile_row, tile_col).
-template <class Use>
-__device__ __forceinline__ void for_each_pair_of(float (&c)[2][4], int tile_row, int tile_col, Lane lane,
-                                                 const Use& use) {
+struct Position {
+  int row, col;
+};
+
+// Of the first element of the i-th of four pairs that a lane holds of a tile: halves of 8 columns, rows g, g
+// + 8.
+__device__ __forceinline__ Position position_of_pair(int tile_row, int tile_col, int i, Lane lane) {
+  return {tile_row * kTile + lane.group + i % 2 * 8, tile_col * kTile + i / 2 * 8 + lane.member * 2};
+}
+
+// c += A B^T for the slots of a shape: row tiles rows[i] of A and cols[j] of B, `depth` tiles of k.
+template <class Multiply, class Shape, int kSlots, class A, class B>
+__device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, const int (&rows)[Shape::kA],
+                                            const int (&cols)[Shape::kB], int depth, Exact exact) {
+  const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
+#pragma unroll 1
+  for (int k = 0; k < depth; ++k) {
+    typename Multiply::Fragment left[Shape::kA], right[Shape::kB];
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    use(tile_row * kTile + lane.group + e % 2 * 8, tile_col * kTile + e / 2 * 8 + lane.member * 2,
-        reinterpret_cast<float (&)[2]>(c[e / 2][e % 2 * 2]));
+    for (int j = 0; j < Shape::kB; ++j) right[j].template read<true>(b.at(cols[j], k), lane, exact.b);
+#pragma unroll
+    for (int i = 0; i < Shape::kA; ++i) left[i].template read<false>(a.at(rows[i], k), lane, exact.a);
+    Multiply::template add<Shape>(c, left, right, lane, exact);
   }
 }
 
-// One warp's part of a full product: C [rows, cols] = A B^T with k tiles of k, in tiles.
-template <int kTiles, Precision kPrecision>
-struct FullProduct {
-  static constexpr int kRows = kTiles / 2, kCols = 2;
-  Cta<kTiles> cta;
-  float c[kRows][kCols][2][4] = {};
+// kRows x kCols tiles, row after row.
+template <int kRows, int kCols>
+struct Rectangle {
+  static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
+  static constexpr __device__ Slot slot(int s) { return {s / kCols, s % kCols}; }
+};
 
-  __device__ __forceinline__ int row(int i) const { return cta.warp % 2 * kRows + i; }
-  __device__ __forceinline__ int col(int j) const { return cta.warp / 2 * kCols + j; }
+// One warp's part of a full product: C [rows, cols] = A B^T with k tiles of k, in tiles.
+template <int kTiles, class Multiply>
+struct FullProduct {
+  static constexpr int kRows = kTiles / 2, kCols = 2 * kTiles / Team<kTiles>::kWarps;
+  using Shape = Rectangle<kRows, kCols>;
+  int warp;
+  Lane lane;
+  float c[Shape::kSlots][2][4] = {};
+
+  __device__ __forceinline__ FullProduct(int warp, Lane lane) : warp(warp), lane(lane) {}
+
+  __device__ __forceinline__ int row(int i) const { return warp % 2 * kRows + i; }
+  __device__ __forceinline__ int col(int j) const { return warp / 2 * kCols + j; }
 
   template <class A, class B>
   __device__ __forceinline__ void add(A a, B b, int rows, int cols, int depth, Exact exact = {}) {
-    using Multiply = Multiplier<kPrecision>;
+    if (row(0) >= rows || col(0) >= cols) return;
+    int own_rows[kRows], own_cols[kCols];
 #pragma unroll
-    for (int first = 0; first < kCols; first += Multiply::kColumns) {
-      add_columns<Multiply>(a, b, first, rows, cols, depth, exact);
+    for (int i = 0; i < kRows; ++i) own_rows[i] = row(i);
+#pragma unroll
+    for (int j = 0; j < kCols; ++j) own_cols[j] = col(j);
+    add_product<Multiply, Shape>(c, a, b, own_rows, own_cols, depth, exact);
+  }
+
+  // Writes a grid of kTiles x kTiles tiles.
+  __device__ __forceinline__ void write(float* tiles) const {
+#pragma unroll
+    for (int s = 0; s < Shape::kSlots; ++s) {
+      const int place = row(s / kCols) * kTiles + col(s % kCols);
+      FormatOf<Multiply>::write(tiles + place * kTileFloats, c[s], lane);
     }
   }
 
-  // Tiles beyond the matrix repeat its last ones: cheaper than branches around every product.
-  template <class Multiply, class A, class B>
-  __device__ __forceinline__ void add_columns(A a, B b, int first, int rows, int cols, int depth,
-                                              Exact exact) {
-    const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
-#pragma unroll 1
-    for (int k = 0; k < depth; ++k) {
-      const auto read = [&](int j) {
-        return typename Multiply::B(b.at(min(col(first + j), cols - 1), k), lane);
-      };
-      const typename Multiply::B left = read(0), right = read(Multiply::kColumns - 1);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const typename Multiply::A from(a.at(min(row(i), rows - 1), k), lane);
-#pragma unroll
-        for (int j = 0; j < Multiply::kColumns; ++j) {
-          Multiply::add(c[i][first + j], from, j == 0 ? left : right, lane, exact);
-        }
-      }
-    }
-  }
+  static constexpr int kPairs = 4 * Shape::kSlots;
 
-  // Writes a grid of tiles, `columns` to a row.
-  __device__ __forceinline__ void write(float* tiles, int rows, int cols) const {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int j = 0; j < kCols; ++j) {
-        if (row(i) < rows && col(j) < cols) {
-          write_c(tiles + (row(i) * cols + col(j)) * kTileFloats, c[i][j], cta.lane);
-        }
-      }
-    }
-  }
-
-  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) of the rows x cols tiles held.
+  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held, zeros beyond
+  // the matrix.
   template <class Use>
-  __device__ __forceinline__ void for_each_pair(int rows, int cols, const Use& use) {
+  __device__ __forceinline__ void for_each_pair(const Use& use) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < kPairs; ++i) {
+      const Position at = position(i);
+      use(at.row, at.col, reinterpret_cast<float (&)[2]>(c[i / 4][i / 2 % 2][i % 2 * 2]));
+    }
+  }
+
+  // Calls use(row, first col, pairs) for every row that is held, 8 rows apart: pairs of columns, 8 apart.
+  static constexpr int kRowPairs = 2 * kCols;
+  template <class Use>
+  __device__ __forceinline__ void for_each_row(const Use& use) {
+    const Position first = position(0);
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) {
-        if (row(i) < rows && col(j) < cols) for_each_pair_of(c[i][j], row(i), col(j), cta.lane, use);
+    for (int r = 0; r < 2 * kRows; ++r) {
+      float pairs[kRowPairs][2];
+#pragma unroll
+      for (int i = 0; i < 2 * kRowPairs; ++i) {
+        pairs[i / 2][i % 2] = c[r / 2 * kCols + i / 4][i / 2 % 2][r % 2 * 2 + i % 2];
+      }
+      use(first.row + 8 * r, first.col, pairs);
+    }
+  }
+
+  // Of the i-th pair.
+  __device__ __forceinline__ Position position(int i) const {
+    return position_of_pair(row(i / 4 / kCols), col(i / 4 % kCols), i % 4, lane);
+  }
+};
+
+// Tiles (p, p), (q, p), (q, q) of neighbours p, q on the diagonal, and kColumns of p, q by another column.
+template <int kColumns>
+struct Diagonal {
+  static constexpr int kA = 2, kB = 2 + kColumns, kSlots = 3 + 2 * kColumns;
+  static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 3, 2}; }
+};
+
+// The same at the top, and two tiles below (q, q).
+struct Corner {
+  static constexpr int kA = 4, kB = 2, kSlots = 5;
+  static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 1, 1}; }
+};
+
+// kRows x kCols tiles below the diagonal, column after column.
+template <int kRows, int kCols>
+struct Below {
+  static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
+  static constexpr __device__ Slot slot(int s) { return {s % kRows, s / kRows}; }
+};
+
+// Which lower tiles of a symmetric matrix are a warp's: slots 0 and 2 may lie on the diagonal.
+template <int kTiles>
+struct LowerShare {
+  static constexpr int kSlots = kTiles == 8 ? 5 : kTiles == 6 ? 6 : 3;
+  static constexpr int kLeastSlots = kTiles == 8 ? 4 : kTiles == 6 ? 5 : 2;
+  static constexpr uint32_t kMissing = 15;
+  int warp;
+  Lane lane;
+  uint32_t rows = 0, cols = 0;  // of every slot, 4 bits each
+
+  __device__ __forceinline__ LowerShare(int warp, Lane lane) : warp(warp), lane(lane) {
+    visit([&](auto shape, const auto& own_rows, const auto& own_cols) {
+      using Shape = decltype(shape);
+#pragma unroll
+      for (int s = 0; s < kSlots; ++s) {
+        const bool missing = s >= Shape::kSlots;
+        rows |= (missing ? kMissing : own_rows[missing ? 0 : Shape::slot(s).a]) << 4 * s;
+        cols |= (missing ? kMissing : own_cols[missing ? 0 : Shape::slot(s).b]) << 4 * s;
+      }
+    });
+  }
+
+  __device__ __forceinline__ int row(int slot) const { return rows >> 4 * slot & 15; }
+  __device__ __forceinline__ int col(int slot) const { return cols >> 4 * slot & 15; }
+
+  // The same, made anew: what is computed from it stays within one phase of a kernel.
+  __device__ __forceinline__ LowerShare forgotten() const {
+    LowerShare own = *this;
+    own.warp = forget(warp);
+    own.rows = forget(rows);
+    own.cols = forget(cols);
+    return own;
+  }
+
+  // Calls use(shape, rows, cols), with the row tiles that are read of A and of B.
+  template <class Use>
+  __device__ __forceinline__ void visit(const Use& use) const {
+    const int first = 2 * warp;
+    if constexpr (kTiles == 8) {
+      if (warp == 0) {
+        use(Corner{}, Ints<4>{0, 1, 2, 3}, Ints<2>{0, 1});
+      } else if (warp < 4) {
+        use(Diagonal<1>{}, Ints<2>{first, first + 1}, Ints<3>{first, first + 1, warp == 1 ? 0 : 2});
+      } else if (warp < 7) {
+        const int row = warp == 4 ? 4 : 6, col = warp == 6 ? 4 : 0;
+        use(Below<2, 2>{}, Ints<2>{row, row + 1}, Ints<2>{col, col + 1});
+      } else {
+        use(Below<4, 1>{}, Ints<4>{4, 5, 6, 7}, Ints<1>{3});
+      }
+    } else if constexpr (kTiles == 6) {
+      if (warp == 0) {
+        use(Corner{}, Ints<4>{0, 1, 2, 3}, Ints<2>{0, 1});
+      } else if (warp < 3) {
+        use(Diagonal<1>{}, Ints<2>{first, first + 1}, Ints<3>{first, first + 1, 0});
+      } else {
+        use(Below<2, 3>{}, Ints<2>{4, 5}, Ints<3>{1, 2, 3});
+      }
+    } else {
+      if (warp < 2) {
+        use(Diagonal<0>{}, Ints<2>{first, first + 1}, Ints<2>{first, first + 1});
+      } else {
+        use(Below<2, 1>{}, Ints<2>{2, 3}, Ints<1>{warp - 2});
       }
     }
   }
+
+ private:
+  template <int kCount>
+  using Ints = int[kCount];
 };
 
 // One warp's share of the lower tiles of a symmetric matrix, in registers.
 template <int kTiles>
 struct LowerTiles {
-  static constexpr int kSlots = kTiles / 2 + 1;
-  Cta<kTiles> cta;
+  using Share = LowerShare<kTiles>;
+  static constexpr int kSlots = Share::kSlots;
+  Share share;
   float c[kSlots][2][4] = {};
 
-  __device__ __forceinline__ int row(int slot) const {
-    const int pair = cta.warp / 2, longer = kTiles - 1 - pair;
-    return cta.warp % 2 == 0 || slot < longer - kTiles / 2 ? longer : pair;
-  }
+  __device__ __forceinline__ explicit LowerTiles(const Share& share) : share(share) {}
 
-  __device__ __forceinline__ int col(int slot) const {
-    if (cta.warp % 2 == 0) return slot;
-    const int rest = kTiles / 2 - 1 - cta.warp / 2;  // tiles of the longer row that are left to this warp
-    return slot < rest ? kTiles / 2 + 1 + slot : slot - rest;
-  }
-
-  // Warps of odd number hold one tile less.
-  __device__ __forceinline__ bool has(int slot, int tile_rows) const {
-    return row(slot) < tile_rows && (slot + 1 < kSlots || cta.warp % 2 == 0);
-  }
-
-  __device__ __forceinline__ float* tile(float* tiles, int slot) const {
-    return tiles + (lower_tiles(row(slot)) + col(slot)) * kTileFloats;
+  __device__ __forceinline__ bool has(int slot) const {
+    return slot < Share::kLeastSlots || share.row(slot) < kTiles;
   }
 
   // What lies above the diagonal is the mirror image of what lies below: differences of rounding between the
   // two would grow from one refinement to the next.
-  __device__ __forceinline__ void write(float* tiles, int tile_rows) const {
+  template <class Format>
+  __device__ __forceinline__ void write(float* tiles) const {
+    const Share own = share.forgotten();
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      if (!has(s, tile_rows)) continue;
-      if (row(s) == col(s)) {
-        write_mirrored(tile(tiles, s), c[s], cta.lane);
+      if (!has(s)) continue;
+      float* const tile = tiles + (lower_tiles(own.row(s)) + own.col(s)) * kTileFloats;
+      if (s % 2 == 0 && s < 3 && own.row(s) == own.col(s)) {
+        Format::write_mirrored(tile, c[s], own.lane);
       } else {
-        write_c(tile(tiles, s), c[s], cta.lane);
+        Format::write(tile, c[s], own.lane);
       }
     }
   }
 
-  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held.
-  template <class Use>
-  __device__ __forceinline__ void for_each_pair(int tile_rows, const Use& use) {
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      if (has(s, tile_rows)) for_each_pair_of(c[s], row(s), col(s), cta.lane, use);
-    }
-  }
-
   // Adds `value` to the diagonal's elements up to `size`.
-  __device__ __forceinline__ void add_diagonal(int tile_rows, int size, float value) {
-    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
-      if (row < size && row == col) pair[0] += value;
-      if (row < size && row == col + 1) pair[1] += value;
-    });
+  __device__ __forceinline__ void add_diagonal(int size, float value) {
+#pragma unroll
+    for (int s = 0; s < kSlots && s < 3; s += 2) {
+      if (share.row(s) != share.col(s)) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Position at = position_of_pair(share.row(s), share.col(s), i, share.lane);
+        if (at.row < size && at.row == at.col) c[s][i / 2][i % 2 * 2] += value;
+        if (at.row < size && at.row == at.col + 1) c[s][i / 2][i % 2 * 2 + 1] += value;
+      }
+    }
   }
 
   __device__ __forceinline__ void scale(float factor) {
@@ -175,26 +276,24 @@ struct LowerTiles {
   }
 
   // C += A B^T, of which these are the lower tiles.
-  template <Precision kPrecision, class A, class B>
+  template <class Multiply, class A, class B>
   __device__ __forceinline__ void add(A a, B b, int tile_rows, int depth, Exact exact = {}) {
-    using Multiply = Multiplier<kPrecision>;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      if (!has(s, tile_rows)) continue;
-#pragma unroll 1
-      for (int k = 0; k < depth; ++k) {
-        const typename Multiply::A own(a.at(row(s), k), cta.lane);
-        Multiply::add(c[s], own, {b.at(col(s), k), cta.lane}, cta.lane, exact);
-      }
-    }
+    if (share.row(0) >= tile_rows) return;
+    share.forgotten().visit([&](auto shape, const auto& rows, const auto& cols) {
+      add_product<Multiply, decltype(shape)>(c, a, b, rows, cols, depth, exact);
+    });
   }
 
-  // Sum of value^2 over the whole symmetric matrix.
-  __device__ __forceinline__ float sum_of_squares(int tile_rows) {
+  // Sum of (scale value)^2 over the whole symmetric matrix.
+  __device__ __forceinline__ float sum_of_squares(float scale) const {
     float sum = 0;
-    for_each_pair(tile_rows, [&](int row, int col, float (&pair)[2]) {
-      sum += (row / kTile == col / kTile ? 1 : 2) * (pair[0] * pair[0] + pair[1] * pair[1]);
-    });
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      float own = 0;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) own += scale * c[s][e / 4][e % 4] * (scale * c[s][e / 4][e % 4]);
+      sum += share.row(s) == share.col(s) ? own : 2 * own;
+    }
     return sum;
   }
 };

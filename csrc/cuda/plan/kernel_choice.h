@@ -17,8 +17,6 @@ inline std::string name_of(Precision precision) {
       return "bf16x3";
     case Precision::kTf32x3:
       return "tf32x3";
-    case Precision::kBf16x6:
-      return "bf16x6";
     default:
       return "fp32";
   }

@@ -1,5 +1,5 @@
 // The launches of kron_step_ and update_factor_ in the square-root form for blocks of up to kResidentSide a
-// side: resident_update and resident_precondition, each for all groups at once.
+// side: resident_update and resident_precondition, each for all groups of a size at once.
 #pragma once
 
 #include <vector>
@@ -9,7 +9,7 @@
 namespace kradagrad::cuda {
 
 // Whether the resident kernels take a group on a GPU whose CTAs have so many bytes of shared memory.
-bool is_resident(const SquareRootGroupTensors& group, int32_t shared_limit);
+bool is_resident(const SquareRootGroupTensors& group, const SquareRootInputs& inputs);
 
 void plan_resident(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups);
 

@@ -71,7 +71,7 @@ const Words& ignored_qualifiers(std::string_view base) {
   if (is_one_of(base, {"div", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh"}))
     return kApproximations;
   if (is_one_of(base, {"bra", "ret", "exit", "brx"})) return kUniform;
-  if (is_one_of(base, {"mma", "ldmatrix", "stmatrix", "wgmma"})) return kSync;
+  if (is_one_of(base, {"mma", "ldmatrix", "stmatrix", "movmatrix", "wgmma"})) return kSync;
   if (is_one_of(base, {"bar", "barrier"})) return kAligned;
   if (is_one_of(base, {"fence", "membar"})) return kFence;
   return base == "cp" ? kCopy : kNothing;

@@ -1,4 +1,4 @@
-// mma.sync, ldmatrix and stmatrix.  Products are summed in double and rounded once; the hardware's order is
+// mma.sync, ldmatrix, stmatrix and movmatrix.  Products are summed in double and rounded once; the hardware's order is
 // not specified.
 #include "bfloat.h"
 #include "decode.h"
@@ -147,6 +147,29 @@ void stmatrix(Machine& m, const Instruction& i, Mask mask) {
   }
 }
 
+// Every lane holds two neighbours of row l / 4 of a matrix, and gets those of its transpose.
+void movmatrix(Machine& m, const Instruction& i, Mask mask) {
+  u16 matrix[8][8];
+  const u32* values = m.lanes<u32>(i.op[1]);
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    matrix[lane / 4][lane % 4 * 2] = static_cast<u16>(values[lane]);
+    matrix[lane / 4][lane % 4 * 2 + 1] = static_cast<u16>(values[lane] >> 16);
+  }
+  u32* d = m.lanes<u32>(i.op[0]);
+  for_lanes(mask, [&](int lane) {
+    const int row = lane / 4, column = lane % 4 * 2;
+    d[lane] = matrix[column][row] | static_cast<u32>(matrix[column + 1][row]) << 16;
+  });
+}
+
+void decode_movmatrix(Decoder& d, Instruction& i) {
+  if (!d.has("sync") || !d.has("aligned")) d.reject("movmatrix needs .sync.aligned");
+  d.expect(2);
+  i.op[0] = d.destination(0, 32);
+  i.op[1] = d.source(1, 32);
+  i.gather = Gather::kWarp;
+}
+
 template <int kMatrices, bool kStores>
 void decode_matrices(Decoder& d, Instruction& i) {
   if (!d.has("sync") || !d.has("aligned")) d.reject("ldmatrix and stmatrix need .sync.aligned");
@@ -175,6 +198,7 @@ void add_matrices(OpcodeTable& t) {
 }  // namespace
 
 void add_matrix_opcodes(OpcodeTable& t) {
+  t["movmatrix.m8n8.trans.b16"] = {"", movmatrix, decode_movmatrix};
   t["mma.m16n8k16.row.col.f32.bf16.bf16.f32"] = {"", mma_bfloat<16>, decode_mma<4, 2>};
   t["mma.m16n8k8.row.col.f32.bf16.bf16.f32"] = {"", mma_bfloat<8>, decode_mma<2, 1>};
   t["mma.m16n8k8.row.col.f32.tf32.tf32.f32"] = {"", mma_tf32<8>, decode_mma<4, 2>};

@@ -1,0 +1,199 @@
+// What the kernels of whole blocks on chip share: the teams of a CTA, and a matrix on its way from global to
+// shared memory.
+//
+// A CTA has 256 threads: one team for sides of up to 128, two for smaller ones, which do the same steps at
+// the same time on a work item each. Barriers are the CTA's, so a team that has nothing to do goes along with
+// a matrix of no rows.
+#pragma once
+
+#include "memory.cuh"
+#include "reduce.cuh"
+#include "square_root_resident.h"
+#include "tile_products.cuh"
+
+namespace kradagrad::cuda {
+
+// What every thread knows about its place.
+template <int kTiles>
+struct Worker {
+  static constexpr int kWarps = Team<kTiles>::kWarps;
+  static constexpr int kTeamThreads = Team<kTiles>::kThreads;
+  static constexpr int kTeams = teams_of(kTiles);
+  static_assert(kTeams * kTeamThreads == kResidentThreads);
+  int team, thread;  // thread of the team
+  __device__ __forceinline__ Worker() : Worker(forget(threadIdx.x)) {}
+
+  __device__ __forceinline__ int warp() const { return thread / 32; }
+  __device__ __forceinline__ Lane lane() const { return Lane(thread); }
+
+  // The second team counts from the other end: schedulers that had less of the first team's tiles get more.
+  __device__ __forceinline__ LowerShare<kTiles> share() const {
+    return {team % 2 == 0 ? warp() : kWarps - 1 - warp(), lane()};
+  }
+
+ private:
+  __device__ __forceinline__ explicit Worker(int cta_thread)
+      : team(cta_thread / kTeamThreads), thread(cta_thread % kTeamThreads) {}
+};
+
+// A matrix of up to kTiles x kTiles tiles in the registers of its team, four neighbouring elements of a row
+// at a time. Sixteen lanes hold an 8 x 8 matrix of a tile, the other sixteen the one to its right: they read
+// 64 bytes of each of eight rows, and store to all banks.
+template <int kTiles>
+struct StagedMatrix {
+  static constexpr int kTileFours = kTileFloats / 4;
+  static constexpr int kCount = kTiles * kTiles * kTileFours / Team<kTiles>::kThreads;
+  static constexpr int kThreads = Team<kTiles>::kThreads;
+  static constexpr int kTilesAtOnce = kThreads / kTileFours, kSteps = kTiles / kTilesAtOnce;  // of a row
+  int thread;
+  Position first;  // of four[0]; the others follow at equal distances
+  float four[kCount][4];
+
+  // From a matrix, zeros outside of it. `place`: its shared memory, which matrices without whole quadruples
+  // of 16 bytes pass through, one by one; after the next barrier it may be stored to.
+  __device__ __forceinline__ StagedMatrix(const Matrix& from, float* place, const Worker<kTiles>& worker)
+      : StagedMatrix(worker) {
+    const int64_t start = from.row_stride * first.row + first.col;
+    if (!from.aligned || from.cols % 4 != 0) {
+      read_elements(from, reinterpret_cast<float4*>(place));
+    } else if (from.bf16) {
+      read_aligned(from, static_cast<const __nv_bfloat16*>(from.data) + start);
+    } else {
+      read_aligned(from, static_cast<const float*>(from.data) + start);
+    }
+  }
+
+  // `start` times I of [size, size].
+  __device__ __forceinline__ StagedMatrix(float start, int size, const Worker<kTiles>& worker)
+      : StagedMatrix(worker) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const Position at = position(i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) four[i][j] = at.row == at.col + j && at.row < size ? start : 0;
+    }
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] *= factor;
+  }
+
+  // Calls use(value) for each.
+  template <class Use>
+  __device__ __forceinline__ void for_each(const Use& use) const {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) use(four[i / 4][i % 4]);
+  }
+
+  // To a grid of kTiles x kTiles tiles.
+  template <class Format>
+  __device__ __forceinline__ void store(float* tiles) const {
+    float* const tile = tiles + thread / kTileFours * kTileFloats;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      Format::store_four(tile + i * kTilesAtOnce * kTileFloats, first.row, first.col % kTile, four[i]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ explicit StagedMatrix(const Worker<kTiles>& worker) : thread(worker.thread) {
+    const int lane = thread % 32;
+    first.row = thread % kTileFours / 32 * 8 + lane % 16 / 2;
+    first.col = thread / kTileFours * kTile + lane / 16 * 8 + lane % 2 * 4;
+  }
+
+  __device__ __forceinline__ Position position(int i) const {
+    return {first.row + i / kSteps * kTile, first.col + i % kSteps * kTilesAtOnce * kTile};
+  }
+
+  template <class Element>
+  __device__ __forceinline__ void read_aligned(const Matrix& from, const Element* data) {
+    __builtin_assume(__isGlobal(data));
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const Position at = position(i);
+      const bool inside = at.row < from.rows && at.col < from.cols;
+      read_four(data + i % kSteps * kTilesAtOnce * kTile, inside, four[i]);
+      if (i % kSteps == kSteps - 1) data += kTile * from.row_stride;
+    }
+  }
+
+  static __device__ __forceinline__ void read_four(const float* from, bool inside, float (&to)[4]) {
+    float4 values{};
+    if (inside) values = *reinterpret_cast<const float4*>(from);
+    copy(to, values);
+  }
+
+  static __device__ __forceinline__ void read_four(const __nv_bfloat16* from, bool inside, float (&to)[4]) {
+    uint2 packed{};
+    if (inside) packed = *reinterpret_cast<const uint2*>(from);
+    copy(to, {__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xffff0000u),
+              __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xffff0000u)});
+  }
+
+  // Each thread reads what it has written itself.
+  __device__ __forceinline__ void read_elements(const Matrix& from, float4* place) {
+    place += thread;
+#pragma unroll 1
+    for (int i = 0; i < kCount; ++i) {
+      const auto [row, col] = position(i);
+      place[i * kThreads] = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
+                             from.read(row, col + 3)};
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) copy(four[i], place[i * kThreads]);
+  }
+
+  static __device__ __forceinline__ void copy(float (&to)[4], float4 from) {
+    to[0] = from.x;
+    to[1] = from.y;
+    to[2] = from.z;
+    to[3] = from.w;
+  }
+};
+
+// Writes a product to a matrix. `place`: shared memory of kTiles^2 tiles that nobody reads any more, which
+// pairs pass through that are not written as 8 bytes of float32.
+template <int kTiles, class Product>
+__device__ __forceinline__ void write_product(Product& product, const Matrix& to, float* place,
+                                              const Worker<kTiles>& worker) {
+  if (!to.bf16 && to.aligned && to.cols % 2 == 0) {
+    const Position first = product.position(0);
+    float* data = static_cast<float*>(to.data) + to.row_stride * first.row + first.col;
+    __builtin_assume(__isGlobal(data));
+    product.for_each_row([&](int row, int first_col, const float (&pairs)[Product::kRowPairs][2]) {
+#pragma unroll
+      for (int i = 0; i < Product::kRowPairs; ++i) {
+        const bool inside = row < to.rows && first_col + 8 * i < to.cols;
+        if (inside) *reinterpret_cast<float2*>(data + 8 * i) = {pairs[i][0], pairs[i][1]};
+      }
+      data += 8 * to.row_stride;
+    });
+    return;
+  }
+  float2* own = reinterpret_cast<float2*>(place) + worker.thread;
+  product.for_each_pair([&](int, int, float (&pair)[2]) {
+    *own = {pair[0], pair[1]};
+    own += Team<kTiles>::kThreads;
+  });
+  own = reinterpret_cast<float2*>(place) + worker.thread;
+#pragma unroll 1
+  for (int i = 0; i < Product::kPairs; ++i) {
+    const Position at = product.position(i);
+    to.write(at.row, at.col, own[i * Team<kTiles>::kThreads]);
+  }
+}
+
+// The index of this team's work item of `count`, one CTA for every kTeams; whether there is one.
+template <int kTiles>
+struct WorkItem {
+  int64_t index;
+  bool exists;
+  __device__ __forceinline__ WorkItem(const Worker<kTiles>& worker, int64_t count)
+      : index(int64_t{blockIdx.x} * Worker<kTiles>::kTeams + worker.team), exists(index < count) {
+    index = min(index, count - 1);
+  }
+};
+
+}  // namespace kradagrad::cuda

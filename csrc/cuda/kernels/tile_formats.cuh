@@ -1,0 +1,154 @@
+// What a 16 x 16 tile of 1 KB in shared memory holds, in one of two formats.
+//
+// PlaneTiles: x = high + low, both bf16, split once, when x is stored. Two planes of 512 bytes, high before
+// low, each of four 8 x 8 matrices of 128 bytes, (row half, column half) in the order 00 10 01 11:
+//
+//   high  | 00 | 10 | 01 | 11 |      ldmatrix reads a fragment of a plane in one instruction, along rows or
+//   low   | 00 | 10 | 01 | 11 |      columns, and every 8 x 8 matrix from all 32 banks; the lanes of C's
+//                                    fragment write one from all 32 banks, too
+//
+// FloatTiles: float32, at offset(r, c) = (16 r + c) xor 4 (r & 6). The exclusive or moves rows so that the
+// reads of a fragment fall on 32 different banks whether the tile is read along its rows (two floats a lane)
+// or along its columns (one float a lane).
+//
+// Four consecutive elements from a column divisible by 4 lie together in both.
+#pragma once
+
+#include "ptx.cuh"
+#include "tile.cuh"
+
+namespace kradagrad::cuda {
+
+// The first kTerms terms of two floats, each the bf16 nearest to what is left.
+template <int kTerms>
+__device__ __forceinline__ void split_bf16(float2 pair, uint32_t (&terms)[kTerms]) {
+#pragma unroll
+  for (int i = 0; i < kTerms; ++i) {
+    terms[i] = round_bf16x2(pair.x, pair.y);
+    pair.x -= __uint_as_float(terms[i] << 16);
+    pair.y -= __uint_as_float(terms[i] & 0xffff0000u);
+  }
+}
+
+struct PlaneTiles {
+  static constexpr int kPlane = kTileFloats / 2;  // in words
+  static constexpr int kMatrix = 32;              // an 8 x 8 matrix, in words
+
+  // One plane of a fragment: of A the 8 x 8 matrices of (row half, k half) 00, 10, 01, 11, of B those of 00,
+  // 01, 10, 11.
+  template <bool kOfB, Order kOrder>
+  static __device__ __forceinline__ void read(uint32_t (&words)[4], TileRead<kOrder> tile, int plane,
+                                              Lane lane) {
+    const int own = lane.index(), swapped = (own & 7) | (own & 8) << 1 | (own & 16) >> 1;
+    const int plain = 4 * (kOfB ? swapped : own), transposed = 4 * (kOfB ? own : swapped);
+    const float* const data = tile.data + plane * kPlane;
+    if constexpr (kOrder == Order::kPlain) load_matrices(words, data + plain);
+    if constexpr (kOrder == Order::kTransposed) load_matrices_transposed(words, data + transposed);
+    if constexpr (kOrder == Order::kEither) {
+      load_matrices_either(words, data + (tile.transposed ? transposed : plain), tile.transposed);
+    }
+  }
+
+  // Elements (row, col) to (row, col + 3), col divisible by 4.
+  static __device__ __forceinline__ void store_four(float* tile, int row, int col, const float (&four)[4]) {
+    uint32_t left[2], right[2];
+    split_bf16({four[0], four[1]}, left);
+    split_bf16({four[2], four[3]}, right);
+    float* const to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 4 + col % 8 / 2;
+#pragma unroll
+    for (int plane = 0; plane < 2; ++plane) {
+      *reinterpret_cast<uint2*>(to + plane * kPlane) = {left[plane], right[plane]};
+    }
+  }
+
+  // A lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
+  // 1)}.
+  static __device__ __forceinline__ void write(float* tile, const float (&c)[2][4], Lane lane) {
+    Words words(c);
+    words.write(tile, lane);
+  }
+
+  // The same of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
+  // taken.
+  static __device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
+    Words words(c);
+    words.mirror(lane);
+    words.write(tile, lane);
+  }
+
+ private:
+  // A lane's pairs of a tile, plane by plane, an 8 x 8 matrix after the other.
+  struct Words {
+    uint32_t plane[2][4];
+
+    __device__ __forceinline__ explicit Words(const float (&c)[2][4]) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t terms[2];
+        split_bf16({c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]}, terms);
+        plane[0][i] = terms[0];
+        plane[1][i] = terms[1];
+      }
+    }
+
+    // What lies above the diagonal becomes the mirror image of what lies below.
+    __device__ __forceinline__ void mirror(Lane lane) {
+      const int above = 2 * lane.member - lane.group;  // of a pair's first element
+      const uint32_t kept = (above <= 0 ? 0xffffu : 0) | (above < 0 ? 0xffff0000u : 0);
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        uint32_t (&own)[4] = plane[p];
+        own[2] = transpose_matrix(own[1]);
+#pragma unroll
+        for (int i = 0; i < 4; i += 3) own[i] = (own[i] & kept) | (transpose_matrix(own[i]) & ~kept);
+      }
+    }
+
+    __device__ __forceinline__ void write(float* tile, Lane lane) const {
+      auto* const to = reinterpret_cast<uint32_t*>(tile) + lane.index();
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[p * kPlane + i * kMatrix] = plane[p][i];
+      }
+    }
+  };
+};
+
+struct FloatTiles {
+  static __device__ __forceinline__ int offset(int row, int col) {
+    return (row * kTile + col) ^ ((row & 6) << 2);
+  }
+
+  // The pair (row, k), (row, k + 1) of an operand's tile, k even.
+  template <Order kOrder>
+  static __device__ __forceinline__ float2 read_pair(TileRead<kOrder> tile, int row, int k) {
+    if (tile.transposed) return {tile.data[offset(k, row)], tile.data[offset(k + 1, row)]};
+    return *reinterpret_cast<const float2*>(tile.data + offset(row, k));
+  }
+
+  // As of PlaneTiles.
+  static __device__ __forceinline__ void store_four(float* tile, int row, int col, const float (&four)[4]) {
+    *reinterpret_cast<float4*>(tile + offset(row, col)) = {four[0], four[1], four[2], four[3]};
+  }
+
+  static __device__ __forceinline__ void write(float* tile, const float (&c)[2][4], Lane lane) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float* const to = tile + offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
+      *reinterpret_cast<float2*>(to) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+    }
+  }
+
+  static __device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const int row = lane.group + e % 4 / 2 * 8, col = 2 * lane.member + e / 4 * 8 + e % 2;
+      if (col > row) continue;
+      tile[offset(row, col)] = c[e / 4][e % 4];
+      if (col < row) tile[offset(col, row)] = c[e / 4][e % 4];
+    }
+  }
+};
+
+}  // namespace kradagrad::cuda
