@@ -26,4 +26,9 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
   // Roots of F F^T and their residuals, one matrix a core.
   m.def("decomposed_roots(Tensor factors, int p) -> (Tensor, Tensor)");
+  // Square roots of F F^T by products alone, of the blocks of several sides that are due.
+  m.def(
+      "polar_roots_(Tensor(a!)[] roots, Tensor(b!)[] root_statistics, Tensor[] factors, "
+      "Tensor[] factor_statistics, Tensor[] active, int[] columns, Tensor? counter, int turn, int turns, "
+      "float[] polynomials, float bound, str precision) -> ()");
 }

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "kernels/elementwise.h"
+#include "kernels/polar_roots.h"
 #include "kernels/square_root.h"
 #include "kernels/square_root_resident.h"
 
@@ -36,6 +37,15 @@
   KERNEL(resident_precondition_128_bf16x3, ResidentPrecondition) \
   KERNEL(resident_precondition_128_tf32x3, ResidentPrecondition) \
   KERNEL(resident_precondition_128_fp32, ResidentPrecondition)   \
+  KERNEL(resident_root_64_bf16x3, ResidentRoots)                 \
+  KERNEL(resident_root_64_tf32x3, ResidentRoots)                 \
+  KERNEL(resident_root_64_fp32, ResidentRoots)                   \
+  KERNEL(resident_root_96_bf16x3, ResidentRoots)                 \
+  KERNEL(resident_root_96_tf32x3, ResidentRoots)                 \
+  KERNEL(resident_root_96_fp32, ResidentRoots)                   \
+  KERNEL(resident_root_128_bf16x3, ResidentRoots)                \
+  KERNEL(resident_root_128_tf32x3, ResidentRoots)                \
+  KERNEL(resident_root_128_fp32, ResidentRoots)                  \
   KERNEL(accumulate, Accumulate)                                 \
   KERNEL(sum_spans, SumSpans)                                    \
   KERNEL(parameter_step, ParameterStep)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 PRECISIONS = ("bf16x3", "tf32x3", "fp32")
@@ -118,6 +119,64 @@ class BlockGroup:
     grads: Sequence[Tensor] = ()
     directions: Sequence[Tensor] = ()
     out: Sequence[Tensor] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which blocks of a side are due on a step: the next so many, all of them within `turns` steps.
+
+    Attributes:
+        number: of the turn.
+        turns: at least 1; on every turn ``ceil(N / turns)`` of N blocks are due.
+        counter: 0-dim int64 on the device that holds the number in place of `number`; for a graph that does
+            the same on every step.
+    """
+
+    number: int = 0
+    turns: int = 1
+    counter: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.number < 0 or self.turns < 1:
+            raise ValueError(f"Turn: `number` must be >= 0 and `turns` >= 1, got {self.number}, {self.turns}")
+
+    def due(self, blocks: int, device: torch.device) -> Tensor:
+        """Indices ``[ceil(blocks / turns)]`` of the blocks that are due, on a device."""
+        count = -(-blocks // self.turns)
+        number = self.number if self.counter is None else self.counter
+        return (number * count + torch.arange(count, device=device)) % max(blocks, 1)
+
+
+@dataclass(frozen=True)
+class RootSide:
+    """One side of the N blocks of a group, for new roots.
+
+    Attributes:
+        side: its factors are read, its roots written.
+        root_stats: ``[N, 4]`` in the compute dtype, see `roots.ROOT_STATS`; written.
+        active: ``[N]`` bool: blocks that take part.
+        columns: k of the side's unfoldings.
+    """
+
+    side: Side
+    root_stats: Tensor
+    active: Tensor
+    columns: int
+
+
+@dataclass(frozen=True)
+class RootRule:
+    """How roots are made by products.
+
+    Attributes:
+        polynomials: (a, b, c) of every step ``Q <- Q (a I + b G + c G^2)``; at most 8.
+        bound: a root with a larger residual is refused.
+        precision: one of `PRECISIONS`.
+    """
+
+    polynomials: tuple[tuple[float, float, float], ...]
+    bound: float
+    precision: str = "bf16x3"
 
 
 class Backend(Protocol):
@@ -250,6 +309,22 @@ class Backend(Protocol):
             updates: P tensors in the coefficients' dtype, of the parameter's shape or empty.
             directions: P tensors d, the coefficients' dtype or the parameters'.
             coefficients: ``[P, 4]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
+        """
+
+    def polar_roots_(self, sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
+        """Replace the roots of the blocks that are due by P = (F F^T)^(1/2), by products alone.
+
+        For every active block that has had a gradient (w and rms of its statistics are not 0)::
+
+            F' = sqrt(w k) rms F                                     without the gradients' units
+            Q  = F' / s,  s^2 = |F'^T F'|_F
+            Q <- Q (a I + b G + c G^2),  G = Q^T Q                   for (a, b, c) of every step
+            P  = F' Q^T, of which the lower triangle counts
+            residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it is not a number
+            root = P where the residual is at most `bound`, else its refusals are counted
+
+        Args:
+            sides: of any groups.
         """
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:

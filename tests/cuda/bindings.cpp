@@ -2,9 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 
 #include "plan/elementwise_plan.h"
+#include "plan/root_plan.h"
 #include "plan/square_root_plan.h"
 
 namespace py = pybind11;
@@ -88,6 +90,31 @@ Plan square_root_step(const std::vector<py::dict>& groups, float decay, float we
   return plan_square_root_step(inputs, scratch_bytes);
 }
 
+RootSideTensors root_side(const py::dict& side) {
+  return {side["blocks"].cast<int64_t>(),
+          side["d"].cast<int32_t>(),
+          side["k"].cast<int32_t>(),
+          info(side["factor"].cast<TensorTuple>()),
+          info(side["root"].cast<TensorTuple>()),
+          pointer<float>(side["statistics"].cast<uintptr_t>()),
+          pointer<float>(side["root_statistics"].cast<uintptr_t>()),
+          pointer<bool>(side["active"].cast<uintptr_t>())};
+}
+
+Plan roots(const std::vector<py::dict>& sides, const std::vector<std::array<float, 3>>& polynomials,
+           float bound, const std::string& precision, int64_t turn, int64_t turns, uintptr_t counter) {
+  RootInputs inputs{{}, {}, kPrecisions.at(precision), turn, turns, pointer<int64_t>(counter)};
+  for (const py::dict& side : sides) inputs.sides.push_back(root_side(side));
+  inputs.rule.steps = static_cast<int32_t>(polynomials.size());
+  inputs.rule.bound = bound;
+  for (size_t i = 0; i < polynomials.size(); ++i) {
+    inputs.rule.a[i] = polynomials[i][0];
+    inputs.rule.b[i] = polynomials[i][1];
+    inputs.rule.c[i] = polynomials[i][2];
+  }
+  return plan_roots(inputs);
+}
+
 ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uintptr_t active) {
   const auto list = [&](const char* name) {
     return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
@@ -125,6 +152,7 @@ PYBIND11_MODULE(_plans, m) {
       .def_property_readonly("launches", &launches)
       .def("bind", &bind);
   m.def("square_root_step", &square_root_step);
+  m.def("roots", &roots);
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);
 }

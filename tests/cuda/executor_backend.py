@@ -25,6 +25,7 @@ SOURCES = {
     "square_root_product": "square_root_product",
     "resident_update": "resident_update",
     "resident_precondition": "resident_precondition",
+    "resident_root": "resident_root",
     "gradient_norms": "square_root_state",
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
@@ -209,6 +210,25 @@ class Executor:
         fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
         rate = device.address(lr)
         self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
+
+    def polar_roots_(self, sides, rule, turn) -> None:
+        device = Device()
+        described = [
+            {
+                "blocks": len(own.side.factor),
+                "d": own.side.factor.shape[-1],
+                "k": own.columns,
+                "factor": device.describe(own.side.factor),
+                "root": device.describe(own.side.root),
+                "statistics": device.address(own.side.statistics),
+                "root_statistics": device.address(own.root_stats),
+                "active": device.address(own.active),
+            }
+            for own in sides
+        ]
+        counter = 0 if turn.counter is None else device.address(turn.counter)
+        scalars = (rule.polynomials, rule.bound, rule.precision, turn.number, turn.turns, counter)
+        self.run(device, toolchain.plans().roots(described, *scalars))
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
         return reference.decomposed_roots(factors, p)

@@ -73,7 +73,7 @@ def test_what_is_not_an_address_stays_when_a_plan_is_bound() -> None:
 
 @pytest.mark.parametrize("refine", [1, 2, 3])
 def test_launches_are_as_docs_kernels_says(refine: int) -> None:
-    """Twelve of larger blocks at refine 2, whatever they are; and two of each size that resident kernels take.
+    """Twelve of larger blocks at refine 2, whatever they are; two of each size that resident kernels take.
 
     From refine 3 on those of 128 need more shared memory than an A100 has.
     """
@@ -82,7 +82,11 @@ def test_launches_are_as_docs_kernels_says(refine: int) -> None:
     for shapes in ([(256, 256)], [(256, 256), (200, 72), (130, 2)]):
         names = Counter(name for name, *_ in kron_step([*shapes, (128, 128), (3, 64)], refine).launches)
         assert names == {
-            **{f"resident_{part}_{side}_bf16x3": 1 for part in ("update", "precondition") for side in resident},
+            **{
+                f"resident_{part}_{side}_bf16x3": 1
+                for part in ("update", "precondition")
+                for side in resident
+            },
             "square_root_product_128_bf16x3": products,
             **dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1),
         }

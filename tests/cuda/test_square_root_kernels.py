@@ -232,7 +232,12 @@ def test_launches_of_grouped_kernels(refine: int, iteration: int) -> None:
 def test_launches_of_resident_kernels() -> None:
     """One for all updates and one for all products of the blocks that need a side of 64, 96 or 128."""
     small, middle, long = [(20, 33), (64, 1), (1, 64)], [(3, 65), (96, 96)], [(97, 3), (128, 128)]
-    for sides, shapes in (((64,), small), ((96,), middle), ((128,), long), ((64, 96, 128), small + middle + long)):
+    for sides, shapes in (
+        ((64,), small),
+        ((96,), middle),
+        ((128,), long),
+        ((64, 96, 128), small + middle + long),
+    ):
         updates = {f"resident_update_{side}": 1 for side in sides}
         products = {f"resident_precondition_{side}": 1 for side in sides}
         assert kernels(replace(RULE, coupled=True), shapes) == updates | products

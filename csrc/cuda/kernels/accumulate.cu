@@ -47,7 +47,6 @@ __device__ __forceinline__ float accumulate_four(const Accumulate& in, const Pos
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kElementThreads, 4) accumulate(const Accumulate in) {
-  __shared__ float scratch[kElementThreads / 32];
   const int index = own_parameter(in.parameters, in.count);
   if (!in.active[index]) return;
   __shared__ Parameter parameter;
@@ -55,17 +54,16 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 4) accumulate(cons
   float sum = 0;
   for_each_position(parameter,
                     [&](const auto& at) { sum += accumulate_four(in, at, in.coefficients + 4 * index); });
-  sum = team_sum<kElementThreads / 32>(sum, scratch);
+  sum = team_sum<kElementThreads / 32>(sum);
   if (threadIdx.x == 0) in.partial[blockIdx.x] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(kElementThreads) sum_spans(const SumSpans in) {
-  __shared__ float scratch[kElementThreads / 32];
   const Parameter& of = in.parameters[blockIdx.x];
   const int64_t spans = in.active[blockIdx.x] ? (of.numel + kSpan - 1) / kSpan : 0;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < spans; i += kElementThreads) sum += in.partial[of.first_cta + i];
-  sum = team_sum<kElementThreads / 32>(sum, scratch);
+  sum = team_sum<kElementThreads / 32>(sum);
   if (threadIdx.x == 0) in.norms[blockIdx.x] = sum;
 }
 

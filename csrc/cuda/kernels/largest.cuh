@@ -1,22 +1,25 @@
 // The largest of a team's numbers.
 #pragma once
 
+#include "reduce.cuh"
+
 namespace kradagrad::cuda {
 
 // As `team_sum`, the maximum of numbers that are not negative.
 template <int kWarps>
-__device__ __forceinline__ float team_max(float value, float* scratch) {
+__device__ __forceinline__ float team_max(float value) {
+  __shared__ float partial[kMostWarps];
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, distance));
   }
   __syncthreads();
   const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) scratch[warp] = value;
+  if (threadIdx.x % 32 == 0) partial[warp] = value;
   __syncthreads();
   float most = 0;
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) most = fmaxf(most, scratch[warp / kWarps * kWarps + i]);
+  for (int i = 0; i < kWarps; ++i) most = fmaxf(most, partial[warp / kWarps * kWarps + i]);
   return most;
 }
 

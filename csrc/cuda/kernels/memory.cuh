@@ -67,16 +67,9 @@ struct Matrix {
 
   // Elements (row, col) and (row, col + 1), where they lie within, in the dtype of the matrix.
   __device__ __forceinline__ void write(int row, int col, float2 pair) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (row >= rows || col + i >= cols) continue;
-      const float value = i ? pair.y : pair.x;
-      if (bf16) {
-        static_cast<__nv_bfloat16*>(data)[offset(row, col + i)] = __float2bfloat16_rn(value);
-      } else {
-        at(row, col + i) = value;
-      }
-    }
+    if (row >= rows) return;
+    if (col < cols) store(row, col, pair.x);
+    if (col + 1 < cols) store(row, col + 1, pair.y);
   }
 
   // Elements (row, col) and (row, col + 1), col even, of float32, where they lie within.
@@ -93,14 +86,23 @@ struct Matrix {
   // Elements (row, col) and (row, col + 1) of a symmetric matrix and their mirror images, where they lie on
   // or below the diagonal; row < rows, col even and at most `row`.
   __device__ __forceinline__ void write_symmetric(int row, int col, float2 pair) const {
-    if (aligned && col < row) {
+    if (!bf16 && aligned && col < row) {
       *reinterpret_cast<float2*>(&at(row, col)) = pair;
     } else {
-      at(row, col) = pair.x;
-      if (col < row) at(row, col + 1) = pair.y;
+      store(row, col, pair.x);
+      if (col < row) store(row, col + 1, pair.y);
     }
-    if (col < row) at(col, row) = pair.x;
-    if (col + 1 < row) at(col + 1, row) = pair.y;
+    if (col < row) store(col, row, pair.x);
+    if (col + 1 < row) store(col + 1, row, pair.y);
+  }
+
+  // In the dtype of the matrix.
+  __device__ __forceinline__ void store(int row, int col, float value) const {
+    if (bf16) {
+      static_cast<__nv_bfloat16*>(data)[offset(row, col)] = __float2bfloat16_rn(value);
+    } else {
+      at(row, col) = value;
+    }
   }
 
   // The same elements, zero above the diagonal, where another thread may be writing.

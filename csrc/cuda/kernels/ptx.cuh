@@ -70,18 +70,6 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], c
                : "memory");
 }
 
-// One or the other, the same for all lanes, without a branch.
-__device__ __forceinline__ void load_matrices_either(uint32_t (&words)[4], const float* row,
-                                                     bool transposed) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.u32 p, %5, 0;\n"
-      "@p ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-      "@!p ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n}\n"
-      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-      : "r"(shared_address(row)), "r"(static_cast<uint32_t>(transposed))
-      : "memory");
-}
-
 // The transpose of an 8 x 8 matrix of bf16 of which every lane holds two neighbours of row lane / 4.
 __device__ __forceinline__ uint32_t transpose_matrix(uint32_t words) {
   uint32_t transposed;

@@ -11,18 +11,20 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+constexpr int kMostWarps = 8;  // of a CTA
+
 // The sum over the team of kWarps warps that a thread belongs to, for every thread; all of the CTA take part.
-// `scratch`: one float a warp of the CTA, free again after the next barrier.
 template <int kWarps>
-__device__ __forceinline__ float team_sum(float value, float* scratch) {
+__device__ __forceinline__ float team_sum(float value) {
+  __shared__ float partial[kMostWarps];
   value = warp_sum(value);
-  __syncthreads();
+  __syncthreads();  // whoever reads those of the last sum is done
   const int warp = threadIdx.x / 32;
-  if (threadIdx.x % 32 == 0) scratch[warp] = value;
+  if (threadIdx.x % 32 == 0) partial[warp] = value;
   __syncthreads();
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < kWarps; ++i) sum += scratch[warp / kWarps * kWarps + i];
+  for (int i = 0; i < kWarps; ++i) sum += partial[warp / kWarps * kWarps + i];
   return sum;
 }
 

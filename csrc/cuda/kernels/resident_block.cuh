@@ -13,27 +13,34 @@
 
 namespace kradagrad::cuda {
 
-// What every thread knows about its place.
+// What every thread knows about its place, made anew whenever it is asked for: it takes no registers from
+// products.
 template <int kTiles>
 struct Worker {
   static constexpr int kWarps = Team<kTiles>::kWarps;
   static constexpr int kTeamThreads = Team<kTiles>::kThreads;
   static constexpr int kTeams = teams_of(kTiles);
   static_assert(kTeams * kTeamThreads == kResidentThreads);
-  int team, thread;  // thread of the team
-  __device__ __forceinline__ Worker() : Worker(forget(threadIdx.x)) {}
 
-  __device__ __forceinline__ int warp() const { return thread / 32; }
-  __device__ __forceinline__ Lane lane() const { return Lane(thread); }
+  static __device__ __forceinline__ int team() {
+    return kTeams == 1 ? 0 : forget(threadIdx.x) / kTeamThreads;
+  }
+  static __device__ __forceinline__ int thread() {
+    return forget(threadIdx.x) % kTeamThreads;
+  }  // of the team
+  static __device__ __forceinline__ int warp() { return thread() / 32; }
+  static __device__ __forceinline__ Lane lane() { return Lane(thread()); }
 
-  // The second team counts from the other end: schedulers that had less of the first team's tiles get more.
-  __device__ __forceinline__ LowerShare<kTiles> share() const {
-    return {team % 2 == 0 ? warp() : kWarps - 1 - warp(), lane()};
+  // A tile of the team's shared memory, of which it has `places`.
+  static __device__ __forceinline__ float* place(int places, int tile) {
+    extern __shared__ float4 memory[];
+    return reinterpret_cast<float*>(memory) + (team() * places + tile) * kTileFloats;
   }
 
- private:
-  __device__ __forceinline__ explicit Worker(int cta_thread)
-      : team(cta_thread / kTeamThreads), thread(cta_thread % kTeamThreads) {}
+  // The second team counts from the other end: schedulers that had less of the first team's tiles get more.
+  static __device__ __forceinline__ LowerShare<kTiles> share() {
+    return {team() % 2 == 0 ? warp() : kWarps - 1 - warp(), lane()};
+  }
 };
 
 // A matrix of up to kTiles x kTiles tiles in the registers of its team, four neighbouring elements of a row
@@ -51,8 +58,7 @@ struct StagedMatrix {
 
   // From a matrix, zeros outside of it. `place`: its shared memory, which matrices without whole quadruples
   // of 16 bytes pass through, one by one; after the next barrier it may be stored to.
-  __device__ __forceinline__ StagedMatrix(const Matrix& from, float* place, const Worker<kTiles>& worker)
-      : StagedMatrix(worker) {
+  __device__ __forceinline__ StagedMatrix(const Matrix& from, float* place) : StagedMatrix() {
     const int64_t start = from.row_stride * first.row + first.col;
     if (!from.aligned || from.cols % 4 != 0) {
       read_elements(from, reinterpret_cast<float4*>(place));
@@ -64,8 +70,7 @@ struct StagedMatrix {
   }
 
   // `start` times I of [size, size].
-  __device__ __forceinline__ StagedMatrix(float start, int size, const Worker<kTiles>& worker)
-      : StagedMatrix(worker) {
+  __device__ __forceinline__ StagedMatrix(float start, int size) : StagedMatrix() {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const Position at = position(i);
@@ -97,7 +102,7 @@ struct StagedMatrix {
   }
 
  private:
-  __device__ __forceinline__ explicit StagedMatrix(const Worker<kTiles>& worker) : thread(worker.thread) {
+  __device__ __forceinline__ StagedMatrix() : thread(Worker<kTiles>::thread()) {
     const int lane = thread % 32;
     first.row = thread % kTileFours / 32 * 8 + lane % 16 / 2;
     first.col = thread / kTileFours * kTile + lane / 16 * 8 + lane % 2 * 4;
@@ -156,8 +161,7 @@ struct StagedMatrix {
 // Writes a product to a matrix. `place`: shared memory of kTiles^2 tiles that nobody reads any more, which
 // pairs pass through that are not written as 8 bytes of float32.
 template <int kTiles, class Product>
-__device__ __forceinline__ void write_product(Product& product, const Matrix& to, float* place,
-                                              const Worker<kTiles>& worker) {
+__device__ __forceinline__ void write_product(Product& product, const Matrix& to, float* place) {
   if (!to.bf16 && to.aligned && to.cols % 2 == 0) {
     const Position first = product.position(0);
     float* data = static_cast<float*>(to.data) + to.row_stride * first.row + first.col;
@@ -172,12 +176,12 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
     });
     return;
   }
-  float2* own = reinterpret_cast<float2*>(place) + worker.thread;
+  float2* own = reinterpret_cast<float2*>(place) + Worker<kTiles>::thread();
   product.for_each_pair([&](int, int, float (&pair)[2]) {
     *own = {pair[0], pair[1]};
     own += Team<kTiles>::kThreads;
   });
-  own = reinterpret_cast<float2*>(place) + worker.thread;
+  own = reinterpret_cast<float2*>(place) + Worker<kTiles>::thread();
 #pragma unroll 1
   for (int i = 0; i < Product::kPairs; ++i) {
     const Position at = product.position(i);
@@ -190,8 +194,8 @@ template <int kTiles>
 struct WorkItem {
   int64_t index;
   bool exists;
-  __device__ __forceinline__ WorkItem(const Worker<kTiles>& worker, int64_t count)
-      : index(int64_t{blockIdx.x} * Worker<kTiles>::kTeams + worker.team), exists(index < count) {
+  __device__ __forceinline__ explicit WorkItem(int64_t count)
+      : index(int64_t{blockIdx.x} * Worker<kTiles>::kTeams + Worker<kTiles>::team()), exists(index < count) {
     index = min(index, count - 1);
   }
 };

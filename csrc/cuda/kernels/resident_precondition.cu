@@ -14,39 +14,35 @@ namespace {
 template <int kTiles, Precision kPrecision>
 class ResidentProduct {
  public:
+  using Here = Worker<kTiles>;
   using Multiply = Multiplier<kPrecision>;
   using Format = FormatOf<Multiply>;
   using Full = FullProduct<kTiles, Multiply>;
 
   __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in,
-                                             const ResidentProductGroup& group, int64_t block, bool active,
-                                             const Worker<kTiles>& worker, float* places, float* scratch)
-      : in_(in),
-        group_(group),
-        block_(block),
-        active_(active),
-        worker_(worker),
-        first_(places),
-        second_(places + first_place(kTiles) * kTileFloats),
-        scratch_(scratch) {}
+                                             const ResidentProductGroup& group, int64_t block, bool active)
+      : in_(in), group_(group), block_(block), active_(active) {}
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {
-    load(first_, matrix(group_.direction, m(), n()));
-    load(second_, matrix(group_.right_root, n(), n()));
+    load(first(), matrix(group_.direction, m(), n()));
+    load(second(), matrix(group_.right_root, n(), n()));
     __syncthreads();
-    Full half = product(first_, second_, n(), {group_.direction.bf16 != 0, group_.right_root.bf16 != 0});
+    Full half = product(first(), second(), n(), {group_.direction.bf16 != 0, group_.right_root.bf16 != 0});
     __syncthreads();
-    half.write(first_);
-    load(second_, matrix(group_.left_root, m(), m()));
+    half.write(first());
+    load(second(), matrix(group_.left_root, m(), m()));
     __syncthreads();
-    Full whole = product(second_, first_, m(), {group_.left_root.bf16 != 0, false});
-    const float norm = team_sum<Worker<kTiles>::kWarps>(over_rms(whole), scratch_);
-    write_product(whole, matrix(group_.out, m(), n()), first_, worker_);
+    Full whole = product(second(), first(), m(), {group_.left_root.bf16 != 0, false});
+    const float norm = team_sum<Here::kWarps>(over_rms(whole));
+    write_product<kTiles>(whole, matrix(group_.out, m(), n()), first());
     return norm;
   }
 
  private:
+  __device__ __forceinline__ float* first() const { return Here::place(in_.places, 0); }
+  __device__ __forceinline__ float* second() const { return Here::place(in_.places, first_place(kTiles)); }
+
   __device__ __forceinline__ int m() const { return active_ ? group_.m : 0; }
   __device__ __forceinline__ int n() const { return active_ ? group_.n : 0; }
 
@@ -55,14 +51,14 @@ class ResidentProduct {
   }
 
   __device__ __forceinline__ void load(float* place, const Matrix& from) const {
-    StagedMatrix<kTiles> staged(from, place, worker_);
+    StagedMatrix<kTiles> staged(from, place);
     __syncthreads();
     staged.template store<Format>(place);
   }
 
   // a [m, depth] times b [depth, n].
   __device__ __forceinline__ Full product(const float* a, const float* b, int depth, Exact exact) const {
-    Full result(worker_.warp(), worker_.lane());
+    Full result(Here::warp(), Here::lane());
     result.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, tiles_of(m()), tiles_of(n()),
                tiles_of(depth), exact);
     return result;
@@ -86,27 +82,20 @@ class ResidentProduct {
   const ResidentProductGroup& group_;
   int64_t block_;
   bool active_;
-  const Worker<kTiles>& worker_;
-  float *first_, *second_, *scratch_;
 };
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_precondition(const ResidentPrecondition& in) {
-  extern __shared__ float4 memory[];
-  float* const shared = reinterpret_cast<float*>(memory);
-  const Worker<kTiles> worker;
-  const WorkItem<kTiles> work(worker, in.items);
+  const WorkItem<kTiles> work(in.items);
   const ResidentProductGroup& group =
       in.groups[search(in.count, work.index, [&](int i) { return in.groups[i].first_item; })];
   const int64_t block = work.index - group.first_item;
   const bool active = work.exists && in.scales[group.first_block + block] != 0;
-  float* const places = shared + worker.team * in.places * kTileFloats;
-  float* const scratch = shared + Worker<kTiles>::kTeams * in.places * kTileFloats;
   float norm = 0;
   if (__syncthreads_or(active)) {
-    norm = ResidentProduct<kTiles, kPrecision>(in, group, block, active, worker, places, scratch).run();
+    norm = ResidentProduct<kTiles, kPrecision>(in, group, block, active).run();
   }
-  if (work.exists && worker.thread == 0) in.norms[group.first_block + block] = norm;
+  if (work.exists && Worker<kTiles>::thread() == 0) in.norms[group.first_block + block] = norm;
 }
 
 }  // namespace

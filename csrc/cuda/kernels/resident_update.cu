@@ -46,32 +46,30 @@ struct SideItem {
 template <int kTiles, Precision kPrecision>
 class ResidentSideUpdate {
  public:
+  using Here = Worker<kTiles>;
   using Multiply = Multiplier<kPrecision>;
   using Format = FormatOf<Multiply>;
   using Full = FullProduct<kTiles, Multiply>;
   using Lower = LowerTiles<kTiles>;
   using Staged = StagedMatrix<kTiles>;
 
-  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, SideItem& item,
-                                                const Worker<kTiles>& worker, float* places, float* scratch)
-      : in_(in),
-        item_(item),
-        worker_(worker),
-        first_(places),
-        second_(places + first_place(kTiles) * kTileFloats),
-        scratch_(scratch) {}
+  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, SideItem& item)
+      : in_(in), item_(item) {}
 
   __device__ __forceinline__ void run() {
     load_gradient();
     const float coupled = in_.rule.coupled ? couple() : 0;
-    if (worker_.thread == 0) prepare(coupled);
+    if (Here::thread() == 0) prepare(coupled);
     __syncthreads();
     const bool ready = item_.ready;
     const bool succeeded = __syncthreads_or(ready) && update_factor() && ready;
-    if (worker_.thread == 0) finish(succeeded);
+    if (Here::thread() == 0) finish(succeeded);
   }
 
  private:
+  __device__ __forceinline__ float* first() const { return Here::place(in_.places, 0); }
+  __device__ __forceinline__ float* second() const { return Here::place(in_.places, first_place(kTiles)); }
+
   __device__ __forceinline__ int m_tiles() const { return tiles_of(item_.m); }
   __device__ __forceinline__ int n_tiles() const { return tiles_of(item_.n); }
   __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
@@ -103,20 +101,18 @@ class ResidentSideUpdate {
     }
   }
 
-  __device__ __forceinline__ float sum(float value) const {
-    return team_sum<Worker<kTiles>::kWarps>(value, scratch_);
-  }
+  __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
 
   __device__ __forceinline__ Matrix factor() const {
     return Matrix(in_.views, item_.side.factor, item_.block, item_.d, item_.d);
   }
 
-  __device__ __forceinline__ Full full_product() const { return Full(worker_.warp(), worker_.lane()); }
-  __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(worker_.share()); }
+  __device__ __forceinline__ Full full_product() const { return Full(Here::warp(), Here::lane()); }
+  __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(Here::share()); }
 
   // A matrix of [rows, cols] to a place, times `scale`.
   __device__ __forceinline__ void load(float* place, const Matrix& from, float scale) const {
-    Staged staged(from, place, worker_);
+    Staged staged(from, place);
     staged.scale(scale);
     __syncthreads();
     staged.template store<Format>(place);
@@ -125,34 +121,34 @@ class ResidentSideUpdate {
   // G in `second`, in the unit of its norm.
   __device__ __forceinline__ void load_gradient() const {
     const Matrix grad(in_.views, item_.grad, item_.block, item_.m, item_.n);
-    Staged staged(grad, second_, worker_);
+    Staged staged(grad, second());
     float most = 0;
     staged.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
-    most = team_max<Worker<kTiles>::kWarps>(most, scratch_);
+    most = team_max<Here::kWarps>(most);
     const bool usable = most > 0 && isfinite(most);
     const float unit = usable ? power_of_two_below(most) : 1;
     float squares = 0;
     staged.scale(1 / unit);
     staged.for_each([&](float value) { squares += value * value; });
-    staged.template store<Format>(second_);
+    staged.template store<Format>(second());
     squares = sum(squares);
-    if (worker_.thread > 0) return;
+    if (Here::thread() > 0) return;
     item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
   }
 
   // G P_r, or P_l G, in the place of G; its squared norm.
   __device__ __forceinline__ float couple() const {
     const Matrix root(in_.views, item_.side.other_root, item_.block, item_.k, item_.k);
-    load(first_, root, 1);
+    load(first(), root, 1);
     __syncthreads();
     const bool right = item_.side.right, grad_bf16 = item_.grad.bf16;
-    const float* const a = right ? first_ : second_;
-    const float* const b = right ? second_ : first_;
+    const float* const a = right ? first() : second();
+    const float* const b = right ? second() : first();
     const Exact exact = right ? Exact{root.bf16, grad_bf16} : Exact{grad_bf16, root.bf16};
     Full u = full_product();
     u.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, m_tiles(), n_tiles(), k_tiles(), exact);
     __syncthreads();
-    u.write(second_);
+    u.write(second());
     return sum(squares_of(u, 1));
   }
 
@@ -173,7 +169,7 @@ class ResidentSideUpdate {
     const float unit = power_of_two_below(root);  // F is held times this
     load_factor(unit);
     const float whitened = whiten(item_.update.scale * (item_.norm.unit / unit));
-    if (worker_.thread == 0) item_.update.whitened *= whitened;
+    if (Here::thread() == 0) item_.update.whitened *= whitened;
     Lower m = gram(root / unit);
     const float norm = norm_of(m, fmaxf(1, power_of_two_below(whitened)));
     return write_factor(iterate(m, norm) / unit);
@@ -191,9 +187,9 @@ class ResidentSideUpdate {
   __device__ __forceinline__ void load_factor(float unit) const {
     if (item_.is_new) {
       const float start = unit * start_of(in_.rule, item_.update.rms, item_.k);
-      Staged(start, item_.d, worker_).template store<Format>(first_);
+      Staged(start, item_.d).template store<Format>(first());
     } else {
-      load(first_, factor(), unit);
+      load(first(), factor(), unit);
     }
     __syncthreads();
   }
@@ -203,11 +199,11 @@ class ResidentSideUpdate {
     const Exact exact{exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
     Full b = full_product();
-    b.add(TransposedTiles{first_, kTiles}, Tiles{second_, kTiles, !item_.side.right}, rows, cols, rows,
+    b.add(TransposedTiles{first(), kTiles}, Tiles{second(), kTiles, !item_.side.right}, rows, cols, rows,
           exact);
     const float squares = squares_of(b, scale);
     __syncthreads();
-    b.write(second_);
+    b.write(second());
     return sum(squares);
   }
 
@@ -217,7 +213,7 @@ class ResidentSideUpdate {
     const float damped = in_.rule.damped_updates * in_.rule.weight;
 #pragma unroll 1
     for (int term = damped > 0 ? 0 : 1; term < 2; ++term) {
-      const Tiles operand{term ? second_ : first_, kTiles, term == 0};
+      const Tiles operand{term ? second() : first(), kTiles, term == 0};
       const bool is_exact = term == 0 && exact_factor();
       m.template add<Multiply>(operand, operand, d_tiles(), term ? k_tiles() : d_tiles(),
                                {is_exact, is_exact});
@@ -227,7 +223,7 @@ class ResidentSideUpdate {
   }
 
   __device__ __forceinline__ float* symmetric_place(int i) const {
-    return second_ + i * lower_tiles(kTiles) * kTileFloats;
+    return second() + i * lower_tiles(kTiles) * kTileFloats;
   }
 
   // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place, T in
@@ -266,7 +262,7 @@ class ResidentSideUpdate {
   __device__ __forceinline__ bool write_factor(float scale) const {
     const int tiles = d_tiles();
     Full updated = full_product();
-    updated.add(PlainTiles{first_, kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
+    updated.add(PlainTiles{first(), kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
                 {exact_factor(), false});
     float failed = 0;
     updated.for_each_pair([&](int, int, float (&pair)[2]) {
@@ -278,14 +274,12 @@ class ResidentSideUpdate {
       }
     });
     if (sum(failed) > 0) return false;
-    if (item_.ready) write_product(updated, factor(), first_, worker_);
+    if (item_.ready) write_product<kTiles>(updated, factor(), first());
     return true;
   }
 
   const ResidentUpdate& in_;
   SideItem& item_;
-  const Worker<kTiles>& worker_;
-  float *first_, *second_, *scratch_;
 };
 
 __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bool exists, SideItem& item) {
@@ -305,18 +299,13 @@ __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bo
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
-  extern __shared__ float4 memory[];
   __shared__ SideItem items[Worker<kTiles>::kTeams];
-  float* const shared = reinterpret_cast<float*>(memory);
-  const Worker<kTiles> worker;
-  const WorkItem<kTiles> work(worker, in.items);
-  SideItem& item = items[worker.team];
-  if (worker.thread == 0) find(in, work.index, work.exists, item);
+  const WorkItem<kTiles> work(in.items);
+  SideItem& item = items[Worker<kTiles>::team()];
+  if (Worker<kTiles>::thread() == 0) find(in, work.index, work.exists, item);
   __syncthreads();
   if (!__syncthreads_or(item.active)) return;
-  float* const places = shared + worker.team * in.places * kTileFloats;
-  float* const scratch = shared + Worker<kTiles>::kTeams * in.places * kTileFloats;
-  ResidentSideUpdate<kTiles, kPrecision>(in, item, worker, places, scratch).run();
+  ResidentSideUpdate<kTiles, kPrecision>(in, item).run();
 }
 
 }  // namespace

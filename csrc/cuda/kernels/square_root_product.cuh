@@ -219,7 +219,7 @@ class SquareRootTile {
   }
 
   __device__ __forceinline__ void add_partial(float value) {
-    const float sum = team_sum<Team<kTiles>::kWarps>(value, shared_);
+    const float sum = team_sum<Team<kTiles>::kWarps>(value);
     if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
   }
 

@@ -66,10 +66,8 @@ constexpr int places_of(int tiles, int symmetric_matrices) {
 // Y, Z and T of the iteration for R; in the only round of refine 2, T takes the place of Y.
 constexpr int symmetric_matrices(int refine) { return refine > 2 ? 3 : 2; }
 
-// Bytes of shared memory of a CTA: its teams' places, a float a warp for sums, and what they work on.
-constexpr int32_t resident_shared(int tiles, int places) {
-  return teams_of(tiles) * places * 1024 + kResidentThreads / 32 * 4;
-}
-constexpr int32_t kStaticShared = 1024;  // at most, beside it
+// Bytes of dynamic shared memory of a CTA.
+constexpr int32_t resident_shared(int tiles, int places) { return teams_of(tiles) * places * 1024; }
+constexpr int32_t kStaticShared = 1024;  // at most, beside it: sums, and what the teams work on
 
 }  // namespace kradagrad::cuda

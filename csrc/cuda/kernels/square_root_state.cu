@@ -109,7 +109,6 @@ __device__ __forceinline__ const SquareRootGroup& own_group(const SquareRootGrou
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(const SquareRootGroups in) {
-  __shared__ float scratch[kBlockWarps];
   int64_t block;
   const SquareRootGroup& group = own_group(in, &block);
   if (in.scales[group.first_block + block] == 0) return;
@@ -121,13 +120,13 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
     finite = finite && isfinite(value);
     most = fmaxf(most, value);
   });
-  most = team_max<kBlockWarps>(most, scratch);
+  most = team_max<kBlockWarps>(most);
   const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 0;
   for_each_element(group.m, group.n, [&](int row, int col) {
     const float value = unit > 0 ? grad.read(row, col) / unit : 0;
     sum += value * value;
   });
-  sum = team_sum<kBlockWarps>(finite ? sum : INFINITY, scratch);
+  sum = team_sum<kBlockWarps>(finite ? sum : INFINITY);
   if (threadIdx.x == 0) group.gradient[block] = {sum, isfinite(sum) ? unit : 1};
 }
 

@@ -45,7 +45,11 @@ struct PlaneTiles {
     if constexpr (kOrder == Order::kPlain) load_matrices(words, data + plain);
     if constexpr (kOrder == Order::kTransposed) load_matrices_transposed(words, data + transposed);
     if constexpr (kOrder == Order::kEither) {
-      load_matrices_either(words, data + (tile.transposed ? transposed : plain), tile.transposed);
+      if (tile.transposed) {
+        load_matrices_transposed(words, data + transposed);
+      } else {
+        load_matrices(words, data + plain);
+      }
     }
   }
 
@@ -61,6 +65,12 @@ struct PlaneTiles {
     }
   }
 
+  static __device__ __forceinline__ float element(const float* tile, int row, int col) {
+    const auto* const at =
+        reinterpret_cast<const uint16_t*>(tile + (row / 8 + col / 8 * 2) * kMatrix) + row % 8 * 8 + col % 8;
+    return __uint_as_float(at[0] << 16) + __uint_as_float(at[2 * kPlane] << 16);
+  }
+
   // A lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
   // 1)}.
   static __device__ __forceinline__ void write(float* tile, const float (&c)[2][4], Lane lane) {
@@ -68,7 +78,19 @@ struct PlaneTiles {
     words.write(tile, lane);
   }
 
-  // The same of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
+  // Adds `factor` times what `write` has written.
+  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, const float* tile, Lane lane) {
+    const auto* const from = reinterpret_cast<const uint32_t*>(tile) + lane.index();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t high = from[i * kMatrix], low = from[kPlane + i * kMatrix];
+      c[i / 2][i % 2 * 2] += factor * (__uint_as_float(high << 16) + __uint_as_float(low << 16));
+      c[i / 2][i % 2 * 2 + 1] +=
+          factor * (__uint_as_float(high & 0xffff0000u) + __uint_as_float(low & 0xffff0000u));
+    }
+  }
+
+  // As `write`, of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
   // taken.
   static __device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
     Words words(c);
@@ -128,6 +150,10 @@ struct FloatTiles {
   }
 
   // As of PlaneTiles.
+  static __device__ __forceinline__ float element(const float* tile, int row, int col) {
+    return tile[offset(row, col)];
+  }
+
   static __device__ __forceinline__ void store_four(float* tile, int row, int col, const float (&four)[4]) {
     *reinterpret_cast<float4*>(tile + offset(row, col)) = {four[0], four[1], four[2], four[3]};
   }
@@ -137,6 +163,16 @@ struct FloatTiles {
     for (int i = 0; i < 4; ++i) {
       float* const to = tile + offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
       *reinterpret_cast<float2*>(to) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+    }
+  }
+
+  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, const float* tile, Lane lane) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* const from = tile + offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
+      const float2 pair = *reinterpret_cast<const float2*>(from);
+      c[i / 2][i % 2 * 2] += factor * pair.x;
+      c[i / 2][i % 2 * 2 + 1] += factor * pair.y;
     }
   }
 

@@ -87,6 +87,11 @@ struct FullProduct {
     add_product<Multiply, Shape>(c, a, b, own_rows, own_cols, depth, exact);
   }
 
+  __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+    for (int e = 0; e < 8 * Shape::kSlots; ++e) c[e / 8][e / 4 % 2][e % 4] *= factor;
+  }
+
   // Writes a grid of kTiles x kTiles tiles.
   __device__ __forceinline__ void write(float* tiles) const {
 #pragma unroll
@@ -232,6 +237,11 @@ struct LowerTiles {
 
   __device__ __forceinline__ explicit LowerTiles(const Share& share) : share(share) {}
 
+  template <class Float>
+  static __device__ __forceinline__ Float* tile_of(Float* tiles, const Share& own, int slot) {
+    return tiles + (lower_tiles(own.row(slot)) + own.col(slot)) * kTileFloats;
+  }
+
   __device__ __forceinline__ bool has(int slot) const {
     return slot < Share::kLeastSlots || share.row(slot) < kTiles;
   }
@@ -244,12 +254,22 @@ struct LowerTiles {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (!has(s)) continue;
-      float* const tile = tiles + (lower_tiles(own.row(s)) + own.col(s)) * kTileFloats;
+      float* const tile = tile_of(tiles, own, s);
       if (s % 2 == 0 && s < 3 && own.row(s) == own.col(s)) {
         Format::write_mirrored(tile, c[s], own.lane);
       } else {
         Format::write(tile, c[s], own.lane);
       }
+    }
+  }
+
+  // Adds `factor` times a matrix that `write` has written.
+  template <class Format>
+  __device__ __forceinline__ void add_written(const float* tiles, float factor) {
+    const Share own = share.forgotten();
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      if (has(s)) Format::add(c[s], factor, tile_of(tiles, own, s), own.lane);
     }
   }
 

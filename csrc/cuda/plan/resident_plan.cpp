@@ -1,22 +1,14 @@
 #include "resident_plan.h"
 
-#include <algorithm>
-#include <iterator>
-
-#include "../kernels/square_root_resident.h"
+#include "resident_side.h"
 
 namespace kradagrad::cuda {
 namespace {
 
-constexpr int32_t kTile = 16;  // tile.cuh
-constexpr int32_t kSides[] = {64, 96, kResidentSide};
-
 bool is_empty(const SquareRootGroupTensors& group) { return group.m == 0 || group.n == 0; }
 
-// The smallest kernels that take a group.
 int32_t kernel_side(const SquareRootGroupTensors& group) {
-  const int32_t longest = is_empty(group) ? 0 : std::max(group.m, group.n);
-  return *std::lower_bound(std::begin(kSides), std::end(kSides) - 1, longest);
+  return resident_side(is_empty(group) ? 0 : std::max(group.m, group.n));
 }
 
 // The launches of the kernels of one side.
@@ -86,10 +78,7 @@ class ResidentPlan {
 
   template <class Parameters>
   void launch(const std::string& kernel, const Parameters& parameters) {
-    const int32_t tiles = side_ / kTile, teams = teams_of(tiles);
-    planner_.launch(kernel + std::to_string(side_) + "_" + name_of(inputs_.precision),
-                    (parameters.items + teams - 1) / teams, kResidentThreads,
-                    resident_shared(tiles, parameters.places), parameters);
+    launch_resident(planner_, kernel, side_, inputs_.precision, parameters);
   }
 
   Planner& planner_;
@@ -105,13 +94,12 @@ class ResidentPlan {
 
 bool is_resident(const SquareRootGroupTensors& group, const SquareRootInputs& inputs) {
   if (!is_empty(group) && std::max(group.m, group.n) > kResidentSide) return false;
-  const int32_t tiles = kernel_side(group) / kTile;
-  const int32_t places = places_of(tiles, inputs.update ? symmetric_matrices(inputs.rule.refine) : 0);
-  return resident_shared(tiles, places) + kStaticShared <= inputs.shared_limit;
+  const int32_t matrices = inputs.update ? symmetric_matrices(inputs.rule.refine) : 0;
+  return fits_resident(kernel_side(group), matrices, inputs.shared_limit);
 }
 
 void plan_resident(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups) {
-  for (const int32_t side : kSides) ResidentPlan(planner, inputs, side, groups).plan();
+  for (const int32_t side : kResidentSides) ResidentPlan(planner, inputs, side, groups).plan();
 }
 
 }  // namespace kradagrad::cuda

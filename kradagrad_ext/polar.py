@@ -1,0 +1,110 @@
+"""Square roots P of X = F F^T by products alone: P = F Q^T, Q the orthogonal polar factor of F.
+
+Q comes from minimax polynomials of degree 5 in F. The host looks at nothing, so that a CUDA graph can hold it. X
+is not formed: the condition of F is the square root of its.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends.base import RMS, WEIGHT, RootRule, RootSide, Turn
+from .decomposed_roots import identity_like, residuals, usable_factors
+
+Polynomial = tuple[float, float, float]
+
+FLOOR = 2e-4
+"""Smallest singular value, over a bound of the largest, that the iterations are shaped for. Relative damping
+of 1e-3 leaves the F of blocks of 256 one of about 1e-3."""
+
+POLYNOMIALS: tuple[Polynomial, ...] = (
+    (8.42134658, -24.5047034, 17.8304442),
+    (4.20053693, -3.05757079, 0.556962066),
+    (4.15544823, -3.02725681, 0.553664347),
+    (3.97975921, -2.90828739, 0.540735452),
+    (3.41712292, -2.51644513, 0.49837786),
+    (2.42423422, -1.75778043, 0.418883696),
+    (1.90959515, -1.28465744, 0.375763889),
+    (1.87501821, -1.25002023, 0.375002019),
+)
+"""(a, b, c) of a x + b x^3 + c x^5, step by step: the one nearest to 1 on the interval that the steps before
+map [FLOOR, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
+interval's upper end the next polynomials multiply what rounding adds. All end within 5e-8 of 1."""
+
+SLICE_ELEMENTS = 1 << 26
+"""Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
+
+
+def units(factor_stats: Tensor, k: int) -> Tensor:
+    """sqrt(w k) rms ``[N]``: times it, F has no units, and F F^T a mean inverse near 1; 0 before a gradient.
+
+    Args:
+        factor_stats: ``[N, 4]``.  k: columns of the side's unfoldings.
+    """
+    return (factor_stats[:, WEIGHT] * k).sqrt() * factor_stats[:, RMS]
+
+
+def even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
+    """A I + b G + c G^2."""
+    a, b, c = polynomial
+    return a * identity_like(g) + b * g + c * (g @ g)
+
+
+def mirrored(matrix: Tensor) -> Tensor:
+    """The symmetric matrix with the same lower triangle."""
+    return matrix.tril() + matrix.tril(-1).mT
+
+
+def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial] = POLYNOMIALS) -> tuple[Tensor, Tensor]:
+    """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`."""
+    f, usable = usable_factors(factors)
+    gram = f.mT @ f
+    q = f * torch.linalg.matrix_norm(gram).rsqrt().sqrt()[:, None, None]
+    for polynomial in polynomials:
+        q = q @ even_part(q.mT @ q, polynomial)
+    root = mirrored(f @ q.mT)
+    return root, residuals(root, f @ f.mT, 2, usable)
+
+
+def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
+    """See `Backend.polar_roots_`."""
+    for side in sides:
+        _refresh(side, rule, turn)
+
+
+def _refresh(of: RootSide, rule: RootRule, turn: Turn) -> None:
+    factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
+    if factors.numel() == 0:
+        return
+    for due in turn.due(len(factors), factors.device).split(max(1, SLICE_ELEMENTS // factors[:1].numel())):
+        unit = units(stats[due], of.columns)
+        chosen = of.active[due] & (unit > 0)
+        new, residual = polar_roots(factors[due].to(stats.dtype) * unit[:, None, None], rule.polynomials)
+        store(roots, of.root_stats, due, chosen, new, residual, rule.bound)
+
+
+def store(
+    roots: Tensor,
+    root_stats: Tensor,
+    due: Tensor,
+    chosen: Tensor,
+    new: Tensor,
+    residual: Tensor,
+    bound: float,
+) -> None:
+    """Write the chosen new roots that pass the residual check, and count those that do not.
+
+    Args:
+        roots: ``[N, d, d]``.  root_stats: ``[N, 4]``.  due: indices ``[n]``; the rest is theirs, in order.
+    """
+    good = residual <= bound
+    roots[due] = torch.where((chosen & good)[:, None, None], new.to(roots.dtype), roots[due])
+    made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype)
+    stats = root_stats[due]
+    stats[:, 0] += chosen & ~good
+    stats[:, 1] = torch.where(chosen, made, stats[:, 1])
+    root_stats[due] = stats

@@ -1,0 +1,115 @@
+"""resident_root on the PTX executor, against float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tolerances import precision_atol
+from torch import Tensor
+
+from kradagrad_ext import polar
+from kradagrad_ext.backends.base import RMS, WEIGHT, RootRule, RootSide, Side, Turn
+
+from .executor_backend import Executor
+
+BOUND = 1e-2
+RULE = RootRule(polar.POLYNOMIALS, BOUND)
+RESIDUAL, REFUSALS = 1, 0
+
+
+def root_side(blocks: int, d: int, condition: float = 1e3, dtypes=(torch.float32, torch.float32)) -> RootSide:
+    """Factors whose X has a condition, in the units of gradients of 1e-3, with roots of 7."""
+    source = torch.Generator().manual_seed(d)
+    square = torch.randn(2, blocks, d, d, dtype=torch.float64, generator=source)
+    (left, right), _ = torch.linalg.qr(square)
+    values = condition ** (-torch.linspace(0, 0.5, d, dtype=torch.float64))
+    stats = torch.zeros(blocks, 4)
+    stats[:, RMS], stats[:, WEIGHT] = 1e-3, 0.7
+    unit = polar.units(stats.double(), 5)
+    factor = (left * values) @ right.mT / unit[:, None, None]
+    root = torch.full((blocks, d, d), 7.0, dtype=dtypes[1])
+    side = Side(factor.to(dtypes[0]), stats, root)
+    return RootSide(side, torch.zeros(blocks, 4), torch.ones(blocks, dtype=torch.bool), 5)
+
+
+def wanted(side: RootSide) -> Tensor:
+    """In float64."""
+    factor = (
+        side.side.factor.double() * polar.units(side.side.statistics.double(), side.columns)[:, None, None]
+    )
+    values, vectors = torch.linalg.eigh(factor @ factor.mT)
+    return (vectors * values.clamp_min(0).sqrt()[:, None]) @ vectors.mT
+
+
+def error(side: RootSide) -> float:
+    want = wanted(side)
+    difference = torch.linalg.matrix_norm(side.side.root.double() - want) / torch.linalg.matrix_norm(want)
+    return difference.max().item() if difference.numel() else 0.0
+
+
+@pytest.mark.parametrize("d", [1, 7, 16, 33, 64, 65, 96, 100, 128])
+def test_agrees_with_float64(d: int) -> None:
+    side = root_side(3 if d <= 64 else 1, d)
+    Executor().polar_roots_([side], RULE, Turn())
+    assert error(side) < precision_atol("bf16x3", 2)
+    assert (side.root_stats[:, RESIDUAL] < 1e-3).all()
+    assert (side.root_stats[:, REFUSALS] == 0).all()
+    assert torch.equal(side.side.root, side.side.root.mT)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "fp32"])
+@pytest.mark.parametrize("d", [40, 100])
+def test_every_precision(d: int, precision: str) -> None:
+    side = root_side(1, d)
+    Executor().polar_roots_([side], RootRule(polar.POLYNOMIALS, BOUND, precision), Turn())
+    assert error(side) < 2e-5
+
+
+def test_stored_in_bfloat16() -> None:
+    side = root_side(2, 20, dtypes=(torch.bfloat16, torch.bfloat16))
+    Executor().polar_roots_([side], RULE, Turn())
+    assert error(side) < 2**-8
+
+
+def test_turns_and_blocks_that_take_no_part() -> None:
+    """Of seven blocks three a turn, round about; an inactive one and one without a gradient stay."""
+    side = root_side(7, 9)
+    side.active[6] = False
+    side.side.statistics[0, WEIGHT] = 0
+    Executor().polar_roots_([side], RULE, Turn(2, 3))
+    made = (side.side.root != 7).flatten(1).any(1)
+    assert made.tolist() == [False, True, False, False, False, False, False]
+    other = root_side(7, 9)
+    Executor().polar_roots_([other], RULE, Turn(0, 3, torch.tensor(4)))
+    assert (other.side.root != 7).flatten(1).any(1).nonzero().flatten().tolist() == [0, 5, 6]
+
+
+@pytest.mark.parametrize("what", [0.0, math.nan, math.inf])
+def test_bad_factors_are_refused(what: float) -> None:
+    side = root_side(3, 20)
+    side.side.factor[1] = what
+    Executor().polar_roots_([side], RULE, Turn())
+    assert (side.side.root[1] == 7).all()
+    assert side.root_stats[:, REFUSALS].tolist() == [0, 1, 0]
+    assert side.root_stats[1, RESIDUAL] == math.inf
+
+
+def test_a_rough_root_is_refused() -> None:
+    side = root_side(1, 20)
+    Executor().polar_roots_([side], RootRule(polar.POLYNOMIALS[:1], BOUND), Turn())
+    assert (side.side.root == 7).all()
+    assert side.root_stats[0, REFUSALS] == 1
+    assert BOUND < side.root_stats[0, RESIDUAL] < math.inf
+
+
+def test_one_launch_a_size_and_least_traffic() -> None:
+    executor = Executor()
+    sides = [root_side(2, 20), root_side(1, 64), root_side(1, 70), root_side(1, 100), root_side(0, 8)]
+    executor.polar_roots_(sides, RULE, Turn())
+    assert [name for name, _ in executor.launches] == [
+        f"resident_root_{side}_bf16x3" for side in (64, 96, 128)
+    ]
+    for side in sides:
+        assert error(side) < precision_atol("bf16x3", 2)
