@@ -1,7 +1,7 @@
 """Square roots P of X = F F^T by products alone: P = F Q^T, Q the orthogonal polar factor of F.
 
-Q comes from minimax polynomials of degree 5 in F. The host looks at nothing, so that a CUDA graph can hold it. X
-is not formed: the condition of F is the square root of its.
+Q comes from minimax polynomials of degree 5 in F. The host looks at nothing, so that a CUDA graph can hold
+it. X is not formed: the condition of F is the square root of its.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ POLYNOMIALS: tuple[Polynomial, ...] = (
 map [FLOOR, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
 interval's upper end the next polynomials multiply what rounding adds. All end within 5e-8 of 1."""
 
-SLICE_ELEMENTS = 1 << 26
+SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
+
+
+REFUSALS, RESIDUAL = 0, 1
+"""Columns of ``root_stats``, see `roots.ROOT_STATS`."""
 
 
 def units(factor_stats: Tensor, k: int) -> Tensor:
@@ -54,19 +58,19 @@ def even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
     return a * identity_like(g) + b * g + c * (g @ g)
 
 
-def mirrored(matrix: Tensor) -> Tensor:
-    """The symmetric matrix with the same lower triangle."""
-    return matrix.tril() + matrix.tril(-1).mT
+def symmetric(matrix: Tensor) -> Tensor:
+    """The symmetric part."""
+    return (matrix + matrix.mT) / 2
 
 
 def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial] = POLYNOMIALS) -> tuple[Tensor, Tensor]:
     """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`."""
     f, usable = usable_factors(factors)
     gram = f.mT @ f
-    q = f * torch.linalg.matrix_norm(gram).rsqrt().sqrt()[:, None, None]
+    q = f * torch.linalg.matrix_norm(gram).rsqrt()[:, None, None]
     for polynomial in polynomials:
         q = q @ even_part(q.mT @ q, polynomial)
-    root = mirrored(f @ q.mT)
+    root = symmetric(f @ q.mT)
     return root, residuals(root, f @ f.mT, 2, usable)
 
 
@@ -80,7 +84,9 @@ def _refresh(of: RootSide, rule: RootRule, turn: Turn) -> None:
     factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
     if factors.numel() == 0:
         return
-    for due in turn.due(len(factors), factors.device).split(max(1, SLICE_ELEMENTS // factors[:1].numel())):
+    elements = SLICE_ELEMENTS["cpu" if factors.device.type == "cpu" else "accelerator"]
+    all_due = turn.due(len(factors), factors.device)
+    for due in torch.split(all_due, max(1, elements // factors[:1].numel())):
         unit = units(stats[due], of.columns)
         chosen = of.active[due] & (unit > 0)
         new, residual = polar_roots(factors[due].to(stats.dtype) * unit[:, None, None], rule.polynomials)
@@ -105,6 +111,6 @@ def store(
     roots[due] = torch.where((chosen & good)[:, None, None], new.to(roots.dtype), roots[due])
     made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype)
     stats = root_stats[due]
-    stats[:, 0] += chosen & ~good
-    stats[:, 1] = torch.where(chosen, made, stats[:, 1])
+    stats[:, REFUSALS] += chosen & ~good
+    stats[:, RESIDUAL] = torch.where(chosen, made, stats[:, RESIDUAL])
     root_stats[due] = stats

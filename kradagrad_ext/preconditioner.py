@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import roots
-from .backends.base import RMS, WHITENED, Backend, BlockGroup
+from .backends.base import RMS, WHITENED, Backend, BlockGroup, RootSide, Side, Turn
 from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
@@ -164,16 +164,9 @@ def refresh_roots(state: GroupState, config: Config, backend: Backend, active: T
     method = roots.resolve_method("polar" if config.capturable else config.root_method, p, active.device)
     take_roots = roots.polar_roots if method == "polar" else backend.decomposed_roots
     for mode in state.modes:
-        roots.refresh_(
-            state.factors[mode],
-            state.factor_stats[mode],
-            state.roots[mode],
-            state.root_stats[mode],
-            active,
-            state.columns(mode),
-            functools.partial(take_roots, p=p),
-            factorised=method == "eigh",
-        )
+        side = Side(state.factors[mode], state.factor_stats[mode], state.roots[mode])
+        of = RootSide(side, state.root_stats[mode], active, state.columns(mode))
+        roots.refresh_(of, functools.partial(take_roots, p=p), method == "eigh", Turn())
 
 
 def _divide_by_whitened(state: GroupState, backend: Backend, now: BlockGroupStep, norms: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def test_steps_follow_their_definition() -> None:
     served: tuple[Tensor, Tensor] = (momentum, momentum)
 
     def rooted(side: Side, columns: int) -> Tensor:
-        scale = roots.units(side.statistics, columns)[:, None, None]
+        scale = polar.units(side.statistics, columns)[:, None, None]
         return roots.polar_roots(scale * side.factor, 2)[0][0]
 
     for step in range(1, 6):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from kradagrad_ext import roots
-from kradagrad_ext.backends.base import RMS, WEIGHT
+from kradagrad_ext import polar, roots
+from kradagrad_ext.backends.base import RMS, WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.roots import REFUSALS, RESIDUAL
 
@@ -24,6 +25,23 @@ MARGIN = 1.01
 def root_function(method: str) -> roots.RootFunction:
     """For p = 2."""
     return functools.partial(METHODS[method], p=2)
+
+
+def refresh(
+    factors: Tensor,
+    statistics: Tensor,
+    new: Tensor,
+    method: str,
+    *,
+    k: int = 1,
+    active: Tensor | None = None,
+    turn: Turn | None = None,
+) -> Tensor:
+    """`roots.refresh_` of active blocks (all, if not given); the statistics of the roots."""
+    stats, everyone = torch.zeros(len(new), 4), torch.ones(len(new), dtype=torch.bool)
+    side = RootSide(Side(factors, statistics, new), stats, everyone if active is None else active, k)
+    roots.refresh_(side, root_function(method), True, turn or Turn())
+    return stats
 
 
 @settings(deadline=None, max_examples=60)
@@ -46,7 +64,7 @@ def test_root_to_the_p_is_the_factor(d: int, p: int, method: str, seed: int) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("condition", "all_of_it", "smallest"), [(1e2, 3e-6, 3e-6), (1e4, 5e-6, 1e-4), (1e6, 1e-5, 1e-2)]
+    ("condition", "all_of_it", "smallest"), [(1e2, 3e-6, 1e-5), (1e4, 5e-6, 1e-4), (1e6, 1e-5, 1e-2)]
 )
 def test_float32_accuracy_also_of_the_smallest_directions(
     condition: float, all_of_it: float, smallest: float, method: str
@@ -62,9 +80,9 @@ def test_float32_accuracy_also_of_the_smallest_directions(
 
 def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given() -> None:
     """It errs by as much at both ends and at both extrema between, in turn; after the last, by rounding."""
-    low, high = roots.FLOOR, 1.0
-    for i, (a, b, c) in enumerate(roots.POLYNOMIALS):
-        margin = MARGIN if i < len(roots.POLYNOMIALS) - 1 else 1.0
+    low, high = polar.FLOOR, 1.0
+    for i, (a, b, c) in enumerate(polar.POLYNOMIALS):
+        margin = MARGIN if i < len(polar.POLYNOMIALS) - 1 else 1.0
         ends = low / (margin if i > 0 else 1.0), high * margin
         x = torch.logspace(*map(math.log10, ends), 200_001, dtype=torch.float64)
         y = a * x + b * x**3 + c * x**5
@@ -92,9 +110,8 @@ def test_roots_have_no_units(rms: float, method: str) -> None:
     f = cases.factors(2, 20, 1e3).float()
     statistics = torch.zeros(2, 4)
     statistics[:, WEIGHT], statistics[:, RMS] = 0.25, rms
-    new, stats = torch.zeros(2, 20, 20), torch.zeros(2, 4)
-    active, k = torch.ones(2, dtype=torch.bool), 16  # so that the unit is 2 rms
-    roots.refresh_(f / 2 / rms, statistics, new, stats, active, k, root_function(method), factorised=True)
+    new = torch.zeros(2, 20, 20)
+    stats = refresh(f / 2 / rms, statistics, new, method, k=16)  # so that the unit is 2 rms
     torch.testing.assert_close(new, METHODS[method](f, 2)[0], rtol=1e-4, atol=1e-5)
     assert (stats[:, RESIDUAL] < 1e-5).all()
 
@@ -106,9 +123,8 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
     f[1] = value
     statistics = torch.ones(4, 4)
     statistics[3] = 0  # before its first gradient: nothing to root
-    new, stats = old.clone(), torch.zeros(4, 4)
-    active = torch.tensor([True, True, False, True])
-    roots.refresh_(f, statistics, new, stats, active, 1, root_function(method), factorised=True)
+    new = old.clone()
+    stats = refresh(f, statistics, new, method, active=torch.tensor([True, True, False, True]))
     torch.testing.assert_close(new[0] @ new[0], f[0] @ f[0].mT, rtol=1e-3, atol=1e-3)
     assert torch.equal(new[1:], old[1:])
     assert stats[:, REFUSALS].tolist() == [0, 1, 0, 0]
@@ -118,6 +134,41 @@ def test_a_bad_factor_keeps_its_old_root(value: float, method: str) -> None:
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 def test_stored_dtypes(stored: torch.dtype) -> None:
     f, new = cases.factors(2, 8, 100.0).to(stored), torch.zeros(2, 8, 8, dtype=torch.bfloat16)
-    statistics, stats, active = torch.ones(2, 4), torch.zeros(2, 4), torch.ones(2, dtype=torch.bool)
-    roots.refresh_(f, statistics, new, stats, active, 1, root_function("eigh"), factorised=True)
+    refresh(f, torch.ones(2, 4), new, "eigh")
     torch.testing.assert_close(new, cases.exact_root(f, 2).bfloat16(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_turns_take_all_blocks_round_about(method: str) -> None:
+    """Of seven blocks three a turn: every block within any three turns, and no other."""
+    f = cases.factors(7, 6, 100.0).float()
+    for first in range(5):
+        made = torch.zeros(7, dtype=torch.bool)
+        for number in range(first, first + 3):
+            new = torch.zeros(7, 6, 6)
+            refresh(f, torch.ones(7, 4), new, method, turn=Turn(number, 3))
+            due = Turn(number, 3).due(7, new.device)
+            assert new.flatten(1).any(1).nonzero().flatten().tolist() == sorted(due.tolist())
+            made[due] = True
+        assert made.all()
+
+
+def test_a_counter_stands_for_the_number_of_a_turn() -> None:
+    device = torch.device("cpu")
+    for number in range(9):
+        assert torch.equal(Turn(0, 4, torch.tensor(number)).due(10, device), Turn(number, 4).due(10, device))
+    assert Turn(3, 4).due(0, device).tolist() == []
+    with pytest.raises(ValueError, match="`number` must be >= 0 and `turns` >= 1, got 0, 0"):
+        Turn(0, 0)
+
+
+def test_the_op_does_what_refresh_does() -> None:
+    """`polar_roots_` of the reference, which kernels are compared with."""
+    f, statistics = cases.factors(5, 6, 100.0).float(), torch.ones(5, 4)
+    ours, same = torch.zeros(5, 6, 6), torch.zeros(5, 6, 6)
+    active = torch.tensor([True, True, False, True, True])
+    stats = refresh(f, statistics, same, "polar", active=active, turn=Turn(1, 2))
+    side = RootSide(Side(f, statistics, ours), torch.zeros(5, 4), active, 1)
+    polar.polar_roots_([side], RootRule(polar.POLYNOMIALS, roots.RESIDUAL_BOUND), Turn(1, 2))
+    assert torch.equal(ours, same)
+    assert torch.equal(side.root_stats, stats)

@@ -319,7 +319,7 @@ class Backend(Protocol):
             F' = sqrt(w k) rms F                                     without the gradients' units
             Q  = F' / s,  s^2 = |F'^T F'|_F
             Q <- Q (a I + b G + c G^2),  G = Q^T Q                   for (a, b, c) of every step
-            P  = F' Q^T, of which the lower triangle counts
+            P  = F' Q^T, made symmetric
             residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it is not a number
             root = P where the residual is at most `bound`, else its refusals are counted
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kradagrad_ext import build_info
+from kradagrad_ext import build_info, polar
 from kradagrad_ext import decomposed_roots as by_torch
 
 from . import square_root
-from .base import BlockGroup, UpdateRule
+from .base import BlockGroup, RootRule, RootSide, Turn, UpdateRule
 
 name = "native"
 
@@ -29,6 +29,7 @@ _OPS = (
     "accumulate_",
     "parameter_step_",
     "decomposed_roots",
+    "polar_roots_",
 )
 _OVERLOADS: dict[str, Any] = {}
 
@@ -186,3 +187,43 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     ours = by_torch.decomposed_roots if factors.device.type == "cuda" else op("decomposed_roots")
     roots, residuals = ours(factors, p)
     return roots, residuals
+
+
+_ROOT_SIDES = ((157 << 10, 128), (73 << 10, 64))
+"""Bytes of shared memory of a CTA, and the longest sides of factors that are rooted on chip with them."""
+
+
+@functools.cache
+def _longest_root_side(device: torch.device) -> int:
+    """Of factors that the kernels of a device root on chip; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
+    return next((side for least, side in _ROOT_SIDES if shared >= least), 0)
+
+
+def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
+    """See `Backend.polar_roots_`; torch's products on a CPU, and for sides that do not fit a chip."""
+    on_chip: list[RootSide] = []
+    others: list[RootSide] = []
+    for of in sides:
+        fits = of.side.factor.shape[-1] <= _longest_root_side(of.side.factor.device)
+        (on_chip if fits else others).append(of)
+    polar.polar_roots_(others, rule, turn)
+    if not on_chip:
+        return
+    op("polar_roots_")(
+        [of.side.root for of in on_chip],
+        [of.root_stats for of in on_chip],
+        [of.side.factor for of in on_chip],
+        [of.side.statistics for of in on_chip],
+        [of.active for of in on_chip],
+        [of.columns for of in on_chip],
+        turn.counter,
+        turn.number,
+        turn.turns,
+        [number for polynomial in rule.polynomials for number in polynomial],
+        rule.bound,
+        rule.precision,
+    )

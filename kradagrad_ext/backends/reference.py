@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.decomposed_roots import decomposed_roots
+from kradagrad_ext.polar import polar_roots_
 
 from .square_root import kron_step_, update_factor_
 
@@ -19,6 +20,7 @@ __all__ = [
     "kron_step_",
     "name",
     "parameter_step_",
+    "polar_roots_",
     "update_factor_",
 ]
 

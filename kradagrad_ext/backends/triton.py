@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. Updates by Cholesky, and roots by decomposition, are torch's.
+for development. Updates by Cholesky, and roots, are torch's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.decomposed_roots import decomposed_roots
+from kradagrad_ext.polar import polar_roots_
 
 from .arguments import Checks
 from .square_root_triton import kernel_module, kron_step_, update_factor_
@@ -27,6 +28,7 @@ __all__ = [
     "kron_step_",
     "name",
     "parameter_step_",
+    "polar_roots_",
     "update_factor_",
 ]
 

@@ -14,7 +14,8 @@ import torch
 
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
-from kradagrad_ext.roots import POLYNOMIALS, resolve_method
+from kradagrad_ext.polar import POLYNOMIALS
+from kradagrad_ext.roots import resolve_method
 
 from .gpus import Cost
 
