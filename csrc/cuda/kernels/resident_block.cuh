@@ -48,6 +48,7 @@ struct Worker {
 // 64 bytes of each of eight rows, and store to all banks.
 template <int kTiles>
 struct StagedMatrix {
+  using Here = Worker<kTiles>;
   static constexpr int kTileFours = kTileFloats / 4;
   static constexpr int kCount = kTiles * kTiles * kTileFours / Team<kTiles>::kThreads;
   static constexpr int kThreads = Team<kTiles>::kThreads;
@@ -56,26 +57,37 @@ struct StagedMatrix {
   Position first;  // of four[0]; the others follow at equal distances
   float four[kCount][4];
 
-  // From a matrix, zeros outside of it. `place`: its shared memory, which matrices without whole quadruples
-  // of 16 bytes pass through, one by one; after the next barrier it may be stored to.
-  __device__ __forceinline__ StagedMatrix(const Matrix& from, float* place) : StagedMatrix() {
+  __device__ __forceinline__ StagedMatrix() : thread(Here::thread()) {
+    const int lane = thread % 32;
+    first.row = thread % kTileFours / 32 * 8 + lane % 16 / 2;
+    first.col = thread / kTileFours * kTile + lane / 16 * 8 + lane % 2 * 4;
+  }
+
+  // Starts to read a matrix, zeros outside of it, if it lies in whole quadruples of 16 bytes; what comes next
+  // does not wait for it.
+  __device__ __forceinline__ void start(const Matrix& from) {
+    if (!in_fours(from)) return;
     const int64_t start = from.row_stride * first.row + first.col;
-    if (!from.aligned || from.cols % 4 != 0) {
-      read_elements(from, reinterpret_cast<float4*>(place));
-    } else if (from.bf16) {
+    if (from.bf16) {
       read_aligned(from, static_cast<const __nv_bfloat16*>(from.data) + start);
     } else {
       read_aligned(from, static_cast<const float*>(from.data) + start);
     }
   }
 
-  // `start` times I of [size, size].
-  __device__ __forceinline__ StagedMatrix(float start, int size) : StagedMatrix() {
+  // Ends that, or reads element by element through the shared memory `place`, which nobody reads any more;
+  // after the next barrier it may be stored to.
+  __device__ __forceinline__ void finish(const Matrix& from, float* place) {
+    if (!in_fours(from)) read_elements(from, reinterpret_cast<float4*>(place));
+  }
+
+  // Becomes `value` times I of [size, size].
+  __device__ __forceinline__ void set_diagonal(float value, int size) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const Position at = position(i);
 #pragma unroll
-      for (int j = 0; j < 4; ++j) four[i][j] = at.row == at.col + j && at.row < size ? start : 0;
+      for (int j = 0; j < 4; ++j) four[i][j] = at.row == at.col + j && at.row < size ? value : 0;
     }
   }
 
@@ -102,10 +114,8 @@ struct StagedMatrix {
   }
 
  private:
-  __device__ __forceinline__ StagedMatrix() : thread(Worker<kTiles>::thread()) {
-    const int lane = thread % 32;
-    first.row = thread % kTileFours / 32 * 8 + lane % 16 / 2;
-    first.col = thread / kTileFours * kTile + lane / 16 * 8 + lane % 2 * 4;
+  static __device__ __forceinline__ bool in_fours(const Matrix& from) {
+    return from.aligned && from.cols % 4 == 0;
   }
 
   __device__ __forceinline__ Position position(int i) const {

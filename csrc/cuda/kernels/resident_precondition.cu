@@ -25,13 +25,17 @@ class ResidentProduct {
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {
-    load(first(), matrix(group_.direction, m(), n()));
-    load(second(), matrix(group_.right_root, n(), n()));
+    StagedMatrix<kTiles> direction, right_root, left_root;
+    direction.start(matrix(group_.direction, m(), n()));
+    right_root.start(matrix(group_.right_root, n(), n()));
+    store(direction, group_.direction, m(), n(), first());
+    store(right_root, group_.right_root, n(), n(), second());
+    left_root.start(matrix(group_.left_root, m(), m()));
     __syncthreads();
     Full half = product(first(), second(), n(), {group_.direction.bf16 != 0, group_.right_root.bf16 != 0});
     __syncthreads();
     half.write(first());
-    load(second(), matrix(group_.left_root, m(), m()));
+    store(left_root, group_.left_root, m(), m(), second());
     __syncthreads();
     Full whole = product(second(), first(), m(), {group_.left_root.bf16 != 0, false});
     const float norm = team_sum<Here::kWarps>(over_rms(whole));
@@ -50,8 +54,10 @@ class ResidentProduct {
     return Matrix(in_.views, of, block_, rows, cols);
   }
 
-  __device__ __forceinline__ void load(float* place, const Matrix& from) const {
-    StagedMatrix<kTiles> staged(from, place);
+  // Ends the reading of a matrix into a place.
+  __device__ __forceinline__ void store(StagedMatrix<kTiles>& staged, const Matrices& of, int rows, int cols,
+                                        float* place) const {
+    staged.finish(matrix(of, rows, cols), place);
     __syncthreads();
     staged.template store<Format>(place);
   }
@@ -108,7 +114,7 @@ __device__ __forceinline__ void resident_precondition(const ResidentPrecondition
   }
 
 KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
-KRADAGRAD_KERNEL(64, 2, tf32x3, kTf32x3)
+KRADAGRAD_KERNEL(64, 1, tf32x3, kTf32x3)
 KRADAGRAD_KERNEL(64, 2, fp32, kFp32)
 KRADAGRAD_KERNEL(96, 1, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(96, 1, tf32x3, kTf32x3)

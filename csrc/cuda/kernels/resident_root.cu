@@ -75,7 +75,9 @@ class ResidentRoot {
 
   // F in its unit to a place that nobody reads any more.
   __device__ __forceinline__ void load(float* place) const {
-    StagedMatrix<kTiles> staged(matrix(item_.factor), place);
+    StagedMatrix<kTiles> staged;
+    staged.start(matrix(item_.factor));
+    staged.finish(matrix(item_.factor), place);
     staged.scale(item_.unit);
     __syncthreads();
     staged.template store<Format>(place);

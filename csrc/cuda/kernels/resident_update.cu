@@ -57,12 +57,16 @@ class ResidentSideUpdate {
       : in_(in), item_(item) {}
 
   __device__ __forceinline__ void run() {
-    load_gradient();
-    const float coupled = in_.rule.coupled ? couple() : 0;
+    Staged grad, root, factor;
+    grad.start(gradient_matrix());
+    if (in_.rule.coupled) root.start(root_matrix());
+    load_gradient(grad);
+    if (!item_.is_new) factor.start(factor_matrix());
+    const float coupled = in_.rule.coupled ? couple(root) : 0;
     if (Here::thread() == 0) prepare(coupled);
     __syncthreads();
     const bool ready = item_.ready;
-    const bool succeeded = __syncthreads_or(ready) && update_factor() && ready;
+    const bool succeeded = __syncthreads_or(ready) && update_factor(factor) && ready;
     if (Here::thread() == 0) finish(succeeded);
   }
 
@@ -84,7 +88,6 @@ class ResidentSideUpdate {
     const GradientNorm norm = item_.norm;
     const bool usable = norm.unit > 0 && isfinite(norm.sum);
     const float stretch = usable && in_.rule.coupled ? coupled / norm.sum : 1;
-    item_.is_new = statistics()[kWeight] == 0;
     item_.update = next_statistics(in_.rule, statistics(), norm, item_.scale, stretch, item_.d, item_.k);
     item_.ready = item_.active && item_.update.readiness == Readiness::kReady;
   }
@@ -103,48 +106,46 @@ class ResidentSideUpdate {
 
   __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
 
-  __device__ __forceinline__ Matrix factor() const {
+  __device__ __forceinline__ Matrix gradient_matrix() const {
+    return Matrix(in_.views, item_.grad, item_.block, item_.m, item_.n);
+  }
+  __device__ __forceinline__ Matrix root_matrix() const {
+    return Matrix(in_.views, item_.side.other_root, item_.block, item_.k, item_.k);
+  }
+  __device__ __forceinline__ Matrix factor_matrix() const {
     return Matrix(in_.views, item_.side.factor, item_.block, item_.d, item_.d);
   }
 
   __device__ __forceinline__ Full full_product() const { return Full(Here::warp(), Here::lane()); }
   __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(Here::share()); }
 
-  // A matrix of [rows, cols] to a place, times `scale`.
-  __device__ __forceinline__ void load(float* place, const Matrix& from, float scale) const {
-    Staged staged(from, place);
-    staged.scale(scale);
-    __syncthreads();
-    staged.template store<Format>(place);
-  }
-
   // G in `second`, in the unit of its norm.
-  __device__ __forceinline__ void load_gradient() const {
-    const Matrix grad(in_.views, item_.grad, item_.block, item_.m, item_.n);
-    Staged staged(grad, second());
+  __device__ __forceinline__ void load_gradient(Staged& grad) const {
+    grad.finish(gradient_matrix(), second());
     float most = 0;
-    staged.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
+    grad.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
     most = team_max<Here::kWarps>(most);
     const bool usable = most > 0 && isfinite(most);
     const float unit = usable ? power_of_two_below(most) : 1;
     float squares = 0;
-    staged.scale(1 / unit);
-    staged.for_each([&](float value) { squares += value * value; });
-    staged.template store<Format>(second());
+    grad.scale(1 / unit);
+    grad.for_each([&](float value) { squares += value * value; });
+    grad.template store<Format>(second());
     squares = sum(squares);
     if (Here::thread() > 0) return;
     item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
   }
 
   // G P_r, or P_l G, in the place of G; its squared norm.
-  __device__ __forceinline__ float couple() const {
-    const Matrix root(in_.views, item_.side.other_root, item_.block, item_.k, item_.k);
-    load(first(), root, 1);
+  __device__ __forceinline__ float couple(Staged& root) const {
+    root.finish(root_matrix(), first());
     __syncthreads();
-    const bool right = item_.side.right, grad_bf16 = item_.grad.bf16;
+    root.template store<Format>(first());
+    __syncthreads();
+    const bool right = item_.side.right, grad_bf16 = item_.grad.bf16, root_bf16 = item_.side.other_root.bf16;
     const float* const a = right ? first() : second();
     const float* const b = right ? second() : first();
-    const Exact exact = right ? Exact{root.bf16, grad_bf16} : Exact{grad_bf16, root.bf16};
+    const Exact exact = right ? Exact{root_bf16, grad_bf16} : Exact{grad_bf16, root_bf16};
     Full u = full_product();
     u.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, m_tiles(), n_tiles(), k_tiles(), exact);
     __syncthreads();
@@ -164,10 +165,10 @@ class ResidentSideUpdate {
   }
 
   // F <- F R where that is finite and the block is ready; whether it is finite.
-  __device__ __forceinline__ bool update_factor() const {
+  __device__ __forceinline__ bool update_factor(Staged& factor) const {
     const float root = item_.update.rms * damping_root(in_.rule, item_.k);
     const float unit = power_of_two_below(root);  // F is held times this
-    load_factor(unit);
+    load_factor(factor, unit);
     const float whitened = whiten(item_.update.scale * (item_.norm.unit / unit));
     if (Here::thread() == 0) item_.update.whitened *= whitened;
     Lower m = gram(root / unit);
@@ -184,13 +185,15 @@ class ResidentSideUpdate {
   }
 
   // F times `unit` in `first`.
-  __device__ __forceinline__ void load_factor(float unit) const {
+  __device__ __forceinline__ void load_factor(Staged& factor, float unit) const {
     if (item_.is_new) {
-      const float start = unit * start_of(in_.rule, item_.update.rms, item_.k);
-      Staged(start, item_.d).template store<Format>(first());
+      factor.set_diagonal(unit * start_of(in_.rule, item_.update.rms, item_.k), item_.d);
     } else {
-      load(first(), factor(), unit);
+      factor.finish(factor_matrix(), first());
+      factor.scale(unit);
     }
+    __syncthreads();
+    factor.template store<Format>(first());
     __syncthreads();
   }
 
@@ -274,7 +277,7 @@ class ResidentSideUpdate {
       }
     });
     if (sum(failed) > 0) return false;
-    if (item_.ready) write_product<kTiles>(updated, factor(), first());
+    if (item_.ready) write_product<kTiles>(updated, factor_matrix(), first());
     return true;
   }
 
@@ -289,6 +292,7 @@ __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bo
   item.block = index / group.sides;
   item.side = group.side[index % group.sides];
   item.grad = group.grad;
+  item.is_new = item.side.statistics[item.block * kColumns + kWeight] == 0;
   item.scale = in.scales[group.first_block + item.block];
   item.active = exists && item.scale != 0;
   item.m = item.active ? group.m : 0;
