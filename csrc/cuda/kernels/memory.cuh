@@ -3,7 +3,6 @@
 
 #include <cuda_bf16.h>
 
-#include "ptx.cuh"
 #include "table.h"
 #include "tile_formats.cuh"
 
@@ -120,7 +119,7 @@ struct Matrix {
 
 // Four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory: asynchronously for
 // float32, which takes effect with the copy's group.
-__device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row, int col) {
+__device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row, int col) {
   const bool inside = row < from.rows;
   if (from.bf16) {
     float4 values;
@@ -133,7 +132,7 @@ __device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row
       values = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
                 from.read(row, col + 3)};
     }
-    *reinterpret_cast<float4*>(to) = values;
+    shared_at<float4>(to) = values;
   } else if (from.aligned) {
     const int count = inside ? max(0, min(4, from.cols - col)) : 0;
     copy_async_16(to, count ? &from.at(row, col) : from.data, 4 * count);
@@ -141,7 +140,7 @@ __device__ __forceinline__ void copy_four(float* to, const Matrix& from, int row
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool exists = inside && col + i < from.cols;
-      copy_async_4(to + i, exists ? &from.at(row, col + i) : from.data, exists ? 4 : 0);
+      copy_async_4(to + 4 * i, exists ? &from.at(row, col + i) : from.data, exists ? 4 : 0);
     }
   }
 }
@@ -150,18 +149,18 @@ constexpr int kTileChunks = kTileFloats / 4;
 
 // The i-th four elements of a tile at tile coordinates of a matrix. Eight neighbouring lanes fill two rows of
 // a tile, and so all banks: two sectors of each row.
-__device__ __forceinline__ void copy_chunk(float* tile, const Matrix& from, int tile_row, int tile_col,
+__device__ __forceinline__ void copy_chunk(Shared tile, const Matrix& from, int tile_row, int tile_col,
                                            int i) {
   const int row = i / 4, col = i % 4 * 4;
-  copy_four(tile + FloatTiles::offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
+  copy_four(tile + 4 * FloatTiles::offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
 }
 
 // Fills a grid of tile_rows x tile_cols tiles from a matrix, zeros around it.
 template <int kThreads>
-__device__ __forceinline__ void copy_grid(float* tiles, const Matrix& from, int tile_rows, int tile_cols) {
+__device__ __forceinline__ void copy_grid(Shared tiles, const Matrix& from, int tile_rows, int tile_cols) {
   for (int i = threadIdx.x; i < tile_rows * tile_cols * kTileChunks; i += kThreads) {
     const int tile = i / kTileChunks;
-    copy_chunk(tiles + tile * kTileFloats, from, tile / tile_cols, tile % tile_cols, i % kTileChunks);
+    copy_chunk(tiles + tile * kTileBytes, from, tile / tile_cols, tile % tile_cols, i % kTileChunks);
   }
 }
 

@@ -135,11 +135,18 @@ struct TensorCores {
 struct FusedMultiplyAdds {
   struct Fragment {
     using Format = FloatTiles;
-    TileRead<Order::kEither> tile{nullptr};
+    Shared address;
+    bool transposed;
 
     template <bool kOfB, Order kOrder>
-    __device__ __forceinline__ void read(TileRead<kOrder> from, Lane, bool) {
-      tile = {from.data, from.transposed};
+    __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane, bool) {
+      address = tile.address;
+      transposed = kOrder == Order::kTransposed;
+    }
+
+    __device__ __forceinline__ float2 pair(int row, int k) const {
+      return transposed ? Format::read_pair(TileRead<Order::kTransposed>{address}, row, k)
+                        : Format::read_pair(TileRead<Order::kPlain>{address}, row, k);
     }
   };
 
@@ -148,22 +155,21 @@ struct FusedMultiplyAdds {
                                              const Fragment (&b)[Shape::kB], Lane lane, Exact) {
 #pragma unroll
     for (int s = 0; s < Shape::kSlots; ++s) {
-      add_tile(c[s], a[Shape::slot(s).a].tile, b[Shape::slot(s).b].tile, lane);
+      add_tile(c[s], a[Shape::slot(s).a], b[Shape::slot(s).b], lane);
     }
   }
 
  private:
-  static __device__ __forceinline__ void add_tile(float (&c)[2][4], TileRead<Order::kEither> a,
-                                                  TileRead<Order::kEither> b, Lane lane) {
+  static __device__ __forceinline__ void add_tile(float (&c)[2][4], const Fragment& a, const Fragment& b,
+                                                  Lane lane) {
 #pragma unroll 1
     for (int k = 0; k < kTile; k += 2) {
-      const float2 rows[2] = {FloatTiles::read_pair(a, lane.group, k),
-                              FloatTiles::read_pair(a, lane.group + 8, k)};
+      const float2 rows[2] = {a.pair(lane.group, k), a.pair(lane.group + 8, k)};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 col = FloatTiles::read_pair(b, 8 * half + 2 * lane.member + i % 2, k);
+          const float2 col = b.pair(8 * half + 2 * lane.member + i % 2, k);
           c[half][i] = fmaf(rows[i / 2].y, col.y, fmaf(rows[i / 2].x, col.x, c[half][i]));
         }
       }

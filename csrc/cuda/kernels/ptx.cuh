@@ -6,8 +6,16 @@
 
 namespace kradagrad::cuda {
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+// An address in shared memory, in bytes: half the registers and arithmetic of a pointer.
+using Shared = uint32_t;
+
+__device__ __forceinline__ Shared shared_address(const void* pointer) {
+  return static_cast<Shared>(__cvta_generic_to_shared(pointer));
+}
+
+template <class T>
+__device__ __forceinline__ T& shared_at(Shared address) {
+  return *static_cast<T*>(__cvta_shared_to_generic(address));
 }
 
 // The same value, about which the compiler knows nothing: what is computed from it is computed again rather
@@ -18,17 +26,13 @@ __device__ __forceinline__ int forget(int value) {
 }
 
 // Copies `bytes` (0 to 16) from global to shared memory and zeros up to 16; both addresses 16-byte aligned.
-__device__ __forceinline__ void copy_async_16(float* to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
-               "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void copy_async_16(Shared to, const void* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // Copies one float, or writes a zero where `bytes` is 0.
-__device__ __forceinline__ void copy_async_4(float* to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(to)), "l"(from),
-               "r"(bytes)
-               : "memory");
+__device__ __forceinline__ void copy_async_4(Shared to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // Ends a group of this thread's copies.
@@ -56,17 +60,17 @@ __device__ __forceinline__ float round_tf32(float value) {
 
 // Four 8 x 8 matrices of bf16 from shared memory: lane 8 i + r gives the address of row r of matrix i, 16
 // bytes, and gets of every matrix two neighbours of row lane / 4, or of its transpose.
-__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const float* row) {
+__device__ __forceinline__ void load_matrices(uint32_t (&words)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], const float* row) {
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

@@ -32,9 +32,9 @@ struct Worker {
   static __device__ __forceinline__ Lane lane() { return Lane(thread()); }
 
   // A tile of the team's shared memory, of which it has `places`.
-  static __device__ __forceinline__ float* place(int places, int tile) {
+  static __device__ __forceinline__ Shared place(int places, int tile) {
     extern __shared__ float4 memory[];
-    return reinterpret_cast<float*>(memory) + (team() * places + tile) * kTileFloats;
+    return shared_address(memory) + (team() * places + tile) * kTileBytes;
   }
 
   // The second team counts from the other end: schedulers that had less of the first team's tiles get more.
@@ -77,8 +77,8 @@ struct StagedMatrix {
 
   // Ends that, or reads element by element through the shared memory `place`, which nobody reads any more;
   // after the next barrier it may be stored to.
-  __device__ __forceinline__ void finish(const Matrix& from, float* place) {
-    if (!in_fours(from)) read_elements(from, reinterpret_cast<float4*>(place));
+  __device__ __forceinline__ void finish(const Matrix& from, Shared place) {
+    if (!in_fours(from)) read_elements(from, place);
   }
 
   // Becomes `value` times I of [size, size].
@@ -105,11 +105,11 @@ struct StagedMatrix {
 
   // To a grid of kTiles x kTiles tiles.
   template <class Format>
-  __device__ __forceinline__ void store(float* tiles) const {
-    float* const tile = tiles + thread / kTileFours * kTileFloats;
+  __device__ __forceinline__ void store(Shared tiles) const {
+    const Shared tile = tiles + thread / kTileFours * kTileBytes;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      Format::store_four(tile + i * kTilesAtOnce * kTileFloats, first.row, first.col % kTile, four[i]);
+      Format::store_four(tile + i * kTilesAtOnce * kTileBytes, first.row, first.col % kTile, four[i]);
     }
   }
 
@@ -148,16 +148,18 @@ struct StagedMatrix {
   }
 
   // Each thread reads what it has written itself.
-  __device__ __forceinline__ void read_elements(const Matrix& from, float4* place) {
-    place += thread;
+  __device__ __forceinline__ void read_elements(const Matrix& from, Shared place) {
+    place += thread * sizeof(float4);
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
       const auto [row, col] = position(i);
-      place[i * kThreads] = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
-                             from.read(row, col + 3)};
+      shared_at<float4>(place + i * kThreads * sizeof(float4)) = {
+          from.read(row, col), from.read(row, col + 1), from.read(row, col + 2), from.read(row, col + 3)};
     }
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) copy(four[i], place[i * kThreads]);
+    for (int i = 0; i < kCount; ++i) {
+      copy(four[i], shared_at<const float4>(place + i * kThreads * sizeof(float4)));
+    }
   }
 
   static __device__ __forceinline__ void copy(float (&to)[4], float4 from) {
@@ -171,7 +173,7 @@ struct StagedMatrix {
 // Writes a product to a matrix. `place`: shared memory of kTiles^2 tiles that nobody reads any more, which
 // pairs pass through that are not written as 8 bytes of float32.
 template <int kTiles, class Product>
-__device__ __forceinline__ void write_product(Product& product, const Matrix& to, float* place) {
+__device__ __forceinline__ void write_product(Product& product, const Matrix& to, Shared place) {
   if (!to.bf16 && to.aligned && to.cols % 2 == 0) {
     const Position first = product.position(0);
     float* data = static_cast<float*>(to.data) + to.row_stride * first.row + first.col;
@@ -186,16 +188,17 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
     });
     return;
   }
-  float2* own = reinterpret_cast<float2*>(place) + Worker<kTiles>::thread();
+  constexpr int kStep = Team<kTiles>::kThreads * sizeof(float2);
+  const Shared first = place + Worker<kTiles>::thread() * sizeof(float2);
+  Shared own = first;
   product.for_each_pair([&](int, int, float (&pair)[2]) {
-    *own = {pair[0], pair[1]};
-    own += Team<kTiles>::kThreads;
+    shared_at<float2>(own) = {pair[0], pair[1]};
+    own += kStep;
   });
-  own = reinterpret_cast<float2*>(place) + Worker<kTiles>::thread();
 #pragma unroll 1
   for (int i = 0; i < Product::kPairs; ++i) {
     const Position at = product.position(i);
-    to.write(at.row, at.col, own[i * Team<kTiles>::kThreads]);
+    to.write(at.row, at.col, shared_at<const float2>(first + i * kStep));
   }
 }
 

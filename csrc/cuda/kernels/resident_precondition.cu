@@ -44,8 +44,8 @@ class ResidentProduct {
   }
 
  private:
-  __device__ __forceinline__ float* first() const { return Here::place(in_.places, 0); }
-  __device__ __forceinline__ float* second() const { return Here::place(in_.places, first_place(kTiles)); }
+  __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
+  __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
   __device__ __forceinline__ int m() const { return active_ ? group_.m : 0; }
   __device__ __forceinline__ int n() const { return active_ ? group_.n : 0; }
@@ -56,14 +56,14 @@ class ResidentProduct {
 
   // Ends the reading of a matrix into a place.
   __device__ __forceinline__ void store(StagedMatrix<kTiles>& staged, const Matrices& of, int rows, int cols,
-                                        float* place) const {
+                                        Shared place) const {
     staged.finish(matrix(of, rows, cols), place);
     __syncthreads();
     staged.template store<Format>(place);
   }
 
   // a [m, depth] times b [depth, n].
-  __device__ __forceinline__ Full product(const float* a, const float* b, int depth, Exact exact) const {
+  __device__ __forceinline__ Full product(Shared a, Shared b, int depth, Exact exact) const {
     Full result(Here::warp(), Here::lane());
     result.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, tiles_of(m()), tiles_of(n()),
                tiles_of(depth), exact);

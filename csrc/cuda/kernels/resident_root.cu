@@ -60,8 +60,8 @@ class ResidentRoot {
   }
 
  private:
-  __device__ __forceinline__ float* first() const { return Here::place(in_.places, 0); }
-  __device__ __forceinline__ float* second() const { return Here::place(in_.places, first_place(kTiles)); }
+  __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
+  __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
   __device__ __forceinline__ int tiles() const { return tiles_of(item_.d); }
 
@@ -74,7 +74,7 @@ class ResidentRoot {
   }
 
   // F in its unit to a place that nobody reads any more.
-  __device__ __forceinline__ void load(float* place) const {
+  __device__ __forceinline__ void load(Shared place) const {
     StagedMatrix<kTiles> staged;
     staged.start(matrix(item_.factor));
     staged.finish(matrix(item_.factor), place);
@@ -84,9 +84,9 @@ class ResidentRoot {
     __syncthreads();
   }
 
-  __device__ __forceinline__ float* gram_place() const { return second(); }
-  __device__ __forceinline__ float* polynomial_place() const {
-    return second() + lower_tiles(kTiles) * kTileFloats;
+  __device__ __forceinline__ Shared gram_place() const { return second(); }
+  __device__ __forceinline__ Shared polynomial_place() const {
+    return second() + lower_tiles(kTiles) * kTileBytes;
   }
 
   // G = Q^T Q, of which the first finds the scale.
@@ -149,7 +149,7 @@ class ResidentRoot {
   // Of P, row and column.
   __device__ __forceinline__ float root_at(int i, int j) const {
     const int row = max(i, j), col = min(i, j), tile = lower_tiles(row / kTile) + col / kTile;
-    return Format::element(first() + tile * kTileFloats, row % kTile, col % kTile);
+    return Format::element(first() + tile * kTileBytes, row % kTile, col % kTile);
   }
 
   // Four neighbours of a row a thread, and eight threads a row.

@@ -71,8 +71,8 @@ class ResidentSideUpdate {
   }
 
  private:
-  __device__ __forceinline__ float* first() const { return Here::place(in_.places, 0); }
-  __device__ __forceinline__ float* second() const { return Here::place(in_.places, first_place(kTiles)); }
+  __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
+  __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
   __device__ __forceinline__ int m_tiles() const { return tiles_of(item_.m); }
   __device__ __forceinline__ int n_tiles() const { return tiles_of(item_.n); }
@@ -143,8 +143,8 @@ class ResidentSideUpdate {
     root.template store<Format>(first());
     __syncthreads();
     const bool right = item_.side.right, grad_bf16 = item_.grad.bf16, root_bf16 = item_.side.other_root.bf16;
-    const float* const a = right ? first() : second();
-    const float* const b = right ? second() : first();
+    const Shared a = right ? first() : second();
+    const Shared b = right ? second() : first();
     const Exact exact = right ? Exact{root_bf16, grad_bf16} : Exact{grad_bf16, root_bf16};
     Full u = full_product();
     u.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, m_tiles(), n_tiles(), k_tiles(), exact);
@@ -202,8 +202,12 @@ class ResidentSideUpdate {
     const Exact exact{exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
     Full b = full_product();
-    b.add(TransposedTiles{first(), kTiles}, Tiles{second(), kTiles, !item_.side.right}, rows, cols, rows,
-          exact);
+    const TransposedTiles f{first(), kTiles};
+    if (item_.side.right) {
+      b.add(f, PlainTiles{second(), kTiles}, rows, cols, rows, exact);
+    } else {
+      b.add(f, TransposedTiles{second(), kTiles}, rows, cols, rows, exact);
+    }
     const float squares = squares_of(b, scale);
     __syncthreads();
     b.write(second());
@@ -214,19 +218,18 @@ class ResidentSideUpdate {
   __device__ __forceinline__ Lower gram(float damping) const {
     Lower m = lower_tiles_of_product();
     const float damped = in_.rule.damped_updates * in_.rule.weight;
-#pragma unroll 1
-    for (int term = damped > 0 ? 0 : 1; term < 2; ++term) {
-      const Tiles operand{term ? second() : first(), kTiles, term == 0};
-      const bool is_exact = term == 0 && exact_factor();
-      m.template add<Multiply>(operand, operand, d_tiles(), term ? k_tiles() : d_tiles(),
-                               {is_exact, is_exact});
-      if (term == 0) m.scale(damping * damping * damped);
+    if (damped > 0) {
+      const TransposedTiles f{first(), kTiles};
+      m.template add<Multiply>(f, f, d_tiles(), d_tiles(), {exact_factor(), exact_factor()});
+      m.scale(damping * damping * damped);
     }
+    const PlainTiles b{second(), kTiles};
+    m.template add<Multiply>(b, b, d_tiles(), k_tiles());
     return m;
   }
 
-  __device__ __forceinline__ float* symmetric_place(int i) const {
-    return second() + i * lower_tiles(kTiles) * kTileFloats;
+  __device__ __forceinline__ Shared symmetric_place(int i) const {
+    return second() + i * lower_tiles(kTiles) * kTileBytes;
   }
 
   // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place, T in
@@ -241,8 +244,8 @@ class ResidentSideUpdate {
     m.add_diagonal(item_.d, first.a1);
     m.template write<Format>(symmetric_place(1));
     __syncthreads();
-    float *const y = symmetric_place(0), *const z = symmetric_place(1);
-    float* const t = in_.rule.refine == 2 ? y : symmetric_place(2);
+    const Shared y = symmetric_place(0), z = symmetric_place(1);
+    const Shared t = in_.rule.refine == 2 ? y : symmetric_place(2);
 #pragma unroll 1
     for (int i = 0; i < products; ++i) {
       const int turn = i % 3;

@@ -24,7 +24,7 @@ constexpr int kDepthTiles = kProductDepth / kTile;
 constexpr int kStages = kProductStages;
 
 template <int kTiles>
-constexpr int kStageFloats = 2 * kTiles * kDepthTiles * kTileFloats;
+constexpr int kStageBytes = 2 * kTiles * kDepthTiles * kTileBytes;
 
 // An operand's rows of one CTA, stage by stage.
 template <int kTiles>
@@ -43,7 +43,7 @@ struct Source {
         depth(depth),
         transposed(operand.transposed) {}
 
-  __device__ __forceinline__ void copy(float* tiles, int stage) const {
+  __device__ __forceinline__ void copy(Shared tiles, int stage) const {
     const int k = stage * kDepthTiles * kTile;
     constexpr int kThreads = Team<kTiles>::kThreads;
     if (transposed) {
@@ -96,7 +96,7 @@ template <int kTiles, Precision kPrecision>
 class SquareRootTile {
  public:
   __device__ __forceinline__ SquareRootTile(const SquareRootProducts& in, const SquareRootProduct& product,
-                                            int block, int tile, float* shared)
+                                            int block, int tile, Shared shared)
       : in_(in), product_(product), block_(block), tile_(tile), shared_(shared) {
     int row = tile / product.tile_cols, col = tile % product.tile_cols;
     if (product.symmetric) {
@@ -115,10 +115,10 @@ class SquareRootTile {
     const Exact exact{a.matrix.bf16, b.matrix.bf16};
     const int steps = (product_.depth + kDepthTiles * kTile - 1) / (kDepthTiles * kTile);
     const auto fill = [&](int step) {
-      float* const stage = shared_ + step % kStages * kStageFloats<kTiles>;
+      const Shared stage = shared_ + step % kStages * kStageBytes<kTiles>;
       if (step < steps) {
         a.copy(stage, step);
-        b.copy(stage + kStageFloats<kTiles> / 2, step);
+        b.copy(stage + kStageBytes<kTiles> / 2, step);
       }
       copy_async_commit();
     };
@@ -129,7 +129,7 @@ class SquareRootTile {
       copy_async_wait<kStages - 2>();
       __syncthreads();
       fill(step + kStages - 1);
-      multiply_stage(shared_ + step % kStages * kStageFloats<kTiles>, exact);
+      multiply_stage(shared_ + step % kStages * kStageBytes<kTiles>, exact);
     }
     __syncthreads();
   }
@@ -176,9 +176,8 @@ class SquareRootTile {
     return {own.rule, sqrtf(warp_sum(size)), product_.step};
   }
 
-  __device__ __forceinline__ void multiply_stage(const float* stage, Exact exact) {
-    const float* const a = stage;
-    const float* const b = stage + kStageFloats<kTiles> / 2;
+  __device__ __forceinline__ void multiply_stage(Shared stage, Exact exact) {
+    const Shared a = stage, b = stage + kStageBytes<kTiles> / 2;
     const int rows = tiles_of(rows_), cols = tiles_of(cols_);
     if (product_.a.transposed) {
       if (product_.b.transposed) {
@@ -269,7 +268,7 @@ class SquareRootTile {
   const SquareRootProducts& in_;
   const SquareRootProduct& product_;
   int block_, tile_;
-  float* shared_;
+  Shared shared_;
   int first_row_, first_col_, rows_, cols_;
   FullProduct<kTiles, ProductMultiplier<kPrecision>> c_{static_cast<int>(threadIdx.x / 32),
                                                         Lane(threadIdx.x)};
@@ -285,7 +284,7 @@ __device__ __forceinline__ void square_root_product(const SquareRootProducts& in
   const int tile = (cta - product.first_cta) % product.tiles;
   if (in.scales[product.first_block + block] == 0) return;
   if (product.side >= 0 && in.sides[product.side].updates[block].readiness != Readiness::kReady) return;
-  SquareRootTile<kTiles, kPrecision> own(in, product, block, tile, reinterpret_cast<float*>(memory));
+  SquareRootTile<kTiles, kPrecision> own(in, product, block, tile, shared_address(memory));
   own.multiply();
   own.finish();
 }

@@ -10,10 +10,13 @@
 //   of C  rows g, g + 8;  columns 2t, 2t + 1
 #pragma once
 
+#include "ptx.cuh"
+
 namespace kradagrad::cuda {
 
 constexpr int kTile = 16;
 constexpr int kTileFloats = kTile * kTile;
+constexpr int kTileBytes = 4 * kTileFloats;
 
 __host__ __device__ constexpr int tiles_of(int size) { return (size + kTile - 1) / kTile; }
 // Tiles of the lower triangle of an n x n grid, diagonal included.
@@ -26,52 +29,45 @@ struct Lane {
   __device__ __forceinline__ int index() const { return group * 4 + member; }
 };
 
-enum class Order { kPlain, kTransposed, kEither };
+enum class Order { kPlain, kTransposed };
 
-// Where a tile is and how it is to be read; `transposed` counts where the order is kEither.
+// Where a tile is and how it is to be read.
 template <Order kOrder>
 struct TileRead {
-  const float* data;
-  bool transposed;
-  __device__ __forceinline__ TileRead(const float* data, bool transposed = kOrder == Order::kTransposed)
-      : data(data), transposed(transposed) {}
+  Shared address;
 };
 
 // A grid of tiles whose rows are the operand's rows.
 struct PlainTiles {
-  const float* data;
+  static constexpr bool kSymmetric = false;
+  Shared address;
   int columns;
   __device__ __forceinline__ TileRead<Order::kPlain> at(int row, int k) const {
-    return {data + (row * columns + k) * kTileFloats};
+    return {address + (row * columns + k) * kTileBytes};
   }
 };
 
 // A grid of tiles whose columns are the operand's rows.
 struct TransposedTiles {
-  const float* data;
+  static constexpr bool kSymmetric = false;
+  Shared address;
   int columns;
   __device__ __forceinline__ TileRead<Order::kTransposed> at(int row, int k) const {
-    return {data + (k * columns + row) * kTileFloats};
-  }
-};
-
-// Either of the two.
-struct Tiles {
-  const float* data;
-  int columns;
-  bool transposed;
-  __device__ __forceinline__ TileRead<Order::kEither> at(int row, int k) const {
-    return {data + (transposed ? k * columns + row : row * columns + k) * kTileFloats, transposed};
+    return {address + (k * columns + row) * kTileBytes};
   }
 };
 
 // A symmetric matrix of which the lower tiles are held, row after row.
 struct SymmetricTiles {
-  const float* data;
-  __device__ __forceinline__ TileRead<Order::kEither> at(int row, int k) const {
-    const bool lower = row >= k;
-    const int index = lower ? lower_tiles(row) + k : lower_tiles(k) + row;
-    return {data + index * kTileFloats, !lower};
+  static constexpr bool kSymmetric = true;
+  Shared address;
+  __device__ __forceinline__ Shared place(int row, int col) const {
+    return address + (lower_tiles(row) + col) * kTileBytes;
+  }
+  // Of k up to `row`, and from there on.
+  __device__ __forceinline__ TileRead<Order::kPlain> lower(int row, int k) const { return {place(row, k)}; }
+  __device__ __forceinline__ TileRead<Order::kTransposed> upper(int row, int k) const {
+    return {place(k, row)};
   }
 };
 

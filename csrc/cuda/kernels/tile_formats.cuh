@@ -14,7 +14,6 @@
 // Four consecutive elements from a column divisible by 4 lie together in both.
 #pragma once
 
-#include "ptx.cuh"
 #include "tile.cuh"
 
 namespace kradagrad::cuda {
@@ -31,8 +30,8 @@ __device__ __forceinline__ void split_bf16(float2 pair, uint32_t (&terms)[kTerms
 }
 
 struct PlaneTiles {
-  static constexpr int kPlane = kTileFloats / 2;  // in words
-  static constexpr int kMatrix = 32;              // an 8 x 8 matrix, in words
+  static constexpr int kPlane = kTileBytes / 2;
+  static constexpr int kMatrix = 128;  // bytes of an 8 x 8 matrix
 
   // One plane of a fragment: of A the 8 x 8 matrices of (row half, k half) 00, 10, 01, 11, of B those of 00,
   // 01, 10, 11.
@@ -40,50 +39,44 @@ struct PlaneTiles {
   static __device__ __forceinline__ void read(uint32_t (&words)[4], TileRead<kOrder> tile, int plane,
                                               Lane lane) {
     const int own = lane.index(), swapped = (own & 7) | (own & 8) << 1 | (own & 16) >> 1;
-    const int plain = 4 * (kOfB ? swapped : own), transposed = 4 * (kOfB ? own : swapped);
-    const float* const data = tile.data + plane * kPlane;
-    if constexpr (kOrder == Order::kPlain) load_matrices(words, data + plain);
-    if constexpr (kOrder == Order::kTransposed) load_matrices_transposed(words, data + transposed);
-    if constexpr (kOrder == Order::kEither) {
-      if (tile.transposed) {
-        load_matrices_transposed(words, data + transposed);
-      } else {
-        load_matrices(words, data + plain);
-      }
+    if constexpr (kOrder == Order::kPlain) {
+      load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : own));
+    } else {
+      load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? own : swapped));
     }
   }
 
   // Elements (row, col) to (row, col + 3), col divisible by 4.
-  static __device__ __forceinline__ void store_four(float* tile, int row, int col, const float (&four)[4]) {
+  static __device__ __forceinline__ void store_four(Shared tile, int row, int col, const float (&four)[4]) {
     uint32_t left[2], right[2];
     split_bf16({four[0], four[1]}, left);
     split_bf16({four[2], four[3]}, right);
-    float* const to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 4 + col % 8 / 2;
+    const Shared to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
 #pragma unroll
     for (int plane = 0; plane < 2; ++plane) {
-      *reinterpret_cast<uint2*>(to + plane * kPlane) = {left[plane], right[plane]};
+      shared_at<uint2>(to + plane * kPlane) = {left[plane], right[plane]};
     }
   }
 
-  static __device__ __forceinline__ float element(const float* tile, int row, int col) {
-    const auto* const at =
-        reinterpret_cast<const uint16_t*>(tile + (row / 8 + col / 8 * 2) * kMatrix) + row % 8 * 8 + col % 8;
-    return __uint_as_float(at[0] << 16) + __uint_as_float(at[2 * kPlane] << 16);
+  static __device__ __forceinline__ float element(Shared tile, int row, int col) {
+    const Shared at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
+    const uint32_t high = shared_at<const uint16_t>(at), low = shared_at<const uint16_t>(at + kPlane);
+    return __uint_as_float(high << 16) + __uint_as_float(low << 16);
   }
 
   // A lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
   // 1)}.
-  static __device__ __forceinline__ void write(float* tile, const float (&c)[2][4], Lane lane) {
+  static __device__ __forceinline__ void write(Shared tile, const float (&c)[2][4], Lane lane) {
     Words words(c);
     words.write(tile, lane);
   }
 
   // Adds `factor` times what `write` has written.
-  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, const float* tile, Lane lane) {
-    const auto* const from = reinterpret_cast<const uint32_t*>(tile) + lane.index();
+  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, Shared tile, Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t high = from[i * kMatrix], low = from[kPlane + i * kMatrix];
+      const Shared from = tile + 4 * lane.index() + i * kMatrix;
+      const uint32_t high = shared_at<const uint32_t>(from), low = shared_at<const uint32_t>(from + kPlane);
       c[i / 2][i % 2 * 2] += factor * (__uint_as_float(high << 16) + __uint_as_float(low << 16));
       c[i / 2][i % 2 * 2 + 1] +=
           factor * (__uint_as_float(high & 0xffff0000u) + __uint_as_float(low & 0xffff0000u));
@@ -92,7 +85,7 @@ struct PlaneTiles {
 
   // As `write`, of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
   // taken.
-  static __device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
+  static __device__ __forceinline__ void write_mirrored(Shared tile, const float (&c)[2][4], Lane lane) {
     Words words(c);
     words.mirror(lane);
     words.write(tile, lane);
@@ -126,12 +119,12 @@ struct PlaneTiles {
       }
     }
 
-    __device__ __forceinline__ void write(float* tile, Lane lane) const {
-      auto* const to = reinterpret_cast<uint32_t*>(tile) + lane.index();
+    __device__ __forceinline__ void write(Shared tile, Lane lane) const {
+      const Shared to = tile + 4 * lane.index();
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) to[p * kPlane + i * kMatrix] = plane[p][i];
+        for (int i = 0; i < 4; ++i) shared_at<uint32_t>(to + p * kPlane + i * kMatrix) = plane[p][i];
       }
     }
   };
@@ -145,44 +138,47 @@ struct FloatTiles {
   // The pair (row, k), (row, k + 1) of an operand's tile, k even.
   template <Order kOrder>
   static __device__ __forceinline__ float2 read_pair(TileRead<kOrder> tile, int row, int k) {
-    if (tile.transposed) return {tile.data[offset(k, row)], tile.data[offset(k + 1, row)]};
-    return *reinterpret_cast<const float2*>(tile.data + offset(row, k));
-  }
-
-  // As of PlaneTiles.
-  static __device__ __forceinline__ float element(const float* tile, int row, int col) {
-    return tile[offset(row, col)];
-  }
-
-  static __device__ __forceinline__ void store_four(float* tile, int row, int col, const float (&four)[4]) {
-    *reinterpret_cast<float4*>(tile + offset(row, col)) = {four[0], four[1], four[2], four[3]};
-  }
-
-  static __device__ __forceinline__ void write(float* tile, const float (&c)[2][4], Lane lane) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float* const to = tile + offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
-      *reinterpret_cast<float2*>(to) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+    if constexpr (kOrder == Order::kTransposed) {
+      return {element(tile.address, k, row), element(tile.address, k + 1, row)};
+    } else {
+      return shared_at<const float2>(tile.address + 4 * offset(row, k));
     }
   }
 
-  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, const float* tile, Lane lane) {
+  // As of PlaneTiles.
+  static __device__ __forceinline__ float element(Shared tile, int row, int col) {
+    return shared_at<const float>(tile + 4 * offset(row, col));
+  }
+
+  static __device__ __forceinline__ void store_four(Shared tile, int row, int col, const float (&four)[4]) {
+    shared_at<float4>(tile + 4 * offset(row, col)) = {four[0], four[1], four[2], four[3]};
+  }
+
+  static __device__ __forceinline__ void write(Shared tile, const float (&c)[2][4], Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float* const from = tile + offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
-      const float2 pair = *reinterpret_cast<const float2*>(from);
+      const int at = offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
+      shared_at<float2>(tile + 4 * at) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+    }
+  }
+
+  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, Shared tile, Lane lane) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
+      const float2 pair = shared_at<const float2>(tile + 4 * at);
       c[i / 2][i % 2 * 2] += factor * pair.x;
       c[i / 2][i % 2 * 2 + 1] += factor * pair.y;
     }
   }
 
-  static __device__ __forceinline__ void write_mirrored(float* tile, const float (&c)[2][4], Lane lane) {
+  static __device__ __forceinline__ void write_mirrored(Shared tile, const float (&c)[2][4], Lane lane) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       const int row = lane.group + e % 4 / 2 * 8, col = 2 * lane.member + e / 4 * 8 + e % 2;
       if (col > row) continue;
-      tile[offset(row, col)] = c[e / 4][e % 4];
-      if (col < row) tile[offset(col, row)] = c[e / 4][e % 4];
+      shared_at<float>(tile + 4 * offset(row, col)) = c[e / 4][e % 4];
+      if (col < row) shared_at<float>(tile + 4 * offset(col, row)) = c[e / 4][e % 4];
     }
   }
 };

@@ -29,6 +29,20 @@ struct Team {
   static constexpr int kThreads = 32 * kWarps;
 };
 
+// Calls use(i) for i() in [0, kCount), which is known at compile time.
+template <int kValue>
+struct Constant {
+  constexpr __device__ int operator()() const { return kValue; }
+};
+
+template <int kCount, int kFirst = 0, class Use>
+__device__ __forceinline__ void unrolled(const Use& use) {
+  if constexpr (kFirst < kCount) {
+    use(Constant<kFirst>{});
+    unrolled<kCount, kFirst + 1>(use);
+  }
+}
+
 struct Position {
   int row, col;
 };
@@ -39,28 +53,75 @@ __device__ __forceinline__ Position position_of_pair(int tile_row, int tile_col,
   return {tile_row * kTile + lane.group + i % 2 * 8, tile_col * kTile + i / 2 * 8 + lane.member * 2};
 }
 
-// c += A B^T for the slots of a shape: row tiles rows[i] of A and cols[j] of B, `depth` tiles of k.
-template <class Multiply, class Shape, int kSlots, class A, class B>
-__device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, const int (&rows)[Shape::kA],
-                                            const int (&cols)[Shape::kB], int depth, Exact exact) {
-  const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
-#pragma unroll 1
-  for (int k = 0; k < depth; ++k) {
-    typename Multiply::Fragment left[Shape::kA], right[Shape::kB];
-#pragma unroll
-    for (int j = 0; j < Shape::kB; ++j) right[j].template read<true>(b.at(cols[j], k), lane, exact.b);
-#pragma unroll
-    for (int i = 0; i < Shape::kA; ++i) left[i].template read<false>(a.at(rows[i], k), lane, exact.a);
-    Multiply::template add<Shape>(c, left, right, lane, exact);
-  }
-}
-
+// Which row tiles of A and B a warp reads, and which two make each slot of C. Of a symmetric operand the row
+// tile r is read along its rows up to k = r and along its columns from there on; which of both changes at r
+// or r + 1, whichever is odd, since a tile on the diagonal may be read either way. Row tiles that change
+// together have the same rank, and rank after rank changes as k grows.
+//
 // kRows x kCols tiles, row after row.
 template <int kRows, int kCols>
 struct Rectangle {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
   static constexpr __device__ Slot slot(int s) { return {s / kCols, s % kCols}; }
+  // A is never symmetric, and pairs of columns start at even ones where their number is even.
+  static constexpr int kRanks = kCols % 2 == 0 ? kCols / 2 : kCols;
+  static constexpr __device__ int rank_a(int) { return 0; }
+  static constexpr __device__ int rank_b(int j) { return kCols % 2 == 0 ? j / 2 : j; }
 };
+
+// Whether an operand that changes with `kRank` is transposed while those below `kSegment` have changed.
+template <int kSegment, int kRank, class Grid>
+__device__ __forceinline__ auto tile_at(const Grid& grid, int row, int k) {
+  if constexpr (!Grid::kSymmetric) {
+    return grid.at(row, k);
+  } else if constexpr (kSegment <= kRank) {
+    return grid.lower(row, k);
+  } else {
+    return grid.upper(row, k);
+  }
+}
+
+// c += A B^T for the slots of a shape over k in [begin, end), row tiles rows[i] of A and cols[j] of B.
+template <class Multiply, class Shape, int kSegment, int kSlots, class A, class B>
+__device__ __forceinline__ void add_segment(float (&c)[kSlots][2][4], A a, B b, const int (&rows)[Shape::kA],
+                                            const int (&cols)[Shape::kB], int begin, int end, Exact exact) {
+  const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
+#pragma unroll 1
+  for (int k = begin; k < end; ++k) {
+    typename Multiply::Fragment left[Shape::kA], right[Shape::kB];
+    unrolled<Shape::kB>([&](auto j) {
+      const auto tile = tile_at<kSegment, Shape::rank_b(j())>(b, cols[j()], k);
+      right[j()].template read<true>(tile, lane, exact.b);
+    });
+    unrolled<Shape::kA>([&](auto i) {
+      const auto tile = tile_at<kSegment, Shape::rank_a(i())>(a, rows[i()], k);
+      left[i()].template read<false>(tile, lane, exact.a);
+    });
+    Multiply::template add<Shape>(c, left, right, lane, exact);
+  }
+}
+
+// The same over k in [0, depth).
+template <class Multiply, class Shape, int kSlots, class A, class B>
+__device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, const int (&rows)[Shape::kA],
+                                            const int (&cols)[Shape::kB], int depth, Exact exact) {
+  constexpr int kSegments = A::kSymmetric || B::kSymmetric ? Shape::kRanks + 1 : 1;
+  int begin = 0;
+  unrolled<kSegments>([&](auto segment) {
+    constexpr int kSegment = segment();
+    int end = depth;
+    if constexpr (kSegment + 1 < kSegments) {
+      unrolled<Shape::kB>([&](auto j) {
+        if (Shape::rank_b(j()) == kSegment) end = min(depth, (cols[j()] | 1));
+      });
+      unrolled<Shape::kA>([&](auto i) {
+        if (A::kSymmetric && Shape::rank_a(i()) == kSegment) end = min(depth, (rows[i()] | 1));
+      });
+    }
+    add_segment<Multiply, Shape, kSegment>(c, a, b, rows, cols, begin, end, exact);
+    begin = end;
+  });
+}
 
 // One warp's part of a full product: C [rows, cols] = A B^T with k tiles of k, in tiles.
 template <int kTiles, class Multiply>
@@ -93,11 +154,11 @@ struct FullProduct {
   }
 
   // Writes a grid of kTiles x kTiles tiles.
-  __device__ __forceinline__ void write(float* tiles) const {
+  __device__ __forceinline__ void write(Shared tiles) const {
 #pragma unroll
     for (int s = 0; s < Shape::kSlots; ++s) {
       const int place = row(s / kCols) * kTiles + col(s % kCols);
-      FormatOf<Multiply>::write(tiles + place * kTileFloats, c[s], lane);
+      FormatOf<Multiply>::write(tiles + place * kTileBytes, c[s], lane);
     }
   }
 
@@ -136,24 +197,32 @@ struct FullProduct {
   }
 };
 
-// Tiles (p, p), (q, p), (q, q) of neighbours p, q on the diagonal, and kColumns of p, q by another column.
+// Tiles (p, p), (q, p), (q, q) of neighbours p, q on the diagonal, and kColumns of p, q by a column before
+// them.
 template <int kColumns>
 struct Diagonal {
-  static constexpr int kA = 2, kB = 2 + kColumns, kSlots = 3 + 2 * kColumns;
+  static constexpr int kA = 2, kB = 2 + kColumns, kSlots = 3 + 2 * kColumns, kRanks = 1 + kColumns;
   static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 3, 2}; }
+  static constexpr __device__ int rank_a(int) { return kColumns; }
+  static constexpr __device__ int rank_b(int j) { return j < 2 ? kColumns : 0; }
 };
 
 // The same at the top, and two tiles below (q, q).
 struct Corner {
-  static constexpr int kA = 4, kB = 2, kSlots = 5;
+  static constexpr int kA = 4, kB = 2, kSlots = 5, kRanks = 2;
   static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 1, 1}; }
+  static constexpr __device__ int rank_a(int i) { return i / 2; }
+  static constexpr __device__ int rank_b(int) { return 0; }
 };
 
-// kRows x kCols tiles below the diagonal, column after column.
+// kRows x kCols tiles below the diagonal, column after column; three columns start at an odd one.
 template <int kRows, int kCols>
 struct Below {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
+  static constexpr int kColumnRanks = kCols / 2 + kCols % 2, kRanks = kColumnRanks + kRows / 2;
   static constexpr __device__ Slot slot(int s) { return {s % kRows, s / kRows}; }
+  static constexpr __device__ int rank_a(int i) { return kColumnRanks + i / 2; }
+  static constexpr __device__ int rank_b(int j) { return kCols % 2 == 0 ? j / 2 : (j + 1) / 2; }
 };
 
 // Which lower tiles of a symmetric matrix are a warp's: slots 0 and 2 may lie on the diagonal.
@@ -237,9 +306,8 @@ struct LowerTiles {
 
   __device__ __forceinline__ explicit LowerTiles(const Share& share) : share(share) {}
 
-  template <class Float>
-  static __device__ __forceinline__ Float* tile_of(Float* tiles, const Share& own, int slot) {
-    return tiles + (lower_tiles(own.row(slot)) + own.col(slot)) * kTileFloats;
+  static __device__ __forceinline__ Shared tile_of(Shared tiles, const Share& own, int slot) {
+    return SymmetricTiles{tiles}.place(own.row(slot), own.col(slot));
   }
 
   __device__ __forceinline__ bool has(int slot) const {
@@ -249,12 +317,12 @@ struct LowerTiles {
   // What lies above the diagonal is the mirror image of what lies below: differences of rounding between the
   // two would grow from one refinement to the next.
   template <class Format>
-  __device__ __forceinline__ void write(float* tiles) const {
+  __device__ __forceinline__ void write(Shared tiles) const {
     const Share own = share.forgotten();
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (!has(s)) continue;
-      float* const tile = tile_of(tiles, own, s);
+      const Shared tile = tile_of(tiles, own, s);
       if (s % 2 == 0 && s < 3 && own.row(s) == own.col(s)) {
         Format::write_mirrored(tile, c[s], own.lane);
       } else {
@@ -265,7 +333,7 @@ struct LowerTiles {
 
   // Adds `factor` times a matrix that `write` has written.
   template <class Format>
-  __device__ __forceinline__ void add_written(const float* tiles, float factor) {
+  __device__ __forceinline__ void add_written(Shared tiles, float factor) {
     const Share own = share.forgotten();
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
