@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from .backends.base import Turn
 from .config import Config
 
 GROWTH = 20
 """Steps with the same interval between roots; the next so many have one that is a step longer."""
+
+DAMPED_EVERY = 3
+"""Steps between two dampings where roots are made in turns: a factor lacks two updates' worth at most."""
 
 SETTLED = GROWTH * GROWTH
 """From this step on, at the latest, roots are made every `root_every` steps."""
@@ -36,25 +39,38 @@ class Clock:
         """Whether any factor is updated."""
         return self.counter is not None or self.number % config.factor_every == 0
 
-    def roots_due(self, config: Config) -> bool:
-        """Whether all roots are made: at first on every step, since young factors change much."""
+    def turn(self, config: Config, in_turns: bool) -> Turn | None:
+        """The blocks whose roots are made on this step; None where there are none.
+
+        At first all on every step, since young factors change much; then on every second one, and so on.
+
+        Args:
+            in_turns: whether each step makes those of as many blocks as gives all new ones within the
+                interval, so that no step takes longer than another; else its last step makes all.
+        """
+        if self.counter is not None:
+            return Turn(turns=config.root_every, counter=self.counter)
         grows = self.number < GROWTH * min(config.root_every, GROWTH)
         interval = 1 + self.number // GROWTH if grows else config.root_every
-        return self.counter is None and self.number % interval == 0
+        if in_turns:
+            return Turn(self.number, interval)
+        return Turn() if self.number % interval == 0 else None
 
-    def damped_updates(self, config: Config) -> float:
+    def damped_updates(self, config: Config, in_turns: bool) -> float:
         """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
 
-        On the host all of it at once, with the last update before every `root_every`-th step, which saves a
-        product on the other steps; where the host does not know the step, it enters with every update.
+        It enters with some updates alone, which saves a product on the other steps: with the last one before
+        every `root_every`-th step, or in turns before every third one, since on each of them some roots are
+        made. Where the host does not know the step, it enters with every update.
         """
         if config.factor_decay == 1:
             return 0.0
         if self.counter is not None:
             return 1.0
-        due = -(-self.number // config.root_every) * config.root_every
+        every = min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
+        due = -(-self.number // every) * every
         is_last = self.number + config.factor_every > due
-        return max(1.0, config.root_every / config.factor_every) if is_last else 0.0
+        return max(1.0, every / config.factor_every) if is_last else 0.0
 
     def preconditions(self, config: Config) -> bool:
         """Whether preconditioned updates are made."""
@@ -75,14 +91,3 @@ class Clock:
         if self.counter is None or config.start_step <= 1:
             return self.preconditions(config)
         return self.counter >= config.start_step
-
-    def turn(self, blocks: int, config: Config) -> Tensor:
-        """The blocks of a group whose roots are made on this step, so that all have theirs in `root_every`.
-
-        Returns:
-            Indices ``[ceil(blocks / root_every)]`` on the device.
-        """
-        if self.counter is None:
-            raise ValueError("turns are taken by a counter on the device")
-        count = -(-blocks // config.root_every)
-        return (self.counter * count + torch.arange(count, device=self.counter.device)) % blocks

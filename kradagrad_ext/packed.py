@@ -15,7 +15,7 @@ from . import packing
 from .backends.base import Backend
 from .config import Config
 from .plan import Group
-from .preconditioner import BlockGroupStep
+from .preconditioner import BlockGroupStep, makes_roots_in_turns
 from .state import GroupState
 
 WHOLE_BYTES = 256 << 20
@@ -116,7 +116,7 @@ def _open(state: GroupState, run: Run) -> GroupState:
 def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: BlockGroupStep) -> None:
     """Store what the step has written."""
     blocks = _blocks(state.group, run)
-    if config.capturable or now.refreshes_roots(config):
+    if now.turn(config, makes_roots_in_turns(whole, config)) is not None:
         for stored, root in zip(state.roots, whole.roots, strict=True):
             stored[blocks] = packing.pack(root)
     if now.clock.factors_due(config):

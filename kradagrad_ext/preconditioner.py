@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import roots
-from .backends.base import RMS, WHITENED, Backend, BlockGroup, RootSide, Side, Turn
+from . import polar, roots
+from .backends.base import RMS, WHITENED, Backend, BlockGroup, RootRule, RootSide, Side, Turn
 from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
@@ -44,9 +44,9 @@ class BlockGroupStep:
     directions: list[Tensor]
     out: list[Tensor]
 
-    def refreshes_roots(self, config: Config) -> bool:
-        """When due; for a new parameter at once."""
-        return self.clock.roots_due(config) or self.fresh
+    def turn(self, config: Config, in_turns: bool) -> Turn | None:
+        """The blocks whose roots are due; all of them at once for a new parameter."""
+        return Turn() if self.fresh else self.clock.turn(config, in_turns)
 
     @property
     def active(self) -> Tensor:
@@ -89,19 +89,15 @@ def _step_of_matrices(
 ) -> list[Tensor]:
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
     now = steps[0]
-    update, refresh, product = (
-        now.clock.factors_due(config),
-        now.refreshes_roots(config),
-        now.clock.preconditions(config),
-    )
+    update, product = now.clock.factors_due(config), now.clock.preconditions(config)
+    turn = now.turn(config, makes_roots_in_turns(states[0], config))
     norms = states[0].root_stats[0].new_zeros(sum(len(state.root_stats[0]) for state in states))
-    apart = refresh or not product or now.clock.leaves_blocks_out(config)
+    apart = turn is not None or not product or now.clock.leaves_blocks_out(config)
     if update and apart:
         _kron_step(states, config, backend, steps, norms, update=True, precondition=False)
         update = False
-    if refresh:
-        for state, own in zip(states, steps, strict=True):
-            refresh_roots(state, config, backend, own.active)
+    if turn is not None:
+        refresh_roots(states, config, backend, [own.active for own in steps], turn)
     if product:
         _kron_step(states, config, backend, steps, norms, update=update, precondition=True)
     return list(torch.split(norms, [len(state.root_stats[0]) for state in states]))
@@ -122,20 +118,24 @@ def _kron_step(
         for state, now in zip(states, steps, strict=True)
     ]
     scales = torch.cat([now.scales if precondition else now.update_scales(config) for now in steps])
-    rule = config.update_rule(norms.device, steps[0].clock.damped_updates(config))
+    damped_updates = steps[0].clock.damped_updates(config, makes_roots_in_turns(states[0], config))
+    rule = config.update_rule(norms.device, damped_updates)
     backend.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
 
 
 def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Blocks of any order, and modes without a factor."""
+    in_turns = makes_roots_in_turns(state, config)
     if now.clock.factors_due(config):
-        rule = replace(config.update_rule(now.scales.device, now.clock.damped_updates(config)), coupled=False)
+        damped_updates = now.clock.damped_updates(config, in_turns)
+        rule = replace(config.update_rule(now.scales.device, damped_updates), coupled=False)
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
             backend.update_factor_(factor, stats, [unfolding], now.update_scales(config), rule)
-    if now.refreshes_roots(config):
-        refresh_roots(state, config, backend, now.active)
+    turn = now.turn(config, in_turns)
+    if turn is not None:
+        refresh_roots([state], config, backend, [now.active], turn)
     if not now.clock.preconditions(config):
         return torch.zeros_like(state.root_stats[0][:, 0])
     return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
@@ -158,15 +158,35 @@ def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Back
     return unfoldings
 
 
-def refresh_roots(state: GroupState, config: Config, backend: Backend, active: Tensor) -> None:
-    """New roots for all modes of active blocks that have had a gradient."""
+def makes_roots_in_turns(state: GroupState, config: Config) -> bool:
+    """Whether roots are made by products, of some blocks on every step; decompositions make all at once."""
+    return _root_method(state, config) == "polar"
+
+
+def _root_method(state: GroupState, config: Config) -> str:
     p = config.root_order(len(state.group.block_shape))
-    method = roots.resolve_method("polar" if config.capturable else config.root_method, p, active.device)
-    take_roots = roots.polar_roots if method == "polar" else backend.decomposed_roots
-    for mode in state.modes:
-        side = Side(state.factors[mode], state.factor_stats[mode], state.roots[mode])
-        of = RootSide(side, state.root_stats[mode], active, state.columns(mode))
-        roots.refresh_(of, functools.partial(take_roots, p=p), method == "eigh", Turn())
+    wanted = "polar" if config.capturable else config.root_method
+    return roots.resolve_method(wanted, p, state.root_stats[0].device)
+
+
+def refresh_roots(
+    states: Sequence[GroupState], config: Config, backend: Backend, active: Sequence[Tensor], turn: Turn
+) -> None:
+    """New roots for all modes of active blocks that are due and have had a gradient."""
+    squares: list[RootSide] = []
+    for state, own in zip(states, active, strict=True):
+        p, method = config.root_order(len(state.group.block_shape)), _root_method(state, config)
+        take_roots = roots.polar_roots if method == "polar" else backend.decomposed_roots
+        for mode in state.modes:
+            side = Side(state.factors[mode], state.factor_stats[mode], state.roots[mode])
+            of = RootSide(side, state.root_stats[mode], own, state.columns(mode))
+            if method == "polar" and p == 2:
+                squares.append(of)
+            else:
+                roots.refresh_(of, functools.partial(take_roots, p=p), method == "eigh", turn)
+    if squares:
+        rule = RootRule(polar.POLYNOMIALS, roots.RESIDUAL_BOUND, config.precision)
+        backend.polar_roots_(squares, rule, turn)
 
 
 def _divide_by_whitened(state: GroupState, backend: Backend, now: BlockGroupStep, norms: Tensor) -> Tensor:
