@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from common import percentiles, seconds_of
-from torch import Tensor
 from torch.nn import Parameter
 
 from kradagrad_ext import KrADagrad, backends

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kradagrad_ext.state import KEPT_BYTES
+
 ALIGNMENT = 16
 
 # torch 2.13 gave it a new name.
@@ -22,19 +24,43 @@ all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else d
 
 @dataclass(frozen=True)
 class Segment:
-    """A box of the tensor number `slot`: `part` of it."""
+    """A box of the tensor number `slot`: `part` of it, or all of it where that is None."""
 
     slot: int
-    part: tuple[slice, ...]
+    part: tuple[slice, ...] | None
+    shape: tuple[int, ...]
     dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(part.stop - part.start for part in self.part)
 
     @property
     def bytes(self) -> int:
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Bytes for all segments from or to every rank, one after the other.
+
+    Attributes:
+        sizes: bytes of each rank's.  views: of the segments.
+    """
+
+    flat: Tensor
+    sizes: list[int]
+    views: list[Tensor]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Segment]], device: torch.device, row: int | None = None) -> Buffer:
+        """For a list of segments a rank; `row`: bytes of each rank's, where its segments' may be fewer."""
+        sizes = [row or sum(segment.bytes for segment in segments) for segments in lists]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        views = []
+        for part, segments in zip(torch.split(flat, sizes), lists, strict=True):
+            start = 0
+            for segment in segments:
+                own = part[start : start + math.prod(segment.shape) * segment.dtype.itemsize]
+                views.append(own.view(segment.dtype).view(segment.shape))
+                start += segment.bytes
+        return cls(flat, sizes, views)
 
 
 @dataclass
@@ -51,6 +77,7 @@ class Route:
     received: list[list[Segment]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._kept: tuple[Buffer, Buffer] | None = None
         self.sent = [[] for _ in range(1 if self.replicated else self.ranks)]
         self.received = [[] for _ in range(self.ranks)]
 
@@ -58,49 +85,48 @@ class Route:
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], group: dist.ProcessGroup
     ) -> Pending:
         """Pack and send; `Pending.finish` unpacks. `sources` and `targets`: by the segments' slots."""
-        device = (sources or targets)[0].device
-        outgoing, sizes = _buffer(self.sent, device)
-        _copy(_views(outgoing, self.sent), [sources[s.slot][s.part] for s in itertools.chain(*self.sent)])
-        incoming, expected = _buffer(self.received, device)
+        outgoing, incoming = self._buffers((sources or targets)[0].device)
+        _copy(outgoing.views, _parts(sources, self.sent))
         if self.replicated:
-            incoming, views, work = self._gather(outgoing, expected, group)
+            work = all_gather(incoming.flat, outgoing.flat, group=group, async_op=True)
         else:
-            views = _views(incoming, self.received)
-            work = dist.all_to_all_single(incoming, outgoing, expected, sizes, group=group, async_op=True)
-        places = [targets[s.slot][s.part] for s in itertools.chain(*self.received)]
-        return Pending(work, views, places, (incoming, outgoing))
+            work = dist.all_to_all_single(
+                incoming.flat, outgoing.flat, incoming.sizes, outgoing.sizes, group=group, async_op=True
+            )
+        return Pending(work, incoming.views, _parts(targets, self.received), outgoing)
 
     def copy(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         """All of it at once, where no rank sends to another."""
-        pairs = zip(itertools.chain(*self.sent), itertools.chain(*self.received), strict=True)
-        copies = [(targets[to.slot][to.part], sources[own.slot][own.part]) for own, to in pairs]
-        _copy([target for target, _ in copies], [source for _, source in copies])
+        _copy(_parts(targets, self.received), _parts(sources, self.sent))
 
-    def _gather(
-        self, own: Tensor, expected: list[int], group: dist.ProcessGroup
-    ) -> tuple[Tensor, list[Tensor], dist.Work]:
-        """As all ranks must send as much, each sends as much as the one with the most."""
-        most = max(expected)
-        padded = torch.nn.functional.pad(own, (0, most - own.numel()))
-        incoming = own.new_empty(most * self.ranks)
-        work = all_gather(incoming, padded, group=group, async_op=True)
-        rows = incoming.view(self.ranks, most)
-        views = [
-            view
-            for row, segments in zip(rows, self.received, strict=True)
-            for view in _views(row, [segments])
-        ]
-        return incoming, views, work
+    def _buffers(self, device: torch.device) -> tuple[Buffer, Buffer]:
+        """Outgoing and incoming, kept if they are small.
+
+        As all ranks must send as much to all, each sends as much as the one with the most.
+        """
+        if self._kept is not None:
+            return self._kept
+        row = None
+        if self.replicated:
+            row = max(sum(segment.bytes for segment in segments) for segments in self.received)
+        made = Buffer.of(self.sent, device, row), Buffer.of(self.received, device, row)
+        if sum(buffer.flat.numel() for buffer in made) <= KEPT_BYTES:
+            self._kept = made
+        return made
 
 
 @dataclass
 class Pending:
-    """A collective under way, and what is to be done with what it brings."""
+    """A collective under way, and what is to be done with what it brings.
+
+    Attributes:
+        outgoing: to be there until it has been sent.
+    """
 
     work: dist.Work
     views: list[Tensor]
     places: list[Tensor]
-    buffers: tuple[Tensor, Tensor]
+    outgoing: Buffer
 
     def finish(self) -> None:
         """Wait and unpack.
@@ -112,19 +138,12 @@ class Pending:
         _copy(self.places, self.views)
 
 
-def _buffer(lists: Sequence[Sequence[Segment]], device: torch.device) -> tuple[Tensor, list[int]]:
-    sizes = [sum(segment.bytes for segment in segments) for segments in lists]
-    return torch.empty(sum(sizes), dtype=torch.uint8, device=device), sizes
-
-
-def _views(buffer: Tensor, lists: Sequence[Sequence[Segment]]) -> list[Tensor]:
-    """The segments' places in a buffer."""
-    views, start = [], 0
-    for segment in itertools.chain(*lists):
-        flat = buffer[start : start + math.prod(segment.shape) * segment.dtype.itemsize]
-        views.append(flat.view(segment.dtype).view(segment.shape))
-        start += segment.bytes
-    return views
+def _parts(tensors: Sequence[Tensor], lists: Sequence[Sequence[Segment]]) -> list[Tensor]:
+    """The segments' parts of the tensors in their slots."""
+    return [
+        tensors[own.slot] if own.part is None else tensors[own.slot][own.part]
+        for own in itertools.chain(*lists)
+    ]
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext import grafting
+from kradagrad_ext.block_layout import Blocked
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Shape, plan_parameter
 from kradagrad_ext.state import Bucket
-from kradagrad_ext.step import Settings, Work, accumulate, plan_work, precondition, write
+from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, plan_work, precondition, write
 
 from .exchange import Route
 from .pieces import Piece
@@ -59,7 +60,7 @@ class Part:
     Attributes:
         bucket: their state, each piece as a parameter of its own.
         rows: of the ledger, for every piece.  parameters: among all of the optimizer's.
-        grads, params: their buffers on this step.
+        grads, params: the pieces' tensors on this step.
     """
 
     position: int
@@ -68,14 +69,18 @@ class Part:
     pieces: Sequence[Piece]
     rows: Tensor
     parameters: Tensor
-    grads: list[Tensor] = field(default_factory=list)
+    grads: Blocked = field(default_factory=lambda: Blocked([], []))
     params: list[Tensor] = field(default_factory=list)
 
-    def make_buffers(self) -> list[Tensor]:
-        """For gradients and parameters, piece by piece in turns."""
-        self.grads = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.bucket.params]
-        self.params = [torch.empty_like(g) for g in self.grads]
-        return [tensor for pair in zip(self.grads, self.params, strict=True) for tensor in pair]
+    def buffers(self) -> list[Tensor]:
+        """For gradients and parameters, piece by piece in turns; small ones are kept between steps."""
+        if not (self.params and self.bucket.is_small):
+            shaped = self.bucket.params
+            grads, self.params = (
+                [torch.empty_like(p, memory_format=torch.contiguous_format) for p in shaped] for _ in range(2)
+            )
+            self.grads = self.bucket.blocked(grads)
+        return [tensor for pair in zip(self.grads.tensors, self.params, strict=True) for tensor in pair]
 
 
 @dataclass
@@ -93,21 +98,22 @@ class Share:
 
     part: Part
     work: Work
-    directions: list[Tensor]
     updates: list[Tensor]
+    fallbacks: list[Tensor]
 
 
 def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    work = plan_work(part.bucket, settings, fresh)
+    work, grads = plan_work(part.bucket, settings, fresh), part.grads
+    own = part.bucket.workspace(work.config)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, guard.active)
-    updates, norms = precondition(work, part.grads, directions, guard)
-    return Share(part, work, directions, updates), (graft_norms, norms)
+    graft_norms = accumulate(work, part.params, grads.tensors, own, coefficients, guard.active)
+    updates, norms = precondition(work, grads, own, guard)
+    return Share(part, work, updates, fallbacks_of(work, grads, own)), (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
     """Write the new values into the buffers of a part's pieces."""
     part = share.part
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    write(share.work, part.params, share.updates, share.directions, coefficients, guard.active)
+    write(share.work, part.params, share.updates, share.fallbacks, coefficients, guard.active)

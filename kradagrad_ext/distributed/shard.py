@@ -15,6 +15,7 @@ rank holds in buffers.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,7 +32,7 @@ from kradagrad_ext.uploads import Masks
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
 from .parts import Chunk, Ledger, Part, advance, finish
-from .pieces import CHUNK_BYTES, Piece, deal, in_chunks
+from .pieces import CHUNK_BYTES, Box, Piece, deal, in_chunks
 from .stored import stored_states
 
 Key = tuple[int, torch.dtype, str]
@@ -131,18 +132,21 @@ class Shard:
                     shared = piece.box.intersection(box)
                     if shared is None:
                         continue
-                    here, there = shared.within(box), shared.within(piece.box)
+                    here, there = (
+                        functools.partial(Segment, part=_part_of(whole, shared), shape=shared.shape, dtype=dtype)
+                        for whole in (box, piece.box)
+                    )
                     sender = holders.sender(box, owner)
                     for kind in (0, 1):
                         if sender == self.rank:
-                            fetch.sent[owner].append(Segment(2 * piece.parameter + kind, here, dtype))
+                            fetch.sent[owner].append(here(2 * piece.parameter + kind))
                         if owner == self.rank:
-                            fetch.received[sender].append(Segment(2 * index + kind, there, dtype))
+                            fetch.received[sender].append(there(2 * index + kind))
                     if self.rank in ranks:
-                        back.received[owner].append(Segment(piece.parameter, here, dtype))
+                        back.received[owner].append(here(piece.parameter))
                     if owner == self.rank:
                         for rank in (0,) if self.replicated else ranks:
-                            back.sent[rank].append(Segment(index, there, dtype))
+                            back.sent[rank].append(there(index))
         return fetch, back
 
     def step(self, settings: Mapping[int, Settings], loss_scale: LossScale) -> None:
@@ -158,8 +162,10 @@ class Shard:
         locals_ = [local(p) for p in self.params]
         fresh = self._fresh()
         norms, present = self._gradient_norms()
-        norms, present, refused = self._sum(norms, present, loss_scale.refused(norms.device).to(norms)[None])
-        present = (present == self.ranks) & (refused == 0)
+        refused = loss_scale.refused(norms.device)
+        told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
+        norms, present, told = self._sum(norms, present, told)
+        present = (present == self.ranks) & (told == 0)
         for (position, *_), ledger in self.ledgers.items():
             if position in settings:
                 ledger.observe(norms, present, settings[position].config)
@@ -263,7 +269,7 @@ class Shard:
             yield chunk
 
     def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> Pending | None:
-        targets = [buffer for part in chunk.parts for buffer in part.make_buffers()]
+        targets = [buffer for part in chunk.parts for buffer in part.buffers()]
         if self.replicated:
             chunk.fetch.copy(sources, targets)
             return None
@@ -281,6 +287,11 @@ class Shard:
         for pending in under_way:
             pending.finish()
         torch._foreach_copy_(list(locals_), staged)
+
+
+def _part_of(box: Box, shared: Box) -> tuple[slice, ...] | None:
+    """Where `shared` lies in a tensor that holds `box`; None if that is all of it."""
+    return None if shared == box else shared.within(box)
 
 
 def _graft(p: Tensor, config: Config) -> str:

@@ -85,7 +85,7 @@ class Sharded:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
         self.complete(self._all)
         self._scatter()
-        loss_scale.unscale_([local(p.grad) for own in settings for p in own.params if p.grad is not None])
+        loss_scale.unscale_(settings, local)
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
