@@ -177,9 +177,8 @@ class Bucket:
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
-        on_cpu = params[0].device.type == "cpu"
-        self._large = {i for i, p in enumerate(params) if on_cpu and p.numel() >= LARGE}
         self._has_blocks = [bool(plan.regions) for plan in self.plans]
+        self._large = {i for i, p in enumerate(params) if device.type == "cpu" and p.numel() >= LARGE}
         self._workspace: Workspace | None = None
         self._checked: Config | None = None
         self.scalars = like.new_zeros(len(params), len(COLUMNS))
@@ -190,6 +189,14 @@ class Bucket:
         self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]
         self.factor_stats = _joined([state.factor_stats for state in self.groups], like)
         self.root_stats = _joined([state.root_stats for state in self.groups], like)
+        self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
+        self._index_blocks()
+        for state, saved in zip(self.parameter_states(), initial, strict=True):
+            if saved:
+                self._take_over(state, saved)
+
+    def _index_blocks(self) -> None:
+        device = self.like.device
         self.block_parameters = [
             torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
             for group in (state.group for state in self.groups)
@@ -201,12 +208,8 @@ class Bucket:
         ]
         none = torch.empty(0, dtype=torch.int64, device=device)
         self._stats_parameters = torch.cat([none, *owners])  # of every row of the statistics
-        self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
         self.preconditioned = torch.tensor(self._has_blocks, device=device)
         self.norm_index = self._norm_index()
-        for state, saved in zip(self.parameter_states(), initial, strict=True):
-            if saved:
-                self._take_over(state, saved)
 
     @staticmethod
     def _take_over(state: dict[str, Tensor], saved: Initial) -> None:

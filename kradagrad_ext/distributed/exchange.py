@@ -5,6 +5,7 @@ All boxes for one rank lie one after the other in one buffer of bytes, whatever 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class Buffer:
     @classmethod
     def of(cls, lists: Sequence[Sequence[Segment]], device: torch.device, row: int | None = None) -> Buffer:
         """For a list of segments a rank; `row`: bytes of each rank's, where its segments' may be fewer."""
-        sizes = [row or sum(segment.bytes for segment in segments) for segments in lists]
+        sizes = [row or _bytes(segments) for segments in lists]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         views = []
         for part, segments in zip(torch.split(flat, sizes), lists, strict=True):
@@ -77,7 +78,7 @@ class Route:
     received: list[list[Segment]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._kept: tuple[Buffer, Buffer] | None = None
+        self._kept: dict[str, Buffer] = {}
         self.sent = [[] for _ in range(1 if self.replicated else self.ranks)]
         self.received = [[] for _ in range(self.ranks)]
 
@@ -85,34 +86,49 @@ class Route:
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], group: dist.ProcessGroup
     ) -> Pending:
         """Pack and send; `Pending.finish` unpacks. `sources` and `targets`: by the segments' slots."""
-        outgoing, incoming = self._buffers((sources or targets)[0].device)
-        _copy(outgoing.views, _parts(sources, self.sent))
+        outgoing = self.outgoing((sources or targets)[0].device)
+        _copy(outgoing.views, self.sources(sources))
+        return self.send(outgoing, targets, group)
+
+    def send(self, outgoing: Buffer, targets: Sequence[Tensor], group: dist.ProcessGroup) -> Pending:
+        """As `start`, what is packed already."""
+        incoming = self._buffer("incoming", self.received, outgoing.flat.device)
         if self.replicated:
             work = all_gather(incoming.flat, outgoing.flat, group=group, async_op=True)
         else:
             work = dist.all_to_all_single(
                 incoming.flat, outgoing.flat, incoming.sizes, outgoing.sizes, group=group, async_op=True
             )
-        return Pending(work, incoming.views, _parts(targets, self.received), outgoing)
+        return Pending(work, incoming.views, _at(targets, self._targets), outgoing)
 
-    def copy(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """All of it at once, where no rank sends to another."""
-        _copy(_parts(targets, self.received), _parts(sources, self.sent))
+    def sources(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What is sent, from the tensors by their slots."""
+        return _at(tensors, self._sources)
 
-    def _buffers(self, device: torch.device) -> tuple[Buffer, Buffer]:
-        """Outgoing and incoming, kept if they are small.
+    @functools.cached_property
+    def _sources(self) -> Places:
+        return _places(self.sent)
+
+    @functools.cached_property
+    def _targets(self) -> Places:
+        return _places(self.received)
+
+    def outgoing(self, device: torch.device) -> Buffer:
+        """For all that is sent."""
+        return self._buffer("outgoing", self.sent, device)
+
+    def _buffer(self, name: str, lists: Sequence[Sequence[Segment]], device: torch.device) -> Buffer:
+        """A new one, or the one that is kept where it is small.
 
         As all ranks must send as much to all, each sends as much as the one with the most.
         """
-        if self._kept is not None:
-            return self._kept
-        row = None
-        if self.replicated:
-            row = max(sum(segment.bytes for segment in segments) for segments in self.received)
-        made = Buffer.of(self.sent, device, row), Buffer.of(self.received, device, row)
-        if sum(buffer.flat.numel() for buffer in made) <= KEPT_BYTES:
-            self._kept = made
-        return made
+        found = self._kept.get(name)
+        if found is None:
+            row = max(map(_bytes, self.received)) if self.replicated else None
+            found = Buffer.of(lists, device, row)
+            if found.flat.numel() <= KEPT_BYTES:
+                self._kept[name] = found
+        return found
 
 
 @dataclass
@@ -120,30 +136,48 @@ class Pending:
     """A collective under way, and what is to be done with what it brings.
 
     Attributes:
-        outgoing: to be there until it has been sent.
+        outgoing: to be there until it has been sent; None from then on.
     """
 
     work: dist.Work
     views: list[Tensor]
     places: list[Tensor]
-    outgoing: Buffer
+    outgoing: Buffer | None
 
     def finish(self) -> None:
-        """Wait and unpack.
+        """Wait and unpack; raises as `wait`."""
+        self.wait()
+        self.unpack()
+
+    def wait(self) -> None:
+        """Wait until it is there.
 
         Raises:
             RuntimeError: a rank has died or did not come within the process group's timeout.
         """
         self.work.wait()
+        self.outgoing = None
+
+    def unpack(self) -> None:
+        """Copy everything to its place."""
         _copy(self.places, self.views)
 
 
-def _parts(tensors: Sequence[Tensor], lists: Sequence[Sequence[Segment]]) -> list[Tensor]:
-    """The segments' parts of the tensors in their slots."""
-    return [
-        tensors[own.slot] if own.part is None else tensors[own.slot][own.part]
-        for own in itertools.chain(*lists)
-    ]
+Places = list[tuple[int, tuple[slice, ...] | None]]
+"""Slot and part of segments."""
+
+
+def _places(lists: Sequence[Sequence[Segment]]) -> Places:
+    return [(own.slot, own.part) for own in itertools.chain(*lists)]
+
+
+def _at(tensors: Sequence[Tensor], places: Places) -> list[Tensor]:
+    """The parts of the tensors in their slots."""
+    return [tensors[slot] if part is None else tensors[slot][part] for slot, part in places]
+
+
+def _bytes(segments: Sequence[Segment]) -> int:
+    return sum(segment.bytes for segment in segments)
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from kradagrad_ext.plan import Shape, plan_parameter
 from kradagrad_ext.state import Bucket
 from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, plan_work, precondition, write
 
-from .exchange import Route
+from .exchange import Buffer, Pending, Route
 from .pieces import Piece
 
 
@@ -53,6 +53,14 @@ class Ledger:
         grafting.scale_(self.coefficients, self.scalars, graft, update, self.numel, taken, config)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a step works on of one part: its pieces' gradients, and their parameters, which are written."""
+
+    grads: Blocked
+    params: list[Tensor]
+
+
 @dataclass
 class Part:
     """The pieces of one ledger in a chunk.
@@ -60,7 +68,6 @@ class Part:
     Attributes:
         bucket: their state, each piece as a parameter of its own.
         rows: of the ledger, for every piece.  parameters: among all of the optimizer's.
-        grads, params: the pieces' tensors on this step.
     """
 
     position: int
@@ -69,18 +76,19 @@ class Part:
     pieces: Sequence[Piece]
     rows: Tensor
     parameters: Tensor
-    grads: Blocked = field(default_factory=lambda: Blocked([], []))
-    params: list[Tensor] = field(default_factory=list)
+    kept: Taken | None = None
 
-    def buffers(self) -> list[Tensor]:
-        """For gradients and parameters, piece by piece in turns; small ones are kept between steps."""
-        if not (self.params and self.bucket.is_small):
-            shaped = self.bucket.params
-            grads, self.params = (
-                [torch.empty_like(p, memory_format=torch.contiguous_format) for p in shaped] for _ in range(2)
-            )
-            self.grads = self.bucket.blocked(grads)
-        return [tensor for pair in zip(self.grads.tensors, self.params, strict=True) for tensor in pair]
+    def buffers(self) -> Taken:
+        """For gradients and parameters; small ones are kept between steps."""
+        if self.kept is not None:
+            return self.kept
+        grads, params = (
+            [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.bucket.params]
+            for _ in range(2)
+        )
+        made = Taken(self.bucket.blocked(grads), params)
+        self.kept = made if self.bucket.is_small else None
+        return made
 
 
 @dataclass
@@ -92,28 +100,45 @@ class Chunk:
     hand_back: Route
 
 
-@dataclass
+@dataclass(frozen=True)
+class Load:
+    """A chunk on its way through a step.
+
+    Attributes:
+        taken: of each part.  pending: what it is filled by; None where it is there.
+        outgoing: what the parameters are handed back from, where they lie in it.
+    """
+
+    chunk: Chunk
+    taken: list[Taken]
+    pending: Pending | None = None
+    outgoing: Buffer | None = None
+
+
+@dataclass(frozen=True)
 class Share:
     """One part's step, between its updates and its write."""
 
     part: Part
     work: Work
+    params: list[Tensor]
     updates: list[Tensor]
     fallbacks: list[Tensor]
 
 
-def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
+def advance(part: Part, taken: Taken, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    work, grads = plan_work(part.bucket, settings, fresh), part.grads
+    work, grads = plan_work(part.bucket, settings, fresh), taken.grads
     own = part.bucket.workspace(work.config)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    graft_norms = accumulate(work, part.params, grads.tensors, own, coefficients, guard.active)
+    graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, guard.active)
     updates, norms = precondition(work, grads, own, guard)
-    return Share(part, work, updates, fallbacks_of(work, grads, own)), (graft_norms, norms)
+    share = Share(part, work, taken.params, updates, fallbacks_of(work, grads, own))
+    return share, (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
-    """Write the new values into the buffers of a part's pieces."""
+    """Write the new values of a part's pieces."""
     part = share.part
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    write(share.work, part.params, share.updates, share.fallbacks, coefficients, guard.active)
+    write(share.work, share.params, share.updates, share.fallbacks, coefficients, guard.active)
