@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,65 +13,52 @@ from .plan import ParameterPlan, Region, Shape
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How the blocks of one region lie in a parameter, as views that torch.compile can write through.
+    """How the blocks of one region lie in a contiguous parameter.
 
     Attributes:
         merged_shape: of the parameter.
         cuts: (dim, offset, length) where the region is shorter than the parameter.
-        split: the region as ``grid[0], side[0], grid[1], side[1], ...``, without grid dims of 1 and the sides
-            of batch dims.
+        split: the region as ``grid[0], side[0], grid[1], side[1], ...``, sides of batch dims left out.
         order: of these dims, those of the grid first.
-
-    None stands for what leaves a view as it is.
+        size, stride, offset: of the same view.
     """
 
-    merged_shape: Shape | None
+    merged_shape: Shape
     cuts: tuple[Shape, ...]
-    split: Shape | None
-    order: Shape | None
+    split: Shape
+    order: Shape
+    size: Shape
+    stride: Shape
+    offset: int
 
     @classmethod
     def of(cls, plan: ParameterPlan, region: Region) -> BlockLayout | None:
         """The layout of one of the plan's regions; None for one block that is the whole parameter."""
-        if region.block_shape == plan.shape:
+        merged, sides, batch = plan.merged_shape, region.block_shape, plan.batch_dims
+        if sides == plan.shape:
             return None
-        merged, sides = plan.merged_shape, region.block_shape
-        lengths = [count * side for count, side in zip(region.grid, sides, strict=True)]
-        cuts = [
-            (dim, offset, length)
-            for dim, (offset, length) in enumerate(zip(region.offset, lengths, strict=True))
-            if length != merged[dim]
-        ]
-        split: list[int] = []
-        grid, modes = [], []
-        for dim, (count, side) in enumerate(zip(region.grid, sides, strict=True)):
-            if count > 1:
-                grid.append(len(split))
-                split.append(count)
-            if dim >= plan.batch_dims:
-                modes.append(len(split))
-                split.append(side)
-        order = (*grid, *modes)
-        return cls(
-            None if merged == plan.shape else merged,
-            tuple(cuts),
-            None if split == lengths else tuple(split),
-            None if order == tuple(range(len(order))) else order,
-        )
+        ends = [(o, g * d) for o, g, d in zip(region.offset, region.grid, sides, strict=True)]
+        cuts = [(dim, *end) for dim, end in enumerate(ends) if end[1] != merged[dim]]
+        pairs = zip(region.grid[batch:], sides[batch:], strict=True)
+        split = (*region.grid[:batch], *itertools.chain(*pairs))
+        modes = range(batch, len(split), 2)
+        order = (*range(batch), *modes, *(dim + 1 for dim in modes))
+        steps = [math.prod(merged[dim + 1 :]) for dim in range(len(merged))]
+        stride = (*(step * d for step, d in zip(steps, sides, strict=True)), *steps[batch:])
+        offset = sum(step * o for step, o in zip(steps, region.offset, strict=True))
+        return cls(merged, tuple(cuts), split, order, (*region.grid, *sides[batch:]), stride, offset)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The blocks ``[*grid, *block_shape]``, without grid dims of 1, of a tensor of the whole shape.
+        """The blocks ``[*grid, *block_shape]`` of a tensor of the parameter's shape, of a copy if need be."""
+        whole = tensor.contiguous()
+        return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 
-        Those of a copy where it is not contiguous.
-        """
-        view = tensor.contiguous()
-        if self.merged_shape is not None:
-            view = view.view(self.merged_shape)
+    def view_in_graph(self, tensor: Tensor) -> Tensor:
+        """As `view`, by operations that torch.compile can write through."""
+        whole = tensor.contiguous().view(self.merged_shape)
         for dim, offset, length in self.cuts:
-            view = view.narrow(dim, offset, length)
-        if self.split is not None:
-            view = view.view(self.split)
-        return view if self.order is None else view.permute(self.order)
+            whole = whole.narrow(dim, offset, length)
+        return whole.view(self.split).permute(self.order)
 
 
 @dataclass(frozen=True)

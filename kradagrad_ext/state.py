@@ -103,10 +103,11 @@ class GroupState:
         return Side(self.factors[mode], self.factor_stats[mode], self.roots[mode])
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Views of this group's blocks in the parameters' tensors, see `BlockLayout.view`."""
+        """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
+        view = BlockLayout.view_in_graph if torch.compiler.is_compiling() else BlockLayout.view
         pairs = zip(self.group.members, self.layouts, strict=True)
         own = [(tensors[member.parameter], layout) for member, layout in pairs]
-        return [tensor.contiguous() if layout is None else layout.view(tensor) for tensor, layout in own]
+        return [tensor.contiguous() if layout is None else view(layout, tensor) for tensor, layout in own]
 
     def slices(self, member: Member) -> dict[str, Tensor]:
         """A member's part of every tensor, by its key in ``optimizer.state[p]``."""
