@@ -39,11 +39,10 @@ class Roster:
     def holds(self, params: list[Tensor], grads: list[Tensor | None], states: list[Any]) -> bool:
         """Whether the buckets serve these parameters, all that have a gradient, with this state."""
         return (
-            len(params) == len(self.params)
+            list(map(KIND, params)) == self.kinds
             and all(map(operator.is_, params, self.params))
             and all(map(operator.is_, states, self.states))
             and all(grads[i] is None for i in self.outside)
-            and list(map(KIND, params)) == self.kinds
         )
 
     def dealt(self, grads: Sequence[Tensor | None]) -> list[tuple[Bucket, list[Tensor | None]]]:
