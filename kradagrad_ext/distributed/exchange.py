@@ -32,9 +32,14 @@ class Segment:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+    @functools.cached_property
+    def stride(self) -> tuple[int, ...]:
+        """Of a contiguous tensor."""
+        return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Buffer:
         """For a list of segments a rank; `row`: bytes of each rank's, where its segments' may be fewer."""
         sizes = [row or _bytes(segments) for segments in lists]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        typed = {dtype: flat.view(dtype) for dtype in {own.dtype for own in itertools.chain(*lists)}}
         views = []
-        for part, segments in zip(torch.split(flat, sizes), lists, strict=True):
-            start = 0
-            for segment in segments:
-                own = part[start : start + math.prod(segment.shape) * segment.dtype.itemsize]
-                views.append(own.view(segment.dtype).view(segment.shape))
-                start += segment.bytes
+        for first, segments in zip(itertools.accumulate(sizes, initial=0), lists, strict=False):
+            start = first
+            for own in segments:
+                offset = start // own.dtype.itemsize
+                views.append(typed[own.dtype].as_strided(own.shape, own.stride, offset))
+                start += own.bytes
         return cls(flat, sizes, views)
 
 
