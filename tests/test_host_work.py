@@ -94,9 +94,10 @@ def test_gradients_may_lie_otherwise_on_every_step(backend: str) -> None:
     assert relative_difference(ours, plain) < 1e-5
 
 
-def test_a_parameter_that_left_its_group_is_stepped_no_more(backend: str) -> None:
+def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
+    """Whether a parameter that left its group stays, and how far others are from where it had no gradient."""
     ours, frozen = parameters(*SHAPES), parameters(*SHAPES)
-    left, other = KrADagrad(ours, **SMALL, backend=backend), KrADagrad(frozen, **SMALL, backend=backend)
+    left, other = KrADagrad(ours, **SMALL, **options), KrADagrad(frozen, **SMALL, **options)
     train(left, ours, range(3))
     train(other, frozen, range(3))
     del left.param_groups[0]["params"][1]
@@ -107,8 +108,23 @@ def test_a_parameter_that_left_its_group_is_stepped_no_more(backend: str) -> Non
         frozen[1].grad = None
         left.step()
         other.step()
-    assert torch.equal(ours[1], before)
-    assert relative_difference(ours, frozen) < 1e-6
+    return torch.equal(ours[1], before), relative_difference(ours, frozen)
+
+
+def test_a_parameter_that_left_its_group_is_stepped_no_more(backend: str) -> None:
+    stays, difference = steps_after_one_has_left(backend=backend)
+    assert stays
+    assert difference < 1e-6
+
+
+def leaving_rank(rank: int) -> tuple[bool, float]:
+    return steps_after_one_has_left(process_group=dist.group.WORLD)
+
+
+def test_a_parameter_that_left_its_group_is_stepped_by_no_rank(tmp_path: Path) -> None:
+    for stays, difference in ranks.launch(2, leaving_rank, tmp_path):
+        assert stays
+        assert difference < 1e-6
 
 
 def test_a_parameter_whose_state_is_gone_starts_anew(backend: str) -> None:

@@ -59,6 +59,7 @@ class Shard:
     ) -> None:
         self.params, self.group = list(params), group
         self.seen: set[int] = set()
+        self.left: set[int] = set()  # parameters that are in no parameter group any more
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
@@ -156,7 +157,10 @@ class Shard:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
         locals_ = list(map(local, self.params))
-        grads = [None if p.grad is None else local(p.grad) for p in self.params]
+        grads = [
+            None if p.grad is None or index in self.left else local(p.grad)
+            for index, p in enumerate(self.params)
+        ]
         fresh = self._fresh(grads)
         norms, present = self._gradient_norms(grads)
         refused = loss_scale.refused(norms.device)

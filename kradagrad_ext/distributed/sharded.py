@@ -59,6 +59,9 @@ class Sharded:
         if new:
             self._shards.append(self._make_shard(new))
             self._state.update(self._live)
+        held = set(given)
+        for shard in self._shards:
+            shard.left = {index for index, p in enumerate(shard.params) if p not in held}
         self._given = given
 
     def consolidate(self, to: int) -> None:
