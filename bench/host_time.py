@@ -23,12 +23,10 @@ from common import percentiles, seconds_of
 from torch.nn import Parameter
 
 from kradagrad_ext import KrADagrad, backends
+from kradagrad_ext.clock import SETTLED
 
 LAYER = ((32, 32),) * 4 + ((64, 32),) * 2 + ((32, 64),) + ((32,),) * 3
 """Shapes of one layer: attention, gated feed-forward, norms and a bias."""
-
-SETTLED = 400
-"""Steps taken before: from here on, roots are made every `root_every` steps (`clock`)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def _started(
     optimizer = make(params)
     contender = Contender(label, params, optimizer, optimizer.defaults.get("root_every", 0))
     contender.seconds(2)
-    if contender.root_every:
+    if contender.root_every:  # as later in training: at first, roots are made more often
         optimizer.param_groups[0]["step"] = SETTLED
     return contender
 
