@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -246,3 +247,22 @@ def operations_of_a_rank(rank: int, layers: int) -> Counter[str]:
 def test_a_step_of_the_sharded_engine_makes_no_operation_of_a_parameter(tmp_path: Path) -> None:
     few, many = (ranks.launch(1, operations_of_a_rank, tmp_path, layers)[0] for layers in (2, 6))
     assert few == many
+
+
+def gradients_held_after_a_step(**options: Any) -> int:
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL, **options)
+    train(optimizer, params, range(2))
+    held = [weakref.ref(p.grad) for p in params if p.grad is not None]
+    optimizer.zero_grad()
+    return sum(grad() is not None for grad in held)
+
+
+def holding_rank(rank: int) -> int:
+    return gradients_held_after_a_step(process_group=dist.group.WORLD)
+
+
+def test_nothing_holds_gradients_after_a_step(tmp_path: Path) -> None:
+    """Their memory is the model's again once the training loop lets go of them."""
+    assert gradients_held_after_a_step() == 0
+    assert ranks.launch(2, holding_rank, tmp_path) == [0, 0]
