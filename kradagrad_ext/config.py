@@ -6,8 +6,10 @@ of the state (`STRUCTURAL` lists those that do), in mid-run.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -28,6 +30,7 @@ PRIOR = 0.03
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_SUPPORTED = {(torch.strided, dtype) for dtype in SUPPORTED_DTYPES}
 STRUCTURAL = (
     "block_size",
     "merge_dims",
@@ -80,6 +83,11 @@ def check_tensor(tensor: torch.Tensor, position: str) -> None:
             f"KrADagrad: {position} must have its own shape, got a flat shard {list(tensor.shape)} of "
             "FullyShardedDataParallel; use torch.distributed.fsdp.fully_shard"
         )
+
+
+def all_supported(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether the ops take tensors of these layouts and dtypes."""
+    return set(map(operator.attrgetter("layout", "dtype"), tensors)) <= _SUPPORTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +236,11 @@ class Config:
 
     def for_blocks(self, has_blocks: bool) -> Config:
         """The options of parameters with blocks, or without, which take Adam where lengths are of blocks."""
-        return self if has_blocks or self.graft not in OWN_LENGTHS else replace(self, graft="adam")
+        return self if has_blocks or self.graft not in OWN_LENGTHS else self._with_adam
+
+    @functools.cached_property
+    def _with_adam(self) -> Config:
+        return replace(self, graft="adam")
 
     @property
     def looks_ahead(self) -> bool:
@@ -238,3 +250,24 @@ class Config:
     def packs_factors(self, device: torch.device) -> bool:
         """Whether factors are stored as triangles: those that updates by Cholesky leave are."""
         return self.packed and self.factor_method(device) == "cholesky"
+
+
+class KeptConfigs:
+    """The options of parameter groups, checked again where any of them is another object than it was."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[tuple[object, ...], Config]] = {}
+
+    def of(self, position: int, param_group: Mapping[str, Any]) -> Config:
+        """As `Config.of`, of the parameter group at this position."""
+        values = tuple(map(param_group.get, _OPTIONS))
+        kept = self._kept.get(position)
+        if kept is not None and all(map(operator.is_, values, kept[0])):
+            return kept[1]
+        config = Config.of(param_group)
+        if list not in map(type, values):  # which could change and be the same object
+            self._kept[position] = values, config
+        return config
+
+
+_OPTIONS = tuple(field.name for field in fields(Config))

@@ -99,28 +99,29 @@ def observe_(
         numel: elements of each parameter ``[P]``, at least 1.
         present: ``[P]`` bool, false for parameters without a gradient on this step.
     """
-    finite = gradient_norms.isfinite()
+    column = scalars.unbind(1)
+    finite = gradient_norms < math.inf
     active = present & finite
-    rms, usual = (gradient_norms / numel).sqrt(), scalars[:, USUAL].clone()
+    rms, usual = (gradient_norms / numel).sqrt(), column[USUAL].clone()
     largest = config.spike_limit * usual
     is_large = active & (usual > 0) & (rms > largest)
-    is_spike = is_large & (scalars[:, IN_A_ROW] < MOST_SPIKES)
+    is_spike = is_large & (column[IN_A_ROW] < MOST_SPIKES)
     restarts = is_large & ~is_spike
     scales = torch.where(is_spike, usual / rms, 1)
-    scalars[:, STEPS] += active
-    scalars[:, SPIKES] += is_spike
-    scalars[:, SKIPPED] += present & ~finite
-    in_a_row = torch.where(is_spike, scalars[:, IN_A_ROW] + 1, 0)
-    scalars[:, IN_A_ROW] = torch.where(active, in_a_row, scalars[:, IN_A_ROW])
+    column[STEPS].add_(active)
+    column[SPIKES].add_(is_spike)
+    column[SKIPPED].add_(present & ~finite)
+    in_a_row = torch.where(is_spike, column[IN_A_ROW] + 1, 0)
+    column[IN_A_ROW].copy_(torch.where(active, in_a_row, column[IN_A_ROW]))
     counted = torch.where(is_spike, largest, rms)  # so that what comes often is a spike no more
     mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
-    scalars[:, USUAL] = torch.where(
-        active & (rms > 0), torch.where(restarts | (usual == 0), rms, mean), usual
+    column[USUAL].copy_(
+        torch.where(active & (rms > 0), torch.where(restarts | (usual == 0), rms, mean), usual)
     )
     if has_second_moment(config):
         decay, weight = second_moment_rule(config)
-        energy = decay * scalars[:, ENERGY] + weight * (scales * rms).square()
-        scalars[:, ENERGY] = torch.where(active, energy, scalars[:, ENERGY])
+        energy = decay * column[ENERGY] + weight * (scales * rms).square()
+        column[ENERGY].copy_(torch.where(active, energy, column[ENERGY]))
     return Guard(torch.where(active, scales, 0), restarts)
 
 
@@ -175,7 +176,8 @@ def scale_(
         scale = coefficients[:, 0].clone() if config.graft == "whitened" else length / update_norms.sqrt()
         of_graft = torch.where(graft_norms > 0, length / graft_norms.sqrt(), 0)
         coefficients[:, 0] = coefficients[:, 0] * of_graft
-    sound = preconditioned & update_norms.isfinite() & (update_norms > 0) & scale.isfinite()
+    sound = preconditioned & (update_norms > 0) & (update_norms < math.inf) & (scale < math.inf)
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
-    scalars[:, FALLBACKS] += preconditioned & ~sound & (graft_norms > 0)
-    scalars[:, RATIO] = torch.where(sound, scale, scalars[:, RATIO])
+    column = scalars.unbind(1)
+    column[FALLBACKS].add_(preconditioned & ~sound & (graft_norms > 0))
+    column[RATIO].copy_(torch.where(sound, scale, column[RATIO]))

@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import Config
 from .full_precision import full_float32
-from .plan import ParameterPlan, plan_parameter
-from .state import Bucket
+from .plan import plan_parameter
+from .state import Bucket, presence
 from .step import LossScale, Settings, Work, plan_work, step_bucket
+
+KIND = operator.attrgetter("device", "dtype", "shape")
+"""What a parameter's place in a bucket depends on."""
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The buckets of one parameter group, and what they were made from.
+
+    Attributes:
+        params: the group's.  kinds, states: of each its `KIND`, and what the optimizer's state held of it.
+        buckets: each with the places of its parameters in `params`.
+        outside: places of the parameters that are in none, which have neither a gradient nor state.
+    """
+
+    params: list[Tensor]
+    kinds: list[Any]
+    states: list[Any]
+    buckets: list[tuple[Bucket, list[int]]]
+    outside: list[int]
+
+    def holds(self, params: list[Tensor], grads: list[Tensor | None], states: list[Any]) -> bool:
+        """Whether the buckets serve these parameters, all that have a gradient, with this state."""
+        return (
+            list(map(KIND, params)) == self.kinds
+            and all(map(operator.is_, params, self.params))
+            and all(map(operator.is_, states, self.states))
+            and all(grads[i] is None for i in self.outside)
+        )
+
+    def dealt(self, grads: Sequence[Tensor | None]) -> list[tuple[Bucket, list[Tensor | None]]]:
+        """Every bucket with its parameters' gradients."""
+        return [(bucket, [grads[i] for i in members]) for bucket, members in self.buckets]
 
 
 class Local:
-    """The buckets of an optimizer, made from its state and extended where a parameter is new to them."""
+    """The buckets of an optimizer, made from its state and made anew where that or a parameter is another."""
 
     def __init__(self, state: dict[Tensor, Any]) -> None:
         self._state = state
-        self._buckets: dict[int, list[Bucket]] = {}
+        self._rosters: dict[int, Roster] = {}
         # To torch.compile, a bucket's step is a graph and all else the host's.
         self.step = torch.compiler.disable(self._step, recursive=False)  # type: ignore[no-untyped-call]
         self._plan = torch.compiler.disable(self._plan_groups)  # type: ignore[no-untyped-call]
@@ -30,7 +64,8 @@ class Local:
     def check(self, settings: Sequence[Settings]) -> None:
         """Raise ValueError if an option does not fit the state that there is."""
         for own in settings:
-            for bucket in self._buckets.get(own.position, []):
+            roster = self._rosters.get(own.position)
+            for bucket, _ in roster.buckets if roster else ():
                 bucket.check(own.config)
 
     def complete(self, settings: Sequence[Settings]) -> None:
@@ -41,7 +76,7 @@ class Local:
 
     def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
         """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
-        self._state, self._buckets = state, {}
+        self._state, self._rosters = state, {}
         for p, tensors in saved.items():
             state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
@@ -61,44 +96,50 @@ class Local:
         self, settings: Sequence[Settings], loss_scale: LossScale
     ) -> list[tuple[Work, list[Tensor], Tensor]]:
         """All that the host decides; the gradients, unscaled, and which there are."""
-        planned = [work for own in settings for work in self._plan_group(own)]
-        loss_scale.unscale_([p.grad for own in settings for p in own.params if p.grad is not None])
+        planned = [found for own in settings for found in self._plan_group(own)]
+        loss_scale.unscale_(settings)
         for own in settings:
             own.count()
-        return [(work, *work.bucket.gradients()) for work in planned]
+        return planned
 
-    def _plan_group(self, settings: Settings) -> list[Work]:
-        buckets = self._buckets.get(settings.position, [])
-        known = {p: bucket for bucket in buckets for p in bucket.params}
-        with_gradient = [p for p in settings.params if p.grad is not None]
-        fresh = not all(self._state.get(p) for p in with_gradient)
+    def _plan_group(self, settings: Settings) -> list[tuple[Work, list[Tensor], Tensor]]:
+        """The work of every bucket that has a gradient, its gradients and which there are."""
+        roster, grads = self._rosters.get(settings.position), settings.grads
+        held = list(map(self._state.get, settings.params))
+        known = roster is not None and roster.holds(settings.params, grads, held)
+        fresh = not known and any(g is not None and not state for g, state in zip(grads, held, strict=True))
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(settings, fresh, buckets)
-        if not all(p in known and known[p].key == (p.device, p.dtype) for p in with_gradient):
-            kept = [p for p in settings.params if p.grad is not None or self._state.get(p)]
-            buckets = self._buckets[settings.position] = self._make_buckets(kept, settings.config)
-        return [plan_work(bucket, settings, fresh) for bucket in buckets if any(bucket.present)]
+            _check_capture(settings, fresh, roster.dealt(grads) if roster and known else [])
+        if roster is None or not known:
+            roster = self._rosters[settings.position] = self._make_roster(settings, grads)
+        with_gradients = ((bucket, bucket.gradients(given)) for bucket, given in roster.dealt(grads))
+        return [(plan_work(bucket, settings, fresh), *found) for bucket, found in with_gradients if found]
 
-    def _make_buckets(self, params: Sequence[Tensor], config: Config) -> list[Bucket]:
-        """Batch the parameters by device, dtype and what gives lengths, taking over the state they have."""
-        by_key: dict[tuple[torch.device, torch.dtype, str], list[tuple[Tensor, ParameterPlan]]] = defaultdict(
-            list
-        )
-        for p in params:
-            plan = plan_parameter(p.shape, config)
-            options = config.for_blocks(bool(plan.regions))
-            by_key[p.device, p.dtype, options.graft].append((p, plan))
+    def _make_roster(self, settings: Settings, grads: Sequence[Tensor | None]) -> Roster:
+        """Batch parameters with a gradient or state by device, dtype and what gives lengths."""
+        config, params = settings.config, settings.params
+        by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
+        plans = [plan_parameter(p.shape, config) for p in params]
+        outside = []
+        for i, (p, grad, plan) in enumerate(zip(params, grads, plans, strict=True)):
+            if grad is None and not self._state.get(p):
+                outside.append(i)
+                continue
+            by_key[p.device, p.dtype, config.for_blocks(bool(plan.regions)).graft].append(i)
         buckets = []
-        for planned in by_key.values():
-            members, plans = zip(*planned, strict=True)
-            bucket = Bucket(members, config, [self._state[p] for p in members], plans)
+        for members in by_key.values():
+            own = [params[i] for i in members]
+            bucket = Bucket(own, config, [self._state[p] for p in own], [plans[i] for i in members])
             bucket.check(config)
-            self._state.update(zip(members, bucket.parameter_states(), strict=True))
-            buckets.append(bucket)
-        return buckets
+            self._state.update(zip(own, bucket.parameter_states(), strict=True))
+            buckets.append((bucket, members))
+        held = list(map(self._state.get, params))
+        return Roster(list(params), list(map(KIND, params)), held, buckets, outside)
 
 
-def _check_capture(settings: Settings, fresh: bool, buckets: Sequence[Bucket]) -> None:
+def _check_capture(
+    settings: Settings, fresh: bool, dealt: Sequence[tuple[Bucket, list[Tensor | None]]]
+) -> None:
     """Raise RuntimeError where a graph would not be the step."""
     if not settings.config.capturable:
         raise RuntimeError(
@@ -116,7 +157,7 @@ def _check_capture(settings: Settings, fresh: bool, buckets: Sequence[Bucket]) -
             f"KrADagrad: `lr` of parameter group {settings.position} must be a tensor on the parameters' "
             "device where a step is captured, as a graph would keep its value of today, got one on the CPU"
         )
-    if any(any(bucket.present) and bucket.present not in bucket.masks for bucket in buckets):
+    if any(any(presence(given)) and presence(given) not in bucket.masks for bucket, given in dealt):
         raise RuntimeError(
             "KrADagrad: the same parameters must have gradients where a step is captured as on an earlier "
             f"step, got others in parameter group {settings.position}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint
-from .config import Config, check_lr, check_tensor
+from .config import Config, KeptConfigs, check_lr, check_tensor
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
@@ -226,6 +226,7 @@ class KrADagrad(Optimizer):
     def _make_engine(self) -> Local | Sharded:
         """What steps the parameters: this rank alone, or the ranks of a process group together."""
         self._checked_settings = torch.compiler.disable(self._settings)  # type: ignore[no-untyped-call]
+        self._configs = KeptConfigs()
         if self._process_group is None and not self._has_dtensors():
             return Local(self.state)
         from .distributed.sharded import Sharded  # torch.distributed is not part of every torch
@@ -239,13 +240,17 @@ class KrADagrad(Optimizer):
         return self._engine
 
     def _has_dtensors(self) -> bool:
-        return any(hasattr(p, "device_mesh") for own in self.param_groups for p in own["params"])
+        types = {kind for own in self.param_groups for kind in set(map(type, own["params"]))}
+        return any(hasattr(kind, "device_mesh") for kind in types)
 
     def _groups(self) -> list[Settings]:
         """All parameter groups, their options checked."""
         if isinstance(self._engine, Local) and self._has_dtensors():  # put in place of those it was made with
             self._engine = self._make_engine()
-        return [Settings.of(position, group) for position, group in enumerate(self.param_groups)]
+        return [
+            Settings.of(position, group, self._configs.of(position, group))
+            for position, group in enumerate(self.param_groups)
+        ]
 
     def _settings(self) -> list[Settings]:
         """The parameter groups that have a gradient, checked in every respect."""

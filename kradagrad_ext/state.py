@@ -18,11 +18,18 @@ from torch import Tensor
 
 from . import packing
 from .backends.base import STATISTICS, WEIGHT, Side
+from .block_layout import Blocked, BlockLayout, Workspace
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
-from .plan import Group, Member, ParameterPlan, Region, Shape, group_blocks, plan_parameter
+from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
 from .roots import ROOT_STATS, WHITENED_MEAN, WHITENED_WEIGHT, supports_polar
 from .uploads import Masks
+
+KEPT_BYTES = 4 << 20
+"""What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
+
+LARGE = 1 << 15
+"""Elements from which, on a CPU, a dot product is faster than a norm: several threads make it."""
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -34,48 +41,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class BlockLayout:
-    """How the blocks of one region lie in a parameter, as views that torch.compile can write through.
-
-    Attributes:
-        merged_shape: of the parameter.
-        cuts: (dim, offset, length) where the region is shorter than the parameter.
-        split: the region as ``grid[0], side[0], grid[1], side[1], ...``, sides of batch dims left out.
-        order: of these dims, those of the grid first.
-    """
-
-    merged_shape: Shape
-    cuts: tuple[Shape, ...]
-    split: Shape
-    order: Shape
-
-    @classmethod
-    def of(cls, plan: ParameterPlan, region: Region) -> BlockLayout:
-        """The layout of one of the plan's regions."""
-        merged, sides = plan.merged_shape, region.block_shape
-        ends = [(o, g * d) for o, g, d in zip(region.offset, region.grid, sides, strict=True)]
-        cuts = [(dim, *end) for dim, end in enumerate(ends) if end[1] != merged[dim]]
-        batch = plan.batch_dims
-        pairs = zip(region.grid[batch:], sides[batch:], strict=True)
-        split = (*region.grid[:batch], *itertools.chain(*pairs))
-        modes = range(batch, len(split), 2)
-        order = (*range(batch), *modes, *(dim + 1 for dim in modes))
-        return cls(merged, tuple(cuts), split, order)
-
-    def view(self, tensor: Tensor) -> Tensor:
-        """The blocks ``[*grid, *block_shape]`` of a contiguous tensor of the parameter's shape."""
-        whole = tensor.view(self.merged_shape)
-        for dim, offset, length in self.cuts:
-            whole = whole.narrow(dim, offset, length)
-        return whole.view(self.split).permute(self.order)
-
-
-@dataclass(frozen=True)
 class GroupState:
     """Factors, roots and what is known of them, for the N blocks of one group; one tensor a mode.
 
     Attributes:
-        layouts: of each member's blocks.
+        layouts: of each member's blocks, None where a block is the whole parameter.
         factors: F ``[N, d_i, d_i]`` for every mode i, in the factor dtype, empty for a mode without a factor;
             ``[N, d_i (d_i + 1) / 2]`` where they are stored as triangles, see `packing`.
         factor_stats: ``[N, 4]``, see `backends.base.STATISTICS`.
@@ -84,7 +54,7 @@ class GroupState:
     """
 
     group: Group
-    layouts: list[BlockLayout]
+    layouts: list[BlockLayout | None]
     factors: list[Tensor]
     factor_stats: list[Tensor]
     roots: list[Tensor]
@@ -134,10 +104,10 @@ class GroupState:
 
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
-        return [
-            layout.view(tensors[member.parameter].contiguous())
-            for member, layout in zip(self.group.members, self.layouts, strict=True)
-        ]
+        view = BlockLayout.view_in_graph if torch.compiler.is_compiling() else BlockLayout.view
+        pairs = zip(self.group.members, self.layouts, strict=True)
+        own = [(tensors[member.parameter], layout) for member, layout in pairs]
+        return [tensor.contiguous() if layout is None else view(layout, tensor) for tensor, layout in own]
 
     def slices(self, member: Member) -> dict[str, Tensor]:
         """A member's part of every tensor, by its key in ``optimizer.state[p]``."""
@@ -163,6 +133,11 @@ def _joined(batches: Sequence[list[Tensor]], like: Tensor) -> Tensor:
     for batch in batches:
         batch[:] = itertools.islice(parts, len(batch))
     return whole
+
+
+def presence(gradients: Sequence[Tensor | None]) -> tuple[bool, ...]:
+    """Which gradients there are."""
+    return tuple([grad is not None for grad in gradients])
 
 
 def empty_state(p: Tensor, config: Config) -> dict[str, Tensor]:
@@ -203,13 +178,26 @@ class Bucket:
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
+        self._has_blocks = [bool(plan.regions) for plan in self.plans]
+        self._large = {i for i, p in enumerate(params) if device.type == "cpu" and p.numel() >= LARGE}
+        self._workspace: Workspace | None = None
+        self._checked: Config | None = None
         self.scalars = like.new_zeros(len(params), len(COLUMNS))
         self.momenta = [torch.zeros(p.shape, dtype=dtype, device=device) for p in params]
+        self.is_small = sum(m.nbytes for m in self.momenta) <= KEPT_BYTES
         kept = has_second_moment(self.options(config))
         self.second_moments = [torch.zeros_like(m) for m in self.momenta] if kept else []
         self.groups = [GroupState.new(group, self.plans, config, like) for group in group_blocks(self.plans)]
         self.factor_stats = _joined([state.factor_stats for state in self.groups], like)
         self.root_stats = _joined([state.root_stats for state in self.groups], like)
+        self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
+        self._index_blocks()
+        for state, saved in zip(self.parameter_states(), initial, strict=True):
+            if saved:
+                self._take_over(state, saved)
+
+    def _index_blocks(self) -> None:
+        device = self.like.device
         self.block_parameters = [
             torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
             for group in (state.group for state in self.groups)
@@ -221,12 +209,8 @@ class Bucket:
         ]
         none = torch.empty(0, dtype=torch.int64, device=device)
         self._stats_parameters = torch.cat([none, *owners])  # of every row of the statistics
-        self.numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=dtype, device=device)
-        self.preconditioned = torch.tensor([bool(plan.regions) for plan in self.plans], device=device)
+        self.preconditioned = torch.tensor(self._has_blocks, device=device)
         self.norm_index = self._norm_index()
-        for state, saved in zip(self.parameter_states(), initial, strict=True):
-            if saved:
-                self._take_over(state, saved)
 
     @staticmethod
     def _take_over(state: dict[str, Tensor], saved: Initial) -> None:
@@ -252,9 +236,12 @@ class Bucket:
     def restart(self, parameters: Tensor) -> None:
         """Let the factors of these parameters, ``[P]`` bool, start anew with the next gradient."""
         held = ~parameters[self._stats_parameters]
-        self.factor_stats[:, WEIGHT] *= held
-        self.root_stats[:, WHITENED_MEAN] *= held
-        self.root_stats[:, WHITENED_WEIGHT] *= held
+        for stats, column in (
+            (self.factor_stats, WEIGHT),
+            (self.root_stats, WHITENED_MEAN),
+            (self.root_stats, WHITENED_WEIGHT),
+        ):
+            stats.select(1, column).mul_(held)
 
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
         """Squared norm ``[P]`` of every parameter's update from its blocks', in a fixed order."""
@@ -262,7 +249,7 @@ class Bucket:
 
     def options(self, config: Config) -> Config:
         """The parameter group's, as they are for this bucket's parameters."""
-        return config.for_blocks(any(plan.regions for plan in self.plans))
+        return config.for_blocks(any(self._has_blocks))
 
     def parameter_states(self) -> list[dict[str, Tensor]]:
         """For every parameter, what ``optimizer.state[p]`` holds: views, by key."""
@@ -277,40 +264,55 @@ class Bucket:
                 states[member.parameter].update(group.slices(member))
         return states
 
-    def gradients(self) -> tuple[list[Tensor], Tensor]:
-        """The gradients, each missing one stood in for by its parameter, and which are present ``[P]``."""
-        grads = [p.detach() if p.grad is None else p.grad for p in self.params]
-        return grads, self.masks.of(self.present)
+    def gradients(self, given: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor] | None:
+        """The gradients, each missing one stood in for by its parameter, and which there are ``[P]``.
 
-    @property
-    def present(self) -> tuple[bool, ...]:
-        """Which parameters have a gradient."""
-        return tuple(p.grad is not None for p in self.params)
+        None without any.
+        """
+        present = presence(given)
+        if not any(present):
+            return None
+        grads = [p if grad is None else grad for p, grad in zip(self.params, given, strict=True)]
+        return grads, self.masks.of(present)
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
         """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
-        if self.like.device.type == "cpu":  # where a dot product is several times as fast as a norm
-            flat = [g.reshape(-1).to(self.like.dtype) for g in grads]
-            return torch.stack([torch.dot(g, g) for g in flat])
-        return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype)).square()
+        if not self._large:
+            return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype)).square()
+        small = [self.like if i in self._large else g for i, g in enumerate(grads)]
+        squares = torch.stack(torch._foreach_norm(small, 2, dtype=self.like.dtype)).square()
+        for i in self._large:
+            flat = grads[i].reshape(-1).to(self.like.dtype)
+            squares[i] = torch.dot(flat, flat)
+        return squares
 
-    def update_buffers(self, config: Config, directions: Sequence[Tensor]) -> list[Tensor]:
-        """Where every parameter's preconditioned update goes; empty for the grafting method alone.
+    def blocked(self, tensors: list[Tensor]) -> Blocked:
+        """Tensors of the parameters' shapes and views of their blocks."""
+        return Blocked(tensors, [group.views(tensors) for group in self.groups])
 
-        Nesterov directions are the step's own, so that updates overwrite them (`fallbacks`).
+    def workspace(self, config: Config) -> Workspace:
+        """Where a step leaves what it makes of the gradients: small tensors are made once and kept.
+
+        A graph makes its own, and views that it can write through.
         """
-        return [
-            (d if config.looks_ahead else torch.empty_like(m)) if plan.regions else self.like
-            for d, m, plan in zip(directions, self.momenta, self.plans, strict=True)
-        ]
+        if config.capturable or not self.is_small:
+            return self._new_workspace(config)
+        if self._workspace is None or bool(self._workspace.lookahead) != config.looks_ahead:
+            self._workspace = self._new_workspace(config)
+        return self._workspace
 
-    def fallbacks(self, config: Config, directions: list[Tensor], updates: Sequence[Tensor]) -> list[Tensor]:
-        """What each parameter goes by where its update is not sound: momenta where updates took the place."""
-        if not config.looks_ahead:
-            return directions
-        return [
-            m if update is d else d for d, m, update in zip(directions, self.momenta, updates, strict=True)
+    def _new_workspace(self, config: Config) -> Workspace:
+        made = [
+            torch.empty_like(m) if has or config.looks_ahead else self.like
+            for has, m in zip(self._has_blocks, self.momenta, strict=True)
         ]
+        own = self.blocked(made)
+        if not config.looks_ahead:
+            directions = self.blocked(self.momenta) if config.momentum_on == "gradient" else None
+            return Workspace([], directions, own, None)
+        pairs = list(zip(self._has_blocks, made, self.momenta, strict=True))
+        updates = Blocked([d if has else self.like for has, d, _ in pairs], own.views)
+        return Workspace(made, own, updates, [m if has else d for has, d, m in pairs])
 
     def lr_tensor(self, lr: float | Tensor) -> Tensor:
         """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device.
@@ -326,6 +328,8 @@ class Bucket:
 
         Those that shape it must be as when it was made; `capturable` needs roots that products alone make.
         """
+        if config is self._checked:
+            return
         for state in self.groups:
             p = config.root_order(len(state.group.block_shape))
             if config.capturable and not supports_polar(p):
@@ -344,3 +348,4 @@ class Bucket:
                 raise ValueError(
                     f"KrADagrad: `{option}` must stay {value!r} once the state exists, got {got!r}"
                 )
+        self._checked = config

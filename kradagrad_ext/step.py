@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor
 from . import captured, grafting, packed, preconditioner
 from .backends import resolve
 from .backends.base import Backend
+from .block_layout import Blocked, Workspace
 from .clock import Clock
-from .config import Config, check_lr, check_tensor
+from .config import Config, all_supported, check_lr, check_tensor
 from .state import Bucket, compute_dtype
 
 
@@ -28,10 +29,9 @@ class Settings:
     clock: Clock
 
     @classmethod
-    def of(cls, position: int, group: dict[str, Any]) -> Settings:
-        """The group's checked options; its count of steps is brought to where they need it."""
+    def of(cls, position: int, group: dict[str, Any], config: Config) -> Settings:
+        """The group with its checked options; its count of steps is brought to where they need it."""
         check_lr(group["lr"])
-        config = Config.of(group)
         if config.capturable:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
             if isinstance(group["step"], int):
@@ -47,6 +47,11 @@ class Settings:
         return own
 
     @property
+    def grads(self) -> list[Tensor | None]:
+        """The gradients of `params`, as they are now."""
+        return [p.grad for p in self.params]
+
+    @property
     def lr(self) -> float | Tensor:
         own: float | Tensor = self.group["lr"]
         return own
@@ -57,10 +62,13 @@ class Settings:
 
     def check_gradients(self) -> None:
         """Raise TypeError or ValueError if a gradient, or where it lies, is none that the ops take."""
-        for i, p in enumerate(self.params):
-            if p.grad is not None:
-                check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {self.position}")
-        for key in {(p.device, p.dtype) for p in self.params if p.grad is not None}:
+        grads = self.grads
+        if not all_supported(grad for grad in grads if grad is not None):
+            for i, grad in enumerate(grads):
+                if grad is not None:
+                    check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
+        present = (p for p, grad in zip(self.params, grads, strict=True) if grad is not None)
+        for key in {(p.device, p.dtype) for p in present}:
             backend_of(self.config, *key)
 
     def count(self) -> None:
@@ -84,20 +92,25 @@ class LossScale:
     found_inf: Tensor | None = None
 
     @torch.no_grad()
-    def unscale_(self, grads: Sequence[Tensor]) -> None:
-        """Divide gradients, as they lie on this rank, by the scale; in place, as the scaler itself would."""
-        if self.scale is not None:
-            by_device: dict[torch.device, list[Tensor]] = {}
-            for grad in grads:
-                by_device.setdefault(grad.device, []).append(grad)
-            for device, own in by_device.items():
-                torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
+    def unscale_(
+        self, settings: Iterable[Settings], local: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> None:
+        """Divide all gradients by the scale; in place, as the scaler itself would.
 
-    def refused(self, device: torch.device) -> Tensor:
-        """Whether nothing may change on this step, a 0-dim bool."""
-        if self.found_inf is None:
-            return torch.zeros((), dtype=torch.bool, device=device)
-        return (self.found_inf > 0).to(device).reshape(())
+        Args:
+            local: what this rank holds of a gradient.
+        """
+        if self.scale is None:
+            return
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for grad in (local(grad) for own in settings for grad in own.grads if grad is not None):
+            by_device.setdefault(grad.device, []).append(grad)
+        for device, own in by_device.items():
+            torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
+
+    def refused(self, device: torch.device) -> Tensor | None:
+        """Whether nothing may change on this step, a 0-dim bool; None if there is nobody to say so."""
+        return None if self.found_inf is None else (self.found_inf > 0).to(device).reshape(())
 
 
 @dataclass(frozen=True)
@@ -142,31 +155,36 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     Args:
         grads, present: see `Bucket.gradients`.
     """
-    bucket, config = work.bucket, work.config
-    params = [p.detach() for p in bucket.params]
-    present = present & ~loss_scale.refused(present.device)
+    bucket, config, params = work.bucket, work.config, work.bucket.params
+    refused = loss_scale.refused(present.device)
+    present = present if refused is None else present & ~refused
     guard = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
     coefficients, active = grafting.coefficients(bucket.scalars, guard.scales, config), guard.active
-    directions, graft_norms = accumulate(work, params, grads, coefficients, active)
-    updates, norms = precondition(work, grads, directions, guard)
+    given, own = bucket.blocked(grads), bucket.workspace(config)
+    graft_norms = accumulate(work, params, grads, own, coefficients, active)
+    updates, norms = precondition(work, given, own, guard)
     taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
     grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.numel, taken, config)
-    write(work, params, updates, directions, coefficients, active)
+    write(work, params, updates, fallbacks_of(work, given, own), coefficients, active)
 
 
 def accumulate(
-    work: Work, params: list[Tensor], grads: list[Tensor], coefficients: Tensor, active: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Moments; the directions to precondition and the squared norms of their grafting updates ``[P]``."""
+    work: Work,
+    params: list[Tensor],
+    grads: list[Tensor],
+    own: Workspace,
+    coefficients: Tensor,
+    active: Tensor,
+) -> Tensor:
+    """Moments and directions; the squared norms of their grafting updates ``[P]``."""
     bucket, config = work.bucket, work.config
     averaged = config.momentum_on == "gradient"
-    lookahead = [torch.empty_like(m) for m in bucket.momenta] if config.looks_ahead else []
     decay2, weight2 = grafting.second_moment_rule(config)
     graft_norms = torch.zeros_like(bucket.numel)
     work.backend.accumulate_(
         bucket.momenta if averaged else [],
         bucket.second_moments,
-        lookahead,
+        own.lookahead,
         graft_norms,
         grads,
         params,
@@ -178,38 +196,46 @@ def accumulate(
         config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
         config.nesterov,
     )
-    return lookahead or (bucket.momenta if averaged else grads), graft_norms
+    return graft_norms
 
 
 def precondition(
-    work: Work, grads: list[Tensor], directions: list[Tensor], guard: grafting.Guard
+    work: Work, grads: Blocked, own: Workspace, guard: grafting.Guard
 ) -> tuple[list[Tensor], Tensor]:
     """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[P]``."""
     bucket = work.bucket
     bucket.restart(guard.restarts)
-    updates = bucket.update_buffers(work.config, directions) if work.preconditions else []
+    directions = own.directions or grads
     steps = [
         preconditioner.BlockGroupStep(
             work.clock,
             work.fresh,
             guard.scales[owners],
-            group.views(grads),
-            group.views(directions),
-            group.views(updates) if work.preconditions else [],
+            grads.views[i],
+            directions.views[i],
+            own.updates.views[i] if work.preconditions else [],
         )
-        for group, owners in zip(bucket.groups, bucket.block_parameters, strict=True)
+        for i, owners in enumerate(bucket.block_parameters)
     ]
     rule = captured.step if work.config.capturable else preconditioner.step
     advance = partial(packed.step, rule) if work.config.packed else rule
     block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
-    return updates or [bucket.like] * len(grads), bucket.update_norms(block_norms)
+    updates = own.updates.tensors if work.preconditions else [bucket.like] * len(bucket.params)
+    return updates, bucket.update_norms(block_norms)
+
+
+def fallbacks_of(work: Work, grads: Blocked, own: Workspace) -> list[Tensor]:
+    """What each parameter goes by without a sound update: its direction, unless that was overwritten."""
+    if work.preconditions and own.fallbacks is not None:
+        return own.fallbacks
+    return (own.directions or grads).tensors
 
 
 def write(
     work: Work,
     params: list[Tensor],
     updates: list[Tensor],
-    directions: list[Tensor],
+    fallbacks: list[Tensor],
     coefficients: Tensor,
     active: Tensor,
 ) -> None:
@@ -220,7 +246,7 @@ def write(
         params,
         [] if averaged else bucket.momenta,
         updates,
-        bucket.fallbacks(config, directions, updates),
+        fallbacks,
         bucket.second_moments,
         coefficients,
         active,

@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench/experiments"))
 
+import host_time
 import quadratic
 import roots_accuracy
 import tune_defaults
@@ -59,6 +60,19 @@ def test_tune_defaults(
     assert path.read_text() == first
     table = capsys.readouterr().out.splitlines()
     assert sum('"graft": "rms"' in line for line in table) == 2
+
+
+def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every contender, and both kinds of steps of ours."""
+    host_time.main(["--parameters", "10", "--steps", "10", "--block-size", "16"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header == "| 10 parameters, ms a step | p20 | p50 | p80 |"
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    ours = ("KrADagrad, local engine", "KrADagrad, sharded engine, 1 rank")
+    assert names == [
+        "AdamW(foreach=True)",
+        *(f"{n}{kind}" for n in ours for kind in ("", ", steps with roots")),
+    ]
 
 
 def test_roots_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def told_norms(rank: int, values: list[float]) -> list[float]:
     for p, value in zip(params, values, strict=True):
         p.grad = torch.full_like(p, value)
     optimizer.step()
-    norms: list[float] = optimizer._engine._shards[0]._gradient_norms()[0].tolist()
+    norms: list[float] = optimizer._engine._shards[0]._gradient_norms([p.grad for p in params])[0].tolist()
     return norms
 
 

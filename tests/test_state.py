@@ -86,9 +86,12 @@ def test_a_learning_rate_has_the_compute_dtype(lr: float | torch.Tensor, dtype: 
 
 
 def test_gradient_norms_see_what_is_not_finite() -> None:
-    state = bucket()
-    grads = [torch.randn(shape) for shape in SHAPES]
-    grads[0][3, 3], grads[1][2] = torch.nan, -torch.inf
+    shapes = [*SHAPES, (256, 200), (200, 256)]  # the last ones by dot products on a CPU
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    state = Bucket(params, config(block_size=8), [{} for _ in params])
+    grads = [torch.randn(shape) for shape in shapes]
+    grads[0][3, 3], grads[1][2], grads[7][9, 9] = torch.nan, -torch.inf, torch.nan
     norms = state.gradient_norms(grads)
-    assert norms.isfinite().tolist() == [False, False, True, True, True, True]
-    torch.testing.assert_close(norms[2], grads[2].square().sum())
+    assert norms.isfinite().tolist() == [False, False, True, True, True, True, True, False]
+    for i in (2, 6):
+        torch.testing.assert_close(norms[i], grads[i].square().sum())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -162,9 +163,10 @@ def _views(
     """Block views of N, rows and columns, checked; those of no blocks are left out."""
     blocks, rows, columns = shape
     checks.views(name, given, rows, columns, dtypes)
-    held = sum(math.prod(view.shape[:-2]) for view in given)
+    counts = [math.prod(view.shape[:-2]) for view in given]
+    held = sum(counts)
     checks.scalar(name, held == blocks, f"views of {blocks} blocks{where}", f"{held} blocks")
-    return of_one_dtype([view for view in given if math.prod(view.shape[:-2]) > 0])
+    return of_one_dtype(list(itertools.compress(given, counts)))
 
 
 def of_one_dtype(views: list[Tensor]) -> list[Tensor]:

@@ -129,9 +129,8 @@ def parameter_step_(
     checks.like_parameters("directions", directions, params, _VIEWS)
     checks.like_parameters("second_moments", second_moments, params, _FLOAT, may_be_empty=True)
     checks.length("updates", updates, len(params))
-    for i, update in enumerate(updates):
-        if update.numel():
-            checks.tensor(f"updates[{i}]", update, list(params[i].shape), _FLOAT)
+    expected = [update if update.numel() == 0 else p for p, update in zip(params, updates, strict=True)]
+    checks.like_parameters("updates", updates, expected, _FLOAT)
     for name_, value in (("momentum", momentum), ("decay", decay), ("l2", l2)):
         checks.not_negative(name_, value)
     lists = {"momentum": momenta, "update": updates, "direction": directions, "second_moment": second_moments}

@@ -5,6 +5,7 @@ All boxes for one rank lie one after the other in one buffer of bytes, whatever 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kradagrad_ext.state import KEPT_BYTES
+
 ALIGNMENT = 16
 
 # torch 2.13 gave it a new name.
@@ -22,19 +25,49 @@ all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else d
 
 @dataclass(frozen=True)
 class Segment:
-    """A box of the tensor number `slot`: `part` of it."""
+    """A box of the tensor number `slot`: `part` of it, or all of it where that is None."""
 
     slot: int
-    part: tuple[slice, ...]
+    part: tuple[slice, ...] | None
+    shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(part.stop - part.start for part in self.part)
-
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
         return -(-math.prod(self.shape) * self.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+    @functools.cached_property
+    def stride(self) -> tuple[int, ...]:
+        """Of a contiguous tensor."""
+        return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Bytes for all segments from or to every rank, one after the other.
+
+    Attributes:
+        sizes: bytes of each rank's.  views: of the segments.
+    """
+
+    flat: Tensor
+    sizes: list[int]
+    views: list[Tensor]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[Segment]], device: torch.device, row: int | None = None) -> Buffer:
+        """For a list of segments a rank; `row`: bytes of each rank's, where its segments' may be fewer."""
+        sizes = [row or _bytes(segments) for segments in lists]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        typed = {dtype: flat.view(dtype) for dtype in {own.dtype for own in itertools.chain(*lists)}}
+        views = []
+        for first, segments in zip(itertools.accumulate(sizes, initial=0), lists, strict=False):
+            start = first
+            for own in segments:
+                offset = start // own.dtype.itemsize
+                views.append(typed[own.dtype].as_strided(own.shape, own.stride, offset))
+                start += own.bytes
+        return cls(flat, sizes, views)
 
 
 @dataclass
@@ -51,6 +84,7 @@ class Route:
     received: list[list[Segment]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._kept: dict[str, Buffer] = {}
         self.sent = [[] for _ in range(1 if self.replicated else self.ranks)]
         self.received = [[] for _ in range(self.ranks)]
 
@@ -58,73 +92,98 @@ class Route:
         self, sources: Sequence[Tensor], targets: Sequence[Tensor], group: dist.ProcessGroup
     ) -> Pending:
         """Pack and send; `Pending.finish` unpacks. `sources` and `targets`: by the segments' slots."""
-        device = (sources or targets)[0].device
-        outgoing, sizes = _buffer(self.sent, device)
-        _copy(_views(outgoing, self.sent), [sources[s.slot][s.part] for s in itertools.chain(*self.sent)])
-        incoming, expected = _buffer(self.received, device)
+        outgoing = self.outgoing((sources or targets)[0].device)
+        _copy(outgoing.views, self.sources(sources))
+        return self.send(outgoing, targets, group)
+
+    def send(self, outgoing: Buffer, targets: Sequence[Tensor], group: dist.ProcessGroup) -> Pending:
+        """As `start`, what is packed already."""
+        incoming = self._buffer("incoming", self.received, outgoing.flat.device)
         if self.replicated:
-            incoming, views, work = self._gather(outgoing, expected, group)
+            work = all_gather(incoming.flat, outgoing.flat, group=group, async_op=True)
         else:
-            views = _views(incoming, self.received)
-            work = dist.all_to_all_single(incoming, outgoing, expected, sizes, group=group, async_op=True)
-        places = [targets[s.slot][s.part] for s in itertools.chain(*self.received)]
-        return Pending(work, views, places, (incoming, outgoing))
+            work = dist.all_to_all_single(
+                incoming.flat, outgoing.flat, incoming.sizes, outgoing.sizes, group=group, async_op=True
+            )
+        return Pending(work, incoming.views, _at(targets, self._targets), outgoing)
 
-    def copy(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
-        """All of it at once, where no rank sends to another."""
-        pairs = zip(itertools.chain(*self.sent), itertools.chain(*self.received), strict=True)
-        copies = [(targets[to.slot][to.part], sources[own.slot][own.part]) for own, to in pairs]
-        _copy([target for target, _ in copies], [source for _, source in copies])
+    def sources(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """What is sent, from the tensors by their slots."""
+        return _at(tensors, self._sources)
 
-    def _gather(
-        self, own: Tensor, expected: list[int], group: dist.ProcessGroup
-    ) -> tuple[Tensor, list[Tensor], dist.Work]:
-        """As all ranks must send as much, each sends as much as the one with the most."""
-        most = max(expected)
-        padded = torch.nn.functional.pad(own, (0, most - own.numel()))
-        incoming = own.new_empty(most * self.ranks)
-        work = all_gather(incoming, padded, group=group, async_op=True)
-        rows = incoming.view(self.ranks, most)
-        views = [
-            view
-            for row, segments in zip(rows, self.received, strict=True)
-            for view in _views(row, [segments])
-        ]
-        return incoming, views, work
+    @functools.cached_property
+    def _sources(self) -> Places:
+        return _places(self.sent)
+
+    @functools.cached_property
+    def _targets(self) -> Places:
+        return _places(self.received)
+
+    def outgoing(self, device: torch.device) -> Buffer:
+        """For all that is sent."""
+        return self._buffer("outgoing", self.sent, device)
+
+    def _buffer(self, name: str, lists: Sequence[Sequence[Segment]], device: torch.device) -> Buffer:
+        """A new one, or the one that is kept where it is small.
+
+        As all ranks must send as much to all, each sends as much as the one with the most.
+        """
+        found = self._kept.get(name)
+        if found is None:
+            row = max(map(_bytes, self.received)) if self.replicated else None
+            found = Buffer.of(lists, device, row)
+            if found.flat.numel() <= KEPT_BYTES:
+                self._kept[name] = found
+        return found
 
 
 @dataclass
 class Pending:
-    """A collective under way, and what is to be done with what it brings."""
+    """A collective under way, and what is to be done with what it brings.
+
+    Attributes:
+        outgoing: to be there until it has been sent; None from then on.
+    """
 
     work: dist.Work
     views: list[Tensor]
     places: list[Tensor]
-    buffers: tuple[Tensor, Tensor]
+    outgoing: Buffer | None
 
     def finish(self) -> None:
-        """Wait and unpack.
+        """Wait and unpack; raises as `wait`."""
+        self.wait()
+        self.unpack()
+
+    def wait(self) -> None:
+        """Wait until it is there.
 
         Raises:
             RuntimeError: a rank has died or did not come within the process group's timeout.
         """
         self.work.wait()
+        self.outgoing = None
+
+    def unpack(self) -> None:
+        """Copy everything to its place."""
         _copy(self.places, self.views)
 
 
-def _buffer(lists: Sequence[Sequence[Segment]], device: torch.device) -> tuple[Tensor, list[int]]:
-    sizes = [sum(segment.bytes for segment in segments) for segments in lists]
-    return torch.empty(sum(sizes), dtype=torch.uint8, device=device), sizes
+Places = list[tuple[int, tuple[slice, ...] | None]]
+"""Slot and part of segments."""
 
 
-def _views(buffer: Tensor, lists: Sequence[Sequence[Segment]]) -> list[Tensor]:
-    """The segments' places in a buffer."""
-    views, start = [], 0
-    for segment in itertools.chain(*lists):
-        flat = buffer[start : start + math.prod(segment.shape) * segment.dtype.itemsize]
-        views.append(flat.view(segment.dtype).view(segment.shape))
-        start += segment.bytes
-    return views
+def _places(lists: Sequence[Sequence[Segment]]) -> Places:
+    return [(own.slot, own.part) for own in itertools.chain(*lists)]
+
+
+def _at(tensors: Sequence[Tensor], places: Places) -> list[Tensor]:
+    """The parts of the tensors in their slots."""
+    return [tensors[slot] if part is None else tensors[slot][part] for slot, part in places]
+
+
+def _bytes(segments: Sequence[Segment]) -> int:
+    return sum(segment.bytes for segment in segments)
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

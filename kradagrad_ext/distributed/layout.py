@@ -23,8 +23,7 @@ Boxes = tuple[Box, ...]
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of it."""
-    held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return held.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def box_of(p: Tensor, name: str) -> Box:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kradagrad_ext import grafting
+from kradagrad_ext.block_layout import Blocked
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Shape, plan_parameter
 from kradagrad_ext.state import Bucket
-from kradagrad_ext.step import Settings, Work, accumulate, plan_work, precondition, write
+from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, plan_work, precondition, write
 
-from .exchange import Route
+from .exchange import Buffer, Pending, Route
 from .pieces import Piece
 
 
@@ -52,6 +53,14 @@ class Ledger:
         grafting.scale_(self.coefficients, self.scalars, graft, update, self.numel, taken, config)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a step works on of one part: its pieces' gradients, and their parameters, which are written."""
+
+    grads: Blocked
+    params: list[Tensor]
+
+
 @dataclass
 class Part:
     """The pieces of one ledger in a chunk.
@@ -59,7 +68,6 @@ class Part:
     Attributes:
         bucket: their state, each piece as a parameter of its own.
         rows: of the ledger, for every piece.  parameters: among all of the optimizer's.
-        grads, params: their buffers on this step.
     """
 
     position: int
@@ -68,14 +76,19 @@ class Part:
     pieces: Sequence[Piece]
     rows: Tensor
     parameters: Tensor
-    grads: list[Tensor] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)
+    kept: Taken | None = None
 
-    def make_buffers(self) -> list[Tensor]:
-        """For gradients and parameters, piece by piece in turns."""
-        self.grads = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.bucket.params]
-        self.params = [torch.empty_like(g) for g in self.grads]
-        return [tensor for pair in zip(self.grads, self.params, strict=True) for tensor in pair]
+    def buffers(self) -> Taken:
+        """For gradients and parameters; small ones are kept between steps."""
+        if self.kept is not None:
+            return self.kept
+        grads, params = (
+            [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.bucket.params]
+            for _ in range(2)
+        )
+        made = Taken(self.bucket.blocked(grads), params)
+        self.kept = made if self.bucket.is_small else None
+        return made
 
 
 @dataclass
@@ -87,27 +100,45 @@ class Chunk:
     hand_back: Route
 
 
-@dataclass
+@dataclass(frozen=True)
+class Load:
+    """A chunk on its way through a step.
+
+    Attributes:
+        taken: of each part.  pending: what it is filled by; None where it is there.
+        outgoing: what the parameters are handed back from, where they lie in it.
+    """
+
+    chunk: Chunk
+    taken: list[Taken]
+    pending: Pending | None = None
+    outgoing: Buffer | None = None
+
+
+@dataclass(frozen=True)
 class Share:
     """One part's step, between its updates and its write."""
 
     part: Part
     work: Work
-    directions: list[Tensor]
+    params: list[Tensor]
     updates: list[Tensor]
+    fallbacks: list[Tensor]
 
 
-def advance(part: Part, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
+def advance(part: Part, taken: Taken, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    work = plan_work(part.bucket, settings, fresh)
+    work, grads = plan_work(part.bucket, settings, fresh), taken.grads
+    own = part.bucket.workspace(work.config)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    directions, graft_norms = accumulate(work, part.params, part.grads, coefficients, guard.active)
-    updates, norms = precondition(work, part.grads, directions, guard)
-    return Share(part, work, directions, updates), (graft_norms, norms)
+    graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, guard.active)
+    updates, norms = precondition(work, grads, own, guard)
+    share = Share(part, work, taken.params, updates, fallbacks_of(work, grads, own))
+    return share, (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
-    """Write the new values into the buffers of a part's pieces."""
+    """Write the new values of a part's pieces."""
     part = share.part
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    write(share.work, part.params, share.updates, share.directions, coefficients, guard.active)
+    write(share.work, share.params, share.updates, share.fallbacks, coefficients, guard.active)

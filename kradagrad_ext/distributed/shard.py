@@ -16,7 +16,7 @@ rank holds in buffers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import plan_parameter
-from kradagrad_ext.state import Bucket, compute_dtype, empty_state
+from kradagrad_ext.state import Bucket, compute_dtype, empty_state, presence
 from kradagrad_ext.step import LossScale, Settings
 from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
 from .layout import box_of, gather_holders, local
-from .parts import Chunk, Ledger, Part, advance, finish
-from .pieces import CHUNK_BYTES, Piece, deal, in_chunks
+from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
+from .pieces import CHUNK_BYTES, Box, Piece, deal, in_chunks
 from .stored import stored_states
 
 Key = tuple[int, torch.dtype, str]
@@ -59,6 +59,7 @@ class Shard:
     ) -> None:
         self.params, self.group = list(params), group
         self.seen: set[int] = set()
+        self.left: set[int] = set()  # parameters that are in no parameter group any more
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
@@ -131,18 +132,18 @@ class Shard:
                     shared = piece.box.intersection(box)
                     if shared is None:
                         continue
-                    here, there = shared.within(box), shared.within(piece.box)
+                    here, there = _segments(box, shared, dtype), _segments(piece.box, shared, dtype)
                     sender = holders.sender(box, owner)
                     for kind in (0, 1):
                         if sender == self.rank:
-                            fetch.sent[owner].append(Segment(2 * piece.parameter + kind, here, dtype))
+                            fetch.sent[owner].append(here(2 * piece.parameter + kind))
                         if owner == self.rank:
-                            fetch.received[sender].append(Segment(2 * index + kind, there, dtype))
+                            fetch.received[sender].append(there(2 * index + kind))
                     if self.rank in ranks:
-                        back.received[owner].append(Segment(piece.parameter, here, dtype))
+                        back.received[owner].append(here(piece.parameter))
                     if owner == self.rank:
                         for rank in (0,) if self.replicated else ranks:
-                            back.sent[rank].append(Segment(index, there, dtype))
+                            back.sent[rank].append(there(index))
         return fetch, back
 
     def step(self, settings: Mapping[int, Settings], loss_scale: LossScale) -> None:
@@ -155,24 +156,28 @@ class Shard:
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
-        locals_ = [local(p) for p in self.params]
-        fresh = self._fresh()
-        norms, present = self._gradient_norms()
-        norms, present, refused = self._sum(norms, present, loss_scale.refused(norms.device).to(norms)[None])
-        present = (present == self.ranks) & (refused == 0)
+        locals_ = list(map(local, self.params))
+        grads = [
+            None if p.grad is None or index in self.left else local(p.grad)
+            for index, p in enumerate(self.params)
+        ]
+        fresh = self._fresh(grads)
+        norms, present = self._gradient_norms(grads)
+        refused = loss_scale.refused(norms.device)
+        told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
+        norms, present, told = self._sum(norms, present, told)
+        present = (present == self.ranks) & (told == 0)
         for (position, *_), ledger in self.ledgers.items():
             if position in settings:
                 ledger.observe(norms, present, settings[position].config)
-        sources = [
-            tensor for p, own in zip(self.params, locals_, strict=True) for tensor in (_gradient(p, own), own)
-        ]
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
-        shares = []
-        for chunk in self._fetched(sources):
-            for part in chunk.parts:
+        loads, shares = [], []
+        for load in self._fetched(_sources(grads, locals_)):
+            loads.append(load)
+            for part, taken in zip(load.chunk.parts, load.taken, strict=True):
                 if part.position in settings:
                     own = settings[part.position]
-                    share, (graft, update) = advance(part, own, fresh)
+                    share, (graft, update) = advance(part, taken, own, fresh)
                     shares.append(share)
                     graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
                     update_norms.index_add_(0, part.parameters, update.to(norms.dtype))
@@ -182,11 +187,11 @@ class Shard:
                 ledger.scale(graft_norms, update_norms, settings[position])
         for share in shares:
             finish(share)
-        self._hand_back(locals_)
+        self._hand_back(loads, locals_)
 
-    def _fresh(self) -> bool:
+    def _fresh(self, grads: Sequence[Tensor | None]) -> bool:
         """Whether a parameter takes its first step."""
-        present = {index for index, p in enumerate(self.params) if p.grad is not None}
+        present = {index for index, grad in enumerate(grads) if grad is not None}
         fresh = not present <= self.seen
         self.seen |= present
         return fresh
@@ -218,23 +223,26 @@ class Shard:
                 states[index]["scalars"] = ledger.scalars[row]
         return states
 
-    def _gradient_norms(self) -> tuple[Tensor, Tensor]:
+    def _gradient_norms(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """|g|_F^2 of what this rank has to tell of every gradient ``[P]``, and whether there is one.
 
         Of replicas, each tells of its share of the parameters.
+
+        Args:
+            grads: what this rank holds of the gradients.
         """
         told: dict[torch.dtype, dict[int, Tensor]] = {}
         for index in self.told:
-            grad = self.params[index].grad
+            grad = grads[index]
             if grad is not None:
-                told.setdefault(grad.dtype, {})[index] = local(grad)
+                told.setdefault(grad.dtype, {})[index] = grad
         none = torch.zeros((), dtype=torch.float64, device=self.masks.device)
         norms = [none] * len(self.params)
-        for grads in told.values():
-            found = torch._foreach_norm(list(grads.values()), 2, dtype=torch.float64)
-            for index, norm in zip(grads, found, strict=True):
+        for own in told.values():
+            found = torch._foreach_norm(list(own.values()), 2, dtype=torch.float64)
+            for index, norm in zip(own, found, strict=True):
                 norms[index] = norm
-        present = self.masks.of(tuple(p.grad is not None for p in self.params))
+        present = self.masks.of(presence(grads))
         return torch.stack(norms).square(), present.to(torch.float64)
 
     def _told(self) -> list[int]:
@@ -252,41 +260,66 @@ class Shard:
         dist.all_reduce(flat, group=self.group)
         return list(torch.split(flat, [len(vector) for vector in vectors]))
 
-    def _fetched(self, sources: Sequence[Tensor]) -> Iterator[Chunk]:
+    def _fetched(self, sources: Sequence[Tensor]) -> Iterator[Load]:
         """The chunks with their gradients and parameters; the next one is on its way."""
-        pending = self._fetch(self.chunks[0], sources)
-        for chunk, following in zip(self.chunks, [*self.chunks[1:], None], strict=True):
-            upcoming = self._fetch(following, sources) if following else None
-            if pending:
-                pending.finish()
-            pending = upcoming
-            yield chunk
+        upcoming = self._fetch(self.chunks[0], sources)
+        for following in (*self.chunks[1:], None):
+            load = upcoming
+            if following is not None:
+                upcoming = self._fetch(following, sources)
+            if load.pending is not None:
+                load.pending.finish()
+            yield load
 
-    def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> Pending | None:
-        targets = [buffer for part in chunk.parts for buffer in part.make_buffers()]
+    def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> Load:
         if self.replicated:
-            chunk.fetch.copy(sources, targets)
-            return None
-        return chunk.fetch.start(sources, targets, self.group)
+            return self._found(chunk, sources)
+        taken = [part.buffers() for part in chunk.parts]
+        pairs = (pair for own in taken for pair in zip(own.grads.tensors, own.params, strict=True))
+        return Load(chunk, taken, chunk.fetch.start(sources, list(itertools.chain(*pairs)), self.group))
 
-    def _hand_back(self, locals_: Sequence[Tensor]) -> None:
+    def _found(self, chunk: Chunk, sources: Sequence[Tensor]) -> Load:
+        """A chunk that is here: gradients serve as they are, parameters go where they are sent from."""
+        found = chunk.fetch.sources(sources)
+        outgoing = chunk.hand_back.outgoing(self.masks.device)
+        if found:
+            torch._foreach_copy_(outgoing.views, found[1::2])
+        grads, params = iter(found[::2]), iter(outgoing.views)
+        taken = []
+        for part in chunk.parts:
+            count = len(part.pieces)
+            own = part.bucket.blocked(list(itertools.islice(grads, count)))
+            taken.append(Taken(own, list(itertools.islice(params, count))))
+        return Load(chunk, taken, outgoing=outgoing)
+
+    def _hand_back(self, loads: Sequence[Load], locals_: Sequence[Tensor]) -> None:
         """Every rank's new parameters, and only when all of them are there, their write."""
-        staged = [torch.empty_like(own) for own in locals_]
         under_way: list[Pending] = []
-        for chunk in self.chunks:
-            pieces = [param for part in chunk.parts for param in part.params]
-            under_way.append(chunk.hand_back.start(pieces, staged, self.group))
+        for load in loads:
+            route = load.chunk.hand_back
+            if load.outgoing is not None:
+                under_way.append(route.send(load.outgoing, locals_, self.group))
+            else:
+                pieces = [param for own in load.taken for param in own.params]
+                under_way.append(route.start(pieces, locals_, self.group))
             if len(under_way) > 1:
-                under_way.pop(0).finish()
+                under_way[-2].wait()
+        under_way[-1].wait()
         for pending in under_way:
-            pending.finish()
-        torch._foreach_copy_(list(locals_), staged)
+            pending.unpack()
+
+
+def _segments(whole: Box, shared: Box, dtype: torch.dtype) -> Callable[[int], Segment]:
+    """A segment of any slot whose tensor holds the box `whole`."""
+    part = None if shared == whole else shared.within(whole)
+    return lambda slot: Segment(slot, part, shared.shape, dtype)
 
 
 def _graft(p: Tensor, config: Config) -> str:
     return config.for_blocks(bool(plan_parameter(tuple(p.shape), config).regions)).graft
 
 
-def _gradient(p: Tensor, own: Tensor) -> Tensor:
-    """What this rank holds of the gradient; zeros where there is none, which nothing depends on."""
-    return torch.zeros_like(own) if p.grad is None else local(p.grad)
+def _sources(grads: Sequence[Tensor | None], locals_: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients and parameters in turns; zeros for a gradient that is not there, which nothing depends on."""
+    pairs = zip(grads, locals_, strict=True)
+    return [tensor for g, own in pairs for tensor in (torch.zeros_like(own) if g is None else g, own)]

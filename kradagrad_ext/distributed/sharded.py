@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ class Sharded:
         self.step = torch.compiler.disable(self._step)  # type: ignore[no-untyped-call]
         self._all: Sequence[Settings] = ()
         self._live: dict[Tensor, dict[str, Tensor]] = {}
+        self._given: list[Tensor] = []
+        self._consolidated = False
 
     def check(self, settings: Sequence[Settings]) -> None:
         """Raise ValueError if an option does not fit sharding, or the state that there is.
@@ -49,10 +52,17 @@ class Sharded:
             settings: of all parameter groups.
         """
         self._all = settings
+        given = [p for own in settings for p in own.params]
+        if len(given) == len(self._given) and all(map(operator.is_, given, self._given)):
+            return
         new = [(own, i, p) for own in settings for i, p in enumerate(own.params) if p not in self._live]
         if new:
             self._shards.append(self._make_shard(new))
             self._state.update(self._live)
+        held = set(given)
+        for shard in self._shards:
+            shard.left = {index for index, p in enumerate(shard.params) if p not in held}
+        self._given = given
 
     def consolidate(self, to: int) -> None:
         """Gather every tensor that lies in pieces on one rank of the group; on all ranks alike.
@@ -61,6 +71,7 @@ class Sharded:
         """
         if not 0 <= to < self._group.size():
             raise ValueError(f"KrADagrad: `to` must be a rank in [0, {self._group.size()}), got {to}")
+        self._consolidated = True
         for own in self._all:
             for p in own.params:
                 expected = empty_state(p, own.config)
@@ -85,7 +96,7 @@ class Sharded:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
         self.complete(self._all)
         self._scatter()
-        loss_scale.unscale_([local(p.grad) for own in settings for p in own.params if p.grad is not None])
+        loss_scale.unscale_(settings, local)
         for own in settings:
             own.count()
         by_position = {own.position: own for own in settings}
@@ -95,6 +106,9 @@ class Sharded:
 
     def _scatter(self) -> None:
         """Forget what was consolidated, which no longer holds."""
+        if not self._consolidated:
+            return
+        self._consolidated = False
         for values in self._live.values():
             for value in values.values():
                 if isinstance(value, StoredPieces):

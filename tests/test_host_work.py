@@ -1,0 +1,268 @@
+"""What the host makes once for all steps: that steps use it again, and that nothing of it is stale."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from test_distributed_edges import SETTLED, Operations
+from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
+from torch import Tensor, nn
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.backends import reference
+from kradagrad_ext.config import KeptConfigs
+
+SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
+
+Change = Callable[[KrADagrad, list[nn.Parameter], int], None]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same, with its dims in reverse order in memory."""
+    dims = range(tensor.ndim - 1, -1, -1)
+    return tensor.permute(*dims).contiguous().permute(*dims)
+
+
+def other_data(_: KrADagrad, params: list[nn.Parameter], step: int) -> None:
+    p = params[step % len(params)]
+    p.data = p.data.clone() if step % 2 else transposed(p.data)
+
+
+def other_options(optimizer: KrADagrad, _: list[nn.Parameter], step: int) -> None:
+    group = optimizer.param_groups[0]
+    group["lr"] *= 0.9
+    group["nesterov"] = step % 3 == 1
+    group["betas"] = (0.9 - step / 100, 0.99)
+    group["weight_decay"] = step / 10
+    group["root_method"] = ("eigh", "polar")[step % 2]
+
+
+def options_in_place(optimizer: KrADagrad, _: list[nn.Parameter], step: int) -> None:
+    group = optimizer.param_groups[0]
+    if not isinstance(group["betas"], list):
+        group["betas"] = list(group["betas"])
+    group["betas"][0] = 0.9 - step / 100
+
+
+def gradients_come_and_go(_: KrADagrad, params: list[nn.Parameter], step: int) -> None:
+    for i, p in enumerate(params):
+        if (step < 3 and i == 1) or step % 4 == i:
+            p.grad = None
+
+
+CHANGES = [other_data, other_options, options_in_place, gradients_come_and_go]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("options", [{}, {"momentum_on": "update"}], ids=str)
+def test_steps_are_those_of_an_optimizer_that_keeps_nothing(
+    change: Change, options: dict[str, Any], backend: str
+) -> None:
+    """To the bit: loading its own state makes an optimizer forget all but that."""
+    ours, forgetful = parameters(*SHAPES), parameters(*SHAPES)
+    pairs = [(KrADagrad(own, **SMALL, backend=backend, **options), own) for own in (ours, forgetful)]
+    for step in range(10):
+        pairs[1][0].load_state_dict(pairs[1][0].state_dict())
+        for optimizer, own in pairs:
+            set_gradients(own, step)
+            change(optimizer, own, step)
+            optimizer.step()
+        assert all(map(torch.equal, ours, forgetful)), step
+
+
+def test_gradients_may_lie_otherwise_on_every_step(backend: str) -> None:
+    """Transposed, with gaps, within another tensor."""
+    ours, plain = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer, other = (KrADagrad(own, **SMALL, backend=backend) for own in (ours, plain))
+    for step in range(12):
+        set_gradients(ours, step)
+        for p in ours:
+            assert p.grad is not None
+            spaced = torch.zeros(*p.shape[:-1], 2 * p.shape[-1])[..., ::2]
+            ways = (p.grad, transposed(p.grad), spaced, torch.zeros(3, *p.shape)[1])
+            p.grad = ways[step % len(ways)].copy_(p.grad)
+        set_gradients(plain, step)
+        optimizer.step()
+        other.step()
+    assert relative_difference(ours, plain) < 1e-5
+
+
+def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
+    """Whether a parameter that left its group stays, and how far others are from where it had no gradient."""
+    ours, frozen = parameters(*SHAPES), parameters(*SHAPES)
+    left, other = KrADagrad(ours, **SMALL, **options), KrADagrad(frozen, **SMALL, **options)
+    train(left, ours, range(3))
+    train(other, frozen, range(3))
+    del left.param_groups[0]["params"][1]
+    before = ours[1].detach().clone()
+    for step in range(3, 8):
+        set_gradients(ours, step)
+        set_gradients(frozen, step)
+        frozen[1].grad = None
+        left.step()
+        other.step()
+    return torch.equal(ours[1], before), relative_difference(ours, frozen)
+
+
+def test_a_parameter_that_left_its_group_is_stepped_no_more(backend: str) -> None:
+    stays, difference = steps_after_one_has_left(backend=backend)
+    assert stays
+    assert difference < 1e-6
+
+
+def leaving_rank(rank: int) -> tuple[bool, float]:
+    return steps_after_one_has_left(process_group=dist.group.WORLD)
+
+
+def test_a_parameter_that_left_its_group_is_stepped_by_no_rank(tmp_path: Path) -> None:
+    for stays, difference in ranks.launch(2, leaving_rank, tmp_path):
+        assert stays
+        assert difference < 1e-6
+
+
+def test_a_parameter_whose_state_is_gone_starts_anew(backend: str) -> None:
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL, backend=backend)
+    train(optimizer, params, range(3))
+    del optimizer.state[params[0]]
+    train(optimizer, params, range(3, 5))
+    assert [int(optimizer.state[p]["scalars"][0]) for p in params] == [2, 5, 5, 5]
+
+
+def test_an_option_that_went_bad_is_refused_and_nothing_changes() -> None:
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params, range(2))
+    before = [p.detach().clone() for p in params]
+    optimizer.param_groups[0]["damping"] = -1.0
+    with pytest.raises(ValueError, match="`damping` must be a number > 0"):
+        train(optimizer, params, range(2, 3))
+    assert optimizer.param_groups[0]["step"] == 2
+    assert all(map(torch.equal, before, params))
+
+
+def test_options_are_checked_once_for_the_same_objects() -> None:
+    group = KrADagrad([torch.zeros(2, 2)]).param_groups[0]
+    configs = KeptConfigs()
+    first = configs.of(0, group)
+    assert configs.of(0, group) is first
+    group["lr"] = 0.5
+    assert configs.of(0, group) is first, "lr is not among them"
+    group["betas"] = [0.9, 0.99]
+    assert configs.of(0, group).betas[0] == 0.9
+    group["betas"][0] = 1.5  # in the same object
+    with pytest.raises(ValueError, match="betas"):
+        configs.of(0, group)
+    group["betas"] = (0.9, 0.99)
+    group["merge_dims"] = 1  # equal to what it was, but no bool
+    with pytest.raises(ValueError, match="merge_dims"):
+        configs.of(0, group)
+    del group["merge_dims"]
+    with pytest.raises(ValueError, match=r"lacks the options \['merge_dims'\]"):
+        configs.of(0, group)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
+    """What the ops of a step are given, by name; they do nothing."""
+    calls: list[tuple[str, list[Tensor]]] = []
+
+    def accumulate_(*arguments: Any) -> None:
+        for name, place in (("momenta", 0), ("second moments", 1), ("lookahead", 2), ("parameters", 5)):
+            calls.append((name, arguments[place]))
+
+    def kron_step_(groups: Any, *_: Any, **__: Any) -> None:
+        for group in groups:
+            sides = (group.left, group.right)
+            calls.append(("sides", [t for side in sides for t in (side.factor, side.statistics, side.root)]))
+            calls.append(("directions", group.directions))
+            calls.append(("out", group.out))
+
+    def parameter_step_(*arguments: Any) -> None:
+        for name, place in (("parameters", 0), ("updates", 2), ("fallbacks", 3)):
+            calls.append((name, arguments[place]))
+
+    monkeypatch.setattr(reference, "accumulate_", accumulate_)
+    monkeypatch.setattr(reference, "kron_step_", kron_step_)
+    monkeypatch.setattr(reference, "parameter_step_", parameter_step_)
+    monkeypatch.setattr(reference, "update_factor_", lambda *_: None)
+    return calls
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_ops_are_given_the_same_tensors_on_every_step(
+    nesterov: bool, given: list[tuple[str, list[Tensor]]]
+) -> None:
+    """Of parameters, moments, buffers and blocks; but gradients are new ones."""
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **(SMALL | {"root_every": 100}), nesterov=nesterov, backend="reference")
+    optimizer.param_groups[0]["step"] = SETTLED
+    seen = []
+    for step in range(3):
+        given.clear()
+        set_gradients(params, step)
+        optimizer.step()
+        seen.append(list(given)[-10:])  # a first step updates factors, then makes roots
+    for first, again in zip(seen[0], seen[2], strict=True):
+        assert first[0] == again[0]
+        assert len(first[1]) == len(again[1])
+        assert all(a is b for a, b in zip(first[1], again[1], strict=True)), first[0]
+
+
+def operations_of_a_step(layers: int, shape: tuple[int, ...], **options: Any) -> Counter[str]:
+    params = [nn.Parameter(torch.zeros(size)) for size in (shape, shape[-1:]) * layers]
+    optimizer = KrADagrad(params, **(SMALL | {"root_every": 100} | options))
+    optimizer.param_groups[0]["step"] = SETTLED
+    with Operations() as operations:
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            operations.counts.clear()
+            optimizer.step()
+    return operations.counts
+
+
+@pytest.mark.usefixtures("given")
+def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_a_parameter() -> None:
+    few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in (2, 6))
+    assert few == many, "blocks that are whole parameters"
+    few, many = (operations_of_a_step(layers, (16, 24), backend="reference") for layers in (2, 6))
+    assert many - few == {"as_strided": 4}
+    assert few <= many
+
+
+def operations_of_a_rank(rank: int, layers: int) -> Counter[str]:
+    reference.accumulate_ = reference.parameter_step_ = reference.kron_step_ = lambda *_, **__: None
+    return operations_of_a_step(layers, (8, 8), backend="reference", process_group=dist.group.WORLD)
+
+
+def test_a_step_of_the_sharded_engine_makes_no_operation_of_a_parameter(tmp_path: Path) -> None:
+    few, many = (ranks.launch(1, operations_of_a_rank, tmp_path, layers)[0] for layers in (2, 6))
+    assert few == many
+
+
+def gradients_held_after_a_step(**options: Any) -> int:
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL, **options)
+    train(optimizer, params, range(2))
+    held = [weakref.ref(p.grad) for p in params if p.grad is not None]
+    optimizer.zero_grad()
+    return sum(grad() is not None for grad in held)
+
+
+def holding_rank(rank: int) -> int:
+    return gradients_held_after_a_step(process_group=dist.group.WORLD)
+
+
+def test_nothing_holds_gradients_after_a_step(tmp_path: Path) -> None:
+    """Their memory is the model's again once the training loop lets go of them."""
+    assert gradients_held_after_a_step() == 0
+    assert ranks.launch(2, holding_rank, tmp_path) == [0, 0]
