@@ -21,7 +21,7 @@ def config(**options: object) -> Config:
 
 def root_steps(own: Config, last: int) -> Iterator[int]:
     """The steps up to `last` on which all roots are made."""
-    return (number for number in range(1, last + 1) if Clock(number).roots_due(own))
+    return (number for number in range(1, last + 1) if Clock(number).turn(own, in_turns=False))
 
 
 def test_roots_are_made_on_every_step_at_first() -> None:
@@ -36,9 +36,33 @@ def test_roots_are_made_on_every_step_at_first() -> None:
 def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int) -> None:
     """New ones come within twice `root_every` steps; once the interval is that long, on its multiples."""
     own = config(root_every=root_every)
-    assert any(Clock(number + later).roots_due(own) for later in range(2 * root_every))
+    assert any(Clock(number + later).turn(own, in_turns=False) for later in range(2 * root_every))
     if number >= GROWTH * min(root_every, GROWTH):
-        assert Clock(number).roots_due(own) == (number % root_every == 0)
+        assert (Clock(number).turn(own, in_turns=False) is not None) == (number % root_every == 0)
+
+
+@given(root_every=st.integers(1, 25), blocks=st.integers(1, 60), first=st.integers(1, 500))
+def test_in_turns_all_blocks_have_new_roots_within_the_interval(
+    root_every: int, blocks: int, first: int
+) -> None:
+    """While the interval grows within two of them; no step makes more than its share."""
+    own, device = config(root_every=root_every), torch.device("cpu")
+    made = torch.zeros(blocks, dtype=torch.bool)
+    settled = first >= GROWTH * min(root_every, GROWTH)
+    for number in range(first, first + (1 if settled else 2) * root_every):
+        turn = Clock(number).turn(own, in_turns=True)
+        due = turn.due(blocks, device)
+        assert len(due) == -(-blocks // turn.turns)
+        made[due] = True
+    assert made.all()
+
+
+@pytest.mark.parametrize("root_every", [1, 2, 10])
+def test_in_turns_damping_enters_with_every_third_update(root_every: int) -> None:
+    own = config(root_every=root_every)
+    entered = [Clock(number).damped_updates(own, in_turns=True) for number in range(1, 61)]
+    assert sum(entered) == 60
+    assert max(map(len, "".join("x" if one == 0 else " " for one in entered).split()), default=0) <= 2
 
 
 @given(root_every=st.integers(1, 30), factor_every=st.integers(1, 30))
@@ -50,13 +74,14 @@ def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: 
         clock = Clock(number)
         if clock.factors_due(own):
             updates += 1
-            damping += clock.damped_updates(own)
+            damping += clock.damped_updates(own, in_turns=False)
         if number % root_every == 0:
             assert damping >= updates - 1 - 1e-9
     assert damping <= updates + 2 * root_every
 
 
+@pytest.mark.parametrize("in_turns", [True, False])
 @pytest.mark.parametrize("root_every", [1, 10])
-def test_nothing_is_damped_where_nothing_is_forgotten(root_every: int) -> None:
+def test_nothing_is_damped_where_nothing_is_forgotten(root_every: int, in_turns: bool) -> None:
     own = config(root_every=root_every, factor_decay=1.0)
-    assert all(Clock(number).damped_updates(own) == 0 for number in range(1, 200))
+    assert all(Clock(number).damped_updates(own, in_turns) == 0 for number in range(1, 200))

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     },
     "packed": {"config", "plan", "packing", "preconditioner", "state", "backends.base"},
     "captured": {"config", "preconditioner", "state", "backends.base"},
-    "clock": {"config"},
+    "clock": {"config", "backends.base"},
     "packing": set(),
     "block_views": set(),
     "block_layout": {"plan"},

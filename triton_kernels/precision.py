@@ -1,7 +1,8 @@
 """a b for tiles of float32 on tensor cores, from terms that they multiply exactly.
 
-``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``tf32x3``: the same in tf32. ``fp32``: fused
-multiply-adds. The smallest products are added first. An operand that is bfloat16 is its own first term: the products with its others are left out.
+``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``tf32x3``: the same in tf32. ``fp32``:
+fused multiply-adds. The smallest products are added first. An operand that is bfloat16 is its own first
+term: the products with its other are left out.
 """
 
 from __future__ import annotations

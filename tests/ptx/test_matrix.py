@@ -1,4 +1,4 @@
-"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds which element, typed from the PTX ISA's figures."""
+"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds what, typed from the PTX ISA's figures."""
 
 import itertools
 
@@ -215,7 +215,8 @@ def test_movmatrix():
     values = np.random.default_rng(4).integers(0, 1 << 16, (8, 8), np.uint16)
     out = np.zeros((8, 8), np.uint16)
     body = """mov.u32 %r1, %laneid; mad.wide.u32 %d2, %r1, 4, %d0; mad.wide.u32 %d3, %r1, 4, %d1;
-      ld.global.b32 %r2, [%d2]; movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r2; st.global.b32 [%d3], %r2; ret;"""
+      ld.global.b32 %r2, [%d2]; movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r2;
+      st.global.b32 [%d3], %r2; ret;"""
     execute(body, [values, out]).assert_clean()
     assert (out == values.T).all()
 
