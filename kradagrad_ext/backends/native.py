@@ -193,7 +193,6 @@ _ROOT_SIDES = ((157 << 10, 128), (73 << 10, 64))
 """Bytes of shared memory of a CTA, and the longest sides of factors that are rooted on chip with them."""
 
 
-@functools.cache
 def _longest_root_side(device: torch.device) -> int:
     """Of factors that the kernels of a device root on chip; 0 on a CPU."""
     if device.type != "cuda":
@@ -207,9 +206,9 @@ def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`; torch's products on a CPU, and for sides that do not fit a chip."""
     on_chip: list[RootSide] = []
     others: list[RootSide] = []
+    longest = _longest_root_side(sides[0].active.device) if sides else 0
     for of in sides:
-        fits = of.side.factor.shape[-1] <= _longest_root_side(of.side.factor.device)
-        (on_chip if fits else others).append(of)
+        (on_chip if of.side.factor.shape[-1] <= longest else others).append(of)
     polar.polar_roots_(others, rule, turn)
     if not on_chip:
         return
