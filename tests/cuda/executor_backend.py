@@ -26,6 +26,9 @@ SOURCES = {
     "resident_update": "resident_update",
     "resident_precondition": "resident_precondition",
     "resident_root": "resident_root",
+    "wide_update": "wide_update",
+    "wide_precondition": "wide_precondition",
+    "wide_root": "wide_root",
     "gradient_norms": "square_root_state",
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
@@ -85,6 +88,7 @@ class Executor:
 
     name = "executor"
     shared_limit = 163 << 10  # bytes of shared memory that a CTA may have
+    multiprocessors = 3  # few, so that CTAs of wide blocks take more than one
 
     def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, races: bool = True) -> None:
         self.seed = seed
@@ -161,6 +165,7 @@ class Executor:
             0 if norms is None else device.address(norms),
             self.scratch_bytes,
             self.shared_limit,
+            self.multiprocessors,
         )
         self.run(device, plan)
 
@@ -228,7 +233,8 @@ class Executor:
         ]
         counter = 0 if turn.counter is None else device.address(turn.counter)
         scalars = (rule.polynomials, rule.bound, rule.precision, turn.number, turn.turns, counter)
-        self.run(device, toolchain.plans().roots(described, *scalars))
+        plan = toolchain.plans().roots(described, *scalars, self.shared_limit, self.multiprocessors)
+        self.run(device, plan)
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
         return reference.decomposed_roots(factors, p)
