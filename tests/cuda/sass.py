@@ -25,8 +25,8 @@ Chain = tuple[tuple[str, int], ...]
 LOCATION = re.compile(r'\s*//## File "([^"]+)", line (\d+)')
 LABEL = re.compile(r"(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
-TARGET = re.compile(r"(.*)`\((\.L_x_\d+)\)")
-ENDS = {"BRA", "CALL", "EXIT", "RET"}
+TARGET = re.compile(r"\.L_x_\d+")
+ENDS = {"BRA", "BRX", "CALL", "EXIT", "RET"}
 """Opcodes that end a basic block."""
 
 
@@ -47,13 +47,12 @@ class Instruction:
     @property
     def conditional(self) -> bool:
         """Whether a branch may fall through: by a predicate before it, or among its operands."""
-        found = TARGET.match(self.operands)
-        return bool(self.predicate) or (found is not None and "P" in found[1])
+        return bool(self.predicate) or "P" in self.operands.partition("`")[0]
 
     @property
-    def target(self) -> str | None:
-        found = TARGET.match(self.operands)
-        return found[2] if found else None
+    def targets(self) -> list[str]:
+        """Labels among its operands."""
+        return TARGET.findall(self.operands)
 
 
 @dataclass
@@ -73,12 +72,12 @@ class Block:
         """Labels of the blocks that follow on the usual path; None for the next one."""
         for instruction in self.instructions:
             if instruction.kind == "BSSY":  # where its BSYNC goes
-                yield instruction.target
+                yield from instruction.targets
         last = self.instructions[-1]
         parted = last.opcode.startswith("BRA.DIV")
-        if last.kind == "BRA" and not parted:
-            yield last.target
-        if last.kind not in ENDS or parted or last.conditional:
+        if last.kind in {"BRA", "BRX"} and not parted:
+            yield from last.targets
+        if last.kind not in ENDS or parted or (last.kind != "BRX" and last.conditional):
             yield None
 
 
@@ -96,8 +95,6 @@ def parse(listing: str) -> list[Block]:
         elif found := INSTRUCTION.match(line):
             complete = True
             instruction = Instruction(found[2], found[1] or "", found[3], tuple(chain))
-            if instruction.kind == "BRX":
-                raise ValueError("a table of branches, which are not followed")
             blocks[-1].instructions.append(instruction)
             if instruction.kind in ENDS:
                 blocks.append(Block())
