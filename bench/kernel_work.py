@@ -135,7 +135,7 @@ def record(name: str, call: Call, architecture: str) -> KernelWork:
     ctas, warps = launched.ctas, math.ceil(launched.shape.threads / WARP)
     made = sass.registers_and_shared(name, architecture)
     weighed = weigh(name, call, architecture)
-    small = waits.lookups(kernel(name).text, launched.counters)
+    small = waits.lookups(launched.counters)
     waited = waits.waits(weighed, small, ctas, math.ceil(warps / issue_slots.SCHEDULERS))
 
     def mean(*counters: str) -> float:
@@ -165,8 +165,7 @@ def record(name: str, call: Call, architecture: str) -> KernelWork:
 
 def weigh(name: str, call: Call, architecture: str) -> issue_slots.Weighed:
     """How often the machine code of a kernel runs in a call."""
-    code = sass.usual_code(name, architecture)
-    return issue_slots.weigh(code, kernel(name).text, run(call)[name].counters)
+    return issue_slots.weigh(sass.usual_code(name, architecture), run(call)[name].counters)
 
 
 def records(architectures: Sequence[str]) -> Iterator[KernelWork]:
@@ -211,9 +210,10 @@ def lines(name: str, architecture: str, most: int) -> str:
     call = next(call for call in CALLS if name in run(call))
     weighed, ctas = weigh(name, call, architecture), run(call)[name].ctas
     busiest = max(range(issue_slots.SCHEDULERS), key=lambda scheduler: weighed.slots[scheduler])
+    chains = issue_slots.chains(kernel(name).text)
     parts = [f"# {name}, {call}, {architecture}\n\n{weighed.slots[busiest] / ctas:.0f} issue slots a CTA\n"]
     for title, depth in (("By source line", 0), ("By line of the kernel's own class", -4)):
-        places = weighed.by_place(functools.partial(place, depth=depth), busiest)
+        places = weighed.by_place(lambda line, depth=depth: place(chains[line], depth), busiest)
         ordered = sorted(places.items(), key=lambda item: -item[1].total())[:most]
         rows = [
             (f"{Path(file).name}:{number}", f"{kinds.total() / ctas:.0f}", shares(kinds, ctas))
@@ -223,7 +223,7 @@ def lines(name: str, architecture: str, most: int) -> str:
     return "\n".join(parts)
 
 
-def place(chain: sass.Chain, depth: int) -> tuple[str, int]:
+def place(chain: issue_slots.Chain, depth: int) -> tuple[str, int]:
     """A line of a chain, from the inside or, below 0, from the outside; the outermost if it is shorter."""
     if not chain:
         return "no line", 0

@@ -116,8 +116,8 @@ def dump(file: Path, *arguments: str, tool: str = "cuobjdump") -> str:
 
 
 def disassemble(cubin: Path) -> str:
-    """The code of a cubin with the source lines of its instructions, and what these are inlined at."""
-    return dump(cubin, "-gi", "-c", tool="nvdisasm")
+    """The code of a cubin with the source lines of its instructions."""
+    return dump(cubin, "-g", "-c", tool="nvdisasm")
 
 
 @functools.cache

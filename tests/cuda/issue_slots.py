@@ -1,9 +1,9 @@
 """How often the machine code of a kernel runs, from the executions of its PTX.
 
-An instruction of either is told by its source line and all that it is inlined at. ptxas moves and duplicates
-instructions, and folds short branches into predicates, but all instructions of a basic block run equally
-often: as often as most of their lines do in the PTX. What is predicated takes a slot whether or not its
-predicate holds, so a folded branch counts on both its sides.
+Every instruction of machine code has a line of PTX. ptxas moves and duplicates instructions, and folds short
+branches into predicates, but all instructions of a basic block run equally often: as often as most of their
+lines do in the PTX. What is predicated takes a slot whether or not its predicate holds, so a folded branch
+counts on both its sides.
 
 Loops that ptxas unrolls would count too often: `test_issue_slots.py` compares with the PTX what has one
 instruction in both.
@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import ptx
 
-from .sass import Block, Chain, Instruction
+from .sass import Block, Instruction
 
 SCHEDULERS = 4
 Runs = tuple[float, ...]
 """Of every scheduler."""
+
+Chain = tuple[tuple[str, int], ...]
+"""File and line of an instruction, then those that it was inlined at, from the inside to the outside."""
 
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', re.MULTILINE)
 POSITION = re.compile(r"\s*\.loc\s+(\d+ \d+ \d+)(?:,.*\binlined_at\s+(\d+ \d+ \d+))?")
@@ -46,25 +49,16 @@ def chains(text: str) -> list[Chain]:
 
 
 class Executions:
-    """Of the PTX of one kernel, by the place in the sources, over some launches."""
+    """Of the PTX of one kernel, over some launches."""
 
-    def __init__(self, text: str, launches: Sequence[ptx.Counters]) -> None:
-        self._by_chain: dict[Chain, Counter[Runs]] = defaultdict(Counter)
-        self._by_line: dict[Chain, Counter[Runs]] = defaultdict(Counter)
-        places = chains(text)
+    def __init__(self, launches: Sequence[ptx.Counters]) -> None:
+        self._runs: dict[int, Runs] = {}
         for same in zip(*(counters.instructions for counters in launches), strict=True):
-            chain = places[same[0][0]]
-            runs = tuple(sum(counts) for counts in zip(*(counts for *_, counts in same), strict=True))
-            self._by_chain[chain][runs] += 1
-            self._by_line[chain[:1]][runs] += 1
+            counts = zip(*(counts for *_, counts in same), strict=True)
+            self._runs[same[0][0]] = tuple(map(sum, counts))
 
     def _votes(self, instructions: Iterable[Instruction]) -> Counter[Runs]:
-        votes: Counter[Runs] = Counter()
-        for instruction in instructions:
-            of_place = self._by_chain.get(instruction.chain) or self._by_line.get(instruction.chain[:1], {})
-            for runs, count in of_place.items():
-                votes[runs] += count / sum(of_place.values())
-        return votes
+        return Counter(self._runs[i.line] for i in instructions if i.line in self._runs)
 
     def of(self, block: Block) -> Runs:
         """How often a basic block runs."""
@@ -74,7 +68,7 @@ class Executions:
         )
         if not votes:
             return (0.0,) * SCHEDULERS
-        return max(votes.items(), key=lambda vote: (round(vote[1], 6), sum(vote[0])))[0]
+        return max(votes.items(), key=lambda vote: (vote[1], sum(vote[0])))[0]
 
 
 @dataclass(frozen=True)
@@ -92,23 +86,25 @@ class Weighed:
         """Issue slots of some opcodes."""
         return self._sum(lambda instruction: instruction.kind in kinds)
 
-    def _sum(self, counts) -> Runs:
+    def _sum(self, counts: Callable[[Instruction], bool]) -> Runs:
         sums = [0.0] * SCHEDULERS
         for block, runs in self.blocks:
             number = sum(map(counts, block.instructions))
             sums = [total + number * own for total, own in zip(sums, runs, strict=True)]
         return tuple(sums)
 
-    def by_place(self, place, scheduler: int) -> dict[tuple[str, int], Counter[str]]:
-        """Slots of a scheduler by what `place` makes of an instruction's chain, and opcode."""
+    def by_place(
+        self, place: Callable[[int], tuple[str, int]], scheduler: int
+    ) -> dict[tuple[str, int], Counter[str]]:
+        """Slots of a scheduler by what `place` makes of an instruction's line, and opcode."""
         result: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
         for block, runs in self.blocks:
             for instruction in block.instructions:
-                result[place(instruction.chain)][instruction.kind] += runs[scheduler]
+                result[place(instruction.line)][instruction.kind] += runs[scheduler]
         return result
 
 
-def weigh(code: Iterable[Block], text: str, launches: Sequence[ptx.Counters]) -> Weighed:
-    """How often the usual code of a kernel runs in some launches; `text`: its module in PTX."""
-    executions = Executions(text, launches)
+def weigh(code: Iterable[Block], launches: Sequence[ptx.Counters]) -> Weighed:
+    """How often the usual code of a kernel runs in some launches."""
+    executions = Executions(launches)
     return Weighed(tuple((block, executions.of(block)) for block in code))

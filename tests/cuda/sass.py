@@ -1,7 +1,8 @@
-"""The machine code that ptxas makes of one kernel: basic blocks, whose instructions know their source lines.
+"""The machine code that ptxas makes of one kernel: basic blocks, whose instructions know their lines of PTX.
 
-Code that is not on the usual path is told apart: subroutines for operands out of the usual range, code for
-warps whose lanes have parted, and what leads to them.
+Places in the sources would not do: code that is inlined many times has the same ones. So ptxas is told that
+the PTX itself is the source. Code that is not on the usual path is told apart: subroutines for operands out
+of the usual range, code for warps whose lanes have parted, and what leads to them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ import ptx
 from . import binaries, toolchain
 from .executor_backend import kernel
 
-Chain = tuple[tuple[str, int], ...]
-"""File and line of an instruction, then those that it was inlined at, from the inside to the outside."""
-
-LOCATION = re.compile(r'\s*//## File "([^"]+)", line (\d+)')
+LOCATION = re.compile(r'\s*//## File "[^"]+", line (\d+)')
+STATEMENT = re.compile(r"\s*(?:@!?%p\d+\s+)?[{a-z][^;]*;")
 LABEL = re.compile(r"(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
 TARGET = re.compile(r"\.L_x_\d+")
@@ -32,12 +31,17 @@ ENDS = {"BRA", "BRX", "CALL", "EXIT", "RET"}
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; `opcode` with all its dots."""
+    """One instruction.
+
+    Attributes:
+        opcode: with all its dots.
+        line: of the module in PTX.
+    """
 
     opcode: str
     predicate: str
     operands: str
-    chain: Chain
+    line: int
 
     @property
     def kind(self) -> str:
@@ -82,19 +86,17 @@ class Block:
 
 
 def parse(listing: str) -> list[Block]:
-    """The blocks of ``nvdisasm -gi -c``."""
-    blocks, chain, complete = [Block()], [], True
+    """The blocks of ``nvdisasm -g -c``."""
+    blocks, number = [Block()], 0
     for line in listing.splitlines():
         if found := LOCATION.match(line):
-            chain = [*([] if complete else chain), (found[1], int(found[2]))]
-            complete = False
+            number = int(found[1])
         elif found := LABEL.match(line):
             if blocks[-1].instructions:
                 blocks.append(Block())
             blocks[-1].labels.append(found[1])
         elif found := INSTRUCTION.match(line):
-            complete = True
-            instruction = Instruction(found[2], found[1] or "", found[3], tuple(chain))
+            instruction = Instruction(found[2], found[1] or "", found[3], number)
             blocks[-1].instructions.append(instruction)
             if instruction.kind in ENDS:
                 blocks.append(Block())
@@ -114,6 +116,18 @@ def usual(blocks: list[Block]) -> list[Block]:
     return [blocks[i] for i in sorted(reached)]
 
 
+@functools.cache
+def numbered(text: str) -> str:
+    """A module in PTX whose statements say that they come from their own line."""
+    lines = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if STATEMENT.match(line):
+            lines.append(f".loc 1 {number} 0")
+        if not line.lstrip().startswith(".loc"):
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
 def _ptxas() -> str:
     nvcc = Path(toolchain.require_nvcc())
     found = shutil.which("ptxas", path=str(nvcc.parent)) or shutil.which("ptxas")
@@ -123,12 +137,17 @@ def _ptxas() -> str:
 
 
 @functools.cache
-def assemble(name: str, architecture: str) -> Path:
-    """The cubin of one kernel, as it is in the native library."""
-    folder = toolchain.BUILD / "assembled"
+def assemble(name: str, architecture: str, lines: bool = True) -> Path:
+    """The cubin of one kernel: the code is that of the native library.
+
+    Args:
+        lines: of PTX in place of the source's.
+    """
+    folder = toolchain.BUILD / ("assembled" if lines else "assembled-plain")
     folder.mkdir(parents=True, exist_ok=True)
     source, target = folder / f"{name}.ptx", folder / f"{name}.{architecture}.cubin"
-    source.write_text(ptx.isolate(kernel(name).text, name))
+    text = kernel(name).text
+    source.write_text(ptx.isolate(numbered(text) if lines else text, name))
     command = [_ptxas(), "-lineinfo", f"-arch={architecture}", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target

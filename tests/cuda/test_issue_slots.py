@@ -13,15 +13,14 @@ import pytest
 from inputs import square_root
 
 from . import issue_slots, sass
-from .executor_backend import Executor, kernel
+from .executor_backend import Executor
 
 LISTING = """
 .text.k:
 	//## File "/a/k.cu", line 3
         /*0000*/                   S2R R0, SR_TID.X ;
         /*0010*/                   BRA.DIV UR4, `(.L_x_9) ;
-	//## File "/a/b.cuh", line 7 inlined at "/a/k.cu", line 4
-	//## File "/a/k.cu", line 4
+	//## File "/a/k.cu", line 7
         /*0020*/              @!P0 BRA `(.L_x_1) ;
         /*0030*/                   MOV R2, 0x50 ;
         /*0040*/                   CALL.REL.NOINC `($__internal_0) ;
@@ -39,15 +38,15 @@ LISTING = """
 """
 
 
-def test_blocks_and_places():
+def test_blocks_and_lines():
     blocks = sass.parse(LISTING)
     kinds = [[i.kind for i in block.instructions] for block in blocks]
     assert kinds == [
         ["S2R", "BRA"], ["BRA"], ["MOV", "CALL"], ["BRA"], ["MUFU"], ["BRA"], ["EXIT"], ["STG", "EXIT"],
         ["WARPSYNC", "BRA"],
     ]  # fmt: skip
-    assert blocks[0].instructions[0].chain == (("/a/k.cu", 3),)
-    assert blocks[4].instructions[0].chain == (("/a/b.cuh", 7), ("/a/k.cu", 4))
+    assert [i.line for i in blocks[0].instructions] == [3, 3]
+    assert blocks[4].instructions[0].line == 7
 
 
 def test_slow_paths_do_not_count():
@@ -70,35 +69,38 @@ MODULE = """\
 """
 
 
-def counted(*runs: int) -> ptx.Counters:
-    lines = [(3, "mov"), (6, "add"), (7, "add"), (8, "sub")]
-    pairs = zip(lines, runs, strict=True)
-    return ptx.Counters(instructions=[(*line, [n, n, 0, 0]) for line, n in pairs])
-
-
 def test_chains_of_ptx():
     places = issue_slots.chains(MODULE)
     assert places[3] == (("/a/k.cu", 3),)
     assert places[6] == places[8] == (("/a/b.cuh", 7), ("/a/k.cu", 4))
 
 
+def test_statements_say_their_line():
+    body = "\t.loc\t1 9 0\n\t@%p1 bra L;\n$L:\n\t.reg .b32 %r1;\n\t{ mov.u32 %r1, 0; }"
+    wanted = ".loc 1 2 0\n\t@%p1 bra L;\n$L:\n\t.reg .b32 %r1;\n.loc 1 5 0\n\t{ mov.u32 %r1, 0; }\n"
+    assert sass.numbered(body) == wanted
+
+
+def counted(*runs: int) -> ptx.Counters:
+    return ptx.Counters(instructions=[(line, "add", [n, n, 0, 0]) for line, n in enumerate(runs, 1)])
+
+
 def instruction(line: int, predicate: str = "") -> sass.Instruction:
-    chain = (("/a/k.cu", 3),) if line == 3 else (("/a/b.cuh", 7), ("/a/k.cu", 4))
-    return sass.Instruction("IADD3.X", predicate, "R0, R0", chain)
+    return sass.Instruction("IADD3.X", predicate, "R0, R0", line)
 
 
 def test_a_block_runs_as_often_as_most_of_it():
     """What ptxas moved out of a loop, and what it folded into a predicate, does not tell for the rest."""
-    executions = issue_slots.Executions(MODULE, [counted(1, 8, 8, 2), counted(1, 8, 8, 2)])
-    loop = sass.Block([], [instruction(7)])
+    executions = issue_slots.Executions([counted(1, 8, 2), counted(1, 8, 2)])
+    loop = sass.Block([], [instruction(2)])
     assert executions.of(loop) == (16, 16, 0, 0)
-    assert executions.of(sass.Block([], [instruction(3), instruction(3), instruction(7)])) == (2, 2, 0, 0)
-    assert executions.of(sass.Block([], [instruction(3, "@P0")] * 5 + [instruction(7)])) == (16, 16, 0, 0)
-    unknown = sass.Instruction("NOP", "", "", (("/a/other.cuh", 1),))
-    assert executions.of(sass.Block([], [unknown])) == (0, 0, 0, 0)
-    weighed = issue_slots.weigh([loop], MODULE, [counted(1, 8, 8, 2)])
+    assert executions.of(sass.Block([], [instruction(1), instruction(1), instruction(2)])) == (2, 2, 0, 0)
+    assert executions.of(sass.Block([], [instruction(3, "@P0")] * 5 + [instruction(2)])) == (16, 16, 0, 0)
+    assert executions.of(sass.Block([], [instruction(99)])) == (0, 0, 0, 0)
+    weighed = issue_slots.weigh([loop], [counted(1, 8, 2)])
     assert weighed.slots == weighed.of_kind("IADD3") == (8, 8, 0, 0)
     assert weighed.of_kind("HMMA") == (0, 0, 0, 0)
+    assert weighed.by_place(lambda line: ("k.cu", line), 0) == {("k.cu", 2): {"IADD3": 8}}
 
 
 @pytest.mark.slow
@@ -112,7 +114,7 @@ def test_agrees_with_ptx_where_one_instruction_is_one(architecture):
     square_root.run(executor, given)
     for name, launch in executor.launches:
         counters = launch.counters
-        weighed = issue_slots.weigh(sass.usual_code(name, architecture), kernel(name).text, [counters])
+        weighed = issue_slots.weigh(sass.usual_code(name, architecture), [counters])
         assert list(weighed.of_kind("HMMA")) == counters.scheduler_mma
         for kind, opcode in (("MOVM", "movmatrix"), ("SHFL", "shfl"), ("BAR", "bar")):
             runs = [n for _, own, n in counters.instructions if own.startswith(opcode)]
@@ -124,10 +126,24 @@ def test_agrees_with_ptx_where_one_instruction_is_one(architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.binaries.ARCHITECTURES)
+def test_lines_change_no_code(architecture):
+    """What is weighed is the code that the library has, whose lines are those of the sources."""
+    name = "resident_precondition_64_bf16x3"
+    plain, weighed = (
+        [
+            (instruction.opcode, instruction.predicate, instruction.operands)
+            for block in sass.parse(sass.binaries.disassemble(sass.assemble(name, architecture, lines)))
+            for instruction in block.instructions
+        ]
+        for lines in (False, True)
+    )
+    assert plain == weighed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sass.binaries.ARCHITECTURES)
 def test_assembled_alone_as_in_the_library(architecture):
     name = "resident_precondition_64_bf16x3"
-    alone, shipped = (
-        sass.registers_and_shared(name, architecture),
-        sass.binaries.binary(name, architecture),
-    )
+    alone = sass.registers_and_shared(name, architecture)
+    shipped = sass.binaries.binary(name, architecture)
     assert replace(shipped, instructions=alone.instructions) == alone

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import ptx
 
-from .issue_slots import Runs, Weighed, chains
-from .sass import Chain, Instruction
+from .issue_slots import Runs, Weighed
+from .sass import Instruction
 
 HIDING_PRODUCTS = 100
 """Of one scheduler, between a load and its use: at least 4 cycles each on sm_90, near a load's latency."""
@@ -58,21 +58,20 @@ def read(instruction: Instruction) -> set[int]:
     return {int(number) + i for number, pair in found for i in range(max(width, 2 if pair else 1))}
 
 
-def lookups(text: str, launches: Sequence[ptx.Counters]) -> set[Chain]:
-    """Places of loads whose lanes all read one sector."""
-    places, sectors, requests = chains(text), Counter(), Counter()
+def lookups(launches: Sequence[ptx.Counters]) -> set[int]:
+    """Lines of PTX whose loads have all lanes read one sector."""
+    sectors: Counter[int] = Counter()
     for counters in launches:
         for line in counters.by_line:
-            sectors[places[line["ptx_line"]]] += line["sectors"]
-            requests[places[line["ptx_line"]]] += line["n"]
-    return {place for place, number in sectors.items() if number <= requests[place]}
+            sectors[line["ptx_line"]] += line["sectors"] - line["n"]
+    return {line for line, beyond in sectors.items() if beyond <= 0}
 
 
-def waits(weighed: Weighed, small: set[Chain], ctas: int, warps: int) -> Waits:
+def waits(weighed: Weighed, small: set[int], ctas: int, warps: int) -> Waits:
     """What CTAs wait for.
 
     Args:
-        small: places of `lookups`.
+        small: lines of `lookups`.
         warps: of a CTA on a scheduler.
     """
     listed = [
@@ -86,7 +85,7 @@ def waits(weighed: Weighed, small: set[Chain], ctas: int, warps: int) -> Waits:
     for place, (load, runs, block) in enumerate(listed):
         if load.kind not in {"LDG", "LDGSTS"}:
             continue
-        is_small = load.chain in small
+        is_small = load.line in small
         size = 0.0 if is_small else runs[0] * _width(load)
         asked += size
         if load.kind == "LDG" and _products_before_use(listed, place) < HIDING_PRODUCTS * ctas:
