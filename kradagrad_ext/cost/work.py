@@ -98,13 +98,17 @@ class KernelWork:
         return max(busy, memory_cycles, (busy + waiting) / self.ctas_of_sm)
 
 
-@functools.cache
-def _table() -> dict[tuple[str, str], KernelWork]:
+def read() -> list[KernelWork]:
+    """All rows of the table."""
     with FILE.open(newline="") as file:
-        rows = [KernelWork.of_row(row) for row in csv.DictReader(file)]
-    return {(row.kernel, row.architecture): row for row in reversed(rows)}
+        return [KernelWork.of_row(row) for row in csv.DictReader(file)]
+
+
+@functools.cache
+def _first_calls() -> dict[tuple[str, str], KernelWork]:
+    return {(row.kernel, row.architecture): row for row in reversed(read())}
 
 
 def work_of(kernel: str, architecture: str) -> KernelWork | None:
     """Of a kernel's first call in the table."""
-    return _table().get((kernel, architecture))
+    return _first_calls().get((kernel, architecture))
