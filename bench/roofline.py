@@ -6,14 +6,15 @@
     python bench/roofline.py --shapes 2304x768,768x768*12 --dtype bfloat16 --refine 0 --csv roofline.csv
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
-that csrc/cuda/plan makes; a time is the larger of bytes over bandwidth and flops over the arithmetic rate,
-each with the share of its peak that `kradagrad_ext.cost.gpus` states and argues. The resident kernel of side
-128 takes the sum of both: one CTA fills an SM, and its memory and arithmetic phases follow one another.
-Blocks that no kernel serves are torch's products.
+that csrc/cuda/plan makes. A kernel's CTA takes the largest of what tensor cores, schedulers, shared memory
+and DRAM need for it, and what it waits for where few share an SM (`kradagrad_ext.cost.work`, counted by
+bench/kernel_work.py); flops tell how many CTAs there are. Of a kernel without counted work a time is the
+larger of bytes over bandwidth and flops over the arithmetic rate, each with the share of its peak that
+`kradagrad_ext.cost.gpus` states and argues. Blocks that no kernel serves are torch's products.
 
 Bytes: each launch's operands once, as if the L2 kept what several CTAs read and nothing between launches.
-Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), bf16x6 is
-six, tf32x3 three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
+Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), tf32x3
+three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
 Left out: the microseconds that a launch takes by itself, the last wave of CTAs that does not fill the GPU,
 and the host.
 

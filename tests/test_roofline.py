@@ -20,7 +20,7 @@ import roofline
 from kernel_costs import Blocks, Call, lower_elements, step_costs, terms
 
 from kradagrad_ext.backends.base import UpdateRule
-from kradagrad_ext.cost import elementwise
+from kradagrad_ext.cost import blocks, elementwise
 from kradagrad_ext.cost.elementwise import elements
 from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict
 from kradagrad_ext.cost.models import MODELS, parse_shapes
@@ -208,8 +208,10 @@ def test_constants_are_those_of_the_sources():
     kernels = BENCH.parent / "csrc/cuda"
     text = "".join(path.read_text() for path in sorted(kernels.rglob("*.*")) if path.is_file())
     for name, value in (
-        ("kResidentSide", kernel_costs.RESIDENT_SIDE),
-        ("kSmallSide", kernel_costs.SMALL_SIDE),
+        ("kResidentSide", blocks.RESIDENT_SIDES[-1]),
+        ("kResidentSides[]", "{64, 96, kResidentSide}"),
+        ("kSmallSide", blocks.SMALL_SIDE),
+        ("kStaticShared", kernel_costs.STATIC_BYTES),
         ("kSpan", elementwise.SPAN),
         ("kProductDepth", kernel_costs.DEPTH),
     ):

@@ -8,6 +8,7 @@ between one another comes on top (bench/roofline.py counts it).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,21 +26,53 @@ TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
 
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
+RESIDENT_SIDES = (64, 96, 128)
+"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/resident_side.h)."""
+
+SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
+
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
 
 
+def resident_side(longest: int) -> int | None:
+    """Of the resident kernel that takes a block; None where none does."""
+    return next((side for side in RESIDENT_SIDES if longest <= side), None)
+
+
+def product_tile(longest: int, precision: str) -> int:
+    """Side of the CTA tiles of products of blocks with longer sides."""
+    return 128 if longest >= SMALL_SIDE and precision != "tf32x3" else 64
+
+
+def _kernels(group: Group, precision: str) -> tuple[str, str]:
+    """Which do most of a group's update and of its product; one name for what is left to torch."""
+    if len(group.block_shape) != 2 or not all(group.factored):
+        return "kron_step", "kron_step"
+    longest = max(group.block_shape)
+    side = resident_side(longest)
+    if side is None:
+        return (f"square_root_product_{product_tile(longest, precision)}_{precision}",) * 2
+    return f"resident_update_{side}_{precision}", f"resident_precondition_{side}_{precision}"
+
+
 def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
-    """Factor updates and products; `dtype`: of parameters and gradients."""
-    if not groups:
-        return
-    share = 1 / config.factor_every
-    updates = share * sum(_update_flops(group, config) for group in groups)
-    products = sum(group.product_flops for group in groups)
-    size = share * sum(map(_factor_bytes, groups)) + sum(_product_bytes(g, config, dtype) for g in groups)
-    flops = TERMS[config.precision] * (updates + products)
-    yield Cost("kron_step", "blocks", 1, size, {KINDS[config.precision]: flops}, updates + products)
-    if config.packed:
+    """Factor updates and products by kernel; `dtype`: of parameters and gradients."""
+    share, least, size = (
+        1 / config.factor_every,
+        defaultdict[str, float](float),
+        defaultdict[str, float](float),
+    )
+    for group in groups:
+        update, product = _kernels(group, config.precision)
+        least[update] += share * _update_flops(group, config)
+        size[update] += share * _factor_bytes(group)
+        least[product] += group.product_flops
+        size[product] += _product_bytes(group, config, dtype)
+    for kernel, flops in least.items():
+        executed = {KINDS[config.precision]: TERMS[config.precision] * flops}
+        yield Cost(kernel, "blocks", 1, size[kernel], executed, flops)
+    if config.packed and groups:
         yield _packing_cost(groups, config)
 
 

@@ -78,7 +78,7 @@ class Device:
 class Executor:
     """The backend; torch serves updates by Cholesky, which kernels lack.
 
-    Launches of the latest call are kept with their counters.
+    Launches of the latest call are kept with their counters, and as they were planned.
 
     Args:
         seed: shuffles the order of blocks and warps where it is not 0.
@@ -95,6 +95,7 @@ class Executor:
         self.races = races
         self.scratch_bytes = scratch_bytes
         self.launches: list[tuple[str, ptx.Launch]] = []
+        self.planned: list[tuple[str, list[int], list[int], int, bytes]] = []
 
     def run(self, device: Device, plan) -> None:
         """Allocate a plan's memory, bind the plan to it, and launch."""
@@ -102,7 +103,7 @@ class Executor:
         scratch, _ = device.allocate(plan.scratch, uninitialised=True)
         plan.bind(table, scratch)
         bytes_of_table[: len(plan.table)] = np.frombuffer(plan.table, np.uint8)
-        self.launches = []
+        self.launches, self.planned = [], plan.launches
         for name, grid, block, shared, parameters in plan.launches:
             launch = kernel(name).launch(
                 device.memory,
