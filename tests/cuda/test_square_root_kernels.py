@@ -249,7 +249,7 @@ def test_launches_of_resident_kernels() -> None:
 
 
 def test_shared_memory_decides_which_blocks_are_resident() -> None:
-    """Where a side of 96 or 128 does not fit, wide kernels take blocks of more than 64, in their precision."""
+    """Where a side of 96 or 128 does not fit, wide kernels take blocks of more than 64 in bf16x3."""
     found = kernels(RULE, [(64, 64), (65, 3)], shared_limit=100 << 10)
     assert found.keys() == {
         "resident_update_64",

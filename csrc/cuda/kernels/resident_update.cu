@@ -109,7 +109,7 @@ class ResidentSideUpdate {
     product.for_each_pair([&](int, int, float (&pair)[2]) {
       pair[0] *= scale;
       pair[1] *= scale;
-      squares += pair[0] * pair[0] + pair[1] * pair[1];
+      squares = fmaf(pair[1], pair[1], fmaf(pair[0], pair[0], squares));
     });
     return squares;
   }
@@ -217,16 +217,16 @@ class ResidentSideUpdate {
     Full updated = full_product();
     updated.add(PlainTiles{first(), kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
                 {item_.exact_factor(), false});
-    float failed = 0;
+    float failed = 0;  // stays 0 where all is finite
     updated.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pair[i] *= scale;
         if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
-        failed += !isfinite(pair[i]);
+        failed = fmaf(pair[i], 0, failed);
       }
     });
-    if (sum(failed) > 0) return false;
+    if (!(sum(failed) == 0)) return false;
     if (item_.ready) write_product<kTiles>(updated, item_.factor(in_.views), first());
     return true;
   }

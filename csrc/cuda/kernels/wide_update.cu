@@ -180,7 +180,7 @@ class WideSideUpdate {
   __device__ __forceinline__ bool write_factor(float scale, int z, int free) const {
     const Matrix factor = item_.factor(in_.views);
     auto* const kept = reinterpret_cast<float4*>(wide_.grid(free).tiles) + threadIdx.x;
-    float failed = 0;
+    float failed = 0;  // stays 0 where all is finite
     int place = 0;
     wide_.product({wide_.grid(kFactor), false, item_.exact_factor()}, {wide_.grid(z)}, d_halves(), d_halves(),
                   d_tiles(), false, [&](Product& c, int, int) {
@@ -189,7 +189,7 @@ class WideSideUpdate {
 #pragma unroll
                       for (int i = 0; i < 2; ++i) {
                         if (factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
-                        failed += !isfinite(pair[i]);
+                        failed = fmaf(pair[i], 0, failed);
                       }
                     });
 #pragma unroll
@@ -198,7 +198,7 @@ class WideSideUpdate {
                       kept[place] = {half[0], half[1], half[2], half[3]};
                     }
                   });
-    if (WideBlock::sum(failed) > 0) return false;
+    if (!(WideBlock::sum(failed) == 0)) return false;
     write_kept(factor, kept);
     return true;
   }
