@@ -71,17 +71,21 @@ class Call:
 CALLS = (
     Call(64, blocks=2),
     Call(64, blocks=2, damped=True),
-    Call(96),
+    Call(96, blocks=2),
     Call(128),
     Call(128, damped=True),
     Call(128, refine=3, shared_limit=227 << 10),
     Call(256),
     Call(64, blocks=2, roots=True),
+    Call(96, blocks=2, roots=True),
     Call(128, roots=True),
     Call(64, blocks=2, precision="tf32x3"),
-    Call(96, precision="tf32x3"),
+    Call(96, blocks=2, precision="tf32x3"),
     Call(128, precision="tf32x3"),
     Call(256, precision="tf32x3"),
+    Call(64, blocks=2, roots=True, precision="tf32x3"),
+    Call(96, blocks=2, roots=True, precision="tf32x3"),
+    Call(128, roots=True, precision="tf32x3"),
 )
 """The first call of a kernel is the one that predictions are made from."""
 
@@ -102,7 +106,8 @@ def run(call: Call) -> dict[str, Launched]:
     executor = Executor(races=False)
     executor.shared_limit = call.shared_limit
     if call.roots:
-        executor.polar_roots_([root_side(call.blocks, call.side)], ROOT_RULE, Turn())
+        rule = replace(ROOT_RULE, precision=call.precision)
+        executor.polar_roots_([root_side(call.blocks, call.side)], rule, Turn())
     else:
         damped = square_root.RULE.damped_updates if call.damped else 0.0
         rule = replace(

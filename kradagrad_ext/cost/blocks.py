@@ -107,26 +107,43 @@ def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
     return Cost("torch: index", "triangles", 2 * len(groups), root * (elements + triangles))
 
 
-def root_cost(groups: Sequence[Group], config: Config) -> Cost:
-    """New roots, a step: one of `root_every` steps pays for them; torch's float32 products.
-
-    X, the powers of P for the residual, and the products of `_of_root`, all but one a polar step symmetric,
-    which torch's products make no use of.
-    """
-    least = executed = size = launches = 0.0
+def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
+    """New roots, a step: one of `root_every` steps pays for them; by a kernel, and by torch's products."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for group in groups:
         p = config.root_order(len(group.block_shape))
         method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
-        products, extra = _of_root(p, method)
-        products += p.bit_length() + p.bit_count() - 1
         for d in filter(None, group.factor_dims):
-            launches += products
-            size += FLOAT * 3 * products * group.blocks * d**2
-            least += (products + extra) * group.blocks * d**3
-            executed += (2 * products + (extra if method == "eigh" else 0)) * group.blocks * d**3
-    share = 1 / config.root_every
-    by_kind = {"cublas fp32": share * executed}
-    return Cost("torch: bmm", "roots", share * launches, share * size, by_kind, share * least)
+            side = resident_side(d) if (p, method) == (2, "polar") else None
+            kernel = f"resident_root_{side}_{config.precision}" if side else "torch: bmm"
+            own = _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method)
+            each = (1.0, *(group.blocks * number for number in own))
+            sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
+    costs, share = [], 1 / config.root_every
+    for kernel, (launches, size, executed, least) in sums.items():
+        kind = "cublas fp32" if kernel == "torch: bmm" else KINDS[config.precision]
+        by_kind = {kind: share * executed}
+        costs.append(Cost(kernel, "roots", share * launches, share * size, by_kind, share * least))
+    return costs
+
+
+def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
+    """Bytes, executed and least flops of one block by resident_root, which pads it to its side."""
+    products, extra = _of_root(2, "polar")
+    flops = products + 2 + extra  # X and P^2 for the residual
+    size = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+    return (FLOAT + size) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
+
+
+def _root_of_torch(d: int, p: int, method: str) -> tuple[float, float, float]:
+    """The same by float32 products: X, the powers of P for the residual, and the products of `_of_root`.
+
+    All but one a polar step are symmetric, which torch's products make no use of.
+    """
+    products, extra = _of_root(p, method)
+    products += p.bit_length() + p.bit_count() - 1
+    executed = 2 * products + (extra if method == "eigh" else 0)
+    return FLOAT * 3 * products * d**2, executed * d**3, (products + extra) * d**3
 
 
 def _of_root(p: int, method: str) -> tuple[int, int]:
