@@ -230,7 +230,8 @@ def test_constants_are_those_of_the_sources():
     text = "".join(path.read_text() for path in sorted(kernels.rglob("*.*")) if path.is_file())
     for name, value in (
         ("kResidentSide", blocks.RESIDENT_SIDES[-1]),
-        ("kKernelSides[]", "{64, 96, kResidentSide, kWideSide}"),
+        ("kMiddleSide", blocks.RESIDENT_SIDES[1]),
+        ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
         ("kWideSide", "kWideTiles * kTile"),
         ("kWideTiles", blocks.WIDE_SIDE // kernel_costs.TILE),
         ("kSmallSide", blocks.SMALL_SIDE),

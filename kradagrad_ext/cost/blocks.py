@@ -40,7 +40,7 @@ EIGH_FLOPS = 9
 
 def kernel_side(longest: int, precision: str) -> int | None:
     """The side of the kernel that takes a block as a whole; None where none does."""
-    sides = (*RESIDENT_SIDES, WIDE_SIDE) if precision == "bf16x3" else RESIDENT_SIDES
+    sides = (*RESIDENT_SIDES, WIDE_SIDE) if precision == "bf16x3" else (RESIDENT_SIDES[0], RESIDENT_SIDES[-1])
     return next((side for side in sides if longest <= side), None)
 
 
