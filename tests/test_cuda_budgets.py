@@ -144,7 +144,7 @@ def test_requested_sectors(case: Case) -> None:
 @slow
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_bytes_of_wide_kernels(case: Case) -> None:
-    """Of what the roofline takes them to read and write, in memory of the CTA that each product uses again."""
+    """Of what the roofline takes them to move, in memory of the CTA that each product uses again."""
     counted = count(case)
     assert counted.footprint < 0.5 * counted.floor
     assert counted.floor <= counted.requested <= 1.7 * counted.floor
