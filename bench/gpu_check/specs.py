@@ -139,8 +139,8 @@ BETWEEN_PRODUCTS = (
 )
 
 ELSEWHERE = ((128, "tf32x3"), (64, "bf16x3"))
-"""Tiles of grouped products that no case launches: tf32x3 has tiles of 64 at any length, and blocks of at most
-256 a side have the wide kernels in bf16x3, on every GPU with their shared memory."""
+"""Tiles of grouped products that no case launches: tf32x3 has tiles of 64 at any length, and bf16x3 has wide
+kernels for at most 256 a side, on every GPU with their shared memory."""
 
 NATIVE: dict[str, tuple[Spec, ...]] = {
     **{
