@@ -43,7 +43,11 @@ setup(
     # PyPI has a distribution named triton_kernels: ours is installed inside the package.
     packages=[*find_packages(include=["kradagrad_ext", "kradagrad_ext.*"]), "kradagrad_ext.triton_kernels"],
     package_dir={"kradagrad_ext.triton_kernels": "triton_kernels"},
-    package_data={"kradagrad_ext": ["py.typed"], "kradagrad_ext.triton_kernels": ["*.csv"]},
+    package_data={
+        "kradagrad_ext": ["py.typed"],
+        "kradagrad_ext.cost": ["*.csv"],
+        "kradagrad_ext.triton_kernels": ["*.csv"],
+    },
     ext_modules=[native] if DECISION.compiler else [],
     cmdclass={"build_ext": build_native(DECISION), "build_py": BuildPython},
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if DECISION.compiler else {},

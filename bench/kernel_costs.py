@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kradagrad_ext.backends.base import UpdateRule
-from kradagrad_ext.cost.blocks import FLOAT, KINDS
+from kradagrad_ext.cost.blocks import FLOAT, KINDS, RESIDENT_SIDES, product_tile, resident_side
 from kradagrad_ext.cost.gpus import Cost
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
+STATIC_BYTES = 1024  # kStaticShared
 SPLITS = {"bf16x3": 2, "tf32x3": 2, "fp32": 1}
 """Terms of an operand."""
 
-RESIDENT_SIDE = 128  # kResidentSide
-SMALL_RESIDENT_SIDE = 64
-SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
 SCRATCH_BYTES = 256 << 20
+SHARED_BYTES = 227 << 10
+"""That a CTA may have on an H100 or B200; on an A100 it is 163 KB, which only refine 3 and more feel."""
 
 Side = tuple[str, int, int]
 """A side's name, its d and its k."""
@@ -89,6 +89,7 @@ class Call:
     Attributes:
         grad, direction, factor, root: bytes of an element.
         scratch_bytes: of a slice of the grouped products.
+        shared_bytes: that a CTA may have.
     """
 
     rule: UpdateRule
@@ -99,6 +100,12 @@ class Call:
     factor: int = FLOAT
     root: int = FLOAT
     scratch_bytes: int = SCRATCH_BYTES
+    shared_bytes: int = SHARED_BYTES
+
+    def resident_side(self, longest: int) -> int | None:
+        """Of the resident kernels, if both of a block have the shared memory that they need."""
+        side = resident_side(longest)
+        return side if side and resident_shared(side, self) <= self.shared_bytes else None
 
     @property
     def damps(self) -> bool:
@@ -109,6 +116,13 @@ class Call:
         return KINDS[self.rule.precision]
 
 
+def resident_shared(side: int, call: Call) -> int:
+    """Bytes of a CTA: a matrix and a second one, or the iteration's lower tiles; one team, or two."""
+    tiles = side // TILE
+    symmetric = call.update * (2 if call.rule.refine <= 2 else 3) * tiles * (tiles + 1) // 2
+    return (1 if tiles > 6 else 2) * (tiles**2 + max(tiles**2, symmetric)) * 1024 + STATIC_BYTES
+
+
 def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
     """The launches of one call with all groups; the resident ones first.
 
@@ -117,16 +131,16 @@ def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
     """
     if call.update and call.rule.method == "cholesky":
         raise ValueError("no kernel serves updates by Cholesky, which are torch's")
-    resident = [group for group in groups if group.longest <= RESIDENT_SIDE]
-    grouped = [group for group in groups if group.longest > RESIDENT_SIDE]
-    costs = list(resident_costs(resident, call)) if resident else []
+    by_side: dict[int | None, list[Blocks]] = {}
+    for group in groups:
+        by_side.setdefault(call.resident_side(group.longest), []).append(group)
+    grouped = by_side.pop(None, [])
+    costs = [cost for side in by_side for cost in resident_costs(by_side[side], side, call)]
     return costs + (list(GroupedCosts(grouped, call).launches()) if grouped else [])
 
 
-def resident_costs(groups: Sequence[Blocks], call: Call) -> Iterator[Cost]:
-    """`resident_update` and `resident_precondition`, one launch each."""
-    small = max(group.longest for group in groups) <= SMALL_RESIDENT_SIDE
-    side = SMALL_RESIDENT_SIDE if small else RESIDENT_SIDE
+def resident_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cost]:
+    """`resident_update` and `resident_precondition` of a side, one launch each."""
     halves: list[tuple[str, bool, Callable[[Blocks, int, Call], Work]]] = [
         ("update", call.update, resident_update),
         ("precondition", call.precondition, resident_precondition),
@@ -135,10 +149,9 @@ def resident_costs(groups: Sequence[Blocks], call: Call) -> Iterator[Cost]:
         if not wanted:
             continue
         works = [(group.count, make(group, side, call)) for group in groups]
-        # One CTA of side 128 fills an SM; of the smaller ones three share it.
-        yield replace(
-            _cost(f"resident_{name}_{side}_{call.rule.precision}", name, 1, works, call), overlaps=small
-        )
+        # One CTA of longer sides fills an SM; of the smallest two share it.
+        cost = _cost(f"resident_{name}_{side}_{call.rule.precision}", name, 1, works, call)
+        yield replace(cost, overlaps=side == RESIDENT_SIDES[0])
 
 
 def _cost(kernel: str, step: str, launches: int, works: Sequence[tuple[int, Work]], call: Call) -> Cost:
@@ -200,8 +213,7 @@ class GroupedCosts:
 
     def __init__(self, groups: Sequence[Blocks], call: Call) -> None:
         self.groups, self.call = groups, call
-        large = any(group.longest >= SMALL_SIDE for group in groups)
-        self.tile = 128 if large and call.rule.precision != "tf32x3" else 64
+        self.tile = product_tile(max(group.longest for group in groups), call.rule.precision)
         self.kernel = f"square_root_product_{self.tile}_{call.rule.precision}"
 
     def launches(self) -> Iterator[Cost]:

@@ -6,21 +6,21 @@
     python bench/roofline.py --shapes 2304x768,768x768*12 --dtype bfloat16 --refine 0 --csv roofline.csv
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
-that csrc/cuda/plan makes; a time is the larger of bytes over bandwidth and flops over the arithmetic rate,
-each with the share of its peak that `kradagrad_ext.cost.gpus` states and argues. The resident kernel of side
-128 takes the sum of both: one CTA fills an SM, and its memory and arithmetic phases follow one another.
-Blocks that no kernel serves are torch's products.
+that csrc/cuda/plan makes. A kernel's CTA takes the largest of what tensor cores, schedulers, shared memory
+and DRAM need for it, and what it waits for where few share an SM (`kradagrad_ext.cost.work`, counted by
+bench/kernel_work.py); flops tell how many CTAs there are. Of a kernel without counted work a time is the
+larger of bytes over bandwidth and flops over the arithmetic rate, each with the share of its peak that
+`kradagrad_ext.cost.gpus` states and argues. Blocks that no kernel serves are torch's products.
 
 Bytes: each launch's operands once, as if the L2 kept what several CTAs read and nothing between launches.
-Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), bf16x6 is
-six, tf32x3 three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
+Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), tf32x3
+three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
 Left out: the microseconds that a launch takes by itself, the last wave of CTAs that does not fill the GPU,
 and the host.
 
-A step updates the factors and refreshes no root. Roots are torch's products: they have a line of their own,
-divided by `root_every`. The training step that all of it is a share of: 6 flops a parameter and token, 64k
-tokens, 45% of the dense bf16 peak. AdamW fused moves parameter, gradient and both moments; its moments have
-the parameters' dtype.
+A step updates the factors and refreshes no root. Roots have lines of their own, divided by `root_every`. The
+training step that all of it is a share of: 6 flops a parameter and token, 64k tokens, 45% of the dense bf16
+peak. AdamW fused moves parameter, gradient and both moments; its moments have the parameters' dtype.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ import torch
 from kernel_costs import Blocks, Call, step_costs
 
 from kradagrad_ext.config import COUPLINGS, Config
-from kradagrad_ext.cost.blocks import TERMS, block_costs, root_cost
+from kradagrad_ext.cost.blocks import TERMS, block_costs, root_costs
 from kradagrad_ext.cost.elementwise import elements
-from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, training_step
+from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, predict, training_step
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
 from kradagrad_ext.cost.steps import Part, kernel_costs, parts_of
@@ -97,7 +97,7 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
     )
     costs = merged(backend_costs(model, config, options))
     groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
-    roots = root_cost(groups, config)
+    roots = root_costs(groups, config)
     rows = [record(cost, options.gpu) for cost in costs]
     rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
     circumstances = {
@@ -151,7 +151,7 @@ def is_fused(group: Group) -> bool:
 
 
 def comparison(
-    rows: list[dict[str, Any]], roots: Cost, parameters: int, options: argparse.Namespace
+    rows: list[dict[str, Any]], roots: Sequence[Cost], parameters: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The sum of the kernels' lines, roots, and both as shares of a training step; AdamW fused."""
     times = {gpu: f"{gpu.name} ms" for gpu in options.gpu}
@@ -160,12 +160,11 @@ def comparison(
     trained = {column: training_step(parameters, gpu) for gpu, column in times.items()}
     share = {column: 100 * step[column] / time for column, time in trained.items()}
     rooted = {
-        column: 100 * (step[column] + roots.milliseconds(gpu)) / trained[column]
-        for gpu, column in times.items()
+        column: 100 * (step[column] + predict(roots, gpu)) / trained[column] for gpu, column in times.items()
     }
     return [
         {"kernel": "step", "step": "sum of the above", **step},
-        record(roots, options.gpu),
+        *(record(cost, options.gpu) for cost in roots),
         {"kernel": "training step", "step": "64k tokens", **trained},
         {"kernel": "step", "step": "% of training", **share},
         {"kernel": "step and roots", "step": "% of training", **rooted},

@@ -49,6 +49,11 @@ STRUCTURAL = (
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
 
 
+def default_block_size(device: torch.device) -> int:
+    """The longest side of blocks on a device: 256 on a CPU, elsewhere 128, of which a chip holds a block."""
+    return 256 if device.type == "cpu" else 128
+
+
 def require(condition: bool, option: str, expected: str, got: object) -> None:
     """Raise ValueError, with the option, what it must be and what it was, unless the condition holds."""
     if not condition:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint
-from .config import Config, KeptConfigs, check_lr, check_tensor
+from .config import Config, KeptConfigs, check_lr, check_tensor, default_block_size
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
@@ -39,7 +39,8 @@ class KrADagrad(Optimizer):
         betas: decay of the momentum and of the grafting method's second moment.
         eps: of the grafting method, relative to the root mean square of the parameter's gradients.
         weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
-        block_size: longest side.
+        block_size: longest side; None is 256 on a CPU and 128 elsewhere, by the device of the group's
+            parameters when they are given.
         merge_dims: multiply neighbouring small dims before cutting blocks.
         max_factor_dim: a (merged) dim, or part of one, longer than this gets no factor and is not cut.
         batch_dims: the first dims count matrices: experts' weights ``[experts, m, n]`` have 1.
@@ -53,8 +54,9 @@ class KrADagrad(Optimizer):
         precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3`` or ``fp32``.
         factor_decay: forgetting of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
-        factor_every, root_every: steps between updates of the factors, and of their roots, which are made
-            more often at first: on each of twenty steps, on every second of the next twenty, and so on.
+        factor_every, root_every: steps between updates of the factors, and between two roots of a block. They
+            are made more often at first: on each of twenty steps, on every second of the next twenty, and so
+            on. By ``polar``, each step makes those of some blocks; by ``eigh``, the last one makes all.
         spike_limit: a gradient more than this many times as large as its parameter's usually are (root mean
             squares) is scaled down to the usual size; with ``math.inf`` none is.
         start_step: first step that is preconditioned; the grafting method alone before.
@@ -94,7 +96,7 @@ class KrADagrad(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        block_size: int = 256,
+        block_size: int | None = None,
         merge_dims: bool = True,
         max_factor_dim: int = 8192,
         batch_dims: int = 0,
@@ -141,6 +143,8 @@ class KrADagrad(Optimizer):
         group, position = self.param_groups[-1], len(self.param_groups) - 1
         try:
             check_lr(group["lr"])
+            if group["block_size"] is None and group["params"]:
+                group["block_size"] = default_block_size(group["params"][0].device)
             config = Config.of(group)
             for i, p in enumerate(group["params"]):
                 check_tensor(p, f"parameter {i} of parameter group {position}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kradagrad_ext import KrADagrad, roots
+from kradagrad_ext import KrADagrad, polar, roots
 from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import Side, UpdateRule
 from kradagrad_ext.config import PRIOR

@@ -83,7 +83,7 @@ def test_bytes_and_time_of_moments_by_hand() -> None:
 
 def test_triangles_are_made_whole() -> None:
     """Roots on every step; they save state and cost bytes."""
-    whole, packed = (cost([(256, 256)], packed=packed).ranks[0] for packed in (False, True))
+    whole, packed = (cost([(256, 256)], block_size=256, packed=p).ranks[0] for p in (False, True))
     each = 256**2 + 256 * 257 // 2
     assert packed.kernels.bytes - whole.kernels.bytes == 2 * 4 * each
     assert packed.state.roots == whole.state.roots * 257 / 512

@@ -155,6 +155,14 @@ def test_added_groups_and_mixed_dtypes(backend: str) -> None:
     assert optimizer.state[third[0]]["factor_0_0"].shape == (1, 4, 4)
 
 
+def test_blocks_are_as_long_as_suits_the_device() -> None:
+    """By the parameters of each group when it is given; a meta tensor stands for one on a GPU."""
+    optimizer = KrADagrad(parameters((300, 300)))
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.empty(300, 300, device="meta"))]})
+    optimizer.add_param_group({"params": parameters((3, 3)), "block_size": 7})
+    assert [group["block_size"] for group in optimizer.param_groups] == [256, 128, 7]
+
+
 @pytest.mark.parametrize("make", [lambda lr: lr, torch.tensor, lambda lr: torch.tensor([lr])])
 def test_lr_as_float_or_tensor_and_schedulers(make: Callable[[float], Any], backend: str) -> None:
     ours, plain = parameters((20, 12)), parameters((20, 12))

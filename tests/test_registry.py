@@ -96,11 +96,11 @@ def test_environment_overrides_the_argument(monkeypatch):
 @pytest.mark.parametrize(
     ("capability", "side", "first"),
     [
-        ((9, 0), 256, "triton"),
-        ((9, 0), 128, "native"),
-        ((10, 0), 129, "triton"),
+        ((9, 0), 512, "triton"),
+        ((9, 0), 256, "native"),
+        ((10, 0), 257, "triton"),
         ((8, 0), 1024, "native"),
-        ((12, 0), 256, "native"),
+        ((12, 0), 512, "native"),
     ],
 )
 def test_auto_on_cuda_goes_by_side_and_architecture(monkeypatch, capability, side, first):

@@ -24,6 +24,7 @@ ELEMENTWISE_BOUNDS = {"float32": 1e-5, "bfloat16": 8e-3}
 WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
+    "polar_roots_": ("roots",),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
 }
@@ -107,7 +108,8 @@ class Case:
         if not isinstance(value, list):
             return [active]
         if self.spec.factored:
-            return list(active.split([len(factor) for factor in self.arguments["left"]]))
+            sides = self.arguments["roots" if self.spec.op == "polar_roots_" else "left"]
+            return list(active.split([len(factor) for factor in sides]))
         return list(active[:, None].unbind()) if value else []
 
     def costs(self) -> tuple[Cost, ...]:

@@ -10,9 +10,11 @@ import torch
 from kernel_costs import Blocks, Call, step_costs
 from torch import Tensor
 
+from kradagrad_ext import polar
 from kradagrad_ext.backends import native, reference, resolve, triton
-from kradagrad_ext.backends.base import BlockGroup, Side, UpdateRule
+from kradagrad_ext.backends.base import BlockGroup, RootRule, RootSide, Side, Turn, UpdateRule
 from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.roots import RESIDUAL_BOUND
 
 from .specs import Spec
 
@@ -49,7 +51,8 @@ def function(op: str, backend: str, device: torch.device, dtype: torch.dtype) ->
     """An op that takes the arguments of `inputs.make` as keywords."""
     resolve(backend, device, dtype)  # which says what is missing
     ops: Any = OPS[backend]
-    return (lambda **own: _step(ops, own)) if op == "kron_step_" else (lambda **own: _update(ops, own))
+    calls = {"kron_step_": _step, "update_factor_": _update, "polar_roots_": _roots}
+    return lambda **own: calls[op](ops, own)
 
 
 def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
@@ -67,6 +70,27 @@ def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
 
 def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
     ops.update_factor_(own["factor"], own["statistics"], own["unfolding"], own["scales"], own["rule"])
+
+
+def root_rule_of(spec: Spec) -> RootRule:
+    return RootRule(polar.POLYNOMIALS, RESIDUAL_BOUND, spec.precision)
+
+
+def _roots(ops: Any, own: Arguments) -> None:  # noqa: ANN401
+    active = (own["scales"] > 0).split([len(factor) for factor in own["factors"]])
+    sides = [
+        RootSide(Side(factor, statistics, root), stats, mask, k)
+        for factor, statistics, root, stats, mask, k in zip(
+            own["factors"],
+            own["statistics"],
+            own["roots"],
+            own["root_stats"],
+            active,
+            own["columns"],
+            strict=True,
+        )
+    ]
+    ops.polar_roots_(sides, own["rule"], Turn())
 
 
 def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:

@@ -10,7 +10,7 @@ from roofline import cuda_costs
 
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.clock import SETTLED
-from kradagrad_ext.cost.blocks import root_cost
+from kradagrad_ext.cost.blocks import root_costs
 from kradagrad_ext.cost.gpus import gpu_of, predict
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
@@ -101,4 +101,4 @@ def _predict(block: int, device: torch.device, report: Report) -> None:
     groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
     kernels = predict(cuda_costs(parts_of(SHAPES, config)), gpu)
     report.row("ms", kernels)
-    report.row("mean_ms", kernels + predict([root_cost(groups, config)], gpu))
+    report.row("mean_ms", kernels + predict(root_costs(groups, config), gpu))

@@ -45,6 +45,8 @@ def make(spec: Spec, source: Source) -> Arguments:
     """The keywords of a spec's op."""
     if spec.op == "kron_step_":
         return kron_arguments(spec, source)
+    if spec.op == "polar_roots_":
+        return root_arguments(kron_arguments(spec, source), spec)
     if spec.factored:
         return update_arguments(kron_arguments(spec, source), spec)
     make_op = accumulate_arguments if spec.op == "accumulate_" else parameter_step_arguments
@@ -112,6 +114,21 @@ def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
         unfolding=kron["grad"][:1],
         scales=kron["scales"][: len(kron["left"][0])],
         rule=factors.rule_of(spec, DECAY, DAMPING),
+    )
+
+
+def root_arguments(kron: Arguments, spec: Spec) -> Arguments:
+    """Of ``polar_roots_``: both sides of every group."""
+    names, sizes = ("left", "right"), [len(factor) for factor in kron["left"]]
+    columns = [[k for _, k in spec.blocks], [k for k, _ in spec.blocks]]
+    return dict(
+        factors=[factor for name in names for factor in kron[name]],
+        statistics=[own for name in names for own in kron[f"{name}_statistics"]],
+        roots=[torch.zeros_like(root) for name in names for root in kron[f"{name}_root"]],
+        root_stats=[torch.zeros_like(own) for name in names for own in kron[f"{name}_statistics"]],
+        columns=[k for own in columns for k in own],
+        scales=torch.ones(2 * sum(sizes), device=kron["scales"].device),
+        rule=factors.root_rule_of(spec),
     )
 
 

@@ -44,7 +44,7 @@ class Spec:
     @property
     def factored(self) -> bool:
         """Whether the op has to do with factors; elementwise ops have not."""
-        return self.op in ("kron_step_", "update_factor_")
+        return self.op in ("kron_step_", "update_factor_", "polar_roots_")
 
     @property
     def recipe(self) -> str:
@@ -79,6 +79,7 @@ def elementwise(op: str, *shapes: tuple[int, ...], **options: object) -> Spec:
 
 TINY = ((16, 16), (5, 17), (32, 30))
 SMALL = ((64, 64), (40, 33), (17, 5))
+MIDDLE = ((96, 96), (80, 70), (65, 33))
 MEDIUM = ((128, 128), (100, 70), (65, 128))
 LARGE = ((140, 140), (192, 40), (130, 200))
 BETWEEN = ((128, 128), (100, 70), (192, 40))
@@ -102,6 +103,14 @@ def _products(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
     return (
         kron(*blocks, precision=precision, what="product"),
         kron(*blocks, precision=precision, what="product", layout="ragged"),
+    )
+
+
+def _roots(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
+    """New roots of both sides' factors."""
+    return (
+        Spec("polar_roots_", blocks, precision=precision),
+        Spec("polar_roots_", blocks, precision=precision, what="stored"),
     )
 
 
@@ -133,7 +142,12 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     **{
         f"resident_{half}_{side}_{precision}": cases(blocks, precision)
         for half, cases in (("update", _updates), ("precondition", _products))
-        for side, blocks in ((128, MEDIUM), (64, SMALL))
+        for side, blocks in ((128, MEDIUM), (96, MIDDLE), (64, SMALL))
+        for precision in PRECISIONS
+    },
+    **{
+        f"resident_root_{side}_{precision}": _roots(blocks, precision)
+        for side, blocks in ((128, MEDIUM), (96, MIDDLE), (64, SMALL))
         for precision in PRECISIONS
     },
     **{
@@ -153,7 +167,7 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "sum_spans": SUM_SPANS,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 30 of them."""
+"""By the CUDA kernel that each is there for, all 39 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
@@ -185,6 +199,7 @@ ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
 TIMES: tuple[Spec, ...] = (
     *(_timed(side) for side in (128, 256, 64, 512, 1024)),
     *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
+    *(Spec("polar_roots_", ((side, side),), TIMED) for side in (128, 64, 96)),
     *(_timed(side, coupled=False) for side in (128, 256)),
     *(_timed(side, refine=3) for side in (128, 256)),
     *(_timed(side, what="stored") for side in (128, 256)),

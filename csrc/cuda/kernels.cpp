@@ -7,6 +7,7 @@
 #include "kernels/polar_roots.h"
 #include "kernels/square_root.h"
 #include "kernels/square_root_resident.h"
+#include "kernels/wide.h"
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
 #define FOR_EVERY_KERNEL(KERNEL)                                 \
@@ -46,6 +47,9 @@
   KERNEL(resident_root_128_bf16x3, ResidentRoots)                \
   KERNEL(resident_root_128_tf32x3, ResidentRoots)                \
   KERNEL(resident_root_128_fp32, ResidentRoots)                  \
+  KERNEL(wide_update, WideUpdate)                                \
+  KERNEL(wide_precondition, WidePrecondition)                    \
+  KERNEL(wide_root, WideRoots)                                   \
   KERNEL(accumulate, Accumulate)                                 \
   KERNEL(sum_spans, SumSpans)                                    \
   KERNEL(parameter_step, ParameterStep)

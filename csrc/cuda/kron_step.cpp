@@ -54,7 +54,7 @@ void kron_step(const Tensors left, const Tensors right, const Tensors left_stati
                           precondition,
                           data<float>(scales),
                           data<float>(norms),
-                          shared_memory_limit(norms)};
+                          gpu_of(norms)};
   for (const BlockGroup& group : groups) {
     check_sizes(checks, "left", group.m, group.n);
     inputs.groups.push_back({group.blocks, static_cast<int32_t>(group.m), static_cast<int32_t>(group.n),
@@ -91,7 +91,7 @@ void update_factor(const Tensor factor, const Tensor statistics, const Tensors u
                                 false,
                                 data<float>(scales),
                                 nullptr,
-                                shared_memory_limit(statistics)};
+                                gpu_of(statistics)};
   run("update_factor_", statistics, plan_square_root_step(inputs));
 }
 

@@ -50,7 +50,8 @@ void polar_roots(const Tensors roots, const Tensors root_statistics, const Tenso
                     turn,
                     turns,
                     counter ? data<int64_t>(*counter) : nullptr,
-                    shared_memory_limit(factors[0])};
+                    gpu_of(factors[0])};
+  const int32_t longest = longest_root_side(inputs.precision, inputs.gpu);
   for (size_t i = 0; i < count; ++i) {
     const auto named = [&](const char* name) { return Checks::item(name, i); };
     check_side(checks, named("factors"), factors[i], named("factor_statistics"), factor_statistics[i], "N",
@@ -59,8 +60,7 @@ void polar_roots(const Tensors roots, const Tensors root_statistics, const Tenso
     checks.contiguous(named("roots"), roots[i], {blocks, d, d}, {ScalarType::Float, ScalarType::BFloat16});
     checks.contiguous(named("root_statistics"), root_statistics[i], {blocks, kRootColumns}, kFloat);
     checks.contiguous(named("active"), active[i], {blocks}, {ScalarType::Bool});
-    checks.scalar(named("factors"), has_resident_root(static_cast<int32_t>(d), inputs.shared_limit),
-                  "of sides that fit this GPU's shared memory, at most " + std::to_string(kResidentSide), d);
+    checks.scalar(named("factors"), d <= longest, "of at most " + std::to_string(longest) + " a side", d);
     inputs.sides.push_back({blocks, static_cast<int32_t>(d), static_cast<int32_t>(columns[i]),
                             info(factors[i]), info(roots[i]), data<float>(factor_statistics[i]),
                             data<float>(root_statistics[i]), data<bool>(active[i])});

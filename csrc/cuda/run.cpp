@@ -150,11 +150,13 @@ void run(const char* op, const Tensor& like, Plan plan) {
   for (const Launch& each : plan.launches) launch(op, each, stream);
 }
 
-int32_t shared_memory_limit(const Tensor& like) {
-  int limit = 0;
-  check("kradagrad_ext", "cudaDeviceGetAttribute",
-        cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, like.get_device()));
-  return limit;
+Gpu gpu_of(const Tensor& like) {
+  const auto attribute = [&](cudaDeviceAttr name) {
+    int value = 0;
+    check("kradagrad_ext", "cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, name, like.get_device()));
+    return value;
+  };
+  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMultiProcessorCount)};
 }
 
 }  // namespace kradagrad::cuda

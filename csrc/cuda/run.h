@@ -3,6 +3,7 @@
 
 #include "../checks.h"
 #include "plan/batch.h"
+#include "plan/block_kernel.h"
 #include "plan/launch.h"
 
 namespace kradagrad::cuda {
@@ -22,7 +23,6 @@ T* data(const Tensor& tensor) {
 // one is on the device, and launches. Throws where a launch fails, naming `op`.
 void run(const char* op, const Tensor& like, Plan plan);
 
-// The device's limit of shared memory for one CTA, in bytes.
-int32_t shared_memory_limit(const Tensor& like);
+Gpu gpu_of(const Tensor& like);
 
 }  // namespace kradagrad::cuda

@@ -26,7 +26,7 @@ _REGISTRY = {
     "reference": "kradagrad_ext.backends.reference",
 }
 
-_RESIDENT_SIDE = 128
+_WHOLE_SIDE = 256
 """Blocks up to this side are one launch of the native CUDA kernels."""
 
 _NEW_TENSOR_CORES = (9, 10)
@@ -74,7 +74,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) 
 def _order(device: torch.device, side: int) -> list[str]:
     """Triton first for large blocks where it reaches tensor cores that `mma.sync` does not."""
     names = list(_REGISTRY)
-    large = side > _RESIDENT_SIDE and device.type == "cuda"
+    large = side > _WHOLE_SIDE and device.type == "cuda"
     if large and torch.cuda.get_device_capability(device)[0] in _NEW_TENSOR_CORES:
         names.sort(key=lambda name: name != "triton")
     return names

@@ -189,27 +189,23 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return roots, residuals
 
 
-_ROOT_SIDES = ((157 << 10, 128), (73 << 10, 64))
-"""Bytes of shared memory of a CTA, and the longest sides of factors that are rooted on chip with them."""
-
-
-@functools.cache
-def _longest_root_side(device: torch.device) -> int:
-    """Of factors that the kernels of a device root on chip; 0 on a CPU."""
+def _longest_root_side(device: torch.device, precision: str) -> int:
+    """Of factors that the kernels of a device root, by the shared memory of a CTA; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     properties = torch.cuda.get_device_properties(device)
-    shared = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
-    return next((side for least, side in _ROOT_SIDES if shared >= least), 0)
+    kilobytes = properties.shared_memory_per_block_optin >> 10  # type: ignore[attr-defined]  # torch's stub lacks it
+    sides = ((97, 256),) if precision == "bf16x3" else ((137, 128), (73, 64))
+    return next((side for least, side in sides if kilobytes >= least), 0)
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`; torch's products on a CPU, and for sides that do not fit a chip."""
     on_chip: list[RootSide] = []
     others: list[RootSide] = []
+    longest = _longest_root_side(sides[0].active.device, rule.precision) if sides else 0
     for of in sides:
-        fits = of.side.factor.shape[-1] <= _longest_root_side(of.side.factor.device)
-        (on_chip if fits else others).append(of)
+        (on_chip if of.side.factor.shape[-1] <= longest else others).append(of)
     polar.polar_roots_(others, rule, turn)
     if not on_chip:
         return

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kradagrad_ext.config import Config
+from kradagrad_ext.config import Config, default_block_size
 from kradagrad_ext.distributed.pieces import Piece, deal
 from kradagrad_ext.plan import ParameterPlan, plan_parameter
 
@@ -49,7 +49,7 @@ def cost(
             rows (`fully_shard`).
         dtype: float32 or bfloat16, of parameters that are given as shapes; those of a module have their own.
         tokens: of a training step, over all ranks.
-        device: ``cuda`` or ``cpu``, which decides whether packed factors are triangles.
+        device: ``cuda`` or ``cpu``, which decides on `block_size`, and on triangles for packed factors.
         options: of the optimizer, and ``precondition``.
 
     Raises:
@@ -62,6 +62,7 @@ def cost(
         raise ValueError(f"KrADagrad: `device` must be cuda or cpu, got {device!r}")
     if not isinstance(replicated, bool):
         raise ValueError(f"KrADagrad: `replicated` must be a bool, got {replicated!r}")
+    options.setdefault("block_size", default_block_size(torch.device(device)))
     parameters = read_parameters(model, dtype, options)
     if world_size > 1 and any(p.config.capturable for p in parameters):
         raise ValueError("KrADagrad: `capturable` must be False where ranks share out the work, got True")

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--replicated", action="store_true", help="parameters lie on all ranks, not in shards"
     )
-    parser.add_argument("--block-size", type=_count, default=defaults.block_size)
+    parser.add_argument("--block-size", type=_count, help="128 on cuda and 256 on cpu, unless given")
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
     parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             replicated=given.replicated,
             dtype=DTYPES[given.dtype],
             tokens=given.tokens,
-            block_size=given.block_size,
+            **({} if given.block_size is None else {"block_size": given.block_size}),
             max_factor_dim=given.max_factor_dim,
             root_every=given.root_every,
             factor_dtype=stored[0],

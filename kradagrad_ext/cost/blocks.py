@@ -8,6 +8,7 @@ between one another comes on top (bench/roofline.py counts it).
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,21 +26,53 @@ TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
 
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
+RESIDENT_SIDES = (64, 96, 128)
+"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/resident_side.h)."""
+
+SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
+
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
 
 
+def resident_side(longest: int) -> int | None:
+    """Of the resident kernel that takes a block; None where none does."""
+    return next((side for side in RESIDENT_SIDES if longest <= side), None)
+
+
+def product_tile(longest: int, precision: str) -> int:
+    """Side of the CTA tiles of products of blocks with longer sides."""
+    return 128 if longest >= SMALL_SIDE and precision != "tf32x3" else 64
+
+
+def _kernels(group: Group, precision: str) -> tuple[str, str]:
+    """Which do most of a group's update and of its product; one name for what is left to torch."""
+    if len(group.block_shape) != 2 or not all(group.factored):
+        return "kron_step", "kron_step"
+    longest = max(group.block_shape)
+    side = resident_side(longest)
+    if side is None:
+        return (f"square_root_product_{product_tile(longest, precision)}_{precision}",) * 2
+    return f"resident_update_{side}_{precision}", f"resident_precondition_{side}_{precision}"
+
+
 def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
-    """Factor updates and products; `dtype`: of parameters and gradients."""
-    if not groups:
-        return
-    share = 1 / config.factor_every
-    updates = share * sum(_update_flops(group, config) for group in groups)
-    products = sum(group.product_flops for group in groups)
-    size = share * sum(map(_factor_bytes, groups)) + sum(_product_bytes(g, config, dtype) for g in groups)
-    flops = TERMS[config.precision] * (updates + products)
-    yield Cost("kron_step", "blocks", 1, size, {KINDS[config.precision]: flops}, updates + products)
-    if config.packed:
+    """Factor updates and products by kernel; `dtype`: of parameters and gradients."""
+    share, least, size = (
+        1 / config.factor_every,
+        defaultdict[str, float](float),
+        defaultdict[str, float](float),
+    )
+    for group in groups:
+        update, product = _kernels(group, config.precision)
+        least[update] += share * _update_flops(group, config)
+        size[update] += share * _factor_bytes(group)
+        least[product] += group.product_flops
+        size[product] += _product_bytes(group, config, dtype)
+    for kernel, flops in least.items():
+        executed = {KINDS[config.precision]: TERMS[config.precision] * flops}
+        yield Cost(kernel, "blocks", 1, size[kernel], executed, flops)
+    if config.packed and groups:
         yield _packing_cost(groups, config)
 
 
@@ -74,26 +107,43 @@ def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
     return Cost("torch: index", "triangles", 2 * len(groups), root * (elements + triangles))
 
 
-def root_cost(groups: Sequence[Group], config: Config) -> Cost:
-    """New roots, a step: one of `root_every` steps pays for them; torch's float32 products.
-
-    X, the powers of P for the residual, and the products of `_of_root`, all but one a polar step symmetric,
-    which torch's products make no use of.
-    """
-    least = executed = size = launches = 0.0
+def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
+    """New roots, a step: one of `root_every` steps pays for them; by a kernel, and by torch's products."""
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for group in groups:
         p = config.root_order(len(group.block_shape))
         method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
-        products, extra = _of_root(p, method)
-        products += p.bit_length() + p.bit_count() - 1
         for d in filter(None, group.factor_dims):
-            launches += products
-            size += FLOAT * 3 * products * group.blocks * d**2
-            least += (products + extra) * group.blocks * d**3
-            executed += (2 * products + (extra if method == "eigh" else 0)) * group.blocks * d**3
-    share = 1 / config.root_every
-    by_kind = {"cublas fp32": share * executed}
-    return Cost("torch: bmm", "roots", share * launches, share * size, by_kind, share * least)
+            side = resident_side(d) if (p, method) == (2, "polar") else None
+            kernel = f"resident_root_{side}_{config.precision}" if side else "torch: bmm"
+            own = _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method)
+            each = (1.0, *(group.blocks * number for number in own))
+            sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
+    costs, share = [], 1 / config.root_every
+    for kernel, (launches, size, executed, least) in sums.items():
+        kind = "cublas fp32" if kernel == "torch: bmm" else KINDS[config.precision]
+        by_kind = {kind: share * executed}
+        costs.append(Cost(kernel, "roots", share * launches, share * size, by_kind, share * least))
+    return costs
+
+
+def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
+    """Bytes, executed and least flops of one block by resident_root, which pads it to its side."""
+    products, extra = _of_root(2, "polar")
+    flops = products + 2 + extra  # X and P^2 for the residual
+    size = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+    return (FLOAT + size) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
+
+
+def _root_of_torch(d: int, p: int, method: str) -> tuple[float, float, float]:
+    """The same by float32 products: X, the powers of P for the residual, and the products of `_of_root`.
+
+    All but one a polar step are symmetric, which torch's products make no use of.
+    """
+    products, extra = _of_root(p, method)
+    products += p.bit_length() + p.bit_count() - 1
+    executed = 2 * products + (extra if method == "eigh" else 0)
+    return FLOAT * 3 * products * d**2, executed * d**3, (products + extra) * d**3
 
 
 def _of_root(p: int, method: str) -> tuple[int, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .work import MMA_FLOPS, work_of
+
 BANDWIDTH_FRACTION = 0.90
 """Of the HBM bandwidth. Long streams of whole sectors reach 90 to 93% of the datasheet (BabelStream)."""
 
-FEED_FRACTION = 0.70
-"""Of what mma.sync reaches. Beside every 48 mma of a k tile a warp issues about 200 other instructions: six
-fragments are read from shared memory and split into terms. Two warps a scheduler hide most of it, not all."""
+FEED_FRACTION = 0.35
+"""Of what mma.sync reaches, for kernels whose work is not counted (`work`): what the prediction for
+`square_root_product` comes to on an H100, which splits float32 operands when it reads them, as these do."""
 
 FMA_FRACTION = 0.50
 """Of the FP32 peak, for `fp32`. Six 8-byte reads of shared memory feed 16 multiply-adds of a lane: the
@@ -38,15 +40,18 @@ class Gpu:
 
     Attributes:
         bf16, tf32, fp32: Tflop/s of the tensor cores, and of FP32 multiply-adds.
+        flops_a_cycle: in bf16, of one SM.
         hbm: GB/s.  sms: streaming multiprocessors.  l2: MB.
         mma_sync: share of the tensor peak that warp-level mma.sync reaches, which our CUDA kernels use.
         sources: titles of the documents that the peaks are from.
     """
 
     name: str
+    architecture: str
     bf16: float
     tf32: float
     fp32: float
+    flops_a_cycle: int
     hbm: float
     sms: int
     l2: int
@@ -72,7 +77,23 @@ class Gpu:
         """Achievable bytes/s."""
         return 1e9 * BANDWIDTH_FRACTION * self.hbm
 
+    @property
+    def clock(self) -> float:
+        """Cycles/s that the peaks are for."""
+        return 1e12 * self.bf16 / (self.sms * self.flops_a_cycle)
 
+    @property
+    def bytes_a_cycle(self) -> float:
+        """Of memory, an SM's share."""
+        return self.bandwidth / (self.sms * self.clock)
+
+    @property
+    def mma_cycles(self) -> float:
+        """That one of an SM's four tensor cores takes for a product."""
+        return 4 * MMA_FLOPS["bf16"] / (self.flops_a_cycle * self.mma_sync)
+
+
+# flops_a_cycle. A100, H100: from the architecture papers. B200: twice the H100's, as its peak an SM is.
 # mma_sync. A100: it is the native instruction. H100, H200: only wgmma reaches the peak; microbenchmarks
 # ("Dissecting the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level Analysis",
 # arXiv 2501.12084) put mma.sync at roughly 0.6 of it. B200: only tcgen05 reaches the peak; assumed is the
@@ -82,20 +103,20 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu(
-            "A100", 312, 156, 19.5, 2039, 108, 40, 1.0,
+            "A100", "sm_80", 312, 156, 19.5, 2048, 2039, 108, 40, 1.0,
             ("NVIDIA A100 Tensor Core GPU datasheet (80GB SXM)", "NVIDIA A100 Tensor Core GPU Architecture"),
         ),
         Gpu(
-            "H100", 989.4, 494.7, 66.9, 3350, 132, 50, 0.62,
+            "H100", "sm_90", 989.4, 494.7, 66.9, 4096, 3350, 132, 50, 0.62,
             ("NVIDIA H100 Tensor Core GPU datasheet (SXM5)", "NVIDIA H100 Tensor Core GPU Architecture"),
         ),
         Gpu(
-            "H200", 989.4, 494.7, 66.9, 4800, 132, 50, 0.62,
+            "H200", "sm_90", 989.4, 494.7, 66.9, 4096, 4800, 132, 50, 0.62,
             ("NVIDIA H200 Tensor Core GPU datasheet (SXM)", "NVIDIA H100 Tensor Core GPU Architecture"),
         ),
         # SMs and L2: not in the brief; counted on the device by the article.
         Gpu(
-            "B200", 2250, 1125, 80, 8000, 148, 126, 0.31,
+            "B200", "sm_100", 2250, 1125, 80, 8192, 8000, 148, 126, 0.31,
             (
                 "NVIDIA Blackwell Architecture Technical Brief (HGX B200, an eighth)",
                 "Chips and Cheese, Nvidia's B200: Keeping the CUDA Juggernaut Rolling",
@@ -122,7 +143,7 @@ class Cost:
         bytes: of global memory, every operand of a launch once.
         flops: by kind of arithmetic, as executed: split products counted term by term, padding included.
         least_flops: one multiplication and addition a term of the formula, half of it where C is symmetric.
-        overlaps: whether memory and arithmetic of different CTAs overlap on an SM.
+        overlaps: whether memory and arithmetic of different CTAs overlap on an SM, where work is not counted.
     """
 
     kernel: str
@@ -134,7 +155,15 @@ class Cost:
     overlaps: bool = True
 
     def milliseconds(self, gpu: Gpu) -> float:
-        """The larger of both roofs, or their sum where the phases of a CTA have the SM to themselves."""
+        """By what is counted of the kernel.
+
+        Else the larger of both roofs, or their sum where the phases of a CTA have the SM to themselves.
+        """
+        work = work_of(self.kernel, gpu.architecture)
+        if work and self.flops:
+            ctas = sum(flops / MMA_FLOPS[kind] for kind, flops in self.flops.items()) / work.mma
+            cycles = work.cycles(gpu.mma_cycles, self.bytes / ctas / gpu.bytes_a_cycle)
+            return 1e3 * ctas * cycles / (gpu.sms * gpu.clock)
         memory = 1e3 * self.bytes / gpu.bandwidth
         arithmetic = 1e3 * sum(flops / gpu.rate(kind) for kind, flops in self.flops.items())
         return max(memory, arithmetic) if self.overlaps else memory + arithmetic

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kradagrad_ext.config import Config
+from kradagrad_ext.config import Config, default_block_size
 from kradagrad_ext.optimizer import KrADagrad
 from kradagrad_ext.plan import Shape
 
@@ -35,13 +35,14 @@ class Parameter:
 
 
 def make_config(**options: object) -> Config:
-    """The optimizer's defaults with some options changed.
+    """The optimizer's defaults on a GPU with some options changed.
 
     Raises:
         ValueError: an option is out of range.
     """
     defaults = inspect.signature(KrADagrad).parameters
     known = {field.name: defaults[field.name].default for field in fields(Config) if field.name in defaults}
+    known["block_size"] = default_block_size(torch.device("cuda"))
     return Config(**{**known, "precondition": True, **options})
 
 

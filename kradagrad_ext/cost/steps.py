@@ -11,7 +11,8 @@ import torch
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group, ParameterPlan, Shape, group_blocks, plan_parameter
 
-from .blocks import block_costs, root_cost
+from .blocks import block_costs
+from .blocks import root_costs as root_costs_of
 from .elementwise import before_blocks, parameter_step_costs
 from .gpus import Cost
 
@@ -88,4 +89,4 @@ def kernel_costs(
 
 def root_costs(parts: Sequence[Part]) -> list[Cost]:
     """New roots, of which one of `root_every` steps makes all."""
-    return [root_cost(part.groups, part.config) for part in parts if part.groups]
+    return [cost for part in parts for cost in root_costs_of(part.groups, part.config)]

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import zlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import test_accumulate
@@ -54,7 +54,7 @@ class Binary:
     stack: int
     local: int
     static_shared: int
-    instructions: Counter[str]
+    instructions: Counter[str] = field(default_factory=Counter)
     """Instructions of the machine code by the opcode before its first dot, not times they run."""
 
 
@@ -89,26 +89,35 @@ def _tool_path() -> str:
 
 def cuobjdump(*arguments: str) -> str:
     """The output of cuobjdump."""
+    return _run("cuobjdump", *arguments)
+
+
+def _run(tool: str, *arguments: str) -> str:
     path = _tool_path()
-    command = [shutil.which("cuobjdump", path=path), *arguments]
+    command = [shutil.which(tool, path=path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
 
 
-def dump(file: Path, *arguments: str) -> str:
-    """The output of cuobjdump for a file, kept by the file's content where KRADAGRAD_CACHE names a folder."""
+def dump(file: Path, *arguments: str, tool: str = "cuobjdump") -> str:
+    """The output of a tool for a file, kept by the file's content where KRADAGRAD_CACHE names a folder."""
     _tool_path()  # what is kept does not stand for a missing tool
     folder = compile_cached.cache_folder()
     if folder is None:
-        return cuobjdump(*arguments, str(file))
-    entry = folder / compile_cached.key(b"cuobjdump", *map(str.encode, arguments), file.read_bytes())
+        return _run(tool, *arguments, str(file))
+    entry = folder / compile_cached.key(tool.encode(), *map(str.encode, arguments), file.read_bytes())
     kept = compile_cached.fetch(entry)
     if kept is None:
-        kept = zlib.compress(cuobjdump(*arguments, str(file)).encode())
+        kept = zlib.compress(_run(tool, *arguments, str(file)).encode())
         compile_cached.store(entry, kept)
     return zlib.decompress(kept).decode()
+
+
+def disassemble(cubin: Path) -> str:
+    """The code of a cubin with the source lines of its instructions."""
+    return dump(cubin, "-g", "-c", tool="nvdisasm")
 
 
 @functools.cache
@@ -137,14 +146,21 @@ def all_binaries(architecture: str) -> dict[str, Binary]:
     if not listings:
         toolchain.give_up(f"the native library was built for other architectures than {architecture}")
     code = {listing.split(maxsplit=1)[0]: count_instructions(listing) for listing in listings}
+    used = read_usage(library(), architecture)
+    if used.keys() != code.keys():
+        raise RuntimeError(f"cuobjdump names other kernels in -res-usage than in -sass: {architecture}")
+    return {name: replace(made, instructions=code[name]) for name, made in used.items()}
+
+
+def read_usage(file: Path, architecture: str) -> dict[str, Binary]:
+    """What every kernel of a library or cubin takes of an SM, by name; its code is not read."""
     # From sm_90 on, the numbers of a cubin contain the reserved shared memory.
     reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
+    arguments = () if file.suffix == ".cubin" else ("-arch", architecture)
     result = {}
-    for name, *numbers in USAGE.findall(dump(library(), "-res-usage", "-arch", architecture)):
+    for name, *numbers in USAGE.findall(dump(file, "-res-usage", *arguments)):
         registers, stack, shared, local = map(int, numbers)
-        result[name] = Binary(registers, stack, local, max(shared - reserved, 0), code[name])
-    if result.keys() != code.keys():
-        raise RuntimeError(f"cuobjdump names other kernels in -res-usage than in -sass: {architecture}")
+        result[name] = Binary(registers, stack, local, max(shared - reserved, 0))
     return result
 
 

@@ -48,9 +48,8 @@ void bind(Plan& plan, uintptr_t table, uintptr_t scratch) {
   plan.bind_table(pointer<char>(table));
 }
 
-const std::map<std::string, Precision> kPrecisions = {{"bf16x3", Precision::kBf16x3},
-                                                      {"tf32x3", Precision::kTf32x3},
-                                                      {"fp32", Precision::kFp32}};
+const std::map<std::string, Precision> kPrecisions = {
+    {"bf16x3", Precision::kBf16x3}, {"tf32x3", Precision::kTf32x3}, {"fp32", Precision::kFp32}};
 
 SquareRootGroupTensors square_root_group(const py::dict& group) {
   const auto list = [&](const char* name) { return infos(group[name].cast<TensorTuples>()); };
@@ -77,7 +76,7 @@ SquareRootGroupTensors square_root_group(const py::dict& group) {
 Plan square_root_step(const std::vector<py::dict>& groups, float decay, float weight, float damping,
                       float prior, float damped_updates, int refine, const std::string& precision,
                       bool coupled, bool update, bool precondition, uintptr_t scales, uintptr_t norms,
-                      int64_t scratch_bytes, int32_t shared_limit) {
+                      int64_t scratch_bytes, int32_t shared_limit, int32_t multiprocessors) {
   SquareRootInputs inputs{{},
                           {decay, weight, damping, prior, damped_updates, refine, coupled},
                           kPrecisions.at(precision),
@@ -85,7 +84,7 @@ Plan square_root_step(const std::vector<py::dict>& groups, float decay, float we
                           precondition,
                           pointer<float>(scales),
                           pointer<float>(norms),
-                          shared_limit};
+                          {shared_limit, multiprocessors}};
   for (const py::dict& group : groups) inputs.groups.push_back(square_root_group(group));
   return plan_square_root_step(inputs, scratch_bytes);
 }
@@ -102,8 +101,15 @@ RootSideTensors root_side(const py::dict& side) {
 }
 
 Plan roots(const std::vector<py::dict>& sides, const std::vector<std::array<float, 3>>& polynomials,
-           float bound, const std::string& precision, int64_t turn, int64_t turns, uintptr_t counter) {
-  RootInputs inputs{{}, {}, kPrecisions.at(precision), turn, turns, pointer<int64_t>(counter)};
+           float bound, const std::string& precision, int64_t turn, int64_t turns, uintptr_t counter,
+           int32_t shared_limit, int32_t multiprocessors) {
+  RootInputs inputs{{},
+                    {},
+                    kPrecisions.at(precision),
+                    turn,
+                    turns,
+                    pointer<int64_t>(counter),
+                    {shared_limit, multiprocessors}};
   for (const py::dict& side : sides) inputs.sides.push_back(root_side(side));
   inputs.rule.steps = static_cast<int32_t>(polynomials.size());
   inputs.rule.bound = bound;

@@ -26,6 +26,9 @@ SOURCES = {
     "resident_update": "resident_update",
     "resident_precondition": "resident_precondition",
     "resident_root": "resident_root",
+    "wide_update": "wide_update",
+    "wide_precondition": "wide_precondition",
+    "wide_root": "wide_root",
     "gradient_norms": "square_root_state",
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
@@ -75,7 +78,7 @@ class Device:
 class Executor:
     """The backend; torch serves updates by Cholesky, which kernels lack.
 
-    Launches of the latest call are kept with their counters.
+    Launches of the latest call are kept with their counters, and as they were planned.
 
     Args:
         seed: shuffles the order of blocks and warps where it is not 0.
@@ -85,12 +88,14 @@ class Executor:
 
     name = "executor"
     shared_limit = 163 << 10  # bytes of shared memory that a CTA may have
+    multiprocessors = 3  # few, so that CTAs of wide blocks take more than one
 
     def __init__(self, seed: int = 0, scratch_bytes: int = 1 << 28, races: bool = True) -> None:
         self.seed = seed
         self.races = races
         self.scratch_bytes = scratch_bytes
         self.launches: list[tuple[str, ptx.Launch]] = []
+        self.planned: list[tuple[str, list[int], list[int], int, bytes]] = []
 
     def run(self, device: Device, plan) -> None:
         """Allocate a plan's memory, bind the plan to it, and launch."""
@@ -98,7 +103,7 @@ class Executor:
         scratch, _ = device.allocate(plan.scratch, uninitialised=True)
         plan.bind(table, scratch)
         bytes_of_table[: len(plan.table)] = np.frombuffer(plan.table, np.uint8)
-        self.launches = []
+        self.launches, self.planned = [], plan.launches
         for name, grid, block, shared, parameters in plan.launches:
             launch = kernel(name).launch(
                 device.memory,
@@ -161,6 +166,7 @@ class Executor:
             0 if norms is None else device.address(norms),
             self.scratch_bytes,
             self.shared_limit,
+            self.multiprocessors,
         )
         self.run(device, plan)
 
@@ -228,7 +234,8 @@ class Executor:
         ]
         counter = 0 if turn.counter is None else device.address(turn.counter)
         scalars = (rule.polynomials, rule.bound, rule.precision, turn.number, turn.turns, counter)
-        self.run(device, toolchain.plans().roots(described, *scalars))
+        plan = toolchain.plans().roots(described, *scalars, self.shared_limit, self.multiprocessors)
+        self.run(device, plan)
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
         return reference.decomposed_roots(factors, p)

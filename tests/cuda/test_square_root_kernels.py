@@ -60,14 +60,15 @@ def test_large_blocks_agree_with_float64(make: type[Executor], shape: tuple[int,
 
 
 def test_large_and_small_blocks_in_one_call() -> None:
-    """Some with resident kernels, some with grouped ones, some without elements."""
+    """Some on chip, some wide, some with grouped kernels, some without elements."""
     executor = Executor()
-    shapes = [(130, 7), (20, 33), (0, 4), (5, 128), (2, 129)]
+    shapes = [(130, 7), (20, 33), (0, 4), (5, 128), (2, 257), (2, 129)]
     check(given([group(2, shape) for shape in shapes], replace(RULE, coupled=True)), executor)
     kernels = Counter(name.removesuffix("_bf16x3") for name, _ in executor.launches)
     for side in (64, 128):
         assert kernels[f"resident_update_{side}"] == kernels[f"resident_precondition_{side}"] == 1
-    assert kernels["square_root_product_64"] == 8
+    assert kernels["wide_update"] == kernels["wide_precondition"] == 1
+    assert kernels["square_root_product_128"] == 8
 
 
 @pytest.mark.parametrize("damped_updates", [0.0, 10.0])
@@ -225,8 +226,9 @@ def test_launches_of_grouped_kernels(refine: int, iteration: int) -> None:
         found = kernels(replace(RULE, refine=refine), shapes, shared_limit=0)
         assert found.pop("square_root_product_64") == 5 + iteration
         assert found == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
-    assert kernels(RULE, [(200, 33)], update=False) == {"square_root_product_64": 2, "finish_norms": 1}
-    assert kernels(RULE, [(256, 3)], update=False) == {"square_root_product_128": 2, "finish_norms": 1}
+    small, large = ({f"square_root_product_{tile}": 2, "finish_norms": 1} for tile in (64, 128))
+    assert kernels(RULE, [(200, 33)], shared_limit=0, update=False) == small
+    assert kernels(RULE, [(257, 3)], update=False) == large
 
 
 def test_launches_of_resident_kernels() -> None:
@@ -247,7 +249,15 @@ def test_launches_of_resident_kernels() -> None:
 
 
 def test_shared_memory_decides_which_blocks_are_resident() -> None:
+    """Where a side of 96 or 128 does not fit, wide kernels take blocks of more than 64 in bf16x3."""
     found = kernels(RULE, [(64, 64), (65, 3)], shared_limit=100 << 10)
+    assert found.keys() == {
+        "resident_update_64",
+        "resident_precondition_64",
+        "wide_update",
+        "wide_precondition",
+    }
+    found = kernels(replace(RULE, precision="fp32"), [(64, 64), (65, 3)], shared_limit=100 << 10)
     assert {"resident_update_64", "resident_precondition_64", "square_root_product_64"} <= found.keys()
     three_matrices = replace(RULE, refine=3)
     assert "resident_update_128" not in kernels(three_matrices, [(128, 128)])

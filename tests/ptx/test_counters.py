@@ -97,6 +97,33 @@ def test_instructions_and_lines():
     assert (line["opcode"], line["n"], line["sectors"]) == ("ld.global.u32", 12, 6)
 
 
+def test_instructions_by_scheduler():
+    """A kernel is as fast as its busiest scheduler: work that lies on one of the four must show."""
+    mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+    operands = "{%f1,%f2,%f3,%f4}, {%r8,%r9,%r10,%r11}, {%r12,%r13}, {%f1,%f2,%f3,%f4}"
+    body = f"""shr.u32 %r4, %r1, 5; and.b32 %r4, %r4, 3; setp.ne.u32 %p1, %r4, 1; @%p1 bra END;
+      {mma} {operands}; {mma} {operands};
+      END: bar.sync 0;"""
+    counters = run(body, block=192, grid=2)  # warps 0 to 5: schedulers 0 and 1 have two, the others one
+    assert counters.scheduler_mma == [0, 8, 0, 0]
+    assert counters.mma == 8
+    common = counters.scheduler_instructions[2]
+    assert counters.scheduler_instructions == [2 * common, 2 * common + 8, common, common]
+    assert sum(counters.scheduler_instructions) == counters.warp_instructions
+    by_opcode = {opcode: n for _, opcode, n in counters.instructions}
+    assert by_opcode["shr.u32"] == [4, 4, 2, 2]
+    assert (
+        len([n for _, opcode, n in counters.instructions if opcode.startswith("mma") and n == [0, 4, 0, 0]])
+        == 2
+    )
+
+
+def test_instructions_that_never_ran_are_listed():
+    """Machine code is weighed by all instructions of a source line, those of slow paths included."""
+    counters = run("setp.gt.u32 %p1, %r1, 99; @!%p1 bra END; add.u32 %r4, %r4, 1; END: bar.sync 0;")
+    assert [n for _, opcode, n in counters.instructions if opcode == "add.u32"] == [[0, 0, 0, 0]]
+
+
 def test_a_partial_copy_counts_what_it_reads():
     body = """mov.u32 %r9, 0; setp.lt.u32 %p1, %r1, 8; @%p1 mov.u32 %r9, 16; mad.wide.u32 %d1, %r1, 16, %d0;
       shl.b32 %r4, %r1, 4; add.u32 %r4, %r4, %r3; cp.async.cg.shared.global [%r4], [%d1], 16, %r9;

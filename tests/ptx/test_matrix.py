@@ -1,4 +1,4 @@
-"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds what, typed from the PTX ISA's figures."""
+"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds what, from the PTX ISA's figures."""
 
 import itertools
 

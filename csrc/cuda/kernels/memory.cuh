@@ -64,6 +64,18 @@ struct Matrix {
     return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[offset(row, col)]);
   }
 
+  // Elements (row, col) to (row, col + 3), col divisible by 4, where they lie within, in the dtype of the
+  // matrix.
+  __device__ __forceinline__ void write_four(int row, int col, const float (&four)[4]) const {
+    if (aligned && !bf16 && cols % 4 == 0) {
+      if (row >= rows || col >= cols) return;
+      *reinterpret_cast<float4*>(&at(row, col)) = {four[0], four[1], four[2], four[3]};
+    } else {
+      write(row, col, {four[0], four[1]});
+      write(row, col + 2, {four[2], four[3]});
+    }
+  }
+
   // Elements (row, col) and (row, col + 1), where they lie within, in the dtype of the matrix.
   __device__ __forceinline__ void write(int row, int col, float2 pair) const {
     if (row >= rows) return;
@@ -132,7 +144,7 @@ __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row
       values = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
                 from.read(row, col + 3)};
     }
-    shared_at<float4>(to) = values;
+    memory_at<float4>(to) = values;
   } else if (from.aligned) {
     const int count = inside ? max(0, min(4, from.cols - col)) : 0;
     copy_async_16(to, count ? &from.at(row, col) : from.data, 4 * count);

@@ -14,8 +14,15 @@ __device__ __forceinline__ Shared shared_address(const void* pointer) {
 }
 
 template <class T>
-__device__ __forceinline__ T& shared_at(Shared address) {
+__device__ __forceinline__ T& memory_at(Shared address) {
   return *static_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// The same in global memory.
+template <class T>
+__device__ __forceinline__ T& memory_at(char* address) {
+  __builtin_assume(__isGlobal(address));
+  return *reinterpret_cast<T*>(address);
 }
 
 // The same value, about which the compiler knows nothing: what is computed from it is computed again rather

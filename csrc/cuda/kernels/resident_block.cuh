@@ -153,12 +153,12 @@ struct StagedMatrix {
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
       const auto [row, col] = position(i);
-      shared_at<float4>(place + i * kThreads * sizeof(float4)) = {
+      memory_at<float4>(place + i * kThreads * sizeof(float4)) = {
           from.read(row, col), from.read(row, col + 1), from.read(row, col + 2), from.read(row, col + 3)};
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      copy(four[i], shared_at<const float4>(place + i * kThreads * sizeof(float4)));
+      copy(four[i], memory_at<const float4>(place + i * kThreads * sizeof(float4)));
     }
   }
 
@@ -192,13 +192,13 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
   const Shared first = place + Worker<kTiles>::thread() * sizeof(float2);
   Shared own = first;
   product.for_each_pair([&](int, int, float (&pair)[2]) {
-    shared_at<float2>(own) = {pair[0], pair[1]};
+    memory_at<float2>(own) = {pair[0], pair[1]};
     own += kStep;
   });
 #pragma unroll 1
   for (int i = 0; i < Product::kPairs; ++i) {
     const Position at = product.position(i);
-    to.write(at.row, at.col, shared_at<const float2>(first + i * kStep));
+    to.write(at.row, at.col, memory_at<const float2>(first + i * kStep));
   }
 }
 

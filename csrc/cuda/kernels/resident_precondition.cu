@@ -78,7 +78,7 @@ class ResidentProduct {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pair[i] = rms > 0 ? pair[i] / rms : 0;
-        norm += pair[i] * pair[i];
+        norm = fmaf(pair[i], pair[i], norm);
       }
     });
     return norm;

@@ -13,20 +13,15 @@
 //   root      Q, then lower tiles of P    F
 //
 // Traffic: F read, P written; F is read once more when P is made, from the L2.
-#include "polar_roots.h"
 #include "resident_block.cuh"
-#include "square_root_rule.cuh"
+#include "root_item.cuh"
 
 namespace kradagrad::cuda {
 namespace {
 
-// The factor of one block; of no rows where nothing is to be done. In shared memory, to spare registers.
-struct RootItem {
-  Matrices factor, root;
-  float* statistics;  // of the root
-  int64_t block;
-  int32_t d;
-  float unit;   // sqrt(w k) rms
+// An item, and where its iteration stands.
+struct RootWork {
+  RootItem item;
   float scale;  // of Q: 1 / s in the first step, then 1
   int32_t step;
 };
@@ -40,12 +35,12 @@ class ResidentRoot {
   using Full = FullProduct<kTiles, Multiply>;
   using Lower = LowerTiles<kTiles>;
 
-  __device__ __forceinline__ ResidentRoot(const ResidentRoots& in, RootItem& item) : in_(in), item_(item) {}
+  __device__ __forceinline__ ResidentRoot(const ResidentRoots& in, RootWork& work) : in_(in), work_(work) {}
 
   __device__ __forceinline__ void run() {
     load(first());
 #pragma unroll 1
-    while (item_.step < in_.rule.steps) {
+    while (work_.step < in_.rule.steps) {
       make_gram();
       make_polynomial();
       multiply_polynomial();
@@ -54,31 +49,25 @@ class ResidentRoot {
     const float residual = find_residual();
     const bool good = residual <= in_.rule.bound;
     if (good) write_root();
-    if (Here::thread() > 0 || item_.d == 0) return;
-    if (!good) item_.statistics[kRefusals] += 1;
-    item_.statistics[kResidual] = isfinite(residual) ? residual : INFINITY;
+    if (Here::thread() == 0) work_.item.finish(good, residual);
   }
 
  private:
   __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
   __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
-  __device__ __forceinline__ int tiles() const { return tiles_of(item_.d); }
+  __device__ __forceinline__ int tiles() const { return tiles_of(work_.item.d); }
 
   __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
 
   __device__ __forceinline__ Lower lower() const { return Lower(Here::share()); }
 
-  __device__ __forceinline__ Matrix matrix(const Matrices& of) const {
-    return Matrix(in_.views, of, item_.block, item_.d, item_.d);
-  }
-
   // F in its unit to a place that nobody reads any more.
   __device__ __forceinline__ void load(Shared place) const {
     StagedMatrix<kTiles> staged;
-    staged.start(matrix(item_.factor));
-    staged.finish(matrix(item_.factor), place);
-    staged.scale(item_.unit);
+    staged.start(work_.item.factor_matrix(in_.views));
+    staged.finish(work_.item.factor_matrix(in_.views), place);
+    staged.scale(work_.item.unit);
     __syncthreads();
     staged.template store<Format>(place);
     __syncthreads();
@@ -94,8 +83,8 @@ class ResidentRoot {
     Lower gram = lower();
     const TransposedTiles q{first(), kTiles};
     gram.template add<Multiply>(q, q, tiles(), tiles());
-    const float scale = item_.step == 0 ? rsqrtf(sqrtf(sum(gram.sum_of_squares(1)))) : 1;
-    if (Here::thread() == 0) item_.scale = scale;
+    const float scale = work_.step == 0 ? rsqrtf(sqrtf(sum(gram.sum_of_squares(1)))) : 1;
+    if (Here::thread() == 0) work_.scale = scale;
     gram.scale(scale * scale);
     gram.template write<Format>(gram_place());
     __syncthreads();
@@ -103,13 +92,13 @@ class ResidentRoot {
 
   // a I + b G + c G^2 in its place.
   __device__ __forceinline__ void make_polynomial() const {
-    const int step = item_.step;
+    const int step = work_.step;
     Lower polynomial = lower();
     const SymmetricTiles g{gram_place()};
     polynomial.template add<Multiply>(g, g, tiles(), tiles());
     polynomial.scale(in_.rule.c[step]);
     polynomial.template add_written<Format>(gram_place(), in_.rule.b[step]);
-    polynomial.add_diagonal(item_.d, in_.rule.a[step]);
+    polynomial.add_diagonal(work_.item.d, in_.rule.a[step]);
     polynomial.template write<Format>(polynomial_place());
     __syncthreads();
   }
@@ -119,9 +108,9 @@ class ResidentRoot {
     Full q(Here::warp(), Here::lane());
     q.add(PlainTiles{first(), kTiles}, SymmetricTiles{polynomial_place()}, tiles(), tiles(), tiles());
     __syncthreads();
-    q.scale(item_.scale);
+    q.scale(work_.scale);
     q.write(first());
-    if (Here::thread() == 0) ++item_.step;
+    if (Here::thread() == 0) ++work_.step;
     __syncthreads();
   }
 
@@ -154,48 +143,32 @@ class ResidentRoot {
 
   // Four neighbours of a row a thread, and eight threads a row.
   __device__ __forceinline__ void write_root() const {
-    const Matrix to = matrix(item_.root);
-    const bool in_fours = to.aligned && !to.bf16 && to.cols % 4 == 0;
+    const Matrix to = work_.item.root_matrix(in_.views);
     for (int row = Here::thread() / 8; row < to.rows; row += Here::kTeamThreads / 8) {
       for (int col = Here::thread() % 8 * 4; col < to.cols; col += 32) {
-        const float4 four = {root_at(row, col), root_at(row, col + 1), root_at(row, col + 2),
-                             root_at(row, col + 3)};
-        if (in_fours) {
-          *reinterpret_cast<float4*>(&to.at(row, col)) = four;
-        } else {
-          to.write(row, col, {four.x, four.y});
-          to.write(row, col + 2, {four.z, four.w});
-        }
+        const float four[4] = {root_at(row, col), root_at(row, col + 1), root_at(row, col + 2),
+                               root_at(row, col + 3)};
+        to.write_four(row, col, four);
       }
     }
   }
 
   const ResidentRoots& in_;
-  RootItem& item_;
+  RootWork& work_;
 };
-
-__device__ __forceinline__ void find(const ResidentRoots& in, int64_t index, bool exists, RootItem& item) {
-  const RootSide& side = in.sides[search(in.count, index, [&](int i) { return in.sides[i].first_item; })];
-  const int64_t turn = in.counter ? *in.counter : in.turn;
-  item.block = (turn * side.due + index - side.first_item) % side.blocks;
-  const float* const statistics = side.statistics + item.block * kColumns;
-  item.factor = side.factor;
-  item.root = side.root;
-  item.statistics = side.root_statistics + item.block * kRootColumns;
-  item.unit = sqrtf(statistics[kWeight] * static_cast<float>(side.k)) * statistics[kRms];
-  item.step = 0;
-  item.d = exists && side.active[item.block] && item.unit > 0 ? side.d : 0;
-}
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_root(const ResidentRoots& in) {
-  __shared__ RootItem items[Worker<kTiles>::kTeams];
+  __shared__ RootWork works[Worker<kTiles>::kTeams];
   const WorkItem<kTiles> work(in.items);
-  RootItem& item = items[Worker<kTiles>::team()];
-  if (Worker<kTiles>::thread() == 0) find(in, work.index, work.exists, item);
+  RootWork& own = works[Worker<kTiles>::team()];
+  if (Worker<kTiles>::thread() == 0) {
+    own.item.find(in, work.index, work.exists);
+    own.step = 0;
+  }
   __syncthreads();
-  if (!__syncthreads_or(item.d > 0)) return;
-  ResidentRoot<kTiles, kPrecision>(in, item).run();
+  if (!__syncthreads_or(own.item.d > 0)) return;
+  ResidentRoot<kTiles, kPrecision>(in, own).run();
 }
 
 }  // namespace

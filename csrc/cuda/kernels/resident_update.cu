@@ -8,40 +8,25 @@
 //     Y <- Y T;   T = a I - b Y Z;   Z <- T Z                          (square_root_rule.cuh)
 //   F <- restored F Z
 //
-// One CTA a block and side, kTiles warps (tile_products.cuh); a CTA finds its group by binary search over
-// the groups' first CTAs. G is held in units of a power of two below its largest element and F in one below
-// 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of any scale; scaling by
-// powers of two rounds nothing. Shared memory, in tiles (T = 8: 136 KB):
+// One team a block and side (resident_block.cuh), its warps as in tile_products.cuh; a team finds its group
+// by binary search over the groups' first items. G is held in units of a power of two below its largest
+// element and F in one below 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of any
+// scale; scaling by powers of two rounds nothing. Shared memory of a team, in tiles (T = 8: 136 KB):
 //
 //             first, T^2                    second, T (T + 1)
 //   read      P of the other side           G
 //   coupled   P                             U
 //   whiten    F                             U, then B
-//   iterate   F                             two of Y, T and Z: lower tiles, 36 each; the third waits in
-//                                           registers
+//   iterate   F                             lower tiles of Y and Z, and of T from refine 3 on
 //
-// Traffic: G, F and for a coupled update P once, F written once. The sides' CTAs are neighbours: what the
+// Traffic: G, F and for a coupled update P once, F written once. A block's sides are neighbours: what the
 // second one reads of G is in the L2. Per element of a square block of b^2: both sides 2 G + 2 P + 4 F.
 #include "largest.cuh"
 #include "resident_block.cuh"
-#include "square_root_resident.h"
-#include "square_root_rule.cuh"
+#include "side_item.cuh"
 
 namespace kradagrad::cuda {
 namespace {
-
-// One side of one block; of no rows and columns where nothing is to be done. It lies in shared memory, so
-// that it takes no registers from products.
-struct SideItem {
-  ResidentSide side;
-  Matrices grad;
-  int64_t block;
-  int32_t m, n, d, k;
-  float scale;
-  bool active, is_new, ready;
-  GradientNorm norm;
-  BlockUpdate update;
-};
 
 template <int kTiles, Precision kPrecision>
 class ResidentSideUpdate {
@@ -58,16 +43,16 @@ class ResidentSideUpdate {
 
   __device__ __forceinline__ void run() {
     Staged grad, root, factor;
-    grad.start(gradient_matrix());
-    if (in_.rule.coupled) root.start(root_matrix());
+    grad.start(item_.gradient(in_.views));
+    if (in_.rule.coupled) root.start(item_.other_root(in_.views));
     load_gradient(grad);
-    if (!item_.is_new) factor.start(factor_matrix());
+    if (!item_.is_new) factor.start(item_.factor(in_.views));
     const float coupled = in_.rule.coupled ? couple(root) : 0;
-    if (Here::thread() == 0) prepare(coupled);
+    if (Here::thread() == 0) item_.prepare(in_.rule, coupled);
     __syncthreads();
     const bool ready = item_.ready;
     const bool succeeded = __syncthreads_or(ready) && update_factor(factor) && ready;
-    if (Here::thread() == 0) finish(succeeded);
+    if (Here::thread() == 0) item_.finish(succeeded);
   }
 
  private:
@@ -79,49 +64,14 @@ class ResidentSideUpdate {
   __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
   __device__ __forceinline__ int k_tiles() const { return tiles_of(item_.k); }
 
-  __device__ __forceinline__ float* statistics() const {
-    return item_.side.statistics + item_.block * kColumns;
-  }
-
-  // `coupled`: |U|^2 of a coupled update.
-  __device__ __forceinline__ void prepare(float coupled) const {
-    const GradientNorm norm = item_.norm;
-    const bool usable = norm.unit > 0 && isfinite(norm.sum);
-    const float stretch = usable && in_.rule.coupled ? coupled / norm.sum : 1;
-    item_.update = next_statistics(in_.rule, statistics(), norm, item_.scale, stretch, item_.d, item_.k);
-    item_.ready = item_.active && item_.update.readiness == Readiness::kReady;
-  }
-
-  __device__ __forceinline__ void finish(bool succeeded) const {
-    const BlockUpdate update = item_.update;
-    if (!item_.active || update.readiness == Readiness::kNone) return;
-    if (succeeded) {
-      statistics()[kRms] = update.rms;
-      statistics()[kWeight] = update.weight;
-      statistics()[kWhitened] = update.whitened;
-    } else {
-      statistics()[kFallbacks] += 1;
-    }
-  }
-
   __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
-
-  __device__ __forceinline__ Matrix gradient_matrix() const {
-    return Matrix(in_.views, item_.grad, item_.block, item_.m, item_.n);
-  }
-  __device__ __forceinline__ Matrix root_matrix() const {
-    return Matrix(in_.views, item_.side.other_root, item_.block, item_.k, item_.k);
-  }
-  __device__ __forceinline__ Matrix factor_matrix() const {
-    return Matrix(in_.views, item_.side.factor, item_.block, item_.d, item_.d);
-  }
 
   __device__ __forceinline__ Full full_product() const { return Full(Here::warp(), Here::lane()); }
   __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(Here::share()); }
 
   // G in `second`, in the unit of its norm.
   __device__ __forceinline__ void load_gradient(Staged& grad) const {
-    grad.finish(gradient_matrix(), second());
+    grad.finish(item_.gradient(in_.views), second());
     float most = 0;
     grad.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
     most = team_max<Here::kWarps>(most);
@@ -138,7 +88,7 @@ class ResidentSideUpdate {
 
   // G P_r, or P_l G, in the place of G; its squared norm.
   __device__ __forceinline__ float couple(Staged& root) const {
-    root.finish(root_matrix(), first());
+    root.finish(item_.other_root(in_.views), first());
     __syncthreads();
     root.template store<Format>(first());
     __syncthreads();
@@ -159,7 +109,7 @@ class ResidentSideUpdate {
     product.for_each_pair([&](int, int, float (&pair)[2]) {
       pair[0] *= scale;
       pair[1] *= scale;
-      squares += pair[0] * pair[0] + pair[1] * pair[1];
+      squares = fmaf(pair[1], pair[1], fmaf(pair[0], pair[0], squares));
     });
     return squares;
   }
@@ -176,9 +126,6 @@ class ResidentSideUpdate {
     return write_factor(iterate(m, norm) / unit);
   }
 
-  // Whether F holds bf16 values.
-  __device__ __forceinline__ bool exact_factor() const { return item_.side.factor.bf16 && !item_.is_new; }
-
   // |M|_F without squares that overflow where M / unit is near 1 or below.
   __device__ __forceinline__ float norm_of(const Lower& m, float unit) const {
     return unit * sqrtf(sum(m.sum_of_squares(1 / unit)));
@@ -189,7 +136,7 @@ class ResidentSideUpdate {
     if (item_.is_new) {
       factor.set_diagonal(unit * start_of(in_.rule, item_.update.rms, item_.k), item_.d);
     } else {
-      factor.finish(factor_matrix(), first());
+      factor.finish(item_.factor(in_.views), first());
       factor.scale(unit);
     }
     __syncthreads();
@@ -199,7 +146,7 @@ class ResidentSideUpdate {
 
   // B in the place of U; its squared norm.
   __device__ __forceinline__ float whiten(float scale) const {
-    const Exact exact{exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
+    const Exact exact{item_.exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
     Full b = full_product();
     const TransposedTiles f{first(), kTiles};
@@ -220,7 +167,7 @@ class ResidentSideUpdate {
     const float damped = in_.rule.damped_updates * in_.rule.weight;
     if (damped > 0) {
       const TransposedTiles f{first(), kTiles};
-      m.template add<Multiply>(f, f, d_tiles(), d_tiles(), {exact_factor(), exact_factor()});
+      m.template add<Multiply>(f, f, d_tiles(), d_tiles(), {item_.exact_factor(), item_.exact_factor()});
       m.scale(damping * damping * damped);
     }
     const PlainTiles b{second(), kTiles};
@@ -269,18 +216,18 @@ class ResidentSideUpdate {
     const int tiles = d_tiles();
     Full updated = full_product();
     updated.add(PlainTiles{first(), kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
-                {exact_factor(), false});
-    float failed = 0;
+                {item_.exact_factor(), false});
+    float failed = 0;  // stays 0 where all is finite
     updated.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pair[i] *= scale;
         if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
-        failed += !isfinite(pair[i]);
+        failed = fmaf(pair[i], 0, failed);
       }
     });
-    if (sum(failed) > 0) return false;
-    if (item_.ready) write_product<kTiles>(updated, factor_matrix(), first());
+    if (!(sum(failed) == 0)) return false;
+    if (item_.ready) write_product<kTiles>(updated, item_.factor(in_.views), first());
     return true;
   }
 
@@ -288,28 +235,12 @@ class ResidentSideUpdate {
   SideItem& item_;
 };
 
-__device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bool exists, SideItem& item) {
-  const ResidentUpdateGroup& group =
-      in.groups[search(in.count, index, [&](int i) { return in.groups[i].first_item; })];
-  index -= group.first_item;
-  item.block = index / group.sides;
-  item.side = group.side[index % group.sides];
-  item.grad = group.grad;
-  item.is_new = item.side.statistics[item.block * kColumns + kWeight] == 0;
-  item.scale = in.scales[group.first_block + item.block];
-  item.active = exists && item.scale != 0;
-  item.m = item.active ? group.m : 0;
-  item.n = item.active ? group.n : 0;
-  item.d = item.side.right ? item.n : item.m;
-  item.k = item.side.right ? item.m : item.n;
-}
-
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
   __shared__ SideItem items[Worker<kTiles>::kTeams];
   const WorkItem<kTiles> work(in.items);
   SideItem& item = items[Worker<kTiles>::team()];
-  if (Worker<kTiles>::thread() == 0) find(in, work.index, work.exists, item);
+  if (Worker<kTiles>::thread() == 0) item.find(in, work.index, work.exists);
   __syncthreads();
   if (!__syncthreads_or(item.active)) return;
   ResidentSideUpdate<kTiles, kPrecision>(in, item).run();

@@ -46,49 +46,63 @@ struct PlaneTiles {
     }
   }
 
-  // Elements (row, col) to (row, col + 3), col divisible by 4.
-  static __device__ __forceinline__ void store_four(Shared tile, int row, int col, const float (&four)[4]) {
+  // Elements (row, col) to (row, col + 3), col divisible by 4. Tiles that are written may lie in shared or in
+  // global memory.
+  template <class Address>
+  static __device__ __forceinline__ void store_four(Address tile, int row, int col, const float (&four)[4]) {
     uint32_t left[2], right[2];
     split_bf16({four[0], four[1]}, left);
     split_bf16({four[2], four[3]}, right);
-    const Shared to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
+    const Address to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
 #pragma unroll
     for (int plane = 0; plane < 2; ++plane) {
-      shared_at<uint2>(to + plane * kPlane) = {left[plane], right[plane]};
+      memory_at<uint2>(to + plane * kPlane) = {left[plane], right[plane]};
     }
   }
 
-  static __device__ __forceinline__ float element(Shared tile, int row, int col) {
-    const Shared at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
-    const uint32_t high = shared_at<const uint16_t>(at), low = shared_at<const uint16_t>(at + kPlane);
+  template <class Address>
+  static __device__ __forceinline__ float element(Address tile, int row, int col) {
+    const Address at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;
+    const uint32_t high = memory_at<const uint16_t>(at), low = memory_at<const uint16_t>(at + kPlane);
     return __uint_as_float(high << 16) + __uint_as_float(low << 16);
   }
 
   // A lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
   // 1)}.
-  static __device__ __forceinline__ void write(Shared tile, const float (&c)[2][4], Lane lane) {
+  template <class Address>
+  static __device__ __forceinline__ void write(Address tile, const float (&c)[2][4], Lane lane) {
+    Words(c).write(tile, lane);
+  }
+
+  // The same of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
+  // taken.
+  template <class Address>
+  static __device__ __forceinline__ void write_mirrored(Address tile, const float (&c)[2][4], Lane lane) {
     Words words(c);
+    words.mirror(lane);
     words.write(tile, lane);
   }
 
+  // The same of a symmetric matrix's tile below the diagonal and of its mirror image above.
+  template <class Address>
+  static __device__ __forceinline__ void write_twice(Address tile, Address mirrored, const float (&c)[2][4],
+                                                     Lane lane) {
+    const Words words(c);
+    words.write(tile, lane);
+    words.transposed().write(mirrored, lane);
+  }
+
   // Adds `factor` times what `write` has written.
-  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, Shared tile, Lane lane) {
+  template <class Address>
+  static __device__ __forceinline__ void add(float (&c)[2][4], float factor, Address tile, Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const Shared from = tile + 4 * lane.index() + i * kMatrix;
-      const uint32_t high = shared_at<const uint32_t>(from), low = shared_at<const uint32_t>(from + kPlane);
+      const Address from = tile + 4 * lane.index() + i * kMatrix;
+      const uint32_t high = memory_at<const uint32_t>(from), low = memory_at<const uint32_t>(from + kPlane);
       c[i / 2][i % 2 * 2] += factor * (__uint_as_float(high << 16) + __uint_as_float(low << 16));
       c[i / 2][i % 2 * 2 + 1] +=
           factor * (__uint_as_float(high & 0xffff0000u) + __uint_as_float(low & 0xffff0000u));
     }
-  }
-
-  // As `write`, of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
-  // taken.
-  static __device__ __forceinline__ void write_mirrored(Shared tile, const float (&c)[2][4], Lane lane) {
-    Words words(c);
-    words.mirror(lane);
-    words.write(tile, lane);
   }
 
  private:
@@ -119,12 +133,23 @@ struct PlaneTiles {
       }
     }
 
-    __device__ __forceinline__ void write(Shared tile, Lane lane) const {
-      const Shared to = tile + 4 * lane.index();
+    __device__ __forceinline__ Words transposed() const {
+      Words result(*this);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int row = i % 2, col = i / 2 % 2;
+        result.plane[i / 4][row + 2 * col] = transpose_matrix(plane[i / 4][col + 2 * row]);
+      }
+      return result;
+    }
+
+    template <class Address>
+    __device__ __forceinline__ void write(Address tile, Lane lane) const {
+      const Address to = tile + 4 * lane.index();
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) shared_at<uint32_t>(to + p * kPlane + i * kMatrix) = plane[p][i];
+        for (int i = 0; i < 4; ++i) memory_at<uint32_t>(to + p * kPlane + i * kMatrix) = plane[p][i];
       }
     }
   };
@@ -141,24 +166,24 @@ struct FloatTiles {
     if constexpr (kOrder == Order::kTransposed) {
       return {element(tile.address, k, row), element(tile.address, k + 1, row)};
     } else {
-      return shared_at<const float2>(tile.address + 4 * offset(row, k));
+      return memory_at<const float2>(tile.address + 4 * offset(row, k));
     }
   }
 
   // As of PlaneTiles.
   static __device__ __forceinline__ float element(Shared tile, int row, int col) {
-    return shared_at<const float>(tile + 4 * offset(row, col));
+    return memory_at<const float>(tile + 4 * offset(row, col));
   }
 
   static __device__ __forceinline__ void store_four(Shared tile, int row, int col, const float (&four)[4]) {
-    shared_at<float4>(tile + 4 * offset(row, col)) = {four[0], four[1], four[2], four[3]};
+    memory_at<float4>(tile + 4 * offset(row, col)) = {four[0], four[1], four[2], four[3]};
   }
 
   static __device__ __forceinline__ void write(Shared tile, const float (&c)[2][4], Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
-      shared_at<float2>(tile + 4 * at) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
+      memory_at<float2>(tile + 4 * at) = {c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]};
     }
   }
 
@@ -166,7 +191,7 @@ struct FloatTiles {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = offset(lane.group + 8 * (i % 2), 2 * lane.member + 8 * (i / 2));
-      const float2 pair = shared_at<const float2>(tile + 4 * at);
+      const float2 pair = memory_at<const float2>(tile + 4 * at);
       c[i / 2][i % 2 * 2] += factor * pair.x;
       c[i / 2][i % 2 * 2 + 1] += factor * pair.y;
     }
@@ -177,8 +202,8 @@ struct FloatTiles {
     for (int e = 0; e < 8; ++e) {
       const int row = lane.group + e % 4 / 2 * 8, col = 2 * lane.member + e / 4 * 8 + e % 2;
       if (col > row) continue;
-      shared_at<float>(tile + 4 * offset(row, col)) = c[e / 4][e % 4];
-      if (col < row) shared_at<float>(tile + 4 * offset(col, row)) = c[e / 4][e % 4];
+      memory_at<float>(tile + 4 * offset(row, col)) = c[e / 4][e % 4];
+      if (col < row) memory_at<float>(tile + 4 * offset(col, row)) = c[e / 4][e % 4];
     }
   }
 };

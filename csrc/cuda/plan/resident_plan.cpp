@@ -1,14 +1,16 @@
 #include "resident_plan.h"
 
-#include "resident_side.h"
+#include "block_kernel.h"
 
 namespace kradagrad::cuda {
 namespace {
 
 bool is_empty(const SquareRootGroupTensors& group) { return group.m == 0 || group.n == 0; }
 
-int32_t kernel_side(const SquareRootGroupTensors& group) {
-  return resident_side(is_empty(group) ? 0 : std::max(group.m, group.n));
+int32_t side_of(const SquareRootGroupTensors& group, const SquareRootInputs& inputs) {
+  const int32_t matrices = inputs.update ? symmetric_matrices(inputs.rule.refine) : 0;
+  return kernel_side(is_empty(group) ? 0 : std::max(group.m, group.n), matrices, inputs.precision,
+                     inputs.gpu);
 }
 
 // The launches of the kernels of one side.
@@ -18,7 +20,7 @@ class ResidentPlan {
                const std::vector<PlacedGroup>& groups)
       : planner_(planner), inputs_(inputs), side_(side) {
     for (const PlacedGroup& group : groups) {
-      if (group.in.blocks == 0 || kernel_side(group.in) != side) continue;
+      if (group.in.blocks == 0 || side_of(group.in, inputs) != side) continue;
       if (inputs.update && !is_empty(group.in)) add_update(group);
       if (inputs.precondition) add_product(group);
     }
@@ -28,21 +30,16 @@ class ResidentPlan {
     if (updates_.empty() && products_.empty()) return;
     const View* const views = planner_.add(views_.all());
     if (!updates_.empty()) {
-      const int32_t places = places_of(side_ / kTile, symmetric_matrices(inputs_.rule.refine));
-      const ResidentUpdate update{
-          planner_.add(updates_), views,         static_cast<int32_t>(updates_.size()), places, update_items_,
-          inputs_.rule,           inputs_.scales};
-      launch("resident_update_", update);
+      const auto count = static_cast<int32_t>(updates_.size());
+      launch<WideUpdate>("update", symmetric_matrices(inputs_.rule.refine),
+                         ResidentUpdate{planner_.add(updates_), views, count, 0, update_items_, inputs_.rule,
+                                        inputs_.scales});
     }
     if (!products_.empty()) {
-      const ResidentPrecondition precondition{planner_.add(products_),
-                                              views,
-                                              static_cast<int32_t>(products_.size()),
-                                              places_of(side_ / kTile, 0),
-                                              product_items_,
-                                              inputs_.scales,
-                                              inputs_.norms};
-      launch("resident_precondition_", precondition);
+      const auto count = static_cast<int32_t>(products_.size());
+      launch<WidePrecondition>("precondition", 0,
+                               ResidentPrecondition{planner_.add(products_), views, count, 0, product_items_,
+                                                    inputs_.scales, inputs_.norms});
     }
   }
 
@@ -76,9 +73,13 @@ class ResidentPlan {
     product_items_ += in.blocks;
   }
 
-  template <class Parameters>
-  void launch(const std::string& kernel, const Parameters& parameters) {
-    launch_resident(planner_, kernel, side_, inputs_.precision, parameters);
+  template <class WideParameters, class Parameters>
+  void launch(const std::string& op, int32_t symmetric_matrices, const Parameters& parameters) {
+    if (side_ == kWideSide) {
+      launch_wide<WideParameters>(planner_, op, inputs_.gpu, parameters);
+    } else {
+      launch_resident(planner_, op, side_, inputs_.precision, symmetric_matrices, parameters);
+    }
   }
 
   Planner& planner_;
@@ -92,14 +93,12 @@ class ResidentPlan {
 
 }  // namespace
 
-bool is_resident(const SquareRootGroupTensors& group, const SquareRootInputs& inputs) {
-  if (!is_empty(group) && std::max(group.m, group.n) > kResidentSide) return false;
-  const int32_t matrices = inputs.update ? symmetric_matrices(inputs.rule.refine) : 0;
-  return fits_resident(kernel_side(group), matrices, inputs.shared_limit);
+bool is_taken_whole(const SquareRootGroupTensors& group, const SquareRootInputs& inputs) {
+  return side_of(group, inputs) > 0;
 }
 
 void plan_resident(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups) {
-  for (const int32_t side : kResidentSides) ResidentPlan(planner, inputs, side, groups).plan();
+  for (const int32_t side : kKernelSides) ResidentPlan(planner, inputs, side, groups).plan();
 }
 
 }  // namespace kradagrad::cuda

@@ -1,5 +1,5 @@
-// The launches of kron_step_ and update_factor_ in the square-root form for blocks of up to kResidentSide a
-// side: resident_update and resident_precondition, each for all groups of a size at once.
+// The launches of kron_step_ and update_factor_ in the square-root form for blocks that a CTA takes as a
+// whole: an update and a product for all groups of a size at once, by resident_* or wide_* (block_kernel.h).
 #pragma once
 
 #include <vector>
@@ -8,8 +8,8 @@
 
 namespace kradagrad::cuda {
 
-// Whether the resident kernels take a group on a GPU whose CTAs have so many bytes of shared memory.
-bool is_resident(const SquareRootGroupTensors& group, const SquareRootInputs& inputs);
+// Whether there are such kernels for a group.
+bool is_taken_whole(const SquareRootGroupTensors& group, const SquareRootInputs& inputs);
 
 void plan_resident(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups);
 

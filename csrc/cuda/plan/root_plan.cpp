@@ -1,45 +1,54 @@
 #include "root_plan.h"
 
-#include "resident_side.h"
-
 namespace kradagrad::cuda {
 namespace {
 
 constexpr int32_t kSymmetricMatrices = 2;  // G, and the polynomial of it
 
-void plan_side(Planner& planner, const RootInputs& inputs, int32_t kernel_side) {
+int32_t side_of(int32_t d, const RootInputs& inputs) {
+  return kernel_side(d, kSymmetricMatrices, inputs.precision, inputs.gpu);
+}
+
+void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
   Views views;
   std::vector<RootSide> sides;
   int64_t items = 0;
   for (const RootSideTensors& in : inputs.sides) {
-    if (in.blocks == 0 || in.d == 0 || resident_side(in.d) != kernel_side) continue;
+    if (in.blocks == 0 || in.d == 0 || side_of(in.d, inputs) != side) continue;
     const int64_t due = (in.blocks + inputs.turns - 1) / inputs.turns;
     sides.push_back({items, in.blocks, due, in.d, in.k, views.add({in.factor}), views.add({in.root}),
                      in.statistics, in.root_statistics, in.active});
     items += due;
   }
   if (sides.empty()) return;
-  const int32_t tiles = kernel_side / kTile, places = places_of(tiles, kSymmetricMatrices);
   const ResidentRoots parameters{planner.add(sides),
                                  planner.add(views.all()),
                                  static_cast<int32_t>(sides.size()),
-                                 places,
+                                 0,
                                  items,
                                  inputs.rule,
                                  inputs.turn,
                                  inputs.counter};
-  launch_resident(planner, "resident_root_", kernel_side, inputs.precision, parameters);
+  if (side == kWideSide) {
+    launch_wide<WideRoots>(planner, "root", inputs.gpu, parameters);
+  } else {
+    launch_resident(planner, "root", side, inputs.precision, kSymmetricMatrices, parameters);
+  }
 }
 
 }  // namespace
 
-bool has_resident_root(int32_t d, int32_t shared_limit) {
-  return d <= kResidentSide && fits_resident(resident_side(d), kSymmetricMatrices, shared_limit);
+int32_t longest_root_side(Precision precision, const Gpu& gpu) {
+  int32_t longest = 0;
+  for (const int32_t side : kKernelSides) {
+    if (kernel_side(side, kSymmetricMatrices, precision, gpu) > 0) longest = side;
+  }
+  return longest;
 }
 
 Plan plan_roots(const RootInputs& inputs) {
   Planner planner;
-  for (const int32_t side : kResidentSides) plan_side(planner, inputs, side);
+  for (const int32_t side : kKernelSides) plan_side(planner, inputs, side);
   return planner.take();
 }
 

@@ -1,11 +1,11 @@
-// The launches of polar_roots_: resident_root for the sides of each size, all groups at once.
+// The launches of polar_roots_: one for the sides of each size, of all groups at once (block_kernel.h).
 #pragma once
 
 #include <vector>
 
 #include "../kernels/polar_roots.h"
 #include "batch.h"
-#include "kernel_choice.h"
+#include "block_kernel.h"
 #include "launch.h"
 
 namespace kradagrad::cuda {
@@ -26,13 +26,13 @@ struct RootInputs {
   Precision precision;
   int64_t turn, turns;     // on a turn one of `turns` parts of a side's blocks are due
   const int64_t* counter;  // or null; on the device, in place of `turn`
-  int32_t shared_limit = 163 << 10;
+  Gpu gpu;
 };
 
-// Whether resident_root takes sides of d on a GPU whose CTAs have so many bytes of shared memory.
-bool has_resident_root(int32_t d, int32_t shared_limit);
+// The sides of factors that kernels root on a GPU go up to this one.
+int32_t longest_root_side(Precision precision, const Gpu& gpu);
 
-// All sides are such that it does.
+// All sides are at most that long.
 Plan plan_roots(const RootInputs& inputs);
 
 }  // namespace kradagrad::cuda

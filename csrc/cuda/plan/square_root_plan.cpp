@@ -403,7 +403,7 @@ Plan plan_square_root_step(const SquareRootInputs& inputs, int64_t scratch_bytes
   std::vector<PlacedGroup> resident, grouped;
   int64_t first_block = 0;
   for (const SquareRootGroupTensors& group : inputs.groups) {
-    (is_resident(group, inputs) ? resident : grouped).push_back({group, first_block});
+    (is_taken_whole(group, inputs) ? resident : grouped).push_back({group, first_block});
     first_block += group.blocks;
   }
   if (!resident.empty()) plan_resident(planner, inputs, resident);

@@ -1,4 +1,4 @@
-// The launches of kron_step_ and update_factor_ in the square-root form. Blocks of up to kResidentSide a side
+// The launches of kron_step_ and update_factor_ in the square-root form. Blocks of up to kWideSide a side
 // take two (resident_plan.h); those of larger ones are told in kernels/square_root.h, each for all groups and
 // both sides, slice of blocks by slice of blocks.
 #pragma once
@@ -9,7 +9,7 @@
 
 #include "../kernels/square_root.h"
 #include "batch.h"
-#include "kernel_choice.h"
+#include "block_kernel.h"
 #include "launch.h"
 
 namespace kradagrad::cuda {
@@ -35,9 +35,9 @@ struct SquareRootInputs {
   SquareRootRule rule;
   Precision precision;
   bool update, precondition;
-  const float* scales;               // by block of all groups
-  float* norms;                      // by block of all groups; null unless the product is made
-  int32_t shared_limit = 163 << 10;  // bytes of shared memory that one CTA may have
+  const float* scales;  // by block of all groups
+  float* norms;         // by block of all groups; null unless the product is made
+  Gpu gpu;
 };
 
 // One group, and its first block among all groups'.

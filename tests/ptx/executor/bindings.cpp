@@ -58,17 +58,18 @@ class Kernel {
     return list;
   }
 
-  // by_opcode and by_line keep only what was executed.
+  // by_opcode and by_line keep only what was executed, instructions has all there are.
   py::dict counters(const LaunchResult& result) const {
     const Counters& c = result.counters;
     InstructionCounters total;
     py::dict d, by_opcode;
-    py::list by_line;
+    py::list by_line, instructions;
     std::map<std::string, InstructionCounters> sums;
     for (size_t k = 0; k < c.instructions.size(); ++k) {
       const InstructionCounters& i = c.instructions[k];
-      if (!i.issued) continue;
       const Origin& o = program_.origins[k];
+      instructions.append(py::make_tuple(o.ptx_line, o.opcode, i.issued));
+      if (!sum_of(i.issued)) continue;
       add(total, i);
       add(sums[o.opcode], i);
       if (!o.touches_memory) continue;
@@ -80,9 +81,11 @@ class Kernel {
       by_line.append(line);
     }
     for (const auto& [opcode, sum] : sums) by_opcode[opcode.c_str()] = memory_counters(sum);
-    d["warp_instructions"] = total.issued;
+    d["warp_instructions"] = sum_of(total.issued);
     d["thread_instructions"] = total.threads;
-    d["mma"] = c.mma;
+    d["scheduler_instructions"] = total.issued;
+    d["mma"] = sum_of(c.mma);
+    d["scheduler_mma"] = c.mma;
     d["block_barriers"] = c.block_barriers;
     d["divergent_groups"] = c.divergent_groups;
     d["benign_writes"] = c.benign_writes;
@@ -96,11 +99,12 @@ class Kernel {
     d["shared_ideal_wavefronts"] = total.ideal;
     d["by_opcode"] = by_opcode;
     d["by_line"] = by_line;
+    d["instructions"] = instructions;
     return d;
   }
 
   static void add(InstructionCounters& sum, const InstructionCounters& i) {
-    sum.issued += i.issued;
+    for (int s = 0; s < kSchedulers; ++s) sum.issued[s] += i.issued[s];
     sum.threads += i.threads;
     sum.bytes += i.bytes;
     sum.sectors += i.sectors;
@@ -110,7 +114,7 @@ class Kernel {
 
   static py::dict memory_counters(const InstructionCounters& i) {
     py::dict d;
-    d["n"] = i.issued;
+    d["n"] = sum_of(i.issued);
     d["threads"] = i.threads;
     d["bytes"] = i.bytes;
     d["sectors"] = i.sectors;

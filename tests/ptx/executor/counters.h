@@ -1,5 +1,7 @@
 // Counted work and traffic.
 #pragma once
+#include <array>
+#include <numeric>
 #include <vector>
 
 #include "common.h"
@@ -9,18 +11,24 @@ namespace ptx {
 struct Machine;
 struct BufferState;
 
+// A count of each scheduler of an SM, which serves the warps of a block by their index.
+constexpr int kSchedulers = 4;
+using PerScheduler = std::array<u64, kSchedulers>;
+inline u64 sum_of(const PerScheduler& counts) { return std::accumulate(counts.begin(), counts.end(), u64{}); }
+
 struct InstructionCounters {
-  u64 issued = 0;      // warp-level executions
-  u64 threads = 0;     // active threads summed over them
-  u64 bytes = 0;       // requested by the threads
-  u64 sectors = 0;     // distinct 32-byte global sectors of each request, summed
-  u64 wavefronts = 0;  // shared memory passes, bank conflicts included
-  u64 ideal = 0;       // passes without bank conflicts
+  PerScheduler issued{};  // warp-level executions
+  u64 threads = 0;        // active threads summed over them
+  u64 bytes = 0;          // requested by the threads
+  u64 sectors = 0;        // distinct 32-byte global sectors of each request, summed
+  u64 wavefronts = 0;     // shared memory passes, bank conflicts included
+  u64 ideal = 0;          // passes without bank conflicts
 };
 
 struct Counters {
   std::vector<InstructionCounters> instructions;
-  u64 mma = 0, block_barriers = 0, divergent_groups = 0, benign_writes = 0;
+  PerScheduler mma{};
+  u64 block_barriers = 0, divergent_groups = 0, benign_writes = 0;
   u64 global_read_bytes = 0, global_write_bytes = 0, global_read_sectors = 0, global_write_sectors = 0;
 };
 

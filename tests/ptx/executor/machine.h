@@ -47,6 +47,8 @@ struct Warp {
   u32 wgmma_group = 0;
   std::vector<PendingWgmma> wgmmas;
   std::map<int, std::vector<float>> accumulators;  // of wgmmas in flight, by first slot
+
+  int scheduler() const { return id % kSchedulers; }
 };
 
 struct Options {

@@ -23,7 +23,7 @@ struct Fragments {
 // register 2 (row / 8) + column % 2.
 template <int kK>
 void multiply(Machine& m, const Instruction& i, const Fragments& f, int first_c) {
-  ++m.counters.mma;
+  ++m.counters.mma[m.warp->scheduler()];
   Row sum[kM];
   for (int row = 0; row < kM; ++row) {
     Row s = {};

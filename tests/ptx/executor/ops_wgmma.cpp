@@ -135,7 +135,7 @@ void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
   if (in_registers(i) && fragment_of(m, i) != w.fragment) {
     m.report("register write to operand of a wgmma in flight", 0);
   }
-  ++m.counters.mma;
+  ++m.counters.mma[m.warp->scheduler()];
   std::vector<float>& accumulator = m.warp->accumulators[i.list[0]];
   for (size_t r = 0; r < i.list.size(); ++r) {
     for (int lane = 0; lane < kWarpSize; ++lane) {

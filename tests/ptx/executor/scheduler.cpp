@@ -61,7 +61,7 @@ class WarpRunner {
     m_.ip = pc;
     if (i.gather != Gather::kNone && active && !gather(i, pc, group, active)) return false;
     InstructionCounters& c = m_.counters.instructions[pc];
-    ++c.issued;
+    ++c.issued[w_.scheduler()];
     c.threads += std::popcount(active);
     if (i.flow != Flow::kNext) return transfer(i, pc, group, active);
     if (active) i.run(m_, i, active);

@@ -1,0 +1,265 @@
+"""What each CUDA kernel does in one CTA, for every architecture: the data of the time model.
+
+    python bench/kernel_work.py                 # a table; writes kradagrad_ext/cost/kernel_work.csv
+    python bench/kernel_work.py --lines resident_update_128_bf16x3 --architecture sm_90
+
+Nothing here was measured on a GPU. The PTX executor runs calls and counts products, passes through shared
+memory, bytes and barriers; how often the machine code runs follows from it (tests/cuda/issue_slots.py), and
+with it the instructions that each of an SM's four schedulers issues. All numbers are means over the CTAs of a
+call.
+
+`--lines` shows what takes the slots of the busiest scheduler, by source line and by what it is inlined into.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_counts import Executor, binaries, square_root
+from gpu_evidence import table
+
+from kradagrad_ext.backends.base import Turn
+from kradagrad_ext.cost.gpus import GPUS
+from kradagrad_ext.cost.work import FILE, KernelWork
+
+import ptx  # isort: skip  (gpu_counts has made the tests' modules known)
+from cuda import issue_slots, sass, waits  # isort: skip
+from cuda.executor_backend import kernel  # isort: skip
+from cuda.test_roots import RULE as ROOT_RULE, root_side  # isort: skip
+
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `kron_step_` with square blocks, or of `polar_roots_` with one side of each.
+
+    Attributes:
+        blocks: as many as fill whole CTAs.
+        damped: whether F^T F is added, as on one of ten steps.
+        shared_limit: bytes that a CTA may have; calls that need more than an A100 has leave that out.
+    """
+
+    side: int
+    blocks: int = 1
+    refine: int = 2
+    damped: bool = False
+    roots: bool = False
+    precision: str = "bf16x3"
+    shared_limit: int = Executor.shared_limit
+
+    def runs_on(self, architecture: str) -> bool:
+        """Whether an SM has the shared memory."""
+        reserved = binaries.RESERVED_SHARED
+        return self.shared_limit + reserved <= binaries.SM_SHARED[architecture]
+
+    def __str__(self) -> str:
+        if self.roots:
+            return f"{self.side}, {len(ROOT_RULE.polynomials)} steps"
+        return f"{self.side}, coupled, refine {self.refine}{', damped' if self.damped else ''}"
+
+
+CALLS = (
+    Call(64, blocks=2),
+    Call(64, blocks=2, damped=True),
+    Call(96, blocks=2),
+    Call(128),
+    Call(128, damped=True),
+    Call(128, refine=3, shared_limit=227 << 10),
+    Call(256),
+    Call(64, blocks=2, roots=True),
+    Call(96, blocks=2, roots=True),
+    Call(128, roots=True),
+    Call(64, blocks=2, precision="tf32x3"),
+    Call(96, blocks=2, precision="tf32x3"),
+    Call(128, precision="tf32x3"),
+    Call(256, precision="tf32x3"),
+    Call(64, blocks=2, roots=True, precision="tf32x3"),
+    Call(96, blocks=2, roots=True, precision="tf32x3"),
+    Call(128, roots=True, precision="tf32x3"),
+)
+"""The first call of a kernel is the one that predictions are made from."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """All launches of one kernel in a call."""
+
+    counters: tuple[ptx.Counters, ...]
+    shape: binaries.Shape
+    ctas: int
+
+
+@functools.cache
+def run(call: Call) -> dict[str, Launched]:
+    """What a call launches, by kernel."""
+    torch.manual_seed(0)
+    executor = Executor(races=False)
+    executor.shared_limit = call.shared_limit
+    if call.roots:
+        rule = replace(ROOT_RULE, precision=call.precision)
+        executor.polar_roots_([root_side(call.blocks, call.side)], rule, Turn())
+    else:
+        damped = square_root.RULE.damped_updates if call.damped else 0.0
+        rule = replace(
+            square_root.RULE,
+            method="products",
+            refine=call.refine,
+            coupled=True,
+            damped_updates=damped,
+            precision=call.precision,
+        )
+        given = square_root.given([square_root.group(call.blocks, (call.side, call.side))], rule)
+        given.scales.fill_(1)
+        square_root.run(executor, given)
+    found = defaultdict(list)
+    for planned, (name, launch) in zip(executor.planned, executor.launches, strict=True):
+        found[name].append((planned, launch.counters))
+    return {
+        name: Launched(
+            tuple(counters for _, counters in same),
+            binaries.Shape(same[0][0][2], same[0][0][3]),
+            sum(planned[1] for planned, _ in same),
+        )
+        for name, same in found.items()
+    }
+
+
+def record(name: str, call: Call, architecture: str) -> KernelWork:
+    """One kernel of a call on one architecture."""
+    launched = run(call)[name]
+    ctas, warps = launched.ctas, math.ceil(launched.shape.threads / WARP)
+    made = sass.registers_and_shared(name, architecture)
+    weighed = weigh(name, call, architecture)
+    small = waits.lookups(launched.counters)
+    waited = waits.waits(weighed, small, ctas, math.ceil(warps / issue_slots.SCHEDULERS))
+
+    def mean(*counters: str) -> float:
+        return round(sum(own[counter] for own in launched.counters for counter in counters) / ctas, 1)
+
+    mma = [sum(own) for own in zip(*(c["scheduler_mma"] for c in launched.counters), strict=True)]
+    return KernelWork(
+        kernel=name,
+        call=str(call),
+        architecture=architecture,
+        mma=mean("mma"),
+        mma_most=round(max(mma) / ctas, 1),
+        mma_least=round(min(mma) / ctas, 1),
+        slots_most=round(max(weighed.slots) / ctas, 1),
+        slots_least=round(min(weighed.slots) / ctas, 1),
+        wavefronts=mean("shared_wavefronts"),
+        bytes=mean("footprint_read_bytes", "footprint_write_bytes"),
+        exposed_bytes=round(waited.share * mean("footprint_read_bytes"), 1),
+        exposed_trips=round(waited.trips, 1),
+        lookups=round(waited.lookups, 1),
+        barriers=mean("block_barriers"),
+        registers=made.registers,
+        shared_bytes=binaries.shared_of_cta(made, launched.shape),
+        ctas_of_sm=binaries.ctas_of_sm(made, launched.shape, architecture),
+    )
+
+
+def weigh(name: str, call: Call, architecture: str) -> issue_slots.Weighed:
+    """How often the machine code of a kernel runs in a call."""
+    return issue_slots.weigh(sass.usual_code(name, architecture), run(call)[name].counters)
+
+
+def records(architectures: Sequence[str]) -> Iterator[KernelWork]:
+    """Of every kernel on tensor cores that the calls launch."""
+    for call in CALLS:
+        for name, launched in run(call).items():
+            if any(counters["mma"] for counters in launched.counters):
+                yield from (record(name, call, own) for own in architectures if call.runs_on(own))
+
+
+def write(rows: Sequence[KernelWork], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(KernelWork)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+
+
+COLUMNS = (
+    *("kernel", "call", "GPU", "mma", "tensor cycles", "issue slots", "least / most", "wavefronts"),
+    *("DRAM cycles", "limit", "cycles", "KB", "exposed KB", "exposed loads", "lookups", "barriers"),
+    *("registers", "shared KB", "CTAs an SM"),
+)
+
+
+def line(row: KernelWork) -> Iterator[str]:
+    """Of the table for people: products and slots of the busiest scheduler, cycles as predicted."""
+    gpu = next(gpu for gpu in GPUS.values() if gpu.architecture == row.architecture)
+    limits = row.limits(gpu.mma_cycles)
+    memory = row.bytes / gpu.bytes_a_cycle
+    limit = max({**limits, "DRAM": memory}.items(), key=lambda item: item[1])[0]
+    yield from (f"`{row.kernel}`", row.call, gpu.name, f"{row.mma_most:.0f}")
+    yield from (f"{limits['tensor cores']:.0f}", f"{row.slots_most:.0f}")
+    yield from (f"{row.slots_least / row.slots_most:.1%}", f"{row.wavefronts:.0f}", f"{memory:.0f}", limit)
+    yield from (f"{row.cycles(gpu.mma_cycles, memory):.0f}", f"{row.bytes / 1024:.0f}")
+    yield from (f"{row.exposed_bytes / 1024:.0f}", f"{row.exposed_trips:.0f}", f"{row.lookups:.0f}")
+    yield from (f"{row.barriers:.0f}", f"{row.registers:.0f}", f"{row.shared_bytes / 1024:.0f}")
+    yield f"{row.ctas_of_sm:.0f}"
+
+
+def lines(name: str, architecture: str, most: int) -> str:
+    """Issue slots of the busiest scheduler by place, the largest first, and their opcodes."""
+    call = next(call for call in CALLS if name in run(call))
+    weighed, ctas = weigh(name, call, architecture), run(call)[name].ctas
+    busiest = max(range(issue_slots.SCHEDULERS), key=lambda scheduler: weighed.slots[scheduler])
+    chains = issue_slots.chains(kernel(name).text)
+    parts = [f"# {name}, {call}, {architecture}\n\n{weighed.slots[busiest] / ctas:.0f} issue slots a CTA\n"]
+    for title, depth in (("By source line", 0), ("By line of the kernel's own class", -4)):
+        places = weighed.by_place(lambda line, depth=depth: place(chains[line], depth), busiest)
+        ordered = sorted(places.items(), key=lambda item: -item[1].total())[:most]
+        rows = [
+            (f"{Path(file).name}:{number}", f"{kinds.total() / ctas:.0f}", shares(kinds, ctas))
+            for (file, number), kinds in ordered
+        ]
+        parts.append(f"## {title}\n\n{table(('place', 'slots', 'of which'), rows)}")
+    return "\n".join(parts)
+
+
+def place(chain: issue_slots.Chain, depth: int) -> tuple[str, int]:
+    """A line of a chain, from the inside or, below 0, from the outside; the outermost if it is shorter."""
+    if not chain:
+        return "no line", 0
+    return chain[max(depth, -len(chain))]
+
+
+def shares(kinds: Counter[str], ctas: int) -> str:
+    return ", ".join(f"{kind} {slots / ctas:.0f}" for kind, slots in kinds.most_common(6))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lines", metavar="KERNEL", help="show where this kernel's issue slots go")
+    parser.add_argument("--architecture", choices=binaries.ARCHITECTURES, help="the only one; else all")
+    parser.add_argument("--most", type=int, default=25, help="lines to show")
+    options = parser.parse_args(arguments)
+    architectures = [options.architecture] if options.architecture else binaries.ARCHITECTURES
+    if options.lines:
+        for architecture in architectures:
+            print(lines(options.lines, architecture, options.most))
+        return
+    rows = sorted(records(architectures), key=lambda row: binaries.ARCHITECTURES.index(row.architecture))
+    if not options.architecture:
+        write(rows, FILE)
+    print(table(COLUMNS, map(line, rows)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except pytest.skip.Exception as missing:
+        raise SystemExit(str(missing)) from None

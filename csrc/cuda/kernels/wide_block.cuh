@@ -1,0 +1,228 @@
+// What the kernels of wide blocks share: matrices of up to 256 x 256 as grids of plane tiles in global
+// memory, which the L2 holds in part, and their products.
+//
+// A product is made by tiles of 128 x 128 of C, 32 of k at a time, from kWideStages buffers in shared memory
+// that are filled asynchronously: a tile of a grid is copied as it lies, 1 KB in a row.
+//
+//   wait for buffer i;  barrier;  start filling buffer i + kWideStages - 1;  multiply from buffer i
+//
+// Warps share a tile of C out as in FullProduct<8>. Matrices are filled up with zeros to whole tiles of 128.
+#pragma once
+
+#include "largest.cuh"
+#include "memory.cuh"
+#include "reduce.cuh"
+#include "tile_products.cuh"
+#include "wide.h"
+
+namespace kradagrad::cuda {
+
+// A matrix of 16 x 16 tiles.
+struct Grid {
+  char* tiles;
+  __device__ __forceinline__ char* tile(int row, int col) const {
+    return tiles + (row * kWideTiles + col) * kTileBytes;
+  }
+};
+
+struct WideOperand {
+  Grid grid;
+  bool transposed;  // its tiles hold k along their columns
+  bool exact;
+};
+
+class WideBlock {
+ public:
+  static constexpr int kWarps = kResidentThreads / 32, kHalf = 8;
+  using Multiply = TensorCores<PlaneFragment>;
+  using Product = FullProduct<kHalf, Multiply>;
+
+  __device__ __forceinline__ explicit WideBlock(char* scratch)
+      : scratch_(scratch + int64_t{blockIdx.x} * kWideMatrices * kWideBytes) {}
+
+  __device__ __forceinline__ Grid grid(int i) const { return {scratch_ + int64_t{i} * kWideBytes}; }
+
+  static __device__ __forceinline__ float sum(float value) { return team_sum<kWarps>(value); }
+
+  // Fills a grid from a matrix times `scale`, with zeros to whole halves of 128; calls use(value) for each.
+  template <class Use>
+  static __device__ __forceinline__ void split(const Matrix& from, Grid to, float scale, const Use& use) {
+    const int rows = halves_of(from.rows) * kHalf, cols = halves_of(from.cols) * kHalf;
+    for (int i = threadIdx.x; i < rows * cols * kFours; i += kResidentThreads) {
+      const int tile = i / kFours, row = i % kFours / 32 * 8 + i % 16 / 2, col = i % 32 / 16 * 8 + i % 2 * 4;
+      const int tile_row = tile / cols, tile_col = tile % cols;
+      float four[4];
+      read_four(from, tile_row * kTile + row, tile_col * kTile + col, four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        four[j] *= scale;
+        use(four[j]);
+      }
+      PlaneTiles::store_four(to.tile(tile_row, tile_col), row, col, four);
+    }
+  }
+
+  // The largest magnitude in a matrix, infinite where it is not finite.
+  static __device__ __forceinline__ float largest(const Matrix& from) {
+    float most = 0;
+    const int fours = (from.cols + 3) / 4;
+    for (int i = threadIdx.x; i < from.rows * fours; i += kResidentThreads) {
+      float four[4];
+      read_four(from, i / fours, i % fours * 4, four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) most = fmaxf(most, isfinite(four[j]) ? fabsf(four[j]) : INFINITY);
+    }
+    return team_max<kWarps>(most);
+  }
+
+  // Calls use(c, row, col) for every tile of 128 x 128 of C = A B^T, rows x cols of them, or of a symmetric
+  // one for those on and below the diagonal. What a use writes is there for all once the product has ended.
+  template <class Use>
+  __device__ __forceinline__ void product(WideOperand a, WideOperand b, int rows, int cols, int depth,
+                                          bool symmetric, const Use& use) const {
+#pragma unroll 1
+    for (int tile = 0; tile < rows * cols; ++tile) {
+      const int row = tile / cols, col = tile % cols;
+      if (symmetric && col > row) continue;
+      Product c(threadIdx.x / 32, Lane(threadIdx.x));
+      multiply(c, a, b, row, col, depth);
+      use(c, row, col);
+    }
+    __syncthreads();
+  }
+
+  // c += A B^T for the tile (row, col) of C, `depth` tiles of k.
+  __device__ __forceinline__ void multiply(Product& c, WideOperand a, WideOperand b, int row, int col,
+                                           int depth) const {
+    const int steps = (depth + kDepth - 1) / kDepth;
+    const auto fill = [&](int step) {
+      const Shared stage = stage_at(step);
+      if (step < steps) {
+        copy(stage, a, row, step);
+        copy(stage + kStage / 2, b, col, step);
+      }
+      copy_async_commit();
+    };
+    __syncthreads();  // whoever multiplies from the stages is done
+#pragma unroll
+    for (int step = 0; step < kWideStages - 1; ++step) fill(step);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      copy_async_wait<kWideStages - 2>();
+      __syncthreads();
+      fill(step + kWideStages - 1);
+      multiply_stage(c, stage_at(step), a, b);
+    }
+  }
+
+  // Writes a tile of C to a grid.
+  static __device__ __forceinline__ void write(const Product& c, Grid to, int row, int col) {
+    const Lane lane(forget(threadIdx.x));
+#pragma unroll
+    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+      PlaneTiles::write(to.tile(tile_row(c, s, row), tile_col(c, s, col)), c.c[s], lane);
+    }
+  }
+
+  // The same of a symmetric matrix, of which the tiles on and below the diagonal are taken.
+  static __device__ __forceinline__ void write_symmetric(const Product& c, Grid to, int row, int col) {
+    const Lane lane(forget(threadIdx.x));
+#pragma unroll
+    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+      const int i = tile_row(c, s, row), j = tile_col(c, s, col);
+      if (i == j) PlaneTiles::write_mirrored(to.tile(i, j), c.c[s], lane);
+      if (i > j) PlaneTiles::write_twice(to.tile(i, j), to.tile(j, i), c.c[s], lane);
+    }
+  }
+
+  // Adds `factor` times a symmetric matrix, on and below the diagonal.
+  static __device__ __forceinline__ void add_symmetric(Product& c, float factor, Grid from, int row,
+                                                       int col) {
+    const Lane lane(forget(threadIdx.x));
+#pragma unroll
+    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+      const int i = tile_row(c, s, row), j = tile_col(c, s, col);
+      if (i >= j) PlaneTiles::add(c.c[s], factor, from.tile(i, j), lane);
+    }
+  }
+
+  // Adds `value` to the diagonal's elements up to `size`.
+  static __device__ __forceinline__ void add_diagonal(Product& c, int size, float value, int row, int col) {
+    if (row != col) return;
+    c.for_each_pair([&](int i, int j, float (&pair)[2]) {
+      if (row * kHalf * kTile + i >= size) return;
+      if (i == j) pair[0] += value;
+      if (i == j + 1) pair[1] += value;
+    });
+  }
+
+  // This thread's part of the sum of squares of a tile, which counts twice where a symmetric matrix mirrors
+  // it.
+  static __device__ __forceinline__ float squares(Product& c, bool twice = false) {
+    float sum = 0;
+    c.for_each_pair([&](int, int, float (&pair)[2]) { sum += pair[0] * pair[0] + pair[1] * pair[1]; });
+    return twice ? 2 * sum : sum;
+  }
+
+  // Tiles of 128 that cover so many elements.
+  static __device__ __forceinline__ int halves_of(int size) { return (tiles_of(size) + kHalf - 1) / kHalf; }
+
+ private:
+  static constexpr int kDepth = 2, kStage = 2 * kHalf * kDepth * kTileBytes;
+  static constexpr int kFours = kTileFloats / 4, kChunks = kTileBytes / 16;
+
+  static __device__ __forceinline__ int tile_row(const Product& c, int slot, int row) {
+    return row * kHalf + c.row(slot / Product::kCols);
+  }
+  static __device__ __forceinline__ int tile_col(const Product& c, int slot, int col) {
+    return col * kHalf + c.col(slot % Product::kCols);
+  }
+
+  static __device__ __forceinline__ Shared stage_at(int step) {
+    extern __shared__ float4 memory[];
+    return shared_address(memory) + step % kWideStages * kStage;
+  }
+
+  static __device__ __forceinline__ void read_four(const Matrix& from, int row, int col, float (&four)[4]) {
+    if (!from.bf16 && from.aligned && row < from.rows && col + 4 <= from.cols) {
+      const float4 values = *reinterpret_cast<const float4*>(&from.at(row, col));
+      four[0] = values.x, four[1] = values.y, four[2] = values.z, four[3] = values.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = from.read(row, col + i);
+    }
+  }
+
+  // An operand's rows of a tile of C to a half of a stage: [row][k] or, transposed, [k][row].
+  static __device__ __forceinline__ void copy(Shared stage, const WideOperand& from, int half, int step) {
+#pragma unroll
+    for (int i = threadIdx.x; i < kHalf * kDepth * kChunks; i += kResidentThreads) {
+      const int tile = i / kChunks;
+      const int row = half * kHalf + (from.transposed ? tile % kHalf : tile / kDepth);
+      const int k = step * kDepth + (from.transposed ? tile / kHalf : tile % kDepth);
+      const char* const source = from.transposed ? from.grid.tile(k, row) : from.grid.tile(row, k);
+      copy_async_16(stage + i * 16, source + i % kChunks * 16, 16);
+    }
+  }
+
+  static __device__ __forceinline__ void multiply_stage(Product& c, Shared stage, const WideOperand& a,
+                                                        const WideOperand& b) {
+    const Exact exact{a.exact, b.exact};
+    const Shared other = stage + kStage / 2;
+    if (a.transposed) {
+      if (b.transposed) {
+        c.add(TransposedTiles{stage, kHalf}, TransposedTiles{other, kHalf}, kHalf, kHalf, kDepth, exact);
+      } else {
+        c.add(TransposedTiles{stage, kHalf}, PlainTiles{other, kDepth}, kHalf, kHalf, kDepth, exact);
+      }
+    } else if (b.transposed) {
+      c.add(PlainTiles{stage, kDepth}, TransposedTiles{other, kHalf}, kHalf, kHalf, kDepth, exact);
+    } else {
+      c.add(PlainTiles{stage, kDepth}, PlainTiles{other, kDepth}, kHalf, kHalf, kDepth, exact);
+    }
+  }
+
+  char* scratch_;
+};
+
+}  // namespace kradagrad::cuda

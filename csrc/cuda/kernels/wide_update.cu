@@ -1,0 +1,241 @@
+// wide_update: the update of both factors of blocks [m, n] of 129 to 256 a side, as resident_update.cu tells
+// it, with the block's matrices in global memory (wide_block.cuh).
+//
+// CTAs take block sides in turns. Five grids of a CTA:
+//
+//             0             1     2             3               4
+//   read      G             P
+//   coupled   G             P     U
+//   whiten    B (or G)      F     U (or B)
+//   gram                    F                   M, then Y       Z = T
+//   round 1   Y             F     T             Z               (old Z)
+//   round 2+                F     three of Y, T, Z and a free one change places
+//   F R                     F     F' as float32 in a free one, until all of it is known to be finite
+#include "side_item.cuh"
+#include "wide_block.cuh"
+
+namespace kradagrad::cuda {
+namespace {
+
+class WideSideUpdate {
+ public:
+  using Product = WideBlock::Product;
+
+  __device__ __forceinline__ WideSideUpdate(const WideUpdate& in, SideItem& item)
+      : in_(in.update), wide_(in.scratch), item_(item) {}
+
+  __device__ __forceinline__ void run() {
+    load_gradient();
+    const float coupled = in_.rule.coupled ? couple() : 0;
+    if (threadIdx.x == 0) item_.prepare(in_.rule, coupled);
+    __syncthreads();
+    const bool succeeded = item_.ready && update_factor();
+    if (threadIdx.x == 0) item_.finish(succeeded);
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int kFactor = 1;
+
+  __device__ __forceinline__ Grid unfolding() const { return wide_.grid(in_.rule.coupled ? 2 : 0); }
+  __device__ __forceinline__ Grid whitened() const { return wide_.grid(in_.rule.coupled ? 0 : 2); }
+  __device__ __forceinline__ int d_halves() const { return WideBlock::halves_of(item_.d); }
+  __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
+
+  // G in the unit of its norm.
+  __device__ __forceinline__ void load_gradient() const {
+    const Matrix grad = item_.gradient(in_.views);
+    const float most = WideBlock::largest(grad);
+    const bool usable = most > 0 && isfinite(most);
+    const float unit = usable ? power_of_two_below(most) : 1;
+    float squares = 0;
+    WideBlock::split(grad, wide_.grid(0), 1 / unit, [&](float value) { squares += value * value; });
+    squares = WideBlock::sum(squares);
+    if (threadIdx.x > 0) return;
+    item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
+  }
+
+  // U = G P_r, or P_l G; its squared norm.
+  __device__ __forceinline__ float couple() const {
+    WideBlock::split(item_.other_root(in_.views), wide_.grid(1), 1, [](float) {});
+    __syncthreads();
+    const WideOperand root{wide_.grid(1), !item_.side.right, item_.side.other_root.bf16 != 0};
+    const WideOperand grad{wide_.grid(0), item_.side.right != 0, item_.grad.bf16 != 0};
+    float squares = 0;
+    wide_.product(item_.side.right ? root : grad, item_.side.right ? grad : root,
+                  WideBlock::halves_of(item_.m), WideBlock::halves_of(item_.n), tiles_of(item_.k), false,
+                  [&](Product& c, int row, int col) {
+                    squares += WideBlock::squares(c);
+                    WideBlock::write(c, unfolding(), row, col);
+                  });
+    return WideBlock::sum(squares);
+  }
+
+  // F <- F R where that is finite; whether it is.
+  __device__ __forceinline__ bool update_factor() const {
+    const float root = item_.update.rms * damping_root(in_.rule, item_.k);
+    const float unit = power_of_two_below(root);  // F is held times this
+    load_factor(unit);
+    const float squares = whiten(item_.update.scale * (item_.norm.unit / unit));
+    if (threadIdx.x == 0) item_.update.whitened *= squares;
+    const float norm = gram(root / unit, fmaxf(1, power_of_two_below(squares)));
+    int z, free;
+    const float restored = iterate(norm, z, free);
+    return write_factor(restored / unit, z, free);
+  }
+
+  __device__ __forceinline__ void load_factor(float unit) const {
+    if (item_.is_new) {
+      start_factor(unit * start_of(in_.rule, item_.update.rms, item_.k));
+    } else {
+      WideBlock::split(item_.factor(in_.views), wide_.grid(kFactor), unit, [](float) {});
+    }
+    __syncthreads();
+  }
+
+  // `start` times I.
+  __device__ __forceinline__ void start_factor(float start) const {
+    wide_.product({}, {}, d_halves(), d_halves(), 0, false, [&](Product& c, int row, int col) {
+      WideBlock::add_diagonal(c, item_.d, start, row, col);
+      WideBlock::write(c, wide_.grid(kFactor), row, col);
+    });
+  }
+
+  // B; its squared norm.
+  __device__ __forceinline__ float whiten(float scale) const {
+    const bool exact = item_.grad.bf16 && !in_.rule.coupled;
+    float squares = 0;
+    wide_.product({wide_.grid(kFactor), true, item_.exact_factor()}, {unfolding(), !item_.side.right, exact},
+                  d_halves(), WideBlock::halves_of(item_.k), d_tiles(), false,
+                  [&](Product& c, int row, int col) {
+                    c.scale(scale);
+                    squares += WideBlock::squares(c);
+                    WideBlock::write(c, whitened(), row, col);
+                  });
+    return WideBlock::sum(squares);
+  }
+
+  // M = B B^T + damping^2 F^T F; its norm, without squares that overflow where M / unit is near 1 or below.
+  __device__ __forceinline__ float gram(float damping, float unit) const {
+    const float damped = in_.rule.damped_updates * in_.rule.weight;
+    const WideOperand f{wide_.grid(kFactor), true, item_.exact_factor()}, b{whitened(), false, false};
+    float squares = 0;
+    wide_.product(b, b, d_halves(), d_halves(), tiles_of(item_.k), true, [&](Product& c, int row, int col) {
+      if (damped > 0) {
+        const float factor = damping * damping * damped;
+        c.scale(1 / factor);
+        wide_.multiply(c, f, f, row, col, d_tiles());
+        c.scale(factor);
+      }
+      WideBlock::write_symmetric(c, wide_.grid(3), row, col);
+      c.scale(1 / unit);
+      squares += WideBlock::squares(c, row > col);
+    });
+    return unit * sqrtf(WideBlock::sum(squares));
+  }
+
+  // Calls use(c, row, col) for the tiles on and below the diagonal of a symmetric matrix.
+  template <class Use>
+  __device__ __forceinline__ void for_each_tile(const Use& use) const {
+    wide_.product({}, {}, d_halves(), d_halves(), 0, true, use);
+  }
+
+  // Z, whose grid is told, from M; what F Z is to be multiplied by.
+  __device__ __forceinline__ float iterate(float norm, int& z, int& free) const {
+    const Iteration first(in_.rule, norm, 0);
+    int y = 3, t = 4;
+    z = 4, free = 0;
+    for_each_tile([&](Product& c, int row, int col) {
+      WideBlock::add_symmetric(c, 1 / first.t, wide_.grid(y), row, col);
+      WideBlock::add_diagonal(c, item_.d, in_.rule.decay / first.t, row, col);
+      WideBlock::write_symmetric(c, wide_.grid(y), row, col);
+      c.scale(-first.b1);
+      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);
+      WideBlock::write_symmetric(c, wide_.grid(z), row, col);
+    });
+#pragma unroll 1
+    for (int step = 1; step < in_.rule.refine; ++step) {
+      const Iteration it(in_.rule, norm, step);
+      const int other = t == z ? 2 : t;
+      multiply(y, t, free, 1, 0);
+      multiply(free, z, y, -it.b, it.a);  // the new T in the place of Y
+      multiply(y, z, other, 1, 0);
+      const int old_z = z;
+      t = y, y = free, z = other, free = old_z;
+    }
+    return first.restored;
+  }
+
+  // to = scale A B + diagonal I, symmetric.
+  __device__ __forceinline__ void multiply(int a, int b, int to, float scale, float diagonal) const {
+    wide_.product({wide_.grid(a)}, {wide_.grid(b)}, d_halves(), d_halves(), d_tiles(), true,
+                  [&](Product& c, int row, int col) {
+                    c.scale(scale);
+                    WideBlock::add_diagonal(c, item_.d, diagonal, row, col);
+                    WideBlock::write_symmetric(c, wide_.grid(to), row, col);
+                  });
+  }
+
+  // F' = scale F Z to the factor, if all of it is finite as it is stored.
+  __device__ __forceinline__ bool write_factor(float scale, int z, int free) const {
+    const Matrix factor = item_.factor(in_.views);
+    auto* const kept = reinterpret_cast<float4*>(wide_.grid(free).tiles) + threadIdx.x;
+    float failed = 0;  // stays 0 where all is finite
+    int place = 0;
+    wide_.product({wide_.grid(kFactor), false, item_.exact_factor()}, {wide_.grid(z)}, d_halves(), d_halves(),
+                  d_tiles(), false, [&](Product& c, int, int) {
+                    c.scale(scale);
+                    c.for_each_pair([&](int, int, float (&pair)[2]) {
+#pragma unroll
+                      for (int i = 0; i < 2; ++i) {
+                        if (factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
+                        failed = fmaf(pair[i], 0, failed);
+                      }
+                    });
+#pragma unroll
+                    for (int s = 0; s < 2 * Product::Shape::kSlots; ++s, place += kResidentThreads) {
+                      const float (&half)[4] = c.c[s / 2][s % 2];
+                      kept[place] = {half[0], half[1], half[2], half[3]};
+                    }
+                  });
+    if (!(WideBlock::sum(failed) == 0)) return false;
+    write_kept(factor, kept);
+    return true;
+  }
+
+  // Every thread writes what it has kept itself.
+  __device__ __forceinline__ void write_kept(const Matrix& factor, const float4* kept) const {
+    Product c(threadIdx.x / 32, Lane(threadIdx.x));
+#pragma unroll 1
+    for (int tile = 0; tile < d_halves() * d_halves(); ++tile) {
+      const int row = tile / d_halves() * WideBlock::kHalf * kTile;
+      const int col = tile % d_halves() * WideBlock::kHalf * kTile;
+#pragma unroll
+      for (int s = 0; s < 2 * Product::Shape::kSlots; ++s, kept += kResidentThreads) {
+        float (&half)[4] = c.c[s / 2][s % 2];
+        half[0] = kept->x, half[1] = kept->y, half[2] = kept->z, half[3] = kept->w;
+      }
+      c.for_each_pair(
+          [&](int i, int j, float (&pair)[2]) { factor.write(row + i, col + j, {pair[0], pair[1]}); });
+    }
+  }
+
+  const ResidentUpdate& in_;
+  WideBlock wide_;
+  SideItem& item_;
+};
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kResidentThreads, 1) wide_update(const WideUpdate in) {
+  __shared__ SideItem item;
+#pragma unroll 1
+  for (int64_t index = blockIdx.x; index < in.update.items; index += gridDim.x) {
+    if (threadIdx.x == 0) item.find(in.update, index, true);
+    __syncthreads();
+    if (item.active) WideSideUpdate(in, item).run();
+    __syncthreads();
+  }
+}
+
+}  // namespace kradagrad::cuda

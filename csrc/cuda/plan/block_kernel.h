@@ -1,0 +1,58 @@
+// How the kernels that take a block as a whole are chosen and launched: resident_* keep it on chip, wide_* in
+// global memory of each CTA.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "../kernels/square_root_resident.h"
+#include "../kernels/wide.h"
+#include "kernel_choice.h"
+#include "launch.h"
+
+namespace kradagrad::cuda {
+
+constexpr int32_t kTile = 16;  // tile.cuh
+constexpr int32_t kWideSide = kWideTiles * kTile;
+constexpr int32_t kKernelSides[] = {64, 96, kResidentSide, kWideSide};
+
+// What a plan needs to know of a GPU: bytes of shared memory that a CTA may have, and multiprocessors.
+struct Gpu {
+  int32_t shared = 163 << 10;
+  int32_t multiprocessors = 108;
+};
+
+// The longest side of blocks that the smallest kernels for a side take, or 0 where none fits.
+inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precision precision, const Gpu& gpu) {
+  for (const int32_t side : kKernelSides) {
+    const int32_t tiles = side / kTile;
+    const bool wide = side == kWideSide;
+    const int32_t shared = wide ? kWideShared : resident_shared(tiles, places_of(tiles, symmetric_matrices));
+    if (wide && precision != Precision::kBf16x3) continue;
+    if (longest <= side && shared + kStaticShared <= gpu.shared) return side;
+  }
+  return 0;
+}
+
+// One team a work item of `parameters`, whose places it sets.
+template <class Parameters>
+void launch_resident(Planner& planner, const std::string& op, int32_t side, Precision precision,
+                     int32_t symmetric_matrices, Parameters parameters) {
+  const int32_t tiles = side / kTile, teams = teams_of(tiles);
+  parameters.places = places_of(tiles, symmetric_matrices);
+  planner.launch("resident_" + op + "_" + std::to_string(side) + "_" + name_of(precision),
+                 (parameters.items + teams - 1) / teams, kResidentThreads,
+                 resident_shared(tiles, parameters.places), parameters);
+}
+
+// As many CTAs as run at the same time, each with memory of its own, which is free again afterwards.
+template <class WideParameters, class Parameters>
+void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, const Parameters& parameters) {
+  const int64_t mark = planner.mark(), ctas = std::min<int64_t>(parameters.items, gpu.multiprocessors);
+  float* const scratch = planner.floats(ctas * kWideMatrices * kWideBytes / sizeof(float));
+  planner.launch("wide_" + op, ctas, kResidentThreads, kWideShared,
+                 WideParameters{parameters, reinterpret_cast<char*>(scratch)});
+  planner.release(mark);
+}
+
+}  // namespace kradagrad::cuda
