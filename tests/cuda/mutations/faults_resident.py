@@ -113,8 +113,8 @@ STAGED = [
     block(
         PRECONDITION,
         "elements kept in one place",
-        "copy(four[i], shared_at<const float4>(place + i * kThreads * sizeof(float4)));",
-        "copy(four[i], shared_at<const float4>(place));",
+        "copy(four[i], memory_at<const float4>(place + i * kThreads * sizeof(float4)));",
+        "copy(four[i], memory_at<const float4>(place));",
     ),
     block(PRECONDITION, "lanes of one row for another", "lane % 16 / 2;", "lane % 16 / 4;", "uninitialised"),
     block(
@@ -196,6 +196,22 @@ RESULTS = [
         "race",
     ),
     block(PRECONDITION, "pairs pass through one place of a thread", "    own += kStep;\n", "", "values"),
+    Fault(
+        "quadruples of float32 in bfloat16",
+        "memory.cuh",
+        "if (aligned && !bf16 && cols % 4 == 0) {",
+        "if (aligned && cols % 4 == 0) {",
+        ROOT,
+        "bounds",
+    ),
+    Fault(
+        "the second pair of four twice",
+        "memory.cuh",
+        "write(row, col + 2, {four[2], four[3]});",
+        "write(row, col + 2, {four[0], four[1]});",
+        ROOT,
+        "values",
+    ),
     Fault(
         "rows beyond a matrix (elements)",
         "memory.cuh",

@@ -13,6 +13,10 @@ def update(name: str, old: str, new: str, layer: str = "values", kernel: str = U
     return Fault(f"{name} (resident)", "resident_update.cu", old, new, kernel, layer)
 
 
+def item(name: str, old: str, new: str, layer: str = "values") -> Fault:
+    return Fault(f"{name} (resident)", "side_item.cuh", old, new, UPDATE, layer)
+
+
 def precondition(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (resident)", "resident_precondition.cu", old, new, PRECONDITION, layer)
 
@@ -27,9 +31,14 @@ def precondition_barrier(name: str, before: str, after: str = "") -> Fault:
 
 
 BARRIERS = [
-    barrier("after the item was found", "find(in, work.index, work.exists, item);\n  "),
-    barrier("after the statistics were made", "if (Here::thread() == 0) prepare(coupled);\n    "),
-    barrier("before P is stored where its elements passed", "root.finish(root_matrix(), first());\n    "),
+    barrier("after the item was found", "item.find(in, work.index, work.exists);\n  "),
+    barrier(
+        "after the statistics were made", "if (Here::thread() == 0) item_.prepare(in_.rule, coupled);\n    "
+    ),
+    barrier(
+        "before P is stored where its elements passed",
+        "root.finish(item_.other_root(in_.views), first());\n    ",
+    ),
     barrier("after P was stored", "root.template store<Format>(first());\n    "),
     barrier("before U takes the place of G", "    ", "    u.write("),
     barrier("before F is stored where its elements passed", "factor.scale(unit);\n    }\n    "),
@@ -72,20 +81,20 @@ MEMORY = [
         "m.template write<Format>(symmetric_place(0));",
         "uninitialised",
     ),
-    update("inactive blocks take part", "exists && item.scale != 0;", "exists;"),
-    update("a team without an item takes part", "exists && item.scale != 0;", "item.scale != 0;", "race"),
-    update("the sides share an item's place", "group.side[index % group.sides]", "group.side[0]", "race"),
-    update(
+    item("inactive blocks take part", "exists && scale != 0;", "exists;"),
+    item("a team without an item takes part", "exists && scale != 0;", "scale != 0;", "race"),
+    item("the sides share an item's place", "group.side[index % group.sides]", "group.side[0]", "race"),
+    item(
         "the sides' blocks one after another",
-        "item.block = index / group.sides;",
-        "item.block = index / 2;",
+        "block = index / group.sides;",
+        "block = index / 2;",
         "values",
     ),
-    update("blocks counted from the first group's", "  index -= group.first_item;\n", "", "bounds"),
-    update(
+    item("blocks counted from the first group's", "    index -= group.first_item;\n", "", "bounds"),
+    item(
         "the scale of another group's block",
-        "in.scales[group.first_block + item.block]",
-        "in.scales[item.block]",
+        "in.scales[group.first_block + block]",
+        "in.scales[block]",
     ),
     update("a factor that is not ready is written", "if (item_.ready) write_product", "write_product"),
     precondition(
@@ -142,7 +151,7 @@ GRADIENTS = [
 ]
 
 FACTORS = [
-    update("the gradient's scale left out", "norm, item_.scale, stretch", "norm, 1, stretch"),
+    item("the gradient's scale left out", "norm, scale, stretch", "norm, 1, stretch"),
     update(
         "B not in the gradient's unit",
         "item_.update.scale * (item_.norm.unit / unit)",
@@ -157,7 +166,7 @@ FACTORS = [
     update("F not in its unit", "      factor.scale(unit);\n", ""),
     update("F' in the unit of F", "write_factor(iterate(m, norm) / unit)", "write_factor(iterate(m, norm))"),
     update("F' is not restored", "return first.restored;", "return 1;"),
-    update("F taken for exact", "item_.side.factor.bf16 && !item_.is_new;", "true;"),
+    item("F taken for exact", "side.factor.bf16 && !is_new;", "true;"),
     update("U taken for exact", "item_.grad.bf16 && !in_.rule.coupled}", "true}"),
     update("G^T for G on the right side", "if (item_.side.right) {", "if (!item_.side.right) {"),
     update(
@@ -186,14 +195,16 @@ FACTORS = [
         "SymmetricTiles{symmetric_place(1)}, tiles",
         "SymmetricTiles{symmetric_place(0)}, tiles",
     ),
-    update("what is not finite is stored", "    if (sum(failed) > 0) return false;\n", "    sum(failed);\n"),
+    update(
+        "what is not finite is stored", "    if (!(sum(failed) == 0)) return false;\n", "    sum(failed);\n"
+    ),
     update(
         "what is not finite in bfloat16 is stored",
         "if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));",
         "",
     ),
-    update("nothing is counted", "      statistics()[kFallbacks] += 1;\n", ""),
-    update("the weight stays", "      statistics()[kWeight] = update.weight;\n", ""),
+    item("nothing is counted", "      statistics()[kFallbacks] += 1;\n", ""),
+    item("the weight stays", "      statistics()[kWeight] = update.weight;\n", ""),
     update(
         "the whitened norm without the old weight",
         "item_.update.whitened *= whitened;",
@@ -206,8 +217,8 @@ FACTORS = [
     ),
     update(
         "the first team's statistics alone",
-        "if (Here::thread() == 0) finish(succeeded);",
-        "if (threadIdx.x == 0) finish(succeeded);",
+        "if (Here::thread() == 0) item_.finish(succeeded);",
+        "if (threadIdx.x == 0) item_.finish(succeeded);",
     ),
     update(
         "a team's success is the other's",
@@ -221,7 +232,11 @@ PRODUCTS = [
     precondition(
         "the rms of the first block", "group_.statistics[block_ * kColumns + kRms]", "group_.statistics[kRms]"
     ),
-    precondition("half of the norm", "norm += pair[i] * pair[i];", "norm += i ? 0 : pair[i] * pair[i];"),
+    precondition(
+        "half of the norm",
+        "norm = fmaf(pair[i], pair[i], norm);",
+        "norm = i ? norm : fmaf(pair[i], pair[i], norm);",
+    ),
     precondition("P_l taken for exact", "{group_.left_root.bf16 != 0, false}", "{true, false}"),
     precondition(
         "D P_r taken for exact", "{group_.left_root.bf16 != 0, false}", "{group_.left_root.bf16 != 0, true}"

@@ -24,8 +24,8 @@ def floats(kernel: str, name: str, old: str, new: str, layer: str = "values") ->
 
 PLAIN = "load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : own));"
 TRANSPOSED = "load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? own : swapped));"
-STORED = "const Shared to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
-ELEMENT = "const Shared at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
+STORED = "const Address to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
+ELEMENT = "const Address at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
 
 READS = [
     planes("high and low swapped along rows", PLAIN, PLAIN.replace("plane *", "(1 - plane) *")),
@@ -71,27 +71,27 @@ STORES = [
     planes("the pairs of a quadruple swapped", "{left[plane], right[plane]}", "{right[plane], left[plane]}"),
     planes(
         "the low plane of a quadruple over the high one",
-        "shared_at<uint2>(to + plane * kPlane)",
-        "shared_at<uint2>(to)",
+        "memory_at<uint2>(to + plane * kPlane)",
+        "memory_at<uint2>(to)",
         "uninitialised",
     ),
     planes(
         "the low plane of a quadruple not stored",
-        "for (int plane = 0; plane < 2; ++plane) {\n      shared_at<uint2>",
-        "for (int plane = 0; plane < 1; ++plane) {\n      shared_at<uint2>",
+        "for (int plane = 0; plane < 2; ++plane) {\n      memory_at<uint2>",
+        "for (int plane = 0; plane < 1; ++plane) {\n      memory_at<uint2>",
         "uninitialised",
     ),
     planes(
         "the low plane of a product not written",
-        "for (int p = 0; p < 2; ++p) {\n#pragma unroll\n        for (int i = 0; i < 4; ++i) shared_at",
-        "for (int p = 0; p < 1; ++p) {\n#pragma unroll\n        for (int i = 0; i < 4; ++i) shared_at",
+        "for (int p = 0; p < 2; ++p) {\n#pragma unroll\n        for (int i = 0; i < 4; ++i) memory_at",
+        "for (int p = 0; p < 1; ++p) {\n#pragma unroll\n        for (int i = 0; i < 4; ++i) memory_at",
         "values",
         PRECONDITION,
     ),
     planes(
         "a product's lanes in the wrong places",
-        "const Shared to = tile + 4 * lane.index();",
-        "const Shared to = tile + 4 * (lane.member * 8 + lane.group);",
+        "const Address to = tile + 4 * lane.index();",
+        "const Address to = tile + 4 * (lane.member * 8 + lane.group);",
     ),
     planes(
         "a pair of a product swapped",
@@ -141,7 +141,7 @@ MIRRORS = [
     floats(
         ROOT_TF32,
         "no mirror image",
-        "      if (col < row) shared_at<float>(tile + 4 * offset(col, row)) = c[e / 4][e % 4];\n",
+        "      if (col < row) memory_at<float>(tile + 4 * offset(col, row)) = c[e / 4][e % 4];\n",
         "",
         "uninitialised",
     ),

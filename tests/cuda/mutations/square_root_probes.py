@@ -170,6 +170,22 @@ def long(side: int) -> list[SquareRootProbe]:
     return [SquareRootProbe(name, call, LargeExecutor) for name, call in calls.items()]
 
 
+def wide() -> list[SquareRootProbe]:
+    """Blocks of more than 128 a side, more of them than CTAs, with what is not finite; some in bfloat16."""
+    stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
+    usual = [group(3, (131, 9), "grid"), group(1, (20, 150), view_dtype=torch.bfloat16)]
+    usual[0].grads[0][0, 1, 3, 2] = math.nan
+    usual[0].left.statistics[0] = 0
+    usual[1].left.factor[0, 0, 0] = math.nan
+    rounded = [group(1, (9, 131), "wide_rows", **stored), group(1, (136, 8), view_dtype=torch.bfloat16)]
+    calls = {
+        "three steps, coupled": given(usual, RULES["three steps, coupled"]),
+        "one step": given(rounded, RULES["one step"]),
+        "two steps, undamped": given([group(1, (130, 131))], RULES["two steps, undamped"]),
+    }
+    return [SquareRootProbe(name, call, Executor) for name, call in calls.items()]
+
+
 def _spoil(call: Given) -> None:
     """Gradients of zeros, of a block before its first one and of another; NaN in one, in all of one, and in a
     factor."""
