@@ -58,7 +58,7 @@ SCALES = [
 
 STEPS = [
     root("coefficients of the first step", "const int step = work_.step;", "const int step = 0;"),
-    root("one step too few", "work_.step < in_.rule.steps)", "item_.step < in_.rule.steps - 1)"),
+    root("one step too few", "work_.step < in_.rule.steps)", "work_.step < in_.rule.steps - 1)"),
     root("no multiple of I", "    polynomial.add_diagonal(work_.item.d, in_.rule.a[step]);\n", ""),
     root(
         "no multiple of G",

@@ -33,11 +33,8 @@ BARRIERS = [
         "race",
     ),
     barrier(ROOT, "in the pipeline", "copy_async_wait<kWideStages - 2>();\n      ", "wide_block.cuh"),
-    barrier(ROOT, "at the end of a product", "use(c, row, col);\n    }\n    ", "wide_block.cuh"),
     barrier(UPDATE, "after the item was found", "item.find(in.update, index, true);\n    "),
     barrier(UPDATE, "after the statistics were made", "item_.prepare(in_.rule, coupled);\n    "),
-    barrier(UPDATE, "after the factor was read", "unit, [](float) {});\n    }\n    "),
-    barrier(UPDATE, "after the other root was read", "wide_.grid(1), 1, [](float) {});\n    "),
     barrier(ROOT, "after the item was found", "item.find(in.roots, index, true);\n    "),
     barrier(ROOT, "before the next item", "WideRoot(in, item).run();\n    "),
     barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index);\n    "),
@@ -48,12 +45,11 @@ BLOCKS = [
     block(
         ROOT, "the memory of CTAs is one", " + int64_t{blockIdx.x} * kWideMatrices * kWideBytes", "", "race"
     ),
-    block(ROOT, "the memory of matrices is one", "int64_t{i} * kWideBytes", "0"),
     block(
         ROOT,
         "the memory of CTAs overlaps by a matrix",
         "* kWideMatrices * kWideBytes",
-        "* (kWideMatrices - 1) * kWideBytes",
+        "* (kWideMatrices - 2) * kWideBytes",
         "race",
     ),
     block(ROOT, "no wait in the pipeline", "      copy_async_wait<kWideStages - 2>();\n", "", "in-flight"),
@@ -63,7 +59,7 @@ BLOCKS = [
         "no zeros below the last tile",
         "halves_of(from.rows) * kHalf,",
         "tiles_of(from.rows),",
-        "uninitialised",
+        "values",
     ),
     block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
     block(
@@ -71,12 +67,6 @@ BLOCKS = [
         "a gradient that is not finite",
         "isfinite(four[j]) ? fabsf(four[j]) : INFINITY",
         "fabsf(four[j])",
-    ),
-    block(
-        UPDATE,
-        "the last columns not looked at",
-        "const int fours = (from.cols + 3) / 4;",
-        "const int fours = from.cols / 4;",
     ),
     block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "budget"),
     block(
@@ -143,7 +133,6 @@ BLOCKS = [
 ]
 
 UPDATES = [
-    own(UPDATE, "every CTA takes every other item", "index += gridDim.x) {", "index += 2 * gridDim.x) {"),
     own(
         UPDATE,
         "every CTA takes all items",
@@ -151,25 +140,17 @@ UPDATES = [
         "int64_t index = 0; index < in.update.items; ++index",
         "race",
     ),
-    own(UPDATE, "inactive blocks take part", "if (item.active) WideSideUpdate", "WideSideUpdate"),
-    own(UPDATE, "blocks that are not ready take part", "item_.ready && update_factor()", "update_factor()"),
-    own(UPDATE, "B over U while U is read", "wide_.grid(in_.rule.coupled ? 0 : 2)", "wide_.grid(2)", "race"),
     own(
-        UPDATE,
-        "P transposed on the wrong side",
-        "root{wide_.grid(1), !item_.side.right,",
-        "root{wide_.grid(1), item_.side.right != 0,",
+        UPDATE, "B over U while U is read", "wide_.grid(in_.rule.coupled ? 0 : 2)", "wide_.grid(2)", "values"
     ),
     own(UPDATE, "M without its damping's scale", "        c.scale(factor);\n", ""),
-    own(UPDATE, "the norm of M in no unit", "return unit * sqrtf(", "return sqrtf("),
-    own(UPDATE, "decay in the unit of M", "in_.rule.decay / first.t, row", "in_.rule.decay, row"),
     own(
         UPDATE,
         "Z without its diagonal",
         "      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);\n",
         "",
     ),
-    own(UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "race"),
+    own(UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "values"),
     own(
         UPDATE,
         "coefficients of the step before",
@@ -177,15 +158,12 @@ UPDATES = [
         "it(in_.rule, norm, step - 1);",
     ),
     own(
-        UPDATE, "the free place is the next Z", "z = other, free = old_z;", "z = other, free = other;", "race"
-    ),
-    own(
         UPDATE,
         "what is not finite is stored",
         "    if (!(WideBlock::sum(failed) == 0)) return false;\n",
         "    WideBlock::sum(failed);\n",
     ),
-    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)"),
+    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "uninitialised"),
 ]
 
 OTHERS = [
@@ -201,7 +179,7 @@ OTHERS = [
         "V by rows of another tile",
         "row * 128, col * 128, 128, 128",
         "col * 128, row * 128, 128, 128",
-        "bounds",
+        "values",
     ),
     own(
         PRECONDITION,
@@ -209,7 +187,6 @@ OTHERS = [
         "const float norm = item.active ?",
         "const float norm = true ?",
     ),
-    own(ROOT, "Q is not the next one", "      q = next, next = old;\n", ""),
     own(
         ROOT,
         "the square of the scale left out",

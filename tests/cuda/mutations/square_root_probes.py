@@ -31,9 +31,10 @@ class SquareRootProbe:
         return square_root.run(backend, copied(self.call))
 
     def check(self, ours: Given) -> None:
-        """AssertionError where a result is not as accurate as it must be, or something else was written."""
-        rule = self.call.rule
-        atol = max(precision_atol(rule.precision, rule.refine), FACTOR[self.call.groups[0].left.factor.dtype])
+        """AssertionError where a result is not as accurate as it must be, or something else was written. The
+        matrices are such that errors do not grow from step to step.
+        """
+        atol = max(precision_atol(self.call.rule.precision, 1), FACTOR[self.call.groups[0].left.factor.dtype])
         square_root.check(self.call, ours, atol)
 
     def same_bits(self, one: Given, other: Given) -> bool:
@@ -143,7 +144,9 @@ def grouped() -> list[SquareRootProbe]:
 def resident() -> list[SquareRootProbe]:
     """With factors and roots in bfloat16, whose rows start aligned or anywhere, and a gradient of 1e12."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
-    rounded = given([group(5, (20, 33), **stored), group(5, (32, 24), **stored)], RULES["one step"])
+    rounded = given(
+        [group(5, (20, 33), **stored), group(5, (32, 24), **stored), group(1, (64, 64))], RULES["one step"]
+    )
     spike = given([group(2, (20, 9))], RULE, precondition=False)
     spike.groups[0].grads[0].mul_(1e12)
     return [
@@ -174,15 +177,17 @@ def wide() -> list[SquareRootProbe]:
     """Blocks of more than 128 a side, more of them than CTAs, with what is not finite; some in bfloat16."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     usual = [group(3, (131, 9), "grid"), group(1, (20, 150), view_dtype=torch.bfloat16)]
-    usual[0].grads[0][0, 1, 3, 2] = math.nan
-    usual[0].left.statistics[0] = 0
+    usual[0].grads[0][0, 1] = math.nan
+    usual[0].left.statistics[1] = 0
     usual[1].left.factor[0, 0, 0] = math.nan
     rounded = [group(1, (9, 131), "wide_rows", **stored), group(1, (136, 8), view_dtype=torch.bfloat16)]
+    rounded[0].left.statistics[0] = 0
     calls = {
         "three steps, coupled": given(usual, RULES["three steps, coupled"]),
         "one step": given(rounded, RULES["one step"]),
         "two steps, undamped": given([group(1, (130, 131))], RULES["two steps, undamped"]),
     }
+    calls["three steps, coupled"].scales.copy_(torch.tensor([0, 1, 1.7, 1]))
     return [SquareRootProbe(name, call, Executor) for name, call in calls.items()]
 
 
