@@ -126,6 +126,13 @@ STORES = [
 ]
 
 MIRRORS = [
+    planes(
+        "the low plane is not mirrored",
+        "uint32_t (&own)[4] = plane[p];",
+        "uint32_t (&own)[4] = plane[0];",
+        "values",
+        UPDATE,
+    ),
     planes("the mirror image not transposed", "own[2] = transpose_matrix(own[1]);", "own[2] = own[1];"),
     planes(
         "the mirror image of the wrong matrix",

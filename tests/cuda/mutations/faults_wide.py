@@ -68,7 +68,7 @@ BLOCKS = [
         "isfinite(four[j]) ? fabsf(four[j]) : INFINITY",
         "fabsf(four[j])",
     ),
-    block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "budget"),
+    block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "values"),
     block(
         ROOT,
         "the upper half of a symmetric matrix not written",
