@@ -60,8 +60,8 @@ RESIDENT = [
         SYNC,
         LAST_SUM,
         None,
-        "It keeps a sum's scratch from an earlier sum's; before the norm of G, B and M others do.",
-        share=0.6,
+        "It keeps a sum's scratch from an earlier sum's; before all sums but that of M other barriers do.",
+        share=0.8,
     ),
     Survivor(
         "resident_update",
@@ -98,8 +98,8 @@ RESIDENT = [
         ("drop mma",),
         ("ptx.cuh", MMA_BF16),
         MULTIPLY,
-        "A low term's product of one tile in an early step is within the tolerance: later steps correct it.",
-        share=0.1,
+        "A low term's product of half a tile is within the tolerance: 2^-9 of a small part of G or of P.",
+        share=0.4,
     ),
 ]
 
