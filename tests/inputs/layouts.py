@@ -70,6 +70,13 @@ def column(blocks: Tensor) -> list[Tensor]:
     return [_filled(matrix[:, 1 : 1 + n].unflatten(0, (count, m)), blocks)]
 
 
+def wide_rows(blocks: Tensor) -> list[Tensor]:
+    """Blocks below each other in a matrix of aligned rows, which are wider than they."""
+    count, m, n = blocks.shape
+    matrix = blocks.new_full((count * m, -(-(n + 1) // 64) * 64), math.nan)
+    return [_filled(matrix[:, :n].unflatten(0, (count, m)), blocks)]
+
+
 def several(blocks: Tensor) -> list[Tensor]:
     """Parameters of different layouts in one group, one of them without blocks."""
     third = max(1, len(blocks) // 3)
@@ -79,7 +86,8 @@ def several(blocks: Tensor) -> list[Tensor]:
 
 
 LAYOUTS: dict[str, Layout] = {
-    layout.__name__: layout for layout in (contiguous, grid, transposed_grid, experts, column, several)
+    layout.__name__: layout
+    for layout in (contiguous, grid, transposed_grid, experts, column, wide_rows, several)
 }
 
 

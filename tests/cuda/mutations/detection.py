@@ -14,11 +14,13 @@ from cuda import executor_backend, toolchain
 from .probes import Probe
 
 OTHER_SEED = 5
-STEP_LIMIT = 3_000_000
+STEP_LIMIT = 10_000_000
 """Warp instructions of a launch, several times what the largest launch of a probe takes."""
 
 BUDGET = 1.02
-"""A mutant may do this much of the unedited kernel's work."""
+"""A mutant may do this much of the unedited kernel's work, and so much more:"""
+SLACK = 100
+"""The compiler may read a few words of a launch's parameters once more."""
 BUDGETED = ("shared_wavefronts", "global_read_sectors", "global_write_sectors")
 
 LAYERS = {
@@ -97,7 +99,7 @@ def check(probe: Probe, budget: dict[str, int]) -> None:
         probe.check(ours)
     except AssertionError:
         raise Caught("values") from None
-    if any(counts[key] > BUDGET * budget[key] for key in BUDGETED):
+    if any(counts[key] > BUDGET * budget[key] + SLACK for key in BUDGETED):
         raise Caught("budget")
     if not probe.same_bits(ours, run(probe, OTHER_SEED)[0]):
         raise Caught("bits")

@@ -2,134 +2,260 @@
 
 from __future__ import annotations
 
+from .faults_tiles import PRECONDITION, UPDATE
 from .source_faults import Fault
 
-UPDATE, PRECONDITION = "resident_update_64_bf16x3", "resident_precondition_64_bf16x3"
+UPDATE_128 = "resident_update_128_bf16x3"
 SYNC = "__syncthreads();\n"
 
 
-def update(name: str, old: str, new: str, layer: str = "values") -> Fault:
-    return Fault(f"{name} (resident)", "resident_update.cu", old, new, UPDATE, layer)
+def update(name: str, old: str, new: str, layer: str = "values", kernel: str = UPDATE) -> Fault:
+    return Fault(f"{name} (resident)", "resident_update.cu", old, new, kernel, layer)
+
+
+def item(name: str, old: str, new: str, layer: str = "values") -> Fault:
+    return Fault(f"{name} (resident)", "side_item.cuh", old, new, UPDATE, layer)
 
 
 def precondition(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (resident)", "resident_precondition.cu", old, new, PRECONDITION, layer)
 
 
-def barrier(name: str, before: str, after: str) -> Fault:
+def barrier(name: str, before: str, after: str = "") -> Fault:
     """The barrier between two pieces of text, dropped."""
     return update(f"no barrier {name}", before + SYNC + after, before + after, "race")
 
 
+def precondition_barrier(name: str, before: str, after: str = "") -> Fault:
+    return precondition(f"no barrier {name}", before + SYNC + after, before + after, "race")
+
+
 BARRIERS = [
-    barrier("before U takes the place of G", "    ", "    u.write("),
-    barrier("before a new F's diagonal", "four[i] = 0;\n      });\n      ", ""),
-    barrier("after F was read", "      });\n    }\n    ", "  }\n\n  // B in the place of U"),
-    barrier("before B takes the place of U", "    ", "    b.write("),
-    barrier("before the first product", "    m.write(right_place(), tiles);\n    ", ""),
-    barrier("before a product takes a factor's place", "      }\n      ", "      if (turn < 2)"),
-    barrier("before the next product", "waiting = product;\n      }\n      ", "    }\n"),
-    precondition(
-        "no barrier before P_l takes the place of P_r",
-        "      __syncthreads();\n      copy_grid",
-        "      copy_grid",
-        "race",
+    barrier("after the item was found", "item.find(in, work.index, work.exists);\n  "),
+    barrier(
+        "after the statistics were made", "if (Here::thread() == 0) item_.prepare(in_.rule, coupled);\n    "
     ),
+    barrier(
+        "before P is stored where its elements passed",
+        "root.finish(item_.other_root(in_.views), first());\n    ",
+    ),
+    barrier("after P was stored", "root.template store<Format>(first());\n    "),
+    barrier("before U takes the place of G", "    ", "    u.write("),
+    barrier("before F is stored where its elements passed", "factor.scale(unit);\n    }\n    "),
+    barrier("after F was stored", "factor.template store<Format>(first());\n    "),
+    barrier("before B takes the place of U", "    ", "    b.write("),
+    barrier("before the first product", "    m.template write<Format>(symmetric_place(1));\n    "),
+    barrier("before a product takes a factor's place", "it.a);\n      }\n      "),
+    barrier("before the next product", "turn == 1 ? t : z);\n      "),
+    precondition_barrier(
+        "before a matrix is stored where its elements passed",
+        "staged.finish(matrix(of, rows, cols), place);\n    ",
+    ),
+    precondition_barrier(
+        "before the first product", "left_root.start(matrix(group_.left_root, m(), m()));\n    "
+    ),
+    precondition_barrier("before D P_r takes the place of D", "    ", "    half.write("),
+    precondition_barrier("before the second product", "    ", "    Full whole"),
 ]
 
 MEMORY = [
     Fault(
         "shared memory one tile short (resident)",
         "square_root_resident.h",
-        "second_place(int tiles) { return tiles * (tiles + 1); }",
-        "second_place(int tiles) { return tiles * (tiles + 1) + 1; }",
-        UPDATE,
+        "first_place(int tiles) { return tiles * tiles; }",
+        "first_place(int tiles) { return tiles * tiles + 1; }",
+        UPDATE_128,
         "bounds",
     ),
-    update("rows beyond a factor in bfloat16", "  if (row >= factor.rows) return;\n", "", "bounds"),
+    update("T in a fourth place", "symmetric_place(2);", "symmetric_place(3);", "bounds"),
+    update("T over Y where Y is still read", "in_.rule.refine == 2 ? y", "true ? y", kernel=UPDATE_128),
     update(
-        "columns beyond a factor in bfloat16",
-        "if (col < factor.cols) to[0] =",
-        "to[0] =",
+        "symmetric places overlap by a tile",
+        "i * lower_tiles(kTiles) * kTileBytes;",
+        "i * (lower_tiles(kTiles) - 1) * kTileBytes;",
         "race",
     ),
     update(
-        "the odd columns beyond a factor in bfloat16",
-        "if (col + 1 < factor.cols) to[1] =",
-        "to[1] =",
-        "race",
+        "Z over Y",
+        "m.template write<Format>(symmetric_place(1));",
+        "m.template write<Format>(symmetric_place(0));",
+        "uninitialised",
     ),
-    update("inactive blocks take part", "  if (scale == 0) return;\n", ""),
-    update("the sides share a CTA's place", "group.side[index % group.sides]", "group.side[0]", "race"),
+    item("inactive blocks take part", "exists && scale != 0;", "exists;"),
+    item("a team without an item takes part", "exists && scale != 0;", "scale != 0;", "race"),
+    item("the sides share an item's place", "group.side[index % group.sides]", "group.side[0]", "race"),
+    item(
+        "the sides' blocks one after another",
+        "block = index / group.sides;",
+        "block = index / 2;",
+        "values",
+    ),
+    item("blocks counted from the first group's", "    index -= group.first_item;\n", "", "bounds"),
+    item(
+        "the scale of another group's block",
+        "in.scales[group.first_block + block]",
+        "in.scales[block]",
+    ),
+    update("a factor that is not ready is written", "if (item_.ready) write_product", "write_product"),
     precondition(
         "V of another block",
-        "Matrix out(in.views, group.out, block,",
-        "Matrix out(in.views, group.out, 0,",
+        "matrix(group_.out, m(), n()), first());",
+        "Matrix(in_.views, group_.out, 0, m(), n()), first());",
         "race",
     ),
-    precondition("inactive blocks have norms", "in.scales[index] == 0 || ", ""),
+    precondition(
+        "inactive blocks have norms",
+        "work.exists && in.scales[group.first_block + block] != 0;",
+        "work.exists;",
+    ),
+    precondition("a team without an item takes part", "work.exists && in.scales", "in.scales", "budget"),
+    precondition(
+        "a norm of a team without an item",
+        "if (work.exists && Worker<kTiles>::thread() == 0)",
+        "if (Worker<kTiles>::thread() == 0)",
+        "race",
+    ),
+    precondition(
+        "one norm for all teams",
+        "work.exists && Worker<kTiles>::thread() == 0",
+        "work.exists && threadIdx.x == 0",
+    ),
 ]
 
 GRADIENTS = [
-    update(
-        "a gradient that is not finite", "isfinite(four[i]) ? fabsf(four[i]) : INFINITY", "fabsf(four[i])"
-    ),
-    update(
-        "no unit of the gradient", "const float unit = power_of_two_below(most);", "const float unit = 1;"
-    ),
-    update(
-        "the last tile of G in no unit",
-        "for_each_four(second_, count, [&](float (&four)",
-        "for_each_four(second_, count - 1, [&](float (&four)",
-    ),
+    update("a gradient that is not finite", "isfinite(value) ? fabsf(value) : INFINITY", "fabsf(value)"),
+    update("no unit of the gradient", "usable ? power_of_two_below(most) : 1;", "1;"),
+    update("G in no unit", "    grad.scale(1 / unit);\n", ""),
+    update("G of zeros counted", "most > 0 ? 1.0f : 0.0f", "1.0f"),
     update(
         "coupled with the own side's operands",
-        "const float* const a = side_.right ? first_ : second_;",
-        "const float* const a = second_;",
-        "uninitialised",
+        "const Shared a = right ? first() : second();",
+        "const Shared a = right ? second() : first();",
     ),
     update(
         "P of the other side taken for exact",
-        "side_.right ? Exact{root.bf16, grad_bf16} : Exact{grad_bf16, root.bf16}",
-        "side_.right ? Exact{true, grad_bf16} : Exact{grad_bf16, true}",
+        "right ? Exact{root_bf16, grad_bf16} : Exact{grad_bf16, root_bf16}",
+        "right ? Exact{true, grad_bf16} : Exact{grad_bf16, true}",
     ),
-    update("G taken for exact", "const bool grad_bf16 = group_.grad.bf16;", "const bool grad_bf16 = true;"),
+    update("G taken for exact", "grad_bf16 = item_.grad.bf16,", "grad_bf16 = true,"),
+    update(
+        "coupled over the depth of the other side",
+        "m_tiles(), n_tiles(), k_tiles(), exact);",
+        "m_tiles(), n_tiles(), d_tiles(), exact);",
+    ),
+    update(
+        "|U|^2 of the first team's item for both",
+        "return sum(squares_of(u, 1));",
+        "return sum(squares_of(u, Here::team() == 0 ? 1 : 0));",
+    ),
 ]
 
 FACTORS = [
-    update("the gradient's scale left out", "        scale_(scale),", "        scale_(1),"),
-    update("B not in the gradient's unit", "update.scale * (unit / own_unit)", "update.scale / own_unit"),
-    update("a new factor is not started", "is_new ? own_unit * start_of(in_.rule, update.rms, k()) : 0", "0"),
-    update("a factor is started anew", "is_new ? own_unit * start", "true ? own_unit * start"),
-    update("F not in its unit", "four[i] *= unit;", "four[i] *= 1;"),
-    update("F' in the unit of F", ".restored / own_unit", ".restored"),
-    update("F' is not restored", "Iteration(in_.rule, norm, 0).restored / own_unit", "1 / own_unit"),
-    update("F taken for exact", "factor.bf16 && !is_new", "true"),
-    update("U taken for exact", "exact.b = group_.grad.bf16 && !in_.rule.coupled;", "exact.b = true;"),
-    update("G^T for G on the right side", "n_tiles(), !side_.right}", "n_tiles(), true}", "uninitialised"),
-    update("no damping", "damped > 0 ? 0 : 1", "1"),
-    update("damping without its unit", "damping * damping * damped", "damped"),
-    update("damping by F F^T", "d_tiles(), term == 0};", "d_tiles(), false};"),
+    item("the gradient's scale left out", "norm, scale, stretch", "norm, 1, stretch"),
+    update(
+        "B not in the gradient's unit",
+        "item_.update.scale * (item_.norm.unit / unit)",
+        "item_.update.scale / unit",
+    ),
+    update("a new factor is not started", "unit * start_of(in_.rule, item_.update.rms, item_.k)", "0"),
+    update(
+        "a factor is started anew",
+        "    if (item_.is_new) {\n      factor.set",
+        "    if (true) {\n      factor.set",
+    ),
+    update("F not in its unit", "      factor.scale(unit);\n", ""),
+    update("F' in the unit of F", "write_factor(iterate(m, norm) / unit)", "write_factor(iterate(m, norm))"),
+    update("F' is not restored", "return first.restored;", "return 1;"),
+    item("F taken for exact", "side.factor.bf16 && !is_new;", "true;"),
+    update("U taken for exact", "item_.grad.bf16 && !in_.rule.coupled}", "true}"),
+    update("G^T for G on the right side", "if (item_.side.right) {", "if (!item_.side.right) {"),
+    update(
+        "F for F^T in B",
+        "const TransposedTiles f{first(), kTiles};\n    if (item_",
+        "const PlainTiles f{first(), kTiles};\n    if (item_",
+    ),
+    update("no damping", "if (damped > 0) {", "if (false) {"),
+    update("damping without its unit", "m.scale(damping * damping * damped);", "m.scale(damped);"),
+    update(
+        "damping by F F^T",
+        "const TransposedTiles f{first(), kTiles};\n      m.",
+        "const PlainTiles f{first(), kTiles};\n      m.",
+    ),
     update("a norm of M that overflows", "fmaxf(1, power_of_two_below(whitened))", "1"),
-    update("no decay in H", "m.add_diagonal(tiles, d(), in_.rule.decay);\n", ""),
-    update("Z without its diagonal", "m.add_diagonal(tiles, d(), first.a1);\n", ""),
+    update("no decay in H", "    m.add_diagonal(item_.d, in_.rule.decay);\n", ""),
+    update("H in no unit", "    m.scale(1 / first.t);\n", ""),
+    update("Z without its diagonal", "    m.add_diagonal(item_.d, first.a1);\n", ""),
     update("coefficients of the step before", "i / 3 + 1);", "i / 3);"),
     update("T in the wrong turn", "if (turn == 1) {", "if (turn == 2) {"),
-    update("T without its diagonal", "product.add_diagonal(tiles, d(), it.a);\n", ""),
-    update("the last Z waits for ever", "      if (i + 1 == products) waiting = product;\n", ""),
-    update("Z is lost after the first turn", "if (turn != 1) {", "if (turn == 2) {"),
-    update("what is not finite is stored", "    if (sum(failed) > 0) return false;\n", ""),
-    update("nothing is counted", "      statistics[kFallbacks] += 1;\n", ""),
-    update("the weight stays", "      statistics[kWeight] = update.weight;\n", ""),
-    update("the whitened norm without the old weight", "update.whitened * whitened;", "whitened;"),
+    update("T without its diagonal", "        product.add_diagonal(item_.d, it.a);\n", ""),
+    update("Y by Z after the first turn", "turn == 0 && i > 0 ? t : z", "z"),
+    update("one round too few", "3 * (in_.rule.refine - 1);", "3 * (in_.rule.refine - 1) - 3;"),
+    update(
+        "F Y for F Z",
+        "SymmetricTiles{symmetric_place(1)}, tiles",
+        "SymmetricTiles{symmetric_place(0)}, tiles",
+    ),
+    update(
+        "what is not finite is stored", "    if (!(sum(failed) == 0)) return false;\n", "    sum(failed);\n"
+    ),
+    update(
+        "what is not finite in bfloat16 is stored",
+        "if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));",
+        "",
+    ),
+    item("nothing is counted", "      statistics()[kFallbacks] += 1;\n", ""),
+    item("the weight stays", "      statistics()[kWeight] = update.weight;\n", ""),
+    update(
+        "the whitened norm without the old weight",
+        "item_.update.whitened *= whitened;",
+        "item_.update.whitened = whitened;",
+    ),
+    update(
+        "the first team's whitened norm alone",
+        "if (Here::thread() == 0) item_.update.whitened",
+        "if (threadIdx.x == 0) item_.update.whitened",
+    ),
+    update(
+        "the first team's statistics alone",
+        "if (Here::thread() == 0) item_.finish(succeeded);",
+        "if (threadIdx.x == 0) item_.finish(succeeded);",
+    ),
+    update(
+        "a team's success is the other's",
+        "update_factor(factor) && ready;",
+        "__syncthreads_or(update_factor(factor) && ready);",
+    ),
 ]
 
 PRODUCTS = [
-    precondition("division by an rms of zero", "rms > 0 ? float2{pair[0]", "true ? float2{pair[0]"),
-    precondition("half of the norm", "norm += v.x * v.x + v.y * v.y;", "norm += v.x * v.x;"),
-    precondition("P_l taken for exact", "Exact{group.left_root.bf16 != 0, false}", "Exact{true, false}"),
-    precondition("D taken for exact", "Exact{group.direction.bf16 != 0, group", "Exact{true, group"),
-    precondition("the depth of the other product", "whole ? m_tiles : n_tiles;", "n_tiles;", "uninitialised"),
+    precondition("division by an rms of zero", "rms > 0 ? pair[i] / rms : 0;", "pair[i] / rms;"),
+    precondition(
+        "the rms of the first block", "group_.statistics[block_ * kColumns + kRms]", "group_.statistics[kRms]"
+    ),
+    precondition(
+        "half of the norm",
+        "norm = fmaf(pair[i], pair[i], norm);",
+        "norm = i ? norm : fmaf(pair[i], pair[i], norm);",
+    ),
+    precondition("P_l taken for exact", "{group_.left_root.bf16 != 0, false}", "{true, false}"),
+    precondition(
+        "D P_r taken for exact", "{group_.left_root.bf16 != 0, false}", "{group_.left_root.bf16 != 0, true}"
+    ),
+    precondition(
+        "D taken for exact",
+        "{group_.direction.bf16 != 0, group_.right_root.bf16 != 0}",
+        "{true, group_.right_root.bf16 != 0}",
+    ),
+    precondition(
+        "P_r taken for exact",
+        "{group_.direction.bf16 != 0, group_.right_root.bf16 != 0}",
+        "{group_.direction.bf16 != 0, true}",
+    ),
+    precondition(
+        "the depth of the other product", "product(second(), first(), m(),", "product(second(), first(), n(),"
+    ),
+    precondition("P_r for P_l", "    store(left_root, group_.left_root, m(), m(), second());\n", ""),
+    precondition("D P_l for P_l D", "product(second(), first(), m(),", "product(first(), second(), m(),"),
 ]
 
 FAULTS = [*BARRIERS, *MEMORY, *GRADIENTS, *FACTORS, *PRODUCTS]

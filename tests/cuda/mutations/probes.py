@@ -21,7 +21,7 @@ from torch import Tensor
 from cuda.executor_backend import Executor
 from kradagrad_ext.backends import reference
 
-from . import square_root_probes
+from . import root_probes, square_root_probes
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False},
@@ -152,19 +152,36 @@ MAKERS = {
     "finish_norms": square_root_probes.grouped,
     "resident_update_64_bf16x3": square_root_probes.resident,
     "resident_precondition_64_bf16x3": square_root_probes.resident,
+    "resident_root_64_bf16x3": root_probes.small,
+    "wide_update": square_root_probes.wide,
+    "wide_precondition": square_root_probes.wide,
+    "wide_root": root_probes.wide,
     "accumulate": accumulate,
     "sum_spans": accumulate,
     "parameter_step": parameter_step,
+    **{
+        f"resident_{stage}_{side}_bf16x3": functools.partial(maker, side)
+        for stage, maker in (
+            ("update", square_root_probes.long),
+            ("precondition", square_root_probes.long),
+            ("root", root_probes.large),
+        )
+        for side in (96, 128)
+    },
+    **{
+        f"resident_root_64_{precision}": functools.partial(root_probes.small, precision)
+        for precision in ("tf32x3", "fp32")
+    },
 }
 
 
 @functools.cache
-def _made(maker: Any) -> list[Probe]:
+def _made(maker: Any) -> list[Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return maker()
 
 
-def of_kernel(name: str) -> list[Probe]:
+def of_kernel(name: str) -> list[Any]:
     """The calls that run a kernel, always the same ones."""
     return _made(MAKERS[name])

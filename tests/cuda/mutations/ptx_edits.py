@@ -62,6 +62,8 @@ KINDS: dict[str, Callable[[str], str | None]] = {
     "wait for one group less": change(r"(cp\.async\.wait_group\s+)(\d+)", lambda m: f"{m[1]}{int(m[2]) + 1}"),
     "drop commit": drop(r"cp\.async\.commit_group"),
     "drop mma": drop(r"mma\.sync"),
+    "drop ldmatrix": drop(r"ldmatrix\.sync"),
+    "drop movmatrix": drop(r"movmatrix\.sync"),
     "drop store": drop(r"st\.(?!param)"),
     "drop copy": drop(r"cp\.async\.c[ag]"),
     "copy whole size": change(r"(cp\.async\.c[ag].*\], (\d+), )%r\d+;", r"\1\2;"),
@@ -71,6 +73,9 @@ KINDS: dict[str, Callable[[str], str | None]] = {
     "drop branch": lambda line: "" if re.match(r"\s*@!?%p\d+\s+bra", line) else None,
     "address + 16": change(
         r"((?:ld|st)\.(?!param).*\[%r[d]?\d+)(?:\+(\d+))?\]", lambda m: f"{m[1]}+{int(m[2] or 0) + 16}]"
+    ),
+    "matrix + 128": change(
+        r"(ldmatrix\.sync.*\[%r\d+)(?:\+(\d+))?\]", lambda m: f"{m[1]}+{int(m[2] or 0) + 128}]"
     ),
     "drop xor": change(r"xor\.b32(\s+%r\d+, %r\d+), [^;]+;", r"mov.b32\1;"),
     "own lane": change(r"(shfl\.sync\.bfly\.b32.*), %r\d+, (%r\d+), (%r\d+);", r"\1, 0, \2, \3;"),
@@ -82,6 +87,8 @@ STRICT = (
     "wait for one group less",
     "drop commit",
     "drop mma",
+    "drop ldmatrix",
+    "drop movmatrix",
     "drop store",
     "drop copy",
 )

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from inputs import square_root
+from inputs import layouts, square_root
 from inputs.square_root import Given, copied, given, group
-from tolerances import FACTOR, precision_atol
+from tolerances import FACTOR, assert_as_accurate, precision_atol
+from torch import Tensor
 
 from cuda.executor_backend import Executor, GroupedExecutor
+from kradagrad_ext.backends import square_root as reference
+from kradagrad_ext.backends.base import Side, UpdateRule
 
 RULE = replace(square_root.RULE, method="products")
 
@@ -28,9 +31,10 @@ class SquareRootProbe:
         return square_root.run(backend, copied(self.call))
 
     def check(self, ours: Given) -> None:
-        """AssertionError where a result is not as accurate as it must be, or something else was written."""
-        rule = self.call.rule
-        atol = max(precision_atol(rule.precision, rule.refine), FACTOR[self.call.groups[0].left.factor.dtype])
+        """AssertionError where a result is not as accurate as it must be, or something else was written. The
+        matrices are such that errors do not grow from step to step.
+        """
+        atol = max(precision_atol(self.call.rule.precision, 1), FACTOR[self.call.groups[0].left.factor.dtype])
         square_root.check(self.call, ours, atol)
 
     def same_bits(self, one: Given, other: Given) -> bool:
@@ -40,6 +44,60 @@ class SquareRootProbe:
                 pairs += [(side.factor, same.factor), (side.statistics, same.statistics)]
             pairs += zip(a.out, b.out, strict=True)
         return all(torch.equal(first.nan_to_num(), second.nan_to_num()) for first, second in pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class OneSideProbe:
+    """A call of update_factor_, with an odd number of work items, which kron_step_ never has."""
+
+    name: str
+    side: Side
+    unfolding: list[Tensor]
+    scales: Tensor
+    rule: UpdateRule
+    executor = Executor
+
+    def run(self, backend: Any, dtype: torch.dtype = torch.float32) -> Side:
+        side = Side(
+            self.side.factor.to(dtype, copy=True), self.side.statistics.to(dtype, copy=True), self.side.root
+        )
+        unfolding = [layouts.copied(view, dtype) for view in self.unfolding]
+        backend.update_factor_(side.factor, side.statistics, unfolding, self.scales.to(dtype), self.rule)
+        return side
+
+    def check(self, ours: Side) -> None:
+        """AssertionError where X or a column of the statistics is not as accurate as it must be."""
+        results = ours, self.run(reference), self.run(reference, torch.float64)
+        atol = precision_atol(self.rule.precision, self.rule.refine)
+        assert_as_accurate(*(square_root.x_in_units(side) for side in results), "X", atol)
+        for column in range(4):
+            assert_as_accurate(*(side.statistics[:, column] for side in results), f"column {column}", atol)
+
+    def same_bits(self, one: Side, other: Side) -> bool:
+        return torch.equal(one.factor, other.factor) and torch.equal(one.statistics, other.statistics)
+
+
+@dataclass(frozen=True, eq=False)
+class OverflowProbe:
+    """New elements of a factor that are finite in float32 and not in bfloat16; whether that is noticed."""
+
+    name: str
+    executor = Executor
+
+    def run(self, backend: Any) -> bool:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                square_root.check_overflow_in_rounding(backend, 20, RULE)
+            except AssertionError:
+                return False
+        return True
+
+    def check(self, ours: bool) -> None:
+        assert ours
+
+    def same_bits(self, one: bool, other: bool) -> bool:
+        return one == other
 
 
 RULES = {
@@ -62,8 +120,21 @@ def make(executor: type[Executor], side: int) -> list[SquareRootProbe]:
     for view in (*tiny.groups[0].grads, *tiny.groups[0].directions):
         view.mul_(1e-30)
     calls["gradients of 1e-30"] = tiny
-    calls["no update"] = given([group(5, (9, 20), "column")], RULE, update=False)
+    calls["no update"] = given(
+        [group(5, (9, 20), "several"), group(3, (9, 33), "wide_rows")], RULE, update=False
+    )
     return [SquareRootProbe(name, call, executor) for name, call in calls.items()]
+
+
+def one_side() -> OneSideProbe:
+    """Much damped, so that a new factor weighs something; the second block's gradient is zero, the last one's
+    not finite."""
+    side = square_root.trained_side(7, 20, 33, torch.float32, torch.float32)
+    gradients = torch.randn(7, 20, 33)
+    gradients[1], gradients[6] = 0, math.nan
+    scales = torch.tensor([1, 0.3, 0, 1.7, 1, 1, 1])
+    rule = replace(RULES["one step"], damped_updates=1e4)
+    return OneSideProbe("one side", side, layouts.transposed_grid(gradients), scales, rule)
 
 
 def grouped() -> list[SquareRootProbe]:
@@ -73,21 +144,60 @@ def grouped() -> list[SquareRootProbe]:
 def resident() -> list[SquareRootProbe]:
     """With factors and roots in bfloat16, whose rows start aligned or anywhere, and a gradient of 1e12."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
-    rounded = given([group(5, (20, 33), **stored), group(5, (32, 24), **stored)], RULES["one step"])
+    rounded = given(
+        [group(5, (20, 33), **stored), group(5, (32, 24), **stored), group(2, (64, 64))], RULES["one step"]
+    )
     spike = given([group(2, (20, 9))], RULE, precondition=False)
     spike.groups[0].grads[0].mul_(1e12)
     return [
         *make(Executor, 50),
+        one_side(),
+        OverflowProbe("overflow in rounding"),
         SquareRootProbe("bfloat16", rounded, Executor),
         SquareRootProbe("a spike", spike, Executor),
     ]
 
 
+class LargeExecutor(Executor):
+    """On a GPU whose CTAs may have the shared memory for three symmetric matrices of every side."""
+
+    shared_limit = 227 << 10
+
+
+def long(side: int) -> list[SquareRootProbe]:
+    """Blocks with one long side, whose last tile is ragged or full, each way round."""
+    calls = {}
+    for name, rule in RULES.items():
+        groups = [group(3, (side - 3, 9), "grid"), group(2, (20, side), view_dtype=torch.bfloat16)]
+        calls[name] = given(groups, rule)
+    return [SquareRootProbe(name, call, LargeExecutor) for name, call in calls.items()]
+
+
+def wide() -> list[SquareRootProbe]:
+    """Blocks of more than 128 a side, more of them than CTAs, with what is not finite; some in bfloat16."""
+    stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
+    usual = [group(3, (131, 9), "grid"), group(1, (20, 150), view_dtype=torch.bfloat16)]
+    usual[0].grads[0][0, 1] = math.nan
+    usual[0].left.statistics[1] = 0
+    usual[1].left.factor[0, 0, 0] = math.nan
+    rounded = [group(1, (9, 131), "wide_rows", **stored), group(1, (136, 8), view_dtype=torch.bfloat16)]
+    rounded[0].left.statistics[0] = 0
+    calls = {
+        "three steps, coupled": given(usual, RULES["three steps, coupled"]),
+        "one step": given(rounded, RULES["one step"]),
+        "two steps, undamped": given([group(1, (130, 131))], RULES["two steps, undamped"]),
+    }
+    calls["three steps, coupled"].scales.copy_(torch.tensor([0, 1, 1.7, 1]))
+    return [SquareRootProbe(name, call, Executor) for name, call in calls.items()]
+
+
 def _spoil(call: Given) -> None:
-    """In the first group: a gradient of zeros, NaN in one, in all of one, and in a factor."""
+    """Gradients of zeros, of a block before its first one and of another; NaN in one, in all of one, and in a
+    factor."""
     blocks = call.groups[0].grads[0]
     flat = [blocks[i, j] for i in range(blocks.shape[0]) for j in range(blocks.shape[1])]
     flat[4].zero_()
     flat[1][3, 2] = math.nan
     flat[3].fill_(math.nan)
     call.groups[0].left.factor[5, 0, 0] = math.nan
+    next(iter(call.groups[1].grads))[0, 0, 1].zero_()

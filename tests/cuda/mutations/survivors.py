@@ -51,14 +51,17 @@ def line_of(anchor: Anchor) -> Place:
     return file, source.count("\n", 0, end) + 1
 
 
+LAST_SUM = ("reduce.cuh", "value = warp_sum(value);\n  __syncthreads();")
+MULTIPLY = ("precision.cuh", "mma_bf16(c, a.term[i], {b.term[j][2 * half], b.term[j][2 * half + 1]});")
+
 RESIDENT = [
     Survivor(
         "resident_update",
         SYNC,
-        ("reduce.cuh", "value = warp_sum(value);\n  __syncthreads();"),
+        LAST_SUM,
         None,
-        "It keeps a sum's scratch from an earlier sum's; before the norm of G, B and M others do.",
-        share=0.6,
+        "It keeps a sum's scratch from an earlier sum's; before all sums but that of M other barriers do.",
+        share=0.8,
     ),
     Survivor(
         "resident_update",
@@ -71,9 +74,32 @@ RESIDENT = [
         "resident_update",
         ("drop mma",),
         ("ptx.cuh", MMA_BF16),
-        ("precision.cuh", "if (!zero) mma_bf16(c, a.term[i], b.term[sum - i]);"),
+        MULTIPLY,
         "A low term's product of one tile in the iteration is within the tolerance: later steps correct it.",
-        share=0.03,
+        share=0.1,
+    ),
+    Survivor(
+        "resident_root",
+        SYNC,
+        LAST_SUM,
+        None,
+        "It keeps a sum's scratch from an earlier sum's; before the scale and the size of X others do.",
+        share=0.7,
+    ),
+    Survivor(
+        "resident_root",
+        SYNC,
+        ("resident_root.cu", "root.template write<Format>(first());\n    __syncthreads();"),
+        None,
+        "The sum of X's size comes before P is read, and has barriers.",
+    ),
+    Survivor(
+        "resident_root",
+        ("drop mma",),
+        ("ptx.cuh", MMA_BF16),
+        MULTIPLY,
+        "A low term's product of half a tile is within the tolerance: 2^-9 of a small part of G or of P.",
+        share=0.4,
     ),
 ]
 
@@ -81,7 +107,7 @@ OTHERS = [
     Survivor(
         "accumulate",
         SYNC,
-        ("reduce.cuh", "value = warp_sum(value);\n  __syncthreads();"),
+        LAST_SUM,
         None,
         "It keeps a sum's scratch from an earlier sum's, and the kernel makes one.",
     ),

@@ -16,6 +16,7 @@ from .ptx_edits import sample as sample_of
 
 KERNELS = (
     "resident_update_64_bf16x3",
+    "resident_root_64_bf16x3",
     "accumulate",
     "parameter_step",
 )

@@ -1,0 +1,203 @@
+"""Faults in the kernels of blocks of 129 to 256 a side."""
+
+from __future__ import annotations
+
+from .source_faults import Fault
+
+UPDATE, PRECONDITION, ROOT = "wide_update", "wide_precondition", "wide_root"
+SYNC = "__syncthreads();\n"
+
+
+def block(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
+    """In what the kernels share."""
+    return Fault(f"{name} (wide)", "wide_block.cuh", old, new, kernel, layer)
+
+
+def own(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
+    """In the kernel's own file."""
+    return Fault(f"{name} (wide)", f"{kernel}.cu", old, new, kernel, layer)
+
+
+def barrier(kernel: str, name: str, before: str, file: str = "") -> Fault:
+    """The barrier after a piece of text, dropped."""
+    old = before + SYNC
+    return Fault(f"no barrier {name} (wide)", file or f"{kernel}.cu", old, before, kernel, "race")
+
+
+BARRIERS = [
+    block(
+        ROOT,
+        "no barrier before the stages are filled again",
+        "    __syncthreads();  // whoever multiplies from the stages is done\n",
+        "",
+        "race",
+    ),
+    barrier(ROOT, "in the pipeline", "copy_async_wait<kWideStages - 2>();\n      ", "wide_block.cuh"),
+    barrier(UPDATE, "after the item was found", "item.find(in.update, index, true);\n    "),
+    barrier(UPDATE, "after the statistics were made", "item_.prepare(in_.rule, coupled);\n    "),
+    barrier(ROOT, "after the item was found", "item.find(in.roots, index, true);\n    "),
+    barrier(ROOT, "before the next item", "WideRoot(in, item).run();\n    "),
+    barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index);\n    "),
+    barrier(PRECONDITION, "before the next item", "item.block] = norm;\n    "),
+]
+
+BLOCKS = [
+    block(
+        ROOT, "the memory of CTAs is one", " + int64_t{blockIdx.x} * kWideMatrices * kWideBytes", "", "race"
+    ),
+    block(
+        ROOT,
+        "the memory of CTAs overlaps by a matrix",
+        "* kWideMatrices * kWideBytes",
+        "* (kWideMatrices - 2) * kWideBytes",
+        "race",
+    ),
+    block(ROOT, "no wait in the pipeline", "      copy_async_wait<kWideStages - 2>();\n", "", "in-flight"),
+    block(ROOT, "copies not committed", "      copy_async_commit();\n", "", "in-flight"),
+    block(
+        PRECONDITION,
+        "no zeros below the last tile",
+        "halves_of(from.rows) * kHalf,",
+        "tiles_of(from.rows),",
+        "values",
+    ),
+    block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
+    block(
+        UPDATE,
+        "a gradient that is not finite",
+        "isfinite(four[j]) ? fabsf(four[j]) : INFINITY",
+        "fabsf(four[j])",
+    ),
+    block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "values"),
+    block(
+        ROOT,
+        "the upper half of a symmetric matrix not written",
+        "if (i > j) PlaneTiles::write_twice(to.tile(i, j), to.tile(j, i), c.c[s], lane);",
+        "if (i > j) PlaneTiles::write(to.tile(i, j), c.c[s], lane);",
+        "uninitialised",
+    ),
+    Fault(
+        "the mirror image not transposed (wide)",
+        "tile_formats.cuh",
+        "words.transposed().write(mirrored, lane);",
+        "words.write(mirrored, lane);",
+        ROOT,
+        "values",
+    ),
+    Fault(
+        "the mirror image's quarters not exchanged (wide)",
+        "tile_formats.cuh",
+        "transpose_matrix(plane[i / 4][col + 2 * row])",
+        "transpose_matrix(plane[i / 4][row + 2 * col])",
+        ROOT,
+        "values",
+    ),
+    block(
+        ROOT, "the diagonal's tiles not added", "if (i >= j) PlaneTiles::add(", "if (i > j) PlaneTiles::add("
+    ),
+    block(ROOT, "a diagonal below the diagonal", "    if (row != col) return;\n", ""),
+    block(ROOT, "mirrored tiles counted once in a norm", "return twice ? 2 * sum : sum;", "return sum;"),
+    block(
+        ROOT,
+        "transposed rows in the order of k",
+        "(from.transposed ? tile % kHalf : tile / kDepth)",
+        "(tile / kDepth)",
+    ),
+    block(
+        ROOT,
+        "k in the order of transposed rows",
+        "(from.transposed ? tile / kHalf : tile % kDepth)",
+        "(tile / kHalf)",
+    ),
+    block(ROOT, "half of a tile copied", "source + i % kChunks * 16, 16);", "source + i % kChunks * 16, 8);"),
+    block(
+        PRECONDITION,
+        "the exact operand is the other one",
+        "const Exact exact{a.exact, b.exact};",
+        "const Exact exact{b.exact, a.exact};",
+    ),
+    block(PRECONDITION, "quadruples across the edge", "col + 4 <= from.cols) {", "col < from.cols) {"),
+    block(
+        PRECONDITION,
+        "quadruples of float32 in bfloat16",
+        "if (!from.bf16 && from.aligned",
+        "if (from.aligned",
+        "bounds",
+    ),
+    block(
+        PRECONDITION,
+        "the last half of the columns left out",
+        "return (tiles_of(size) + kHalf - 1) / kHalf;",
+        "return tiles_of(size) / kHalf;",
+    ),
+]
+
+UPDATES = [
+    own(
+        UPDATE,
+        "every CTA takes all items",
+        "int64_t index = blockIdx.x; index < in.update.items; index += gridDim.x",
+        "int64_t index = 0; index < in.update.items; ++index",
+        "race",
+    ),
+    own(
+        UPDATE, "B over U while U is read", "wide_.grid(in_.rule.coupled ? 0 : 2)", "wide_.grid(2)", "values"
+    ),
+    own(UPDATE, "M without its damping's scale", "        c.scale(factor);\n", ""),
+    own(
+        UPDATE,
+        "Z without its diagonal",
+        "      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);\n",
+        "",
+    ),
+    own(UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "values"),
+    own(
+        UPDATE,
+        "coefficients of the step before",
+        "it(in_.rule, norm, step);",
+        "it(in_.rule, norm, step - 1);",
+    ),
+    own(
+        UPDATE,
+        "what is not finite is stored",
+        "    if (!(WideBlock::sum(failed) == 0)) return false;\n",
+        "    WideBlock::sum(failed);\n",
+    ),
+    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "uninitialised"),
+]
+
+OTHERS = [
+    own(PRECONDITION, "division by an rms of zero", "item_.rms > 0 ? 1 / item_.rms : 0", "1 / item_.rms"),
+    own(
+        PRECONDITION,
+        "the norm before its division",
+        "c.scale(item_.rms > 0 ? 1 / item_.rms : 0);\n                    norm += WideBlock::squares(c);",
+        "norm += WideBlock::squares(c);\n                    c.scale(item_.rms > 0 ? 1 / item_.rms : 0);",
+    ),
+    own(
+        PRECONDITION,
+        "V by rows of another tile",
+        "row * 128, col * 128, 128, 128",
+        "col * 128, row * 128, 128, 128",
+        "values",
+    ),
+    own(
+        PRECONDITION,
+        "inactive blocks take part",
+        "const float norm = item.active ?",
+        "const float norm = true ?",
+    ),
+    own(
+        ROOT,
+        "the square of the scale left out",
+        "make_polynomial(step, scale * scale);",
+        "make_polynomial(step, scale);",
+    ),
+    own(ROOT, "P without its check", "    if (good) write_root();", "    write_root();"),
+    own(ROOT, "residual of F alone", "      wide_.multiply(c, p, p, row, col, tiles());\n", ""),
+    own(
+        ROOT, "the last rows of the root stay", "i < to.rows * fours; i +=", "i < (to.rows - 1) * fours; i +="
+    ),
+]
+
+FAULTS = [*BARRIERS, *BLOCKS, *UPDATES, *OTHERS]

@@ -1,0 +1,127 @@
+"""Small calls of polar_roots_ that mutants of its kernel are run on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tolerances import ATOL, assert_as_accurate, precision_atol
+
+from cuda.executor_backend import Executor
+from cuda.test_roots import RULE, root_side
+from kradagrad_ext import polar
+from kradagrad_ext.backends.base import WEIGHT, RootRule, RootSide, Side, Turn
+from kradagrad_ext.roots import REFUSALS, RESIDUAL
+
+Sides = list[RootSide]
+
+
+def copied(sides: Sides, dtype: torch.dtype | None = None) -> Sides:
+    """The same sides on copies, in another dtype where one is given."""
+
+    def copy(old: torch.Tensor) -> torch.Tensor:
+        return old.to(dtype or old.dtype, copy=True)
+
+    return [
+        RootSide(
+            Side(copy(own.side.factor), copy(own.side.statistics), copy(own.side.root)),
+            copy(own.root_stats),
+            own.active.clone(),
+            own.columns,
+        )
+        for own in sides
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class RootProbe:
+    """One call."""
+
+    name: str
+    sides: Sides
+    rule: RootRule = RULE
+    turn: Turn = field(default_factory=Turn)
+    executor = Executor
+
+    def run(self, backend: Any, dtype: torch.dtype | None = None) -> Sides:
+        sides = copied(self.sides, dtype)
+        backend.polar_roots_(sides, self.rule, self.turn)
+        return sides
+
+    @functools.cached_property
+    def expected(self) -> tuple[Sides, Sides]:
+        return self.run(polar), self.run(polar, torch.float64)
+
+    def check(self, ours: Sides) -> None:
+        """AssertionError where a root is not as accurate as it must be, or something else was written."""
+        for given, *results in zip(self.sides, ours, *self.expected, strict=True):
+            own, _, exact = results
+            assert torch.equal(given.side.factor.nan_to_num(), own.side.factor.nan_to_num())
+            assert torch.equal(given.side.statistics, own.side.statistics)
+            assert torch.equal(own.side.root, own.side.root.mT)
+            dtype = own.side.root.dtype
+            atol = max(ATOL[dtype], precision_atol(self.rule.precision, 1))
+            for block, roots in enumerate(zip(*(result.side.root for result in results), strict=True)):
+                assert_as_accurate(*roots, f"root of block {block}", atol)
+            assert torch.equal(own.root_stats[:, REFUSALS].double(), exact.root_stats[:, REFUSALS])
+            residuals = [result.root_stats[:, RESIDUAL].double() for result in (own, exact)]
+            torch.testing.assert_close(*residuals, rtol=1e-2, atol=1e-3)
+
+    def same_bits(self, one: Sides, other: Sides) -> bool:
+        return all(
+            torch.equal(a.root_stats, b.root_stats) and torch.equal(a.side.root, b.side.root)
+            for a, b in zip(one, other, strict=True)
+        )
+
+
+def _spoiled(d: int) -> RootSide:
+    """Blocks that are inactive, without a gradient, not finite, and zero."""
+    side = root_side(6, d)
+    side.active[1] = False
+    side.side.statistics[2, WEIGHT] = 0
+    side.side.factor[3, 0, 0] = math.nan
+    side.side.factor[4] = 0
+    return side
+
+
+def small(precision: str = "bf16x3") -> list[RootProbe]:
+    """Several sides, the last block refused; turns; blocks that take no part; storage in bfloat16."""
+    rule = replace(RULE, precision=precision)
+    rough = RootRule(polar.POLYNOMIALS[:1], RULE.bound, precision)
+    stored = (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)
+    rounded = [root_side(2, d, dtypes=dtypes) for d in (24, 33) for dtypes in stored]
+    last = root_side(3, 9)
+    last.side.factor[2] = math.inf
+    return [
+        RootProbe("rough", [root_side(1, 64)], rough),
+        RootProbe("several sides", [_spoiled(50), last], rule),
+        RootProbe("turn 2 of 3", [root_side(7, 9), root_side(4, 20)], rule, Turn(2, 3)),
+        RootProbe("a turn by the counter", [root_side(5, 9)], rule, Turn(0, 3, torch.tensor(4))),
+        RootProbe("bfloat16", rounded, rule),
+    ]
+
+
+def large(side: int) -> list[RootProbe]:
+    """A side that the kernel for smaller ones does not take, and a rough root of it."""
+    rough = replace(RULE, polynomials=polar.POLYNOMIALS[:2])
+    return [
+        RootProbe("two steps", [root_side(1, side)], rough),
+        RootProbe("all steps", [root_side(3, side - 3)]),
+    ]
+
+
+def wide() -> list[RootProbe]:
+    """More sides than CTAs; one that is not finite, one that takes no part; turns; storage in bfloat16."""
+    rough = replace(RULE, polynomials=polar.POLYNOMIALS[:2])
+    several = root_side(4, 130)
+    several.active[0::2] = False
+    several.side.factor[1, 0, 0] = math.nan
+    stored = root_side(2, 136, dtypes=(torch.bfloat16,) * 2)
+    return [
+        RootProbe("two steps", [root_side(1, 200)], rough),
+        RootProbe("all steps", [several]),
+        RootProbe("a turn", [stored], turn=Turn(1, 2)),
+    ]
