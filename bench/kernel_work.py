@@ -34,7 +34,7 @@ from kradagrad_ext.cost.work import FILE, KernelWork
 import ptx  # isort: skip  (gpu_counts has made the tests' modules known)
 from cuda import issue_slots, sass, waits  # isort: skip
 from cuda.executor_backend import kernel  # isort: skip
-from cuda.test_roots import RULE as ROOT_RULE, root_side  # isort: skip
+from inputs.roots import RULE as ROOT_RULE, root_side  # isort: skip
 
 WARP = 32
 

@@ -22,12 +22,12 @@ import test_accumulate
 import test_parameter_step
 import torch
 from compiled_module import compile_cached
-from inputs import square_root
+from inputs import roots, square_root
 
 from kradagrad_ext import build_info
 from kradagrad_ext.backends.base import Turn
 
-from . import test_roots, toolchain
+from . import toolchain
 from .executor_backend import GroupedPlanner, Planner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -187,8 +187,8 @@ def launch_shapes() -> dict[str, Shape]:
         square_root.run(steps, square_root.given([square_root.group(1, (side, 4))], rule))
         launches += steps.planned
         if steps is planner and (side <= 128 or precision == "bf16x3"):
-            roots = replace(test_roots.RULE, precision=precision)
-            planner.polar_roots_([test_roots.root_side(1, side)], roots, Turn())
+            root_rule = replace(roots.RULE, precision=precision)
+            planner.polar_roots_([roots.root_side(1, side)], root_rule, Turn())
             launches += planner.planned
     for module in (test_accumulate, test_parameter_step):
         module.run(planner, module.inputs(torch.float32))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from inputs import layouts, square_root
+from inputs.roots import BOUND, error, root_side
 from inputs.square_root import check_overflow_in_rounding, compare, given, group
 from marks import slow_after
 from tolerances import FACTOR, precision_atol
@@ -15,7 +16,6 @@ from kradagrad_ext import polar
 from kradagrad_ext.backends.base import RootRule, Turn
 
 from .executor_backend import Executor
-from .test_roots import BOUND, error, root_side
 
 RULE = replace(square_root.RULE, method="products")
 COUPLED = replace(RULE, coupled=True)

@@ -9,11 +9,11 @@ import pytest
 import test_accumulate
 import test_parameter_step
 import torch
-from inputs import square_root
+from inputs import roots, square_root
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
-from kradagrad_ext.backends.base import PRECISIONS
+from kradagrad_ext.backends.base import PRECISIONS, RootSide, Side, Turn
 
 from . import CUDA, equal, judge, on
 
@@ -70,6 +70,21 @@ def test_elementwise(
         for name in names:
             for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
+
+
+def assert_rooted(side: RootSide, atol: float) -> None:
+    assert roots.error(side) < atol
+    assert (side.root_stats[:, 1] < roots.BOUND).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("d", [1, 33, 64, 96, 128, 129, 256, 300])
+def test_roots(d: int, precision: str, gpu_backend: str) -> None:
+    given = roots.root_side(5, d)
+    side = Side(*(tensor.to(CUDA) for tensor in (given.side.factor, given.side.statistics, given.side.root)))
+    ours = RootSide(side, given.root_stats.to(CUDA), given.active.to(CUDA), given.columns)
+    ops(gpu_backend).polar_roots_([ours], replace(roots.RULE, precision=precision), Turn())
+    judge(assert_rooted, ours, max(2e-5, 4 * precision_atol(precision, 2)))
 
 
 @pytest.mark.parametrize("side", [64, 128, 256])

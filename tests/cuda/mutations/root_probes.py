@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from inputs.roots import RULE, root_side
 from tolerances import ATOL, assert_as_accurate, precision_atol
 
 from cuda.executor_backend import Executor
-from cuda.test_roots import RULE, root_side
 from kradagrad_ext import polar
 from kradagrad_ext.backends.base import WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.roots import REFUSALS, RESIDUAL
