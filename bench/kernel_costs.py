@@ -10,11 +10,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kradagrad_ext.backends.base import UpdateRule
-from kradagrad_ext.cost.blocks import FLOAT, KINDS, RESIDENT_SIDES, product_tile, resident_side
+from kradagrad_ext.cost.blocks import (
+    FLOAT,
+    KINDS,
+    RESIDENT_SIDES,
+    WIDE_SIDE,
+    kernel_name,
+    kernel_side,
+    product_tile,
+)
 from kradagrad_ext.cost.gpus import Cost
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
+WIDE_TILE = WIDE_SIDE // 2  # of C
 STATIC_BYTES = 1024  # kStaticShared
 SPLITS = {"bf16x3": 2, "tf32x3": 2, "fp32": 1}
 """Terms of an operand."""
@@ -102,10 +111,12 @@ class Call:
     scratch_bytes: int = SCRATCH_BYTES
     shared_bytes: int = SHARED_BYTES
 
-    def resident_side(self, longest: int) -> int | None:
-        """Of the resident kernels, if both of a block have the shared memory that they need."""
-        side = resident_side(longest)
-        return side if side and resident_shared(side, self) <= self.shared_bytes else None
+    def kernel_side(self, longest: int) -> int | None:
+        """Of the smallest kernels that take a block as a whole, and for which there is the shared memory."""
+        side = kernel_side(longest, self.rule.precision)
+        while side in RESIDENT_SIDES and resident_shared(side, self) > self.shared_bytes:
+            side = kernel_side(side + 1, self.rule.precision)
+        return side
 
     @property
     def damps(self) -> bool:
@@ -133,24 +144,25 @@ def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
         raise ValueError("no kernel serves updates by Cholesky, which are torch's")
     by_side: dict[int | None, list[Blocks]] = {}
     for group in groups:
-        by_side.setdefault(call.resident_side(group.longest), []).append(group)
+        by_side.setdefault(call.kernel_side(group.longest), []).append(group)
     grouped = by_side.pop(None, [])
-    costs = [cost for side in by_side for cost in resident_costs(by_side[side], side, call)]
+    costs = [cost for side in by_side for cost in whole_costs(by_side[side], side, call)]
     return costs + (list(GroupedCosts(grouped, call).launches()) if grouped else [])
 
 
-def resident_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cost]:
-    """`resident_update` and `resident_precondition` of a side, one launch each."""
+def whole_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cost]:
+    """The update and the product of blocks by the kernels of a side, one launch each."""
+    resident = side in RESIDENT_SIDES
     halves: list[tuple[str, bool, Callable[[Blocks, int, Call], Work]]] = [
-        ("update", call.update, resident_update),
-        ("precondition", call.precondition, resident_precondition),
+        ("update", call.update, resident_update if resident else wide_update),
+        ("precondition", call.precondition, resident_precondition if resident else wide_precondition),
     ]
     for name, wanted, make in halves:
         if not wanted:
             continue
         works = [(group.count, make(group, side, call)) for group in groups]
         # One CTA of longer sides fills an SM; of the smallest two share it.
-        cost = _cost(f"resident_{name}_{side}_{call.rule.precision}", name, 1, works, call)
+        cost = _cost(kernel_name(name, side, call.rule.precision), name, 1, works, call)
         yield replace(cost, overlaps=side == RESIDENT_SIDES[0])
 
 
@@ -206,6 +218,64 @@ def resident_precondition(block: Blocks, side: int, call: Call) -> Work:
     own.full(m, n, n, call.direction == 2, call.root == 2)
     own.full(m, n, m, call.root == 2)
     return own.work
+
+
+class _Wide:
+    """Products of a CTA, whose matrices are grids in memory of its own: each is read and written there."""
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.work = call, Work()
+        self.grids = 0.0
+
+    def read(self, elements: int, size: int) -> None:
+        """A matrix, made a grid."""
+        self.grids += elements * (size + FLOAT)
+
+    def product(
+        self, rows: int, cols: int, depth: int, *exact: bool, symmetric: bool = False, writes: bool = True
+    ) -> None:
+        """Of two grids to a third."""
+        high, wide = math.ceil(rows / WIDE_TILE), math.ceil(cols / WIDE_TILE)
+        tiles = high * (high + 1) // 2 if symmetric else high * wide
+        self.work.flops += 2 * tiles * WIDE_TILE**2 * ceil_to(depth, DEPTH) * terms("bf16x3", *exact)
+        self.work.least_flops += rows * cols * depth * (1 if symmetric else 2)
+        self.grids += FLOAT * ((rows + cols) * depth + writes * rows * cols)
+
+    def done(self) -> Work:
+        self.work.move({"grids": self.grids})
+        return self.work
+
+
+def wide_update(block: Blocks, side: int, call: Call) -> Work:
+    """Both factors of one block."""
+    own, rule = _Wide(call), call.rule
+    factor, grad, root = call.factor == 2, call.grad == 2, call.root == 2
+    for _, d, k in block.sides:
+        own.read(block.m * block.n, call.grad)
+        if rule.coupled:
+            own.read(k * k, call.root)
+            own.product(block.m, block.n, k, grad, root)
+        own.read(d * d, call.factor)
+        own.product(d, k, d, factor, grad and not rule.coupled)
+        own.product(d, d, k, symmetric=True)
+        if call.damps:
+            own.product(d, d, d, factor, factor, symmetric=True, writes=False)
+        for _ in range(3 * (rule.refine - 1)):
+            own.product(d, d, d, symmetric=True)
+        own.product(d, d, d, factor)
+        own.grids += call.factor * d * d
+    return own.done()
+
+
+def wide_precondition(block: Blocks, side: int, call: Call) -> Work:
+    """The two-sided product of one block."""
+    own, (m, n) = _Wide(call), (block.m, block.n)
+    own.read(m * n, call.direction)
+    own.read(n * n, call.root)
+    own.product(m, n, n, call.direction == 2, call.root == 2)
+    own.read(m * m, call.root)
+    own.product(m, n, m, call.root == 2)
+    return own.done()
 
 
 class GroupedCosts:

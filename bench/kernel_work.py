@@ -79,12 +79,12 @@ CALLS = (
     Call(64, blocks=2, roots=True),
     Call(96, blocks=2, roots=True),
     Call(128, roots=True),
+    Call(256, roots=True),
+    Call(512),
     Call(64, blocks=2, precision="tf32x3"),
-    Call(96, blocks=2, precision="tf32x3"),
     Call(128, precision="tf32x3"),
     Call(256, precision="tf32x3"),
     Call(64, blocks=2, roots=True, precision="tf32x3"),
-    Call(96, blocks=2, roots=True, precision="tf32x3"),
     Call(128, roots=True, precision="tf32x3"),
 )
 """The first call of a kernel is the one that predictions are made from."""

@@ -99,3 +99,24 @@ def test_the_table_is_that_of_the_kernels():
     for call in (kernel_work.CALLS[0], kernel_work.Call(128)):
         for name in kernel_work.run(call):
             assert kernel_work.record(name, call, "sm_90") == found[name, str(call)]["sm_90"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [64, 96, 128, 256, 512])
+def test_flops_are_the_products_that_are_counted(side):
+    """The roofline's flops tell how many CTAs there are, by the products of the table."""
+    pytest.importorskip("cuda.toolchain", reason="the plans' bindings are not here")
+    sys.path.insert(0, str(BENCH))
+    import kernel_costs
+    import kernel_work
+
+    call = next(own for own in kernel_work.CALLS if own.side == side and not own.roots)
+    rule = replace(
+        kernel_work.square_root.RULE, method="products", refine=2, coupled=True, damped_updates=0.0
+    )
+    flops: dict[str, float] = defaultdict(float)
+    blocks = [kernel_costs.Blocks(call.blocks, side, side)]
+    for cost in kernel_costs.step_costs(blocks, kernel_costs.Call(rule)):
+        flops[cost.kernel] += cost.flops.get("bf16", 0.0)
+    counted = {name: sum(own["mma"] for own in of.counters) for name, of in kernel_work.run(call).items()}
+    assert {name: number / work.MMA_FLOPS["bf16"] for name, number in flops.items()} == counted

@@ -70,14 +70,26 @@ def test_bfloat16_saves_products_and_bytes() -> None:
     assert update.bytes == 2 * 5 * 64**2
 
 
-def test_grouped_block_of_256_by_hand() -> None:
-    costs = {cost.step: cost for cost in step_costs([Blocks(2, 256, 256)], Call(RULE))}
-    both = 2 * 256**3
+def test_grouped_block_of_512_by_hand() -> None:
+    costs = {cost.step: cost for cost in step_costs([Blocks(2, 512, 512)], Call(RULE))}
+    both = 2 * 512**3
     # D P_r; B, M with as many columns again for damping, the iteration, F R of both sides; V.
     assert costs["first products"].least_flops == costs["V"].least_flops == 2 * both
     assert costs["B"].least_flops == costs["F R"].least_flops == 4 * both
     assert costs["M"].least_flops == 4 * both
-    assert costs["T2"].bytes == 2 * 2 * 3 * 4 * 256**2
+    assert costs["T2"].bytes == 2 * 2 * 3 * 4 * 512**2
+
+
+def test_wide_block_of_256_by_hand() -> None:
+    update, product = step_costs([Blocks(2, 256, 256)], Call(replace(RULE, coupled=True)))
+    assert [cost.kernel for cost in (update, product)] == ["wide_update", "wide_precondition"]
+    # A side: U, B and F R; B B^T, F^T F and three of the iteration leave out one of four tiles of 128.
+    full = 2 * 256**3
+    assert update.flops == {"bf16": 3 * 2 * 2 * (3 + 5 * 3 / 4) * full}
+    assert update.least_flops == 2 * 2 * (3 + 5 / 2) * full
+    assert product.flops == {"bf16": 3 * 2 * 2 * full}
+    # D, both roots and three grids made of them; two products read two grids and write one.
+    assert product.bytes == 2 * 4 * 256**2 * (3 * 2 + 2 * 3)
 
 
 def test_elementwise_kernels_by_hand():
@@ -180,7 +192,7 @@ def planned(call: Call) -> Counter[str]:
     plan = toolchain.plans().square_root_step(
         groups, rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates, rule.refine,
         rule.precision, rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes,
-        SHARED_BYTES,
+        SHARED_BYTES, 108,
     )  # fmt: skip
     return Counter(name for name, *_ in plan.launches)
 
@@ -218,7 +230,10 @@ def test_constants_are_those_of_the_sources():
     text = "".join(path.read_text() for path in sorted(kernels.rglob("*.*")) if path.is_file())
     for name, value in (
         ("kResidentSide", blocks.RESIDENT_SIDES[-1]),
-        ("kResidentSides[]", "{64, 96, kResidentSide}"),
+        ("kMiddleSide", blocks.RESIDENT_SIDES[1]),
+        ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
+        ("kWideSide", "kWideTiles * kTile"),
+        ("kWideTiles", blocks.WIDE_SIDE // kernel_costs.TILE),
         ("kSmallSide", blocks.SMALL_SIDE),
         ("kStaticShared", kernel_costs.STATIC_BYTES),
         ("kSpan", elementwise.SPAN),

@@ -24,11 +24,9 @@ MOST_SPECIALISATIONS = 500
 MEMCHECKED = {
     "resident_update": ("resident_update_64_bf16x3", "resident_update_128_bf16x3"),
     "resident_precondition": ("resident_precondition_64_bf16x3", "resident_precondition_128_bf16x3"),
-    "square_root_product": (
-        "square_root_product_64_bf16x3",
-        "square_root_product_64_tf32x3",
-        "square_root_product_128_bf16x3",
-    ),
+    "resident_root": ("resident_root_64_bf16x3", "resident_root_128_bf16x3"),
+    "wide": ("wide_update", "wide_precondition", "wide_root"),
+    "square_root_product": ("square_root_product_64_tf32x3", "square_root_product_128_bf16x3"),
     "gradient_norms": ("gradient_norms",),
     "start_sides": ("start_sides",),
     "finish_sides": ("finish_sides",),
@@ -41,12 +39,16 @@ MEMCHECKED = {
 RACECHECKED = {
     "resident_update_64": ("resident_update_64_bf16x3",),
     "resident_precondition_64": ("resident_precondition_64_bf16x3",),
-    "square_root_product_64": ("square_root_product_64_bf16x3",),
+    "resident_root_64": ("resident_root_64_bf16x3",),
+    "wide_update": ("wide_update",),
+    "square_root_product_64": ("square_root_product_64_tf32x3",),
     "accumulate": ("accumulate",),
 }
 PROFILED = (
     ("native", "resident_update_128", "kron_step_", 128),
-    ("native", "square_root_product_128", "kron_step_", 256),
+    ("native", "resident_root_128", "polar_roots_", 128),
+    ("native", "wide_update", "kron_step_", 256),
+    ("native", "square_root_product_128", "kron_step_", 512),
     ("triton", "scaled_product", "kron_step_", 256),
     ("triton", "gram", "kron_step_", 256),
 )

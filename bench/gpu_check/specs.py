@@ -57,7 +57,7 @@ class Spec:
 
     def small(self) -> Spec:
         """The same kernels, with the same constants, on little work."""
-        blocks = tuple(tuple(min(side, 256) for side in block) for block in self.blocks)
+        blocks = tuple(tuple(min(side, 320) for side in block) for block in self.blocks)
         return dataclasses.replace(self, shape=(1, 1), blocks=blocks)
 
     @property
@@ -83,7 +83,7 @@ MIDDLE = ((96, 96), (80, 70), (65, 33))
 MEDIUM = ((128, 128), (100, 70), (65, 128))
 LARGE = ((140, 140), (192, 40), (130, 200))
 BETWEEN = ((128, 128), (100, 70), (192, 40))
-LARGEST = ((256, 256), (300, 200))
+LARGEST = ((300, 200), (256, 256), (40, 300))
 
 
 def _updates(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
@@ -128,28 +128,30 @@ PARAMETER_STEP = tuple(
 SUM_SPANS = (elementwise("accumulate_", (3, 700_001)), elementwise("accumulate_", (1,), (9000,)))
 UPDATES = (
     Spec("update_factor_", ((128, 128),), (256, 256), refine=3),
-    Spec("update_factor_", ((40, 140),), refine=1, layout="ragged"),
+    Spec("update_factor_", ((40, 320),), refine=1, layout="ragged"),
     Spec("update_factor_", ((40, 300),), dtype="bfloat16", layout="padded"),
-    Spec("update_factor_", ((256, 256),), (256, 512), what="first"),
+    Spec("update_factor_", ((288, 256),), (288, 512), what="first"),
 )
 BETWEEN_PRODUCTS = (
-    kron(*LARGE, coupled=True),
+    kron(*LARGEST, coupled=True),
     kron(*LARGE, *LARGEST, what="first"),
-    kron(*LARGE, what="stored", layout="ragged"),
+    kron(*LARGEST, what="stored", layout="ragged"),
 )
+
+ELSEWHERE = ((128, "tf32x3"), (64, "bf16x3"))
+"""Tiles of grouped products that no case launches: tf32x3 has tiles of 64 at any length, and bf16x3 has wide
+kernels for at most 256 a side, on every GPU with their shared memory."""
 
 NATIVE: dict[str, tuple[Spec, ...]] = {
     **{
         f"resident_{half}_{side}_{precision}": cases(blocks, precision)
-        for half, cases in (("update", _updates), ("precondition", _products))
+        for half, cases in (("update", _updates), ("precondition", _products), ("root", _roots))
         for side, blocks in ((128, MEDIUM), (96, MIDDLE), (64, SMALL))
-        for precision in PRECISIONS
+        for precision in (PRECISIONS[:1] if side == 96 else PRECISIONS)
     },
-    **{
-        f"resident_root_{side}_{precision}": _roots(blocks, precision)
-        for side, blocks in ((128, MEDIUM), (96, MIDDLE), (64, SMALL))
-        for precision in PRECISIONS
-    },
+    "wide_update": _updates(LARGE, "bf16x3"),
+    "wide_precondition": _products(LARGE, "bf16x3"),
+    "wide_root": _roots(LARGE, "bf16x3"),
     **{
         f"square_root_product_{tile}_{precision}": (
             *_updates(blocks, precision),
@@ -157,17 +159,17 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
         )
         for tile, blocks in ((64, LARGE), (128, LARGEST))
         for precision in PRECISIONS
-        if (tile, precision) != (128, "tf32x3")  # whose tiles are 64 a side at any length
+        if (tile, precision) not in ELSEWHERE
     },
     "gradient_norms": BETWEEN_PRODUCTS,
     "start_sides": UPDATES,
     "finish_sides": (kron(*LARGE, *LARGEST, refine=3),),
-    "finish_norms": (kron(*LARGE, what="product", layout="padded"),),
+    "finish_norms": (kron(*LARGEST, what="product", layout="padded"),),
     "accumulate": ACCUMULATE,
     "sum_spans": SUM_SPANS,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 39 of them."""
+"""By the CUDA kernel that each is there for, all 35 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
@@ -199,7 +201,7 @@ ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
 TIMES: tuple[Spec, ...] = (
     *(_timed(side) for side in (128, 256, 64, 512, 1024)),
     *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
-    *(Spec("polar_roots_", ((side, side),), TIMED) for side in (128, 64, 96)),
+    *(Spec("polar_roots_", ((side, side),), TIMED) for side in (128, 256, 64, 96)),
     *(_timed(side, coupled=False) for side in (128, 256)),
     *(_timed(side, refine=3) for side in (128, 256)),
     *(_timed(side, what="stored") for side in (128, 256)),

@@ -24,8 +24,6 @@
   KERNEL(resident_update_64_tf32x3, ResidentUpdate)              \
   KERNEL(resident_update_64_fp32, ResidentUpdate)                \
   KERNEL(resident_update_96_bf16x3, ResidentUpdate)              \
-  KERNEL(resident_update_96_tf32x3, ResidentUpdate)              \
-  KERNEL(resident_update_96_fp32, ResidentUpdate)                \
   KERNEL(resident_update_128_bf16x3, ResidentUpdate)             \
   KERNEL(resident_update_128_tf32x3, ResidentUpdate)             \
   KERNEL(resident_update_128_fp32, ResidentUpdate)               \
@@ -33,8 +31,6 @@
   KERNEL(resident_precondition_64_tf32x3, ResidentPrecondition)  \
   KERNEL(resident_precondition_64_fp32, ResidentPrecondition)    \
   KERNEL(resident_precondition_96_bf16x3, ResidentPrecondition)  \
-  KERNEL(resident_precondition_96_tf32x3, ResidentPrecondition)  \
-  KERNEL(resident_precondition_96_fp32, ResidentPrecondition)    \
   KERNEL(resident_precondition_128_bf16x3, ResidentPrecondition) \
   KERNEL(resident_precondition_128_tf32x3, ResidentPrecondition) \
   KERNEL(resident_precondition_128_fp32, ResidentPrecondition)   \
@@ -42,8 +38,6 @@
   KERNEL(resident_root_64_tf32x3, ResidentRoots)                 \
   KERNEL(resident_root_64_fp32, ResidentRoots)                   \
   KERNEL(resident_root_96_bf16x3, ResidentRoots)                 \
-  KERNEL(resident_root_96_tf32x3, ResidentRoots)                 \
-  KERNEL(resident_root_96_fp32, ResidentRoots)                   \
   KERNEL(resident_root_128_bf16x3, ResidentRoots)                \
   KERNEL(resident_root_128_tf32x3, ResidentRoots)                \
   KERNEL(resident_root_128_fp32, ResidentRoots)                  \

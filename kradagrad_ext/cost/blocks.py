@@ -27,7 +27,10 @@ TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
 RESIDENT_SIDES = (64, 96, 128)
-"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/resident_side.h)."""
+"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h)."""
+
+WIDE_SIDE = 256
+"""Of those that work on a block in memory, in bf16x3 alone."""
 
 SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
 
@@ -35,9 +38,15 @@ EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
 
 
-def resident_side(longest: int) -> int | None:
-    """Of the resident kernel that takes a block; None where none does."""
-    return next((side for side in RESIDENT_SIDES if longest <= side), None)
+def kernel_side(longest: int, precision: str) -> int | None:
+    """The side of the kernel that takes a block as a whole; None where none does."""
+    sides = (*RESIDENT_SIDES, WIDE_SIDE) if precision == "bf16x3" else (RESIDENT_SIDES[0], RESIDENT_SIDES[-1])
+    return next((side for side in sides if longest <= side), None)
+
+
+def kernel_name(op: str, side: int, precision: str) -> str:
+    """Of a kernel that takes a block as a whole."""
+    return f"wide_{op}" if side == WIDE_SIDE else f"resident_{op}_{side}_{precision}"
 
 
 def product_tile(longest: int, precision: str) -> int:
@@ -50,10 +59,10 @@ def _kernels(group: Group, precision: str) -> tuple[str, str]:
     if len(group.block_shape) != 2 or not all(group.factored):
         return "kron_step", "kron_step"
     longest = max(group.block_shape)
-    side = resident_side(longest)
+    side = kernel_side(longest, precision)
     if side is None:
         return (f"square_root_product_{product_tile(longest, precision)}_{precision}",) * 2
-    return f"resident_update_{side}_{precision}", f"resident_precondition_{side}_{precision}"
+    return kernel_name("update", side, precision), kernel_name("precondition", side, precision)
 
 
 def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
@@ -114,8 +123,8 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
         p = config.root_order(len(group.block_shape))
         method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
         for d in filter(None, group.factor_dims):
-            side = resident_side(d) if (p, method) == (2, "polar") else None
-            kernel = f"resident_root_{side}_{config.precision}" if side else "torch: bmm"
+            side = kernel_side(d, config.precision) if (p, method) == (2, "polar") else None
+            kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
             own = _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method)
             each = (1.0, *(group.blocks * number for number in own))
             sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
@@ -128,7 +137,7 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
 
 
 def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
-    """Bytes, executed and least flops of one block by resident_root, which pads it to its side."""
+    """Bytes, executed and least flops of one block by a kernel, which pads it to its side."""
     products, extra = _of_root(2, "polar")
     flops = products + 2 + extra  # X and P^2 for the residual
     size = FLOAT if config.root_dtype is None else config.root_dtype.itemsize

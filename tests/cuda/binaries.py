@@ -25,8 +25,9 @@ from compiled_module import compile_cached
 from inputs import square_root
 
 from kradagrad_ext import build_info
+from kradagrad_ext.backends.base import Turn
 
-from . import toolchain
+from . import test_roots, toolchain
 from .executor_backend import GroupedPlanner, Planner
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -176,13 +177,19 @@ def launch_shapes() -> dict[str, Shape]:
     ways = (
         (GroupedPlanner(), 64),
         (GroupedPlanner(), 256),
-        (Planner(), 64),
-        (Planner(), 128),
+        (planner, 64),
+        (planner, 96),
+        (planner, 128),
+        (planner, 256),
     )
-    for (square_roots, side), precision in itertools.product(ways, PRECISIONS):
+    for (steps, side), precision in itertools.product(ways, PRECISIONS):
         rule = replace(square_root.RULE, method="products", precision=precision)
-        square_root.run(square_roots, square_root.given([square_root.group(1, (side, 4))], rule))
-        launches += square_roots.planned
+        square_root.run(steps, square_root.given([square_root.group(1, (side, 4))], rule))
+        launches += steps.planned
+        if steps is planner and (side <= 128 or precision == "bf16x3"):
+            roots = replace(test_roots.RULE, precision=precision)
+            planner.polar_roots_([test_roots.root_side(1, side)], roots, Turn())
+            launches += planner.planned
     for module in (test_accumulate, test_parameter_step):
         module.run(planner, module.inputs(torch.float32))
         launches += planner.planned

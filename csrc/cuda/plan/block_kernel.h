@@ -14,7 +14,8 @@ namespace kradagrad::cuda {
 
 constexpr int32_t kTile = 16;  // tile.cuh
 constexpr int32_t kWideSide = kWideTiles * kTile;
-constexpr int32_t kKernelSides[] = {64, 96, kResidentSide, kWideSide};
+constexpr int32_t kMiddleSide = 96;
+constexpr int32_t kKernelSides[] = {64, kMiddleSide, kResidentSide, kWideSide};
 
 // What a plan needs to know of a GPU: bytes of shared memory that a CTA may have, and multiprocessors.
 struct Gpu {
@@ -22,13 +23,14 @@ struct Gpu {
   int32_t multiprocessors = 108;
 };
 
-// The longest side of blocks that the smallest kernels for a side take, or 0 where none fits.
+// The longest side of blocks that the smallest kernels for a side take, or 0 where none fits. The sides in
+// between and beyond are of the default precision alone.
 inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precision precision, const Gpu& gpu) {
   for (const int32_t side : kKernelSides) {
     const int32_t tiles = side / kTile;
     const bool wide = side == kWideSide;
     const int32_t shared = wide ? kWideShared : resident_shared(tiles, places_of(tiles, symmetric_matrices));
-    if (wide && precision != Precision::kBf16x3) continue;
+    if ((side == kMiddleSide || wide) && precision != Precision::kBf16x3) continue;
     if (longest <= side && shared + kStaticShared <= gpu.shared) return side;
   }
   return 0;
