@@ -1,5 +1,5 @@
-// mma.sync, ldmatrix, stmatrix and movmatrix.  Products are summed in double and rounded once; the hardware's order is
-// not specified.
+// mma.sync, ldmatrix, stmatrix and movmatrix.  Products are summed in double and rounded once; the hardware's
+// order is not specified.
 #include "bfloat.h"
 #include "decode.h"
 #include "opcodes.h"
