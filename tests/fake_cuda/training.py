@@ -19,8 +19,8 @@ needs_fake_gpu = pytest.mark.skipif(
 )
 BACKENDS = ["reference", "native", "triton"]
 
-SHAPES = ((64, 64), (128, 96), (200, 72), (33,))
-"""Blocks of the resident kernel, larger ones, and a parameter without any."""
+SHAPES = ((64, 64), (128, 96), (200, 72), (300, 40), (33,))
+"""Blocks of the resident kernels, of the wide ones, of grouped products, and a parameter without any."""
 
 
 def parameters(device: str = "cuda", shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Tensor]:
@@ -49,7 +49,8 @@ def kernels(recording: Recording) -> Counter[str]:
 
 def make(params: Sequence[Tensor], backend: str, **options: object) -> KrADagrad:
     """An optimizer that makes no more roots than `root_every`, by default hardly any."""
-    optimizer = KrADagrad(params, **{"lr": 0.1, "backend": backend, "root_every": 1000, **options})
+    fixed = {"lr": 0.1, "backend": backend, "block_size": 512, "root_every": 1000}
+    optimizer = KrADagrad(params, **{**fixed, **options})
     optimizer.param_groups[0]["step"] = SETTLED
     return optimizer
 
