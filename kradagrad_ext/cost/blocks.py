@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from kradagrad_ext.clock import DAMPED_EVERY
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
 from kradagrad_ext.polar import POLYNOMIALS
@@ -86,12 +87,14 @@ def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> 
 
 
 def _update_flops(group: Group, config: Config) -> float:
-    """With coupling every mode's unfolding is whitened on the others; damping adds F^T F once a refresh."""
+    """With coupling every mode's unfolding is whitened on the others; damping adds F^T F where it enters."""
     flops = float(group.update_flops(config.refine))
     modes = sum(map(bool, group.factor_dims))
     if config.coupling == "kl":
         flops += (modes - 1) * group.product_flops
-    damped = 1.0 if config.capturable else min(1.0, config.factor_every / config.root_every)
+    in_turns = _root_method(group, config)[1] == "polar"
+    every = min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
+    damped = 1.0 if config.capturable else min(1.0, config.factor_every / every)
     return flops + damped * group.blocks * sum(d**3 for d in group.factor_dims)
 
 
@@ -116,12 +119,17 @@ def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
     return Cost("torch: index", "triangles", 2 * len(groups), root * (elements + triangles))
 
 
+def _root_method(group: Group, config: Config) -> tuple[int, str]:
+    """p, and how a GPU makes the root."""
+    p = config.root_order(len(group.block_shape))
+    return p, resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
+
+
 def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
-    """New roots, a step: one of `root_every` steps pays for them; by a kernel, and by torch's products."""
+    """New roots, a step, which makes one of `root_every` of them: by a kernel, and by torch's products."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
     for group in groups:
-        p = config.root_order(len(group.block_shape))
-        method = resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
+        p, method = _root_method(group, config)
         for d in filter(None, group.factor_dims):
             side = kernel_side(d, config.precision) if (p, method) == (2, "polar") else None
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
