@@ -92,6 +92,8 @@ def _update_flops(group: Group, config: Config) -> float:
     modes = sum(map(bool, group.factor_dims))
     if config.coupling == "kl":
         flops += (modes - 1) * group.product_flops
+    if config.factor_decay == 1:
+        return flops
     in_turns = _root_method(group, config)[1] == "polar"
     every = min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
     damped = 1.0 if config.capturable else min(1.0, config.factor_every / every)
