@@ -17,16 +17,17 @@ from .toolchain import KERNELS, ROOT
 BUILD = build_info.read()
 needs_kernels = pytest.mark.skipif(BUILD.native != "cuda", reason=f"this build serves {BUILD.native}")
 
+ONE_SIDED = (("decomposed_roots", "CUDA"), ("polar_roots_", "CPU"))
 OPS = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc/ops.cpp").read_text())
 
 
 @needs_kernels
 @pytest.mark.parametrize(
     ("op", "key"),
-    [(op, key) for op in OPS for key in ("CPU", "CUDA") if (op, key) != ("decomposed_roots", "CUDA")],
+    [(op, key) for op in OPS for key in ("CPU", "CUDA") if (op, key) not in ONE_SIDED],
 )
 def test_every_op_has_both_sides(op: str, key: str) -> None:
-    """But for `decomposed_roots`, which is torch's on CUDA."""
+    """But for those whose other side is torch's."""
     assert native.available(torch.device("cpu")) is None
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kradagrad_ext::{op}", key)
 

@@ -1,4 +1,4 @@
-"""Twenty steps of the optimizer through the CUDA kernels on the executor equal the reference backend's."""
+"""Fifteen steps of the optimizer through the CUDA kernels on the executor equal the reference backend's."""
 
 from __future__ import annotations
 
