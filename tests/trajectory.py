@@ -14,8 +14,8 @@ from kradagrad_ext import KrADagrad
 from kradagrad_ext.backends import reference
 
 STEPS = 15
-"""Beyond, this model multiplies differences: an error of 5e-5 in the roots, which is what bf16x3 leaves, becomes
-2e-4 in 15 steps and 4e-3 in 20."""
+"""Beyond, this model multiplies differences: an error of 5e-5 in the roots, which is what bf16x3 leaves,
+becomes 2e-4 in 15 steps and 4e-3 in 20."""
 
 LR = {torch.float32: 1e-2, torch.bfloat16: 5e-4}
 """Larger steps in bfloat16 would show how rounding of the parameters grows, not how the kernels differ."""
