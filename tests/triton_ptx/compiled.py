@@ -102,6 +102,7 @@ class Compiled:
 
     name = "compiled"
     decomposed_roots = staticmethod(reference.decomposed_roots)
+    polar_roots_ = staticmethod(reference.polar_roots_)
 
     def __init__(
         self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
