@@ -19,6 +19,11 @@ SETTLED = GROWTH * GROWTH
 """From this step on, at the latest, roots are made every `root_every` steps."""
 
 
+def damping_interval(config: Config, in_turns: bool) -> int:
+    """Steps between two dampings: as new roots, or in turns fewer, since on each of them some are made."""
+    return min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
+
+
 @dataclass(frozen=True)
 class Clock:
     """The step being taken.
@@ -60,14 +65,13 @@ class Clock:
         """How many updates' worth of damping enters with that of this step; none where nothing is forgotten.
 
         It enters with some updates alone, which saves a product on the other steps: with the last one before
-        every `root_every`-th step, or in turns before every third one, since on each of them some roots are
-        made. Where the host does not know the step, it enters with every update.
+        every `damping_interval`-th step. Where the host does not know the step, it enters with every update.
         """
         if config.factor_decay == 1:
             return 0.0
         if self.counter is not None:
             return 1.0
-        every = min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
+        every = damping_interval(config, in_turns)
         due = -(-self.number // every) * every
         is_last = self.number + config.factor_every > due
         return max(1.0, every / config.factor_every) if is_last else 0.0

@@ -225,6 +225,11 @@ class Config:
             return self.factor_update
         return "cholesky" if device.type == "cpu" and not self.capturable else "products"
 
+    @property
+    def wanted_root_method(self) -> str:
+        """`root_method`; with `capturable` by products, where the host looks at nothing."""
+        return "polar" if self.capturable else self.root_method
+
     def update_rule(self, device: torch.device, damped_updates: float) -> UpdateRule:
         """The scalars of a factor update; without forgetting, statistics are sums, else running means."""
         return UpdateRule(

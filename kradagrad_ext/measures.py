@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import grafting, packing, roots
-from .backends.base import FALLBACKS, WEIGHT, WHITENED
+from . import grafting, packing, polar
+from .backends.base import FALLBACKS, REFUSALS, RESIDUAL, WEIGHT, WHITENED
 
 State = Mapping[str, Tensor]
 """What ``optimizer.state[p]`` holds of a parameter; of a sharded optimizer, block tensors in pieces."""
@@ -120,16 +120,16 @@ def _batches(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def _add_blocks(tally: Tally, factors: Tensor, factor_stats: Tensor, root_stats: Tensor) -> None:
     tally.add("factor_fallbacks", factor_stats[:, FALLBACKS])
-    tally.add("roots_kept", root_stats[:, roots.REFUSALS])
+    tally.add("roots_kept", root_stats[:, REFUSALS])
     counted, whitened = factor_stats[:, WEIGHT] > 0, factor_stats[:, WHITENED]
     for name in ("smallest_whitened", "largest_whitened"):
         tally.add(name, whitened, whitened > 0)
-    tally.add("root_residual", root_stats[:, roots.RESIDUAL], counted)
-    for part in roots.slices(factors, factorised=False, share=SLICE_SHARE):
-        whole = factors[part]
-        whole = packing.unpack_upper(whole, packing.side(whole)) if whole.ndim == 2 else whole
-        for name, values in factor_bounds(whole).items():
-            tally.add(name, values, counted[part])
+    tally.add("root_residual", root_stats[:, RESIDUAL], counted)
+    length = polar.slice_length(factors, SLICE_SHARE)
+    for whole, taken in zip(torch.split(factors, length), torch.split(counted, length), strict=True):
+        square = packing.unpack_upper(whole, packing.side(whole)) if whole.ndim == 2 else whole
+        for name, values in factor_bounds(square).items():
+            tally.add(name, values, taken)
 
 
 def factor_bounds(factors: Tensor) -> dict[str, Tensor]:

@@ -7,15 +7,18 @@ it. X is not formed: the condition of F is the square root of its.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .backends.base import RMS, WEIGHT, RootRule, RootSide, Turn
+from .backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Turn
 from .decomposed_roots import identity_like, residuals, usable_factors
 
 Polynomial = tuple[float, float, float]
+RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
 
 FLOOR = 2e-4
 """Smallest singular value, over a bound of the largest, that the iterations are shaped for. Relative damping
@@ -37,10 +40,6 @@ interval's upper end the next polynomials multiply what rounding adds. All end w
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
-
-
-REFUSALS, RESIDUAL = 0, 1
-"""Columns of ``root_stats``, see `roots.ROOT_STATS`."""
 
 
 def units(factor_stats: Tensor, k: int) -> Tensor:
@@ -77,20 +76,35 @@ def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial] = POLYNOMIALS
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`."""
     for side in sides:
-        _refresh(side, rule, turn)
+        refresh_(side, partial(polar_roots, polynomials=rule.polynomials), rule.bound, turn)
 
 
-def _refresh(of: RootSide, rule: RootRule, turn: Turn) -> None:
+def slice_length(factors: Tensor, share: int = 1) -> int:
+    """How many blocks to work on at once, which bounds memory.
+
+    Args:
+        share: `SLICE_ELEMENTS` are divided by it, for work that needs so many times the memory.
+    """
+    elements = SLICE_ELEMENTS["cpu" if factors.device.type == "cpu" else "accelerator"]
+    return max(1, elements // max(1, share * factors[:1].numel()))
+
+
+def refresh_(of: RootSide, root_function: RootFunction, bound: float, turn: Turn, least: int = 1) -> None:
+    """Replace the roots of active blocks that are due by those of their factors that pass the residual check.
+
+    A block without a gradient keeps its root; infinity stands for a residual that is NaN.
+
+    Args:
+        least: blocks to work on at once, at least.
+    """
     factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
     if factors.numel() == 0:
         return
-    elements = SLICE_ELEMENTS["cpu" if factors.device.type == "cpu" else "accelerator"]
     all_due = turn.due(len(factors), factors.device)
-    for due in torch.split(all_due, max(1, elements // factors[:1].numel())):
+    for due in torch.split(all_due, max(least, slice_length(factors))):
         unit = units(stats[due], of.columns)
-        chosen = of.active[due] & (unit > 0)
-        new, residual = polar_roots(factors[due].to(stats.dtype) * unit[:, None, None], rule.polynomials)
-        store(roots, of.root_stats, due, chosen, new, residual, rule.bound)
+        new, residual = root_function(factors[due].to(stats.dtype) * unit[:, None, None])
+        store(roots, of.root_stats, due, of.active[due] & (unit > 0), new, residual, bound)
 
 
 def store(

@@ -15,11 +15,21 @@ import torch
 from torch import Tensor
 
 from . import polar, roots
-from .backends.base import RMS, WHITENED, Backend, BlockGroup, RootRule, RootSide, Side, Turn
+from .backends.base import (
+    RMS,
+    WHITENED,
+    WHITENED_MEAN,
+    WHITENED_WEIGHT,
+    Backend,
+    BlockGroup,
+    RootRule,
+    RootSide,
+    Side,
+    Turn,
+)
 from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
-from .roots import WHITENED_MEAN, WHITENED_WEIGHT
 from .state import GroupState
 
 WHITENED_DECAY = 0.99
@@ -165,8 +175,7 @@ def makes_roots_in_turns(state: GroupState, config: Config) -> bool:
 
 def _root_method(state: GroupState, config: Config) -> str:
     p = config.root_order(len(state.group.block_shape))
-    wanted = "polar" if config.capturable else config.root_method
-    return roots.resolve_method(wanted, p, state.root_stats[0].device)
+    return roots.resolve_method(config.wanted_root_method, p, state.root_stats[0].device)
 
 
 def refresh_roots(

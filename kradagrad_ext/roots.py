@@ -10,26 +10,16 @@ A root is checked by its residual |P^p - X|_F / |X|_F on the device, and a bad o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from torch import Tensor
 
+from . import polar
 from .backends.base import RootSide, Turn
 from .decomposed_roots import identity_like, residuals, usable_factors
-from .polar import POLYNOMIALS, SLICE_ELEMENTS, even_part, store, symmetric, units
-from .polar import polar_roots as square_roots
-
-RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
+from .polar import POLYNOMIALS, RootFunction, even_part, symmetric
 
 RESIDUAL_BOUND = 1e-2
 """A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
-
-REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
-"""Columns of ``root_stats [N, 4]``: refreshes on which a block's old root stayed because the new one was bad;
-the residual of the last root made, accepted or not; a running mean of the mean square of the whitened
-gradient and the sum of its weights, both 0 unless lengths depend on them."""
 
 
 def supports_polar(p: int) -> bool:
@@ -59,7 +49,7 @@ def _square_root_by_products(matrices: Tensor) -> Tensor:
 
 def polar_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """As `Backend.decomposed_roots`, by products alone, for p a power of two from 2 on."""
-    root, residual = square_roots(factors)
+    root, residual = polar.polar_roots(factors)
     if p == 2:
         return root, residual
     for _ in range(p.bit_length() - 2):
@@ -68,35 +58,12 @@ def polar_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return root, residuals(root, f @ f.mT, p, usable)
 
 
-def slices(factors: Tensor, factorised: bool, share: int = 1) -> Iterator[slice]:
-    """Runs of blocks to work on at once: few, to bound memory, yet one for every core that factorises one.
-
-    Args:
-        factorised: whether each is factorised by one core.
-        share: `SLICE_ELEMENTS` are divided by it, for work that needs so many times the memory.
-    """
-    on_cpu = factors.device.type == "cpu"
-    elements = SLICE_ELEMENTS["cpu" if on_cpu else "accelerator"]
-    least = torch.get_num_threads() if on_cpu and factorised else 1
-    blocks = max(least, elements // max(1, share * factors[:1].numel()))
-    for start in range(0, len(factors), blocks):
-        yield slice(start, start + blocks)
-
-
 def refresh_(of: RootSide, root_function: RootFunction, factorised: bool, turn: Turn) -> None:
-    """Replace the roots of active blocks that are due by those of their factors that pass the residual check.
-
-    A block without a gradient keeps its root; infinity stands for a residual that is NaN.
+    """As `polar.refresh_`, with the bound of all roots.
 
     Args:
-        root_function: a method for one p.  factorised: as in `slices`.
+        root_function: a method for one p.  factorised: whether each factor is factorised by one core.
     """
-    factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
-    if factors.numel() == 0:
-        return
-    due = turn.due(len(factors), factors.device)
-    for part in slices(factors[: len(due)], factorised):
-        index = due[part]
-        scale = units(stats[index], of.columns)
-        new, residual = root_function(factors[index].to(scale.dtype) * scale[:, None, None])
-        store(roots, of.root_stats, index, of.active[index] & (scale > 0), new, residual, RESIDUAL_BOUND)
+    on_cpu = of.side.factor.device.type == "cpu"
+    least = torch.get_num_threads() if on_cpu and factorised else 1
+    polar.refresh_(of, root_function, RESIDUAL_BOUND, turn, least)

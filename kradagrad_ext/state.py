@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from . import packing
-from .backends.base import STATISTICS, WEIGHT, Side
+from .backends.base import ROOT_STATS, STATISTICS, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT, Side
 from .block_layout import Blocked, BlockLayout, Workspace
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
-from .roots import ROOT_STATS, WHITENED_MEAN, WHITENED_WEIGHT, supports_polar
+from .roots import supports_polar
 from .uploads import Masks
 
 KEPT_BYTES = 4 << 20
@@ -50,7 +50,7 @@ class GroupState:
             ``[N, d_i (d_i + 1) / 2]`` where they are stored as triangles, see `packing`.
         factor_stats: ``[N, 4]``, see `backends.base.STATISTICS`.
         roots: like the factors, in the root dtype; triangles with `packed`.
-        root_stats: ``[N, 4]``, see `roots.ROOT_STATS`.
+        root_stats: ``[N, 4]``, see `backends.base.ROOT_STATS`.
     """
 
     group: Group

@@ -13,7 +13,7 @@ from test_optimizer import SMALL, parameters, set_gradients, train
 from torch import Tensor
 
 import kradagrad_ext
-from kradagrad_ext import KrADagrad, Reading, packing, roots
+from kradagrad_ext import KrADagrad, Reading, packing, polar, roots
 from kradagrad_ext.backends.base import RMS
 from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.diagnostics import _value
@@ -224,7 +224,7 @@ def test_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in ({}, {"packed": True}):
         optimizer = trained(recipe)
         expected = kradagrad_ext.diagnostics(optimizer)
-        monkeypatch.setitem(roots.SLICE_ELEMENTS, "cpu", 1)
+        monkeypatch.setitem(polar.SLICE_ELEMENTS, "cpu", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
         (report,) = kradagrad_ext.diagnostics(optimizer)
         assert report == pytest.approx(expected[0], rel=1e-12)

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kradagrad_ext import polar, roots
-from kradagrad_ext.backends.base import RMS, WEIGHT, RootRule, RootSide, Side, Turn
+from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.decomposed_roots import decomposed_roots
-from kradagrad_ext.roots import REFUSALS, RESIDUAL
 
 METHODS = {"polar": roots.polar_roots, "eigh": decomposed_roots}
 MARGIN = 1.01
 """How much wider the intervals are that polynomials are made for."""
 
 
-def root_function(method: str) -> roots.RootFunction:
+def root_function(method: str) -> polar.RootFunction:
     """For p = 2."""
     return functools.partial(METHODS[method], p=2)
 

@@ -27,7 +27,7 @@ _REGISTRY = {
 }
 
 _WHOLE_SIDE = 256
-"""Blocks up to this side are one launch of the native CUDA kernels."""
+"""The native CUDA kernels take blocks up to this side from beginning to end in one CTA."""
 
 _NEW_TENSOR_CORES = (9, 10)
 """Major compute capabilities of wgmma and tcgen05; those after them have mma.sync alone."""

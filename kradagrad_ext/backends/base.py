@@ -42,6 +42,11 @@ RMS, WEIGHT, WHITENED, FALLBACKS = STATISTICS = range(4)
 weights of the statistics that its factor holds; mean square of the last gradient whitened on both sides (on
 this one alone without coupling), 1 in equilibrium; calls on which an update fell back or was left out."""
 
+REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
+"""Columns of the statistics of a side's roots ``[N, 4]``: refreshes on which a block's old root stayed since
+the new one was bad; the residual of the last root made, accepted or not; a running mean of the mean square
+of the whitened gradient and the sum of its weights, both 0 unless lengths depend on them."""
+
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
@@ -153,7 +158,7 @@ class RootSide:
 
     Attributes:
         side: its factors are read, its roots written.
-        root_stats: ``[N, 4]`` in the compute dtype, see `roots.ROOT_STATS`; written.
+        root_stats: ``[N, 4]`` in the compute dtype, see `ROOT_STATS`; written.
         active: ``[N]`` bool: blocks that take part.
         columns: k of the side's unfoldings.
     """

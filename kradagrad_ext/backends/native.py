@@ -200,22 +200,22 @@ def _longest_root_side(device: torch.device, precision: str) -> int:
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-    """See `Backend.polar_roots_`; torch's products on a CPU, and for sides that do not fit a chip."""
-    on_chip: list[RootSide] = []
+    """See `Backend.polar_roots_`; torch's products on a CPU, and for longer sides than kernels take."""
+    rooted: list[RootSide] = []
     others: list[RootSide] = []
     longest = _longest_root_side(sides[0].active.device, rule.precision) if sides else 0
     for of in sides:
-        (on_chip if of.side.factor.shape[-1] <= longest else others).append(of)
+        (rooted if of.side.factor.shape[-1] <= longest else others).append(of)
     polar.polar_roots_(others, rule, turn)
-    if not on_chip:
+    if not rooted:
         return
     op("polar_roots_")(
-        [of.side.root for of in on_chip],
-        [of.root_stats for of in on_chip],
-        [of.side.factor for of in on_chip],
-        [of.side.statistics for of in on_chip],
-        [of.active for of in on_chip],
-        [of.columns for of in on_chip],
+        [of.side.root for of in rooted],
+        [of.root_stats for of in rooted],
+        [of.side.factor for of in rooted],
+        [of.side.statistics for of in rooted],
+        [of.active for of in rooted],
+        [of.columns for of in rooted],
         turn.counter,
         turn.number,
         turn.turns,

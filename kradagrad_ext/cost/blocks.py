@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from kradagrad_ext.clock import DAMPED_EVERY
+from kradagrad_ext.clock import damping_interval
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
 from kradagrad_ext.polar import POLYNOMIALS
@@ -68,11 +68,8 @@ def _kernels(group: Group, precision: str) -> tuple[str, str]:
 
 def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
     """Factor updates and products by kernel; `dtype`: of parameters and gradients."""
-    share, least, size = (
-        1 / config.factor_every,
-        defaultdict[str, float](float),
-        defaultdict[str, float](float),
-    )
+    least, size = defaultdict[str, float](float), defaultdict[str, float](float)
+    share = 1 / config.factor_every
     for group in groups:
         update, product = _kernels(group, config.precision)
         least[update] += share * _update_flops(group, config)
@@ -94,8 +91,7 @@ def _update_flops(group: Group, config: Config) -> float:
         flops += (modes - 1) * group.product_flops
     if config.factor_decay == 1:
         return flops
-    in_turns = _root_method(group, config)[1] == "polar"
-    every = min(config.root_every, DAMPED_EVERY) if in_turns else config.root_every
+    every = damping_interval(config, in_turns=_root_method(group, config)[1] == "polar")
     damped = 1.0 if config.capturable else min(1.0, config.factor_every / every)
     return flops + damped * group.blocks * sum(d**3 for d in group.factor_dims)
 
@@ -124,7 +120,7 @@ def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
 def _root_method(group: Group, config: Config) -> tuple[int, str]:
     """p, and how a GPU makes the root."""
     p = config.root_order(len(group.block_shape))
-    return p, resolve_method("polar" if config.capturable else config.root_method, p, torch.device("cuda"))
+    return p, resolve_method(config.wanted_root_method, p, torch.device("cuda"))
 
 
 def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:

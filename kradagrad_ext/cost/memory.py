@@ -8,9 +8,8 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from kradagrad_ext.backends.base import STATISTICS
+from kradagrad_ext.backends.base import ROOT_STATS, STATISTICS
 from kradagrad_ext.grafting import COLUMNS, has_second_moment
-from kradagrad_ext.roots import ROOT_STATS
 from kradagrad_ext.state import compute_dtype
 
 from .steps import Part

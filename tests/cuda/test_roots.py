@@ -10,11 +10,9 @@ from inputs.roots import BOUND, RULE, error, root_side
 from tolerances import precision_atol
 
 from kradagrad_ext import polar
-from kradagrad_ext.backends.base import WEIGHT, RootRule, Turn
+from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, WEIGHT, RootRule, Turn
 
 from .executor_backend import Executor
-
-RESIDUAL, REFUSALS = 1, 0
 
 
 @pytest.mark.parametrize("d", [1, 7, 16, 33, 64, 65, 96, 100, 128])

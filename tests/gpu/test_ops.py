@@ -13,7 +13,7 @@ from inputs import roots, square_root
 from tolerances import assert_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
-from kradagrad_ext.backends.base import PRECISIONS, RootSide, Side, Turn
+from kradagrad_ext.backends.base import PRECISIONS, RESIDUAL, RootSide, Side, Turn
 
 from . import CUDA, equal, judge, on
 
@@ -74,7 +74,7 @@ def test_elementwise(
 
 def assert_rooted(side: RootSide, atol: float) -> None:
     assert roots.error(side) < atol
-    assert (side.root_stats[:, 1] < roots.BOUND).all()
+    assert (side.root_stats[:, RESIDUAL] < roots.BOUND).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -13,8 +13,7 @@ from tolerances import ATOL, assert_as_accurate, precision_atol
 
 from cuda.executor_backend import Executor
 from kradagrad_ext import polar
-from kradagrad_ext.backends.base import WEIGHT, RootRule, RootSide, Side, Turn
-from kradagrad_ext.roots import REFUSALS, RESIDUAL
+from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, WEIGHT, RootRule, RootSide, Side, Turn
 
 Sides = list[RootSide]
 
