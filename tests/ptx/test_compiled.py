@@ -139,7 +139,7 @@ def test_triton_for_sm_90(m, n, k):
 
 
 @pytest.mark.parametrize(
-    "opcode", ["bar.sync", "wgmma.wait_group", "wgmma.commit_group", "cp.async.wait_group"]
+    "opcode", ["bar.sync", "wgmma.fence", "wgmma.wait_group", "wgmma.commit_group", "cp.async.wait_group"]
 )
 def test_triton_without_one_instruction(opcode):
     lines = TRITON.split("\n")

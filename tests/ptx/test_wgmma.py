@@ -52,14 +52,16 @@ def kernel(
       shr.u32 %r23, %r8, 4; or.b32 %r23, %r23, {strides[0] // 16 << 16};
       mov.u32 %r24, {strides[1] // 16 | high};
       mov.b64 %d10, {{%r23, %r24}}; add.s32 %r23, %r23, {bytes_a // 16}; mov.b64 %d11, {{%r23, %r24}};
-      wgmma.fence.sync.aligned; {body.replace("WGMMA", wgmma)}
+      {body.replace("WGMMA", wgmma)}
       mad.wide.u32 %d6, %r9, {2 * n}, %d1; {store} ret;"""
 
 
-ONCE = "WGMMA wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;"
+FENCE = "wgmma.fence.sync.aligned;"
+COMMIT, WAIT = "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+ONCE = f"WGMMA {COMMIT} {WAIT}"
 
 
-def run(n, row_bytes, a, b, *, body=ONCE, accumulate=0, transposed=(0, 0), strides=None):
+def run(n, row_bytes, a, b, *, body=ONCE, accumulate=0, transposed=(0, 0), strides=None, fence=FENCE):
     """a: 64 x 16 and b: n x 16 bf16 bits, both padded to rows of `row_bytes` bytes unless transposed."""
     images = [swizzled(x, row_bytes) for x in (a, b)]
     bytes_a = -(-images[0].size // 1024) * 1024
@@ -68,7 +70,14 @@ def run(n, row_bytes, a, b, *, body=ONCE, accumulate=0, transposed=(0, 0), strid
     memory[bytes_a : bytes_a + images[1].size] = images[1]
     out = np.zeros((128, n // 2), np.float32)
     strides = strides or (16, 8 * row_bytes)
-    text = kernel(n, SWIZZLES[row_bytes], transposed=transposed, bytes_a=bytes_a, strides=strides, body=body)
+    text = kernel(
+        n,
+        SWIZZLES[row_bytes],
+        transposed=transposed,
+        bytes_a=bytes_a,
+        strides=strides,
+        body=f"{fence} {body}",
+    )
     launch = execute(text, [memory, out], numbers=[accumulate], block=128)
     d = np.zeros((64, n), np.float32)
     for thread in range(128):
@@ -132,7 +141,7 @@ def run_with_fragments(n, a, b, *, transposed=0, strides=(16, 1024), between="")
         "mad.wide.u32 %d7, %r9, 16, %d0; add.s64 %d7, %d7, 32768; "
         "ld.global.v4.b32 {%r40,%r41,%r42,%r43}, [%d7];"
     )
-    body = f"{load} {wgmma} wgmma.commit_group.sync.aligned; {between} wgmma.wait_group.sync.aligned 0;"
+    body = f"{load} {FENCE} {wgmma} {COMMIT} {between} {WAIT}"
     text = kernel(n, SWIZZLES[128], transposed=(0, 0), bytes_a=0, strides=strides, body=body)
     out = np.zeros((128, n // 2), np.float32)
     launch = execute(text, [memory, out], numbers=[0], block=128)
@@ -190,7 +199,7 @@ def test_tf32(n, row_bytes, in_registers):
         "mad.wide.u32 %d7, %r9, 16, %d0; add.s64 %d7, %d7, 32768; "
         "ld.global.v4.b32 {%r40,%r41,%r42,%r43}, [%d7];"
     )
-    body = load + ONCE.replace("WGMMA", wgmma)
+    body = load + FENCE + ONCE.replace("WGMMA", wgmma)
     strides = (16, 8 * row_bytes)
     text = kernel(n, SWIZZLES[row_bytes], transposed=(0, 0), bytes_a=16384, strides=strides, body=body)
     out = np.zeros((128, n // 2), np.float32)
@@ -210,6 +219,41 @@ def test_registers_overwritten_before_the_wait():
     assert kinds(launch) == ["register write to operand of a wgmma in flight"]
 
 
+UNFENCED = ["wgmma on registers without a wgmma.fence since their last access"]
+
+
+@pytest.mark.parametrize(
+    "access", ["mov.f32 %a3, 0f00000000;", "mov.b32 %r50, %a3;", "@%p6 mov.b32 %r50, %a3;"]
+)
+def test_accumulator_accessed_after_the_fence(access):
+    rng = np.random.default_rng(15)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    never = "setp.eq.u32 %p6, %r0, 77;"
+    reports = kinds(run(8, 128, a, b, body=f"{never} {access} {ONCE}")[0])
+    assert reports == ([] if access.startswith("@") else UNFENCED)
+    assert not kinds(run(8, 128, a, b, body=f"{never} {access} {FENCE} {ONCE}")[0])
+
+
+def test_fence_between_wgmmas():
+    """One of the same shape needs none; one after an access does, also after the wait."""
+    rng = np.random.default_rng(16)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    assert not kinds(run(8, 128, a, b, body=f"{ONCE} {ONCE}")[0])
+    scale = "add.f32 %a2, %a2, %a2;"
+    assert kinds(run(8, 128, a, b, body=f"{ONCE} {scale} {ONCE}")[0]) == UNFENCED
+    assert not kinds(run(8, 128, a, b, body=f"{ONCE} {scale} {FENCE} {ONCE}")[0])
+    other = "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%a0,%a1,%a2,%a3}, %d10, %d11, %p5, 1, 1;"
+    assert kinds(run(8, 128, a, b, body=f"{other} {ONCE}")[0]) == UNFENCED
+    assert not kinds(run(8, 128, a, b, body=f"{other} {FENCE} {ONCE}")[0])
+
+
+def test_no_fence_at_all():
+    rng = np.random.default_rng(17)
+    a, b = operand(rng, 64, 64), operand(rng, 8, 64)
+    launch, _ = run(8, 128, a, b, fence="")
+    assert kinds(launch) == UNFENCED
+
+
 def test_accumulation_in_one_group():
     rng = np.random.default_rng(8)
     a, b = operand(rng, 64, 64), operand(rng, 16, 64)
@@ -223,14 +267,14 @@ def test_accumulation_in_one_group():
 def test_accumulators_are_poison_until_the_wait():
     rng = np.random.default_rng(9)
     a, b = operand(rng, 64, 64), operand(rng, 8, 64)
-    assert np.isnan(run(8, 128, a, b, body="WGMMA wgmma.commit_group.sync.aligned;")[1]).all()
+    assert np.isnan(run(8, 128, a, b, body=f"WGMMA {COMMIT}")[1]).all()
     assert np.isnan(run(8, 128, a, b, body=ONCE.replace("aligned 0", "aligned 1"))[1]).all()
 
 
 def test_operand_overwritten_before_the_wait():
     rng = np.random.default_rng(10)
     a, b = operand(rng, 64, 64), operand(rng, 8, 64)
-    issue, wait = "WGMMA wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+    issue, wait = f"WGMMA {COMMIT}", WAIT
     write = "setp.eq.u32 %p2, %r9, 0; @%p2 st.shared.v4.b32 [%r8], {%r30,%r31,%r32,%r33};"
     early = run(8, 128, a, b, body=f"{issue} bar.sync 0; {write} bar.sync 0; {wait}")[0]
     assert kinds(early) == ["shared write to operands of a wgmma in flight"]

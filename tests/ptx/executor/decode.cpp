@@ -56,6 +56,7 @@ int Decoder::destination(std::string_view word, int bits, int* found) {
            std::to_string(bits));
   }
   if (found) *found = r.bits;
+  named_.push_back(r.slot);
   return r.slot;
 }
 
@@ -199,6 +200,7 @@ const Opcode& Decoder::find_opcode() {
 
 Instruction Decoder::decode(std::span<const Token> tokens, Origin& origin) {
   origin_ = &origin;
+  named_.clear();
   Instruction instruction;
   const size_t at = read_guard(tokens, instruction);
   spelling_ = tokens[at].text;

@@ -33,6 +33,8 @@ class Decoder {
 
   // `tokens`: from the guard or opcode up to, not including, the semicolon.
   Instruction decode(std::span<const Token> tokens, Origin& origin);
+  // Slots of the registers that the latest instruction names.
+  const std::vector<int>& named() const { return named_; }
 
   // For the decode functions of opcodes.
   size_t count() const { return operands_.size(); }
@@ -68,6 +70,7 @@ class Decoder {
   Program& program_;
   Symbols& symbols_;
   std::vector<Operand> operands_;
+  std::vector<int> named_;
   std::string_view spelling_;
   std::unordered_map<std::string_view, const Opcode*> found_;  // by spelling in the text
   Origin* origin_ = nullptr;

@@ -115,6 +115,7 @@ class Launch {
     registers.assign(image_.begin(), image_.end());
     warp.registers = std::move(registers);
     warp.id = id;
+    warp.unfenced.assign(program_.guarded, kTouched);
     const u32 rest = threads_ - id * kWarpSize;
     warp.initial = warp.alive = rest >= kWarpSize ? kAllLanes : (1u << rest) - 1;
     for (const SpecialRegister& special : program_.specials) {

@@ -31,6 +31,8 @@ struct PendingWgmma {
   std::vector<u32> fragment;  // a, where it lies in registers: four for each lane, as they were at issue
 };
 
+constexpr u8 kTouched = 0xff;
+
 struct Warp {
   int id = 0;
   std::vector<u8> registers;
@@ -47,6 +49,9 @@ struct Warp {
   u32 wgmma_group = 0;
   std::vector<PendingWgmma> wgmmas;
   std::map<int, std::vector<float>> accumulators;  // of wgmmas in flight, by first slot
+  // What happened to each register of wgmmas since the latest wgmma.fence: 0, or which shape of wgmma
+  // accumulates in a register, or kTouched.
+  std::vector<u8> unfenced;
 
   int scheduler() const { return id % kSchedulers; }
 };

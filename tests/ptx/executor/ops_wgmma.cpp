@@ -4,11 +4,13 @@
 //
 // It executes at the wait_group that covers it: until then its accumulator registers are poison, and its
 // operands count as read from issue to execution: a write in between is reported.
+#include <algorithm>
 #include <array>
 
 #include "bfloat.h"
 #include "decode.h"
 #include "opcodes.h"
+#include "wgmma.h"
 
 namespace ptx {
 
@@ -157,8 +159,25 @@ u64 descriptor(Machine& m, int slot) {
   return values[0];
 }
 
+// Wgmmas of different shapes are not ordered by themselves, even where they accumulate in the same registers.
+u8 shape_of(const Instruction& i) { return static_cast<u8>(i.vector | (i.element_bytes == 4 ? 64 : 0)); }
+
+// A warp's registers are a wgmma's from the fence on that comes after their last access; only one that
+// accumulates in the registers of an earlier one of its shape needs none.
+void check_fence(Machine& m, const Instruction& i) {
+  bool fenced = true;
+  for (size_t at = 0; at < i.guarded.size(); ++at) {
+    u8& state = m.warp->unfenced[i.guarded[at]];
+    const bool accumulates = at < i.list.size();
+    fenced &= state == 0 || (accumulates && state == shape_of(i));
+    if (accumulates) state = shape_of(i);
+  }
+  if (!fenced) m.report("wgmma on registers without a wgmma.fence since their last access", 0);
+}
+
 // op: descriptors of a (below 0: in registers) and b, the scale-d predicate, a's registers
 void issue(Machine& m, const Instruction& i, Mask) {
+  check_fence(m, i);
   PendingWgmma w{m.ip, m.warp->wgmma_group, 0, descriptor(m, i.op[1]), (m.predicate(i.op[2]) & 1) != 0, {}};
   if (in_registers(i)) {
     w.fragment = fragment_of(m, i);
@@ -210,7 +229,9 @@ void wait(Machine& m, const Instruction& i, Mask) {
   for (const PendingWgmma& w : done) release(m, w);
 }
 
-void fence(Machine&, const Instruction&, Mask) {}
+void fence(Machine& m, const Instruction&, Mask) {
+  std::fill(m.warp->unfenced.begin(), m.warp->unfenced.end(), u8{0});
+}
 
 template <int kElementBytes>
 void decode_issue(Decoder& d, Instruction& i) {
@@ -255,6 +276,19 @@ void decode_wait(Decoder& d, Instruction& i) {
 }
 
 }  // namespace
+
+std::vector<int> wgmma_registers(const Instruction& i) {
+  if (i.run != issue) return {};
+  std::vector<int> slots = i.list;
+  if (in_registers(i))
+    slots.insert(slots.end(), &i.op[kFirstFragment], &i.op[kFirstFragment] + kFragmentRegisters);
+  return slots;
+}
+
+void touch_registers(Warp& warp, const Instruction& i) {
+  if (i.run == issue) return;
+  for (int place : i.guarded) warp.unfenced[place] = kTouched;
+}
 
 void add_wgmma_opcodes(OpcodeTable& t) {
   t["wgmma.mma_async.m64nNk16.f32.bf16.bf16"] = {"", issue, decode_issue<2>};

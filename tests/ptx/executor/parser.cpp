@@ -5,6 +5,7 @@
 
 #include "decode.h"
 #include "module.h"
+#include "wgmma.h"
 
 namespace ptx {
 
@@ -33,6 +34,7 @@ class EntryParser {
     Cursor cursor(entry_.body);
     while (!cursor.done()) parse_statement(cursor);
     resolve();
+    guard_registers();
   }
 
  private:
@@ -172,6 +174,7 @@ class EntryParser {
     origin.text = std::string(begin, last.data() + last.size() - begin);
     if (last.empty() || tokens.back().line > line + 8) fail(line, "missing ';'");
     program_.code.push_back(decoder_.decode(tokens, origin));
+    named_.push_back(decoder_.named());
     const Flow flow = program_.code.back().flow;
     if (flow == Flow::kBranch || flow == Flow::kBranchTable) {
       fixups_.push_back({program_.code.size() - 1, last, line});
@@ -198,6 +201,22 @@ class EntryParser {
     }
   }
 
+  // Tells every instruction which registers of wgmmas it names.
+  void guard_registers() {
+    std::map<int, int> places;  // numbers by slot
+    for (const Instruction& i : program_.code) {
+      for (int slot : wgmma_registers(i)) places.emplace(slot, 0);
+    }
+    for (auto& [slot, place] : places) place = program_.guarded++;
+    for (size_t at = 0; at < program_.code.size() && !places.empty(); ++at) {
+      Instruction& i = program_.code[at];
+      const std::vector<int> own = wgmma_registers(i);
+      for (int slot : own.empty() ? named_[at] : own) {
+        if (const auto it = places.find(slot); it != places.end()) i.guarded.push_back(it->second);
+      }
+    }
+  }
+
   const Module& module_;
   const Entry& entry_;
   Program& program_;
@@ -207,6 +226,7 @@ class EntryParser {
   std::map<std::string_view, size_t> labels_;
   std::map<std::string_view, std::vector<std::string_view>> tables_;
   std::vector<Fixup> fixups_;
+  std::vector<std::vector<int>> named_;  // slots, by instruction
   int file_ = 0, source_line_ = 0;
 };
 

@@ -42,6 +42,7 @@ struct Instruction {
   std::array<int, 16> op{};  // register slots: byte offsets into the register file
   Address address, source;   // cp.async has two addresses
   std::vector<int> list;     // wgmma accumulators, branch table targets
+  std::vector<int> guarded;  // registers of wgmmas that it names, numbered from 0
 };
 
 // Where an instruction came from, kept apart from what the execution loop reads.
@@ -98,6 +99,7 @@ struct Program {
   u32 static_shared = 0;   // declared bytes
   u32 shared_layout = 0;   // bytes with the red zones: where dynamic shared memory begins
   int register_bytes = 0;  // of one warp
+  int guarded = 0;         // registers that wgmmas accumulate in or read
   // Shadow cells need be no finer than the narrowest access of the kernel (log2 of bytes).
   int global_cell_shift = 4, shared_cell_shift = 4;
 };

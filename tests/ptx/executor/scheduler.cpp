@@ -4,6 +4,8 @@
 #include <limits>
 #include <utility>
 
+#include "wgmma.h"
+
 namespace ptx {
 
 namespace {
@@ -64,6 +66,7 @@ class WarpRunner {
     ++c.issued[w_.scheduler()];
     c.threads += std::popcount(active);
     if (i.flow != Flow::kNext) return transfer(i, pc, group, active);
+    if (active && !i.guarded.empty()) touch_registers(w_, i);
     if (active) i.run(m_, i, active);
     ++pc;
     return true;
