@@ -4,8 +4,8 @@
 //   U = G, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T
 //   B = s sqrt(weight) F^T U, s the scale of the block's gradient
 //   M = B B^T + C^T C,  C = rms' sqrt(damped_updates weight damping k) F
-//   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on
-//     Y <- Y T;   T = a I - b Y Z;   Z <- T Z                          (square_root_rule.cuh)
+//   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on      (square_root_rule.cuh)
+//     Y <- Y T;   T = a I - b Y Z;   Z <- T Z         or, of two steps in all, the same with a product fewer
 //   F <- restored F Z
 //
 // One team a block and side (resident_block.cuh), its warps as in tile_products.cuh; a team finds its group
@@ -179,10 +179,8 @@ class ResidentSideUpdate {
     return second() + i * lower_tiles(kTiles) * kTileBytes;
   }
 
-  // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place, T in
-  // the third, or where there is but one round, in that of Y, which is read no more.
+  // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place.
   __device__ __forceinline__ float iterate(Lower& m, float norm) const {
-    const int products = 3 * (in_.rule.refine - 1);
     const Iteration first(in_.rule, norm, 0);
     m.add_diagonal(item_.d, in_.rule.decay);
     m.scale(1 / first.t);
@@ -191,8 +189,38 @@ class ResidentSideUpdate {
     m.add_diagonal(item_.d, first.a1);
     m.template write<Format>(symmetric_place(1));
     __syncthreads();
+    if (in_.rule.refine == 2) {
+      square_second_step(m, first, Iteration(in_.rule, norm, 1));
+    } else {
+      repeat_steps(norm);
+    }
+    return first.restored;
+  }
+
+  // The second step where it is the last, from Z = T in registers and in its place: with S = Y T
+  //
+  //   T^2 = a1 T - b1 S,   Z = a T - b S T^2
+  __device__ __forceinline__ void square_second_step(const Lower& t, const Iteration& first,
+                                                     const Iteration& second) const {
     const Shared y = symmetric_place(0), z = symmetric_place(1);
-    const Shared t = in_.rule.refine == 2 ? y : symmetric_place(2);
+    const SymmetricTiles left{y}, right{z};
+#pragma unroll 1
+    for (int i = 0; i < 2; ++i) {
+      Lower product = lower_tiles_of_product();
+      product.template add<Multiply>(left, right, d_tiles(), d_tiles());
+      __syncthreads();
+      if (i == 0) product.template write<Format>(y);
+      product.scale(i == 0 ? -first.b1 : -second.b);
+      product.add(t, i == 0 ? first.a1 : second.a);
+      product.template write<Format>(z);
+      __syncthreads();
+    }
+  }
+
+  // The second step and any after it. T is in the third place.
+  __device__ __forceinline__ void repeat_steps(float norm) const {
+    const int products = 3 * (in_.rule.refine - 1);
+    const Shared y = symmetric_place(0), z = symmetric_place(1), t = symmetric_place(2);
 #pragma unroll 1
     for (int i = 0; i < products; ++i) {
       const int turn = i % 3;
@@ -208,7 +236,6 @@ class ResidentSideUpdate {
       product.template write<Format>(turn == 0 ? y : turn == 1 ? t : z);
       __syncthreads();
     }
-    return first.restored;
   }
 
   // F' = scale F Z to the factor, if all of it is finite as it is stored.

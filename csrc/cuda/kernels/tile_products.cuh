@@ -363,6 +363,17 @@ struct LowerTiles {
     }
   }
 
+  // Adds `factor` times another one.
+  __device__ __forceinline__ void add(const LowerTiles& other, float factor) {
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        c[s][e / 4][e % 4] = fmaf(factor, other.c[s][e / 4][e % 4], c[s][e / 4][e % 4]);
+      }
+    }
+  }
+
   // C += A B^T, of which these are the lower tiles.
   template <class Multiply, class A, class B>
   __device__ __forceinline__ void add(A a, B b, int tile_rows, int depth, Exact exact = {}) {

@@ -8,8 +8,9 @@
 //   coupled   G             P     U
 //   whiten    B (or G)      F     U (or B)
 //   gram                    F                   M, then Y       Z = T
-//   round 1   Y             F     T             Z               (old Z)
-//   round 2+                F     three of Y, T, Z and a free one change places
+//   of 2      S             F     T^2           Y, then Z       T
+//   of 3      Y             F     T             Z               (old Z)
+//   step 3+                 F     three of Y, T, Z and a free one change places
 //   F R                     F     F' as float32 in a free one, until all of it is known to be finite
 #include "side_item.cuh"
 #include "wide_block.cuh"
@@ -153,6 +154,11 @@ class WideSideUpdate {
       WideBlock::add_diagonal(c, item_.d, first.a1, row, col);
       WideBlock::write_symmetric(c, wide_.grid(z), row, col);
     });
+    if (in_.rule.refine == 2) {
+      square_second_step(first, Iteration(in_.rule, norm, 1));
+      z = 3, free = 0;
+      return first.restored;
+    }
 #pragma unroll 1
     for (int step = 1; step < in_.rule.refine; ++step) {
       const Iteration it(in_.rule, norm, step);
@@ -164,6 +170,22 @@ class WideSideUpdate {
       t = y, y = free, z = other, free = old_z;
     }
     return first.restored;
+  }
+
+  // The second step where it is the last (resident_update.cu): S and T^2, then Z in the place of Y.
+  __device__ __forceinline__ void square_second_step(const Iteration& first, const Iteration& second) const {
+    const Grid s = wide_.grid(0), square = wide_.grid(2), y = wide_.grid(3), t = wide_.grid(4);
+    wide_.product({y}, {t}, d_halves(), d_halves(), d_tiles(), true, [&](Product& c, int row, int col) {
+      WideBlock::write_symmetric(c, s, row, col);
+      c.scale(-first.b1);
+      WideBlock::add_symmetric(c, first.a1, t, row, col);
+      WideBlock::write_symmetric(c, square, row, col);
+    });
+    wide_.product({s}, {square}, d_halves(), d_halves(), d_tiles(), true, [&](Product& c, int row, int col) {
+      c.scale(-second.b);
+      WideBlock::add_symmetric(c, second.a, t, row, col);
+      WideBlock::write_symmetric(c, y, row, col);
+    });
   }
 
   // to = scale A B + diagonal I, symmetric.
