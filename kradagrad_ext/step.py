@@ -13,6 +13,7 @@ from torch import Tensor
 from . import captured, grafting, packed, preconditioner
 from .backends import resolve
 from .backends.base import Backend
+from .beside import Beside
 from .block_layout import Blocked, Workspace
 from .clock import Clock
 from .config import Config, all_supported, check_lr, check_tensor
@@ -120,6 +121,7 @@ class Work:
     Attributes:
         backend: of the ops on parameters.  group_backends: of each group's blocks.
         clock: the step.  fresh: whether a parameter takes its first one.
+        beside: where moments are made while factors are updated.
     """
 
     bucket: Bucket
@@ -129,6 +131,7 @@ class Work:
     clock: Clock
     fresh: bool
     lr: Tensor
+    beside: Beside
 
     @property
     def preconditions(self) -> bool:
@@ -146,7 +149,9 @@ def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
     of_groups = tuple(
         backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups
     )
-    return Work(bucket, config, backend_of(config, *bucket.key), of_groups, settings.clock, fresh, lr)
+    beside = Beside(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
+    backend = backend_of(config, *bucket.key)
+    return Work(bucket, config, backend, of_groups, settings.clock, fresh, lr, beside)
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -180,22 +185,23 @@ def accumulate(
     bucket, config = work.bucket, work.config
     averaged = config.momentum_on == "gradient"
     decay2, weight2 = grafting.second_moment_rule(config)
-    graft_norms = torch.zeros_like(bucket.numel)
-    work.backend.accumulate_(
-        bucket.momenta if averaged else [],
-        bucket.second_moments,
-        own.lookahead,
-        graft_norms,
-        grads,
-        params,
-        coefficients,
-        active,
-        config.betas[0],
-        decay2,
-        weight2,
-        config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
-        config.nesterov,
-    )
+    with work.beside.launches():
+        graft_norms = torch.zeros_like(bucket.numel)
+        work.backend.accumulate_(
+            bucket.momenta if averaged else [],
+            bucket.second_moments,
+            own.lookahead,
+            graft_norms,
+            grads,
+            params,
+            coefficients,
+            active,
+            config.betas[0],
+            decay2,
+            weight2,
+            config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
+            config.nesterov,
+        )
     return graft_norms
 
 
@@ -210,6 +216,7 @@ def precondition(
         preconditioner.BlockGroupStep(
             work.clock,
             work.fresh,
+            work.beside,
             guard.scales[owners],
             grads.views[i],
             directions.views[i],
@@ -219,7 +226,10 @@ def precondition(
     ]
     rule = captured.step if work.config.capturable else preconditioner.step
     advance = partial(packed.step, rule) if work.config.packed else rule
-    block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
+    try:
+        block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
+    finally:
+        work.beside.join()
     updates = own.updates.tensors if work.preconditions else [bucket.like] * len(bucket.params)
     return updates, bucket.update_norms(block_norms)
 

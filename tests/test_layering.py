@@ -50,8 +50,8 @@ MAY_IMPORT = {
     "distributed.exchange": {"state"},
     "distributed.pieces": {"config", "plan"},
     "step": {
-        "block_layout", "clock", "config", "state", "captured", "packed", "preconditioner", "grafting",
-        "backends", "backends.base",
+        "beside", "block_layout", "clock", "config", "state", "captured", "packed", "preconditioner",
+        "grafting", "backends", "backends.base",
     },
     "packed": {"config", "plan", "packing", "preconditioner", "state", "backends.base"},
     "captured": {"config", "preconditioner", "state", "backends.base"},
@@ -61,7 +61,10 @@ MAY_IMPORT = {
     "block_layout": {"plan"},
     "decomposed_roots": set(),
     "polar": {"decomposed_roots", "backends.base"},
-    "preconditioner": {"block_views", "clock", "config", "state", "polar", "roots", "backends.base"},
+    "preconditioner": {
+        "beside", "block_views", "clock", "config", "state", "polar", "roots", "backends.base",
+    },
+    "beside": set(),
     "checkpoint": {"config", "packing", "state"},
     "diagnostics": {"measures"},
     "measures": {"backends.base", "grafting", "packing", "polar"},

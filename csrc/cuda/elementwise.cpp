@@ -33,7 +33,8 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
   inputs.directions = infos(directions);
   check_layouts("accumulate_", inputs);
   const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
-  run("accumulate_", coefficients, plan_accumulate(inputs, rule, data<float>(graft_norms)));
+  run("accumulate_", coefficients,
+      plan_accumulate(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
 }
 
 void parameter_step(const Tensors params, const Tensors momenta, const Tensors updates,

@@ -14,7 +14,7 @@ from kradagrad_ext.plan import Shape
 from .blocks import FLOAT
 from .gpus import Cost
 
-SPAN = 4096  # kSpan
+SPAN = 4608  # kSpan
 
 
 def elements(shapes: Sequence[Shape]) -> int:

@@ -136,11 +136,11 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
 }
 
 Plan accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
-                double weight2, double l2, bool nesterov, uintptr_t norms) {
+                double weight2, double l2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
   const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
   const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
   check_layouts("accumulate_", inputs);
-  return plan_accumulate(inputs, rule, pointer<float>(norms));
+  return plan_accumulate(inputs, rule, pointer<float>(norms), {.multiprocessors = multiprocessors});
 }
 
 Plan parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,

@@ -192,7 +192,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, l2, nesterov)
         norms = device.address(graft_norms)
-        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms))
+        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms, self.multiprocessors))
 
     def parameter_step_(
         self,

@@ -107,15 +107,38 @@ def test_a_scaler_is_no_wait(gpu_backend: str) -> None:
 
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)
-def test_a_side_stream_has_all_of_a_step(gpu_backend: str) -> None:
-    optimizer = make(parameters(), gpu_backend)
+@pytest.mark.parametrize("factor_every", [1, 1000])
+def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
+    gpu_backend: str, factor_every: int
+) -> None:
+    """Which wait for what was launched before, and are waited for before anything reads them."""
+    optimizer = make(parameters(), gpu_backend, factor_every=factor_every)
     optimizer.step()
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         recording = steady(optimizer.step)
     assert_free_of_waits(recording)
-    assert len({event["stream"] for event in recording.of("launch", "library")}) == 1
+    kinds = recording.of("launch", "library", "order")
+    streams = [event["stream"] for event in kinds if event["event"] != "order"]
+    own = streams[0]
+    beside = [i for i, event in enumerate(kinds) if event["event"] != "order" and event["stream"] != own]
+    orders = [(event["stream"], event["after"]) for event in kinds if event["event"] == "order"]
+    if factor_every > 1:
+        assert not beside
+        assert not orders
+        return
+    second = kinds[beside[0]]["stream"]
+    assert {kinds[i]["stream"] for i in beside} == {second}
+    assert orders == [(second, own), (own, second)]
+    assert kinds[beside[0] - 1]["event"] == "order"
+    names = [event.get("name", "joined") for event in kinds[beside[-1] + 1 :]]
+    if gpu_backend == "native":
+        assert {kinds[i]["name"] for i in beside} >= {"accumulate", "sum_spans"}
+        before, after = names[: names.index("joined")], names[names.index("joined") :]
+        assert {name for name in before if "update" in name}
+        assert {name for name in after if "precondition" in name} >= {"resident_precondition_64_bf16x3"}
+        assert not [name for name in before if "precondition" in name or name == "parameter_step"]
 
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)

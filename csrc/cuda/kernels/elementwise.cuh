@@ -1,6 +1,5 @@
-// Reading and writing of elements of any layout, four at a time where they are contiguous, and how the CTAs
-// of a launch share out the elements of all parameters: a CTA takes a span of kSpan elements of one
-// parameter.
+// Reading and writing of elements of any layout, four at a time where they are contiguous. The elements of
+// all parameters are shared out in spans of kSpan elements of one parameter.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,29 +9,36 @@
 
 namespace kradagrad::cuda {
 
-constexpr int kVector = 4;
-
-// kVector neighbouring elements of a flat parameter: one access for each tensor.
+// Neighbouring elements of a flat parameter: one access for each tensor.
 struct Whole {
+  static constexpr int kElements = 4;
   const Parameter& parameter;
   int64_t index;
-  static constexpr int count = kVector;
 };
 
-// Up to kVector elements, of any layout.
-struct Ragged {
+// One element, of any layout.
+struct Single {
+  static constexpr int kElements = 1;
   const Parameter& parameter;
-  int64_t index;
-  int count;
+  int64_t place[kMaxDims];
 
-  __device__ __forceinline__ int64_t offset(const Elements& of, int i) const {
-    int64_t rest = index + i, offset = 0;
-#pragma unroll 1
-    for (int dim = parameter.dims - 1; dim > 0; --dim) {
-      offset += rest % parameter.sizes[dim] * of.strides[dim];
-      rest /= parameter.sizes[dim];
+  __device__ __forceinline__ Single(const Parameter& parameter, int64_t index) : parameter(parameter) {
+#pragma unroll
+    for (int dim = kMaxDims - 1; dim > 0; --dim) {
+      place[dim] = 0;
+      if (dim >= parameter.dims) continue;
+      const int64_t quotient = index / parameter.sizes[dim];
+      place[dim] = index - quotient * parameter.sizes[dim];
+      index = quotient;
     }
-    return offset + rest * of.strides[0];
+    place[0] = index;
+  }
+
+  __device__ __forceinline__ int64_t offset(const Elements& of) const {
+    int64_t offset = 0;
+#pragma unroll
+    for (int dim = 0; dim < kMaxDims; ++dim) offset += place[dim] * of.strides[dim];
+    return offset;
   }
 };
 
@@ -43,7 +49,7 @@ __device__ __forceinline__ T* data_of(const Elements& of) {
   return static_cast<T*>(data);
 }
 
-__device__ __forceinline__ void read(float (&values)[kVector], const Elements& from, const Whole& at) {
+__device__ __forceinline__ void read(float (&values)[4], const Elements& from, const Whole& at) {
   if (from.bf16) {
     const uint2 packed = *reinterpret_cast<const uint2*>(data_of<__nv_bfloat16>(from) + at.index);
     values[0] = __uint_as_float(packed.x << 16);
@@ -56,20 +62,13 @@ __device__ __forceinline__ void read(float (&values)[kVector], const Elements& f
   }
 }
 
-__device__ __forceinline__ void read(float (&values)[kVector], const Elements& from, const Ragged& at) {
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if (i >= at.count) {
-      values[i] = 0;
-    } else if (from.bf16) {
-      values[i] = __bfloat162float(data_of<__nv_bfloat16>(from)[at.offset(from, i)]);
-    } else {
-      values[i] = data_of<float>(from)[at.offset(from, i)];
-    }
-  }
+__device__ __forceinline__ void read(float (&value)[1], const Elements& from, const Single& at) {
+  const int64_t offset = at.offset(from);
+  value[0] =
+      from.bf16 ? __bfloat162float(data_of<__nv_bfloat16>(from)[offset]) : data_of<float>(from)[offset];
 }
 
-__device__ __forceinline__ void write(const float (&values)[kVector], const Elements& to, const Whole& at) {
+__device__ __forceinline__ void write(const float (&values)[4], const Elements& to, const Whole& at) {
   if (to.bf16) {
     store_8(data_of<__nv_bfloat16>(to) + at.index,
             {round_bf16x2(values[0], values[1]), round_bf16x2(values[2], values[3])});
@@ -78,21 +77,18 @@ __device__ __forceinline__ void write(const float (&values)[kVector], const Elem
   }
 }
 
-__device__ __forceinline__ void write(const float (&values)[kVector], const Elements& to, const Ragged& at) {
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if (i >= at.count) break;
-    if (to.bf16) {
-      data_of<__nv_bfloat16>(to)[at.offset(to, i)] = __float2bfloat16(values[i]);
-    } else {
-      data_of<float>(to)[at.offset(to, i)] = values[i];
-    }
+__device__ __forceinline__ void write(const float (&value)[1], const Elements& to, const Single& at) {
+  const int64_t offset = at.offset(to);
+  if (to.bf16) {
+    data_of<__nv_bfloat16>(to)[offset] = __float2bfloat16(value[0]);
+  } else {
+    data_of<float>(to)[offset] = value[0];
   }
 }
 
-// The index of the parameter of this CTA's span.
-__device__ __forceinline__ int own_parameter(const Parameter* parameters, int count) {
-  return search(count, blockIdx.x, [&](int i) { return parameters[i].first_cta; });
+// The index of a span's parameter.
+__device__ __forceinline__ int parameter_of(const Parameter* parameters, int count, int64_t span) {
+  return search(count, span, [&](int i) { return parameters[i].first_span; });
 }
 
 // A copy in shared memory, which no store to a tensor can change: it is read once.
@@ -104,19 +100,20 @@ __device__ __forceinline__ void fetch(Parameter& own, const Parameter& parameter
   __syncthreads();
 }
 
-// Calls use(Whole) or use(Ragged) for the elements of this CTA's span, kVector at a time.
+// Calls use(Whole) for the elements of a span and use(Single) for what is left of it.
 template <class Use>
-__device__ __forceinline__ void for_each_position(const Parameter& parameter, const Use& use) {
-  const int64_t begin = (blockIdx.x - parameter.first_cta) * kSpan;
+__device__ __forceinline__ void for_each_position(const Parameter& parameter, int64_t span, const Use& use) {
+  int64_t begin = (span - parameter.first_span) * kSpan;
   const int64_t end = min(begin + kSpan, parameter.numel);
-  for (int64_t index = begin + threadIdx.x * kVector; index < end; index += kElementThreads * kVector) {
-    const int count = min(end - index, static_cast<int64_t>(kVector));
-    if (parameter.flat && count == kVector) {
-      use(Whole{parameter, index});
-    } else {
-      use(Ragged{parameter, index, count});
-    }
+  if (parameter.flat) {
+    const int64_t whole = begin + (end - begin) / Whole::kElements * Whole::kElements;
+    begin += threadIdx.x * Whole::kElements;
+#pragma unroll 1
+    for (; begin < whole; begin += kElementThreads * Whole::kElements) use(Whole{parameter, begin});
+    begin = whole;
   }
+#pragma unroll 1
+  for (int64_t i = begin + threadIdx.x; i < end; i += kElementThreads) use(Single{parameter, i});
 }
 
 // c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0.

@@ -6,8 +6,8 @@
 namespace kradagrad::cuda {
 
 constexpr int kMaxDims = 5;
-constexpr int kSpan = 4096;  // elements of a parameter that one CTA works off
-constexpr int kElementThreads = 256;
+constexpr int kSpan = 4608;  // elements of a parameter that a CTA works off at a time
+constexpr int kElementThreads = 192;
 
 // One tensor of a parameter; `data` null: there is none.
 struct Elements {
@@ -18,7 +18,7 @@ struct Elements {
 
 // A parameter and its tensors, all of one shape; neighbouring dims that are one in every tensor are merged.
 struct Parameter {
-  int64_t first_cta;
+  int64_t first_span;
   int64_t numel;
   int32_t dims;
   int32_t flat;  // one dim, contiguous and 16-byte aligned in every tensor
@@ -33,7 +33,8 @@ struct Accumulate {
   float beta1, rest1, beta2, weight2, l2;
   const float* coefficients;  // [P, 4]
   const bool* active;         // [P]
-  float* partial;             // [CTAs]: |graft|^2
+  int64_t spans;              // of all parameters
+  float* partial;             // [spans]: |graft|^2
 };
 
 struct SumSpans {

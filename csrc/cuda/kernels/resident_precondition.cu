@@ -4,9 +4,8 @@
 // One team a block (resident_block.cuh); a team finds its group by binary search over the groups' first
 // items. Shared memory of a team, two places of T^2 tiles (T = 8: 128 KB): D, then D P_r; P_r, then P_l.
 // Traffic: D and both roots once, V and its norm written once.
+#include "product_item.cuh"
 #include "resident_block.cuh"
-#include "square_root_resident.h"
-#include "square_root_rule.cuh"
 
 namespace kradagrad::cuda {
 namespace {
@@ -19,27 +18,27 @@ class ResidentProduct {
   using Format = FormatOf<Multiply>;
   using Full = FullProduct<kTiles, Multiply>;
 
-  __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in,
-                                             const ResidentProductGroup& group, int64_t block, bool active)
-      : in_(in), group_(group), block_(block), active_(active) {}
+  __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in, const ProductItem& item)
+      : in_(in), item_(item) {}
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {
     StagedMatrix<kTiles> direction, right_root, left_root;
-    direction.start(matrix(group_.direction, m(), n()));
-    right_root.start(matrix(group_.right_root, n(), n()));
-    store(direction, group_.direction, m(), n(), first());
-    store(right_root, group_.right_root, n(), n(), second());
-    left_root.start(matrix(group_.left_root, m(), m()));
+    const Matrix d = item_.direction(in_.views), right = item_.right_root(in_.views);
+    direction.start(d);
+    right_root.start(right);
+    store(direction, d, first());
+    store(right_root, right, second());
+    left_root.start(item_.left_root(in_.views));
     __syncthreads();
-    Full half = product(first(), second(), n(), {group_.direction.bf16 != 0, group_.right_root.bf16 != 0});
+    Full half = product(first(), second(), n(), {bf16(item_.group.direction), bf16(item_.group.right_root)});
     __syncthreads();
     half.write(first());
-    store(left_root, group_.left_root, m(), m(), second());
+    store(left_root, item_.left_root(in_.views), second());
     __syncthreads();
-    Full whole = product(second(), first(), m(), {group_.left_root.bf16 != 0, false});
+    Full whole = product(second(), first(), m(), {bf16(item_.group.left_root), false});
     const float norm = team_sum<Here::kWarps>(over_rms(whole));
-    write_product<kTiles>(whole, matrix(group_.out, m(), n()), first());
+    write_product<kTiles>(whole, item_.out(in_.views), first());
     return norm;
   }
 
@@ -47,17 +46,13 @@ class ResidentProduct {
   __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
   __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
-  __device__ __forceinline__ int m() const { return active_ ? group_.m : 0; }
-  __device__ __forceinline__ int n() const { return active_ ? group_.n : 0; }
-
-  __device__ __forceinline__ Matrix matrix(const Matrices& of, int rows, int cols) const {
-    return Matrix(in_.views, of, block_, rows, cols);
-  }
+  __device__ __forceinline__ int m() const { return item_.m; }
+  __device__ __forceinline__ int n() const { return item_.n; }
+  static __device__ __forceinline__ bool bf16(const Matrices& of) { return of.bf16 != 0; }
 
   // Ends the reading of a matrix into a place.
-  __device__ __forceinline__ void store(StagedMatrix<kTiles>& staged, const Matrices& of, int rows, int cols,
-                                        Shared place) const {
-    staged.finish(matrix(of, rows, cols), place);
+  __device__ __forceinline__ void store(StagedMatrix<kTiles>& staged, const Matrix& of, Shared place) const {
+    staged.finish(of, place);
     __syncthreads();
     staged.template store<Format>(place);
   }
@@ -72,7 +67,7 @@ class ResidentProduct {
 
   // Divides by the root mean square of the block's gradients; this thread's part of the squared norm.
   __device__ __forceinline__ float over_rms(Full& product) const {
-    const float rms = group_.statistics[block_ * kColumns + kRms];
+    const float rms = item_.rms;
     float norm = 0;
     product.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
@@ -85,23 +80,18 @@ class ResidentProduct {
   }
 
   const ResidentPrecondition& in_;
-  const ResidentProductGroup& group_;
-  int64_t block_;
-  bool active_;
+  const ProductItem& item_;
 };
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_precondition(const ResidentPrecondition& in) {
+  __shared__ ProductItem items[Worker<kTiles>::kTeams];
   const WorkItem<kTiles> work(in.items);
-  const ResidentProductGroup& group =
-      in.groups[search(in.count, work.index, [&](int i) { return in.groups[i].first_item; })];
-  const int64_t block = work.index - group.first_item;
-  const bool active = work.exists && in.scales[group.first_block + block] != 0;
-  float norm = 0;
-  if (__syncthreads_or(active)) {
-    norm = ResidentProduct<kTiles, kPrecision>(in, group, block, active).run();
-  }
-  if (work.exists && Worker<kTiles>::thread() == 0) in.norms[group.first_block + block] = norm;
+  ProductItem& item = items[Worker<kTiles>::team()];
+  if (Worker<kTiles>::thread() == 0) item.find(in, work.index, work.exists);
+  __syncthreads();
+  const float norm = __syncthreads_or(item.active) ? ResidentProduct<kTiles, kPrecision>(in, item).run() : 0;
+  if (Worker<kTiles>::thread() == 0) item.set_norm(in, norm);
 }
 
 }  // namespace

@@ -47,31 +47,23 @@ class WideBlock {
   // Fills a grid from a matrix times `scale`, with zeros to whole halves of 128; calls use(value) for each.
   template <class Use>
   static __device__ __forceinline__ void split(const Matrix& from, Grid to, float scale, const Use& use) {
-    const int rows = halves_of(from.rows) * kHalf, cols = halves_of(from.cols) * kHalf;
-    for (int i = threadIdx.x; i < rows * cols * kFours; i += kResidentThreads) {
-      const int tile = i / kFours, row = i % kFours / 32 * 8 + i % 16 / 2, col = i % 32 / 16 * 8 + i % 2 * 4;
-      const int tile_row = tile / cols, tile_col = tile % cols;
-      float four[4];
-      read_four(from, tile_row * kTile + row, tile_col * kTile + col, four);
+    for_each_four(from, [&](const Four& at, float (&four)[4]) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         four[j] *= scale;
         use(four[j]);
       }
-      PlaneTiles::store_four(to.tile(tile_row, tile_col), row, col, four);
-    }
+      PlaneTiles::store_four(to.tile(at.tile_row, at.tile_col), at.row, at.col, four);
+    });
   }
 
   // The largest magnitude in a matrix, infinite where it is not finite.
   static __device__ __forceinline__ float largest(const Matrix& from) {
     float most = 0;
-    const int fours = (from.cols + 3) / 4;
-    for (int i = threadIdx.x; i < from.rows * fours; i += kResidentThreads) {
-      float four[4];
-      read_four(from, i / fours, i % fours * 4, four);
+    for_each_four(from, [&](const Four&, const float (&four)[4]) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) most = fmaxf(most, isfinite(four[j]) ? fabsf(four[j]) : INFINITY);
-    }
+    });
     return team_max<kWarps>(most);
   }
 
@@ -181,6 +173,36 @@ class WideBlock {
   static __device__ __forceinline__ Shared stage_at(int step) {
     extern __shared__ float4 memory[];
     return shared_address(memory) + step % kWideStages * kStage;
+  }
+
+  // Four neighbours of a row of a tile.
+  struct Four {
+    int tile_row, tile_col, row, col;
+    __device__ __forceinline__ Four(int i, int tile_cols)
+        : tile_row(i / kFours / tile_cols),
+          tile_col(i / kFours % tile_cols),
+          row(i % kFours / 32 * 8 + i % 16 / 2),
+          col(i % 32 / 16 * 8 + i % 2 * 4) {}
+  };
+
+  // Calls use(at, four) for a matrix and the zeros around it up to whole halves of 128; a thread has eight
+  // loads under way at once.
+  template <class Use>
+  static __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) {
+    constexpr int kAtOnce = 8;
+    const int cols = halves_of(from.cols) * kHalf, count = halves_of(from.rows) * kHalf * cols * kFours;
+    static_assert(kHalf * kHalf * kFours % (kAtOnce * kResidentThreads) == 0);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += kAtOnce * kResidentThreads) {
+      float fours[kAtOnce][4];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const Four at(i + j * kResidentThreads, cols);
+        read_four(from, at.tile_row * kTile + at.row, at.tile_col * kTile + at.col, fours[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) use(Four(i + j * kResidentThreads, cols), fours[j]);
+    }
   }
 
   static __device__ __forceinline__ void read_four(const Matrix& from, int row, int col, float (&four)[4]) {

@@ -2,26 +2,11 @@
 // resident_precondition.cu, with the block's matrices in global memory (wide_block.cuh).
 //
 // CTAs take blocks in turns. Three grids of a CTA: D; P_r, then P_l; D P_r.
-#include "square_root_rule.cuh"
+#include "product_item.cuh"
 #include "wide_block.cuh"
 
 namespace kradagrad::cuda {
 namespace {
-
-// A block, in shared memory, to spare registers.
-struct ProductItem {
-  ResidentProductGroup group;
-  int64_t block;
-  float rms;
-  bool active;
-
-  __device__ __forceinline__ void find(const ResidentPrecondition& in, int64_t index) {
-    group = in.groups[search(in.count, index, [&](int i) { return in.groups[i].first_item; })];
-    block = index - group.first_item;
-    rms = group.statistics[block * kColumns + kRms];
-    active = in.scales[group.first_block + block] != 0;
-  }
-};
 
 class WideProduct {
  public:
@@ -32,13 +17,13 @@ class WideProduct {
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {
-    split(item_.group.direction, m(), n(), 0);
-    split(item_.group.right_root, n(), n(), 1);
+    split(item_.direction(views_), 0);
+    split(item_.right_root(views_), 1);
     wide_.product({wide_.grid(0), false, item_.group.direction.bf16 != 0},
                   {wide_.grid(1), true, item_.group.right_root.bf16 != 0}, WideBlock::halves_of(m()),
                   WideBlock::halves_of(n()), tiles_of(n()), false,
                   [&](Product& c, int row, int col) { WideBlock::write(c, wide_.grid(2), row, col); });
-    split(item_.group.left_root, m(), m(), 1);
+    split(item_.left_root(views_), 1);
     float norm = 0;
     wide_.product({wide_.grid(1), false, item_.group.left_root.bf16 != 0}, {wide_.grid(2), true},
                   WideBlock::halves_of(m()), WideBlock::halves_of(n()), tiles_of(m()), false,
@@ -51,17 +36,16 @@ class WideProduct {
   }
 
  private:
-  __device__ __forceinline__ int m() const { return item_.group.m; }
-  __device__ __forceinline__ int n() const { return item_.group.n; }
+  __device__ __forceinline__ int m() const { return item_.m; }
+  __device__ __forceinline__ int n() const { return item_.n; }
 
-  __device__ __forceinline__ void split(const Matrices& of, int rows, int cols, int grid) const {
-    WideBlock::split(Matrix(views_, of, item_.block, rows, cols), wide_.grid(grid), 1, [](float) {});
+  __device__ __forceinline__ void split(const Matrix& from, int grid) const {
+    WideBlock::split(from, wide_.grid(grid), 1, [](float) {});
   }
 
   // A tile of 128 x 128 of V.
   __device__ __forceinline__ void write(Product& c, int row, int col) const {
-    const Matrix out =
-        Matrix(views_, item_.group.out, item_.block, m(), n()).part(row * 128, col * 128, 128, 128);
+    const Matrix out = item_.out(views_).part(row * 128, col * 128, 128, 128);
     c.for_each_pair([&](int i, int j, float (&pair)[2]) { out.write_pair(i, j, {pair[0], pair[1]}); });
   }
 
@@ -77,10 +61,10 @@ extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)
   __shared__ ProductItem item;
 #pragma unroll 1
   for (int64_t index = blockIdx.x; index < in.precondition.items; index += gridDim.x) {
-    if (threadIdx.x == 0) item.find(in.precondition, index);
+    if (threadIdx.x == 0) item.find(in.precondition, index, true);
     __syncthreads();
     const float norm = item.active ? WideProduct(in, item).run() : 0;
-    if (threadIdx.x == 0) in.precondition.norms[item.group.first_block + item.block] = norm;
+    if (threadIdx.x == 0) item.set_norm(in.precondition, norm);
     __syncthreads();
   }
 }

@@ -7,6 +7,7 @@
 
 #include "../kernels/square_root_resident.h"
 #include "../kernels/wide.h"
+#include "gpu.h"
 #include "kernel_choice.h"
 #include "launch.h"
 
@@ -16,12 +17,6 @@ constexpr int32_t kTile = 16;  // tile.cuh
 constexpr int32_t kWideSide = kWideTiles * kTile;
 constexpr int32_t kMiddleSide = 96;
 constexpr int32_t kKernelSides[] = {64, kMiddleSide, kResidentSide, kWideSide};
-
-// What a plan needs to know of a GPU: bytes of shared memory that a CTA may have, and multiprocessors.
-struct Gpu {
-  int32_t shared = 163 << 10;
-  int32_t multiprocessors = 108;
-};
 
 // The longest side of blocks that the smallest kernels for a side take, or 0 where none fits. The sides in
 // between and beyond are of the default precision alone.

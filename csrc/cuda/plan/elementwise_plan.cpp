@@ -84,15 +84,15 @@ bool is_flat(const Layout& layout, const OfParameter& tensors) {
   return true;
 }
 
-// The table of all parameters, and how many CTAs work it off.
-std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& ctas) {
+// The table of all parameters, and how many spans they have.
+std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans) {
   std::vector<Parameter> table;
-  ctas = 0;
+  spans = 0;
   for (std::size_t p = 0; p < inputs.params.size(); ++p) {
     const OfParameter tensors = tensors_of(inputs, p);
     const Layout layout = layout_of(tensors);
     Parameter entry{};
-    entry.first_cta = ctas;
+    entry.first_span = spans;
     entry.numel = 1;
     for (const int64_t size : inputs.params[p].sizes) entry.numel *= size;
     entry.dims = static_cast<int32_t>(layout.sizes.size());
@@ -107,7 +107,7 @@ std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& ctas) 
       std::copy(layout.strides[i].begin(), layout.strides[i].end(), elements[i]->strides);
     }
     table.push_back(entry);
-    ctas += (entry.numel + kSpan - 1) / kSpan;
+    spans += (entry.numel + kSpan - 1) / kSpan;
   }
   return table;
 }
@@ -129,16 +129,20 @@ void check_layouts(const char* op, const ElementwiseInputs& inputs) {
   }
 }
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms) {
+Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
+                     const Gpu& gpu) {
   Planner planner;
-  int64_t ctas;
-  const std::vector<Parameter> table = table_of(inputs, ctas);
+  int64_t spans;
+  const std::vector<Parameter> table = table_of(inputs, spans);
   const Parameter* const parameters = planner.add(table);
   const auto count = static_cast<int32_t>(table.size());
-  float* const partial = planner.floats(ctas);
+  float* const partial = planner.floats(spans);
+  // What is not contiguous takes arithmetic, too, and many threads.
+  const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& own) { return own.flat; });
+  const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
   planner.launch("accumulate", ctas, kElementThreads, 0,
                  Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
-                            rule.weight2, rule.l2, inputs.coefficients, inputs.active, partial});
+                            rule.weight2, rule.l2, inputs.coefficients, inputs.active, spans, partial});
   planner.launch("sum_spans", count, kElementThreads, 0,
                  SumSpans{parameters, inputs.active, partial, graft_norms});
   return planner.take();
@@ -146,10 +150,10 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
 
 Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule) {
   Planner planner;
-  int64_t ctas;
-  const std::vector<Parameter> table = table_of(inputs, ctas);
+  int64_t spans;
+  const std::vector<Parameter> table = table_of(inputs, spans);
   const Parameter* const parameters = planner.add(table);
-  planner.launch("parameter_step", ctas, kElementThreads, 0,
+  planner.launch("parameter_step", spans, kElementThreads, 0,
                  ParameterStep{parameters, static_cast<int32_t>(table.size()), rule.nesterov, rule.momentum,
                                rule.decay, rule.l2, inputs.coefficients, inputs.active, rule.lr});
   return planner.take();

@@ -5,6 +5,7 @@
 
 #include "../kernels/elementwise.h"
 #include "batch.h"
+#include "gpu.h"
 #include "launch.h"
 
 namespace kradagrad::cuda {
@@ -30,7 +31,8 @@ struct ParameterRule {
   const float* lr;
 };
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms);
+Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
+                     const Gpu& gpu);
 Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule);
 
 // Throws where a parameter's tensors have more than kMaxDims dims that cannot be merged; `op` is named.

@@ -17,6 +17,10 @@ def item(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (resident)", "side_item.cuh", old, new, UPDATE, layer)
 
 
+def product(name: str, old: str, new: str, layer: str = "values") -> Fault:
+    return Fault(f"{name} (resident)", "product_item.cuh", old, new, PRECONDITION, layer)
+
+
 def precondition(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (resident)", "resident_precondition.cu", old, new, PRECONDITION, layer)
 
@@ -47,13 +51,15 @@ BARRIERS = [
     barrier("before the first product", "    m.template write<Format>(symmetric_place(1));\n    "),
     barrier("before a product takes a factor's place", "it.a);\n      }\n      "),
     barrier("before the next product", "turn == 1 ? t : z);\n      "),
+    barrier(
+        "before S takes the place of Y", "(left, right, d_tiles(), d_tiles());\n      ", "      if (i == 0)"
+    ),
+    barrier("before S times T^2", "product.template write<Format>(z);\n      "),
     precondition_barrier(
         "before a matrix is stored where its elements passed",
-        "staged.finish(matrix(of, rows, cols), place);\n    ",
+        "staged.finish(of, place);\n    ",
     ),
-    precondition_barrier(
-        "before the first product", "left_root.start(matrix(group_.left_root, m(), m()));\n    "
-    ),
+    precondition_barrier("before the first product", "left_root.start(item_.left_root(in_.views));\n    "),
     precondition_barrier("before D P_r takes the place of D", "    ", "    half.write("),
     precondition_barrier("before the second product", "    ", "    Full whole"),
 ]
@@ -68,7 +74,7 @@ MEMORY = [
         "bounds",
     ),
     update("T in a fourth place", "symmetric_place(2);", "symmetric_place(3);", "bounds"),
-    update("T over Y where Y is still read", "in_.rule.refine == 2 ? y", "true ? y", kernel=UPDATE_128),
+    update("T over Y where Y is still read", "t = symmetric_place(2);", "t = y;"),
     update(
         "symmetric places overlap by a tile",
         "i * lower_tiles(kTiles) * kTileBytes;",
@@ -97,28 +103,17 @@ MEMORY = [
         "in.scales[block]",
     ),
     update("a factor that is not ready is written", "if (item_.ready) write_product", "write_product"),
-    precondition(
-        "V of another block",
-        "matrix(group_.out, m(), n()), first());",
-        "Matrix(in_.views, group_.out, 0, m(), n()), first());",
-        "race",
-    ),
-    precondition(
-        "inactive blocks have norms",
-        "work.exists && in.scales[group.first_block + block] != 0;",
-        "work.exists;",
-    ),
-    precondition("a team without an item takes part", "work.exists && in.scales", "in.scales", "budget"),
-    precondition(
-        "a norm of a team without an item",
-        "if (work.exists && Worker<kTiles>::thread() == 0)",
-        "if (Worker<kTiles>::thread() == 0)",
-        "race",
-    ),
+    product("V of another block", "group.out, block, m, n", "group.out, 0, m, n", "race"),
+    product("inactive blocks have norms", "exists && in.scales[group.first_block + block] != 0;", "exists;"),
+    product("a team without an item takes part", "exists && in.scales", "in.scales", "budget"),
+    product("a norm of a team without an item", "if (exists) in.norms", "in.norms", "race"),
     precondition(
         "one norm for all teams",
-        "work.exists && Worker<kTiles>::thread() == 0",
-        "work.exists && threadIdx.x == 0",
+        "if (Worker<kTiles>::thread() == 0) item.set_norm",
+        "if (threadIdx.x == 0) item.set_norm",
+    ),
+    precondition(
+        "no barrier after the block was found", "work.exists);\n  " + SYNC, "work.exists);\n", "race"
     ),
 ]
 
@@ -185,6 +180,9 @@ FACTORS = [
     update("no decay in H", "    m.add_diagonal(item_.d, in_.rule.decay);\n", ""),
     update("H in no unit", "    m.scale(1 / first.t);\n", ""),
     update("Z without its diagonal", "    m.add_diagonal(item_.d, first.a1);\n", ""),
+    update("S is not kept", "      if (i == 0) product.template write<Format>(y);\n", ""),
+    update("T^2 from S without its coefficient", "i == 0 ? -first.b1 : -second.b", "-second.b"),
+    update("T^2 from T without its coefficient", "i == 0 ? first.a1 : second.a", "second.a"),
     update("coefficients of the step before", "i / 3 + 1);", "i / 3);"),
     update("T in the wrong turn", "if (turn == 1) {", "if (turn == 2) {"),
     update("T without its diagonal", "        product.add_diagonal(item_.d, it.a);\n", ""),
@@ -229,32 +227,22 @@ FACTORS = [
 
 PRODUCTS = [
     precondition("division by an rms of zero", "rms > 0 ? pair[i] / rms : 0;", "pair[i] / rms;"),
-    precondition(
-        "the rms of the first block", "group_.statistics[block_ * kColumns + kRms]", "group_.statistics[kRms]"
-    ),
+    product("the rms of the first block", "statistics[block * kColumns + kRms]", "statistics[kRms]"),
     precondition(
         "half of the norm",
         "norm = fmaf(pair[i], pair[i], norm);",
         "norm = i ? norm : fmaf(pair[i], pair[i], norm);",
     ),
-    precondition("P_l taken for exact", "{group_.left_root.bf16 != 0, false}", "{true, false}"),
+    precondition("P_l taken for exact", "{bf16(item_.group.left_root), false}", "{true, false}"),
     precondition(
-        "D P_r taken for exact", "{group_.left_root.bf16 != 0, false}", "{group_.left_root.bf16 != 0, true}"
+        "D P_r taken for exact", "bf16(item_.group.left_root), false", "bf16(item_.group.left_root), true"
     ),
-    precondition(
-        "D taken for exact",
-        "{group_.direction.bf16 != 0, group_.right_root.bf16 != 0}",
-        "{true, group_.right_root.bf16 != 0}",
-    ),
-    precondition(
-        "P_r taken for exact",
-        "{group_.direction.bf16 != 0, group_.right_root.bf16 != 0}",
-        "{group_.direction.bf16 != 0, true}",
-    ),
+    precondition("D taken for exact", "{bf16(item_.group.direction),", "{true,"),
+    precondition("P_r taken for exact", "bf16(item_.group.right_root)}", "true}"),
     precondition(
         "the depth of the other product", "product(second(), first(), m(),", "product(second(), first(), n(),"
     ),
-    precondition("P_r for P_l", "    store(left_root, group_.left_root, m(), m(), second());\n", ""),
+    precondition("P_r for P_l", "    store(left_root, item_.left_root(in_.views), second());\n", ""),
     precondition("D P_l for P_l D", "product(second(), first(), m(),", "product(first(), second(), m(),"),
 ]
 

@@ -37,8 +37,8 @@ BARRIERS = [
     barrier(UPDATE, "after the statistics were made", "item_.prepare(in_.rule, coupled);\n    "),
     barrier(ROOT, "after the item was found", "item.find(in.roots, index, true);\n    "),
     barrier(ROOT, "before the next item", "WideRoot(in, item).run();\n    "),
-    barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index);\n    "),
-    barrier(PRECONDITION, "before the next item", "item.block] = norm;\n    "),
+    barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index, true);\n    "),
+    barrier(PRECONDITION, "before the next item", "item.set_norm(in.precondition, norm);\n    "),
 ]
 
 BLOCKS = [
@@ -57,8 +57,8 @@ BLOCKS = [
     block(
         PRECONDITION,
         "no zeros below the last tile",
-        "halves_of(from.rows) * kHalf,",
-        "tiles_of(from.rows),",
+        "halves_of(from.rows) * kHalf * cols",
+        "tiles_of(from.rows) * cols",
         "values",
     ),
     block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
@@ -150,6 +150,14 @@ UPDATES = [
         "      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);\n",
         "",
     ),
+    own(UPDATE, "S and T^2 in one place", "square = wide_.grid(2)", "square = wide_.grid(0)", "race"),
+    own(
+        UPDATE,
+        "T^2 from S alone",
+        "      WideBlock::add_symmetric(c, first.a1, t, row, col);\n",
+        "",
+    ),
+    own(UPDATE, "Z from S T^2 alone", "      WideBlock::add_symmetric(c, second.a, t, row, col);\n", ""),
     own(UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "values"),
     own(
         UPDATE,

@@ -87,6 +87,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
   const Lock lock(mutex());
   Stream* const stream = resolve(handle);
   if (!event->recorded || (flags & cudaEventWaitExternal)) return cudaSuccess;
+  record("order",
+         "\"stream\":" + std::to_string(stream->id) + ",\"after\":" + std::to_string(event->stream->id));
   if (event->capture) return result(join(stream, event));
   if (!stream->capture) return cudaSuccess;
   return result(refuse(cudaErrorStreamCaptureIsolation, "cudaStreamWaitEvent", "for what is not captured"));
