@@ -20,6 +20,7 @@ from kradagrad_ext.cost.blocks import (
     product_tile,
 )
 from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.plan import iteration_products
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
@@ -204,7 +205,7 @@ def resident_update(block: Blocks, side: int, call: Call) -> Work:
         if call.damps:
             own.lower(d, d, factor)
         own.lower(d, k)
-        for _ in range(3 * (rule.refine - 1)):
+        for _ in range(iteration_products(rule.refine)):
             own.lower(d, d)
         own.full(d, d, d, factor)
     return own.work
@@ -260,7 +261,7 @@ def wide_update(block: Blocks, side: int, call: Call) -> Work:
         own.product(d, d, k, symmetric=True)
         if call.damps:
             own.product(d, d, d, factor, factor, symmetric=True, writes=False)
-        for _ in range(3 * (rule.refine - 1)):
+        for _ in range(iteration_products(rule.refine)):
             own.product(d, d, d, symmetric=True)
         own.product(d, d, d, factor)
         own.grids += call.factor * d * d

@@ -39,8 +39,8 @@ from kernel_costs import Blocks, Call, step_costs
 
 from kradagrad_ext.config import COUPLINGS, Config
 from kradagrad_ext.cost.blocks import TERMS, block_costs, root_costs
-from kradagrad_ext.cost.elementwise import elements
-from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, predict, training_step
+from kradagrad_ext.cost.elementwise import ACCUMULATE_BESIDE, elements
+from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, predict, saved_beside, training_step
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
 from kradagrad_ext.cost.steps import Part, kernel_costs, parts_of
@@ -59,7 +59,7 @@ def merged(costs: Sequence[Cost]) -> list[Cost]:
     by_name: dict[tuple[str, str], Cost] = {}
     for cost in costs:
         key = (cost.kernel, cost.step)
-        held = by_name.get(key, Cost(*key, 0, 0.0, overlaps=cost.overlaps))
+        held = by_name.get(key, Cost(*key, 0, 0.0, overlaps=cost.overlaps, beside=cost.beside))
         kinds = {**held.flops, **cost.flops}
         by_name[key] = Cost(
             *key,
@@ -68,6 +68,7 @@ def merged(costs: Sequence[Cost]) -> list[Cost]:
             {kind: held.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
             held.least_flops + cost.least_flops,
             cost.overlaps,
+            held.beside,
         )
     return list(by_name.values())
 
@@ -99,6 +100,10 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
     groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
     roots = root_costs(groups, config)
     rows = [record(cost, options.gpu) for cost in costs]
+    saved = {f"{gpu.name} ms": -saved_beside(costs, gpu) for gpu in options.gpu}
+    if any(saved.values()):
+        nothing = dict.fromkeys(("launches", "GB", "Tflop", "least Tflop"), 0)
+        rows.append({"kernel": ACCUMULATE_BESIDE, "step": "beside accumulate", **nothing, **saved})
     rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
     circumstances = {
         "model": model.name,

@@ -25,6 +25,7 @@ MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
 STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
+ROOT_STEPS = (5, 8)
 PRIOR = 0.03
 """What a new factor holds before its first gradient, relative to that, where old statistics are forgotten.
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
@@ -124,6 +125,7 @@ class Config:
     spike_limit: float
     exponent: float | None
     root_method: str
+    root_steps: int
     factor_dtype: torch.dtype | None
     root_dtype: torch.dtype | None
     packed: bool
@@ -194,6 +196,9 @@ class Config:
         refine = self.refine
         sound = is_int(refine) and 1 <= refine <= LARGEST_REFINE
         require(sound, "refine", f"an integer from 1 to {LARGEST_REFINE}", refine)
+        least, most = ROOT_STEPS
+        sound = is_int(self.root_steps) and least <= self.root_steps <= most
+        require(sound, "root_steps", f"an integer from {least} to {most}", self.root_steps)
         require(is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
         sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)

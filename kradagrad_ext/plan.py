@@ -109,12 +109,23 @@ class Group:
         For every mode B takes 2 d^2 k, H d^2 k, the polynomial d^3 a product, F R 2 d^3.
         """
         elements = math.prod(self.block_shape)
-        return self.blocks * sum(3 * d * elements + (3 * refine - 1) * d**3 for d in self.factor_dims)
+        return self.blocks * sum(
+            3 * d * elements + (2 + iteration_products(refine)) * d**3 for d in self.factor_dims
+        )
 
     @property
     def product_flops(self) -> int:
         """Flops of the blocks' product with the roots of all modes: 2 d^2 k for every mode."""
         return self.blocks * sum(2 * d * math.prod(self.block_shape) for d in self.factor_dims)
+
+
+def iteration_products(refine: int) -> int:
+    """Products of symmetric matrices that so many steps of the iteration take (docs/concepts.md).
+
+    The first step takes none. In the second Z = T still, and T^2 is a combination of T and Y T: where it is
+    the last, two products make its Z. Otherwise each step takes three.
+    """
+    return 2 if refine == 2 else 3 * (refine - 1)
 
 
 def merge_dims(shape: Shape, limit: int, keep_matrices: bool) -> tuple[Shape, ...]:

@@ -20,23 +20,53 @@ Polynomial = tuple[float, float, float]
 RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
 
-FLOOR = 2e-4
-"""Smallest singular value, over a bound of the largest, that the iterations are shaped for. Relative damping
-of 1e-3 leaves the F of blocks of 256 one of about 1e-3."""
+FLOORS = {5: 5.5e-3, 6: 1.1e-3, 7: 3e-4, 8: 2e-4}
+"""By the number of steps, the smallest singular value, over a bound of the largest, that they are shaped for.
+Relative damping of 1e-3 leaves the F of blocks of 256 one of about 1e-3. What is smaller gets less than its
+root."""
 
-POLYNOMIALS: tuple[Polynomial, ...] = (
-    (8.42134658, -24.5047034, 17.8304442),
-    (4.20053693, -3.05757079, 0.556962066),
-    (4.15544823, -3.02725681, 0.553664347),
-    (3.97975921, -2.90828739, 0.540735452),
-    (3.41712292, -2.51644513, 0.49837786),
-    (2.42423422, -1.75778043, 0.418883696),
-    (1.90959515, -1.28465744, 0.375763889),
-    (1.87501821, -1.25002023, 0.375002019),
-)
+POLYNOMIALS: dict[int, tuple[Polynomial, ...]] = {
+    5: (
+        (8.1980194, -23.6403554, 17.1564459),
+        (3.85775084, -2.8248132, 0.531678925),
+        (3.11677464, -2.29851492, 0.475065958),
+        (2.16875211, -1.53529069, 0.397178245),
+        (1.88165953, -1.25737974, 0.375738737),
+    ),
+    6: (
+        (8.38260539, -24.3547111, 17.7134661),
+        (4.13693352, -3.01478398, 0.552307841),
+        (3.91173807, -2.86184045, 0.535694469),
+        (3.2419601, -2.39024657, 0.484849153),
+        (2.2603136, -1.61719235, 0.405008153),
+        (1.88860528, -1.26503531, 0.376506683),
+    ),
+    7: (
+        (8.41702511, -24.4879711, 17.8173945),
+        (4.19335021, -3.05274468, 0.556436956),
+        (4.12645161, -3.00771608, 0.551539264),
+        (3.87423655, -2.83613563, 0.532906518),
+        (3.1537897, -2.3257829, 0.477969076),
+        (2.19388663, -1.55805237, 0.399331268),
+        (1.88327525, -1.2591643, 0.375917605),
+    ),
+    8: (
+        (8.42134658, -24.5047034, 17.8304442),
+        (4.20053693, -3.05757079, 0.556962066),
+        (4.15544823, -3.02725681, 0.553664347),
+        (3.97975921, -2.90828739, 0.540735452),
+        (3.41712292, -2.51644513, 0.49837786),
+        (2.42423422, -1.75778043, 0.418883696),
+        (1.90959515, -1.28465744, 0.375763889),
+        (1.87501821, -1.25002023, 0.375002019),
+    ),
+}
 """(a, b, c) of a x + b x^3 + c x^5, step by step: the one nearest to 1 on the interval that the steps before
-map [FLOOR, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
-interval's upper end the next polynomials multiply what rounding adds. All end within 5e-8 of 1."""
+map [floor, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
+interval's upper end the next polynomials multiply what rounding adds. Eight steps end within 5e-8 of 1, fewer
+within 1e-3."""
+
+MOST_STEPS = max(POLYNOMIALS)
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
@@ -62,7 +92,7 @@ def symmetric(matrix: Tensor) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial] = POLYNOMIALS) -> tuple[Tensor, Tensor]:
+def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Tensor, Tensor]:
     """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`."""
     f, usable = usable_factors(factors)
     gram = f.mT @ f

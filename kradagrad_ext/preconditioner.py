@@ -188,9 +188,11 @@ def refresh_roots(
 ) -> None:
     """New roots for all modes of active blocks that are due and have had a gradient."""
     squares: list[RootSide] = []
+    polynomials = polar.POLYNOMIALS[config.root_steps]
     for state, own in zip(states, active, strict=True):
         p, method = config.root_order(len(state.group.block_shape)), _root_method(state, config)
-        take_roots = roots.polar_roots if method == "polar" else backend.decomposed_roots
+        by_products = functools.partial(roots.polar_roots, polynomials=polynomials)
+        take_roots = by_products if method == "polar" else backend.decomposed_roots
         for mode in state.modes:
             side = Side(state.factors[mode], state.factor_stats[mode], state.roots[mode])
             of = RootSide(side, state.root_stats[mode], own, state.columns(mode))
@@ -199,7 +201,7 @@ def refresh_roots(
             else:
                 roots.refresh_(of, functools.partial(take_roots, p=p), method == "eigh", turn)
     if squares:
-        rule = RootRule(polar.POLYNOMIALS, roots.RESIDUAL_BOUND, config.precision)
+        rule = RootRule(polynomials, roots.RESIDUAL_BOUND, config.precision)
         backend.polar_roots_(squares, rule, turn)
 
 

@@ -10,13 +10,15 @@ A root is checked by its residual |P^p - X|_F / |X|_F on the device, and a bad o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import polar
 from .backends.base import RootSide, Turn
 from .decomposed_roots import identity_like, residuals, usable_factors
-from .polar import POLYNOMIALS, RootFunction, even_part, symmetric
+from .polar import Polynomial, RootFunction, even_part, symmetric
 
 RESIDUAL_BOUND = 1e-2
 """A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
@@ -33,7 +35,7 @@ def resolve_method(method: str, p: int, device: torch.device) -> str:
     return "polar" if wanted and supports_polar(p) else "eigh"
 
 
-def _square_root_by_products(matrices: Tensor) -> Tensor:
+def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
     """X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b G + c G^2, G = Z Y, with Y -> X^(1/2) and Z -> X^(-1/2).
 
     Only Y and Z are made symmetric: doing it to T loses two digits.
@@ -41,19 +43,21 @@ def _square_root_by_products(matrices: Tensor) -> Tensor:
     row_sum = matrices.abs().sum(-1).amax(-1)
     bound = torch.minimum(torch.linalg.matrix_norm(matrices), row_sum)[:, None, None]
     y, z = matrices / bound, identity_like(matrices).expand_as(matrices)
-    for polynomial in POLYNOMIALS:
+    for polynomial in polynomials:
         t = even_part(z @ y, polynomial)
         y, z = symmetric(y @ t), symmetric(t @ z)
     return y * bound.sqrt()
 
 
-def polar_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
+def polar_roots(
+    factors: Tensor, p: int, polynomials: Sequence[Polynomial] = polar.POLYNOMIALS[polar.MOST_STEPS]
+) -> tuple[Tensor, Tensor]:
     """As `Backend.decomposed_roots`, by products alone, for p a power of two from 2 on."""
-    root, residual = polar.polar_roots(factors)
+    root, residual = polar.polar_roots(factors, polynomials)
     if p == 2:
         return root, residual
     for _ in range(p.bit_length() - 2):
-        root = _square_root_by_products(root)
+        root = _square_root_by_products(root, polynomials)
     f, usable = usable_factors(factors)
     return root, residuals(root, f @ f.mT, p, usable)
 

@@ -73,7 +73,7 @@ def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
 
 
 def root_rule_of(spec: Spec) -> RootRule:
-    return RootRule(polar.POLYNOMIALS, RESIDUAL_BOUND, spec.precision)
+    return RootRule(polar.POLYNOMIALS[8], RESIDUAL_BOUND, spec.precision)
 
 
 def _roots(ops: Any, own: Arguments) -> None:  # noqa: ANN401

@@ -16,7 +16,6 @@ import torch
 from kradagrad_ext.clock import damping_interval
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
-from kradagrad_ext.polar import POLYNOMIALS
 from kradagrad_ext.roots import resolve_method
 
 from .gpus import Cost
@@ -131,7 +130,9 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
         for d in filter(None, group.factor_dims):
             side = kernel_side(d, config.precision) if (p, method) == (2, "polar") else None
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
-            own = _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method)
+            own = (
+                _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.root_steps)
+            )
             each = (1.0, *(group.blocks * number for number in own))
             sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
     costs, share = [], 1 / config.root_every
@@ -144,24 +145,24 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
 
 def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
     """Bytes, executed and least flops of one block by a kernel, which pads it to its side."""
-    products, extra = _of_root(2, "polar")
+    products, extra = _of_root(2, "polar", config.root_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
     size = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
     return (FLOAT + size) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
 
 
-def _root_of_torch(d: int, p: int, method: str) -> tuple[float, float, float]:
+def _root_of_torch(d: int, p: int, method: str, steps: int) -> tuple[float, float, float]:
     """The same by float32 products: X, the powers of P for the residual, and the products of `_of_root`.
 
     All but one a polar step are symmetric, which torch's products make no use of.
     """
-    products, extra = _of_root(p, method)
+    products, extra = _of_root(p, method, steps)
     products += p.bit_length() + p.bit_count() - 1
     executed = 2 * products + (extra if method == "eigh" else 0)
     return FLOAT * 3 * products * d**2, executed * d**3, (products + extra) * d**3
 
 
-def _of_root(p: int, method: str) -> tuple[int, int]:
+def _of_root(p: int, method: str, steps: int) -> tuple[int, int]:
     """Products that make a root, and what they take beyond symmetric products, of d^3.
 
     A polar step has G, G^2 and Q times their sum, which is not symmetric; one that halves the exponent of P
@@ -171,5 +172,4 @@ def _of_root(p: int, method: str) -> tuple[int, int]:
         return 0, 0
     if method == "eigh":
         return 1, EIGH_FLOPS
-    steps = len(POLYNOMIALS)
     return (3 + 4 * (p.bit_length() - 2)) * steps + 1, steps

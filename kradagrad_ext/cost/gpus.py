@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .work import MMA_FLOPS, work_of
@@ -144,6 +144,7 @@ class Cost:
         flops: by kind of arithmetic, as executed: split products counted term by term, padding included.
         least_flops: one multiplication and addition a term of the formula, half of it where C is symmetric.
         overlaps: whether memory and arithmetic of different CTAs overlap on an SM, where work is not counted.
+        beside: the kernel that this one shares the SMs with, if it is launched on the same step.
     """
 
     kernel: str
@@ -153,26 +154,59 @@ class Cost:
     flops: dict[str, float] = field(default_factory=dict)
     least_flops: float = 0.0
     overlaps: bool = True
+    beside: str = ""
 
     def milliseconds(self, gpu: Gpu) -> float:
         """By what is counted of the kernel.
 
         Else the larger of both roofs, or their sum where the phases of a CTA have the SM to themselves.
         """
-        work = work_of(self.kernel, gpu.architecture)
-        if work and self.flops:
-            ctas = sum(flops / MMA_FLOPS[kind] for kind, flops in self.flops.items()) / work.mma
-            cycles = work.cycles(gpu.mma_cycles, self.bytes / ctas / gpu.bytes_a_cycle)
-            return 1e3 * ctas * cycles / (gpu.sms * gpu.clock)
+        counted = self._counted(gpu)
+        if counted:
+            return counted[0]
         memory = 1e3 * self.bytes / gpu.bandwidth
         arithmetic = 1e3 * sum(flops / gpu.rate(kind) for kind, flops in self.flops.items())
         return max(memory, arithmetic) if self.overlaps else memory + arithmetic
+
+    def waiting_share(self, gpu: Gpu) -> float:
+        """The share of its time in which its CTAs wait for memory to deliver; 0 where work is not counted."""
+        counted = self._counted(gpu)
+        return counted[1] / counted[0] if counted else 0.0
+
+    def _counted(self, gpu: Gpu) -> tuple[float, float] | None:
+        """Milliseconds by what is counted of the kernel, and those in which its CTAs wait for bytes."""
+        work = work_of(self.kernel, gpu.architecture)
+        if work is None or not self.flops:
+            return None
+        ctas = sum(flops / MMA_FLOPS[kind] for kind, flops in self.flops.items()) / work.mma
+        memory = self.bytes / ctas / gpu.bytes_a_cycle
+        each = 1e3 * ctas / (gpu.sms * gpu.clock)
+        return each * work.cycles(gpu.mma_cycles, memory), each * work.exposed_cycles(memory)
 
 
 def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
     """Milliseconds on a GPU: a prediction, without the few microseconds that a launch takes by itself."""
     gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
-    return sum(cost.milliseconds(gpu) for cost in costs)
+    given = list(costs)
+    return sum(cost.milliseconds(gpu) for cost in given) - saved_beside(given, gpu)
+
+
+def saved_beside(costs: Sequence[Cost], gpu: Gpu) -> float:
+    """Milliseconds that launches which share the SMs take less than one after the other.
+
+    A guest's bytes come while its host computes. While that waits for bytes of its own, the guest takes as
+    long as by itself. Both together take no less than memory does for their bytes.
+    """
+    saved = 0.0
+    for kernel in {cost.beside for cost in costs}:
+        hosts = [cost for cost in costs if cost.kernel == kernel]
+        guests = [cost for cost in costs if cost.beside == kernel]
+        if kernel and hosts:
+            host, guest = (sum(cost.milliseconds(gpu) for cost in own) for own in (hosts, guests))
+            together = host + guest * max(cost.waiting_share(gpu) for cost in hosts)
+            memory = 1e3 * sum(cost.bytes for cost in [*hosts, *guests]) / gpu.bandwidth
+            saved += max(0.0, host + guest - max(together, memory))
+    return saved
 
 
 def training_step(parameters: int, gpu: Gpu, tokens: int = TOKENS) -> float:

@@ -94,8 +94,12 @@ class KernelWork:
         busy = max(self.limits(mma_cycles).values()) / BUSY_FRACTION
         waiting = self.exposed_trips * LATENCY_CYCLES + self.lookups * LOOKUP_CYCLES
         waiting += self.barriers * PHASE_CYCLES
-        waiting += memory_cycles * self.exposed_bytes / self.bytes
+        waiting += self.exposed_cycles(memory_cycles)
         return max(busy, memory_cycles, (busy + waiting) / self.ctas_of_sm)
+
+    def exposed_cycles(self, memory_cycles: float) -> float:
+        """Of `memory_cycles`, those in which a CTA has nothing else to do."""
+        return memory_cycles * self.exposed_bytes / self.bytes
 
 
 def read() -> list[KernelWork]:

@@ -9,7 +9,7 @@ from kradagrad_ext import polar
 from kradagrad_ext.backends.base import RMS, WEIGHT, RootRule, RootSide, Side
 
 BOUND = 1e-2
-RULE = RootRule(polar.POLYNOMIALS, BOUND)
+RULE = RootRule(polar.POLYNOMIALS[8], BOUND)
 
 
 def root_side(blocks: int, d: int, condition: float = 1e3, dtypes=(torch.float32, torch.float32)) -> RootSide:

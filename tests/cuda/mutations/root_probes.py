@@ -89,7 +89,7 @@ def _spoiled(d: int) -> RootSide:
 def small(precision: str = "bf16x3") -> list[RootProbe]:
     """Several sides, the last block refused; turns; blocks that take no part; storage in bfloat16."""
     rule = replace(RULE, precision=precision)
-    rough = RootRule(polar.POLYNOMIALS[:1], RULE.bound, precision)
+    rough = RootRule(polar.POLYNOMIALS[8][:1], RULE.bound, precision)
     stored = (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)
     rounded = [root_side(2, d, dtypes=dtypes) for d in (24, 33) for dtypes in stored]
     last = root_side(3, 9)
@@ -105,7 +105,7 @@ def small(precision: str = "bf16x3") -> list[RootProbe]:
 
 def large(side: int) -> list[RootProbe]:
     """A side that the kernel for smaller ones does not take, and a rough root of it."""
-    rough = replace(RULE, polynomials=polar.POLYNOMIALS[:2])
+    rough = replace(RULE, polynomials=polar.POLYNOMIALS[8][:2])
     return [
         RootProbe("two steps", [root_side(1, side)], rough),
         RootProbe("all steps", [root_side(3, side - 3)]),
@@ -114,7 +114,7 @@ def large(side: int) -> list[RootProbe]:
 
 def wide() -> list[RootProbe]:
     """More sides than CTAs; one that is not finite, one that takes no part; turns; storage in bfloat16."""
-    rough = replace(RULE, polynomials=polar.POLYNOMIALS[:2])
+    rough = replace(RULE, polynomials=polar.POLYNOMIALS[8][:2])
     several = root_side(4, 130)
     several.active[0::2] = False
     several.side.factor[1, 0, 0] = math.nan
