@@ -30,6 +30,7 @@ import functools
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,17 @@ def adamw_cost(parameters: int, dtype: torch.dtype) -> Cost:
 
 def merged(costs: Sequence[Cost]) -> list[Cost]:
     """Costs of the same kernel and step as one, in the order of their first."""
-    by_name: dict[tuple[str, str], Cost] = {}
+    by_name: dict[tuple[str, str, str], Cost] = {}
     for cost in costs:
-        key = (cost.kernel, cost.step)
-        held = by_name.get(key, Cost(*key, 0, 0.0, overlaps=cost.overlaps, beside=cost.beside))
+        key = (cost.kernel, cost.step, cost.beside)
+        held = by_name.get(key, replace(cost, launches=0, bytes=0.0, flops={}, least_flops=0.0))
         kinds = {**held.flops, **cost.flops}
-        by_name[key] = Cost(
-            *key,
-            held.launches + cost.launches,
-            held.bytes + cost.bytes,
-            {kind: held.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
-            held.least_flops + cost.least_flops,
-            cost.overlaps,
-            held.beside,
+        by_name[key] = replace(
+            held,
+            launches=held.launches + cost.launches,
+            bytes=held.bytes + cost.bytes,
+            flops={kind: held.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
+            least_flops=held.least_flops + cost.least_flops,
         )
     return list(by_name.values())
 

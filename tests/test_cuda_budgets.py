@@ -69,6 +69,25 @@ def test_every_kernel_is_within_its_budgets(architecture: str) -> None:
     assert {name: found for name, found in broken.items() if found} == {}
 
 
+@slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_moments_run_beside_factors(architecture: str) -> None:
+    made, shapes = binaries.all_binaries(architecture), binaries.launch_shapes()
+    pair = [(made[name], shapes[name]) for name in ("accumulate", "resident_update_128_bf16x3")]
+    assert binaries.fit_together(pair, architecture)
+
+
+@pytest.mark.parametrize(
+    ("registers", "threads", "shared", "fits"),
+    [(96, 128, 1, True), (97, 128, 1, False), (96, 160, 1, False), (48, 256, 1, True), (96, 128, 90, False)],
+)
+def test_kernels_that_fit_together_by_hand(registers: int, threads: int, shared: int, fits: bool) -> None:
+    """Beside 8 warps of 208 registers and 136 KB, of 228 KB."""
+    first = Binary(208, 0, 0, 0, binaries.Counter()), Shape(256, 136 * KB)
+    second = Binary(registers, 0, 0, 0, binaries.Counter()), Shape(threads, shared * KB)
+    assert binaries.fit_together([first, second], "sm_90") == fits
+
+
 @pytest.mark.parametrize(
     ("kernel", "registers", "stack", "local", "static", "code", "dynamic", "found"),
     [

@@ -14,7 +14,7 @@ from kradagrad_ext.plan import Shape
 from .blocks import FLOAT
 from .gpus import Cost
 
-SPAN = 4608  # kSpan
+SPAN = 4096  # kSpan
 
 ACCUMULATE_BESIDE = "resident_update_128_bf16x3"
 """What leaves an SM enough registers for a CTA of `accumulate`, launched before it on a stream of its own."""

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -205,10 +206,21 @@ def shared_of_cta(made: Binary, shape: Shape) -> int:
 def ctas_of_sm(made: Binary, shape: Shape, architecture: str) -> int:
     """How many CTAs an SM holds at once, by its registers, shared memory and warps."""
     warps = -(-shape.threads // 32)
-    each = -(-made.registers * 32 // REGISTER_GRANULARITY) * REGISTER_GRANULARITY
-    by_registers = REGISTERS_OF_PARTITION // each * PARTITIONS // warps
+    by_registers = REGISTERS_OF_PARTITION // registers_of_warp(made) * PARTITIONS // warps
     by_shared = SM_SHARED[architecture] // (shared_of_cta(made, shape) + RESERVED_SHARED)
     return min(by_registers, by_shared, MAX_WARPS // warps, MAX_CTAS)
+
+
+def registers_of_warp(made: Binary) -> int:
+    """As they are allocated."""
+    return -(-made.registers * 32 // REGISTER_GRANULARITY) * REGISTER_GRANULARITY
+
+
+def fit_together(of: Sequence[tuple[Binary, Shape]], architecture: str) -> bool:
+    """Whether an SM holds a CTA of each kernel at the same time."""
+    registers = sum(registers_of_warp(made) * -(-shape.threads // (32 * PARTITIONS)) for made, shape in of)
+    shared = sum(shared_of_cta(made, shape) + RESERVED_SHARED for made, shape in of)
+    return registers <= REGISTERS_OF_PARTITION and shared <= SM_SHARED[architecture]
 
 
 def occupancy(made: Binary, shape: Shape, architecture: str) -> float:

@@ -1,5 +1,5 @@
-// Reading and writing of elements of any layout, four at a time where they are contiguous. The elements of
-// all parameters are shared out in spans of kSpan elements of one parameter.
+// Reading and writing of elements of any layout, four neighbours at a time where they are contiguous. The
+// elements of all parameters are shared out in spans of kSpan elements of one parameter.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,9 +9,11 @@
 
 namespace kradagrad::cuda {
 
-// Neighbouring elements of a flat parameter: one access for each tensor.
+// Elements of a flat parameter, four neighbours at a time: those from `index` on, and those that lie a round
+// of the CTA's threads behind. What is read of both is under way at once.
 struct Whole {
-  static constexpr int kElements = 4;
+  static constexpr int kFours = 2, kElements = 4 * kFours;
+  static constexpr int kDistance = 4 * kElementThreads, kRound = kFours * kDistance;
   const Parameter& parameter;
   int64_t index;
 };
@@ -20,25 +22,17 @@ struct Whole {
 struct Single {
   static constexpr int kElements = 1;
   const Parameter& parameter;
-  int64_t place[kMaxDims];
-
-  __device__ __forceinline__ Single(const Parameter& parameter, int64_t index) : parameter(parameter) {
-#pragma unroll
-    for (int dim = kMaxDims - 1; dim > 0; --dim) {
-      place[dim] = 0;
-      if (dim >= parameter.dims) continue;
-      const int64_t quotient = index / parameter.sizes[dim];
-      place[dim] = index - quotient * parameter.sizes[dim];
-      index = quotient;
-    }
-    place[0] = index;
-  }
+  int64_t index;
 
   __device__ __forceinline__ int64_t offset(const Elements& of) const {
-    int64_t offset = 0;
-#pragma unroll
-    for (int dim = 0; dim < kMaxDims; ++dim) offset += place[dim] * of.strides[dim];
-    return offset;
+    int64_t rest = index, offset = 0;
+#pragma unroll 1
+    for (int dim = parameter.dims - 1; dim > 0; --dim) {
+      const int64_t quotient = rest / parameter.sizes[dim];
+      offset += (rest - quotient * parameter.sizes[dim]) * of.strides[dim];
+      rest = quotient;
+    }
+    return offset + rest * of.strides[0];
   }
 };
 
@@ -49,16 +43,21 @@ __device__ __forceinline__ T* data_of(const Elements& of) {
   return static_cast<T*>(data);
 }
 
-__device__ __forceinline__ void read(float (&values)[4], const Elements& from, const Whole& at) {
-  if (from.bf16) {
-    const uint2 packed = *reinterpret_cast<const uint2*>(data_of<__nv_bfloat16>(from) + at.index);
-    values[0] = __uint_as_float(packed.x << 16);
-    values[1] = __uint_as_float(packed.x & 0xffff0000u);
-    values[2] = __uint_as_float(packed.y << 16);
-    values[3] = __uint_as_float(packed.y & 0xffff0000u);
-  } else {
-    const float4 four = *reinterpret_cast<const float4*>(data_of<float>(from) + at.index);
-    values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+__device__ __forceinline__ void read(float (&values)[Whole::kElements], const Elements& from,
+                                     const Whole& at) {
+#pragma unroll
+  for (int i = 0; i < Whole::kElements; i += 4) {
+    const int64_t index = at.index + i / 4 * Whole::kDistance;
+    if (from.bf16) {
+      const uint2 packed = *reinterpret_cast<const uint2*>(data_of<__nv_bfloat16>(from) + index);
+      values[i] = __uint_as_float(packed.x << 16);
+      values[i + 1] = __uint_as_float(packed.x & 0xffff0000u);
+      values[i + 2] = __uint_as_float(packed.y << 16);
+      values[i + 3] = __uint_as_float(packed.y & 0xffff0000u);
+    } else {
+      const float4 four = *reinterpret_cast<const float4*>(data_of<float>(from) + index);
+      values[i] = four.x, values[i + 1] = four.y, values[i + 2] = four.z, values[i + 3] = four.w;
+    }
   }
 }
 
@@ -68,12 +67,17 @@ __device__ __forceinline__ void read(float (&value)[1], const Elements& from, co
       from.bf16 ? __bfloat162float(data_of<__nv_bfloat16>(from)[offset]) : data_of<float>(from)[offset];
 }
 
-__device__ __forceinline__ void write(const float (&values)[4], const Elements& to, const Whole& at) {
-  if (to.bf16) {
-    store_8(data_of<__nv_bfloat16>(to) + at.index,
-            {round_bf16x2(values[0], values[1]), round_bf16x2(values[2], values[3])});
-  } else {
-    store_16(data_of<float>(to) + at.index, {values[0], values[1], values[2], values[3]});
+__device__ __forceinline__ void write(const float (&values)[Whole::kElements], const Elements& to,
+                                      const Whole& at) {
+#pragma unroll
+  for (int i = 0; i < Whole::kElements; i += 4) {
+    const int64_t index = at.index + i / 4 * Whole::kDistance;
+    if (to.bf16) {
+      store_8(data_of<__nv_bfloat16>(to) + index,
+              {round_bf16x2(values[i], values[i + 1]), round_bf16x2(values[i + 2], values[i + 3])});
+    } else {
+      store_16(data_of<float>(to) + index, {values[i], values[i + 1], values[i + 2], values[i + 3]});
+    }
   }
 }
 
@@ -100,17 +104,14 @@ __device__ __forceinline__ void fetch(Parameter& own, const Parameter& parameter
   __syncthreads();
 }
 
-// Calls use(Whole) for the elements of a span and use(Single) for what is left of it.
+// Calls use(Whole) for whole rounds of a span and use(Single) for what is left of it.
 template <class Use>
 __device__ __forceinline__ void for_each_position(const Parameter& parameter, int64_t span, const Use& use) {
   int64_t begin = (span - parameter.first_span) * kSpan;
   const int64_t end = min(begin + kSpan, parameter.numel);
-  if (parameter.flat) {
-    const int64_t whole = begin + (end - begin) / Whole::kElements * Whole::kElements;
-    begin += threadIdx.x * Whole::kElements;
 #pragma unroll 1
-    for (; begin < whole; begin += kElementThreads * Whole::kElements) use(Whole{parameter, begin});
-    begin = whole;
+  for (; parameter.flat && begin + Whole::kRound <= end; begin += Whole::kRound) {
+    use(Whole{parameter, begin + 4 * threadIdx.x});
   }
 #pragma unroll 1
   for (int64_t i = begin + threadIdx.x; i < end; i += kElementThreads) use(Single{parameter, i});

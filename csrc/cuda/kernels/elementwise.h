@@ -6,8 +6,8 @@
 namespace kradagrad::cuda {
 
 constexpr int kMaxDims = 5;
-constexpr int kSpan = 4608;  // elements of a parameter that a CTA works off at a time
-constexpr int kElementThreads = 192;
+constexpr int kSpan = 4096;  // elements of a parameter that a CTA works off at a time
+constexpr int kElementThreads = 128;
 
 // One tensor of a parameter; `data` null: there is none.
 struct Elements {

@@ -54,7 +54,7 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kElementThreads, 5) parameter_step(const ParameterStep in) {
+extern "C" __global__ void __launch_bounds__(kElementThreads, 6) parameter_step(const ParameterStep in) {
   const int index = parameter_of(in.parameters, in.count, blockIdx.x);
   if (!in.active[index]) return;
   __shared__ Parameter parameter;
