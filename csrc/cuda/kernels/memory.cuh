@@ -39,6 +39,9 @@ struct Matrix {
     col_stride = view.col_stride;
   }
 
+  // Whether it lies in whole quadruples of neighbours, each with an alignment of its size.
+  __device__ __forceinline__ bool in_fours() const { return aligned && cols % 4 == 0; }
+
   // The part of this matrix from (row, col) on, of at most `count_rows` x `count_cols`.
   __device__ __forceinline__ Matrix part(int row, int col, int count_rows, int count_cols) const {
     Matrix result = *this;
@@ -128,6 +131,20 @@ struct Matrix {
     return {read(row, col), read(row, col + 1)};
   }
 };
+
+// Four neighbours at `from`, or zeros.
+__device__ __forceinline__ void read_four(const float* from, bool inside, float (&to)[4]) {
+  float4 values{};
+  if (inside) values = *reinterpret_cast<const float4*>(from);
+  to[0] = values.x, to[1] = values.y, to[2] = values.z, to[3] = values.w;
+}
+
+__device__ __forceinline__ void read_four(const __nv_bfloat16* from, bool inside, float (&to)[4]) {
+  uint2 packed{};
+  if (inside) packed = *reinterpret_cast<const uint2*>(from);
+  to[0] = __uint_as_float(packed.x << 16), to[1] = __uint_as_float(packed.x & 0xffff0000u);
+  to[2] = __uint_as_float(packed.y << 16), to[3] = __uint_as_float(packed.y & 0xffff0000u);
+}
 
 // Four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory: asynchronously for
 // float32, which takes effect with the copy's group.

@@ -66,7 +66,7 @@ struct StagedMatrix {
   // Starts to read a matrix, zeros outside of it, if it lies in whole quadruples of 16 bytes; what comes next
   // does not wait for it.
   __device__ __forceinline__ void start(const Matrix& from) {
-    if (!in_fours(from)) return;
+    if (!from.in_fours()) return;
     const int64_t start = from.row_stride * first.row + first.col;
     if (from.bf16) {
       read_aligned(from, static_cast<const __nv_bfloat16*>(from.data) + start);
@@ -78,7 +78,7 @@ struct StagedMatrix {
   // Ends that, or reads element by element through the shared memory `place`, which nobody reads any more;
   // after the next barrier it may be stored to.
   __device__ __forceinline__ void finish(const Matrix& from, Shared place) {
-    if (!in_fours(from)) read_elements(from, place);
+    if (!from.in_fours()) read_elements(from, place);
   }
 
   // Becomes `value` times I of [size, size].
@@ -114,10 +114,6 @@ struct StagedMatrix {
   }
 
  private:
-  static __device__ __forceinline__ bool in_fours(const Matrix& from) {
-    return from.aligned && from.cols % 4 == 0;
-  }
-
   __device__ __forceinline__ Position position(int i) const {
     return {first.row + i / kSteps * kTile, first.col + i % kSteps * kTilesAtOnce * kTile};
   }
@@ -134,19 +130,6 @@ struct StagedMatrix {
     }
   }
 
-  static __device__ __forceinline__ void read_four(const float* from, bool inside, float (&to)[4]) {
-    float4 values{};
-    if (inside) values = *reinterpret_cast<const float4*>(from);
-    copy(to, values);
-  }
-
-  static __device__ __forceinline__ void read_four(const __nv_bfloat16* from, bool inside, float (&to)[4]) {
-    uint2 packed{};
-    if (inside) packed = *reinterpret_cast<const uint2*>(from);
-    copy(to, {__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xffff0000u),
-              __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xffff0000u)});
-  }
-
   // Each thread reads what it has written itself.
   __device__ __forceinline__ void read_elements(const Matrix& from, Shared place) {
     place += thread * sizeof(float4);
@@ -158,15 +141,9 @@ struct StagedMatrix {
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      copy(four[i], memory_at<const float4>(place + i * kThreads * sizeof(float4)));
+      const float4 own = memory_at<const float4>(place + i * kThreads * sizeof(float4));
+      four[i][0] = own.x, four[i][1] = own.y, four[i][2] = own.z, four[i][3] = own.w;
     }
-  }
-
-  static __device__ __forceinline__ void copy(float (&to)[4], float4 from) {
-    to[0] = from.x;
-    to[1] = from.y;
-    to[2] = from.z;
-    to[3] = from.w;
   }
 };
 

@@ -183,35 +183,48 @@ class WideBlock {
           tile_col(i / kFours % tile_cols),
           row(i % kFours / 32 * 8 + i % 16 / 2),
           col(i % 32 / 16 * 8 + i % 2 * 4) {}
+    __device__ __forceinline__ int matrix_row() const { return tile_row * kTile + row; }
+    __device__ __forceinline__ int matrix_col() const { return tile_col * kTile + col; }
   };
 
-  // Calls use(at, four) for a matrix and the zeros around it up to whole halves of 128; a thread has eight
-  // loads under way at once.
+  // Calls use(at, four) for a matrix and the zeros around it up to whole halves of 128.
   template <class Use>
   static __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) {
-    constexpr int kAtOnce = 8;
+    if (!from.in_fours()) {
+      visit<1>(from, use, [&](const Four& at, float (&four)[4]) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) four[j] = from.read(at.matrix_row(), at.matrix_col() + j);
+      });
+    } else if (from.bf16) {
+      visit_aligned(from, static_cast<const __nv_bfloat16*>(from.data), use);
+    } else {
+      visit_aligned(from, static_cast<const float*>(from.data), use);
+    }
+  }
+
+  // A thread has eight loads under way at once.
+  template <class Element, class Use>
+  static __device__ __forceinline__ void visit_aligned(const Matrix& from, const Element* data,
+                                                       const Use& use) {
+    __builtin_assume(__isGlobal(data));
+    visit<8>(from, use, [&](const Four& at, float (&four)[4]) {
+      const int row = at.matrix_row(), col = at.matrix_col();
+      read_four(data + row * from.row_stride + col, row < from.rows && col < from.cols, four);
+    });
+  }
+
+  // Calls read(at, four) for kAtOnce fours, then use(at, four) for each of them, and so on.
+  template <int kAtOnce, class Use, class Read>
+  static __device__ __forceinline__ void visit(const Matrix& from, const Use& use, const Read& read) {
     const int cols = halves_of(from.cols) * kHalf, count = halves_of(from.rows) * kHalf * cols * kFours;
     static_assert(kHalf * kHalf * kFours % (kAtOnce * kResidentThreads) == 0);
 #pragma unroll 1
     for (int i = threadIdx.x; i < count; i += kAtOnce * kResidentThreads) {
       float fours[kAtOnce][4];
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const Four at(i + j * kResidentThreads, cols);
-        read_four(from, at.tile_row * kTile + at.row, at.tile_col * kTile + at.col, fours[j]);
-      }
+      for (int j = 0; j < kAtOnce; ++j) read(Four(i + j * kResidentThreads, cols), fours[j]);
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) use(Four(i + j * kResidentThreads, cols), fours[j]);
-    }
-  }
-
-  static __device__ __forceinline__ void read_four(const Matrix& from, int row, int col, float (&four)[4]) {
-    if (!from.bf16 && from.aligned && row < from.rows && col + 4 <= from.cols) {
-      const float4 values = *reinterpret_cast<const float4*>(&from.at(row, col));
-      four[0] = values.x, four[1] = values.y, four[2] = values.z, four[3] = values.w;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) four[i] = from.read(row, col + i);
     }
   }
 

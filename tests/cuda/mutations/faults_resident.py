@@ -56,17 +56,20 @@ TEAMS = [
 ]
 
 STAGED = [
-    block(
+    Fault(
+        "quadruples beyond the columns (resident)",
+        "memory.cuh",
+        "return aligned && cols % 4 == 0;",
+        "return aligned;",
         PRECONDITION,
-        "quadruples beyond the columns",
-        "return from.aligned && from.cols % 4 == 0;",
-        "return from.aligned;",
+        "values",
     ),
-    block(
+    Fault(
+        "quadruples that are not aligned (resident)",
+        "memory.cuh",
+        "return aligned && cols % 4 == 0;",
+        "return cols % 4 == 0;",
         PRECONDITION,
-        "quadruples that are not aligned",
-        "return from.aligned && from.cols % 4 == 0;",
-        "return from.cols % 4 == 0;",
         "bounds",
     ),
     block(
@@ -113,8 +116,8 @@ STAGED = [
     block(
         PRECONDITION,
         "elements kept in one place",
-        "copy(four[i], memory_at<const float4>(place + i * kThreads * sizeof(float4)));",
-        "copy(four[i], memory_at<const float4>(place));",
+        "memory_at<const float4>(place + i * kThreads * sizeof(float4));",
+        "memory_at<const float4>(place);",
     ),
     block(PRECONDITION, "lanes of one row for another", "lane % 16 / 2;", "lane % 16 / 4;", "uninitialised"),
     block(

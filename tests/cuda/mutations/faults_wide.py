@@ -116,12 +116,17 @@ BLOCKS = [
         "const Exact exact{a.exact, b.exact};",
         "const Exact exact{b.exact, a.exact};",
     ),
-    block(PRECONDITION, "quadruples across the edge", "col + 4 <= from.cols) {", "col < from.cols) {"),
+    block(
+        PRECONDITION,
+        "quadruples right of the edge",
+        "row < from.rows && col < from.cols, four",
+        "row < from.rows, four",
+    ),
     block(
         PRECONDITION,
         "quadruples of float32 in bfloat16",
-        "if (!from.bf16 && from.aligned",
-        "if (from.aligned",
+        "} else if (from.bf16) {",
+        "} else if (false) {",
         "bounds",
     ),
     block(
