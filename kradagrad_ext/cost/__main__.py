@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-size", type=_count, help="128 on cuda and 256 on cpu, unless given")
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
+    parser.add_argument("--root-steps", type=_count, default=defaults.root_steps, help="5 to 8")
     parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
     parser.add_argument("--factor-dtype", choices=DTYPES, default="float32", help="of factors, as stored")
     parser.add_argument("--packed", action="store_true", help="roots as triangles, on a CPU factors, too")
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **({} if given.block_size is None else {"block_size": given.block_size}),
             max_factor_dim=given.max_factor_dim,
             root_every=given.root_every,
+            root_steps=given.root_steps,
             factor_dtype=stored[0],
             root_dtype=stored[1],
             packed=given.packed,

@@ -97,11 +97,13 @@ STAGED = [
         "read_four(data + i % kSteps * kTilesAtOnce * kTile,",
         "read_four(data,",
     ),
-    block(
+    Fault(
+        "bf16 halves swapped (resident)",
+        "memory.cuh",
+        "to[0] = __uint_as_float(packed.x << 16), to[1] = __uint_as_float(packed.x & 0xffff0000u);",
+        "to[1] = __uint_as_float(packed.x << 16), to[0] = __uint_as_float(packed.x & 0xffff0000u);",
         PRECONDITION,
-        "bf16 halves swapped",
-        "{__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xffff0000u)",
-        "{__uint_as_float(packed.x & 0xffff0000u), __uint_as_float(packed.x << 16)",
+        "values",
     ),
     block(
         PRECONDITION,
