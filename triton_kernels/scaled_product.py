@@ -46,7 +46,7 @@ def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr
 
 @triton.jit
 def _scale(entry, block, scratch, decay, SCALE: tl.constexpr, REFINE: tl.constexpr):
-    """c, or 1 / c of "rms"."""
+    """c, or 1 / c of "rms"; made before the product, whose tile fills the registers that it needs."""
     if SCALE == "whitening":
         return tl.load(state(entry, block, scratch, WHITENING))
     elif SCALE == "root":
@@ -95,9 +95,7 @@ def scaled_product(
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
-        # Before the product, whose tile fills the registers that the sum in it would need.
         scale = _scale(entry, block, scratch, decay, SCALE, REFINE)
-        c = tl.zeros((BM, BN), tl.float32)
         start = 0.0
         if OF_FACTOR:
             start = tl.load(state(entry, block, scratch, START))
