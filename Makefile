@@ -11,6 +11,9 @@ JOBS ?= auto
 STEPS ?= 300
 # The oldest Triton that is supported, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
+# The Triton that GPU images carry, and for which architectures test-triton-budgets has it compile: where `auto` takes its kernels.
+OTHER_TRITON ?= triton==3.6.0
+OTHER_TRITON_FOR ?= sm_90 or sm_100
 # The ops' tests, which run on Triton's interpreter, too: on one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 ELEMENTWISE := $(addprefix tests/test_,accumulate.py parameter_step.py)
@@ -26,7 +29,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-slow test-none test-triton test-torch-versions test-fake-gpu lint bench gpu-bundle clean
+.PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
 # Both at their own tuned learning rates, which are the example's defaults.
@@ -56,6 +59,11 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and dtype2" $(PYTEST_ARGS) $(ELEMENTWISE)
 
+# The budgets of the default precision's kernels, which test-slow holds the newest Triton to, with another one.
+test-triton-budgets: $(VENV)-$(subst ==,-,$(OTHER_TRITON))/installed
+	PYTHONPATH=$(abspath $(<D)) $(BIN)/pytest -n $(JOBS) -k "specialisation and bf16x3 and ($(OTHER_TRITON_FOR))" \
+	    $(PYTEST_ARGS) tests/test_triton_budgets.py
+
 # The native library beside the oldest torch, the newest and some between, in environments that take many GB.
 test-torch-versions:
 	$(PYTHON) tests/torch_versions.py $(TORCH_VERSIONS_ARGS)
@@ -84,7 +92,7 @@ gpu-bundle: $(VENV)/installed
 	cd bench && $(abspath $(BIN))/python -m gpu_check.package .gpu-bundle
 
 clean:
-	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none $(VENV)-triton-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -114,6 +122,12 @@ $(VENV)/lint: $(VENV)/installed
 
 $(VENV)/bench: $(VENV)/installed
 	$(INSTALL) -e '.[bench]'
+	touch $@
+
+# Another Triton alone, for the first environment's packages.
+$(VENV)-triton-%/installed: $(VENV)/installed
+	rm -rf $(@D)
+	$(BIN)/pip install --no-deps --target $(@D) 'triton==$*'
 	touch $@
 
 $(VENV)-none/installed: $(VENV)-none/constraints.txt $(NATIVE) $(PACKAGE)

@@ -171,6 +171,28 @@ def test_small_blocks_are_one_launch(shape: tuple[int, int], architecture: str, 
         assert (made.scratch == 0) == resident
 
 
+@pytest.mark.parametrize(
+    ("shape", "moved", "shape_class"),
+    [
+        ((256, 256), False, "large"),
+        ((255, 255), False, "small"),
+        ((257, 256), False, "small"),
+        ((256, 256), True, "small"),
+    ],
+)
+def test_large_tiles_are_of_blocks_read_in_vectors(
+    shape: tuple[int, int], moved: bool, shape_class: str
+) -> None:
+    """One unaligned matrix is enough: works of a group share the sums over its tiles."""
+    given = square_root.group(2, shape)
+    if moved:
+        given = replace(given, grads=[torch.randn(2 * 256 * 256 + 1)[1:].view(2, 256, 256)])
+    own = [square_root_triton._of_kernels(given, 0, True)]
+    launches = square_root_step.plan_groups(own, groups.Rule(2, True, True, "bf16x3", "sm_90")).launches
+    seen = {launch.config for launch in launches if launch.kernel is scaled_product.scaled_product}
+    assert seen == {tuning.config(scaled_product.scaled_product, shape_class, "bf16x3", "sm_90")}
+
+
 def test_scratch_memory() -> None:
     """D P_r of a coupled step; U and B of both sides; M and two more squares of each."""
     count, m, n = 3, 144, 136

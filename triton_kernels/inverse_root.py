@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 
 from .entry import BOUND, BOUNDS, find, own_block_and_tile, takes_part
-from .multiply import load_lower, multiply, store_symmetric, tile_corner, total
+from .multiply import load_square, multiply, store_symmetric, tile_corner, total
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def inverse_root(
         if STEP != "only":
             c = _product(entry, block, scratch, i, j, over_t, STEP, PRECISION, VECTOR, BK)
         if STEP != "product":
-            held = c if STEP == "polynomial" else load_lower(entry, 2, block, scratch, i, j, VECTOR)
+            held = c if STEP == "polynomial" else load_square(entry, 2, block, scratch, i, j, VECTOR)
             one = tl.where(i[:, None] == j[None, :], 1.0, 0.0)
             least = decay * over_t
             c = iterate(c, held, one, tl.sqrt_rn(least), least, over_t, STEP, NUMBER)

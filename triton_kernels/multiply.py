@@ -2,7 +2,7 @@
 
 One program a tile of BM x BN; depth is worked off BK at a time, in the stages of the launch. A is matrix 0
 of the entry, ``[rows, depth]``, B matrix 1, ``[depth, cols]``. Of a symmetric C, only tiles on and below
-the diagonal are made, and stored with their mirror images.
+the diagonal are made, and those below it stored with their mirror images.
 """
 
 from __future__ import annotations
@@ -72,31 +72,25 @@ def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.co
 
 
 @triton.jit
-def load_lower(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.constexpr):
-    """A tile of a symmetric matrix, 0 above the diagonal, where another program may be writing."""
+def load_square(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.constexpr):
+    """A tile of a square matrix."""
     rows = size(entry, ROWS, VECTOR)
     data, stride, _step = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
-    places = place(data, stride, 1, i, j, "row")
-    if tl.min(i) == tl.min(j):
-        held = tl.load(places, mask=inside(i, j, rows, rows) & (j[None, :] <= i[:, None]), other=0.0)
-    else:
-        held = tl.load(places, mask=inside(i, j, rows, rows), other=0.0)
-    return held
+    return tl.load(place(data, stride, 1, i, j, "row"), mask=inside(i, j, rows, rows), other=0.0)
 
 
 @triton.jit
 def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
-    """A tile on or below the diagonal to matrix 3, and its mirror image."""
+    """A tile on or below the diagonal to matrix 3, and of one below it the mirror image.
+
+    On the diagonal it is symmetric up to rounding: to choose halves takes the registers of another tile.
+    """
     rows = size(entry, ROWS, VECTOR)
     out, stride, _step = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
-    lower, upper = place(out, stride, 1, i, j, "row"), place(out, stride, 1, j, i, "row")
-    if tl.min(i) == tl.min(j):
-        below = inside(i, j, rows, rows)
-        tl.store(lower, value, mask=below & (j[None, :] <= i[:, None]))
-        tl.store(upper, tl.trans(value), mask=tl.trans(below & (j[None, :] < i[:, None])))
-    else:
-        tl.store(lower, value, mask=inside(i, j, rows, rows))
-        tl.store(upper, tl.trans(value), mask=inside(j, i, rows, rows))
+    tl.store(place(out, stride, 1, i, j, "row"), value, mask=inside(i, j, rows, rows))
+    if tl.min(i) != tl.min(j):
+        mirrored = place(out, stride, 1, j, i, "row")
+        tl.store(mirrored, tl.trans(value), mask=inside(j, i, rows, rows))
 
 
 @triton.jit

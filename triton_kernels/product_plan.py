@@ -60,13 +60,13 @@ def in_vectors(sizes: Iterable[int], matrices: Mapping[Any, Matrices]) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Blocks `start` to `end` of a group, whose largest side decides on the tiles."""
+    """Blocks `start` to `end` of a group, whose shape class decides on the tiles."""
 
     plan: Plan
     first_block: int
     start: int
     end: int
-    largest: int
+    shape: str
     rule: Rule
 
     def matrices(self, rows: int, cols: int) -> Matrices:
@@ -75,8 +75,7 @@ class Part:
         return scratch_matrices(self.plan.floats(count * rows * cols), self.start, count, rows, cols)
 
     def config(self, kernel: Any) -> Config:  # noqa: ANN401
-        shape = tuning.shape_class(self.largest)
-        return tuning.config(kernel, shape, self.rule.precision, self.rule.architecture)
+        return tuning.config(kernel, self.shape, self.rule.precision, self.rule.architecture)
 
     def tiles(self, kernel: Any, rows: int, cols: int, symmetric: bool = False) -> int:  # noqa: ANN401
         """Programs of one block's product."""

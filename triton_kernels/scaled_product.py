@@ -45,17 +45,27 @@ def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr
 
 
 @triton.jit
-def _scaled(entry, block, scratch, value, decay, SCALE: tl.constexpr, REFINE: tl.constexpr):
-    """c times a tile."""
+def _scale(entry, block, scratch, decay, SCALE: tl.constexpr, REFINE: tl.constexpr):
+    """c, or 1 / c of "rms"; made before the product, whose tile fills the registers that it needs."""
     if SCALE == "whitening":
-        return value * tl.load(state(entry, block, scratch, WHITENING))
+        return tl.load(state(entry, block, scratch, WHITENING))
     elif SCALE == "root":
-        return value * root_scale(entry, block, scratch, decay, REFINE)
+        return root_scale(entry, block, scratch, decay, REFINE)
     elif SCALE == "rms":
-        rms = tl.load(side_statistics(entry, block) + RMS)
-        return tl.where(rms > 0, value / tl.where(rms > 0, rms, 1.0), 0.0)
+        return tl.load(side_statistics(entry, block) + RMS)
     else:
+        return 1.0
+
+
+@triton.jit
+def _scaled(value, scale, SCALE: tl.constexpr):
+    """c times a tile."""
+    if SCALE == "one":
         return value
+    elif SCALE == "rms":
+        return tl.where(scale > 0, value / tl.where(scale > 0, scale, 1.0), 0.0)
+    else:
+        return value * scale
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay"])
@@ -85,7 +95,7 @@ def scaled_product(
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
-        c = tl.zeros((BM, BN), tl.float32)
+        scale = _scale(entry, block, scratch, decay, SCALE, REFINE)
         start = 0.0
         if OF_FACTOR:
             start = tl.load(state(entry, block, scratch, START))
@@ -93,7 +103,7 @@ def scaled_product(
             c = start * _load_b(entry, block, scratch, i, j, B_TYPE, B_ORDER, VECTOR)
         else:
             c = multiply(entry, block, scratch, i, j, A_TYPE, A_ORDER, B_TYPE, B_ORDER, PRECISION, VECTOR, BK)
-        c = _scaled(entry, block, scratch, c, decay, SCALE, REFINE)
+        c = _scaled(c, scale, SCALE)
         store(entry, block, scratch, i, j, c, OUT_ORDER, VECTOR)
         if NORM:
             if SCALE == "root":

@@ -39,7 +39,12 @@ def is_resident(group: Group, rule: Rule) -> bool:
         return False
     if max(group.shape) <= ANY:
         return True
-    return min(group.shape) > ANY and in_vectors(group.shape, _matrices(group))
+    return min(group.shape) > ANY and is_in_vectors(group)
+
+
+def is_in_vectors(group: Group) -> bool:
+    """Whether a step reads and writes all of the blocks' matrices in vectors, and those in scratch memory."""
+    return in_vectors(group.shape, _matrices(group))
 
 
 def _key(group: Group, rule: Rule) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from . import entry as fields
-from . import kept_plans, side_state
+from . import kept_plans, side_state, tuning
 from .blocks import Matrices, matrices_of
 from .gram import gram
 from .groups import Group, Rule
@@ -23,7 +23,7 @@ from .scaled_product import scaled_product
 from .side_state import finish_norms, square_gradients
 from .slices import SCRATCH_BYTES, slices_of
 from .square_root_plan import SquareRootSide, SquareRootUpdate, scaled, squares_of
-from .square_root_resident_plan import is_resident, resident_work
+from .square_root_resident_plan import is_in_vectors, is_resident, resident_work
 
 
 class TwoSidedProduct:
@@ -59,6 +59,7 @@ class SquareRootGroup:
 
     def __init__(self, plan: Plan, rule: Rule, group: Group) -> None:
         self.plan, self.rule, self.group = plan, rule, group
+        self.shape = tuning.shape_class(max(group.shape), is_in_vectors(group))
         self.whole = self.part(0, group.blocks)
         self.rows, self.cols = group.shape
         self.grad = matrices_of(list(group.grad)) if group.grad else None
@@ -66,7 +67,7 @@ class SquareRootGroup:
         self.product = TwoSidedProduct(self.whole, group) if group.out else None
 
     def part(self, start: int, end: int) -> Part:
-        return Part(self.plan, self.group.first_block, start, end, max(self.group.shape), self.rule)
+        return Part(self.plan, self.group.first_block, start, end, self.shape, self.rule)
 
     def _sides(self, grad: Matrices) -> Iterator[SquareRootSide]:
         tiles = self.whole.tiles(square_gradients, self.rows, self.cols)

@@ -2,9 +2,10 @@
 
 A plain table, tuning.csv, by op, shape class, precision and architecture, and no autotuning: kernels that
 work in place would be run many times over, and the first step would take minutes. bench/tune_triton.py
-measures a new one. Shape classes:
+measures a new one. Shape classes, where in vectors means that every row is whole vectors of 16 bytes:
 
-    small, large    blocks whose longest side is under 256, or not          (grouped kernels)
+    large           blocks with a side of 256 and more, read in vectors     (grouped kernels)
+    small           all others                                              (grouped kernels)
     16, 32, 64      what the longest side is padded to                      (square_root_resident)
     elements        any parameter                                           (accumulate, parameter_step)
 
@@ -91,9 +92,9 @@ def served(precision: str, architecture: str) -> str:
     return "fp32" if precision == "tf32x3" and architecture.startswith("gfx") else precision
 
 
-def shape_class(largest: int) -> str:
-    """Of grouped kernels."""
-    return "large" if largest >= LARGE else "small"
+def shape_class(largest: int, in_vectors: bool) -> str:
+    """Of grouped kernels. The addresses of single elements take the registers that a large tile needs."""
+    return "large" if largest >= LARGE and in_vectors else "small"
 
 
 def padded(side: int) -> int:

@@ -63,15 +63,8 @@ SHAPES = {
     "large": [(256, 256)],
 }
 """By shape class, read in vectors of 16 bytes."""
-RAGGED_SHAPES = {
-    "16": [(15, 9)],
-    "32": [(31, 9)],
-    "small": [(127, 70)],
-    "large": [(257, 130)],
-}
-RAGGED = ("bf16x3", "sm_90")
-"""Rows that start anywhere, which the class of 64 has not; the default precision is enough of them, and one
-architecture, since what differs is addresses and masks."""
+RAGGED_SHAPES = {"16": [(15, 9)], "32": [(31, 9)], "small": [(127, 70)]}
+"""Rows that start anywhere, which the other classes have not."""
 
 
 def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
@@ -79,8 +72,7 @@ def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str,
     for name, own in SHAPES.items():
         if name.isdigit() and not tuning.has(square_root_resident, name, precision, architecture):
             continue
-        ragged = RAGGED_SHAPES.get(name, []) if (precision, architecture) == RAGGED else []
-        for refine, coupled, shapes in ((3, True, [*own, *ragged]), (1, False, own)):
+        for refine, coupled, shapes in ((3, True, own + RAGGED_SHAPES.get(name, [])), (1, False, own)):
             given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in shapes]
             rule = groups.Rule(refine, coupled, True, precision, architecture)
             yield name, square_root_step.plan_groups(given, rule)

@@ -31,12 +31,12 @@ FAULTS = [
     ),
     Fault(
         "no mirror", SHARED,
-        "tl.store(upper, tl.trans(value), mask=inside(j, i, rows, rows))", "pass", "coupled", "uninitialised",
+        "tl.store(mirrored, tl.trans(value), mask=inside(j, i, rows, rows))", "pass", "coupled",
+        "uninitialised",
     ),
     Fault(
-        "no mirror within a tile", SHARED,
-        "tl.store(upper, tl.trans(value), mask=tl.trans(below & (j[None, :] < i[:, None])))", "pass",
-        "coupled", "uninitialised",
+        "a tile as it is for its mirror image", SHARED,
+        "tl.store(mirrored, tl.trans(value)", "tl.store(mirrored, value", "coupled", "values",
     ),
     Fault(
         "all shares in one place", SHARED,
@@ -80,17 +80,18 @@ FAULTS = [
     ),
     Fault(
         "B in another unit", PRODUCT,
-        "return value * tl.load(state(entry, block, scratch, WHITENING))", "return value",
+        "return tl.load(state(entry, block, scratch, WHITENING))", "return 1.0",
         "coupled", "values",
     ),
     Fault(
         "F R not restored", PRODUCT,
-        "return value * root_scale(entry, block, scratch, decay, REFINE)", "return value",
+        "return root_scale(entry, block, scratch, decay, REFINE)", "return 1.0",
         "coupled", "values",
     ),
     Fault(
         "division by an rms of zero", PRODUCT,
-        "tl.where(rms > 0, value / tl.where(rms > 0, rms, 1.0), 0.0)", "value / rms", "coupled", "values",
+        "tl.where(scale > 0, value / tl.where(scale > 0, scale, 1.0), 0.0)", "value / scale",
+        "coupled", "values",
     ),
     Fault(
         "no factor is new", PRODUCT,
