@@ -21,15 +21,13 @@ from .backends.base import ROOT_STATS, STATISTICS, WEIGHT, WHITENED_MEAN, WHITEN
 from .block_layout import Blocked, BlockLayout, Workspace
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
+from .norms import GradientNorms
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
 from .roots import supports_polar
 from .uploads import Masks
 
 KEPT_BYTES = 4 << 20
 """What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
-
-LARGE = 1 << 15
-"""Elements from which, on a CPU, a dot product is faster than a norm: several threads make it."""
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -179,7 +177,7 @@ class Bucket:
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
         self._has_blocks = [bool(plan.regions) for plan in self.plans]
-        self._large = {i for i, p in enumerate(params) if device.type == "cpu" and p.numel() >= LARGE}
+        self._norms = GradientNorms(params, dtype, dots=True)
         self._workspace: Workspace | None = None
         self._checked: Config | None = None
         self.scalars = like.new_zeros(len(params), len(COLUMNS))
@@ -277,14 +275,7 @@ class Bucket:
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
         """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
-        if not self._large:
-            return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype)).square()
-        small = [self.like if i in self._large else g for i, g in enumerate(grads)]
-        squares = torch.stack(torch._foreach_norm(small, 2, dtype=self.like.dtype)).square()
-        for i in self._large:
-            flat = grads[i].reshape(-1).to(self.like.dtype)
-            squares[i] = torch.dot(flat, flat)
-        return squares
+        return self._norms.of(grads)
 
     def blocked(self, tensors: list[Tensor]) -> Blocked:
         """Tensors of the parameters' shapes and views of their blocks."""

@@ -21,6 +21,8 @@ from kradagrad_ext.backends import reference
 from kradagrad_ext.config import KeptConfigs
 
 SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
+LAYERS = (4, 12)
+"""Few and many; on a CPU, norms of so many gradients of one shape are made at once."""
 
 Change = Callable[[KrADagrad, list[nn.Parameter], int], None]
 
@@ -232,10 +234,10 @@ def operations_of_a_step(layers: int, shape: tuple[int, ...], **options: Any) ->
 
 @pytest.mark.usefixtures("given")
 def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_a_parameter() -> None:
-    few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in (2, 6))
+    few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in LAYERS)
     assert few == many, "blocks that are whole parameters"
-    few, many = (operations_of_a_step(layers, (16, 24), backend="reference") for layers in (2, 6))
-    assert many - few == {"as_strided": 4}
+    few, many = (operations_of_a_step(layers, (16, 24), backend="reference") for layers in LAYERS)
+    assert many - few == {"as_strided": LAYERS[1] - LAYERS[0]}
     assert few <= many
 
 
@@ -245,7 +247,7 @@ def operations_of_a_rank(rank: int, layers: int) -> Counter[str]:
 
 
 def test_a_step_of_the_sharded_engine_makes_no_operation_of_a_parameter(tmp_path: Path) -> None:
-    few, many = (ranks.launch(1, operations_of_a_rank, tmp_path, layers)[0] for layers in (2, 6))
+    few, many = (ranks.launch(1, operations_of_a_rank, tmp_path, layers)[0] for layers in LAYERS)
     assert few == many
 
 
