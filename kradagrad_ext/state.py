@@ -7,6 +7,7 @@ so that a checkpoint lists them parameter by parameter.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -103,9 +104,18 @@ class GroupState:
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
         view = BlockLayout.view_in_graph if torch.compiler.is_compiling() else BlockLayout.view
-        pairs = zip(self.group.members, self.layouts, strict=True)
-        own = [(tensors[member.parameter], layout) for member, layout in pairs]
-        return [tensor.contiguous() if layout is None else view(layout, tensor) for tensor, layout in own]
+        own = [tensors[i] for i in self._parameters]
+        if not any(self.layouts):
+            return own if all(map(Tensor.is_contiguous, own)) else [tensor.contiguous() for tensor in own]
+        return [
+            tensor.contiguous() if layout is None else view(layout, tensor)
+            for tensor, layout in zip(own, self.layouts, strict=True)
+        ]
+
+    @functools.cached_property
+    def _parameters(self) -> list[int]:
+        """Of every member."""
+        return [member.parameter for member in self.group.members]
 
     def slices(self, member: Member) -> dict[str, Tensor]:
         """A member's part of every tensor, by its key in ``optimizer.state[p]``."""
