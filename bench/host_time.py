@@ -4,8 +4,13 @@
     python bench/host_time.py --parameters 100 --steps 50 --block-size 16
 
 The parameters are those of a transformer in miniature, so that torch's own arithmetic on the CPU takes next
-to no time. Gradients are new tensors on every step. The local engine and the sharded one, of one rank, are
-measured beside `AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
+to no time. Gradients are new tensors on every step. The local engine and the sharded one are measured beside
+`AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
+
+Three things in a step are not the host's own work but that of a device or a network, for which it waits here:
+the gradients' norms, copies into buffers and out of them, and collectives. Their times are told apart, each
+the least of all steps, to which a busy machine adds nothing. With one rank, gloo does collectives; those of
+the first of two ranks are fake and do nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +18,87 @@ from __future__ import annotations
 import argparse
 import itertools
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from common import percentiles, seconds_of
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn import Parameter
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kradagrad_ext import KrADagrad, backends
 from kradagrad_ext.clock import SETTLED
+from kradagrad_ext.distributed import exchange
+from kradagrad_ext.distributed.pieces import Box
+from kradagrad_ext.norms import GradientNorms
 
 LAYER = ((32, 32),) * 4 + ((64, 32),) * 2 + ((32, 64),) + ((32,),) * 3
 """Shapes of one layer: attention, gated feed-forward, norms and a bias."""
+
+
+NOT_THE_HOSTS: dict[str, list[tuple[Any, str]]] = {
+    "norms": [(GradientNorms, "of")],
+    "copies": [(torch, "_foreach_copy_")],
+    "collectives": [
+        (dist, "all_reduce"),
+        (dist, "all_to_all_single"),
+        (exchange, "all_gather"),
+        (exchange.Pending, "wait"),
+    ],
+}
+"""Functions, by what they do."""
+
+Made = list[Parameter]
+Held = tuple[Sequence[tuple[int, ...]], Sequence[Box]]
+"""Shapes of all parameters, and what a rank has of each."""
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def timed_apart() -> Iterator[dict[str, float]]:
+    """Seconds spent in each kind of `NOT_THE_HOSTS` so far."""
+    spent = dict.fromkeys(NOT_THE_HOSTS, 0.0)
+
+    def timed(kind: str, call: Callable[Given, Result]) -> Callable[Given, Result]:
+        def instead(*arguments: Given.args, **options: Given.kwargs) -> Result:
+            start = time.perf_counter()
+            try:
+                return call(*arguments, **options)
+            finally:
+                spent[kind] += time.perf_counter() - start
+
+        return instead
+
+    with ExitStack() as patches:
+        for kind, functions in NOT_THE_HOSTS.items():
+            for owner, name in functions:
+                instead = timed(kind, getattr(owner, name))
+                patches.enter_context(mock.patch.object(owner, name, instead))
+        yield spent
+
+
+@dataclass
+class Times:
+    """Seconds of steps, and of each how many of them were not the host's own, by kind."""
+
+    whole: list[float] = field(default_factory=list)
+    apart: list[dict[str, float]] = field(default_factory=list)
+
+    def row(self, label: str) -> str:
+        """Percentiles of the whole, and the least of the whole, of its shares and of the rest, in ms."""
+        shares = [min(own[kind] for own in self.apart) for kind in NOT_THE_HOSTS]
+        rest = min(whole - sum(own.values()) for whole, own in zip(self.whole, self.apart, strict=True))
+        values = [*percentiles(self.whole), min(self.whole), *shares, rest]
+        return f"| {label} | " + " | ".join(f"{1e3 * value:.2f}" for value in values) + " |"
 
 
 @dataclass(frozen=True)
@@ -38,41 +110,52 @@ class Contender:
     """
 
     label: str
-    params: Sequence[Parameter]
+    params: Made
     optimizer: torch.optim.Optimizer
     root_every: int = 0
 
-    def seconds(self, steps: int) -> tuple[list[float], list[float]]:
+    def seconds(self, steps: int) -> tuple[Times, Times]:
         """Of every step, those without roots and those with roots."""
-        plain: list[float] = []
-        rooted: list[float] = []
+        plain, rooted = Times(), Times()
         for number in range(1, steps + 1):
             for p in self.params:
                 p.grad = torch.ones_like(p)
-            elapsed = seconds_of(self.optimizer.step)
-            (rooted if self.root_every and number % self.root_every == 0 else plain).append(elapsed)
+            with timed_apart() as apart:
+                elapsed = seconds_of(self.optimizer.step)
+            kind = rooted if self.root_every and number % self.root_every == 0 else plain
+            kind.whole.append(elapsed)
+            kind.apart.append(apart)
         return plain, rooted
 
 
-def parameters(count: int) -> list[Parameter]:
+def parameters(count: int) -> Made:
     return [Parameter(torch.zeros(shape)) for shape in itertools.islice(itertools.cycle(LAYER), count)]
+
+
+def shards(count: int) -> Made:
+    """The same, of which this rank holds the first half of the rows."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rows = [p.detach()[: len(p) // mesh.size()] for p in parameters(count)]
+    return [Parameter(DTensor.from_local(own, mesh, [Shard(0)])) for own in rows]
 
 
 def contenders(count: int, block_size: int) -> Iterator[Contender]:
     """AdamW, and KrADagrad with either engine; each has taken its first steps."""
+
+    def ours(own: Made) -> KrADagrad:
+        group = dist.group.WORLD if dist.is_initialized() else None
+        return KrADagrad(own, block_size=block_size, backend="idle", process_group=group)
+
     yield _started("AdamW(foreach=True)", parameters(count), lambda own: torch.optim.AdamW(own, foreach=True))
-    groups = {"local engine": None, "sharded engine, 1 rank": dist.group.WORLD}
-    for label, group in groups.items():
+    yield _started("KrADagrad, local engine", parameters(count), ours)
+    with one_rank():
+        yield _started("KrADagrad, sharded engine, 1 rank", parameters(count), ours)
+    with first_of_two_ranks():
+        yield _started("KrADagrad, sharded engine, of 2 ranks, replicas", parameters(count), ours)
+        yield _started("KrADagrad, sharded engine, of 2 ranks, shards", shards(count), ours)
 
-        def make(own: list[Parameter], group: dist.ProcessGroup | None = group) -> KrADagrad:
-            return KrADagrad(own, block_size=block_size, backend="idle", process_group=group)
 
-        yield _started(f"KrADagrad, {label}", parameters(count), make)
-
-
-def _started(
-    label: str, params: list[Parameter], make: Callable[[list[Parameter]], torch.optim.Optimizer]
-) -> Contender:
+def _started(label: str, params: Made, make: Callable[[Made], torch.optim.Optimizer]) -> Contender:
     optimizer = make(params)
     contender = Contender(label, params, optimizer, optimizer.defaults.get("root_every", 0))
     contender.seconds(2)
@@ -82,9 +165,15 @@ def _started(
 
 
 @contextmanager
-def idle_backend_and_one_rank() -> Iterator[None]:
-    """The backend ``idle`` by its name, and a process group of this process alone."""
-    backends._REGISTRY["idle"] = "idle_backend"
+def idle_backend() -> Iterator[None]:
+    """The backend ``idle`` by its name."""
+    with mock.patch.dict(backends._REGISTRY, idle="idle_backend"):
+        yield
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"tcp://localhost:{free.getsockname()[1]}"
@@ -93,11 +182,25 @@ def idle_backend_and_one_rank() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-        del backends._REGISTRY["idle"]
 
 
-def row(label: str, seconds: Sequence[float]) -> str:
-    return f"| {label} | " + " | ".join(f"{1e3 * value:.2f}" for value in percentiles(seconds)) + " |"
+@contextmanager
+def first_of_two_ranks() -> Iterator[None]:
+    """A process group whose other rank has the same, or the other half of the rows, and sends nothing."""
+
+    def of_the_other(box: Box, shape: tuple[int, ...]) -> Box:
+        return box if box.shape == shape else replace(box, offset=(box.shape[0], *box.offset[1:]))
+
+    def all_gather_object(found: list[Held], own: Held, group: object = None) -> None:
+        shapes, boxes = own
+        found[:] = [own, (shapes, tuple(map(of_the_other, boxes, shapes)))]
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with mock.patch.object(dist, "all_gather_object", all_gather_object):
+            yield
+    finally:
+        dist.destroy_process_group()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,13 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--block-size", type=int, default=128)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with idle_backend_and_one_rank():
-        print(f"| {options.parameters} parameters, ms a step | p20 | p50 | p80 |\n|---|---|---|---|")
+    name = f"{options.parameters} parameters, ms a step"
+    columns = [name, "p20", "p50", "p80", "least", *NOT_THE_HOSTS, "the rest"]
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    with idle_backend():
         for contender in contenders(options.parameters, options.block_size):
             plain, rooted = contender.seconds(options.steps)
-            print(row(contender.label, plain))
-            if rooted:
-                print(row(f"{contender.label}, steps with roots", rooted))
+            print(plain.row(contender.label))
+            if rooted.whole:
+                print(rooted.row(f"{contender.label}, steps with roots"))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _step_of_matrices(
     now.beside.join()
     if product:
         _kron_step(states, config, backend, steps, norms, update=update, precondition=True)
-    return list(torch.split(norms, [len(state.root_stats[0]) for state in states]))
+    return list(norms.split_with_sizes([len(state.root_stats[0]) for state in states]))
 
 
 def _kron_step(

@@ -7,6 +7,7 @@ so that a checkpoint lists them parameter by parameter.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,13 @@ from .backends.base import ROOT_STATS, STATISTICS, WEIGHT, WHITENED_MEAN, WHITEN
 from .block_layout import Blocked, BlockLayout, Workspace
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
+from .norms import GradientNorms
 from .plan import Group, Member, ParameterPlan, group_blocks, plan_parameter
 from .roots import supports_polar
 from .uploads import Masks
 
 KEPT_BYTES = 4 << 20
 """What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
-
-LARGE = 1 << 15
-"""Elements from which, on a CPU, a dot product is faster than a norm: several threads make it."""
 
 Initial = Mapping[str, Any]
 """The saved state of one parameter, by key; empty for a new one."""
@@ -105,9 +104,18 @@ class GroupState:
     def views(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Block views ``[*grid, *block_shape]`` of this group's blocks in the parameters' tensors."""
         view = BlockLayout.view_in_graph if torch.compiler.is_compiling() else BlockLayout.view
-        pairs = zip(self.group.members, self.layouts, strict=True)
-        own = [(tensors[member.parameter], layout) for member, layout in pairs]
-        return [tensor.contiguous() if layout is None else view(layout, tensor) for tensor, layout in own]
+        own = [tensors[i] for i in self._parameters]
+        if not any(self.layouts):
+            return own if all(map(Tensor.is_contiguous, own)) else [tensor.contiguous() for tensor in own]
+        return [
+            tensor.contiguous() if layout is None else view(layout, tensor)
+            for tensor, layout in zip(own, self.layouts, strict=True)
+        ]
+
+    @functools.cached_property
+    def _parameters(self) -> list[int]:
+        """Of every member."""
+        return [member.parameter for member in self.group.members]
 
     def slices(self, member: Member) -> dict[str, Tensor]:
         """A member's part of every tensor, by its key in ``optimizer.state[p]``."""
@@ -179,7 +187,7 @@ class Bucket:
         self.like = like = torch.empty(0, dtype=dtype, device=device)
         self.plans = list(plans) if plans else [plan_parameter(p.shape, config) for p in params]
         self._has_blocks = [bool(plan.regions) for plan in self.plans]
-        self._large = {i for i, p in enumerate(params) if device.type == "cpu" and p.numel() >= LARGE}
+        self._norms = GradientNorms(params, dtype, dots=True)
         self._workspace: Workspace | None = None
         self._checked: Config | None = None
         self.scalars = like.new_zeros(len(params), len(COLUMNS))
@@ -277,14 +285,7 @@ class Bucket:
 
     def gradient_norms(self, grads: list[Tensor]) -> Tensor:
         """|g|_F^2 of every gradient ``[P]``, not finite where any element is not."""
-        if not self._large:
-            return torch.stack(torch._foreach_norm(grads, 2, dtype=self.like.dtype)).square()
-        small = [self.like if i in self._large else g for i, g in enumerate(grads)]
-        squares = torch.stack(torch._foreach_norm(small, 2, dtype=self.like.dtype)).square()
-        for i in self._large:
-            flat = grads[i].reshape(-1).to(self.like.dtype)
-            squares[i] = torch.dot(flat, flat)
-        return squares
+        return self._norms.of(grads)
 
     def blocked(self, tensors: list[Tensor]) -> Blocked:
         """Tensors of the parameters' shapes and views of their blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,9 @@ from .block_layout import Blocked, Workspace
 from .clock import Clock
 from .config import Config, all_supported, check_lr, check_tensor
 from .state import Bucket, compute_dtype
+
+KEY = operator.attrgetter("device", "dtype")
+"""What the backend of a parameter depends on."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,15 @@ class Settings:
     def check_gradients(self) -> None:
         """Raise TypeError or ValueError if a gradient, or where it lies, is none that the ops take."""
         grads = self.grads
-        if not all_supported(grad for grad in grads if grad is not None):
+        given = [grad for grad in grads if grad is not None]
+        if not all_supported(given):
             for i, grad in enumerate(grads):
                 if grad is not None:
                     check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
-        present = (p for p, grad in zip(self.params, grads, strict=True) if grad is not None)
-        for key in {(p.device, p.dtype) for p in present}:
+        present = self.params
+        if len(given) < len(present):
+            present = [p for p, grad in zip(present, grads, strict=True) if grad is not None]
+        for key in set(map(KEY, present)):
             backend_of(self.config, *key)
 
     def count(self) -> None:

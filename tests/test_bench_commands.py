@@ -66,9 +66,11 @@ def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Every contender, and both kinds of steps of ours."""
     host_time.main(["--parameters", "10", "--steps", "10", "--block-size", "16"])
     header, _, *rows = capsys.readouterr().out.splitlines()
-    assert header == "| 10 parameters, ms a step | p20 | p50 | p80 |"
+    columns = "p20 | p50 | p80 | least | norms | copies | collectives | the rest"
+    assert header == f"| 10 parameters, ms a step | {columns} |"
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
-    ours = ("KrADagrad, local engine", "KrADagrad, sharded engine, 1 rank")
+    sharded = ("1 rank", "of 2 ranks, replicas", "of 2 ranks, shards")
+    ours = ("KrADagrad, local engine", *(f"KrADagrad, sharded engine, {ranks}" for ranks in sharded))
     assert names == [
         "AdamW(foreach=True)",
         *(f"{n}{kind}" for n in ours for kind in ("", ", steps with roots")),

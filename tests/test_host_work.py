@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,16 @@ import torch.distributed as dist
 from test_distributed_edges import SETTLED, Operations
 from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.backends import reference
 from kradagrad_ext.config import KeptConfigs
 
 SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
+LAYERS = (4, 12)
+"""Few and many; on a CPU, norms of so many gradients of one shape are made at once."""
 
 Change = Callable[[KrADagrad, list[nn.Parameter], int], None]
 
@@ -78,21 +84,46 @@ def test_steps_are_those_of_an_optimizer_that_keeps_nothing(
         assert all(map(torch.equal, ours, forgetful)), step
 
 
+def lay_otherwise(params: list[nn.Parameter], step: int) -> None:
+    """Gradients transposed, with gaps, within another tensor."""
+    for p in params:
+        assert p.grad is not None
+        spaced = torch.zeros(*p.shape[:-1], 2 * p.shape[-1])[..., ::2]
+        ways = (p.grad, transposed(p.grad), spaced, torch.zeros(3, *p.shape)[1])
+        p.grad = ways[step % len(ways)].copy_(p.grad)
+
+
 def test_gradients_may_lie_otherwise_on_every_step(backend: str) -> None:
-    """Transposed, with gaps, within another tensor."""
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
     optimizer, other = (KrADagrad(own, **SMALL, backend=backend) for own in (ours, plain))
     for step in range(12):
         set_gradients(ours, step)
-        for p in ours:
-            assert p.grad is not None
-            spaced = torch.zeros(*p.shape[:-1], 2 * p.shape[-1])[..., ::2]
-            ways = (p.grad, transposed(p.grad), spaced, torch.zeros(3, *p.shape)[1])
-            p.grad = ways[step % len(ways)].copy_(p.grad)
+        lay_otherwise(ours, step)
         set_gradients(plain, step)
         optimizer.step()
         other.step()
     assert relative_difference(ours, plain) < 1e-5
+
+
+def changing_rank(rank: int) -> float:
+    """How far parameters are that move, whose gradients come and go and lie otherwise, from others."""
+    ours, plain = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer, other = (KrADagrad(own, **SMALL, process_group=dist.group.WORLD) for own in (ours, plain))
+    for step in range(12):
+        for own in (ours, plain):
+            set_gradients(own, step)
+        lay_otherwise(ours, step)
+        for own in (ours, plain):
+            gradients_come_and_go(optimizer, own, step)
+        other_data(optimizer, ours, step)
+        optimizer.step()
+        other.step()
+    return relative_difference(ours, plain)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_parameters_and_gradients_of_ranks_may_be_others_on_every_step(world: int, tmp_path: Path) -> None:
+    assert max(ranks.launch(world, changing_rank, tmp_path)) < 1e-5
 
 
 def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
@@ -232,21 +263,73 @@ def operations_of_a_step(layers: int, shape: tuple[int, ...], **options: Any) ->
 
 @pytest.mark.usefixtures("given")
 def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_a_parameter() -> None:
-    few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in (2, 6))
+    few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in LAYERS)
     assert few == many, "blocks that are whole parameters"
-    few, many = (operations_of_a_step(layers, (16, 24), backend="reference") for layers in (2, 6))
-    assert many - few == {"as_strided": 4}
+    few, many = (operations_of_a_step(layers, (16, 24), backend="reference") for layers in LAYERS)
+    assert many - few == {"as_strided": LAYERS[1] - LAYERS[0]}
     assert few <= many
 
 
-def operations_of_a_rank(rank: int, layers: int) -> Counter[str]:
+def work_of_a_rank(rank: int, layers: int, in_shards: bool) -> tuple[Counter[str], Counter[str]]:
+    """A step's operations, and its calls of functions."""
     reference.accumulate_ = reference.parameter_step_ = reference.kron_step_ = lambda *_, **__: None
-    return operations_of_a_step(layers, (8, 8), backend="reference", process_group=dist.group.WORLD)
+    shapes = [(16, 16), (16,)] * layers
+    placed: Callable[[Tensor], Tensor] = torch.Tensor.clone
+    if in_shards:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        placed = partial(distribute_tensor, device_mesh=mesh, placements=[Shard(0)])
+    params = [nn.Parameter(placed(torch.zeros(shape))) for shape in shapes]
+    options = {"block_size": 16, "root_every": 100, "backend": "reference"}
+    optimizer = KrADagrad(params, **options, process_group=dist.group.WORLD)
+    optimizer.param_groups[0]["step"] = SETTLED
+    for p, shape in zip(params, shapes, strict=True):
+        p.grad = placed(torch.ones(shape))
+    for _ in range(2):
+        optimizer.step()
+    with Operations() as operations:
+        optimizer.step()
+    return operations.counts, calls_of(optimizer.step)
 
 
-def test_a_step_of_the_sharded_engine_makes_no_operation_of_a_parameter(tmp_path: Path) -> None:
-    few, many = (ranks.launch(1, operations_of_a_rank, tmp_path, layers)[0] for layers in (2, 6))
-    assert few == many
+def calls_of(call: Callable[[], object]) -> Counter[str]:
+    """Of Python's functions, ``call``, and, from Python, of others, ``c_call``."""
+    counts: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, _: counts.update([event]))
+    call()
+    sys.setprofile(None)
+    return counts
+
+
+@pytest.mark.parametrize(("world", "in_shards"), [(1, False), (2, False), (2, True)])
+def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
+    world: int, in_shards: bool, tmp_path: Path
+) -> None:
+    """Nor calls a function of each, but for what a DTensor is and holds."""
+    added = 2 * (LAYERS[1] - LAYERS[0])
+    of_ranks = []
+    for layers in LAYERS:
+        (tmp_path / str(layers)).mkdir()
+        of_ranks.append(ranks.launch(world, work_of_a_rank, tmp_path / str(layers), layers, in_shards))
+    for (few, few_calls), (many, many_calls) in zip(*of_ranks, strict=True):
+        assert few == many
+        assert few_calls["call"] == many_calls["call"]
+        assert many_calls["c_call"] - few_calls["c_call"] <= (2 * added if in_shards else 0)
+
+
+@pytest.mark.usefixtures("given")
+def test_a_step_calls_one_function_of_a_parameter() -> None:
+    """For its hash."""
+    calls = []
+    for layers in LAYERS:
+        params = parameters(*[(8, 8), (8,)] * layers)
+        optimizer = KrADagrad(params, **(SMALL | {"root_every": 100}), backend="reference")
+        optimizer.param_groups[0]["step"] = SETTLED
+        train(optimizer, params, range(2))
+        calls.append(calls_of(optimizer.step))
+    few, many = calls
+    added = 2 * (LAYERS[1] - LAYERS[0])
+    assert many["call"] - few["call"] <= added
+    assert many["c_call"] - few["c_call"] <= 2 * added
 
 
 def gradients_held_after_a_step(**options: Any) -> int:

@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "grafting",
     },
     "distributed.shard": {
-        "config", "plan", "state", "step", "uploads", "distributed.exchange", "distributed.layout",
+        "config", "norms", "plan", "state", "step", "uploads", "distributed.exchange", "distributed.layout",
         "distributed.parts", "distributed.pieces", "distributed.stored",
     },
     "distributed.stored": {"plan", "distributed.pieces"},
@@ -69,8 +69,9 @@ MAY_IMPORT = {
     "diagnostics": {"measures"},
     "measures": {"backends.base", "grafting", "packing", "polar"},
     "state": {
-        "backends.base", "block_layout", "plan", "config", "grafting", "packing", "roots", "uploads",
+        "backends.base", "block_layout", "plan", "config", "grafting", "norms", "packing", "roots", "uploads",
     },
+    "norms": set(),
     "uploads": set(),
     "plan": {"config"},
     "grafting": {"config"},

@@ -79,6 +79,7 @@ class Route:
     """
 
     ranks: int
+    device: torch.device
     replicated: bool = False
     sent: list[list[Segment]] = field(default_factory=list)
     received: list[list[Segment]] = field(default_factory=list)
@@ -88,42 +89,44 @@ class Route:
         self.sent = [[] for _ in range(1 if self.replicated else self.ranks)]
         self.received = [[] for _ in range(self.ranks)]
 
-    def start(
-        self, sources: Sequence[Tensor], targets: Sequence[Tensor], group: dist.ProcessGroup
-    ) -> Pending:
-        """Pack and send; `Pending.finish` unpacks. `sources` and `targets`: by the segments' slots."""
-        outgoing = self.outgoing((sources or targets)[0].device)
-        _copy(outgoing.views, self.sources(sources))
+    def start(self, sources: list[Tensor], targets: list[Tensor], group: dist.ProcessGroup) -> Pending:
+        """Pack and send; `Pending.finish` unpacks. Both as the methods of that name find them."""
+        outgoing = self.outgoing()
+        _copy(outgoing.views, sources)
         return self.send(outgoing, targets, group)
 
-    def send(self, outgoing: Buffer, targets: Sequence[Tensor], group: dist.ProcessGroup) -> Pending:
+    def send(self, outgoing: Buffer, targets: list[Tensor], group: dist.ProcessGroup) -> Pending:
         """As `start`, what is packed already."""
-        incoming = self._buffer("incoming", self.received, outgoing.flat.device)
+        incoming = self._buffer("incoming", self.received)
         if self.replicated:
             work = all_gather(incoming.flat, outgoing.flat, group=group, async_op=True)
         else:
             work = dist.all_to_all_single(
                 incoming.flat, outgoing.flat, incoming.sizes, outgoing.sizes, group=group, async_op=True
             )
-        return Pending(work, incoming.views, _at(targets, self._targets), outgoing)
+        return Pending(work, incoming.views, targets, outgoing)
 
     def sources(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """What is sent, from the tensors by their slots."""
-        return _at(tensors, self._sources)
+        return self._sources.of(tensors)
+
+    def targets(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Where what is received goes, in the tensors by their slots."""
+        return self._targets.of(tensors)
 
     @functools.cached_property
     def _sources(self) -> Places:
-        return _places(self.sent)
+        return Places.of_segments(self.sent)
 
     @functools.cached_property
     def _targets(self) -> Places:
-        return _places(self.received)
+        return Places.of_segments(self.received)
 
-    def outgoing(self, device: torch.device) -> Buffer:
+    def outgoing(self) -> Buffer:
         """For all that is sent."""
-        return self._buffer("outgoing", self.sent, device)
+        return self._buffer("outgoing", self.sent)
 
-    def _buffer(self, name: str, lists: Sequence[Sequence[Segment]], device: torch.device) -> Buffer:
+    def _buffer(self, name: str, lists: Sequence[Sequence[Segment]]) -> Buffer:
         """A new one, or the one that is kept where it is small.
 
         As all ranks must send as much to all, each sends as much as the one with the most.
@@ -131,7 +134,7 @@ class Route:
         found = self._kept.get(name)
         if found is None:
             row = max(map(_bytes, self.received)) if self.replicated else None
-            found = Buffer.of(lists, device, row)
+            found = Buffer.of(lists, self.device, row)
             if found.flat.numel() <= KEPT_BYTES:
                 self._kept[name] = found
         return found
@@ -169,17 +172,25 @@ class Pending:
         _copy(self.places, self.views)
 
 
-Places = list[tuple[int, tuple[slice, ...] | None]]
-"""Slot and part of segments."""
+@dataclass(frozen=True)
+class Places:
+    """Where segments are: their slots, and of those that are not all of a tensor, their part of it."""
 
+    slots: list[int]
+    parts: list[tuple[int, tuple[slice, ...]]]
 
-def _places(lists: Sequence[Sequence[Segment]]) -> Places:
-    return [(own.slot, own.part) for own in itertools.chain(*lists)]
+    @classmethod
+    def of_segments(cls, lists: Sequence[Sequence[Segment]]) -> Places:
+        segments = list(itertools.chain(*lists))
+        parts = [(number, own.part) for number, own in enumerate(segments) if own.part is not None]
+        return cls([own.slot for own in segments], parts)
 
-
-def _at(tensors: Sequence[Tensor], places: Places) -> list[Tensor]:
-    """The parts of the tensors in their slots."""
-    return [tensors[slot] if part is None else tensors[slot][part] for slot, part in places]
+    def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The segments in the tensors of these slots."""
+        found = list(map(tensors.__getitem__, self.slots))
+        for number, part in self.parts:
+            found[number] = found[number][part]
+        return found
 
 
 def _bytes(segments: Sequence[Segment]) -> int:

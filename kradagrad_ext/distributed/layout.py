@@ -45,6 +45,16 @@ def box_of(p: Tensor, name: str) -> Box:
     return Box(tuple(offset), tuple(shape))
 
 
+def locals_of(tensors: list[Any]) -> list[Any]:
+    """`local` of each, None for None; the list as it is where no tensor is a DTensor.
+
+    Without a graph of autograd, and without the view that `DTensor.to_local` makes of a parameter.
+    """
+    if not any(issubclass(kind, DTensor) for kind in set(map(type, tensors))):
+        return tensors
+    return [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
 @dataclass(frozen=True)
 class Holders:
     """One parameter's boxes and the ranks that hold each; empty ones are left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,19 @@ class Part:
         return made
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where a chunk's gradients and parameters are worked off.
+
+    Attributes:
+        taken: of each part.  arriving: what comes in fills these.  leaving: these are handed back.
+    """
+
+    taken: list[Taken]
+    arriving: list[Tensor]
+    leaving: list[Tensor]
+
+
 @dataclass
 class Chunk:
     """What is taken in, worked off and handed back at once."""
@@ -98,6 +112,19 @@ class Chunk:
     parts: list[Part]
     fetch: Route
     hand_back: Route
+    kept: Room | None = None
+
+    def room(self) -> Room:
+        """A new one, or the one that is kept where all parts are small."""
+        if self.kept is not None:
+            return self.kept
+        taken = [part.buffers() for part in self.parts]
+        pairs = [pair for own in taken for pair in zip(own.grads.tensors, own.params, strict=True)]
+        params = [param for own in taken for param in own.params]
+        arriving = self.fetch.targets(list(itertools.chain.from_iterable(pairs)))
+        made = Room(taken, arriving, self.hand_back.sources(params))
+        self.kept = made if all(part.bucket.is_small for part in self.parts) else None
+        return made
 
 
 @dataclass(frozen=True)
@@ -106,21 +133,23 @@ class Load:
 
     Attributes:
         taken: of each part.  pending: what it is filled by; None where it is there.
-        outgoing: what the parameters are handed back from, where they lie in it.
+        leaving: the parameters that are handed back.  outgoing: what they lie in already, if they do.
     """
 
     chunk: Chunk
     taken: list[Taken]
+    leaving: list[Tensor]
     pending: Pending | None = None
     outgoing: Buffer | None = None
 
 
 @dataclass(frozen=True)
 class Share:
-    """One part's step, between its updates and its write."""
+    """One part's step, between its updates and its write; `active`: the pieces that take part."""
 
     part: Part
     work: Work
+    active: Tensor
     params: list[Tensor]
     updates: list[Tensor]
     fallbacks: list[Tensor]
@@ -131,14 +160,14 @@ def advance(part: Part, taken: Taken, settings: Settings, fresh: bool) -> tuple[
     work, grads = plan_work(part.bucket, settings, fresh), taken.grads
     own = part.bucket.workspace(work.config)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, guard.active)
+    active = guard.active
+    graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, active)
     updates, norms = precondition(work, grads, own, guard)
-    share = Share(part, work, taken.params, updates, fallbacks_of(work, grads, own))
+    share = Share(part, work, active, taken.params, updates, fallbacks_of(work, grads, own))
     return share, (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
     """Write the new values of a part's pieces."""
-    part = share.part
-    coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    write(share.work, share.params, share.updates, share.fallbacks, coefficients, guard.active)
+    coefficients = share.part.ledger.coefficients[share.part.rows]
+    write(share.work, share.params, share.updates, share.fallbacks, coefficients, share.active)

@@ -23,13 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.config import Config
+from kradagrad_ext.norms import GradientNorms
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import Bucket, compute_dtype, empty_state, presence
 from kradagrad_ext.step import LossScale, Settings
 from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
-from .layout import box_of, gather_holders, local
+from .layout import box_of, gather_holders, local, locals_of
 from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
 from .pieces import CHUNK_BYTES, Box, Piece, deal, in_chunks
 from .stored import stored_states
@@ -58,14 +59,15 @@ class Shard:
         group: dist.ProcessGroup,
     ) -> None:
         self.params, self.group = list(params), group
-        self.seen: set[int] = set()
+        self.unseen = set(range(len(self.params)))  # parameters that have had no gradient yet
         self.left: set[int] = set()  # parameters that are in no parameter group any more
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
         self.holders = gather_holders(self.boxes, shapes, names, group)
         self.told = self._told()
-        self.masks = Masks(local(params[0]).device)
+        self.device = local(params[0]).device
+        self.masks, self.norms = Masks(self.device), self._make_norms()
         self.replicated = all(
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
@@ -124,7 +126,7 @@ class Shard:
         Slots on the way in: twice a parameter's index among the sources, twice a piece's among the targets,
         and the next for the parameter itself. On the way back: a piece's index, a parameter's index.
         """
-        fetch, back = Route(self.ranks), Route(self.ranks, self.replicated)
+        fetch, back = Route(self.ranks, self.device), Route(self.ranks, self.device, self.replicated)
         for owner, theirs in enumerate(pieces):
             for index, piece in enumerate(theirs):
                 dtype, holders = self.params[piece.parameter].dtype, self.holders[piece.parameter]
@@ -156,13 +158,10 @@ class Shard:
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
-        locals_ = list(map(local, self.params))
-        grads = [
-            None if p.grad is None or index in self.left else local(p.grad)
-            for index, p in enumerate(self.params)
-        ]
-        fresh = self._fresh(grads)
-        norms, present = self._gradient_norms(grads)
+        locals_ = locals_of(self.params)
+        grads, there = self._gradients(locals_)
+        fresh = self._fresh(there)
+        norms, present = self._gradient_norms(grads), self.masks.of(there).to(torch.float64)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
         norms, present, told = self._sum(norms, present, told)
@@ -172,7 +171,7 @@ class Shard:
                 ledger.observe(norms, present, settings[position].config)
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
         loads, shares = [], []
-        for load in self._fetched(_sources(grads, locals_)):
+        for load in self._fetched(list(itertools.chain.from_iterable(zip(grads, locals_, strict=True)))):
             loads.append(load)
             for part, taken in zip(load.chunk.parts, load.taken, strict=True):
                 if part.position in settings:
@@ -189,12 +188,24 @@ class Shard:
             finish(share)
         self._hand_back(loads, locals_)
 
-    def _fresh(self, grads: Sequence[Tensor | None]) -> bool:
+    def _gradients(self, locals_: Sequence[Tensor]) -> tuple[list[Tensor], tuple[bool, ...]]:
+        """What this rank holds of every gradient, and which there are.
+
+        Parameters stand in for those that are missing, on which nothing depends.
+        """
+        found = locals_of([p.grad for p in self.params])
+        for index in self.left:
+            found[index] = None
+        there = presence(found)
+        if all(there):
+            return found, there
+        return [own if grad is None else grad for grad, own in zip(found, locals_, strict=True)], there
+
+    def _fresh(self, there: Sequence[bool]) -> bool:
         """Whether a parameter takes its first step."""
-        present = {index for index, grad in enumerate(grads) if grad is not None}
-        fresh = not present <= self.seen
-        self.seen |= present
-        return fresh
+        first = {index for index in self.unseen if there[index]}
+        self.unseen -= first
+        return bool(first)
 
     def check(self, configs: Mapping[int, Config]) -> None:
         """Raise ValueError if an option does not fit the state that there is."""
@@ -223,27 +234,24 @@ class Shard:
                 states[index]["scalars"] = ledger.scalars[row]
         return states
 
-    def _gradient_norms(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """|g|_F^2 of what this rank has to tell of every gradient ``[P]``, and whether there is one.
+    def _gradient_norms(self, grads: Sequence[Tensor]) -> Tensor:
+        """|g|_F^2 of what this rank has to tell of every gradient ``[P]``; of the others 0.
 
         Of replicas, each tells of its share of the parameters.
 
         Args:
             grads: what this rank holds of the gradients.
         """
-        told: dict[torch.dtype, dict[int, Tensor]] = {}
-        for index in self.told:
-            grad = grads[index]
-            if grad is not None:
-                told.setdefault(grad.dtype, {})[index] = grad
-        none = torch.zeros((), dtype=torch.float64, device=self.masks.device)
-        norms = [none] * len(self.params)
-        for own in told.values():
-            found = torch._foreach_norm(list(own.values()), 2, dtype=torch.float64)
-            for index, norm in zip(own, found, strict=True):
-                norms[index] = norm
-        present = self.masks.of(presence(grads))
-        return torch.stack(norms).square(), present.to(torch.float64)
+        norms = torch.zeros(len(self.params), dtype=torch.float64, device=self.device)
+        if self.norms is not None:
+            norms.index_copy_(0, self.told_rows, self.norms.of([grads[index] for index in self.told]))
+        return norms
+
+    def _make_norms(self) -> GradientNorms | None:
+        """Of the gradients whose norms this rank tells; None where it tells none."""
+        self.told_rows = torch.tensor(self.told, dtype=torch.int64, device=self.device)
+        own = [local(self.params[index]) for index in self.told]
+        return GradientNorms(own, torch.float64, dots=False) if own else None
 
     def _told(self) -> list[int]:
         """The parameters whose gradients' norms this rank tells."""
@@ -258,7 +266,7 @@ class Shard:
         """Over all ranks."""
         flat = torch.cat(vectors)
         dist.all_reduce(flat, group=self.group)
-        return list(torch.split(flat, [len(vector) for vector in vectors]))
+        return list(flat.split_with_sizes([len(vector) for vector in vectors]))
 
     def _fetched(self, sources: Sequence[Tensor]) -> Iterator[Load]:
         """The chunks with their gradients and parameters; the next one is on its way."""
@@ -274,14 +282,14 @@ class Shard:
     def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> Load:
         if self.replicated:
             return self._found(chunk, sources)
-        taken = [part.buffers() for part in chunk.parts]
-        pairs = (pair for own in taken for pair in zip(own.grads.tensors, own.params, strict=True))
-        return Load(chunk, taken, chunk.fetch.start(sources, list(itertools.chain(*pairs)), self.group))
+        room, route = chunk.room(), chunk.fetch
+        pending = route.start(route.sources(sources), room.arriving, self.group)
+        return Load(chunk, room.taken, room.leaving, pending)
 
     def _found(self, chunk: Chunk, sources: Sequence[Tensor]) -> Load:
         """A chunk that is here: gradients serve as they are, parameters go where they are sent from."""
         found = chunk.fetch.sources(sources)
-        outgoing = chunk.hand_back.outgoing(self.masks.device)
+        outgoing = chunk.hand_back.outgoing()
         if found:
             torch._foreach_copy_(outgoing.views, found[1::2])
         grads, params = iter(found[::2]), iter(outgoing.views)
@@ -290,18 +298,18 @@ class Shard:
             count = len(part.pieces)
             own = part.bucket.blocked(list(itertools.islice(grads, count)))
             taken.append(Taken(own, list(itertools.islice(params, count))))
-        return Load(chunk, taken, outgoing=outgoing)
+        return Load(chunk, taken, outgoing.views, outgoing=outgoing)
 
     def _hand_back(self, loads: Sequence[Load], locals_: Sequence[Tensor]) -> None:
         """Every rank's new parameters, and only when all of them are there, their write."""
         under_way: list[Pending] = []
         for load in loads:
             route = load.chunk.hand_back
-            if load.outgoing is not None:
-                under_way.append(route.send(load.outgoing, locals_, self.group))
+            targets = route.targets(locals_)
+            if load.outgoing is None:
+                under_way.append(route.start(load.leaving, targets, self.group))
             else:
-                pieces = [param for own in load.taken for param in own.params]
-                under_way.append(route.start(pieces, locals_, self.group))
+                under_way.append(route.send(load.outgoing, targets, self.group))
             if len(under_way) > 1:
                 under_way[-2].wait()
         under_way[-1].wait()
@@ -317,9 +325,3 @@ def _segments(whole: Box, shared: Box, dtype: torch.dtype) -> Callable[[int], Se
 
 def _graft(p: Tensor, config: Config) -> str:
     return config.for_blocks(bool(plan_parameter(tuple(p.shape), config).regions)).graft
-
-
-def _sources(grads: Sequence[Tensor | None], locals_: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients and parameters in turns; zeros for a gradient that is not there, which nothing depends on."""
-    pairs = zip(grads, locals_, strict=True)
-    return [tensor for g, own in pairs for tensor in (torch.zeros_like(own) if g is None else g, own)]

@@ -90,7 +90,7 @@ class Sharded:
         self._state = state
         self._state.update(self._live)
         for shard in self._shards:
-            shard.seen = {i for i, p in enumerate(shard.params) if float(self._live[p]["scalars"][STEPS]) > 0}
+            shard.unseen = {i for i, p in enumerate(shard.params) if not self._live[p]["scalars"][STEPS] > 0}
 
     def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
