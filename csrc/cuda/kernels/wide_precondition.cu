@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)
   for (int64_t index = blockIdx.x; index < in.precondition.items; index += gridDim.x) {
     if (threadIdx.x == 0) item.find(in.precondition, index, true);
     __syncthreads();
-    const float norm = item.active ? WideProduct(in, item).run() : 0;
+    const float norm = WideProduct(in, item).run();
     if (threadIdx.x == 0) item.set_norm(in.precondition, norm);
     __syncthreads();
   }

@@ -62,7 +62,7 @@ FAULTS = [
         "span < in.spans; span += gridDim.x",
         "span < gridDim.x; span += gridDim.x",
         "accumulate",
-        "values",
+        "uninitialised",
     ),
     Fault(
         "the last span left out",
@@ -94,7 +94,7 @@ FAULTS = [
         "parameter.flat && begin",
         "begin",
         "parameter_step",
-        "values",
+        "race",
     ),
     Fault(
         "inactive parameters take part",

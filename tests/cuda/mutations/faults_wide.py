@@ -121,6 +121,7 @@ BLOCKS = [
         "quadruples right of the edge",
         "row < from.rows && col < from.cols, four",
         "row < from.rows, four",
+        "bounds",
     ),
     block(
         PRECONDITION,
@@ -155,7 +156,7 @@ UPDATES = [
         "      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);\n",
         "",
     ),
-    own(UPDATE, "S and T^2 in one place", "square = wide_.grid(2)", "square = wide_.grid(0)", "race"),
+    own(UPDATE, "S and T^2 in one place", "square = wide_.grid(2)", "square = wide_.grid(0)"),
     own(
         UPDATE,
         "T^2 from S alone",
@@ -194,11 +195,13 @@ OTHERS = [
         "col * 128, row * 128, 128, 128",
         "values",
     ),
-    own(
+    Fault(
+        "inactive blocks take part (wide)",
+        "product_item.cuh",
+        "exists && in.scales[group.first_block + block] != 0;",
+        "exists;",
         PRECONDITION,
-        "inactive blocks take part",
-        "const float norm = item.active ?",
-        "const float norm = true ?",
+        "values",
     ),
     own(
         ROOT,

@@ -142,7 +142,8 @@ def grouped() -> list[SquareRootProbe]:
 
 
 def resident() -> list[SquareRootProbe]:
-    """With factors and roots in bfloat16, whose rows start aligned or anywhere, and a gradient of 1e12."""
+    """With factors and roots in bfloat16, whose rows start aligned or anywhere, a gradient of 1e12, and one
+    block alone, which fills all tiles."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     rounded = given(
         [group(5, (20, 33), **stored), group(5, (32, 24), **stored), group(2, (64, 64))], RULES["one step"]
@@ -155,6 +156,7 @@ def resident() -> list[SquareRootProbe]:
         OverflowProbe("overflow in rounding"),
         SquareRootProbe("bfloat16", rounded, Executor),
         SquareRootProbe("a spike", spike, Executor),
+        SquareRootProbe("one block", given([group(1, (64, 64))], replace(RULE, coupled=True)), Executor),
     ]
 
 
