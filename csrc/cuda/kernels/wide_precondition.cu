@@ -64,8 +64,8 @@ extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)
     if (threadIdx.x == 0) item.find(in.precondition, index, true);
     __syncthreads();
     const float norm = WideProduct(in, item).run();
+    // The sum had a barrier, after which nobody but this thread looks at the item.
     if (threadIdx.x == 0) item.set_norm(in.precondition, norm);
-    __syncthreads();
   }
 }
 

@@ -38,7 +38,6 @@ BARRIERS = [
     barrier(ROOT, "after the item was found", "item.find(in.roots, index, true);\n    "),
     barrier(ROOT, "before the next item", "WideRoot(in, item).run();\n    "),
     barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index, true);\n    "),
-    barrier(PRECONDITION, "before the next item", "item.set_norm(in.precondition, norm);\n    "),
 ]
 
 BLOCKS = [
