@@ -40,8 +40,16 @@ from kernel_costs import Blocks, Call, step_costs
 
 from kradagrad_ext.config import COUPLINGS, Config
 from kradagrad_ext.cost.blocks import TERMS, block_costs, root_costs
-from kradagrad_ext.cost.elementwise import ACCUMULATE_BESIDE, elements
-from kradagrad_ext.cost.gpus import DEFAULT_GPUS, GPUS, Cost, Gpu, predict, saved_beside, training_step
+from kradagrad_ext.cost.elementwise import CONCURRENT_WITH_ACCUMULATE, elements
+from kradagrad_ext.cost.gpus import (
+    DEFAULT_GPUS,
+    GPUS,
+    Cost,
+    Gpu,
+    predict,
+    saved_by_concurrency,
+    training_step,
+)
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
 from kradagrad_ext.cost.steps import Part, kernel_costs, parts_of
@@ -59,7 +67,7 @@ def merged(costs: Sequence[Cost]) -> list[Cost]:
     """Costs of the same kernel and step as one, in the order of their first."""
     by_name: dict[tuple[str, str, str], Cost] = {}
     for cost in costs:
-        key = (cost.kernel, cost.step, cost.beside)
+        key = (cost.kernel, cost.step, cost.concurrent_with)
         held = by_name.get(key, replace(cost, launches=0, bytes=0.0, flops={}, least_flops=0.0))
         kinds = {**held.flops, **cost.flops}
         by_name[key] = replace(
@@ -99,10 +107,10 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
     groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
     roots = root_costs(groups, config)
     rows = [record(cost, options.gpu) for cost in costs]
-    saved = {f"{gpu.name} ms": -saved_beside(costs, gpu) for gpu in options.gpu}
+    saved = {f"{gpu.name} ms": -saved_by_concurrency(costs, gpu) for gpu in options.gpu}
     if any(saved.values()):
         nothing = dict.fromkeys(("launches", "GB", "Tflop", "least Tflop"), 0)
-        rows.append({"kernel": ACCUMULATE_BESIDE, "step": "beside accumulate", **nothing, **saved})
+        rows.append({"kernel": CONCURRENT_WITH_ACCUMULATE, "step": "with accumulate", **nothing, **saved})
     rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
     circumstances = {
         "model": model.name,

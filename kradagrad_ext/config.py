@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from .backends.base import METHODS, PRECISIONS, UpdateRule
+from .polar import POLYNOMIALS
 
 FACTOR_UPDATES = ("auto", *METHODS)
 COUPLINGS = ("none", "kl")
@@ -25,7 +26,6 @@ MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
 STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
-ROOT_STEPS = (5, 8)
 PRIOR = 0.03
 """What a new factor holds before its first gradient, relative to that, where old statistics are forgotten.
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
@@ -196,9 +196,8 @@ class Config:
         refine = self.refine
         sound = is_int(refine) and 1 <= refine <= LARGEST_REFINE
         require(sound, "refine", f"an integer from 1 to {LARGEST_REFINE}", refine)
-        least, most = ROOT_STEPS
-        sound = is_int(self.root_steps) and least <= self.root_steps <= most
-        require(sound, "root_steps", f"an integer from {least} to {most}", self.root_steps)
+        sound = is_int(self.root_steps) and self.root_steps in POLYNOMIALS
+        require(sound, "root_steps", f"one of {tuple(POLYNOMIALS)}", self.root_steps)
         require(is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
         sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)

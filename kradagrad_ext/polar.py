@@ -66,8 +66,6 @@ map [floor, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the las
 interval's upper end the next polynomials multiply what rounding adds. Eight steps end within 5e-8 of 1, fewer
 within 1e-3."""
 
-MOST_STEPS = max(POLYNOMIALS)
-
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 

@@ -27,10 +27,10 @@ from .backends.base import (
     Side,
     Turn,
 )
-from .beside import Beside
 from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
+from .side_stream import SideStream
 from .state import GroupState
 
 WHITENED_DECAY = 0.99
@@ -44,14 +44,14 @@ class BlockGroupStep:
     Attributes:
         clock: the number of the step.
         fresh: whether a parameter of the bucket takes its first step.
-        beside: what makes `directions`, to be waited for before they are read.
+        side_stream: where `directions` are made, to be waited for before they are read.
         scales: ``[N]``, what each block's gradient is multiplied by; 0 for one that takes no part.
         grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
     """
 
     clock: Clock
     fresh: bool
-    beside: Beside
+    side_stream: SideStream
     scales: Tensor
     grads: list[Tensor]
     directions: list[Tensor]
@@ -105,13 +105,13 @@ def _step_of_matrices(
     update, product = now.clock.factors_due(config), now.clock.preconditions(config)
     turn = now.turn(config, makes_roots_in_turns(states[0], config))
     norms = states[0].root_stats[0].new_zeros(sum(len(state.root_stats[0]) for state in states))
-    apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.beside.is_open
+    apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.side_stream.is_open
     if update and apart:
         _kron_step(states, config, backend, steps, norms, update=True, precondition=False)
         update = False
     if turn is not None:
         refresh_roots(states, config, backend, [own.active for own in steps], turn)
-    now.beside.join()
+    now.side_stream.join()
     if product:
         _kron_step(states, config, backend, steps, norms, update=update, precondition=True)
     return list(norms.split_with_sizes([len(state.root_stats[0]) for state in states]))
@@ -152,7 +152,7 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
         refresh_roots([state], config, backend, [now.active], turn)
     if not now.clock.preconditions(config):
         return torch.zeros_like(state.root_stats[0][:, 0])
-    now.beside.join()
+    now.side_stream.join()
     return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
 
 

@@ -50,7 +50,7 @@ def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]
 
 
 def polar_roots(
-    factors: Tensor, p: int, polynomials: Sequence[Polynomial] = polar.POLYNOMIALS[polar.MOST_STEPS]
+    factors: Tensor, p: int, polynomials: Sequence[Polynomial] = polar.POLYNOMIALS[8]
 ) -> tuple[Tensor, Tensor]:
     """As `Backend.decomposed_roots`, by products alone, for p a power of two from 2 on."""
     root, residual = polar.polar_roots(factors, polynomials)

@@ -14,10 +14,10 @@ from torch import Tensor
 from . import captured, grafting, packed, preconditioner
 from .backends import resolve
 from .backends.base import Backend
-from .beside import Beside
 from .block_layout import Blocked, Workspace
 from .clock import Clock
 from .config import Config, all_supported, check_lr, check_tensor
+from .side_stream import SideStream
 from .state import Bucket, compute_dtype
 
 KEY = operator.attrgetter("device", "dtype")
@@ -128,7 +128,7 @@ class Work:
     Attributes:
         backend: of the ops on parameters.  group_backends: of each group's blocks.
         clock: the step.  fresh: whether a parameter takes its first one.
-        beside: where moments are made while factors are updated.
+        side_stream: where moments are made while factors are updated.
     """
 
     bucket: Bucket
@@ -138,7 +138,7 @@ class Work:
     clock: Clock
     fresh: bool
     lr: Tensor
-    beside: Beside
+    side_stream: SideStream
 
     @property
     def preconditions(self) -> bool:
@@ -156,9 +156,9 @@ def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
     of_groups = tuple(
         backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups
     )
-    beside = Beside(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
+    side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
-    return Work(bucket, config, backend, of_groups, settings.clock, fresh, lr, beside)
+    return Work(bucket, config, backend, of_groups, settings.clock, fresh, lr, side_stream)
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -192,7 +192,7 @@ def accumulate(
     bucket, config = work.bucket, work.config
     averaged = config.momentum_on == "gradient"
     decay2, weight2 = grafting.second_moment_rule(config)
-    with work.beside.launches():
+    with work.side_stream.launches():
         graft_norms = torch.zeros_like(bucket.numel)
         work.backend.accumulate_(
             bucket.momenta if averaged else [],
@@ -223,7 +223,7 @@ def precondition(
         preconditioner.BlockGroupStep(
             work.clock,
             work.fresh,
-            work.beside,
+            work.side_stream,
             guard.scales[owners],
             grads.views[i],
             directions.views[i],
@@ -236,7 +236,7 @@ def precondition(
     try:
         block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
     finally:
-        work.beside.join()
+        work.side_stream.join()
     updates = own.updates.tensors if work.preconditions else [bucket.like] * len(bucket.params)
     return updates, bucket.update_norms(block_norms)
 

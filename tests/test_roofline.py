@@ -111,13 +111,13 @@ def test_prediction_by_hand():
     assert predict([apart], "H100") == pytest.approx(1e3 * (memory + arithmetic))
 
 
-def test_kernels_beside_one_another_by_hand() -> None:
+def test_concurrent_kernels_by_hand() -> None:
     gpu, flops = GPUS["H100"], {"bf16": 1e13}
     host = Cost("resident_update_128_bf16x3", "update", 1, 3e10, flops)
     alone, waits = host.milliseconds(gpu), host.waiting_share(gpu)
     assert 0.1 < waits < 0.4
     for size in (1e9, 3e10, 1e12):
-        guest = Cost("accumulate", "moments", 1, size, beside=host.kernel)
+        guest = Cost("accumulate", "moments", 1, size, concurrent_with=host.kernel)
         own, both = guest.milliseconds(gpu), 1e3 * (3e10 + size) / gpu.bandwidth
         assert predict([guest, host], gpu) == pytest.approx(max(alone + waits * own, both))
         assert predict([guest], gpu) == pytest.approx(own)

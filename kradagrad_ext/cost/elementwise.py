@@ -16,7 +16,7 @@ from .gpus import Cost
 
 SPAN = 4096  # kSpan
 
-ACCUMULATE_BESIDE = "resident_update_128_bf16x3"
+CONCURRENT_WITH_ACCUMULATE = "resident_update_128_bf16x3"
 """What leaves an SM enough registers for a CTA of `accumulate`, launched before it on a stream of its own."""
 
 
@@ -44,8 +44,8 @@ def before_blocks(
     each = size + 2 * FLOAT * has_second_moment(config)
     each += averaged * (2 * FLOAT + FLOAT * config.nesterov)
     each += size * (averaged and not config.decoupled_weight_decay and config.weight_decay > 0)
-    beside = ACCUMULATE_BESIDE if matrices else ""
-    yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, beside=beside)
+    host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
+    yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
     yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))
 
 

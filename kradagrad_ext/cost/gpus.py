@@ -144,7 +144,7 @@ class Cost:
         flops: by kind of arithmetic, as executed: split products counted term by term, padding included.
         least_flops: one multiplication and addition a term of the formula, half of it where C is symmetric.
         overlaps: whether memory and arithmetic of different CTAs overlap on an SM, where work is not counted.
-        beside: the kernel that this one shares the SMs with, if it is launched on the same step.
+        concurrent_with: the kernel that this one shares the SMs with, if it is launched on the same step.
     """
 
     kernel: str
@@ -154,7 +154,7 @@ class Cost:
     flops: dict[str, float] = field(default_factory=dict)
     least_flops: float = 0.0
     overlaps: bool = True
-    beside: str = ""
+    concurrent_with: str = ""
 
     def milliseconds(self, gpu: Gpu) -> float:
         """By what is counted of the kernel.
@@ -188,19 +188,19 @@ def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
     """Milliseconds on a GPU: a prediction, without the few microseconds that a launch takes by itself."""
     gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
     given = list(costs)
-    return sum(cost.milliseconds(gpu) for cost in given) - saved_beside(given, gpu)
+    return sum(cost.milliseconds(gpu) for cost in given) - saved_by_concurrency(given, gpu)
 
 
-def saved_beside(costs: Sequence[Cost], gpu: Gpu) -> float:
+def saved_by_concurrency(costs: Sequence[Cost], gpu: Gpu) -> float:
     """Milliseconds that launches which share the SMs take less than one after the other.
 
     A guest's bytes come while its host computes. While that waits for bytes of its own, the guest takes as
     long as by itself. Both together take no less than memory does for their bytes.
     """
     saved = 0.0
-    for kernel in {cost.beside for cost in costs}:
+    for kernel in {cost.concurrent_with for cost in costs}:
         hosts = [cost for cost in costs if cost.kernel == kernel]
-        guests = [cost for cost in costs if cost.beside == kernel]
+        guests = [cost for cost in costs if cost.concurrent_with == kernel]
         if kernel and hosts:
             host, guest = (sum(cost.milliseconds(gpu) for cost in own) for own in (hosts, guests))
             together = host + guest * max(cost.waiting_share(gpu) for cost in hosts)

@@ -7,8 +7,9 @@
 // take four neighbouring elements at a time (elementwise.cuh). Traffic: every tensor once.
 //
 // A CTA takes spans in turns. One CTA a multiprocessor is enough to keep memory busy where elements are
-// contiguous: each thread has all that it reads of eight elements under way at once, 12 KB a CTA. It fits the
-// registers that resident_update leaves free, beside which it runs: 96 of each of a scheduler's lanes.
+// contiguous: each thread has all that it reads of eight elements under way at once, 12 KB a CTA. It runs at
+// the same time as resident_update and fits the registers that this leaves free: 96 a thread, at one warp for
+// each scheduler.
 #include "elementwise.cuh"
 #include "reduce.cuh"
 

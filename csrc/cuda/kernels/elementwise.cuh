@@ -48,15 +48,11 @@ __device__ __forceinline__ void read(float (&values)[Whole::kElements], const El
 #pragma unroll
   for (int i = 0; i < Whole::kElements; i += 4) {
     const int64_t index = at.index + i / 4 * Whole::kDistance;
+    float (&four)[4] = reinterpret_cast<float (&)[4]>(values[i]);
     if (from.bf16) {
-      const uint2 packed = *reinterpret_cast<const uint2*>(data_of<__nv_bfloat16>(from) + index);
-      values[i] = __uint_as_float(packed.x << 16);
-      values[i + 1] = __uint_as_float(packed.x & 0xffff0000u);
-      values[i + 2] = __uint_as_float(packed.y << 16);
-      values[i + 3] = __uint_as_float(packed.y & 0xffff0000u);
+      read_four(data_of<__nv_bfloat16>(from) + index, true, four);
     } else {
-      const float4 four = *reinterpret_cast<const float4*>(data_of<float>(from) + index);
-      values[i] = four.x, values[i + 1] = four.y, values[i + 2] = four.z, values[i + 3] = four.w;
+      read_four(data_of<float>(from) + index, true, four);
     }
   }
 }

@@ -151,17 +151,14 @@ __device__ __forceinline__ void read_four(const __nv_bfloat16* from, bool inside
 __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row, int col) {
   const bool inside = row < from.rows;
   if (from.bf16) {
-    float4 values;
+    float four[4];
     if (from.aligned && inside && col + 4 <= from.cols) {
-      const auto* const source = static_cast<const __nv_bfloat16*>(from.data) + from.offset(row, col);
-      const uint2 packed = *reinterpret_cast<const uint2*>(source);
-      values = {__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xffff0000u),
-                __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xffff0000u)};
+      read_four(static_cast<const __nv_bfloat16*>(from.data) + from.offset(row, col), true, four);
     } else {
-      values = {from.read(row, col), from.read(row, col + 1), from.read(row, col + 2),
-                from.read(row, col + 3)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) four[i] = from.read(row, col + i);
     }
-    memory_at<float4>(to) = values;
+    memory_at<float4>(to) = {four[0], four[1], four[2], four[3]};
   } else if (from.aligned) {
     const int count = inside ? max(0, min(4, from.cols - col)) : 0;
     copy_async_16(to, count ? &from.at(row, col) : from.data, 4 * count);

@@ -1,4 +1,4 @@
-"""Launches on a second stream: kernels that move memory beside kernels that compute."""
+"""A side stream of CUDA: kernels that move memory while others compute."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 
 
 @functools.cache
-def _second_stream(device: torch.device) -> torch.cuda.Stream:
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class Beside:
+class SideStream:
     """Launches that may run at the same time as later ones of the current stream, until it waits for them.
 
-    Where there is no second stream, on a CPU or where `torch.compile` traces the step, everything runs in
-    order. Launches beside must neither write what others read at the same time, nor read what they write.
+    On a CPU, or where `torch.compile` traces the step, there is none and everything runs in order. What is
+    launched on it must neither write what runs at the same time reads, nor read what that writes.
     """
 
     def __init__(self, device: torch.device, wanted: bool) -> None:
         has_streams = device.type == "cuda" and not torch.compiler.is_compiling()
         self._device = device
-        self._stream = _second_stream(device) if wanted and has_streams else None
+        self._stream = _stream_of(device) if wanted and has_streams else None
         self._is_open = False
 
     @property
@@ -34,7 +34,7 @@ class Beside:
 
     @contextmanager
     def launches(self) -> Iterator[None]:
-        """Puts what is launched within beside what comes after; it waits for what came before."""
+        """Puts launches on the stream, which waits for what came before."""
         if self._stream is None:
             yield
             return
