@@ -5,8 +5,8 @@
 
 Nothing here was measured on a GPU. The PTX executor runs calls and counts products, passes through shared
 memory, bytes and barriers; how often the machine code runs follows from it (tests/cuda/issue_slots.py), and
-with it the instructions that each of an SM's four schedulers issues. All numbers are means over the CTAs of a
-call.
+with it the instructions that each of an SM's four schedulers issues. CTAs of most kernels take several turns:
+all numbers are what one more turn takes, the difference between a call of twice as many blocks and one.
 
 `--lines` shows what takes the slots of the busiest scheduler, by source line and by what it is inlined into.
 """
@@ -17,6 +17,7 @@ import argparse
 import csv
 import functools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -44,7 +45,7 @@ class Call:
     """One call of `kron_step_` with square blocks, or of `polar_roots_` with one side of each.
 
     Attributes:
-        blocks: as many as fill whole CTAs.
+        blocks: so many that each CTA of the one SM that runs them has a turn.
         damped: whether F^T F is added, as on one of ten steps.
         shared_limit: bytes that a CTA may have; calls that need more than an A100 has leave that out.
     """
@@ -56,6 +57,17 @@ class Call:
     roots: bool = False
     precision: str = "bf16x3"
     shared_limit: int = Executor.shared_limit
+
+    def twice(self) -> Call:
+        """With twice as many blocks."""
+        return replace(self, blocks=2 * self.blocks)
+
+    def turns(self, kernel: str, ctas: int) -> int:
+        """Of all CTAs of a kernel: work items, which a CTA of two teams takes in pairs."""
+        if "product" in kernel:
+            return ctas
+        items = self.blocks * (2 if "update" in kernel else 1)
+        return items // (2 if re.search("_(64|96)_", kernel) else 1)
 
     def runs_on(self, architecture: str) -> bool:
         """Whether an SM has the shared memory."""
@@ -69,22 +81,22 @@ class Call:
 
 
 CALLS = (
-    Call(64, blocks=2),
-    Call(64, blocks=2, damped=True),
-    Call(96, blocks=2),
+    Call(64, blocks=4),
+    Call(64, blocks=4, damped=True),
+    Call(96, blocks=4),
     Call(128),
     Call(128, damped=True),
     Call(128, refine=3, shared_limit=227 << 10),
     Call(256),
-    Call(64, blocks=2, roots=True),
-    Call(96, blocks=2, roots=True),
+    Call(64, blocks=4, roots=True),
+    Call(96, blocks=4, roots=True),
     Call(128, roots=True),
     Call(256, roots=True),
     Call(512),
-    Call(64, blocks=2, precision="tf32x3"),
+    Call(64, blocks=4, precision="tf32x3"),
     Call(128, precision="tf32x3"),
     Call(256, precision="tf32x3"),
-    Call(64, blocks=2, roots=True, precision="tf32x3"),
+    Call(64, blocks=4, roots=True, precision="tf32x3"),
     Call(128, roots=True, precision="tf32x3"),
 )
 """The first call of a kernel is the one that predictions are made from."""
@@ -96,7 +108,14 @@ class Launched:
 
     counters: tuple[ptx.Counters, ...]
     shape: binaries.Shape
-    ctas: int
+    turns: int
+
+    def total(self, *counters: str) -> float:
+        return sum(own[counter] for own in self.counters for counter in counters)
+
+    def mma(self) -> list[float]:
+        """Of each scheduler."""
+        return [sum(own) for own in zip(*(c["scheduler_mma"] for c in self.counters), strict=True)]
 
 
 @functools.cache
@@ -104,7 +123,7 @@ def run(call: Call) -> dict[str, Launched]:
     """What a call launches, by kernel."""
     torch.manual_seed(0)
     executor = Executor(races=False)
-    executor.shared_limit = call.shared_limit
+    executor.shared_limit, executor.multiprocessors = call.shared_limit, 1
     if call.roots:
         rule = replace(ROOT_RULE, precision=call.precision)
         executor.polar_roots_([root_side(call.blocks, call.side)], rule, Turn())
@@ -128,34 +147,34 @@ def run(call: Call) -> dict[str, Launched]:
         name: Launched(
             tuple(counters for _, counters in same),
             binaries.Shape(same[0][0][2], same[0][0][3]),
-            sum(planned[1] for planned, _ in same),
+            call.turns(name, sum(planned[1] for planned, _ in same)),
         )
         for name, same in found.items()
     }
 
 
 def record(name: str, call: Call, architecture: str) -> KernelWork:
-    """One kernel of a call on one architecture."""
-    launched = run(call)[name]
-    ctas, warps = launched.ctas, math.ceil(launched.shape.threads / WARP)
+    """What a turn of a CTA of one kernel takes on one architecture."""
+    launched, twice = run(call)[name], run(call.twice())[name]
+    turns, warps = twice.turns - launched.turns, math.ceil(launched.shape.threads / WARP)
     made = sass.registers_and_shared(name, architecture)
     weighed = weigh(name, call, architecture)
-    small = waits.lookups(launched.counters)
-    waited = waits.waits(weighed, small, ctas, math.ceil(warps / issue_slots.SCHEDULERS))
+    small = waits.lookups(twice.counters)
+    waited = waits.waits(weighed, small, turns, math.ceil(warps / issue_slots.SCHEDULERS))
 
     def mean(*counters: str) -> float:
-        return round(sum(own[counter] for own in launched.counters for counter in counters) / ctas, 1)
+        return round((twice.total(*counters) - launched.total(*counters)) / turns, 1)
 
-    mma = [sum(own) for own in zip(*(c["scheduler_mma"] for c in launched.counters), strict=True)]
+    mma = [after - before for after, before in zip(twice.mma(), launched.mma(), strict=True)]
     return KernelWork(
         kernel=name,
         call=str(call),
         architecture=architecture,
         mma=mean("mma"),
-        mma_most=round(max(mma) / ctas, 1),
-        mma_least=round(min(mma) / ctas, 1),
-        slots_most=round(max(weighed.slots) / ctas, 1),
-        slots_least=round(min(weighed.slots) / ctas, 1),
+        mma_most=round(max(mma) / turns, 1),
+        mma_least=round(min(mma) / turns, 1),
+        slots_most=round(max(weighed.slots) / turns, 1),
+        slots_least=round(min(weighed.slots) / turns, 1),
         wavefronts=mean("shared_wavefronts"),
         bytes=mean("footprint_read_bytes", "footprint_write_bytes"),
         exposed_bytes=round(waited.share * mean("footprint_read_bytes"), 1),
@@ -169,8 +188,11 @@ def record(name: str, call: Call, architecture: str) -> KernelWork:
 
 
 def weigh(name: str, call: Call, architecture: str) -> issue_slots.Weighed:
-    """How often the machine code of a kernel runs in a call."""
-    return issue_slots.weigh(sass.usual_code(name, architecture), run(call)[name].counters)
+    """How often the machine code of a kernel runs for as many turns more as a call has."""
+    code = sass.usual_code(name, architecture)
+    return issue_slots.weigh(code, run(call.twice())[name].counters) - issue_slots.weigh(
+        code, run(call)[name].counters
+    )
 
 
 def records(architectures: Sequence[str]) -> Iterator[KernelWork]:
@@ -213,15 +235,15 @@ def line(row: KernelWork) -> Iterator[str]:
 def lines(name: str, architecture: str, most: int) -> str:
     """Issue slots of the busiest scheduler by place, the largest first, and their opcodes."""
     call = next(call for call in CALLS if name in run(call))
-    weighed, ctas = weigh(name, call, architecture), run(call)[name].ctas
+    weighed, turns = weigh(name, call, architecture), run(call.twice())[name].turns - run(call)[name].turns
     busiest = max(range(issue_slots.SCHEDULERS), key=lambda scheduler: weighed.slots[scheduler])
     chains = issue_slots.chains(kernel(name).text)
-    parts = [f"# {name}, {call}, {architecture}\n\n{weighed.slots[busiest] / ctas:.0f} issue slots a CTA\n"]
+    parts = [f"# {name}, {call}, {architecture}\n\n{weighed.slots[busiest] / turns:.0f} issue slots a turn\n"]
     for title, depth in (("By source line", 0), ("By line of the kernel's own class", -4)):
         places = weighed.by_place(lambda line, depth=depth: place(chains[line], depth), busiest)
         ordered = sorted(places.items(), key=lambda item: -item[1].total())[:most]
         rows = [
-            (f"{Path(file).name}:{number}", f"{kinds.total() / ctas:.0f}", shares(kinds, ctas))
+            (f"{Path(file).name}:{number}", f"{kinds.total() / turns:.0f}", shares(kinds, turns))
             for (file, number), kinds in ordered
         ]
         parts.append(f"## {title}\n\n{table(('place', 'slots', 'of which'), rows)}")
@@ -235,8 +257,8 @@ def place(chain: issue_slots.Chain, depth: int) -> tuple[str, int]:
     return chain[max(depth, -len(chain))]
 
 
-def shares(kinds: Counter[str], ctas: int) -> str:
-    return ", ".join(f"{kind} {slots / ctas:.0f}" for kind, slots in kinds.most_common(6))
+def shares(kinds: Counter[str], turns: int) -> str:
+    return ", ".join(f"{kind} {slots / turns:.0f}" for kind, slots in kinds.most_common(6))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

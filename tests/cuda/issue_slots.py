@@ -11,6 +11,7 @@ instruction in both.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -76,6 +77,15 @@ class Weighed:
     """Basic blocks, and how often each runs."""
 
     blocks: tuple[tuple[Block, Runs], ...]
+
+    def __sub__(self, other: Weighed) -> Weighed:
+        """How often each block of the same code runs more."""
+        return Weighed(
+            tuple(
+                (block, tuple(map(operator.sub, runs, fewer)))
+                for (block, runs), (_, fewer) in zip(self.blocks, other.blocks, strict=True)
+            )
+        )
 
     @property
     def slots(self) -> Runs:

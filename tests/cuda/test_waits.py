@@ -53,6 +53,19 @@ def test_loads_at_the_same_time_are_one_trip() -> None:
     assert waits.waits(weighed((code, EVERYWHERE)), set(), ctas=1, warps=2).trips == 1
 
 
+def test_loads_one_after_another_are_as_many_trips() -> None:
+    """The address of the second is what the first has loaded."""
+    code = instructions(
+        ("LDG.E.64", "R2, desc[UR4][R6.64]"),
+        ("IMAD.WIDE", "R4, R3, 0x30, R10"),
+        ("LDG.E", "R9, desc[UR4][R4.64]"),
+        ("LDG.E", "R12, desc[UR4][R6.64+0x8]"),
+        ("FADD", "R1, R9, R12"),
+    )
+    assert waits.chained(code) == [1, 1, 2, 1, 2]
+    assert waits.waits(weighed((code, EVERYWHERE)), set(), ctas=1, warps=2).trips == 2
+
+
 def test_asynchronous_copies_are_hidden() -> None:
     code = instructions(("LDGSTS.E.BYPASS.128", "[R8], desc[UR4][R2.64]"), LOAD, USE)
     assert waits.waits(weighed((code, EVERYWHERE)), set(), ctas=1, warps=2) == waits.Waits(1, 0, 0.5)
@@ -67,6 +80,7 @@ def test_registers_that_are_read() -> None:
     assert waits.read(address) == {2, 3}
 
 
-def test_lookups_are_requests_of_one_sector() -> None:
-    lines = [{"ptx_line": 1, "sectors": 4, "n": 4}, {"ptx_line": 2, "sectors": 16, "n": 4}]
+def test_lookups_are_requests_of_a_few_sectors() -> None:
+    """Three lanes of a warp may look something up each."""
+    lines = [{"ptx_line": 1, "sectors": 12, "n": 4}, {"ptx_line": 2, "sectors": 32, "n": 4}]
     assert waits.lookups([ptx.Counters(by_line=lines)]) == {1}

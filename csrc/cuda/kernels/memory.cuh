@@ -27,6 +27,8 @@ struct Matrix {
   int rows, cols;
   bool bf16, aligned;
 
+  Matrix() = default;
+
   __device__ __forceinline__ Matrix(const View* views, const Matrices& of, int64_t block, int rows, int cols)
       : rows(rows), cols(cols), bf16(of.bf16), aligned(of.aligned) {
     const View* const own = views + of.first_view;
@@ -34,9 +36,35 @@ struct Matrix {
     const int64_t index = block - view.first;
     const int64_t start = index / view.inner * view.outer_stride + index % view.inner * view.inner_stride;
     data = static_cast<char*>(view.data) + start * (bf16 ? 2 : 4);
-    __builtin_assume(__isGlobal(data));  // or every access would have to find out
     row_stride = view.row_stride;
     col_stride = view.col_stride;
+  }
+
+  // No rows and no columns.
+  static __device__ __forceinline__ Matrix empty() {
+    Matrix result;
+    result.data = nullptr;
+    result.row_stride = result.col_stride = 0;
+    result.rows = result.cols = 0;
+    result.bf16 = false;
+    result.aligned = true;
+    return result;
+  }
+
+  // The first element of a row of neighbours.
+  template <class Element>
+  __device__ __forceinline__ Element* row(int row) const {
+    Element* const element = static_cast<Element*>(data) + row * row_stride;
+    __builtin_assume(__isGlobal(element));
+    return element;
+  }
+
+  // The element (row, col), in global memory, which every access would have to find out.
+  template <class Element>
+  __device__ __forceinline__ Element* at(int row, int col) const {
+    Element* const element = static_cast<Element*>(data) + offset(row, col);
+    __builtin_assume(__isGlobal(element));
+    return element;
   }
 
   // Whether it lies in whole quadruples of neighbours, each with an alignment of its size.
@@ -45,8 +73,7 @@ struct Matrix {
   // The part of this matrix from (row, col) on, of at most `count_rows` x `count_cols`.
   __device__ __forceinline__ Matrix part(int row, int col, int count_rows, int count_cols) const {
     Matrix result = *this;
-    result.data = static_cast<char*>(data) + (row * row_stride + col * col_stride) * (bf16 ? 2 : 4);
-    __builtin_assume(__isGlobal(result.data));
+    result.data = static_cast<char*>(data) + offset(row, col) * (bf16 ? 2 : 4);
     result.rows = min(count_rows, rows - row);
     result.cols = min(count_cols, cols - col);
     result.aligned = aligned && col % 8 == 0;
@@ -57,14 +84,9 @@ struct Matrix {
     return row * row_stride + col * col_stride;
   }
 
-  __device__ __forceinline__ float& at(int row, int col) const {
-    return static_cast<float*>(data)[offset(row, col)];
-  }
-
   __device__ __forceinline__ float read(int row, int col) const {
     if (row >= rows || col >= cols) return 0;
-    if (!bf16) return at(row, col);
-    return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[offset(row, col)]);
+    return bf16 ? __bfloat162float(*at<const __nv_bfloat16>(row, col)) : *at<const float>(row, col);
   }
 
   // Elements (row, col) to (row, col + 3), col divisible by 4, where they lie within, in the dtype of the
@@ -72,7 +94,7 @@ struct Matrix {
   __device__ __forceinline__ void write_four(int row, int col, const float (&four)[4]) const {
     if (aligned && !bf16 && cols % 4 == 0) {
       if (row >= rows || col >= cols) return;
-      *reinterpret_cast<float4*>(&at(row, col)) = {four[0], four[1], four[2], four[3]};
+      *reinterpret_cast<float4*>(at<float>(row, col)) = {four[0], four[1], four[2], four[3]};
     } else {
       write(row, col, {four[0], four[1]});
       write(row, col + 2, {four[2], four[3]});
@@ -90,10 +112,10 @@ struct Matrix {
   __device__ __forceinline__ void write_pair(int row, int col, float2 pair) const {
     if (row >= rows) return;
     if (aligned && col + 1 < cols) {
-      *reinterpret_cast<float2*>(&at(row, col)) = pair;
+      *reinterpret_cast<float2*>(at<float>(row, col)) = pair;
     } else {
-      if (col < cols) at(row, col) = pair.x;
-      if (col + 1 < cols) at(row, col + 1) = pair.y;
+      if (col < cols) *at<float>(row, col) = pair.x;
+      if (col + 1 < cols) *at<float>(row, col + 1) = pair.y;
     }
   }
 
@@ -101,7 +123,7 @@ struct Matrix {
   // or below the diagonal; row < rows, col even and at most `row`.
   __device__ __forceinline__ void write_symmetric(int row, int col, float2 pair) const {
     if (!bf16 && aligned && col < row) {
-      *reinterpret_cast<float2*>(&at(row, col)) = pair;
+      *reinterpret_cast<float2*>(at<float>(row, col)) = pair;
     } else {
       store(row, col, pair.x);
       if (col < row) store(row, col + 1, pair.y);
@@ -113,37 +135,52 @@ struct Matrix {
   // In the dtype of the matrix.
   __device__ __forceinline__ void store(int row, int col, float value) const {
     if (bf16) {
-      static_cast<__nv_bfloat16*>(data)[offset(row, col)] = __float2bfloat16_rn(value);
+      *at<__nv_bfloat16>(row, col) = __float2bfloat16_rn(value);
     } else {
-      at(row, col) = value;
+      *at<float>(row, col) = value;
     }
   }
 
   // The same elements, zero above the diagonal, where another thread may be writing.
   __device__ __forceinline__ float2 read_symmetric(int row, int col) const {
-    return col < row ? read_pair(row, col) : float2{at(row, col), 0};
+    return col < row ? read_pair(row, col) : float2{*at<const float>(row, col), 0};
   }
 
   __device__ __forceinline__ float2 read_pair(int row, int col) const {
     if (!bf16 && aligned && row < rows && col + 1 < cols) {
-      return *reinterpret_cast<const float2*>(&at(row, col));
+      return *reinterpret_cast<const float2*>(at<const float>(row, col));
     }
     return {read(row, col), read(row, col + 1)};
   }
 };
 
-// Four neighbours at `from`, or zeros.
-__device__ __forceinline__ void read_four(const float* from, bool inside, float (&to)[4]) {
-  float4 values{};
-  if (inside) values = *reinterpret_cast<const float4*>(from);
-  to[0] = values.x, to[1] = values.y, to[2] = values.z, to[3] = values.w;
+// Four neighbours as they lie in memory, by the dtype.
+template <class Element>
+struct FourOf;
+template <>
+struct FourOf<float> {
+  using Type = float4;
+};
+template <>
+struct FourOf<__nv_bfloat16> {
+  using Type = uint2;
+};
+
+__device__ __forceinline__ void unpack(float4 four, float (&to)[4]) {
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 
-__device__ __forceinline__ void read_four(const __nv_bfloat16* from, bool inside, float (&to)[4]) {
-  uint2 packed{};
-  if (inside) packed = *reinterpret_cast<const uint2*>(from);
-  to[0] = __uint_as_float(packed.x << 16), to[1] = __uint_as_float(packed.x & 0xffff0000u);
-  to[2] = __uint_as_float(packed.y << 16), to[3] = __uint_as_float(packed.y & 0xffff0000u);
+__device__ __forceinline__ void unpack(uint2 four, float (&to)[4]) {
+  to[0] = __uint_as_float(four.x << 16), to[1] = __uint_as_float(four.x & 0xffff0000u);
+  to[2] = __uint_as_float(four.y << 16), to[3] = __uint_as_float(four.y & 0xffff0000u);
+}
+
+// Four neighbours at `from`, or zeros.
+template <class Element>
+__device__ __forceinline__ void read_four(const Element* from, bool inside, float (&to)[4]) {
+  typename FourOf<Element>::Type four{};
+  if (inside) four = *reinterpret_cast<const typename FourOf<Element>::Type*>(from);
+  unpack(four, to);
 }
 
 // Four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory: asynchronously for
@@ -153,7 +190,7 @@ __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row
   if (from.bf16) {
     float four[4];
     if (from.aligned && inside && col + 4 <= from.cols) {
-      read_four(static_cast<const __nv_bfloat16*>(from.data) + from.offset(row, col), true, four);
+      read_four(from.at<const __nv_bfloat16>(row, col), true, four);
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) four[i] = from.read(row, col + i);
@@ -161,12 +198,12 @@ __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row
     memory_at<float4>(to) = {four[0], four[1], four[2], four[3]};
   } else if (from.aligned) {
     const int count = inside ? max(0, min(4, from.cols - col)) : 0;
-    copy_async_16(to, count ? &from.at(row, col) : from.data, 4 * count);
+    copy_async<16>(to, count ? from.at<float>(row, col) : from.data, 4 * count);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool exists = inside && col + i < from.cols;
-      copy_async_4(to + 4 * i, exists ? &from.at(row, col + i) : from.data, exists ? 4 : 0);
+      copy_async<4>(to + 4 * i, exists ? from.at<float>(row, col + i) : from.data, exists ? 4 : 0);
     }
   }
 }

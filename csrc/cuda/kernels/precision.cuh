@@ -7,8 +7,9 @@
 // An operand that came from bf16 is exact in its first term; the product with its other, which is zero, is
 // left out where `Exact` says so. Sums are float32 in every case.
 //
-// A warp's tiles are told by a shape: kA row tiles of A, kB of B, and for every slot of C which of each. All
-// are read first, and a term of all slots is added before the next: the tensor cores never wait for a sum.
+// A warp's tiles are told by a shape: kA row tiles of A, kB of B, and for every slot of C which of each. Row
+// tiles kFirst to kEnd of A are there, and a term of all their slots is added before the next: the tensor
+// cores never wait for a sum.
 #pragma once
 
 #include "table.h"
@@ -48,9 +49,9 @@ struct PlaneFragment : Bf16Terms {
   using Format = PlaneTiles;
 
   template <bool kOfB, Order kOrder>
-  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool exact) {
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane) {
     Format::read<kOfB>(term[0], tile, 0, lane);
-    if (!exact) Format::read<kOfB>(term[1], tile, 1, lane);
+    Format::read<kOfB>(term[1], tile, 1, lane);
   }
 };
 
@@ -59,7 +60,7 @@ struct SplitFragment : Bf16Terms {
   using Format = FloatTiles;
 
   template <bool kOfB, Order kOrder>
-  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool) {
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       uint32_t terms[2];
@@ -80,7 +81,7 @@ struct Tf32Fragment {
             [4];  // term, half of k; of A rows g, g + 8 of either k, of B both k of row g, then of g + 8
 
   template <bool kOfB, Order kOrder>
-  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane, bool) {
+  __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = row_of_pair(i, kOfB), k = k_of_pair(i, kOfB);
@@ -109,20 +110,21 @@ template <class AnyFragment>
 struct TensorCores {
   using Fragment = AnyFragment;
 
-  template <class Shape, int kSlots>
+  template <class Shape, int kFirst, int kEnd, int kSlots>
   static __device__ __forceinline__ void add(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
                                              const Fragment (&b)[Shape::kB], Lane, Exact exact) {
-    if (!exact.b) add_terms<Shape>(c, a, b, 0, 1);
-    if (!exact.a) add_terms<Shape>(c, a, b, 1, 0);
-    add_terms<Shape>(c, a, b, 0, 0);
+    if (!exact.b) add_terms<Shape, kFirst, kEnd>(c, a, b, 0, 1);
+    if (!exact.a) add_terms<Shape, kFirst, kEnd>(c, a, b, 1, 0);
+    add_terms<Shape, kFirst, kEnd>(c, a, b, 0, 0);
   }
 
  private:
-  template <class Shape, int kSlots>
+  template <class Shape, int kFirst, int kEnd, int kSlots>
   static __device__ __forceinline__ void add_terms(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
                                                    const Fragment (&b)[Shape::kB], int i, int j) {
 #pragma unroll
     for (int s = 0; s < Shape::kSlots; ++s) {
+      if (Shape::slot(s).a < kFirst || Shape::slot(s).a >= kEnd) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Fragment::multiply(c[s][half], a[Shape::slot(s).a], b[Shape::slot(s).b], i, j, half);
@@ -139,7 +141,7 @@ struct FusedMultiplyAdds {
     bool transposed;
 
     template <bool kOfB, Order kOrder>
-    __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane, bool) {
+    __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane) {
       address = tile.address;
       transposed = kOrder == Order::kTransposed;
     }
@@ -150,11 +152,12 @@ struct FusedMultiplyAdds {
     }
   };
 
-  template <class Shape, int kSlots>
+  template <class Shape, int kFirst, int kEnd, int kSlots>
   static __device__ __forceinline__ void add(float (&c)[kSlots][2][4], const Fragment (&a)[Shape::kA],
                                              const Fragment (&b)[Shape::kB], Lane lane, Exact) {
 #pragma unroll
     for (int s = 0; s < Shape::kSlots; ++s) {
+      if (Shape::slot(s).a < kFirst || Shape::slot(s).a >= kEnd) continue;
       add_tile(c[s], a[Shape::slot(s).a], b[Shape::slot(s).b], lane);
     }
   }

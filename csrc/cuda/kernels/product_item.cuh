@@ -8,40 +8,58 @@
 namespace kradagrad::cuda {
 
 // Of no rows and columns where nothing is to be done. It lies in shared memory, so that it takes no registers
-// from products; one thread writes it.
+// from products; one warp finds it.
 struct ProductItem {
-  ResidentProductGroup group;
-  int64_t block;
+  enum { kDirection, kRightRoot, kLeftRoot, kOut, kMatrices };
+  Matrix matrices[kMatrices];
+  int64_t index;
   int32_t m, n;
   float rms;
-  bool exists, active;
+  float* norm;
+  bool active;
 
-  // The work item of an index; one that does not exist is not active.
-  __device__ __forceinline__ void find(const ResidentPrecondition& in, int64_t index, bool exists) {
-    group = in.groups[search(in.count, index, [&](int i) { return in.groups[i].first_item; })];
-    block = index - group.first_item;
+  // Becomes the first of the work items `from`, from + step, ... whose block takes part; the norms of those
+  // before it are zero. Every lane finds a matrix.
+  __device__ __forceinline__ void find(const ResidentPrecondition& in, int64_t from, int64_t step, int lane) {
+    if (lane >= kMatrices) return;
+    for (; from < in.items; from += step) {
+      const ResidentProductGroup& group =
+          in.groups[search(in.count, from, [&](int i) { return in.groups[i].first_item; })];
+      const int64_t block = from - group.first_item, number = group.first_block + block;
+      if (in.scales[number] != 0) {
+        take(in, group, block, lane);
+        if (lane == 0) index = from;
+        return;
+      }
+      if (lane == 0) in.norms[number] = 0;
+    }
+    matrices[lane] = Matrix::empty();
+    if (lane > 0) return;
+    index = in.items;
+    m = n = 0;
+    rms = 0;
+    active = false;
+  }
+
+  __device__ __forceinline__ const Matrix& direction() const { return matrices[kDirection]; }
+  __device__ __forceinline__ const Matrix& right_root() const { return matrices[kRightRoot]; }
+  __device__ __forceinline__ const Matrix& left_root() const { return matrices[kLeftRoot]; }
+  __device__ __forceinline__ const Matrix& out() const { return matrices[kOut]; }
+
+ private:
+  __device__ __forceinline__ void take(const ResidentPrecondition& in, const ResidentProductGroup& group,
+                                       int64_t block, int lane) {
+    const Matrices& of = lane == kDirection   ? group.direction
+                         : lane == kRightRoot ? group.right_root
+                         : lane == kLeftRoot  ? group.left_root
+                                              : group.out;
+    matrices[lane] = Matrix(in.views, of, block, lane == kRightRoot ? group.n : group.m,
+                            lane == kLeftRoot ? group.m : group.n);
+    if (lane > 0) return;
+    m = group.m, n = group.n;
     rms = group.statistics[block * kColumns + kRms];
-    this->exists = exists;
-    active = exists && in.scales[group.first_block + block] != 0;
-    m = active ? group.m : 0;
-    n = active ? group.n : 0;
-  }
-
-  __device__ __forceinline__ Matrix direction(const View* views) const {
-    return Matrix(views, group.direction, block, m, n);
-  }
-  __device__ __forceinline__ Matrix right_root(const View* views) const {
-    return Matrix(views, group.right_root, block, n, n);
-  }
-  __device__ __forceinline__ Matrix left_root(const View* views) const {
-    return Matrix(views, group.left_root, block, m, m);
-  }
-  __device__ __forceinline__ Matrix out(const View* views) const {
-    return Matrix(views, group.out, block, m, n);
-  }
-
-  __device__ __forceinline__ void set_norm(const ResidentPrecondition& in, float norm) const {
-    if (exists) in.norms[group.first_block + block] = norm;
+    norm = in.norms + group.first_block + block;
+    active = true;
   }
 };
 

@@ -32,14 +32,18 @@ __device__ __forceinline__ int forget(int value) {
   return value;
 }
 
-// Copies `bytes` (0 to 16) from global to shared memory and zeros up to 16; both addresses 16-byte aligned.
-__device__ __forceinline__ void copy_async_16(Shared to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-// Copies one float, or writes a zero where `bytes` is 0.
-__device__ __forceinline__ void copy_async_4(Shared to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// Copies `bytes` (0 to kSize) from global to shared memory and zeros up to kSize: 4, 8 or 16, of which both
+// addresses are multiples.
+template <int kSize>
+__device__ __forceinline__ void copy_async(Shared to, const void* from, int bytes) {
+  if constexpr (kSize == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;\n" ::"r"(to), "l"(from), "r"(bytes),
+                 "n"(kSize)
+                 : "memory");
+  }
 }
 
 // Ends a group of this thread's copies.

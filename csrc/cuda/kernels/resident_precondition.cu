@@ -1,11 +1,19 @@
 // resident_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of up to 16 kTiles a side, and norms =
 // |V|^2 (kradagrad_ext/backends/base.py), on chip from the reading of D to the writing of V.
 //
-// One team a block (resident_block.cuh); a team finds its group by binary search over the groups' first
-// items. Shared memory of a team, two places of T^2 tiles (T = 8: 128 KB): D, then D P_r; P_r, then P_l.
-// Traffic: D and both roots once, V and its norm written once.
+// Teams take blocks in turns (resident_block.cuh); a team finds a block's group by binary search over the
+// groups' first items. Shared memory of a team, in tiles (T = 8: 136 KB):
+//
+//             first, T^2     second, two symmetric places of T (T + 1) / 2
+//   D P_r     D              lower tiles of P_r;  free
+//   P_l H     H = D P_r      the next block's P_r on its way;  lower tiles of P_l
+//
+// Nothing waits for memory but on a team's first turn: P_l, in registers, arrives during the first product,
+// the next block's D, in registers, and P_r during the second.
+//
+// Traffic: D and the lower triangles of both roots once, V and its norm written once.
 #include "product_item.cuh"
-#include "resident_block.cuh"
+#include "staged_matrix.cuh"
 
 namespace kradagrad::cuda {
 namespace {
@@ -18,56 +26,85 @@ class ResidentProduct {
   using Format = FormatOf<Multiply>;
   using Full = FullProduct<kTiles, Multiply>;
 
-  __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in, const ProductItem& item)
-      : in_(in), item_(item) {}
+  using Staged = StagedMatrix<kTiles>;
+  using StagedRoot = StagedMatrix<kTiles, LowerGrid<kTiles>>;
+  using Blocks = Items<kTiles, ProductItem>;
 
-  // |V|^2, for every thread.
-  __device__ __forceinline__ float run() {
-    StagedMatrix<kTiles> direction, right_root, left_root;
-    const Matrix d = item_.direction(in_.views), right = item_.right_root(in_.views);
-    direction.start(d);
-    right_root.start(right);
-    store(direction, d, first());
-    store(right_root, right, second());
-    left_root.start(item_.left_root(in_.views));
-    __syncthreads();
-    Full half = product(first(), second(), n(), {bf16(item_.group.direction), bf16(item_.group.right_root)});
-    __syncthreads();
-    half.write(first());
-    store(left_root, item_.left_root(in_.views), second());
-    __syncthreads();
-    Full whole = product(second(), first(), m(), {bf16(item_.group.left_root), false});
-    const float norm = team_sum<Here::kWarps>(over_rms(whole));
-    write_product<kTiles>(whole, item_.out(in_.views), first());
-    return norm;
+  __device__ __forceinline__ ResidentProduct(const ResidentPrecondition& in, const Blocks& blocks)
+      : in_(in), blocks_(blocks) {}
+
+  __device__ __forceinline__ void run() {
+    Staged direction;
+    bool more = blocks_.start(in_);
+    request(item(), direction);
+#pragma unroll 1
+    for (; more; more = blocks_.advance()) {
+      load_direction(direction);
+      StagedRoot left_root;
+      left_root.start(item().left_root());
+      blocks_.find_next(in_);
+      multiply_right(left_root);
+      request(blocks_.next(), direction);
+      const float norm = multiply_left();
+      if (Here::thread() == 0 && item().active) *item().norm = norm;
+    }
   }
 
  private:
   __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
-  __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
-
-  __device__ __forceinline__ int m() const { return item_.m; }
-  __device__ __forceinline__ int n() const { return item_.n; }
-  static __device__ __forceinline__ bool bf16(const Matrices& of) { return of.bf16 != 0; }
-
-  // Ends the reading of a matrix into a place.
-  __device__ __forceinline__ void store(StagedMatrix<kTiles>& staged, const Matrix& of, Shared place) const {
-    staged.finish(of, place);
-    __syncthreads();
-    staged.template store<Format>(place);
+  __device__ __forceinline__ Shared right_place() const {
+    return Here::place(in_.places, first_place(kTiles));
+  }
+  __device__ __forceinline__ Shared left_place() const {
+    return Here::place(in_.places, first_place(kTiles) + symmetric_tiles(kTiles));
   }
 
-  // a [m, depth] times b [depth, n].
-  __device__ __forceinline__ Full product(Shared a, Shared b, int depth, Exact exact) const {
-    Full result(Here::warp(), Here::lane());
-    result.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, tiles_of(m()), tiles_of(n()),
-               tiles_of(depth), exact);
-    return result;
+  __device__ __forceinline__ ProductItem& item() const { return blocks_.current(); }
+  __device__ __forceinline__ int m_tiles() const { return tiles_of(item().m); }
+  __device__ __forceinline__ int n_tiles() const { return tiles_of(item().n); }
+
+  // Asks for a block's D and P_r, the latter in its place, which nobody reads any more.
+  __device__ __forceinline__ void request(const ProductItem& of, Staged& direction) const {
+    direction.start(of.direction());
+    StagedRoot().start_copy(of.right_root(), right_place());
+  }
+
+  // What was asked for, in `first` and in its place.
+  __device__ __forceinline__ void load_direction(Staged& direction) const {
+    StagedRoot right_root;
+    direction.finish(item().direction(), first());
+    right_root.finish_copy(item().right_root(), right_place());
+    __syncthreads();
+    direction.template store<Format>(first());
+    right_root.template store<Format>(right_place());
+    __syncthreads();
+  }
+
+  // D P_r in the place of D, and P_l in its own.
+  __device__ __forceinline__ void multiply_right(StagedRoot& left_root) const {
+    Full half(Here::warp(), Here::lane());
+    half.add(PlainTiles{first(), kTiles}, SymmetricTiles{right_place()}, m_tiles(), n_tiles(), n_tiles(),
+             {item().direction().bf16, item().right_root().bf16});
+    left_root.finish(item().left_root(), left_place());
+    __syncthreads();
+    half.write(first());
+    left_root.template store<Format>(left_place());
+    __syncthreads();
+  }
+
+  // V to its matrix; |V|^2, for every thread.
+  __device__ __forceinline__ float multiply_left() const {
+    Full whole(Here::warp(), Here::lane());
+    whole.add(SymmetricTiles{left_place()}, TransposedTiles{first(), kTiles}, m_tiles(), n_tiles(), m_tiles(),
+              {item().left_root().bf16, false});
+    const float norm = team_sum<Here::kWarps>(over_rms(whole));
+    write_product<kTiles>(whole, item().out(), first());
+    return norm;
   }
 
   // Divides by the root mean square of the block's gradients; this thread's part of the squared norm.
   __device__ __forceinline__ float over_rms(Full& product) const {
-    const float rms = item_.rms;
+    const float rms = item().rms;
     float norm = 0;
     product.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
@@ -80,18 +117,14 @@ class ResidentProduct {
   }
 
   const ResidentPrecondition& in_;
-  const ProductItem& item_;
+  Blocks blocks_;
 };
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_precondition(const ResidentPrecondition& in) {
-  __shared__ ProductItem items[Worker<kTiles>::kTeams];
-  const WorkItem<kTiles> work(in.items);
-  ProductItem& item = items[Worker<kTiles>::team()];
-  if (Worker<kTiles>::thread() == 0) item.find(in, work.index, work.exists);
-  __syncthreads();
-  const float norm = __syncthreads_or(item.active) ? ResidentProduct<kTiles, kPrecision>(in, item).run() : 0;
-  if (Worker<kTiles>::thread() == 0) item.set_norm(in, norm);
+  using Product = ResidentProduct<kTiles, kPrecision>;
+  __shared__ ProductItem items[Product::Blocks::kCount];
+  Product(in, typename Product::Blocks(items)).run();
 }
 
 }  // namespace

@@ -6,25 +6,20 @@
 //   P = F Q^T,  of which the lower triangle is made
 //   residual = |P P - F F^T|_F / |F F^T|_F;  P is written where that is small enough
 //
-// One team a block whose turn it is (resident_block.cuh). Shared memory of a team, in tiles (T = 8: 136 KB):
+// Teams take the factors that are due (resident_block.cuh). Shared memory of a team, in tiles (T = 8: 136
+// KB):
 //
 //             first, T^2                  second, T (T + 1)
 //   step      Q                           lower tiles of G, and of a I + b G + c G^2
 //   root      Q, then lower tiles of P    F
 //
-// Traffic: F read, P written; F is read once more when P is made, from the L2.
-#include "resident_block.cuh"
+// Traffic: F read, P written; F is read once more when P is made, from the L2. The next factor, in registers,
+// arrives while the residual is made.
 #include "root_item.cuh"
+#include "staged_matrix.cuh"
 
 namespace kradagrad::cuda {
 namespace {
-
-// An item, and where its iteration stands.
-struct RootWork {
-  RootItem item;
-  float scale;  // of Q: 1 / s in the first step, then 1
-  int32_t step;
-};
 
 template <int kTiles, Precision kPrecision>
 class ResidentRoot {
@@ -35,88 +30,104 @@ class ResidentRoot {
   using Full = FullProduct<kTiles, Multiply>;
   using Lower = LowerTiles<kTiles>;
 
-  __device__ __forceinline__ ResidentRoot(const ResidentRoots& in, RootWork& work) : in_(in), work_(work) {}
+  using Staged = StagedMatrix<kTiles>;
+  using Factors = Items<kTiles, RootItem>;
+
+  __device__ __forceinline__ ResidentRoot(const ResidentRoots& in, const Factors& factors)
+      : in_(in), factors_(factors) {}
 
   __device__ __forceinline__ void run() {
-    load(first());
+    Staged factor;
+    bool more = factors_.start(in_);
+    factor.start(item().factor());
 #pragma unroll 1
-    while (work_.step < in_.rule.steps) {
-      make_gram();
-      make_polynomial();
-      multiply_polynomial();
+    for (; more; more = factors_.advance()) {
+      load(factor, first());
+      iterate();
+      make_root();
+      factor.start(factors_.next().factor());
+      const float residual = find_residual();
+      const bool good = residual <= in_.rule.bound;
+      if (good) write_root();
+      if (Here::thread() == 0) item().finish(good, residual);
     }
-    make_root();
-    const float residual = find_residual();
-    const bool good = residual <= in_.rule.bound;
-    if (good) write_root();
-    if (Here::thread() == 0) work_.item.finish(good, residual);
   }
 
  private:
   __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
   __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
-  __device__ __forceinline__ int tiles() const { return tiles_of(work_.item.d); }
+  __device__ __forceinline__ RootItem& item() const { return factors_.current(); }
+  __device__ __forceinline__ int tiles() const { return tiles_of(item().d); }
 
   __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
 
   __device__ __forceinline__ Lower lower() const { return Lower(Here::share()); }
 
-  // F in its unit to a place that nobody reads any more.
-  __device__ __forceinline__ void load(Shared place) const {
-    StagedMatrix<kTiles> staged;
-    staged.start(work_.item.factor_matrix(in_.views));
-    staged.finish(work_.item.factor_matrix(in_.views), place);
-    staged.scale(work_.item.unit);
+  // F, which was asked for, in its unit to a place that nobody reads any more.
+  __device__ __forceinline__ void load(Staged& factor, Shared place) const {
+    factor.finish(item().factor(), place);
+    factor.scale(item().unit);
     __syncthreads();
-    staged.template store<Format>(place);
+    factor.template store<Format>(place);
     __syncthreads();
+  }
+
+  // All steps of Q.
+  __device__ __forceinline__ void iterate() const {
+#pragma unroll 1
+    for (int step = 0; step < in_.rule.steps; ++step) {
+      const float scale = make_gram(step);
+      make_polynomial(step);
+      multiply_polynomial(scale);
+    }
   }
 
   __device__ __forceinline__ Shared gram_place() const { return second(); }
   __device__ __forceinline__ Shared polynomial_place() const {
-    return second() + lower_tiles(kTiles) * kTileBytes;
+    return second() + symmetric_tiles(kTiles) * kTileBytes;
   }
 
-  // G = Q^T Q, of which the first finds the scale.
-  __device__ __forceinline__ void make_gram() const {
+  // G = Q^T Q; the scale of Q, 1 / s in the first step.
+  __device__ __forceinline__ float make_gram(int step) const {
     Lower gram = lower();
     const TransposedTiles q{first(), kTiles};
     gram.template add<Multiply>(q, q, tiles(), tiles());
-    const float scale = work_.step == 0 ? rsqrtf(sqrtf(sum(gram.sum_of_squares(1)))) : 1;
-    if (Here::thread() == 0) work_.scale = scale;
+    const float scale = step == 0 ? rsqrtf(sqrtf(sum(gram.sum_of_squares(1)))) : 1;
     gram.scale(scale * scale);
     gram.template write<Format>(gram_place());
     __syncthreads();
+    return scale;
   }
 
   // a I + b G + c G^2 in its place.
-  __device__ __forceinline__ void make_polynomial() const {
-    const int step = work_.step;
+  __device__ __forceinline__ void make_polynomial(int step) const {
     Lower polynomial = lower();
     const SymmetricTiles g{gram_place()};
     polynomial.template add<Multiply>(g, g, tiles(), tiles());
     polynomial.scale(in_.rule.c[step]);
     polynomial.template add_written<Format>(gram_place(), in_.rule.b[step]);
-    polynomial.add_diagonal(work_.item.d, in_.rule.a[step]);
+    polynomial.add_diagonal(item().d, in_.rule.a[step]);
     polynomial.template write<Format>(polynomial_place());
     __syncthreads();
   }
 
   // Q times the polynomial and the scale, in the place of Q.
-  __device__ __forceinline__ void multiply_polynomial() const {
+  __device__ __forceinline__ void multiply_polynomial(float scale) const {
     Full q(Here::warp(), Here::lane());
     q.add(PlainTiles{first(), kTiles}, SymmetricTiles{polynomial_place()}, tiles(), tiles(), tiles());
     __syncthreads();
-    q.scale(work_.scale);
+    q.scale(scale);
     q.write(first());
-    if (Here::thread() == 0) ++work_.step;
     __syncthreads();
   }
 
   // P in the place of Q, F in the other.
   __device__ __forceinline__ void make_root() const {
-    load(second());
+    Staged factor;
+    factor.start(item().factor());
+    load(factor, second());
+    factors_.find_next(in_);
     Lower root = lower();
     root.template add<Multiply>(PlainTiles{second(), kTiles}, PlainTiles{first(), kTiles}, tiles(), tiles());
     __syncthreads();
@@ -143,7 +154,7 @@ class ResidentRoot {
 
   // Four neighbours of a row a thread, and eight threads a row.
   __device__ __forceinline__ void write_root() const {
-    const Matrix to = work_.item.root_matrix(in_.views);
+    const Matrix to = item().root();
     for (int row = Here::thread() / 8; row < to.rows; row += Here::kTeamThreads / 8) {
       for (int col = Here::thread() % 8 * 4; col < to.cols; col += 32) {
         const float four[4] = {root_at(row, col), root_at(row, col + 1), root_at(row, col + 2),
@@ -154,21 +165,14 @@ class ResidentRoot {
   }
 
   const ResidentRoots& in_;
-  RootWork& work_;
+  Factors factors_;
 };
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_root(const ResidentRoots& in) {
-  __shared__ RootWork works[Worker<kTiles>::kTeams];
-  const WorkItem<kTiles> work(in.items);
-  RootWork& own = works[Worker<kTiles>::team()];
-  if (Worker<kTiles>::thread() == 0) {
-    own.item.find(in, work.index, work.exists);
-    own.step = 0;
-  }
-  __syncthreads();
-  if (!__syncthreads_or(own.item.d > 0)) return;
-  ResidentRoot<kTiles, kPrecision>(in, own).run();
+  using Root = ResidentRoot<kTiles, kPrecision>;
+  __shared__ RootItem items[Root::Factors::kCount];
+  Root(in, typename Root::Factors(items)).run();
 }
 
 }  // namespace

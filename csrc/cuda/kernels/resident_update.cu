@@ -1,29 +1,33 @@
 // resident_update: the update of both factors of blocks [m, n] of up to 16 kTiles a side, on chip from the
 // reading of G and F to the writing of F (kradagrad_ext/backends/base.py):
 //
-//   U = G, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T
+//   U = G and G^T, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| G^T P_l
 //   B = s sqrt(weight) F^T U, s the scale of the block's gradient
 //   M = B B^T + C^T C,  C = rms' sqrt(damped_updates weight damping k) F
 //   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on      (square_root_rule.cuh)
 //     Y <- Y T;   T = a I - b Y Z;   Z <- T Z         or, of two steps in all, the same with a product fewer
 //   F <- restored F Z
 //
-// One team a block and side (resident_block.cuh), its warps as in tile_products.cuh; a team finds its group
-// by binary search over the groups' first items. G is held in units of a power of two below its largest
-// element and F in one below 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of any
-// scale; scaling by powers of two rounds nothing. Shared memory of a team, in tiles (T = 8: 136 KB):
+// Teams take block sides in turns (resident_block.cuh), their warps as in tile_products.cuh; a team finds a
+// side's group by binary search over the groups' first items. G is held in units of a power of two below its
+// largest element and F in one below 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of
+// any scale; scaling by powers of two rounds nothing. Shared memory of a team, in tiles (T = 8: 136 KB):
 //
-//             first, T^2                    second, T (T + 1)
-//   read      P of the other side           G
-//   coupled   P                             U
+//             first, T^2                    second, two or three symmetric places of T (T + 1) / 2
+//   coupled   lower tiles of P              G, then U
 //   whiten    F                             U, then B
 //   iterate   F                             lower tiles of Y and Z, and of T from refine 3 on
+//   F R       F                             the next side's P on its way, Z
 //
-// Traffic: G, F and for a coupled update P once, F written once. A block's sides are neighbours: what the
-// second one reads of G is in the L2. Per element of a square block of b^2: both sides 2 G + 2 P + 4 F.
+// Nothing waits for memory but on a team's first turn: the next side's G, in registers, and P arrive during
+// F R, and F during the product U.
+//
+// Traffic: G, F and for a coupled update the lower triangle of P once, F written once. A block's sides are
+// neighbours: what the second one reads of G is in the L2. Per element of a square block of b^2: both sides
+// 2 G + P + 4 F.
 #include "largest.cuh"
-#include "resident_block.cuh"
 #include "side_item.cuh"
+#include "staged_matrix.cuh"
 
 namespace kradagrad::cuda {
 namespace {
@@ -37,67 +41,76 @@ class ResidentSideUpdate {
   using Full = FullProduct<kTiles, Multiply>;
   using Lower = LowerTiles<kTiles>;
   using Staged = StagedMatrix<kTiles>;
+  using StagedRoot = StagedMatrix<kTiles, LowerGrid<kTiles>>;
+  using Sides = Items<kTiles, SideItem>;
 
-  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, SideItem& item)
-      : in_(in), item_(item) {}
+  __device__ __forceinline__ ResidentSideUpdate(const ResidentUpdate& in, const Sides& sides)
+      : in_(in), sides_(sides) {}
 
   __device__ __forceinline__ void run() {
-    Staged grad, root, factor;
-    grad.start(item_.gradient(in_.views));
-    if (in_.rule.coupled) root.start(item_.other_root(in_.views));
-    load_gradient(grad);
-    if (!item_.is_new) factor.start(item_.factor(in_.views));
-    const float coupled = in_.rule.coupled ? couple(root) : 0;
-    if (Here::thread() == 0) item_.prepare(in_.rule, coupled);
-    __syncthreads();
-    const bool ready = item_.ready;
-    const bool succeeded = __syncthreads_or(ready) && update_factor(factor) && ready;
-    if (Here::thread() == 0) item_.finish(succeeded);
+    Staged grad;
+    bool more = sides_.start(in_);
+    request(item(), grad);
+#pragma unroll 1
+    for (; more; more = sides_.advance()) {
+      load_gradient(grad);
+      Staged factor;
+      if (!item().is_new) factor.start(item().factor());
+      sides_.find_next(in_);
+      const float coupled = in_.rule.coupled ? couple() : 0;
+      const bool ready = Here::thread() == 0 && item().prepare(in_.rule, coupled);
+      const bool succeeded = update_factor(__syncthreads_or(ready), factor, grad);
+      if (Here::thread() == 0) item().finish(succeeded);
+    }
   }
 
  private:
   __device__ __forceinline__ Shared first() const { return Here::place(in_.places, 0); }
   __device__ __forceinline__ Shared second() const { return Here::place(in_.places, first_place(kTiles)); }
 
-  __device__ __forceinline__ int m_tiles() const { return tiles_of(item_.m); }
-  __device__ __forceinline__ int n_tiles() const { return tiles_of(item_.n); }
-  __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
-  __device__ __forceinline__ int k_tiles() const { return tiles_of(item_.k); }
+  __device__ __forceinline__ SideItem& item() const { return sides_.current(); }
+  __device__ __forceinline__ int d_tiles() const { return tiles_of(item().d); }
+  __device__ __forceinline__ int k_tiles() const { return tiles_of(item().k); }
 
   __device__ __forceinline__ float sum(float value) const { return team_sum<Here::kWarps>(value); }
 
   __device__ __forceinline__ Full full_product() const { return Full(Here::warp(), Here::lane()); }
   __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(Here::share()); }
 
-  // G in `second`, in the unit of its norm.
-  __device__ __forceinline__ void load_gradient(Staged& grad) const {
-    grad.finish(item_.gradient(in_.views), second());
-    float most = 0;
-    grad.for_each([&](float value) { most = fmaxf(most, isfinite(value) ? fabsf(value) : INFINITY); });
-    most = team_max<Here::kWarps>(most);
-    const bool usable = most > 0 && isfinite(most);
-    const float unit = usable ? power_of_two_below(most) : 1;
-    float squares = 0;
-    grad.scale(1 / unit);
-    grad.for_each([&](float value) { squares += value * value; });
-    grad.template store<Format>(second());
-    squares = sum(squares);
-    if (Here::thread() > 0) return;
-    item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
+  // Asks for a side's G and P, the latter in the first symmetric place, which nobody reads any more.
+  __device__ __forceinline__ void request(const SideItem& of, Staged& grad) const {
+    grad.start(of.grad());
+    if (in_.rule.coupled) StagedRoot().start_copy(of.root(), symmetric_place(0));
   }
 
-  // G P_r, or P_l G, in the place of G; its squared norm.
-  __device__ __forceinline__ float couple(Staged& root) const {
-    root.finish(item_.other_root(in_.views), first());
-    __syncthreads();
-    root.template store<Format>(first());
-    __syncthreads();
-    const bool right = item_.side.right, grad_bf16 = item_.grad.bf16, root_bf16 = item_.side.other_root.bf16;
-    const Shared a = right ? first() : second();
-    const Shared b = right ? second() : first();
-    const Exact exact = right ? Exact{root_bf16, grad_bf16} : Exact{grad_bf16, root_bf16};
+  // What was asked for: G in `second`, in the unit of its norm, and P in `first`.
+  __device__ __forceinline__ void load_gradient(Staged& grad) const {
+    grad.finish(item().grad(), first());
+    float most = 0;
+    grad.for_each([&](float value) { most = fmaxf(most, fabsf(value)); });
+    StagedRoot root;
+    if (in_.rule.coupled) root.finish_copy(item().root(), symmetric_place(0));
+    most = team_max<Here::kWarps>(most);
+    if (in_.rule.coupled) root.template store<Format>(first());
+    const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 1;
+    float squares = 0;  // not a number where an element is none, which the maximum leaves out
+    grad.scale(inverse_power_of_two(unit));
+    grad.for_each([&](float value) { squares = fmaf(value, value, squares); });
+    grad.template store<Format>(second());
+    squares = sum(squares);
+    if (Here::thread() == 0) item().norm = {squares, squares == 0 ? 0 : unit};
+  }
+
+  // U = G P_r, or G^T P_l, in the place of G; its squared norm.
+  __device__ __forceinline__ float couple() const {
+    const Exact exact{item().grad().bf16, item().root().bf16};
+    const SymmetricTiles p{first()};
     Full u = full_product();
-    u.add(PlainTiles{a, kTiles}, TransposedTiles{b, kTiles}, m_tiles(), n_tiles(), k_tiles(), exact);
+    if (item().right) {
+      u.add(TransposedTiles{second(), kTiles}, p, d_tiles(), k_tiles(), k_tiles(), exact);
+    } else {
+      u.add(PlainTiles{second(), kTiles}, p, d_tiles(), k_tiles(), k_tiles(), exact);
+    }
     __syncthreads();
     u.write(second());
     return sum(squares_of(u, 1));
@@ -114,29 +127,35 @@ class ResidentSideUpdate {
     return squares;
   }
 
-  // F <- F R where that is finite and the block is ready; whether it is finite.
-  __device__ __forceinline__ bool update_factor(Staged& factor) const {
-    const float root = item_.update.rms * damping_root(in_.rule, item_.k);
+  // F <- F R where that is finite and the block is ready; whether it is. The next side's G is asked for.
+  __device__ __forceinline__ bool update_factor(bool any_ready, Staged& factor, Staged& grad) const {
+    if (!any_ready) {
+      request(sides_.next(), grad);
+      return false;
+    }
+    const float root = item().update.rms * damping_root(in_.rule, item().k);
     const float unit = power_of_two_below(root);  // F is held times this
     load_factor(factor, unit);
-    const float whitened = whiten(item_.update.scale * (item_.norm.unit / unit));
-    if (Here::thread() == 0) item_.update.whitened *= whitened;
+    const float whitened = whiten(item().update.scale * (item().norm.unit / unit));
+    if (Here::thread() == 0) item().update.whitened *= whitened;
     Lower m = gram(root / unit);
     const float norm = norm_of(m, fmaxf(1, power_of_two_below(whitened)));
-    return write_factor(iterate(m, norm) / unit);
+    const float restored = iterate(m, norm);
+    request(sides_.next(), grad);
+    return write_factor(restored / unit);
   }
 
   // |M|_F without squares that overflow where M / unit is near 1 or below.
   __device__ __forceinline__ float norm_of(const Lower& m, float unit) const {
-    return unit * sqrtf(sum(m.sum_of_squares(1 / unit)));
+    return unit * sqrtf(sum(m.sum_of_squares(inverse_power_of_two(unit))));
   }
 
   // F times `unit` in `first`.
   __device__ __forceinline__ void load_factor(Staged& factor, float unit) const {
-    if (item_.is_new) {
-      factor.set_diagonal(unit * start_of(in_.rule, item_.update.rms, item_.k), item_.d);
+    if (item().is_new) {
+      factor.set_diagonal(unit * start_of(in_.rule, item().update.rms, item().k), item().d);
     } else {
-      factor.finish(item_.factor(in_.views), first());
+      factor.finish(item().factor(), first());
       factor.scale(unit);
     }
     __syncthreads();
@@ -146,11 +165,11 @@ class ResidentSideUpdate {
 
   // B in the place of U; its squared norm.
   __device__ __forceinline__ float whiten(float scale) const {
-    const Exact exact{item_.exact_factor(), item_.grad.bf16 && !in_.rule.coupled};
+    const Exact exact{item().exact_factor(), item().grad().bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
     Full b = full_product();
     const TransposedTiles f{first(), kTiles};
-    if (item_.side.right) {
+    if (item().right && !in_.rule.coupled) {
       b.add(f, PlainTiles{second(), kTiles}, rows, cols, rows, exact);
     } else {
       b.add(f, TransposedTiles{second(), kTiles}, rows, cols, rows, exact);
@@ -167,7 +186,7 @@ class ResidentSideUpdate {
     const float damped = in_.rule.damped_updates * in_.rule.weight;
     if (damped > 0) {
       const TransposedTiles f{first(), kTiles};
-      m.template add<Multiply>(f, f, d_tiles(), d_tiles(), {item_.exact_factor(), item_.exact_factor()});
+      m.template add<Multiply>(f, f, d_tiles(), d_tiles(), {item().exact_factor(), item().exact_factor()});
       m.scale(damping * damping * damped);
     }
     const PlainTiles b{second(), kTiles};
@@ -176,17 +195,17 @@ class ResidentSideUpdate {
   }
 
   __device__ __forceinline__ Shared symmetric_place(int i) const {
-    return second() + i * lower_tiles(kTiles) * kTileBytes;
+    return second() + i * symmetric_tiles(kTiles) * kTileBytes;
   }
 
   // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place.
   __device__ __forceinline__ float iterate(Lower& m, float norm) const {
     const Iteration first(in_.rule, norm, 0);
-    m.add_diagonal(item_.d, in_.rule.decay);
+    m.add_diagonal(item().d, in_.rule.decay);
     m.scale(1 / first.t);
     m.template write<Format>(symmetric_place(0));
     m.scale(-first.b1);
-    m.add_diagonal(item_.d, first.a1);
+    m.add_diagonal(item().d, first.a1);
     m.template write<Format>(symmetric_place(1));
     __syncthreads();
     if (in_.rule.refine == 2) {
@@ -230,7 +249,7 @@ class ResidentSideUpdate {
       if (turn == 1) {
         const Iteration it(in_.rule, norm, i / 3 + 1);
         product.scale(-it.b);
-        product.add_diagonal(item_.d, it.a);
+        product.add_diagonal(item().d, it.a);
       }
       __syncthreads();
       product.template write<Format>(turn == 0 ? y : turn == 1 ? t : z);
@@ -243,34 +262,30 @@ class ResidentSideUpdate {
     const int tiles = d_tiles();
     Full updated = full_product();
     updated.add(PlainTiles{first(), kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
-                {item_.exact_factor(), false});
+                {item().exact_factor(), false});
     float failed = 0;  // stays 0 where all is finite
     updated.for_each_pair([&](int, int, float (&pair)[2]) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         pair[i] *= scale;
-        if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
+        if (item().factor().bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
         failed = fmaf(pair[i], 0, failed);
       }
     });
-    if (!(sum(failed) == 0)) return false;
-    if (item_.ready) write_product<kTiles>(updated, item_.factor(in_.views), first());
+    if (!(sum(failed) == 0) || !item().ready) return false;
+    write_product<kTiles>(updated, item().factor(), first());
     return true;
   }
 
   const ResidentUpdate& in_;
-  SideItem& item_;
+  Sides sides_;
 };
 
 template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
-  __shared__ SideItem items[Worker<kTiles>::kTeams];
-  const WorkItem<kTiles> work(in.items);
-  SideItem& item = items[Worker<kTiles>::team()];
-  if (Worker<kTiles>::thread() == 0) item.find(in, work.index, work.exists);
-  __syncthreads();
-  if (!__syncthreads_or(item.active)) return;
-  ResidentSideUpdate<kTiles, kPrecision>(in, item).run();
+  using Update = ResidentSideUpdate<kTiles, kPrecision>;
+  __shared__ SideItem items[Update::Sides::kCount];
+  Update(in, typename Update::Sides(items)).run();
 }
 
 }  // namespace

@@ -8,67 +8,85 @@
 namespace kradagrad::cuda {
 
 // Of no rows and columns where nothing is to be done. It lies in shared memory, so that it takes no registers
-// from products; one thread writes it.
+// from products; one warp finds it, and one thread writes the rest.
 struct SideItem {
-  ResidentSide side;
-  Matrices grad;
-  int64_t block;
+  enum { kGrad, kRoot, kFactor, kMatrices };
+  Matrix matrices[kMatrices];
+  float* statistics;  // of the block
+  int64_t index;
   int32_t m, n, d, k;
   float scale;
-  bool active, is_new, ready;
+  bool right, active, is_new, ready;
   GradientNorm norm;
   BlockUpdate update;
 
-  // The work item of an index; one that does not exist is not active.
-  __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t index, bool exists) {
-    const ResidentUpdateGroup& group =
-        in.groups[search(in.count, index, [&](int i) { return in.groups[i].first_item; })];
-    index -= group.first_item;
-    block = index / group.sides;
-    side = group.side[index % group.sides];
-    grad = group.grad;
-    is_new = statistics()[kWeight] == 0;
-    scale = in.scales[group.first_block + block];
-    active = exists && scale != 0;
-    m = active ? group.m : 0;
-    n = active ? group.n : 0;
-    d = side.right ? n : m;
-    k = side.right ? m : n;
+  // Becomes the first of the work items `from`, from + step, ... whose block takes part. Every lane finds a
+  // matrix.
+  __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t from, int64_t step, int lane) {
+    if (lane >= kMatrices) return;
+    for (; from < in.items; from += step) {
+      const ResidentUpdateGroup& group =
+          in.groups[search(in.count, from, [&](int i) { return in.groups[i].first_item; })];
+      const int64_t within = from - group.first_item, block = within >> (group.sides - 1);
+      const float own = in.scales[group.first_block + block];
+      if (own == 0) continue;
+      take(in.views, group, group.side[within & (group.sides - 1)], block, lane);
+      if (lane > 0) return;
+      scale = own;
+      index = from;
+      active = true;
+      return;
+    }
+    matrices[lane] = Matrix::empty();
+    if (lane > 0) return;
+    index = in.items;
+    m = n = d = k = 0;
+    right = is_new = active = false;
   }
 
-  __device__ __forceinline__ float* statistics() const { return side.statistics + block * kColumns; }
-
-  __device__ __forceinline__ Matrix gradient(const View* views) const {
-    return Matrix(views, grad, block, m, n);
-  }
-  __device__ __forceinline__ Matrix other_root(const View* views) const {
-    return Matrix(views, side.other_root, block, k, k);
-  }
-  __device__ __forceinline__ Matrix factor(const View* views) const {
-    return Matrix(views, side.factor, block, d, d);
-  }
+  __device__ __forceinline__ const Matrix& grad() const { return matrices[kGrad]; }
+  __device__ __forceinline__ const Matrix& factor() const { return matrices[kFactor]; }
+  // Of the other side, for coupled updates.
+  __device__ __forceinline__ const Matrix& root() const { return matrices[kRoot]; }
 
   // Whether F holds bf16 values.
-  __device__ __forceinline__ bool exact_factor() const { return side.factor.bf16 && !is_new; }
+  __device__ __forceinline__ bool exact_factor() const { return factor().bf16 && !is_new; }
 
-  // What the statistics become; `coupled`: |U|^2 of a coupled update.
-  __device__ __forceinline__ void prepare(const SquareRootRule& rule, float coupled) {
+  // What the statistics become, and whether the block is ready; `coupled`: |U|^2 of a coupled update.
+  __device__ __forceinline__ bool prepare(const SquareRootRule& rule, float coupled) {
     const bool usable = norm.unit > 0 && isfinite(norm.sum);
     const float stretch = usable && rule.coupled ? coupled / norm.sum : 1;
-    update = next_statistics(rule, statistics(), norm, scale, stretch, d, k);
-    ready = active && update.readiness == Readiness::kReady;
+    update = active ? next_statistics(rule, statistics, norm, scale, stretch, d, k) : BlockUpdate{};
+    ready = update.readiness == Readiness::kReady;
+    return ready;
   }
 
   // Stores them, or counts a block that was left out.
   __device__ __forceinline__ void finish(bool succeeded) const {
-    if (!active || update.readiness == Readiness::kNone) return;
+    if (update.readiness == Readiness::kNone) return;
     if (succeeded) {
-      statistics()[kRms] = update.rms;
-      statistics()[kWeight] = update.weight;
-      statistics()[kWhitened] = update.whitened;
+      statistics[kRms] = update.rms;
+      statistics[kWeight] = update.weight;
+      statistics[kWhitened] = update.whitened;
     } else {
-      statistics()[kFallbacks] += 1;
+      statistics[kFallbacks] += 1;
     }
+  }
+
+ private:
+  __device__ __forceinline__ void take(const View* views, const ResidentUpdateGroup& group,
+                                       const ResidentSide& side, int64_t block, int lane) {
+    const bool is_right = side.right != 0;
+    const int own_d = is_right ? group.n : group.m, own_k = is_right ? group.m : group.n;
+    const Matrices& of = lane == kGrad ? group.grad : lane == kRoot ? side.other_root : side.factor;
+    const int rows = lane == kGrad ? group.m : lane == kRoot ? own_k : own_d;
+    const int cols = lane == kGrad ? group.n : rows;
+    matrices[lane] = of.views > 0 ? Matrix(views, of, block, rows, cols) : Matrix::empty();
+    if (lane > 0) return;
+    m = group.m, n = group.n, d = own_d, k = own_k;
+    right = is_right;
+    statistics = side.statistics + block * kColumns;
+    is_new = statistics[kWeight] == 0;
   }
 };
 

@@ -56,15 +56,25 @@ constexpr int kResidentThreads = 256;
 // Teams of a CTA, which take a work item each, for sides of up to `tiles` tiles.
 KRADAGRAD_HOST_DEVICE constexpr int teams_of(int tiles) { return tiles > 6 ? 1 : 2; }
 
-// A team's tiles of 1 KB: the place of a matrix, and a second one, which may have to hold symmetric matrices.
+// A team's tiles of 1 KB: the place of a matrix, and a second one, which may have to hold symmetric matrices,
+// lower tiles each. They take an even number, as a team of two fills it.
 KRADAGRAD_HOST_DEVICE constexpr int first_place(int tiles) { return tiles * tiles; }
+KRADAGRAD_HOST_DEVICE constexpr int symmetric_tiles(int tiles) {
+  return (tiles * (tiles + 1) / 2 + 1) / 2 * 2;
+}
 constexpr int places_of(int tiles, int symmetric_matrices) {
-  const int symmetric = symmetric_matrices * tiles * (tiles + 1) / 2;
+  const int symmetric = symmetric_matrices * symmetric_tiles(tiles);
   return first_place(tiles) + (symmetric > first_place(tiles) ? symmetric : first_place(tiles));
 }
 
-// Y, Z and T of the iteration for R; in the only round of refine 2, T takes the place of Y.
+// Of an update: Y, Z and T of the iteration for R; in the only round of refine 2, T takes the place of Y.
 constexpr int symmetric_matrices(int refine) { return refine > 2 ? 3 : 2; }
+
+// Of a product of two roots and a direction.
+constexpr int kProductRoots = 2;
+
+// CTAs that an SM holds, for their shared memory and registers.
+constexpr int ctas_of_sm(int tiles) { return tiles > 4 ? 1 : 2; }
 
 // Bytes of dynamic shared memory of a CTA.
 constexpr int32_t resident_shared(int tiles, int places) { return teams_of(tiles) * places * 1024; }

@@ -14,6 +14,11 @@ __device__ __forceinline__ float power_of_two_below(float value) {
   return __int_as_float((min(max(exponent, -120), 120) + 127) << 23);
 }
 
+// 1 / power, for a power of two that `power_of_two_below` gives.
+__device__ __forceinline__ float inverse_power_of_two(float power) {
+  return __int_as_float((254 << 23) - __float_as_int(power));
+}
+
 // sqrt((x a^2 + y b^2) / (x + y)) for numbers that are not negative, without their squares in float32's
 // range.
 __device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
@@ -59,9 +64,9 @@ __device__ __forceinline__ float damping_root(const SquareRootRule& rule, int k)
 //   f = sqrt(decay / t) at first, then f <- min(1, f (a - b f^2))
 //   restored = 1 / (sqrt(decay) times the product of all a - b f^2)
 struct Iteration {
-  float t, a, b;   // of step `step`
-  float a1, b1;    // of the first
-  float restored;  // after all steps
+  float t, a = 0, b = 0;  // of step `step`
+  float a1 = 0, b1 = 0;   // of the first
+  float restored;         // after all steps
 
   // `norm`: |M|_F.
   __device__ __forceinline__ Iteration(const SquareRootRule& rule, float norm, int step) {

@@ -32,14 +32,6 @@ __device__ __forceinline__ void for_each_element(int rows, int cols, const Use& 
   }
 }
 
-__device__ __forceinline__ void write(const Matrix& matrix, int row, int col, float value) {
-  if (matrix.bf16) {
-    static_cast<__nv_bfloat16*>(matrix.data)[matrix.offset(row, col)] = __float2bfloat16_rn(value);
-  } else {
-    matrix.at(row, col) = value;
-  }
-}
-
 __device__ __forceinline__ float total(const float* partials, int count) {
   float sum = 0;
   for (int i = threadIdx.x % 32; i < count; i += 32) sum += partials[i];
@@ -63,13 +55,13 @@ __device__ __forceinline__ void start_side(const SquareRootGroups& in, const Squ
   const float start = start_of(in.rule, update.rms, side.k);
   if (is_new) {  // each thread reads below what it has written itself
     for_each_element(side.d, side.d,
-                     [&](int row, int col) { write(factor, row, col, row == col ? start : 0); });
+                     [&](int row, int col) { factor.store(row, col, row == col ? start : 0); });
   }
   if (side.damping.views == 0) return;
   const Matrix damping(in.views, side.damping, block, side.d, side.d);
   const float scale = update.rms * root * sqrtf(in.rule.damped_updates * in.rule.weight);
   for_each_element(side.d, side.d,
-                   [&](int row, int col) { damping.at(col, row) = scale * factor.read(row, col); });
+                   [&](int row, int col) { damping.store(col, row, scale * factor.read(row, col)); });
 }
 
 // Whether F' of a block is finite; the same for every thread.
@@ -88,7 +80,7 @@ __device__ __forceinline__ void finish_side(const SquareRootGroups& in, const Sq
   }
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
   const Matrix updated(in.views, side.updated, block, side.d, side.d);
-  for_each_element(side.d, side.d, [&](int row, int col) { write(factor, row, col, updated.at(row, col)); });
+  for_each_element(side.d, side.d, [&](int row, int col) { factor.store(row, col, updated.read(row, col)); });
   const float whitened = total(side.whitened + block * side.whitened_partials, side.whitened_partials);
   if (threadIdx.x == 0) {
     statistics[kRms] = update.rms;

@@ -56,17 +56,20 @@ __device__ __forceinline__ Position position_of_pair(int tile_row, int tile_col,
 // Which row tiles of A and B a warp reads, and which two make each slot of C. Of a symmetric operand the row
 // tile r is read along its rows up to k = r and along its columns from there on; which of both changes at r
 // or r + 1, whichever is odd, since a tile on the diagonal may be read either way. Row tiles that change
-// together have the same rank, and rank after rank changes as k grows.
+// together have the same rank, and rank after rank changes as k grows. Row tiles of A are read and multiplied
+// kAtOnce at a time.
 //
-// kRows x kCols tiles, row after row.
-template <int kRows, int kCols>
+// kRows x kCols tiles, row after row, where B or, with kOfA, A may be symmetric. Pairs start at even ones
+// where their number is even.
+template <int kRows, int kCols, bool kOfA>
 struct Rectangle {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
+  static constexpr int kAtOnce = kRows % 2 == 0 ? 2 : kRows;  // the registers of all four are not there
+  static constexpr int kChanging = kOfA ? kRows : kCols, kTogether = kChanging % 2 == 0 ? 2 : 1;
+  static constexpr int kRanks = kChanging / kTogether;
   static constexpr __device__ Slot slot(int s) { return {s / kCols, s % kCols}; }
-  // A is never symmetric, and pairs of columns start at even ones where their number is even.
-  static constexpr int kRanks = kCols % 2 == 0 ? kCols / 2 : kCols;
-  static constexpr __device__ int rank_a(int) { return 0; }
-  static constexpr __device__ int rank_b(int j) { return kCols % 2 == 0 ? j / 2 : j; }
+  static constexpr __device__ int rank_a(int i) { return i / kTogether; }
+  static constexpr __device__ int rank_b(int j) { return j / kTogether; }
 };
 
 // Whether an operand that changes with `kRank` is transposed while those below `kSegment` have changed.
@@ -91,13 +94,16 @@ __device__ __forceinline__ void add_segment(float (&c)[kSlots][2][4], A a, B b, 
     typename Multiply::Fragment left[Shape::kA], right[Shape::kB];
     unrolled<Shape::kB>([&](auto j) {
       const auto tile = tile_at<kSegment, Shape::rank_b(j())>(b, cols[j()], k);
-      right[j()].template read<true>(tile, lane, exact.b);
+      right[j()].template read<true>(tile, lane);
     });
     unrolled<Shape::kA>([&](auto i) {
       const auto tile = tile_at<kSegment, Shape::rank_a(i())>(a, rows[i()], k);
-      left[i()].template read<false>(tile, lane, exact.a);
+      left[i()].template read<false>(tile, lane);
+      constexpr int kFirst = i() / Shape::kAtOnce * Shape::kAtOnce, kEnd = i() + 1;
+      if constexpr (kEnd == kFirst + Shape::kAtOnce) {
+        Multiply::template add<Shape, kFirst, kEnd>(c, left, right, lane, exact);
+      }
     });
-    Multiply::template add<Shape>(c, left, right, lane, exact);
   }
 }
 
@@ -112,7 +118,7 @@ __device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, 
     int end = depth;
     if constexpr (kSegment + 1 < kSegments) {
       unrolled<Shape::kB>([&](auto j) {
-        if (Shape::rank_b(j()) == kSegment) end = min(depth, (cols[j()] | 1));
+        if (B::kSymmetric && Shape::rank_b(j()) == kSegment) end = min(depth, (cols[j()] | 1));
       });
       unrolled<Shape::kA>([&](auto i) {
         if (A::kSymmetric && Shape::rank_a(i()) == kSegment) end = min(depth, (rows[i()] | 1));
@@ -127,10 +133,10 @@ __device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, 
 template <int kTiles, class Multiply>
 struct FullProduct {
   static constexpr int kRows = kTiles / 2, kCols = 2 * kTiles / Team<kTiles>::kWarps;
-  using Shape = Rectangle<kRows, kCols>;
+  static constexpr int kSlots = kRows * kCols;
   int warp;
   Lane lane;
-  float c[Shape::kSlots][2][4] = {};
+  float c[kSlots][2][4] = {};
 
   __device__ __forceinline__ FullProduct(int warp, Lane lane) : warp(warp), lane(lane) {}
 
@@ -145,24 +151,24 @@ struct FullProduct {
     for (int i = 0; i < kRows; ++i) own_rows[i] = row(i);
 #pragma unroll
     for (int j = 0; j < kCols; ++j) own_cols[j] = col(j);
-    add_product<Multiply, Shape>(c, a, b, own_rows, own_cols, depth, exact);
+    add_product<Multiply, Rectangle<kRows, kCols, A::kSymmetric>>(c, a, b, own_rows, own_cols, depth, exact);
   }
 
   __device__ __forceinline__ void scale(float factor) {
 #pragma unroll
-    for (int e = 0; e < 8 * Shape::kSlots; ++e) c[e / 8][e / 4 % 2][e % 4] *= factor;
+    for (int e = 0; e < 8 * kSlots; ++e) c[e / 8][e / 4 % 2][e % 4] *= factor;
   }
 
   // Writes a grid of kTiles x kTiles tiles.
   __device__ __forceinline__ void write(Shared tiles) const {
 #pragma unroll
-    for (int s = 0; s < Shape::kSlots; ++s) {
+    for (int s = 0; s < kSlots; ++s) {
       const int place = row(s / kCols) * kTiles + col(s % kCols);
       FormatOf<Multiply>::write(tiles + place * kTileBytes, c[s], lane);
     }
   }
 
-  static constexpr int kPairs = 4 * Shape::kSlots;
+  static constexpr int kPairs = 4 * kSlots;
 
   // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held, zeros beyond
   // the matrix.
@@ -202,6 +208,7 @@ struct FullProduct {
 template <int kColumns>
 struct Diagonal {
   static constexpr int kA = 2, kB = 2 + kColumns, kSlots = 3 + 2 * kColumns, kRanks = 1 + kColumns;
+  static constexpr int kAtOnce = kA;
   static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 3, 2}; }
   static constexpr __device__ int rank_a(int) { return kColumns; }
   static constexpr __device__ int rank_b(int j) { return j < 2 ? kColumns : 0; }
@@ -210,6 +217,7 @@ struct Diagonal {
 // The same at the top, and two tiles below (q, q).
 struct Corner {
   static constexpr int kA = 4, kB = 2, kSlots = 5, kRanks = 2;
+  static constexpr int kAtOnce = kA;
   static constexpr __device__ Slot slot(int s) { return s < 3 ? Slot{s > 0, s > 1} : Slot{s - 1, 1}; }
   static constexpr __device__ int rank_a(int i) { return i / 2; }
   static constexpr __device__ int rank_b(int) { return 0; }
@@ -218,7 +226,7 @@ struct Corner {
 // kRows x kCols tiles below the diagonal, column after column; three columns start at an odd one.
 template <int kRows, int kCols>
 struct Below {
-  static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
+  static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols, kAtOnce = kA;
   static constexpr int kColumnRanks = kCols / 2 + kCols % 2, kRanks = kColumnRanks + kRows / 2;
   static constexpr __device__ Slot slot(int s) { return {s % kRows, s / kRows}; }
   static constexpr __device__ int rank_a(int i) { return kColumnRanks + i / 2; }

@@ -25,6 +25,15 @@ struct Grid {
   }
 };
 
+// The CTA's next work item from an index on, by its first warp; whether there is one.
+template <class Item, class Parameters>
+__device__ __forceinline__ bool find(Item& item, const Parameters& in, int64_t from) {
+  __syncthreads();  // whoever looks at the last one is done
+  if (threadIdx.x < 32) item.find(in, from, gridDim.x, threadIdx.x);
+  __syncthreads();
+  return item.active;
+}
+
 struct WideOperand {
   Grid grid;
   bool transposed;  // its tiles hold k along their columns
@@ -57,12 +66,12 @@ class WideBlock {
     });
   }
 
-  // The largest magnitude in a matrix, infinite where it is not finite.
+  // The largest magnitude in a matrix, without what is not a number.
   static __device__ __forceinline__ float largest(const Matrix& from) {
     float most = 0;
     for_each_four(from, [&](const Four&, const float (&four)[4]) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) most = fmaxf(most, isfinite(four[j]) ? fabsf(four[j]) : INFINITY);
+      for (int j = 0; j < 4; ++j) most = fmaxf(most, fabsf(four[j]));
     });
     return team_max<kWarps>(most);
   }
@@ -111,7 +120,7 @@ class WideBlock {
   static __device__ __forceinline__ void write(const Product& c, Grid to, int row, int col) {
     const Lane lane(forget(threadIdx.x));
 #pragma unroll
-    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+    for (int s = 0; s < Product::kSlots; ++s) {
       PlaneTiles::write(to.tile(tile_row(c, s, row), tile_col(c, s, col)), c.c[s], lane);
     }
   }
@@ -120,7 +129,7 @@ class WideBlock {
   static __device__ __forceinline__ void write_symmetric(const Product& c, Grid to, int row, int col) {
     const Lane lane(forget(threadIdx.x));
 #pragma unroll
-    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+    for (int s = 0; s < Product::kSlots; ++s) {
       const int i = tile_row(c, s, row), j = tile_col(c, s, col);
       if (i == j) PlaneTiles::write_mirrored(to.tile(i, j), c.c[s], lane);
       if (i > j) PlaneTiles::write_twice(to.tile(i, j), to.tile(j, i), c.c[s], lane);
@@ -132,7 +141,7 @@ class WideBlock {
                                                        int col) {
     const Lane lane(forget(threadIdx.x));
 #pragma unroll
-    for (int s = 0; s < Product::Shape::kSlots; ++s) {
+    for (int s = 0; s < Product::kSlots; ++s) {
       const int i = tile_row(c, s, row), j = tile_col(c, s, col);
       if (i >= j) PlaneTiles::add(c.c[s], factor, from.tile(i, j), lane);
     }
@@ -236,7 +245,7 @@ class WideBlock {
       const int row = half * kHalf + (from.transposed ? tile % kHalf : tile / kDepth);
       const int k = step * kDepth + (from.transposed ? tile / kHalf : tile % kDepth);
       const char* const source = from.transposed ? from.grid.tile(k, row) : from.grid.tile(row, k);
-      copy_async_16(stage + i * 16, source + i % kChunks * 16, 16);
+      copy_async<16>(stage + i * 16, source + i % kChunks * 16, 16);
     }
   }
 

@@ -13,19 +13,19 @@ class WideProduct {
   using Product = WideBlock::Product;
 
   __device__ __forceinline__ WideProduct(const WidePrecondition& in, const ProductItem& item)
-      : views_(in.precondition.views), wide_(in.scratch), item_(item) {}
+      : wide_(in.scratch), item_(item) {}
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {
-    split(item_.direction(views_), 0);
-    split(item_.right_root(views_), 1);
-    wide_.product({wide_.grid(0), false, item_.group.direction.bf16 != 0},
-                  {wide_.grid(1), true, item_.group.right_root.bf16 != 0}, WideBlock::halves_of(m()),
+    split(item_.direction(), 0);
+    split(item_.right_root(), 1);
+    wide_.product({wide_.grid(0), false, item_.direction().bf16},
+                  {wide_.grid(1), true, item_.right_root().bf16}, WideBlock::halves_of(m()),
                   WideBlock::halves_of(n()), tiles_of(n()), false,
                   [&](Product& c, int row, int col) { WideBlock::write(c, wide_.grid(2), row, col); });
-    split(item_.left_root(views_), 1);
+    split(item_.left_root(), 1);
     float norm = 0;
-    wide_.product({wide_.grid(1), false, item_.group.left_root.bf16 != 0}, {wide_.grid(2), true},
+    wide_.product({wide_.grid(1), false, item_.left_root().bf16}, {wide_.grid(2), true},
                   WideBlock::halves_of(m()), WideBlock::halves_of(n()), tiles_of(m()), false,
                   [&](Product& c, int row, int col) {
                     c.scale(item_.rms > 0 ? 1 / item_.rms : 0);
@@ -45,11 +45,10 @@ class WideProduct {
 
   // A tile of 128 x 128 of V.
   __device__ __forceinline__ void write(Product& c, int row, int col) const {
-    const Matrix out = item_.out(views_).part(row * 128, col * 128, 128, 128);
+    const Matrix out = item_.out().part(row * 128, col * 128, 128, 128);
     c.for_each_pair([&](int i, int j, float (&pair)[2]) { out.write_pair(i, j, {pair[0], pair[1]}); });
   }
 
-  const View* views_;
   WideBlock wide_;
   const ProductItem& item_;
 };
@@ -59,13 +58,9 @@ class WideProduct {
 extern "C" __global__ void __launch_bounds__(kResidentThreads, 1)
     wide_precondition(const WidePrecondition in) {
   __shared__ ProductItem item;
-#pragma unroll 1
-  for (int64_t index = blockIdx.x; index < in.precondition.items; index += gridDim.x) {
-    if (threadIdx.x == 0) item.find(in.precondition, index, true);
-    __syncthreads();
+  for (int64_t next = blockIdx.x; find(item, in.precondition, next); next = item.index + gridDim.x) {
     const float norm = WideProduct(in, item).run();
-    // The sum had a barrier, after which nobody but this thread looks at the item.
-    if (threadIdx.x == 0) item.set_norm(in.precondition, norm);
+    if (threadIdx.x == 0) *item.norm = norm;
   }
 }
 

@@ -43,7 +43,7 @@ class WideRoot {
 
   // F in its unit.
   __device__ __forceinline__ void load(int grid) const {
-    WideBlock::split(item_.factor_matrix(in_.views), wide_.grid(grid), item_.unit, [](float) {});
+    WideBlock::split(item_.factor(), wide_.grid(grid), item_.unit, [](float) {});
     __syncthreads();
   }
 
@@ -99,7 +99,7 @@ class WideRoot {
 
   // Four neighbours of a row a thread.
   __device__ __forceinline__ void write_root() const {
-    const Matrix to = item_.root_matrix(in_.views);
+    const Matrix to = item_.root();
     const int fours = (to.cols + 3) / 4;
     for (int i = threadIdx.x; i < to.rows * fours; i += kResidentThreads) {
       const int row = i / fours, col = i % fours * 4;
@@ -120,12 +120,8 @@ class WideRoot {
 
 extern "C" __global__ void __launch_bounds__(kResidentThreads, 1) wide_root(const WideRoots in) {
   __shared__ RootItem item;
-#pragma unroll 1
-  for (int64_t index = blockIdx.x; index < in.roots.items; index += gridDim.x) {
-    if (threadIdx.x == 0) item.find(in.roots, index, true);
-    __syncthreads();
-    if (item.d > 0) WideRoot(in, item).run();
-    __syncthreads();
+  for (int64_t next = blockIdx.x; find(item, in.roots, next); next = item.index + gridDim.x) {
+    WideRoot(in, item).run();
   }
 }
 

@@ -28,9 +28,8 @@ class WideSideUpdate {
   __device__ __forceinline__ void run() {
     load_gradient();
     const float coupled = in_.rule.coupled ? couple() : 0;
-    if (threadIdx.x == 0) item_.prepare(in_.rule, coupled);
-    __syncthreads();
-    const bool succeeded = item_.ready && update_factor();
+    const bool ready = threadIdx.x == 0 && item_.prepare(in_.rule, coupled);
+    const bool succeeded = __syncthreads_or(ready) && update_factor();
     if (threadIdx.x == 0) item_.finish(succeeded);
     __syncthreads();
   }
@@ -45,27 +44,25 @@ class WideSideUpdate {
 
   // G in the unit of its norm.
   __device__ __forceinline__ void load_gradient() const {
-    const Matrix grad = item_.gradient(in_.views);
+    const Matrix grad = item_.grad();
     const float most = WideBlock::largest(grad);
-    const bool usable = most > 0 && isfinite(most);
-    const float unit = usable ? power_of_two_below(most) : 1;
-    float squares = 0;
-    WideBlock::split(grad, wide_.grid(0), 1 / unit, [&](float value) { squares += value * value; });
+    const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 1;
+    float squares = 0;  // not a number where an element is none, which the maximum leaves out
+    WideBlock::split(grad, wide_.grid(0), inverse_power_of_two(unit),
+                     [&](float value) { squares = fmaf(value, value, squares); });
     squares = WideBlock::sum(squares);
-    if (threadIdx.x > 0) return;
-    item_.norm = usable ? GradientNorm{squares, unit} : GradientNorm{most, most > 0 ? 1.0f : 0.0f};
+    if (threadIdx.x == 0) item_.norm = {squares, squares == 0 ? 0 : unit};
   }
 
   // U = G P_r, or P_l G; its squared norm.
   __device__ __forceinline__ float couple() const {
-    WideBlock::split(item_.other_root(in_.views), wide_.grid(1), 1, [](float) {});
+    WideBlock::split(item_.root(), wide_.grid(1), 1, [](float) {});
     __syncthreads();
-    const WideOperand root{wide_.grid(1), !item_.side.right, item_.side.other_root.bf16 != 0};
-    const WideOperand grad{wide_.grid(0), item_.side.right != 0, item_.grad.bf16 != 0};
+    const WideOperand root{wide_.grid(1), !item_.right, item_.root().bf16};
+    const WideOperand grad{wide_.grid(0), item_.right, item_.grad().bf16};
     float squares = 0;
-    wide_.product(item_.side.right ? root : grad, item_.side.right ? grad : root,
-                  WideBlock::halves_of(item_.m), WideBlock::halves_of(item_.n), tiles_of(item_.k), false,
-                  [&](Product& c, int row, int col) {
+    wide_.product(item_.right ? root : grad, item_.right ? grad : root, WideBlock::halves_of(item_.m),
+                  WideBlock::halves_of(item_.n), tiles_of(item_.k), false, [&](Product& c, int row, int col) {
                     squares += WideBlock::squares(c);
                     WideBlock::write(c, unfolding(), row, col);
                   });
@@ -89,7 +86,7 @@ class WideSideUpdate {
     if (item_.is_new) {
       start_factor(unit * start_of(in_.rule, item_.update.rms, item_.k));
     } else {
-      WideBlock::split(item_.factor(in_.views), wide_.grid(kFactor), unit, [](float) {});
+      WideBlock::split(item_.factor(), wide_.grid(kFactor), unit, [](float) {});
     }
     __syncthreads();
   }
@@ -104,9 +101,9 @@ class WideSideUpdate {
 
   // B; its squared norm.
   __device__ __forceinline__ float whiten(float scale) const {
-    const bool exact = item_.grad.bf16 && !in_.rule.coupled;
+    const bool exact = item_.grad().bf16 && !in_.rule.coupled;
     float squares = 0;
-    wide_.product({wide_.grid(kFactor), true, item_.exact_factor()}, {unfolding(), !item_.side.right, exact},
+    wide_.product({wide_.grid(kFactor), true, item_.exact_factor()}, {unfolding(), !item_.right, exact},
                   d_halves(), WideBlock::halves_of(item_.k), d_tiles(), false,
                   [&](Product& c, int row, int col) {
                     c.scale(scale);
@@ -129,7 +126,7 @@ class WideSideUpdate {
         c.scale(factor);
       }
       WideBlock::write_symmetric(c, wide_.grid(3), row, col);
-      c.scale(1 / unit);
+      c.scale(inverse_power_of_two(unit));
       squares += WideBlock::squares(c, row > col);
     });
     return unit * sqrtf(WideBlock::sum(squares));
@@ -200,7 +197,7 @@ class WideSideUpdate {
 
   // F' = scale F Z to the factor, if all of it is finite as it is stored.
   __device__ __forceinline__ bool write_factor(float scale, int z, int free) const {
-    const Matrix factor = item_.factor(in_.views);
+    const Matrix factor = item_.factor();
     auto* const kept = reinterpret_cast<float4*>(wide_.grid(free).tiles) + threadIdx.x;
     float failed = 0;  // stays 0 where all is finite
     int place = 0;
@@ -215,7 +212,7 @@ class WideSideUpdate {
                       }
                     });
 #pragma unroll
-                    for (int s = 0; s < 2 * Product::Shape::kSlots; ++s, place += kResidentThreads) {
+                    for (int s = 0; s < 2 * Product::kSlots; ++s, place += kResidentThreads) {
                       const float (&half)[4] = c.c[s / 2][s % 2];
                       kept[place] = {half[0], half[1], half[2], half[3]};
                     }
@@ -233,7 +230,7 @@ class WideSideUpdate {
       const int row = tile / d_halves() * WideBlock::kHalf * kTile;
       const int col = tile % d_halves() * WideBlock::kHalf * kTile;
 #pragma unroll
-      for (int s = 0; s < 2 * Product::Shape::kSlots; ++s, kept += kResidentThreads) {
+      for (int s = 0; s < 2 * Product::kSlots; ++s, kept += kResidentThreads) {
         float (&half)[4] = c.c[s / 2][s % 2];
         half[0] = kept->x, half[1] = kept->y, half[2] = kept->z, half[3] = kept->w;
       }
@@ -251,12 +248,8 @@ class WideSideUpdate {
 
 extern "C" __global__ void __launch_bounds__(kResidentThreads, 1) wide_update(const WideUpdate in) {
   __shared__ SideItem item;
-#pragma unroll 1
-  for (int64_t index = blockIdx.x; index < in.update.items; index += gridDim.x) {
-    if (threadIdx.x == 0) item.find(in.update, index, true);
-    __syncthreads();
-    if (item.active) WideSideUpdate(in, item).run();
-    __syncthreads();
+  for (int64_t next = blockIdx.x; find(item, in.update, next); next = item.index + gridDim.x) {
+    WideSideUpdate(in, item).run();
   }
 }
 

@@ -31,18 +31,20 @@ inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precisio
   return 0;
 }
 
-// One team a work item of `parameters`, whose places it sets.
+// As many CTAs as run at the same time, whose teams take the work items of `parameters` in turns. Sets its
+// places.
 template <class Parameters>
-void launch_resident(Planner& planner, const std::string& op, int32_t side, Precision precision,
-                     int32_t symmetric_matrices, Parameters parameters) {
+void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, int32_t side,
+                     Precision precision, int32_t symmetric_matrices, Parameters parameters) {
   const int32_t tiles = side / kTile, teams = teams_of(tiles);
+  const int64_t most = int64_t{gpu.multiprocessors} * ctas_of_sm(tiles);
   parameters.places = places_of(tiles, symmetric_matrices);
   planner.launch("resident_" + op + "_" + std::to_string(side) + "_" + name_of(precision),
-                 (parameters.items + teams - 1) / teams, kResidentThreads,
+                 std::min(most, (parameters.items + teams - 1) / teams), kResidentThreads,
                  resident_shared(tiles, parameters.places), parameters);
 }
 
-// As many CTAs as run at the same time, each with memory of its own, which is free again afterwards.
+// The same, each with memory of its own, which is free again afterwards.
 template <class WideParameters, class Parameters>
 void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, const Parameters& parameters) {
   const int64_t mark = planner.mark(), ctas = std::min<int64_t>(parameters.items, gpu.multiprocessors);

@@ -8,7 +8,7 @@ namespace {
 bool is_empty(const SquareRootGroupTensors& group) { return group.m == 0 || group.n == 0; }
 
 int32_t side_of(const SquareRootGroupTensors& group, const SquareRootInputs& inputs) {
-  const int32_t matrices = inputs.update ? symmetric_matrices(inputs.rule.refine) : 0;
+  const int32_t matrices = inputs.update ? symmetric_matrices(inputs.rule.refine) : kProductRoots;
   return kernel_side(is_empty(group) ? 0 : std::max(group.m, group.n), matrices, inputs.precision,
                      inputs.gpu);
 }
@@ -37,7 +37,7 @@ class ResidentPlan {
     }
     if (!products_.empty()) {
       const auto count = static_cast<int32_t>(products_.size());
-      launch<WidePrecondition>("precondition", 0,
+      launch<WidePrecondition>("precondition", kProductRoots,
                                ResidentPrecondition{planner_.add(products_), views, count, 0, product_items_,
                                                     inputs_.scales, inputs_.norms});
     }
@@ -78,7 +78,7 @@ class ResidentPlan {
     if (side_ == kWideSide) {
       launch_wide<WideParameters>(planner_, op, inputs_.gpu, parameters);
     } else {
-      launch_resident(planner_, op, side_, inputs_.precision, symmetric_matrices, parameters);
+      launch_resident(planner_, op, inputs_.gpu, side_, inputs_.precision, symmetric_matrices, parameters);
     }
   }
 

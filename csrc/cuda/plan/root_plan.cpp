@@ -32,7 +32,7 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
   if (side == kWideSide) {
     launch_wide<WideRoots>(planner, "root", inputs.gpu, parameters);
   } else {
-    launch_resident(planner, "root", side, inputs.precision, kSymmetricMatrices, parameters);
+    launch_resident(planner, "root", inputs.gpu, side, inputs.precision, kSymmetricMatrices, parameters);
   }
 }
 

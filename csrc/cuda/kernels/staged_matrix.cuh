@@ -1,0 +1,241 @@
+// A matrix on its way from global to shared memory, in the registers of its team or, asynchronously, through
+// shared memory that only the thread itself reads.
+#pragma once
+
+#include "resident_block.cuh"
+
+namespace kradagrad::cuda {
+
+// Which tiles of a kTiles x kTiles grid a matrix is staged by, in the order of their places in shared memory:
+// all of them, row after row.
+template <int kTiles>
+struct WholeGrid {
+  static constexpr int kCount = kTiles * kTiles;
+  static __device__ __forceinline__ Position tile(int place) { return {place / kTiles, place % kTiles}; }
+
+  // Of the place `kFirst` + i, i < kNumber, which divides a row.
+  template <int kFirst, int kNumber>
+  static __device__ __forceinline__ Position tile_after(int i) {
+    return {kFirst / kTiles, kFirst % kTiles + i};
+  }
+};
+
+// The same of a symmetric matrix, of which the lower tiles are held; a place beyond the last is that of a
+// tile below the grid.
+template <int kTiles>
+struct LowerGrid {
+  static constexpr int kCount = lower_tiles(kTiles);
+  static constexpr __device__ __forceinline__ Position tile(int place) {
+    int row = 0;
+    while (lower_tiles(row + 1) <= place) ++row;
+    return {row, place - lower_tiles(row)};
+  }
+
+  template <int kFirst, int kNumber>
+  static __device__ __forceinline__ Position tile_after(int i) {
+    constexpr uint32_t kRows = packed(kFirst, kNumber, true), kCols = packed(kFirst, kNumber, false);
+    return {static_cast<int>(kRows >> 8 * i & 255), static_cast<int>(kCols >> 8 * i & 255)};
+  }
+
+ private:
+  // Rows or columns of neighbours, 8 bits each.
+  static constexpr __host__ __device__ uint32_t packed(int first, int number, bool rows) {
+    uint32_t result = 0;
+    for (int i = 0; i < number; ++i) {
+      int row = 0;
+      while (lower_tiles(row + 1) <= first + i) ++row;
+      result |= static_cast<uint32_t>(rows ? row : first + i - lower_tiles(row)) << 8 * i;
+    }
+    return result;
+  }
+};
+
+// Four neighbouring elements of a row at a time. Sixteen lanes hold an 8 x 8 matrix of a tile, the other
+// sixteen the one to its right: they read 64 bytes of each of eight rows, and store to all banks. Two warps
+// fill a tile.
+template <int kTiles, class Grid = WholeGrid<kTiles>>
+struct StagedMatrix {
+  using Here = Worker<kTiles>;
+  static constexpr int kThreads = Team<kTiles>::kThreads;
+  static constexpr int kTileFours = kTileFloats / 4, kTilesAtOnce = kThreads / kTileFours;
+  static constexpr int kCount = (Grid::kCount + kTilesAtOnce - 1) / kTilesAtOnce;
+  float four[kCount][4] = {};
+
+  // Starts to read a matrix, zeros outside of it, if it lies in whole quadruples of 16 bytes; what comes next
+  // does not wait for it.
+  __device__ __forceinline__ void start(const Matrix& from) {
+    if (!from.in_fours()) {
+      clear();
+    } else if (from.bf16) {
+      read_aligned<__nv_bfloat16>(from);
+    } else {
+      read_aligned<float>(from);
+    }
+  }
+
+  // Ends that, or reads element by element through the shared memory `place`, which nobody reads any more;
+  // after the next barrier it may be stored to.
+  __device__ __forceinline__ void finish(const Matrix& from, Shared place) {
+    if (!from.in_fours()) {
+      read_elements(from, place);
+    } else if (from.bf16) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        unpack(uint2{__float_as_uint(four[i][0]), __float_as_uint(four[i][1])}, four[i]);
+      }
+    }
+  }
+
+  // Starts to copy a matrix to `place`, if it lies in whole quadruples.
+  __device__ __forceinline__ void start_copy(const Matrix& from, Shared place) const {
+    if (from.in_fours()) {
+      if (from.bf16) {
+        copy_aligned<__nv_bfloat16>(from, place);
+      } else {
+        copy_aligned<float>(from, place);
+      }
+    }
+    copy_async_commit();
+  }
+
+  // Ends that as `finish` does.
+  __device__ __forceinline__ void finish_copy(const Matrix& from, Shared place) {
+    copy_async_wait<0>();
+    if (!from.in_fours()) {
+      read_elements(from, place);
+    } else if (from.bf16) {
+      read_own<uint2>(place);
+    } else {
+      read_own<float4>(place);
+    }
+  }
+
+  // Becomes `value` times I of [size, size].
+  __device__ __forceinline__ void set_diagonal(float value, int size) {
+    const Place place;
+    unrolled<kCount>([&](auto i) {
+      const Position at = element(place.template tile_of<i()>(), place.within);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) four[i()][j] = at.row == at.col + j && at.row < size ? value : 0;
+    });
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] *= factor;
+  }
+
+  // Calls use(value) for each.
+  template <class Use>
+  __device__ __forceinline__ void for_each(const Use& use) const {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) use(four[i / 4][i % 4]);
+  }
+
+  // To the places of its tiles.
+  template <class Format>
+  __device__ __forceinline__ void store(Shared tiles) const {
+    const Place place;
+    const Shared tile = tiles + place.tile * kTileBytes;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      Format::store_four(tile + i * kTilesAtOnce * kTileBytes, place.within.row, place.within.col, four[i]);
+    }
+  }
+
+ private:
+  // Which four elements are a thread's: of its own one of kTilesAtOnce tiles, the first one's place. Made
+  // anew whenever it is needed, so that it takes no registers from products.
+  struct Place {
+    int tile;
+    Position within;
+    __device__ __forceinline__ Place() {
+      const int thread = Here::thread(), lane = thread % 32;
+      tile = thread / kTileFours;
+      within = {thread % kTileFours / 32 * 8 + lane % 16 / 2, lane / 16 * 8 + lane % 2 * 4};
+    }
+
+    // Of the i-th four.
+    template <int kIndex>
+    __device__ __forceinline__ Position tile_of() const {
+      return Grid::template tile_after<kIndex * kTilesAtOnce, kTilesAtOnce>(tile);
+    }
+  };
+
+  static __device__ __forceinline__ Position element(const Position& tile, const Position& within) {
+    return {tile.row * kTile + within.row, tile.col * kTile + within.col};
+  }
+
+  // So that old values, which the compiler would have to keep, end here.
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] = 0;
+  }
+
+  // Where a thread's fours lie in `place`, kOwnStep apart.
+  static __device__ __forceinline__ Shared own(Shared place) {
+    return place + Here::thread() * sizeof(float4);
+  }
+  static constexpr int kOwnStep = kThreads * sizeof(float4);
+
+  // Calls use(i, address, whether it is inside) for the fours of a matrix of neighbours.
+  template <class Element, class Use>
+  __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) const {
+    const Place place;
+    const Position within = place.within;
+    const Element* const first = from.row<const Element>(within.row) + within.col;
+    const int64_t rows = kTile * from.row_stride;
+    unrolled<kCount>([&](auto i) {
+      const Position at = place.template tile_of<i()>();
+      const bool inside = at.row * kTile + within.row < from.rows && at.col * kTile + within.col < from.cols;
+      use(i, first + at.row * rows + at.col * kTile, inside);
+    });
+  }
+
+  template <class Element>
+  __device__ __forceinline__ void read_aligned(const Matrix& from) {
+    for_each_four<Element>(
+        from, [&](auto i, const Element* at, bool inside) { read_packed(at, inside, four[i()]); });
+  }
+
+  // Four elements as they lie in memory: what they are is not looked at before they are there.
+  static __device__ __forceinline__ void read_packed(const float* from, bool inside, float (&to)[4]) {
+    read_four(from, inside, to);
+  }
+  static __device__ __forceinline__ void read_packed(const __nv_bfloat16* from, bool inside, float (&to)[4]) {
+    const uint2 packed = inside ? *reinterpret_cast<const uint2*>(from) : uint2{};
+    to[0] = __uint_as_float(packed.x), to[1] = __uint_as_float(packed.y), to[2] = to[3] = 0;
+  }
+
+  template <class Element>
+  __device__ __forceinline__ void copy_aligned(const Matrix& from, Shared place) const {
+    const Shared to = own(place);
+    for_each_four<Element>(from, [&](auto i, const Element* at, bool inside) {
+      constexpr int kSize = 4 * sizeof(Element);
+      copy_async<kSize>(to + i() * kOwnStep, inside ? at : from.data, inside ? kSize : 0);
+    });
+  }
+
+  // Each thread reads what it has written itself.
+  __device__ __forceinline__ void read_elements(const Matrix& from, Shared place) {
+    const Place of_thread;
+    const Shared to = own(place);
+#pragma unroll 1
+    for (int i = 0; i < kCount; ++i) {
+      const auto [row, col] = element(Grid::tile(i * kTilesAtOnce + of_thread.tile), of_thread.within);
+      memory_at<float4>(to + i * kOwnStep) = {from.read(row, col), from.read(row, col + 1),
+                                              from.read(row, col + 2), from.read(row, col + 3)};
+    }
+    read_own<float4>(place);
+  }
+
+  // Of float32 (float4) or bf16 (uint2).
+  template <class Four>
+  __device__ __forceinline__ void read_own(Shared place) {
+    const Shared from = own(place);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) unpack(memory_at<const Four>(from + i * kOwnStep), four[i]);
+  }
+};
+
+}  // namespace kradagrad::cuda
