@@ -27,7 +27,7 @@ __device__ __forceinline__ T& memory_at(char* address) {
 
 // The same value, about which the compiler knows nothing: what is computed from it is computed again rather
 // than kept in registers from one phase of a kernel to the next.
-__device__ __forceinline__ int forget(int value) {
+__device__ __forceinline__ uint32_t forget(uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
 }
@@ -60,6 +60,11 @@ __device__ __forceinline__ uint32_t round_bf16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// A float rounded to bf16.
+__device__ __forceinline__ float rounded_bf16(float value) {
+  return __uint_as_float(round_bf16x2(value, 0) << 16);
 }
 
 // A float rounded to tf32 (10 bits of mantissa).

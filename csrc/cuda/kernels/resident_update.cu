@@ -55,7 +55,11 @@ class ResidentSideUpdate {
     for (; more; more = sides_.advance()) {
       load_gradient(grad);
       Staged factor;
-      if (!item().is_new) factor.start(item().factor());
+      if (item().is_new) {
+        factor.clear();
+      } else {
+        factor.start(item().factor());
+      }
       sides_.find_next(in_);
       const float coupled = in_.rule.coupled ? couple() : 0;
       const bool ready = Here::thread() == 0 && item().prepare(in_.rule, coupled);
@@ -89,7 +93,11 @@ class ResidentSideUpdate {
     float most = 0;
     grad.for_each([&](float value) { most = fmaxf(most, fabsf(value)); });
     StagedRoot root;
-    if (in_.rule.coupled) root.finish_copy(item().root(), symmetric_place(0));
+    if (in_.rule.coupled) {
+      root.finish_copy(item().root(), symmetric_place(0));
+    } else {
+      root.clear();
+    }
     most = team_max<Here::kWarps>(most);
     if (in_.rule.coupled) root.template store<Format>(first());
     const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 1;
@@ -263,15 +271,10 @@ class ResidentSideUpdate {
     Full updated = full_product();
     updated.add(PlainTiles{first(), kTiles}, SymmetricTiles{symmetric_place(1)}, tiles, tiles, tiles,
                 {item().exact_factor(), false});
+    updated.scale(scale);
+    if (item().factor().bf16) updated.for_each([](float& value) { value = rounded_bf16(value); });
     float failed = 0;  // stays 0 where all is finite
-    updated.for_each_pair([&](int, int, float (&pair)[2]) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        pair[i] *= scale;
-        if (item().factor().bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
-        failed = fmaf(pair[i], 0, failed);
-      }
-    });
+    updated.for_each([&](float value) { failed = fmaf(value, 0, failed); });
     if (!(sum(failed) == 0) || !item().ready) return false;
     write_product<kTiles>(updated, item().factor(), first());
     return true;

@@ -241,10 +241,6 @@ class SquareRootTile {
     });
   }
 
-  static __device__ __forceinline__ float rounded(float value) {
-    return __bfloat162float(__float2bfloat16_rn(value));
-  }
-
   // out = F', and how many of its elements are not finite as they will be stored, in the dtype of F.
   __device__ __forceinline__ void factor(Weights w) {
     const Matrix out = matrix(product_.out).part(first_row_, first_col_, rows_, cols_);
@@ -257,7 +253,7 @@ class SquareRootTile {
         value.x += w.held * held.x;
         value.y += w.held * held.y;
       }
-      if (x.bf16) value = {rounded(value.x), rounded(value.y)};
+      if (x.bf16) value = {rounded_bf16(value.x), rounded_bf16(value.y)};
       out.write_pair(row, col, value);
       if (row < rows_ && col < cols_) failed += !isfinite(value.x);
       if (row < rows_ && col + 1 < cols_) failed += !isfinite(value.y);

@@ -59,7 +59,7 @@ struct StagedMatrix {
   static constexpr int kThreads = Team<kTiles>::kThreads;
   static constexpr int kTileFours = kTileFloats / 4, kTilesAtOnce = kThreads / kTileFours;
   static constexpr int kCount = (Grid::kCount + kTilesAtOnce - 1) / kTilesAtOnce;
-  float four[kCount][4] = {};
+  float four[kCount][4];
 
   // Starts to read a matrix, zeros outside of it, if it lies in whole quadruples of 16 bytes; what comes next
   // does not wait for it.
@@ -110,6 +110,12 @@ struct StagedMatrix {
     }
   }
 
+  // Becomes zeros. Where nothing is read, or the compiler would keep what was there before.
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] = 0;
+  }
+
   // Becomes `value` times I of [size, size].
   __device__ __forceinline__ void set_diagonal(float value, int size) {
     const Place place;
@@ -150,9 +156,10 @@ struct StagedMatrix {
     int tile;
     Position within;
     __device__ __forceinline__ Place() {
-      const int thread = Here::thread(), lane = thread % 32;
+      const uint32_t thread = Here::thread(), lane = thread % 32;
       tile = thread / kTileFours;
-      within = {thread % kTileFours / 32 * 8 + lane % 16 / 2, lane / 16 * 8 + lane % 2 * 4};
+      within.row = thread % kTileFours / 32 * 8 + lane % 16 / 2;
+      within.col = lane / 16 * 8 + lane % 2 * 4;
     }
 
     // Of the i-th four.
@@ -166,21 +173,28 @@ struct StagedMatrix {
     return {tile.row * kTile + within.row, tile.col * kTile + within.col};
   }
 
-  // So that old values, which the compiler would have to keep, end here.
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] = 0;
-  }
-
   // Where a thread's fours lie in `place`, kOwnStep apart.
   static __device__ __forceinline__ Shared own(Shared place) {
     return place + Here::thread() * sizeof(float4);
   }
   static constexpr int kOwnStep = kThreads * sizeof(float4);
 
-  // Calls use(i, address, whether it is inside) for the fours of a matrix of neighbours.
+  // Calls use(i, address, whether it is inside) for the fours of a matrix of neighbours. In one that fills
+  // its tiles all are, and nothing is tested.
   template <class Element, class Use>
   __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) const {
+    if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kTestless) {
+      visit<Element>(from, [&](auto i, const Element* at, bool) { use(i, at, true); });
+    } else {
+      visit<Element>(from, use);
+    }
+  }
+
+  // A place below the grid is outside of every matrix.
+  static constexpr bool kTestless = Grid::kCount % kTilesAtOnce == 0;
+
+  template <class Element, class Use>
+  __device__ __forceinline__ void visit(const Matrix& from, const Use& use) const {
     const Place place;
     const Position within = place.within;
     const Element* const first = from.row<const Element>(within.row) + within.col;

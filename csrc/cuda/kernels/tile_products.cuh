@@ -154,9 +154,15 @@ struct FullProduct {
     add_product<Multiply, Rectangle<kRows, kCols, A::kSymmetric>>(c, a, b, own_rows, own_cols, depth, exact);
   }
 
-  __device__ __forceinline__ void scale(float factor) {
+  // Calls use(value) for each.
+  template <class Use>
+  __device__ __forceinline__ void for_each(const Use& use) {
 #pragma unroll
-    for (int e = 0; e < 8 * kSlots; ++e) c[e / 8][e / 4 % 2][e % 4] *= factor;
+    for (int e = 0; e < 8 * kSlots; ++e) use(c[e / 8][e / 4 % 2][e % 4]);
+  }
+
+  __device__ __forceinline__ void scale(float factor) {
+    for_each([&](float& value) { value *= factor; });
   }
 
   // Writes a grid of kTiles x kTiles tiles.

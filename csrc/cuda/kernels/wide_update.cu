@@ -204,13 +204,8 @@ class WideSideUpdate {
     wide_.product({wide_.grid(kFactor), false, item_.exact_factor()}, {wide_.grid(z)}, d_halves(), d_halves(),
                   d_tiles(), false, [&](Product& c, int, int) {
                     c.scale(scale);
-                    c.for_each_pair([&](int, int, float (&pair)[2]) {
-#pragma unroll
-                      for (int i = 0; i < 2; ++i) {
-                        if (factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));
-                        failed = fmaf(pair[i], 0, failed);
-                      }
-                    });
+                    if (factor.bf16) c.for_each([](float& value) { value = rounded_bf16(value); });
+                    c.for_each([&](float value) { failed = fmaf(value, 0, failed); });
 #pragma unroll
                     for (int s = 0; s < 2 * Product::kSlots; ++s, place += kResidentThreads) {
                       const float (&half)[4] = c.c[s / 2][s % 2];
