@@ -129,9 +129,10 @@ class Call:
 
 
 def resident_shared(side: int, call: Call) -> int:
-    """Bytes of a CTA: a matrix and a second one, or the iteration's lower tiles; one team, or two."""
+    """Bytes of a CTA: a matrix and a second one, or lower tiles of symmetric ones; one team, or two."""
     tiles = side // TILE
-    symmetric = call.update * (2 if call.rule.refine <= 2 else 3) * tiles * (tiles + 1) // 2
+    lower = ceil_to(tiles * (tiles + 1) // 2, 2)
+    symmetric = (3 if call.update and call.rule.refine > 2 else 2) * lower
     return (1 if tiles > 6 else 2) * (tiles**2 + max(tiles**2, symmetric)) * 1024 + STATIC_BYTES
 
 
@@ -162,9 +163,9 @@ def whole_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cos
         if not wanted:
             continue
         works = [(group.count, make(group, side, call)) for group in groups]
-        # One CTA of longer sides fills an SM; of the smallest two share it.
+        # CTAs that keep a block on chip ask for the next one's matrices while they multiply.
         cost = _cost(kernel_name(name, side, call.rule.precision), name, 1, works, call)
-        yield replace(cost, overlaps=side == RESIDENT_SIDES[0])
+        yield replace(cost, overlaps=resident)
 
 
 def _cost(kernel: str, step: str, launches: int, works: Sequence[tuple[int, Work]], call: Call) -> Cost:
@@ -199,7 +200,7 @@ def resident_update(block: Blocks, side: int, call: Call) -> Work:
     for name, d, k in block.sides:
         own.work.move({f"{name} read": call.factor * d * d, f"{name} written": call.factor * d * d})
         if rule.coupled:
-            own.work.move({f"root of {name}": call.root * k * k})
+            own.work.move({f"root of {name}": call.root * lower_elements(k)})
             own.full(block.m, block.n, k, grad, root)
         own.full(d, k, d, factor, grad and not rule.coupled)
         if call.damps:
@@ -215,7 +216,8 @@ def resident_precondition(block: Blocks, side: int, call: Call) -> Work:
     """The two-sided product of one block."""
     own, (m, n) = _Resident(side, call), (block.m, block.n)
     own.work.move({"direction": call.direction * m * n, "out": FLOAT * m * n})
-    own.work.move({"left root": call.root * m * m, "right root": call.root * n * n})
+    roots = {"left root": call.root * lower_elements(m), "right root": call.root * lower_elements(n)}
+    own.work.move(roots)
     own.full(m, n, n, call.direction == 2, call.root == 2)
     own.full(m, n, m, call.root == 2)
     return own.work

@@ -78,11 +78,11 @@ def test_hardware_rates_by_hand():
 
 
 def test_a_launch_is_so_many_ctas():
-    row = work.work_of("resident_update_128_bf16x3", "sm_90")
+    row = work.work_of("resident_precondition_128_bf16x3", "sm_90")
     assert row is not None
     gpu, ctas = GPUS["H100"], 1000
     flops = {"bf16": ctas * row.mma * work.MMA_FLOPS["bf16"]}
-    cost = Cost(row.kernel, "update", 1, ctas * row.bytes, flops)
+    cost = Cost(row.kernel, "product", 1, ctas * row.bytes, flops)
     cycles = row.cycles(gpu.mma_cycles, row.bytes / gpu.bytes_a_cycle)
     assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.clock))
     assert cost.milliseconds(GPUS["H200"]) < cost.milliseconds(gpu)

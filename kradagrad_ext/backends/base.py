@@ -101,7 +101,8 @@ class Side:
     Attributes:
         factor: F ``[N, d, d]``, contiguous, in the compute dtype or bfloat16; X = F F^T.
         statistics: ``[N, 4]`` in the compute dtype, see `STATISTICS`.
-        root: P ``[N, d, d]``, contiguous, in the compute dtype or bfloat16: without units, see `roots`.
+        root: P ``[N, d, d]``, symmetric, of which a backend may read one triangle alone; contiguous, in the
+            compute dtype or bfloat16: without units, see `roots`.
     """
 
     factor: Tensor

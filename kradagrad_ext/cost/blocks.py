@@ -1,8 +1,8 @@
 """The least work on blocks on a step, from their shapes: what no kernel for these formulas can do without.
 
 Flops are one multiplication and one addition a term, half of it where a product is symmetric. Bytes are every
-operand of a whole step once: gradient, factor in and out, roots, direction, update. What launches move
-between one another comes on top (bench/roofline.py counts it).
+operand of an update and of a product once: gradient, roots as triangles, factor in and out; direction, roots,
+update. What launches move between one another comes on top (bench/roofline.py counts it).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> 
     for group in groups:
         update, product = _kernels(group, config.precision)
         least[update] += share * _update_flops(group, config)
-        size[update] += share * _factor_bytes(group)
+        size[update] += share * _update_bytes(group, config, dtype)
         least[product] += group.product_flops
         size[product] += _product_bytes(group, config, dtype)
     for kernel, flops in least.items():
@@ -95,25 +95,35 @@ def _update_flops(group: Group, config: Config) -> float:
     return flops + damped * group.blocks * sum(d**3 for d in group.factor_dims)
 
 
-def _factor_bytes(group: Group) -> int:
-    """Factors read and written, and statistics."""
-    return FLOAT * 2 * group.factor_elements
+def _update_bytes(group: Group, config: Config, dtype: torch.dtype) -> float:
+    """Gradient, factors read and written, and for coupled updates the roots."""
+    elements = group.blocks * math.prod(group.block_shape)
+    roots = _root_bytes(config) * _triangles(group) if config.coupling == "kl" else 0
+    return dtype.itemsize * elements + FLOAT * 2 * group.factor_elements + roots
 
 
-def _product_bytes(group: Group, config: Config, dtype: torch.dtype) -> int:
-    """Gradient, direction and update, and the roots."""
-    root = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+def _product_bytes(group: Group, config: Config, dtype: torch.dtype) -> float:
+    """Direction and update, and the roots."""
     direction = FLOAT if config.momentum_on == "gradient" else dtype.itemsize
     elements = group.blocks * math.prod(group.block_shape)
-    return (dtype.itemsize + direction + FLOAT) * elements + root * group.factor_elements
+    return (direction + FLOAT) * elements + _root_bytes(config) * _triangles(group)
+
+
+def _root_bytes(config: Config) -> int:
+    """Of an element."""
+    return FLOAT if config.root_dtype is None else config.root_dtype.itemsize
+
+
+def _triangles(group: Group) -> int:
+    """Elements of symmetric matrices as large as the factors."""
+    return sum(group.blocks * d * (d + 1) // 2 for d in group.factor_dims)
 
 
 def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
     """Roots made whole on every step, from triangles."""
     elements = sum(group.factor_elements for group in groups)
-    triangles = sum(group.blocks * d * (d + 1) // 2 for group in groups for d in group.factor_dims)
-    root = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
-    return Cost("torch: index", "triangles", 2 * len(groups), root * (elements + triangles))
+    triangles = sum(map(_triangles, groups))
+    return Cost("torch: index", "triangles", 2 * len(groups), _root_bytes(config) * (elements + triangles))
 
 
 def _root_method(group: Group, config: Config) -> tuple[int, str]:
@@ -147,8 +157,7 @@ def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, fl
     """Bytes, executed and least flops of one block by a kernel, which pads it to its side."""
     products, extra = _of_root(2, "polar", config.root_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
-    size = FLOAT if config.root_dtype is None else config.root_dtype.itemsize
-    return (FLOAT + size) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
+    return (FLOAT + _root_bytes(config)) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
 
 
 def _root_of_torch(d: int, p: int, method: str, steps: int) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from inputs.roots import BOUND, RULE, error, root_side
+from marks import slow
 from tolerances import precision_atol
 
 from kradagrad_ext import polar
@@ -50,6 +51,28 @@ def test_turns_and_blocks_that_take_no_part() -> None:
     other = root_side(7, 9)
     Executor().polar_roots_([other], RULE, Turn(0, 3, torch.tensor(4)))
     assert (other.side.root != 7).flatten(1).any(1).nonzero().flatten().tolist() == [0, 5, 6]
+
+
+@pytest.mark.parametrize("longest", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
+def test_one_sm_makes_all_roots_in_turns(longest: int) -> None:
+    """With the same bits as many, which make one each; the next factor is not read where none is asked for."""
+    calls = []
+    for multiprocessors in (1, 100):
+        torch.manual_seed(0)
+        sides = [root_side(5, longest), root_side(3, longest - 1), root_side(6, longest - 4)]
+        sides[0].active[[0, 4]] = False
+        sides[1].side.factor[1] = math.nan
+        executor = Executor(seed=multiprocessors)
+        executor.multiprocessors = multiprocessors
+        executor.polar_roots_(sides, RULE, Turn())
+        ((_, ctas, *_),) = executor.planned
+        calls.append((ctas, sides))
+    (few, ours), (many, same) = calls
+    assert 3 * few < many
+    assert error(ours[2]) < precision_atol("bf16x3", 2)
+    for a, b in zip(ours, same, strict=True):
+        assert torch.equal(a.side.root, b.side.root)
+        assert torch.equal(a.root_stats, b.root_stats)
 
 
 @pytest.mark.parametrize("what", [0.0, math.nan, math.inf])

@@ -110,6 +110,40 @@ def test_bfloat16_factors_and_roots(executor: Executor) -> None:
         check(given([group(5, shape, "grid", **stored)], rule), executor)
 
 
+def in_turns(side: int) -> list[square_root.BlockGroup]:
+    """Blocks of many kinds one after another: what a CTA asks for ahead differs from what it works on."""
+    groups = [
+        group(5, (side, 20), "grid"),
+        group(4, (7, side - 1), "experts", view_dtype=torch.bfloat16),
+        group(3, (side - 2, 2), "several"),
+        group(5, (8, side), root_dtype=torch.bfloat16),
+        group(3, (side, side)),
+    ]
+    groups[0].left.statistics[1, WEIGHT] = groups[3].right.statistics[2, WEIGHT] = 0
+    grad = groups[1].grads[0]
+    grad[(0,) * grad.ndim] = math.nan
+    return groups
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("side", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
+def test_one_sm_takes_all_blocks_in_turns(side: int, coupled: bool) -> None:
+    """With the same bits as many, which take one each."""
+    call = given(in_turns(side), replace(RULE, coupled=coupled))
+    call.scales[[0, 1, 6, 7, 8, 19]] = 0
+    one, many = Executor(seed=3), Executor()
+    one.multiprocessors, many.multiprocessors = 1, 100
+    ours, same = check(call, one), square_root.run(many, copied(call))
+    for (_, few, *_), (_, all_at_once, *_) in zip(one.planned, many.planned, strict=True):
+        assert 4 * few < all_at_once
+    for a, b in zip(ours.groups, same.groups, strict=True):
+        for ours_side, same_side in ((a.left, b.left), (a.right, b.right)):
+            assert torch.equal(ours_side.factor, same_side.factor)
+            assert torch.equal(ours_side.statistics, same_side.statistics)
+        assert all(map(torch.equal, a.out, b.out))
+    assert torch.equal(ours.norms, same.norms)
+
+
 @pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
 def test_one_half_of_a_step(executor: Executor, calls: dict[str, bool]) -> None:
     check(given([group(3, (9, 40))], replace(RULE, coupled=True), **calls), executor)
