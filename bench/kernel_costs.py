@@ -286,7 +286,7 @@ class GroupedCosts:
 
     def __init__(self, groups: Sequence[Blocks], call: Call) -> None:
         self.groups, self.call = groups, call
-        self.tile = product_tile(max(group.longest for group in groups), call.rule.precision)
+        self.tile = product_tile(call.rule.precision)
         self.kernel = f"square_root_product_{self.tile}_{call.rule.precision}"
 
     def launches(self) -> Iterator[Cost]:

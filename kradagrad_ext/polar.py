@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Turn
-from .decomposed_roots import identity_like, residuals, usable_factors
+from .decomposed_roots import residuals, usable_factors
 
 Polynomial = tuple[float, float, float]
 RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -79,24 +79,22 @@ def units(factor_stats: Tensor, k: int) -> Tensor:
     return (factor_stats[:, WEIGHT] * k).sqrt() * factor_stats[:, RMS]
 
 
-def even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
-    """A I + b G + c G^2."""
-    a, b, c = polynomial
-    return a * identity_like(g) + b * g + c * (g @ g)
-
-
 def symmetric(matrix: Tensor) -> Tensor:
     """The symmetric part."""
     return (matrix + matrix.mT) / 2
 
 
 def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Tensor, Tensor]:
-    """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`."""
+    """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`.
+
+    A step is Q <- a Q + Q (b G + c G^2), three products with nothing in between.
+    """
     f, usable = usable_factors(factors)
     gram = f.mT @ f
     q = f * torch.linalg.matrix_norm(gram).rsqrt()[:, None, None]
-    for polynomial in polynomials:
-        q = q @ even_part(q.mT @ q, polynomial)
+    for a, b, c in polynomials:
+        gram = q.mT @ q
+        q = torch.baddbmm(q, q, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
     root = symmetric(f @ q.mT)
     return root, residuals(root, f @ f.mT, 2, usable)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from . import polar
 from .backends.base import RootSide, Turn
 from .decomposed_roots import identity_like, residuals, usable_factors
-from .polar import Polynomial, RootFunction, even_part, symmetric
+from .polar import Polynomial, RootFunction, symmetric
 
 RESIDUAL_BOUND = 1e-2
 """A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
@@ -35,6 +35,12 @@ def resolve_method(method: str, p: int, device: torch.device) -> str:
     return "polar" if wanted and supports_polar(p) else "eigh"
 
 
+def _even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
+    """A I + b G + c G^2."""
+    a, b, c = polynomial
+    return a * identity_like(g) + b * g + c * (g @ g)
+
+
 def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
     """X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b G + c G^2, G = Z Y, with Y -> X^(1/2) and Z -> X^(-1/2).
 
@@ -44,7 +50,7 @@ def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]
     bound = torch.minimum(torch.linalg.matrix_norm(matrices), row_sum)[:, None, None]
     y, z = matrices / bound, identity_like(matrices).expand_as(matrices)
     for polynomial in polynomials:
-        t = even_part(z @ y, polynomial)
+        t = _even_part(z @ y, polynomial)
         y, z = symmetric(y @ t), symmetric(t @ z)
     return y * bound.sqrt()
 

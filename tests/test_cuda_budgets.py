@@ -22,8 +22,7 @@ WHOLE_BLOCKS = ("update", "precondition", "root")
 
 # The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
 LEAST_CTAS = {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
-LEAST_CTAS |= {f"square_root_product_64_{precision}": 2 for precision in PRECISIONS}
-LEAST_CTAS |= {"square_root_product_64_fp32": 3}
+LEAST_CTAS |= {"square_root_product_64_tf32x3": 2}
 LEAST_CTAS |= {
     f"resident_{half}_{side}_{precision}": 2 if side == 64 and precision != "tf32x3" else 1
     for half in WHOLE_BLOCKS

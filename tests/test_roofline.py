@@ -253,7 +253,6 @@ def test_constants_are_those_of_the_sources():
         ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
         ("kWideSide", "kWideTiles * kTile"),
         ("kWideTiles", blocks.WIDE_SIDE // kernel_costs.TILE),
-        ("kSmallSide", blocks.SMALL_SIDE),
         ("kStaticShared", kernel_costs.STATIC_BYTES),
         ("kSpan", elementwise.SPAN),
         ("kProductDepth", kernel_costs.DEPTH),

@@ -138,9 +138,9 @@ BETWEEN_PRODUCTS = (
     kron(*LARGEST, what="stored", layout="ragged"),
 )
 
-ELSEWHERE = ((128, "tf32x3"), (64, "bf16x3"))
-"""Tiles of grouped products that no case launches: tf32x3 has tiles of 64 at any length, and bf16x3 has wide
-kernels for at most 256 a side, on every GPU with their shared memory."""
+GROUPED = {"64_tf32x3": LARGE, "128_bf16x3": LARGEST, "128_fp32": LARGE}
+"""Blocks of grouped products, by the side of their tiles and the precision; of at most 256 a side, bf16x3 has
+wide kernels."""
 
 NATIVE: dict[str, tuple[Spec, ...]] = {
     **{
@@ -153,13 +153,11 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "wide_precondition": _products(LARGE, "bf16x3"),
     "wide_root": _roots(LARGE, "bf16x3"),
     **{
-        f"square_root_product_{tile}_{precision}": (
-            *_updates(blocks, precision),
-            *_products(blocks, precision),
+        f"square_root_product_{kind}": (
+            *_updates(blocks, kind.partition("_")[2]),
+            *_products(blocks, kind.partition("_")[2]),
         )
-        for tile, blocks in ((64, LARGE), (128, LARGEST))
-        for precision in PRECISIONS
-        if (tile, precision) not in ELSEWHERE
+        for kind, blocks in GROUPED.items()
     },
     "gradient_norms": BETWEEN_PRODUCTS,
     "start_sides": UPDATES,
@@ -169,7 +167,7 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "sum_spans": SUM_SPANS,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 35 of them."""
+"""By the CUDA kernel that each is there for, all 34 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:

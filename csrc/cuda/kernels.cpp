@@ -11,9 +11,7 @@
 
 // What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
 #define FOR_EVERY_KERNEL(KERNEL)                                 \
-  KERNEL(square_root_product_64_bf16x3, SquareRootProducts)      \
   KERNEL(square_root_product_64_tf32x3, SquareRootProducts)      \
-  KERNEL(square_root_product_64_fp32, SquareRootProducts)        \
   KERNEL(square_root_product_128_bf16x3, SquareRootProducts)     \
   KERNEL(square_root_product_128_fp32, SquareRootProducts)       \
   KERNEL(gradient_norms, SquareRootGroups)                       \

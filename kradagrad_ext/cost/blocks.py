@@ -32,8 +32,6 @@ RESIDENT_SIDES = (64, 96, 128)
 WIDE_SIDE = 256
 """Of those that work on a block in memory, in bf16x3 alone."""
 
-SMALL_SIDE = 256  # kSmallSide: below, and for tf32x3, CTA tiles of 64
-
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
 
@@ -49,9 +47,9 @@ def kernel_name(op: str, side: int, precision: str) -> str:
     return f"wide_{op}" if side == WIDE_SIDE else f"resident_{op}_{side}_{precision}"
 
 
-def product_tile(longest: int, precision: str) -> int:
-    """Side of the CTA tiles of products of blocks with longer sides."""
-    return 128 if longest >= SMALL_SIDE and precision != "tf32x3" else 64
+def product_tile(precision: str) -> int:
+    """Side of the CTA tiles of products of blocks with longer sides (kProductTile)."""
+    return 64 if precision == "tf32x3" else 128
 
 
 def _kernels(group: Group, precision: str) -> tuple[str, str]:
@@ -61,7 +59,7 @@ def _kernels(group: Group, precision: str) -> tuple[str, str]:
     longest = max(group.block_shape)
     side = kernel_side(longest, precision)
     if side is None:
-        return (f"square_root_product_{product_tile(longest, precision)}_{precision}",) * 2
+        return (f"square_root_product_{product_tile(precision)}_{precision}",) * 2
     return kernel_name("update", side, precision), kernel_name("precondition", side, precision)
 
 

@@ -55,7 +55,7 @@ def test_turns_and_blocks_that_take_no_part() -> None:
 
 @pytest.mark.parametrize("longest", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
 def test_one_sm_makes_all_roots_in_turns(longest: int) -> None:
-    """With the same bits as many, which make one each; the next factor is not read where none is asked for."""
+    """With the same bits as many, which make one each; the next factor is asked for ahead."""
     calls = []
     for multiprocessors in (1, 100):
         torch.manual_seed(0)

@@ -258,11 +258,11 @@ def test_launches_of_grouped_kernels(refine: int, iteration: int) -> None:
     """B, M and F R, the iteration, both halves of the product; the same number for one group as for three."""
     for shapes in ([(129, 7)], [(20, 33), (7, 7), (200, 5)]):
         found = kernels(replace(RULE, refine=refine), shapes, shared_limit=0)
-        assert found.pop("square_root_product_64") == 5 + iteration
+        assert found.pop("square_root_product_128") == 5 + iteration
         assert found == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
-    small, large = ({f"square_root_product_{tile}": 2, "finish_norms": 1} for tile in (64, 128))
-    assert kernels(RULE, [(200, 33)], shared_limit=0, update=False) == small
-    assert kernels(RULE, [(257, 3)], update=False) == large
+    assert kernels(RULE, [(257, 3)], update=False) == {"square_root_product_128": 2, "finish_norms": 1}
+    half = replace(RULE, precision="tf32x3")
+    assert kernels(half, [(257, 3)], update=False) == {"square_root_product_64": 2, "finish_norms": 1}
 
 
 def test_launches_of_resident_kernels() -> None:
@@ -292,7 +292,7 @@ def test_shared_memory_decides_which_blocks_are_resident() -> None:
         "wide_precondition",
     }
     found = kernels(replace(RULE, precision="fp32"), [(64, 64), (65, 3)], shared_limit=100 << 10)
-    assert {"resident_update_64", "resident_precondition_64", "square_root_product_64"} <= found.keys()
+    assert {"resident_update_64", "resident_precondition_64", "square_root_product_128"} <= found.keys()
     three_matrices = replace(RULE, refine=3)
     assert "resident_update_128" not in kernels(three_matrices, [(128, 128)])
     assert "resident_update_128" in kernels(three_matrices, [(128, 128)], shared_limit=227 << 10)

@@ -1,6 +1,5 @@
-// square_root_product: see square_root_product.cuh. Tiles of 128 for blocks of 256 and more, of 64 below and
-// for tf32x3, whose fragments do not fit the registers beside a larger tile. `ctas` of them are to fit an
-// SM's registers.
+// square_root_product: see square_root_product.cuh. Tiles of 128, but of 64 for tf32x3, whose fragments do not
+// fit the registers beside a larger tile. `ctas` of them are to fit an SM's registers.
 #include "square_root_product.cuh"
 
 namespace kradagrad::cuda {
@@ -11,9 +10,7 @@ namespace kradagrad::cuda {
     square_root_product<side / kTile, Precision::precision>(in);         \
   }
 
-KRADAGRAD_KERNEL(64, 2, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(64, 2, tf32x3, kTf32x3)
-KRADAGRAD_KERNEL(64, 3, fp32, kFp32)
 KRADAGRAD_KERNEL(128, 1, bf16x3, kBf16x3)
 KRADAGRAD_KERNEL(128, 1, fp32, kFp32)
 

@@ -8,7 +8,6 @@ namespace kradagrad::cuda {
 namespace {
 
 constexpr int32_t kFloatBytes = sizeof(float);
-constexpr int32_t kSmallSide = 256;  // below, CTA tiles of 64
 constexpr int32_t kMostSquares = 5;
 
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
@@ -53,10 +52,12 @@ class SquareRootPlan {
  public:
   SquareRootPlan(Planner& planner, const SquareRootInputs& inputs, const std::vector<PlacedGroup>& groups,
                  int64_t scratch_bytes)
-      : planner_(planner), inputs_(inputs), rule_(inputs.rule), scratch_bytes_(scratch_bytes) {
+      : planner_(planner),
+        inputs_(inputs),
+        rule_(inputs.rule),
+        scratch_bytes_(scratch_bytes),
+        tile_(inputs.precision == Precision::kTf32x3 ? 64 : 128) {
     for (const PlacedGroup& group : groups) {
-      const bool large = std::max(group.in.m, group.in.n) >= kSmallSide;
-      if (large && inputs.precision != Precision::kTf32x3) tile_ = 128;
       groups_.push_back(make_group(group.in, group.first_block));
     }
   }
@@ -389,7 +390,7 @@ class SquareRootPlan {
   const SquareRootInputs& inputs_;
   const SquareRootRule& rule_;
   int64_t scratch_bytes_;
-  int32_t tile_ = 64;  // side of a CTA's tile
+  const int32_t tile_;  // side of a CTA's tile
   Views views_;
   std::vector<Group> groups_;
   std::vector<SquareRootSide> sides_;
