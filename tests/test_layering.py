@@ -86,7 +86,14 @@ MAY_IMPORT = {
     "backends.reference": {"decomposed_roots", "polar", "backends.square_root"},
     "backends.native": {"decomposed_roots", "polar", "backends.base", "backends.square_root", "build_info"},
     "backends.arguments": set(),
-    "backends.triton": {"decomposed_roots", "polar", "backends.arguments", "backends.square_root_triton"},
+    "backends.triton": {
+        "decomposed_roots",
+        "polar",
+        "backends.arguments",
+        "backends.base",
+        "backends.native",
+        "backends.square_root_triton",
+    },
 }  # fmt: skip
 
 MAX_FILE_LINES = 450

@@ -151,7 +151,7 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     },
     "wide_update": _updates(LARGE, "bf16x3"),
     "wide_precondition": _products(LARGE, "bf16x3"),
-    "wide_root": _roots(LARGE, "bf16x3"),
+    "wide_root": _roots((*LARGE, *LARGEST), "bf16x3"),
     **{
         f"square_root_product_{kind}": (
             *_updates(blocks, kind.partition("_")[2]),

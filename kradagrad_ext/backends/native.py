@@ -195,7 +195,7 @@ def _longest_root_side(device: torch.device, precision: str) -> int:
         return 0
     properties = torch.cuda.get_device_properties(device)
     kilobytes = properties.shared_memory_per_block_optin >> 10  # type: ignore[attr-defined]  # torch's stub lacks it
-    sides = ((97, 256),) if precision == "bf16x3" else ((137, 128), (73, 64))
+    sides = ((97, 1024),) if precision == "bf16x3" else ((137, 128), (73, 64))
     return next((side for least, side in sides if kilobytes >= least), 0)
 
 

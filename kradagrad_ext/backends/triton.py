@@ -1,7 +1,7 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. Updates by Cholesky, and roots, are torch's.
+for development. Updates by Cholesky are torch's, roots the native backend's where that runs, or torch's.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ import functools
 import importlib
 import os
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kradagrad_ext import polar
 from kradagrad_ext.decomposed_roots import decomposed_roots
-from kradagrad_ext.polar import polar_roots_
 
+from . import native
 from .arguments import Checks
+from .base import RootRule, RootSide, Turn
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
@@ -68,6 +71,13 @@ def _gpu_reason(device: torch.device) -> str | None:
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         return f"Triton's driver does not start: {error}"
     return None
+
+
+def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
+    """See `Backend.polar_roots_`."""
+    devices = {of.active.device for of in sides if of.active.is_cuda}
+    by_kernels = bool(devices) and all(native.available(own) is None for own in devices)
+    (native if by_kernels else polar).polar_roots_(sides, rule, turn)
 
 
 def accumulate_(

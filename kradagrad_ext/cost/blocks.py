@@ -30,7 +30,10 @@ RESIDENT_SIDES = (64, 96, 128)
 """Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h)."""
 
 WIDE_SIDE = 256
-"""Of those that work on a block in memory, in bf16x3 alone."""
+"""Of those that work on a block in memory, in bf16x3 alone, by tiles of half that."""
+
+ROOT_SIDE = 1024
+"""Of the one among them that makes roots."""
 
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
@@ -44,7 +47,14 @@ def kernel_side(longest: int, precision: str) -> int | None:
 
 def kernel_name(op: str, side: int, precision: str) -> str:
     """Of a kernel that takes a block as a whole."""
-    return f"wide_{op}" if side == WIDE_SIDE else f"resident_{op}_{side}_{precision}"
+    return f"wide_{op}" if side >= WIDE_SIDE else f"resident_{op}_{side}_{precision}"
+
+
+def root_side(d: int, precision: str) -> int | None:
+    """What the kernel that makes the root of a factor pads it to; None where none does."""
+    if d <= WIDE_SIDE or precision != "bf16x3" or d > ROOT_SIDE:
+        return kernel_side(d, precision)
+    return -(-d // (WIDE_SIDE // 2)) * (WIDE_SIDE // 2)
 
 
 def product_tile(precision: str) -> int:
@@ -136,7 +146,7 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
     for group in groups:
         p, method = _root_method(group, config)
         for d in filter(None, group.factor_dims):
-            side = kernel_side(d, config.precision) if (p, method) == (2, "polar") else None
+            side = root_side(d, config.precision) if (p, method) == (2, "polar") else None
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
             own = (
                 _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.root_steps)

@@ -9,13 +9,13 @@ import torch
 from inputs import layouts, square_root
 from inputs.roots import BOUND, error, root_side
 from inputs.square_root import check_overflow_in_rounding, compare, given, group
-from marks import slow_after
+from marks import slow, slow_after
 from tolerances import FACTOR, precision_atol
 
 from kradagrad_ext import polar
-from kradagrad_ext.backends.base import RootRule, Turn
+from kradagrad_ext.backends.base import RootRule, RootSide, Side, Turn
 
-from .executor_backend import Executor
+from .executor_backend import Executor, Planner
 
 RULE = replace(square_root.RULE, method="products")
 COUPLED = replace(RULE, coupled=True)
@@ -76,6 +76,32 @@ def test_roots_agree_with_float64(d: int) -> None:
     assert error(side) < precision_atol("bf16x3", 2)
     assert torch.equal(side.side.root, side.side.root.mT)
     assert (side.root_stats[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("d", [260, pytest.param(390, marks=slow), pytest.param(520, marks=slow)])
+def test_roots_of_longer_sides(d: int) -> None:
+    """By the same kernel with larger matrices; sides of up to 256, 512 and 1024 in a launch each."""
+    executor, sides = Executor(), [root_side(1, 132), root_side(2, d)]
+    executor.polar_roots_(sides, RootRule(polar.POLYNOMIALS[6], BOUND), Turn())
+    assert [name for name, _ in executor.launches] == ["wide_root", "wide_root"]
+    for side in sides:
+        assert error(side) < 2e-3
+        assert torch.equal(side.side.root, side.side.root.mT)
+        assert (side.root_stats[:, 0] == 0).all()
+
+
+def test_memory_of_wide_roots_is_bounded() -> None:
+    """At 1024 a side 20 MB a CTA, of 2 GB in all."""
+
+    def untouched(blocks: int, d: int) -> RootSide:
+        side = Side(*(torch.empty(blocks, *shape) for shape in ((d, d), (4,), (d, d))))
+        return RootSide(side, torch.empty(blocks, 4), torch.ones(blocks, dtype=torch.bool), 5)
+
+    planner = Planner()
+    planner.multiprocessors = 200
+    rule = RootRule(polar.POLYNOMIALS[8], BOUND)
+    planner.polar_roots_([untouched(300, 257), untouched(110, 513)], rule, Turn())
+    assert [(name, ctas) for name, ctas, *_ in planner.planned] == [("wide_root", 200), ("wide_root", 102)]
 
 
 def test_a_bad_factor_keeps_its_root_and_turns_are_taken() -> None:

@@ -1,5 +1,6 @@
-// The ops on factors for blocks of 129 to 256 a side: a CTA does a work item from beginning to end, as the
-// resident kernels do, with its matrices in global memory of its own instead of on chip; see wide_block.cuh.
+// The ops on factors for blocks of 129 to 256 a side, and roots up to 1024: a CTA does a work item from
+// beginning to end, as the resident kernels do, with its matrices in global memory of its own instead of on
+// chip; see wide_block.cuh.
 #pragma once
 
 #include "polar_roots.h"
@@ -7,13 +8,15 @@
 
 namespace kradagrad::cuda {
 
-constexpr int kWideTiles = 16;                              // a side, of 16 elements each
-constexpr int kWideBytes = kWideTiles * kWideTiles * 1024;  // of a matrix
-constexpr int kWideMatrices = 5;                            // of a CTA
-constexpr int kWideStages = 3;                              // of shared memory, 32 KB each
+constexpr int kWideTiles = 16;    // a side of an update's and a product's matrices, of 16 elements each
+constexpr int kWideMatrices = 5;  // of a CTA
+constexpr int kWideStages = 3;    // of shared memory, 32 KB each
 constexpr int32_t kWideShared = kWideStages * 2 * 16 * 1024;
 
-// CTA i works on items i, i + grid, ... with the matrices from scratch + i kWideMatrices kWideBytes on.
+// Of a matrix of so many tiles a side.
+KRADAGRAD_HOST_DEVICE constexpr int64_t wide_bytes(int64_t tiles) { return tiles * tiles * 1024; }
+
+// CTA i works on items i, i + grid, ... with the matrices from scratch + i kWideMatrices wide_bytes on.
 struct WideUpdate {
   ResidentUpdate update;
   char* scratch;
@@ -27,6 +30,7 @@ struct WidePrecondition {
 struct WideRoots {
   ResidentRoots roots;
   char* scratch;
+  int32_t tiles;  // a side
 };
 
 }  // namespace kradagrad::cuda

@@ -1,5 +1,5 @@
-// What the kernels of wide blocks share: matrices of up to 256 x 256 as grids of plane tiles in global
-// memory, which the L2 holds in part, and their products.
+// What the kernels of wide blocks share: matrices as grids of plane tiles in global memory, which the L2
+// holds in part, and their products.
 //
 // A product is made by tiles of 128 x 128 of C, 32 of k at a time, from kWideStages buffers in shared memory
 // that are filled asynchronously: a tile of a grid is copied as it lies, 1 KB in a row.
@@ -17,11 +17,12 @@
 
 namespace kradagrad::cuda {
 
-// A matrix of 16 x 16 tiles.
+// A matrix of tiles.
 struct Grid {
   char* tiles;
+  int columns;
   __device__ __forceinline__ char* tile(int row, int col) const {
-    return tiles + (row * kWideTiles + col) * kTileBytes;
+    return tiles + (row * columns + col) * kTileBytes;
   }
 };
 
@@ -46,10 +47,11 @@ class WideBlock {
   using Multiply = TensorCores<PlaneFragment>;
   using Product = FullProduct<kHalf, Multiply>;
 
-  __device__ __forceinline__ explicit WideBlock(char* scratch)
-      : scratch_(scratch + int64_t{blockIdx.x} * kWideMatrices * kWideBytes) {}
+  // `tiles`: a side of its matrices.
+  __device__ __forceinline__ WideBlock(char* scratch, int tiles)
+      : scratch_(scratch + blockIdx.x * kWideMatrices * wide_bytes(tiles)), tiles_(tiles) {}
 
-  __device__ __forceinline__ Grid grid(int i) const { return {scratch_ + int64_t{i} * kWideBytes}; }
+  __device__ __forceinline__ Grid grid(int i) const { return {scratch_ + i * wide_bytes(tiles_), tiles_}; }
 
   static __device__ __forceinline__ float sum(float value) { return team_sum<kWarps>(value); }
 
@@ -267,6 +269,7 @@ class WideBlock {
   }
 
   char* scratch_;
+  int tiles_;
 };
 
 }  // namespace kradagrad::cuda

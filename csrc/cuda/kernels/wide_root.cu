@@ -1,4 +1,4 @@
-// wide_root: P = (F F^T)^(1/2) of factors F [d, d] of 129 to 256 a side by the polar iteration, as
+// wide_root: P = (F F^T)^(1/2) of factors F [d, d] of 129 to 1024 a side by the polar iteration, as
 // resident_root.cu tells it, with the factor's matrices in global memory (wide_block.cuh).
 //
 // CTAs take the factors that are due in turns. Five grids of a CTA: Q; G; a I + b G + c G^2; the next Q; and
@@ -14,7 +14,7 @@ class WideRoot {
   using Product = WideBlock::Product;
 
   __device__ __forceinline__ WideRoot(const WideRoots& in, RootItem& item)
-      : in_(in.roots), wide_(in.scratch), item_(item) {}
+      : in_(in.roots), wide_(in.scratch, in.tiles), item_(item) {}
 
   __device__ __forceinline__ void run() {
     int q = 0, next = 3;

@@ -44,13 +44,18 @@ void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, in
                  resident_shared(tiles, parameters.places), parameters);
 }
 
-// The same, each with memory of its own, which is free again afterwards.
-template <class WideParameters, class Parameters>
-void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, const Parameters& parameters) {
-  const int64_t mark = planner.mark(), ctas = std::min<int64_t>(parameters.items, gpu.multiprocessors);
-  float* const scratch = planner.floats(ctas * kWideMatrices * kWideBytes / sizeof(float));
-  planner.launch("wide_" + op, ctas, kResidentThreads, kWideShared,
-                 WideParameters{parameters, reinterpret_cast<char*>(scratch)});
+// Memory that the matrices of a launch may take: at 1024 a side 20 MB a CTA.
+constexpr int64_t kMostWideScratch = int64_t{2} << 30;
+
+// The same, each with matrices of its own of `tiles` a side, in memory that is free again afterwards;
+// make(scratch): the kernel's parameters.
+template <class Make>
+void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, int64_t items, int32_t tiles,
+                 const Make& make) {
+  const int64_t mark = planner.mark(), bytes = kWideMatrices * wide_bytes(tiles);
+  const int64_t ctas = std::min({items, int64_t{gpu.multiprocessors}, kMostWideScratch / bytes});
+  float* const scratch = planner.floats(ctas * bytes / static_cast<int64_t>(sizeof(float)));
+  planner.launch("wide_" + op, ctas, kResidentThreads, kWideShared, make(reinterpret_cast<char*>(scratch)));
   planner.release(mark);
 }
 

@@ -76,7 +76,8 @@ class ResidentPlan {
   template <class WideParameters, class Parameters>
   void launch(const std::string& op, int32_t symmetric_matrices, const Parameters& parameters) {
     if (side_ == kWideSide) {
-      launch_wide<WideParameters>(planner_, op, inputs_.gpu, parameters);
+      launch_wide(planner_, op, inputs_.gpu, parameters.items, kWideTiles,
+                  [&](char* scratch) { return WideParameters{parameters, scratch}; });
     } else {
       launch_resident(planner_, op, inputs_.gpu, side_, inputs_.precision, symmetric_matrices, parameters);
     }

@@ -1,12 +1,22 @@
 #include "root_plan.h"
 
+#include <iterator>
+
 namespace kradagrad::cuda {
 namespace {
 
 constexpr int32_t kSymmetricMatrices = 2;  // G, and the polynomial of it
 
-int32_t side_of(int32_t d, const RootInputs& inputs) {
-  return kernel_side(d, kSymmetricMatrices, inputs.precision, inputs.gpu);
+// The longest sides that launches are made for; beyond that of wide blocks of the same kernel, whose matrices
+// are larger.
+constexpr int32_t kRootSides[] = {64, kMiddleSide, kResidentSide, kWideSide, 512, 1024};
+
+// The least of them that takes factors [d, d], or 0.
+int32_t root_side(int32_t d, Precision precision, const Gpu& gpu) {
+  const int32_t side = kernel_side(std::min(d, kWideSide), kSymmetricMatrices, precision, gpu);
+  if (d <= kWideSide) return side;
+  const auto* const found = std::lower_bound(std::begin(kRootSides), std::end(kRootSides), d);
+  return side == kWideSide && found != std::end(kRootSides) ? *found : 0;
 }
 
 void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
@@ -14,7 +24,7 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
   std::vector<RootSide> sides;
   int64_t items = 0;
   for (const RootSideTensors& in : inputs.sides) {
-    if (in.blocks == 0 || in.d == 0 || side_of(in.d, inputs) != side) continue;
+    if (in.blocks == 0 || in.d == 0 || root_side(in.d, inputs.precision, inputs.gpu) != side) continue;
     const int64_t due = (in.blocks + inputs.turns - 1) / inputs.turns;
     sides.push_back({items, in.blocks, due, in.d, in.k, views.add({in.factor}), views.add({in.root}),
                      in.statistics, in.root_statistics, in.active});
@@ -29,8 +39,10 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
                                  inputs.rule,
                                  inputs.turn,
                                  inputs.counter};
-  if (side == kWideSide) {
-    launch_wide<WideRoots>(planner, "root", inputs.gpu, parameters);
+  if (side >= kWideSide) {
+    const int32_t tiles = side / kTile;
+    launch_wide(planner, "root", inputs.gpu, items, tiles,
+                [&](char* scratch) { return WideRoots{parameters, scratch, tiles}; });
   } else {
     launch_resident(planner, "root", inputs.gpu, side, inputs.precision, kSymmetricMatrices, parameters);
   }
@@ -40,15 +52,15 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
 
 int32_t longest_root_side(Precision precision, const Gpu& gpu) {
   int32_t longest = 0;
-  for (const int32_t side : kKernelSides) {
-    if (kernel_side(side, kSymmetricMatrices, precision, gpu) > 0) longest = side;
+  for (const int32_t side : kRootSides) {
+    if (root_side(side, precision, gpu) > 0) longest = side;
   }
   return longest;
 }
 
 Plan plan_roots(const RootInputs& inputs) {
   Planner planner;
-  for (const int32_t side : kKernelSides) plan_side(planner, inputs, side);
+  for (const int32_t side : kRootSides) plan_side(planner, inputs, side);
   return planner.take();
 }
 

@@ -1,0 +1,110 @@
+"""How far the CUDA kernels' factors and products are from float64: the table of docs/kernels.md.
+
+    python bench/kernel_errors.py                  # about ten minutes; --only 128 for some rows
+
+The PTX executor runs them. Largest relative Frobenius error of any block after one call, coupled and not,
+float32 and bfloat16 gradients, contiguous, as parts of a transposed parameter and with rows apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+import torch
+from gpu_counts import Executor, square_root
+from gpu_evidence import table
+
+from kradagrad_ext.backends import square_root as reference
+
+from cuda.executor_backend import GroupedExecutor  # isort: skip  (gpu_counts has made the tests' modules known)
+
+Shapes = Sequence[tuple[int, int]]
+
+
+class LargeExecutor(Executor):
+    """A GPU whose CTAs have the shared memory for three symmetric matrices."""
+
+    shared_limit = 227 << 10
+
+
+SMALL: Shapes = ((64, 64), (40, 33), (17, 5))
+ROWS: tuple[tuple[str, Shapes, str, type[Executor]], ...] = (
+    ("64", SMALL, "bf16x3", LargeExecutor),
+    ("96", ((96, 96), (80, 70), (65, 33)), "bf16x3", LargeExecutor),
+    ("128", ((128, 128), (100, 70)), "bf16x3", LargeExecutor),
+    ("256", ((140, 140), (192, 40), (130, 200)), "bf16x3", LargeExecutor),
+    ("grouped", ((140, 140), (130, 60)), "bf16x3", GroupedExecutor),
+    ("64", SMALL, "tf32x3", LargeExecutor),
+    ("64", SMALL, "fp32", LargeExecutor),
+)
+REFINEMENTS = (1, 2, 3, 4)
+FIRST_REFINE = 4
+"""A first gradient is taken with this many steps; its F is a multiple of I before."""
+LAYOUTS = ("contiguous", "grid", "wide_rows")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+Options = tuple[bool, torch.dtype, str]
+
+
+def call(shapes: Shapes, precision: str, refine: int, options: Options) -> square_root.Given:
+    coupled, dtype, layout = options
+    torch.manual_seed(0)
+    groups = [square_root.group(2, shape, layout, view_dtype=dtype) for shape in shapes]
+    if refine == FIRST_REFINE:
+        for side in (side for group in groups for side in (group.left, group.right)):
+            side.statistics.zero_()
+    rule = replace(square_root.RULE, method="products", refine=refine, coupled=coupled, precision=precision)
+    given = square_root.given(groups, rule)
+    given.scales.fill_(1)
+    return given
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    """Of the worst block."""
+    norm = torch.linalg.matrix_norm
+    return (norm(ours.double() - exact) / norm(exact)).max().item()
+
+
+def errors(given: square_root.Given, executor: type[Executor]) -> tuple[float, float]:
+    """Of factors and of V."""
+    ours = square_root.run(executor(races=False), square_root.copied(given))
+    exact = square_root.run(reference, square_root.copied(given, torch.float64))
+    pairs = list(zip(ours.groups, exact.groups, strict=True))
+    factors = [(a.factor, b.factor) for g, h in pairs for a, b in ((g.left, h.left), (g.right, h.right))]
+    products = [own for g, h in pairs for own in zip(g.out, h.out, strict=True)]
+    return tuple(max(error(a, b) for a, b in own) for own in (factors, products))
+
+
+def row(shapes: Shapes, precision: str, executor: type[Executor]) -> Iterator[str]:
+    worst = {
+        refine: [
+            errors(call(shapes, precision, refine, options), executor)
+            for options in product((False, True), DTYPES, LAYOUTS)
+        ]
+        for refine in REFINEMENTS
+    }
+    most = {refine: max(factor for factor, _ in own) for refine, own in worst.items()}
+    yield ", ".join(f"{m} x {n}" if m != n else f"{m}" for m, n in shapes)
+    yield f"`{precision}`"
+    yield ", ".join(f"{most[refine]:.1e}" for refine in REFINEMENTS if refine != FIRST_REFINE)
+    yield f"{most[FIRST_REFINE]:.1e}"
+    yield f"{max(v for own in worst.values() for _, v in own):.1e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=sorted({name for name, *_ in ROWS}), help="rows of this name")
+    options = parser.parse_args()
+    columns = ("blocks", "precision", "factor, refine 1, 2, 3", f"first gradient, refine {FIRST_REFINE}", "V")
+    rows = (row(*own) for name, *own in ROWS if options.only in (None, name))
+    print(table(columns, map(tuple, rows)))
+
+
+if __name__ == "__main__":
+    main()
