@@ -157,6 +157,10 @@ def resident() -> list[SquareRootProbe]:
     )
     rounded.groups[1].grads[0][2] = 0  # after which others follow
     edges = given([group(1, (28, 64)), group(1, (64, 28))], RULES["one step"])
+    large = [group(6, (64, 64), root_dtype=torch.bfloat16), group(4, (60, 60))]
+    large[0].grads[0][1] = 0
+    large[1].grads[0][1] = 0
+    copied_roots = given(large, replace(RULES["one step"], coupled=True))
     damped = replace(RULE, coupled=True, damped_updates=1e4)
     spike = given([group(2, (20, 9))], RULE, precondition=False)
     spike.groups[0].grads[0].mul_(1e12)
@@ -166,6 +170,7 @@ def resident() -> list[SquareRootProbe]:
         OverflowProbe("overflow in rounding"),
         SquareRootProbe("bfloat16", rounded, TurnsExecutor),
         SquareRootProbe("full rows or columns", edges, Executor),
+        SquareRootProbe("roots that are copied, of either dtype", copied_roots, TurnsExecutor),
         SquareRootProbe("a spike", spike, Executor),
         SquareRootProbe("one block, much damped", given([group(1, (64, 64))], damped), Executor),
     ]
