@@ -209,7 +209,7 @@ UPDATES = [
         "    if (!(WideBlock::sum(failed) == 0)) return false;\n",
         "    WideBlock::sum(failed);\n",
     ),
-    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "uninitialised"),
+    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "values"),
 ]
 
 OTHERS = [
