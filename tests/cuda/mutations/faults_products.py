@@ -7,7 +7,8 @@ from .faults_tiles import PRECISION, PRECONDITION, ROOT, ROOT_FP32, ROOT_TF32, U
 from .source_faults import Fault
 
 ROOT_96, ROOT_128 = "resident_root_96_bf16x3", "resident_root_128_bf16x3"
-PRECONDITION_96 = "resident_precondition_96_bf16x3"
+UPDATE_128 = "resident_update_128_bf16x3"
+PRECONDITION_96, PRECONDITION_128 = "resident_precondition_96_bf16x3", "resident_precondition_128_bf16x3"
 SHARED = "tile_products.cuh"
 
 
@@ -20,22 +21,22 @@ TERMS = [
         PRECISION,
         ROOT,
         "no product with the low term of B",
-        "    if (!exact.b) add_terms<Shape>(c, a, b, 0, 1);\n",
+        "    if (!exact.b) add_terms<Shape, kFirst, kEnd>(c, a, b, 0, 1);\n",
         "",
     ),
     fault(
         PRECISION,
         ROOT,
         "no product with the low term of A",
-        "    if (!exact.a) add_terms<Shape>(c, a, b, 1, 0);\n",
+        "    if (!exact.a) add_terms<Shape, kFirst, kEnd>(c, a, b, 1, 0);\n",
         "",
     ),
     fault(
         PRECISION,
         UPDATE,
         "the exact operand is the other one",
-        "if (!exact.b) add_terms<Shape>(c, a, b, 0, 1);\n    if (!exact.a)",
-        "if (!exact.a) add_terms<Shape>(c, a, b, 0, 1);\n    if (!exact.b)",
+        "if (!exact.b) add_terms<Shape, kFirst, kEnd>(c, a, b, 0, 1);\n    if (!exact.a)",
+        "if (!exact.a) add_terms<Shape, kFirst, kEnd>(c, a, b, 0, 1);\n    if (!exact.b)",
     ),
     fault(PRECISION, ROOT, "terms of A and B swapped", "mma_bf16(c, a.term[i],", "mma_bf16(c, a.term[j],"),
     fault(
@@ -157,8 +158,52 @@ RECTANGLES = [
         "{s / kCols, s % kCols}",
         "{s % kRows, s / kRows}",
     ),
-    product(ROOT, "a rectangle's columns change one after another", "kCols % 2 == 0 ? j / 2 : j;", "j;"),
-    product(ROOT_96, "a rectangle's odd columns change at once", "kCols % 2 == 0 ? j / 2 : j;", "j / 2;"),
+    product(ROOT, "a rectangle's columns change one after another", "return j / kTogether;", "return j;"),
+    product(
+        PRECONDITION, "a rectangle's rows change one after another", "return i / kTogether;", "return i;"
+    ),
+    product(ROOT_96, "a rectangle's odd columns change at once", "kChanging % 2 == 0 ? 2 : 1;", "2;"),
+    product(PRECONDITION_96, "a rectangle's odd rows change at once", "kChanging % 2 == 0 ? 2 : 1;", "2;"),
+    product(
+        PRECONDITION_128,
+        "a rectangle's rows change as its columns would",
+        "Rectangle<kRows, kCols, A::kSymmetric>",
+        "Rectangle<kRows, kCols, false>",
+    ),
+    product(
+        PRECONDITION_128, "a rectangle's rows never change", "kRanks = kChanging / kTogether;", "kRanks = 0;"
+    ),
+    product(
+        ROOT_128,
+        "half of a rectangle's rows left out",
+        "if constexpr (kEnd == kFirst + Shape::kAtOnce) {",
+        "if constexpr (kEnd == Shape::kAtOnce) {",
+    ),
+    product(
+        PRECONDITION_128,
+        "the second half of a rectangle's rows alone",
+        "if constexpr (kEnd == kFirst + Shape::kAtOnce) {",
+        "if constexpr (kEnd == Shape::kA) {",
+    ),
+    product(
+        UPDATE_128,
+        "half of a rectangle's rows counted twice",
+        "Multiply::template add<Shape, kFirst, kEnd>",
+        "Multiply::template add<Shape, 0, kEnd>",
+    ),
+    product(
+        ROOT_128,
+        "rows of a rectangle multiplied one at a time, every second",
+        "kAtOnce * Shape::kAtOnce, kEnd = i() + 1;",
+        "kAtOnce * Shape::kAtOnce + 1, kEnd = i() + 1;",
+    ),
+    fault(
+        PRECISION,
+        PRECONDITION_128,
+        "the rows before those at once multiplied again",
+        "if (Shape::slot(s).a < kFirst || Shape::slot(s).a >= kEnd) continue;\n#pragma",
+        "if (Shape::slot(s).a >= kEnd) continue;\n#pragma",
+    ),
     product(
         PRECONDITION,
         "a warp's rows are another's",
@@ -212,8 +257,8 @@ RECTANGLES = [
     product(
         ROOT,
         "a product scaled in part",
-        "e < 8 * Shape::kSlots; ++e) c[e / 8]",
-        "e < 8 * Shape::kSlots - 1; ++e) c[e / 8]",
+        "e < 8 * kSlots; ++e) use(c[e / 8]",
+        "e < 8 * kSlots - 1; ++e) use(c[e / 8]",
     ),
 ]
 

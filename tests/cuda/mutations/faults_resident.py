@@ -1,4 +1,4 @@
-"""Faults in what the resident kernels share: teams, matrices on their way to shared memory, results, sums."""
+"""Faults in what the resident kernels share: teams, results, sums."""
 
 from __future__ import annotations
 
@@ -24,141 +24,25 @@ TEAMS = [
     ),
     block(PRECONDITION, "places of teams are one", "(team() * places + tile)", "tile", "race"),
     block(
-        ROOT_96,
+        ROOT,
         "places of teams overlap by a tile",
         "(team() * places + tile)",
         "(team() * (places - 1) + tile)",
         "values",
     ),
     block(
-        PRECONDITION,
-        "a team that does not exist writes a norm",
-        "exists(index < count)",
-        "exists(true)",
-        "budget",
+        ROOT_96,
+        "places of teams overlap by a tile, where the last one is not used",
+        "(team() * places + tile)",
+        "(team() * (places - 2) + tile)",
+        "values",
     ),
-    block(
-        UPDATE,
-        "a team that does not exist writes a factor",
-        "exists(index < count)",
-        "exists(true)",
-        "race",
-    ),
-    block(ROOT, "a team that does not exist writes a root", "exists(index < count)", "exists(true)", "race"),
-    block(PRECONDITION, "items beyond the last one", "    index = min(index, count - 1);\n", "", "bounds"),
     block(
         ROOT,
         "the second team's warps count from the first",
         "kWarps - 1 - warp(), lane()",
         "(warp() + 1) % kWarps / 2 * 2, lane()",
         "uninitialised",
-    ),
-]
-
-STAGED = [
-    Fault(
-        "quadruples beyond the columns (resident)",
-        "memory.cuh",
-        "return aligned && cols % 4 == 0;",
-        "return aligned;",
-        PRECONDITION,
-        "values",
-    ),
-    Fault(
-        "quadruples that are not aligned (resident)",
-        "memory.cuh",
-        "return aligned && cols % 4 == 0;",
-        "return cols % 4 == 0;",
-        PRECONDITION,
-        "bounds",
-    ),
-    block(
-        PRECONDITION,
-        "quadruples beyond the rows",
-        "at.row < from.rows && at.col < from.cols;\n      read_four",
-        "at.col < from.cols;\n      read_four",
-        "bounds",
-    ),
-    block(
-        PRECONDITION,
-        "quadruples right of the edge",
-        "at.row < from.rows && at.col < from.cols;\n      read_four",
-        "at.row < from.rows;\n      read_four",
-    ),
-    block(
-        UPDATE,
-        "the next row of tiles is this one",
-        "      if (i % kSteps == kSteps - 1) data += kTile * from.row_stride;\n",
-        "",
-    ),
-    block(
-        ROOT_96,
-        "the next tile of a row is this one",
-        "read_four(data + i % kSteps * kTilesAtOnce * kTile,",
-        "read_four(data,",
-    ),
-    Fault(
-        "bf16 halves swapped (resident)",
-        "memory.cuh",
-        "to[0] = __uint_as_float(packed.x << 16), to[1] = __uint_as_float(packed.x & 0xffff0000u);",
-        "to[1] = __uint_as_float(packed.x << 16), to[0] = __uint_as_float(packed.x & 0xffff0000u);",
-        PRECONDITION,
-        "values",
-    ),
-    block(
-        PRECONDITION,
-        "threads read elements through one place",
-        "    place += thread * sizeof(float4);\n",
-        "",
-        "race",
-    ),
-    block(
-        PRECONDITION, "the last element of four twice", "from.read(row, col + 3)", "from.read(row, col + 2)"
-    ),
-    block(
-        PRECONDITION,
-        "elements kept in one place",
-        "memory_at<const float4>(place + i * kThreads * sizeof(float4));",
-        "memory_at<const float4>(place);",
-    ),
-    block(PRECONDITION, "lanes of one row for another", "lane % 16 / 2;", "lane % 16 / 4;", "uninitialised"),
-    block(
-        PRECONDITION,
-        "quadruples stored against the banks",
-        "lane % 16 / 2;\n    first.col = thread / kTileFours * kTile + lane / 16 * 8 + lane % 2 * 4;",
-        "lane / 4;\n    first.col = thread / kTileFours * kTile + lane % 4 * 4;",
-        "budget",
-    ),
-    block(
-        PRECONDITION,
-        "tiles of a place one after another at half the distance",
-        "tile + i * kTilesAtOnce * kTileBytes,",
-        "tile + i * kTileBytes,",
-        "race",
-    ),
-    block(
-        UPDATE,
-        "a new factor beyond the matrix",
-        "at.row == at.col + j && at.row < size ?",
-        "at.row == at.col + j ?",
-    ),
-    block(
-        UPDATE,
-        "a new factor on every fourth diagonal",
-        "at.row == at.col + j && at.row",
-        "at.row == at.col && at.row",
-    ),
-    block(
-        UPDATE,
-        "the last quadruple out of scale",
-        "for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] *= factor;",
-        "for (int i = 0; i < 4 * kCount - 4; ++i) four[i / 4][i % 4] *= factor;",
-    ),
-    block(
-        UPDATE,
-        "the first quadruple not looked at",
-        "for (int i = 0; i < 4 * kCount; ++i) use(",
-        "for (int i = 4; i < 4 * kCount; ++i) use(",
     ),
 ]
 
@@ -315,4 +199,4 @@ SUMS = [
     ),
 ]
 
-FAULTS = [*TEAMS, *STAGED, *RESULTS, *SUMS]
+FAULTS = [*TEAMS, *RESULTS, *SUMS]

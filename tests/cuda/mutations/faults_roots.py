@@ -6,14 +6,11 @@ from .faults_tiles import ROOT
 from .source_faults import Fault
 
 SYNC = "__syncthreads();\n"
+START = "factor.start(item().factor());\n#pragma"
 
 
 def root(name: str, old: str, new: str, layer: str = "values", kernel: str = ROOT) -> Fault:
     return Fault(f"{name} (root)", "resident_root.cu", old, new, kernel, layer)
-
-
-def item(name: str, old: str, new: str, layer: str = "values") -> Fault:
-    return Fault(f"{name} (root)", "root_item.cuh", old, new, ROOT, layer)
 
 
 def barrier(name: str, before: str, after: str = "", layer: str = "race") -> Fault:
@@ -22,15 +19,14 @@ def barrier(name: str, before: str, after: str = "", layer: str = "race") -> Fau
 
 
 BARRIERS = [
-    barrier("after the item was found", "own.step = 0;\n  }\n  "),
-    barrier("before F is stored where elements passed", "staged.scale(work_.item.unit);\n    "),
-    barrier("after F was stored", "staged.template store<Format>(place);\n    "),
+    barrier("before F is stored where elements passed", "factor.scale(item().unit);\n    "),
+    barrier("after F was stored", "factor.template store<Format>(place);\n    "),
     barrier("after G was written", "gram.template write<Format>(gram_place());\n    "),
     barrier(
         "after the polynomial was written", "polynomial.template write<Format>(polynomial_place());\n    "
     ),
     barrier("before Q takes the place of Q", "tiles(), tiles(), tiles());\n    ", "    q.scale"),
-    barrier("after Q was written", "++work_.step;\n    "),
+    barrier("after Q was written", "q.write(first());\n    "),
     barrier(
         "before P takes the place of Q",
         "PlainTiles{first(), kTiles}, tiles(), tiles());\n    ",
@@ -38,17 +34,41 @@ BARRIERS = [
     ),
 ]
 
-SCALES = [
-    item(
-        "unit without the weight",
-        "sqrtf(known[kWeight] * static_cast<float>(side.k))",
-        "sqrtf(static_cast<float>(side.k))",
+TURNS = [
+    root(
+        "the first factor not asked for", START, START.replace("item()", "factors_.next()"), "uninitialised"
     ),
-    item("unit without the gradients' rms", " * known[kRms];", ";"),
-    root("F without its unit", "    staged.scale(work_.item.unit);\n", ""),
-    root("Q without its scale", "    q.scale(work_.scale);\n", ""),
+    root(
+        "the next factor asked for before it is found",
+        "      make_root();\n      factor.start(factors_.next().factor());\n",
+        "      factor.start(factors_.next().factor());\n      make_root();\n",
+        "uninitialised",
+    ),
+    root(
+        "the same factor asked for again",
+        "factor.start(factors_.next().factor());",
+        "factor.start(item().factor());",
+        "budget",
+    ),
+    root("the next factor not found", "    factors_.find_next(in_);\n", "", "StepLimit"),
+    root(
+        "the root of the factor before",
+        "    factor.start(item().factor());\n    load(factor, second());",
+        "    factor.start(factors_.next().factor());\n    load(factor, second());",
+        "uninitialised",
+    ),
+    root(
+        "the first team's statistics alone",
+        "if (Here::thread() == 0) item().finish",
+        "if (threadIdx.x == 0) item().finish",
+    ),
+]
+
+SCALES = [
+    root("F without its unit", "    factor.scale(item().unit);\n", ""),
+    root("Q without its scale", "    q.scale(scale);\n", ""),
     root("G in Q's scale", "gram.scale(scale * scale);", "gram.scale(scale);"),
-    root("a scale in every step", "work_.step == 0 ? rsqrtf", "true ? rsqrtf"),
+    root("a scale in every step", "step == 0 ? rsqrtf", "true ? rsqrtf"),
     root(
         "the square of the scale",
         "rsqrtf(sqrtf(sum(gram.sum_of_squares(1))))",
@@ -57,9 +77,9 @@ SCALES = [
 ]
 
 STEPS = [
-    root("coefficients of the first step", "const int step = work_.step;", "const int step = 0;"),
-    root("one step too few", "work_.step < in_.rule.steps)", "work_.step < in_.rule.steps - 1)"),
-    root("no multiple of I", "    polynomial.add_diagonal(work_.item.d, in_.rule.a[step]);\n", ""),
+    root("coefficients of the first step", "make_polynomial(step);", "make_polynomial(0);"),
+    root("one step too few", "step < in_.rule.steps;", "step < in_.rule.steps - 1;"),
+    root("no multiple of I", "    polynomial.add_diagonal(item().d, in_.rule.a[step]);\n", ""),
     root(
         "no multiple of G",
         "    polynomial.template add_written<Format>(gram_place(), in_.rule.b[step]);\n",
@@ -74,14 +94,14 @@ STEPS = [
     root("Q times G", "SymmetricTiles{polynomial_place()}", "SymmetricTiles{gram_place()}"),
     root(
         "the polynomial in the place of G",
-        "return second() + lower_tiles(kTiles) * kTileBytes;",
+        "return second() + symmetric_tiles(kTiles) * kTileBytes;",
         "return second();",
         "race",
     ),
     root(
         "the polynomial a tile too far",
-        "return second() + lower_tiles(kTiles) * kTileBytes;",
-        "return second() + (lower_tiles(kTiles) + 1) * kTileBytes;",
+        "return second() + symmetric_tiles(kTiles) * kTileBytes;",
+        "return second() + (symmetric_tiles(kTiles) + 1) * kTileBytes;",
         "bounds",
     ),
     root(
@@ -99,13 +119,6 @@ CHECKS = [
         "const bool good = residual <= in_.rule.bound;",
         "const bool good = !(residual > in_.rule.bound);",
     ),
-    item("refusals not counted", "    if (!good) statistics[kRefusals] += 1;\n", ""),
-    item(
-        "every root counted",
-        "if (!good) statistics[kRefusals] += 1;",
-        "statistics[kRefusals] += 1;",
-    ),
-    item("a residual that is not a number", "isfinite(residual) ? residual : INFINITY", "residual"),
     root(
         "residual of P alone",
         "difference.template add<Multiply>(f, f, tiles(), tiles());",
@@ -123,24 +136,9 @@ CHECKS = [
         "sqrtf(sum(difference.sum_of_squares(1)) / size)",
         "sqrtf(sum(difference.sum_of_squares(1)))",
     ),
-    item("statistics of blocks without a root", "    if (d == 0) return;\n", "", "race"),
 ]
 
-TURNS = [
-    item("turns do not go round", "% side.blocks;", ";", "bounds"),
-    item("the counter ignored", "in.counter ? *in.counter : in.turn;", "in.turn;"),
-    item("turns are all the first", "(turn * side.due + index", "(index"),
-    item("blocks counted from the first side's", "index - side.first_item) %", "index) %"),
-    item("inactive blocks take part", "exists && side.active[block] && unit", "exists && unit"),
-    item("blocks without a gradient take part", " && unit > 0 ? side.d : 0;", " ? side.d : 0;"),
-    item("a team without an item takes part", "d = exists && side.active", "d = side.active", "race"),
-    item("statistics of the first block", "side.statistics + block * kColumns;", "side.statistics;"),
-    item(
-        "all blocks' refusals in one place",
-        "side.root_statistics + block * kRootColumns;",
-        "side.root_statistics;",
-        "race",
-    ),
+RESULTS = [
     root("the last row of the root stays", "row < to.rows; row +=", "row < to.rows - 1; row +="),
     root("the last columns of the root stay", "col < to.cols; col += 32", "col + 4 < to.cols; col += 32"),
     root(
@@ -150,4 +148,4 @@ TURNS = [
     ),
 ]
 
-FAULTS = [*BARRIERS, *SCALES, *STEPS, *CHECKS, *TURNS]
+FAULTS = [*BARRIERS, *TURNS, *SCALES, *STEPS, *CHECKS, *RESULTS]

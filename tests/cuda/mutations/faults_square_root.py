@@ -68,7 +68,7 @@ STATES = [
     state("start_sides", "a new factor is not started", "  if (is_new) {", "  if (false) {"),
     state("start_sides", "a factor is started anew", "  if (is_new) {", "  if (true) {"),
     state(
-        "start_sides", "damping by F, not its transpose", "damping.at(col, row) =", "damping.at(row, col) ="
+        "start_sides", "damping by F, not its transpose", "damping.store(col, row,", "damping.store(row, col,"
     ),
     state(
         "start_sides",
@@ -96,8 +96,8 @@ STATES = [
     state(
         "finish_sides",
         "the last row of F stays",
-        "for_each_element(side.d, side.d, [&](int row, int col) { write(factor, row, col, updated",
-        "for_each_element(side.d - 1, side.d, [&](int row, int col) { write(factor, row, col, updated",
+        "for_each_element(side.d, side.d, [&](int row, int col) { factor.store(row, col, updated",
+        "for_each_element(side.d - 1, side.d, [&](int row, int col) { factor.store(row, col, updated",
     ),
     state("finish_sides", "nothing is counted", "if (threadIdx.x == 0) statistics[kFallbacks] += 1;", ""),
     state("finish_sides", "the weight stays", "    statistics[kWeight] = update.weight;\n", ""),

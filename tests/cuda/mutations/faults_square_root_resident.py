@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .faults_products import UPDATE_128
 from .faults_tiles import PRECONDITION, UPDATE
 from .source_faults import Fault
 
-UPDATE_128 = "resident_update_128_bf16x3"
 SYNC = "__syncthreads();\n"
 
 
@@ -17,12 +17,8 @@ def item(name: str, old: str, new: str, layer: str = "values") -> Fault:
     return Fault(f"{name} (resident)", "side_item.cuh", old, new, UPDATE, layer)
 
 
-def product(name: str, old: str, new: str, layer: str = "values") -> Fault:
-    return Fault(f"{name} (resident)", "product_item.cuh", old, new, PRECONDITION, layer)
-
-
-def precondition(name: str, old: str, new: str, layer: str = "values") -> Fault:
-    return Fault(f"{name} (resident)", "resident_precondition.cu", old, new, PRECONDITION, layer)
+def precondition(name: str, old: str, new: str, layer: str = "values", kernel: str = PRECONDITION) -> Fault:
+    return Fault(f"{name} (resident)", "resident_precondition.cu", old, new, kernel, layer)
 
 
 def barrier(name: str, before: str, after: str = "") -> Fault:
@@ -34,16 +30,27 @@ def precondition_barrier(name: str, before: str, after: str = "") -> Fault:
     return precondition(f"no barrier {name}", before + SYNC + after, before + after, "race")
 
 
+MAXIMUM = "    most = team_max<Here::kWarps>(most);\n"
+P_STORED = "    if (in_.rule.coupled) root.template store<Format>(first());\n"
+G_STORED = "    grad.template store<Format>(second());\n"
+SQUARES = "    squares = sum(squares);\n"
+
 BARRIERS = [
-    barrier("after the item was found", "item.find(in, work.index, work.exists);\n  "),
-    barrier(
-        "after the statistics were made", "if (Here::thread() == 0) item_.prepare(in_.rule, coupled);\n    "
+    update("P stored where G's elements pass", MAXIMUM + P_STORED, P_STORED + MAXIMUM, "race"),
+    update("G stored where P arrives", MAXIMUM + P_STORED, G_STORED + MAXIMUM + P_STORED, "race"),
+    update("no barrier after G was stored", G_STORED + SQUARES, SQUARES + G_STORED, "race"),
+    update(
+        "no barrier after the statistics were made",
+        "update_factor(__syncthreads_or(ready),",
+        "update_factor(true,",
+        "race",
     ),
-    barrier(
-        "before P is stored where its elements passed",
-        "root.finish(item_.other_root(in_.views), first());\n    ",
+    update(
+        "whether a block is ready is known to one thread",
+        "update_factor(__syncthreads_or(ready),",
+        "update_factor(ready,",
+        "convergence",
     ),
-    barrier("after P was stored", "root.template store<Format>(first());\n    "),
     barrier("before U takes the place of G", "    ", "    u.write("),
     barrier("before F is stored where its elements passed", "factor.scale(unit);\n    }\n    "),
     barrier("after F was stored", "factor.template store<Format>(first());\n    "),
@@ -56,12 +63,115 @@ BARRIERS = [
     ),
     barrier("before S times T^2", "product.template write<Format>(z);\n      "),
     precondition_barrier(
-        "before a matrix is stored where its elements passed",
-        "staged.finish(of, place);\n    ",
+        "before D and P_r are stored where they passed",
+        "right_root.finish_copy(item().right_root(), right_place());\n    ",
     ),
-    precondition_barrier("before the first product", "left_root.start(item_.left_root(in_.views));\n    "),
-    precondition_barrier("before D P_r takes the place of D", "    ", "    half.write("),
-    precondition_barrier("before the second product", "    ", "    Full whole"),
+    precondition_barrier(
+        "before the first product", "right_root.template store<Format>(right_place());\n    "
+    ),
+    precondition_barrier(
+        "before D P_r takes the place of D", "left_root.finish(item().left_root(), left_place());\n    "
+    ),
+    precondition_barrier(
+        "before the second product", "left_root.template store<Format>(left_place());\n    "
+    ),
+]
+
+LAST = "    const float restored = iterate(m, norm);\n"
+NEXT = "    request(sides_.next(), grad);\n"
+FOUND = "      sides_.find_next(in_);\n"
+NONE_READY = "    if (!any_ready) {\n"
+
+REQUESTS = [
+    update("the next side's P over Y", LAST + NEXT, NEXT + LAST, "race"),
+    update(
+        "the next side's P over M",
+        "    Lower m = gram(root / unit);\n",
+        NEXT + "    Lower m = gram(root / unit);\n",
+        "race",
+    ),
+    update(
+        "this side's matrices asked for again", LAST + NEXT, LAST + NEXT.replace("sides_.next()", "item()")
+    ),
+    update("the next side not found", FOUND, "", "StepLimit"),
+    update("the next side found when it is asked for", LAST, LAST + FOUND, "race"),
+    update("no matrices where no block is ready", NONE_READY + "  " + NEXT, NONE_READY),
+    update("no matrices where no block is ready", NONE_READY + "  " + NEXT, NONE_READY, "values", UPDATE_128),
+    update("no matrices of the first side", "    request(item(), grad);\n", NEXT, "uninitialised"),
+    update(
+        "the next side's P over Z",
+        "start_copy(of.root(), symmetric_place(0));",
+        "start_copy(of.root(), symmetric_place(1));",
+        "race",
+    ),
+    update(
+        "P from the place of Z",
+        "finish_copy(item().root(), symmetric_place(0));",
+        "finish_copy(item().root(), symmetric_place(1));",
+        "uninitialised",
+    ),
+    update("F for the next side's G", "    grad.start(of.grad());\n", "    grad.start(of.factor());\n"),
+    update("F not asked for", "        factor.start(item().factor());\n", "        factor.clear();\n"),
+    update(
+        "a new factor is asked for",
+        "      if (item().is_new) {\n        factor.clear();",
+        "      if (false) {\n        factor.clear();",
+        "budget",
+    ),
+    precondition(
+        "the next block's P_r over this one's",
+        "      multiply_right(left_root);\n      request(blocks_.next(), direction);\n",
+        "      request(blocks_.next(), direction);\n      multiply_right(left_root);\n",
+        "race",
+    ),
+    precondition(
+        "this block's matrices asked for again",
+        "request(blocks_.next(), direction);",
+        "request(item(), direction);",
+    ),
+    precondition("the next block not found", "      blocks_.find_next(in_);\n", "", "StepLimit"),
+    precondition(
+        "no matrices of the first block",
+        "    request(item(), direction);\n",
+        "    request(blocks_.next(), direction);\n",
+        "uninitialised",
+    ),
+    precondition(
+        "the next block's P_r over P_l",
+        "start_copy(of.right_root(), right_place());",
+        "start_copy(of.right_root(), left_place());",
+        "race",
+    ),
+    precondition(
+        "the next block's P_r over D P_r",
+        "start_copy(of.right_root(), right_place());",
+        "start_copy(of.right_root(), first());",
+        "race",
+    ),
+    precondition(
+        "P_r from the place of P_l",
+        "finish_copy(item().right_root(), right_place());",
+        "finish_copy(item().right_root(), left_place());",
+        "uninitialised",
+    ),
+    precondition(
+        "V passes where the next P_r arrives",
+        "item().out(), first());",
+        "item().out(), right_place());",
+        "in-flight",
+    ),
+    precondition(
+        "P_r asked for as P_l",
+        "left_root.start(item().left_root());",
+        "left_root.start(item().right_root());",
+        "budget",
+    ),
+    precondition(
+        "P_l asked for as the next block's",
+        "left_root.start(item().left_root());",
+        "left_root.start(blocks_.next().left_root());",
+        "uninitialised",
+    ),
 ]
 
 MEMORY = [
@@ -77,8 +187,8 @@ MEMORY = [
     update("T over Y where Y is still read", "t = symmetric_place(2);", "t = y;"),
     update(
         "symmetric places overlap by a tile",
-        "i * lower_tiles(kTiles) * kTileBytes;",
-        "i * (lower_tiles(kTiles) - 1) * kTileBytes;",
+        "i * symmetric_tiles(kTiles) * kTileBytes;",
+        "i * (symmetric_tiles(kTiles) - 1) * kTileBytes;",
         "race",
     ),
     update(
@@ -87,56 +197,76 @@ MEMORY = [
         "m.template write<Format>(symmetric_place(0));",
         "uninitialised",
     ),
-    item("inactive blocks take part", "exists && scale != 0;", "exists;"),
-    item("a team without an item takes part", "exists && scale != 0;", "scale != 0;", "race"),
-    item("the sides share an item's place", "group.side[index % group.sides]", "group.side[0]", "race"),
-    item(
-        "the sides' blocks one after another",
-        "block = index / group.sides;",
-        "block = index / 2;",
-        "values",
-    ),
-    item("blocks counted from the first group's", "    index -= group.first_item;\n", "", "bounds"),
-    item(
-        "the scale of another group's block",
-        "in.scales[group.first_block + block]",
-        "in.scales[block]",
-    ),
-    update("a factor that is not ready is written", "if (item_.ready) write_product", "write_product"),
-    product("V of another block", "group.out, block, m, n", "group.out, 0, m, n", "race"),
-    product("inactive blocks have norms", "exists && in.scales[group.first_block + block] != 0;", "exists;"),
-    product("a team without an item takes part", "exists && in.scales", "in.scales", "budget"),
-    product("a norm of a team without an item", "if (exists) in.norms", "in.norms", "race"),
+    update("a factor that is not ready is written", " || !item().ready) return false;", ") return false;"),
     precondition(
         "one norm for all teams",
-        "if (Worker<kTiles>::thread() == 0) item.set_norm",
-        "if (threadIdx.x == 0) item.set_norm",
+        "if (Here::thread() == 0 && item().active)",
+        "if (threadIdx.x == 0 && item().active)",
     ),
     precondition(
-        "no barrier after the block was found", "work.exists);\n  " + SYNC, "work.exists);\n", "race"
+        "a norm of a team without an item",
+        "if (Here::thread() == 0 && item().active)",
+        "if (Here::thread() == 0)",
+        "uninitialised",
+    ),
+    precondition(
+        "P_l over P_r",
+        "first_place(kTiles) + symmetric_tiles(kTiles));",
+        "first_place(kTiles));",
+        "race",
     ),
 ]
 
+COUPLED_RIGHT = "u.add(TransposedTiles{second(), kTiles}, p, d_tiles(), k_tiles(), k_tiles(), exact);"
+COUPLED_LEFT = "u.add(PlainTiles{second(), kTiles}, p, d_tiles(), k_tiles(), k_tiles(), exact);"
+
 GRADIENTS = [
-    update("a gradient that is not finite", "isfinite(value) ? fabsf(value) : INFINITY", "fabsf(value)"),
-    update("no unit of the gradient", "usable ? power_of_two_below(most) : 1;", "1;"),
-    update("G in no unit", "    grad.scale(1 / unit);\n", ""),
-    update("G of zeros counted", "most > 0 ? 1.0f : 0.0f", "1.0f"),
-    update(
-        "coupled with the own side's operands",
-        "const Shared a = right ? first() : second();",
-        "const Shared a = right ? second() : first();",
+    Fault(
+        "half of a power of two's reciprocal (resident)",
+        "square_root_rule.cuh",
+        "(254 << 23) - __float_as_int(power)",
+        "(253 << 23) - __float_as_int(power)",
+        UPDATE,
+        "values",
     ),
     update(
-        "P of the other side taken for exact",
-        "right ? Exact{root_bf16, grad_bf16} : Exact{grad_bf16, root_bf16}",
-        "right ? Exact{true, grad_bf16} : Exact{grad_bf16, true}",
+        "G of NaN alone passes for zeros",
+        "squares = fmaf(value, value, squares); });",
+        "squares += isfinite(value) ? value * value : 0; });",
     ),
-    update("G taken for exact", "grad_bf16 = item_.grad.bf16,", "grad_bf16 = true,"),
+    update("no unit of the gradient", "? power_of_two_below(most) : 1;", "? 1.0f : 1;"),
+    update("G in no unit", "    grad.scale(inverse_power_of_two(unit));\n", ""),
+    update("G of zeros counted", "{squares, squares == 0 ? 0 : unit};", "{squares, unit};"),
+    update(
+        "the first team's norm for both",
+        "if (Here::thread() == 0) item().norm",
+        "if (threadIdx.x == 0) item().norm",
+        "uninitialised",
+    ),
+    update(
+        "coupled as the other side", "if (item().right) {\n      u.add", "if (!item().right) {\n      u.add"
+    ),
+    update("G for G^T on the right side", COUPLED_RIGHT, COUPLED_RIGHT.replace("Transposed", "Plain")),
+    update("G^T for G on the left side", COUPLED_LEFT, COUPLED_LEFT.replace("Plain", "Transposed")),
+    update(
+        "P taken for exact",
+        "exact{item().grad().bf16, item().root().bf16};",
+        "exact{item().grad().bf16, true};",
+    ),
+    update(
+        "G taken for exact",
+        "exact{item().grad().bf16, item().root().bf16};",
+        "exact{true, item().root().bf16};",
+    ),
     update(
         "coupled over the depth of the other side",
-        "m_tiles(), n_tiles(), k_tiles(), exact);",
-        "m_tiles(), n_tiles(), d_tiles(), exact);",
+        COUPLED_RIGHT,
+        COUPLED_RIGHT.replace("k_tiles(), exact", "d_tiles(), exact"),
+    ),
+    update(
+        "coupled over the depth of the other side, left",
+        COUPLED_LEFT,
+        COUPLED_LEFT.replace("k_tiles(), exact", "d_tiles(), exact"),
     ),
     update(
         "|U|^2 of the first team's item for both",
@@ -146,28 +276,33 @@ GRADIENTS = [
 ]
 
 FACTORS = [
-    item("the gradient's scale left out", "norm, scale, stretch", "norm, 1, stretch"),
     update(
         "B not in the gradient's unit",
-        "item_.update.scale * (item_.norm.unit / unit)",
-        "item_.update.scale / unit",
+        "item().update.scale * (item().norm.unit / unit)",
+        "item().update.scale / unit",
     ),
-    update("a new factor is not started", "unit * start_of(in_.rule, item_.update.rms, item_.k)", "0"),
+    update("a new factor is not started", "unit * start_of(in_.rule, item().update.rms, item().k)", "0"),
     update(
         "a factor is started anew",
-        "    if (item_.is_new) {\n      factor.set",
+        "    if (item().is_new) {\n      factor.set",
         "    if (true) {\n      factor.set",
     ),
     update("F not in its unit", "      factor.scale(unit);\n", ""),
-    update("F' in the unit of F", "write_factor(iterate(m, norm) / unit)", "write_factor(iterate(m, norm))"),
+    update("F' in the unit of F", "write_factor(restored / unit)", "write_factor(restored)"),
     update("F' is not restored", "return first.restored;", "return 1;"),
-    item("F taken for exact", "side.factor.bf16 && !is_new;", "true;"),
-    update("U taken for exact", "item_.grad.bf16 && !in_.rule.coupled}", "true}"),
-    update("G^T for G on the right side", "if (item_.side.right) {", "if (!item_.side.right) {"),
+    item("F taken for exact", "factor().bf16 && !is_new;", "true;"),
+    update("U taken for exact", "item().grad().bf16 && !in_.rule.coupled}", "true}"),
+    update("coupled U taken for exact", "item().grad().bf16 && !in_.rule.coupled}", "item().grad().bf16}"),
+    update("G^T for G on the right side", "if (item().right && !in_.rule", "if (!item().right && !in_.rule"),
+    update(
+        "coupled U transposed on the right side",
+        "if (item().right && !in_.rule.coupled) {",
+        "if (item().right) {",
+    ),
     update(
         "F for F^T in B",
-        "const TransposedTiles f{first(), kTiles};\n    if (item_",
-        "const PlainTiles f{first(), kTiles};\n    if (item_",
+        "const TransposedTiles f{first(), kTiles};\n    if (item()",
+        "const PlainTiles f{first(), kTiles};\n    if (item()",
     ),
     update("no damping", "if (damped > 0) {", "if (false) {"),
     update("damping without its unit", "m.scale(damping * damping * damped);", "m.scale(damped);"),
@@ -176,74 +311,93 @@ FACTORS = [
         "const TransposedTiles f{first(), kTiles};\n      m.",
         "const PlainTiles f{first(), kTiles};\n      m.",
     ),
+    update(
+        "M over the depth of F",
+        "m.template add<Multiply>(b, b, d_tiles(), k_tiles());",
+        "m.template add<Multiply>(b, b, d_tiles(), d_tiles());",
+    ),
     update("a norm of M that overflows", "fmaxf(1, power_of_two_below(whitened))", "1"),
-    update("no decay in H", "    m.add_diagonal(item_.d, in_.rule.decay);\n", ""),
+    update("no decay in H", "    m.add_diagonal(item().d, in_.rule.decay);\n", ""),
     update("H in no unit", "    m.scale(1 / first.t);\n", ""),
-    update("Z without its diagonal", "    m.add_diagonal(item_.d, first.a1);\n", ""),
+    update("Z without its diagonal", "    m.add_diagonal(item().d, first.a1);\n", ""),
     update("S is not kept", "      if (i == 0) product.template write<Format>(y);\n", ""),
     update("T^2 from S without its coefficient", "i == 0 ? -first.b1 : -second.b", "-second.b"),
     update("T^2 from T without its coefficient", "i == 0 ? first.a1 : second.a", "second.a"),
     update("coefficients of the step before", "i / 3 + 1);", "i / 3);"),
     update("T in the wrong turn", "if (turn == 1) {", "if (turn == 2) {"),
-    update("T without its diagonal", "        product.add_diagonal(item_.d, it.a);\n", ""),
+    update("T without its diagonal", "        product.add_diagonal(item().d, it.a);\n", ""),
     update("Y by Z after the first turn", "turn == 0 && i > 0 ? t : z", "z"),
     update("one round too few", "3 * (in_.rule.refine - 1);", "3 * (in_.rule.refine - 1) - 3;"),
     update(
         "F Y for F Z",
         "SymmetricTiles{symmetric_place(1)}, tiles",
         "SymmetricTiles{symmetric_place(0)}, tiles",
+        "in-flight",
     ),
-    update(
-        "what is not finite is stored", "    if (!(sum(failed) == 0)) return false;\n", "    sum(failed);\n"
-    ),
+    update("F' without its scale", "    updated.scale(scale);\n", ""),
+    update("what is not finite is stored", "if (!(sum(failed) == 0) || !", "sum(failed);\n    if (!"),
     update(
         "what is not finite in bfloat16 is stored",
-        "if (item_.side.factor.bf16) pair[i] = __bfloat162float(__float2bfloat16_rn(pair[i]));",
-        "",
+        "    if (item().factor().bf16) updated.for_each(",
+        "    if (false) updated.for_each(",
     ),
-    item("nothing is counted", "      statistics()[kFallbacks] += 1;\n", ""),
-    item("the weight stays", "      statistics()[kWeight] = update.weight;\n", ""),
+    item("nothing is counted", "      statistics[kFallbacks] += 1;\n", ""),
+    item("the weight stays", "      statistics[kWeight] = update.weight;\n", ""),
     update(
         "the whitened norm without the old weight",
-        "item_.update.whitened *= whitened;",
-        "item_.update.whitened = whitened;",
+        "item().update.whitened *= whitened;",
+        "item().update.whitened = whitened;",
     ),
     update(
         "the first team's whitened norm alone",
-        "if (Here::thread() == 0) item_.update.whitened",
-        "if (threadIdx.x == 0) item_.update.whitened",
+        "if (Here::thread() == 0) item().update.whitened",
+        "if (threadIdx.x == 0) item().update.whitened",
     ),
     update(
         "the first team's statistics alone",
-        "if (Here::thread() == 0) item_.finish(succeeded);",
-        "if (threadIdx.x == 0) item_.finish(succeeded);",
+        "if (Here::thread() == 0) item().finish(succeeded);",
+        "if (threadIdx.x == 0) item().finish(succeeded);",
     ),
     update(
-        "a team's success is the other's",
-        "update_factor(factor) && ready;",
-        "__syncthreads_or(update_factor(factor) && ready);",
+        "the first team's block alone is prepared",
+        "Here::thread() == 0 && item().prepare",
+        "threadIdx.x == 0 && item().prepare",
+        "uninitialised",
+    ),
+    update(
+        "a block succeeds with the other team's",
+        "const bool succeeded = update_factor(__syncthreads_or(ready), factor, grad);",
+        "const bool succeeded = __syncthreads_or(update_factor(__syncthreads_or(ready), factor, grad));",
     ),
 ]
 
 PRODUCTS = [
     precondition("division by an rms of zero", "rms > 0 ? pair[i] / rms : 0;", "pair[i] / rms;"),
-    product("the rms of the first block", "statistics[block * kColumns + kRms]", "statistics[kRms]"),
     precondition(
         "half of the norm",
         "norm = fmaf(pair[i], pair[i], norm);",
         "norm = i ? norm : fmaf(pair[i], pair[i], norm);",
     ),
-    precondition("P_l taken for exact", "{bf16(item_.group.left_root), false}", "{true, false}"),
+    precondition("P_l taken for exact", "{item().left_root().bf16, false}", "{true, false}"),
     precondition(
-        "D P_r taken for exact", "bf16(item_.group.left_root), false", "bf16(item_.group.left_root), true"
+        "D P_r taken for exact", "{item().left_root().bf16, false}", "{item().left_root().bf16, true}"
     ),
-    precondition("D taken for exact", "{bf16(item_.group.direction),", "{true,"),
-    precondition("P_r taken for exact", "bf16(item_.group.right_root)}", "true}"),
+    precondition("D taken for exact", "{item().direction().bf16, item()", "{true, item()"),
+    precondition("P_r taken for exact", ".bf16, item().right_root().bf16}", ".bf16, true}"),
     precondition(
-        "the depth of the other product", "product(second(), first(), m(),", "product(second(), first(), n(),"
+        "the depth of the second product in the first", "n_tiles(), n_tiles(),\n", "n_tiles(), m_tiles(),\n"
     ),
-    precondition("P_r for P_l", "    store(left_root, item_.left_root(in_.views), second());\n", ""),
-    precondition("D P_l for P_l D", "product(second(), first(), m(),", "product(first(), second(), m(),"),
+    precondition(
+        "the depth of the first product in the second",
+        "m_tiles(), n_tiles(), m_tiles(),",
+        "m_tiles(), n_tiles(), n_tiles(),",
+    ),
+    precondition(
+        "D P_r not transposed",
+        "TransposedTiles{first(), kTiles}, m_tiles()",
+        "PlainTiles{first(), kTiles}, m_tiles()",
+    ),
+    precondition("P_r for P_l", "SymmetricTiles{left_place()}", "SymmetricTiles{right_place()}", "in-flight"),
 ]
 
-FAULTS = [*BARRIERS, *MEMORY, *GRADIENTS, *FACTORS, *PRODUCTS]
+FAULTS = [*BARRIERS, *REQUESTS, *MEMORY, *GRADIENTS, *FACTORS, *PRODUCTS]

@@ -221,8 +221,8 @@ COPIES = [
         "memory.cuh",
         PRODUCT,
         "written beyond a matrix's columns",
-        "if (col < cols) at(row, col) = pair.x;",
-        "at(row, col) = pair.x;",
+        "if (col < cols) *at<float>(row, col) = pair.x;",
+        "*at<float>(row, col) = pair.x;",
         "race",
     ),
     fault(

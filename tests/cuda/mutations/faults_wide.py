@@ -33,11 +33,34 @@ BARRIERS = [
         "race",
     ),
     barrier(ROOT, "in the pipeline", "copy_async_wait<kWideStages - 2>();\n      ", "wide_block.cuh"),
-    barrier(UPDATE, "after the item was found", "item.find(in.update, index, true);\n    "),
-    barrier(UPDATE, "after the statistics were made", "item_.prepare(in_.rule, coupled);\n    "),
-    barrier(ROOT, "after the item was found", "item.find(in.roots, index, true);\n    "),
-    barrier(ROOT, "before the next item", "WideRoot(in, item).run();\n    "),
-    barrier(PRECONDITION, "after the item was found", "item.find(in.precondition, index, true);\n    "),
+    *(
+        block(
+            kernel,
+            "no barrier before the next item is found",
+            "  __syncthreads();  // whoever looks at the last one is done\n",
+            "",
+            "race",
+        )
+        for kernel in (PRECONDITION, ROOT)
+    ),
+    *(
+        block(
+            kernel,
+            "no barrier after the next item was found",
+            "gridDim.x, threadIdx.x);\n  __syncthreads();\n",
+            "gridDim.x, threadIdx.x);\n",
+            "race",
+        )
+        for kernel in (UPDATE, PRECONDITION, ROOT)
+    ),
+    own(UPDATE, "no barrier after the statistics were made", "__syncthreads_or(ready) &&", "true &&", "race"),
+    own(
+        UPDATE,
+        "whether a block is ready is known to one thread",
+        "__syncthreads_or(ready) &&",
+        "ready &&",
+        "StepLimit",
+    ),
 ]
 
 BLOCKS = [
@@ -61,12 +84,7 @@ BLOCKS = [
         "values",
     ),
     block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
-    block(
-        UPDATE,
-        "a gradient that is not finite",
-        "isfinite(four[j]) ? fabsf(four[j]) : INFINITY",
-        "fabsf(four[j])",
-    ),
+    block(ROOT, "an item's step is one", "item.find(in, from, gridDim.x,", "item.find(in, from, 1,", "race"),
     block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "values"),
     block(
         ROOT,
@@ -140,11 +158,26 @@ BLOCKS = [
 UPDATES = [
     own(
         UPDATE,
-        "every CTA takes all items",
-        "int64_t index = blockIdx.x; index < in.update.items; index += gridDim.x",
-        "int64_t index = 0; index < in.update.items; ++index",
+        "every CTA begins with the first item",
+        "int64_t next = blockIdx.x;",
+        "int64_t next = 0;",
         "race",
     ),
+    own(
+        UPDATE,
+        "the next item is the neighbour",
+        "next = item.index + gridDim.x)",
+        "next = item.index + 1)",
+        "race",
+    ),
+    own(
+        UPDATE,
+        "G of NaN alone passes for zeros",
+        "squares = fmaf(value, value, squares); });",
+        "squares += isfinite(value) ? value * value : 0; });",
+    ),
+    own(UPDATE, "G of zeros counted", "{squares, squares == 0 ? 0 : unit};", "{squares, unit};"),
+    own(UPDATE, "G in no unit", "wide_.grid(0), inverse_power_of_two(unit),", "wide_.grid(0), 1,"),
     own(
         UPDATE, "B over U while U is read", "wide_.grid(in_.rule.coupled ? 0 : 2)", "wide_.grid(2)", "values"
     ),
@@ -176,7 +209,7 @@ UPDATES = [
         "    if (!(WideBlock::sum(failed) == 0)) return false;\n",
         "    WideBlock::sum(failed);\n",
     ),
-    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "uninitialised"),
+    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "values"),
 ]
 
 OTHERS = [
@@ -197,8 +230,8 @@ OTHERS = [
     Fault(
         "inactive blocks take part (wide)",
         "product_item.cuh",
-        "exists && in.scales[group.first_block + block] != 0;",
-        "exists;",
+        "if (in.scales[number] != 0)",
+        "if (true)",
         PRECONDITION,
         "values",
     ),

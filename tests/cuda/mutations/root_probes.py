@@ -15,6 +15,8 @@ from cuda.executor_backend import Executor
 from kradagrad_ext import polar
 from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, WEIGHT, RootRule, RootSide, Side, Turn
 
+from .square_root_probes import TurnsExecutor
+
 Sides = list[RootSide]
 
 
@@ -43,7 +45,7 @@ class RootProbe:
     sides: Sides
     rule: RootRule = RULE
     turn: Turn = field(default_factory=Turn)
-    executor = Executor
+    executor: type[Executor] = TurnsExecutor
 
     def run(self, backend: Any, dtype: torch.dtype | None = None) -> Sides:
         sides = copied(self.sides, dtype)
@@ -91,7 +93,7 @@ def small(precision: str = "bf16x3") -> list[RootProbe]:
     rule = replace(RULE, precision=precision)
     rough = RootRule(polar.POLYNOMIALS[8][:1], RULE.bound, precision)
     stored = (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)
-    rounded = [root_side(2, d, dtypes=dtypes) for d in (24, 33) for dtypes in stored]
+    rounded = [root_side(2, d, dtypes=dtypes) for d in (33, 24) for dtypes in stored]
     last = root_side(3, 9)
     last.side.factor[2] = math.inf
     return [
@@ -120,7 +122,7 @@ def wide() -> list[RootProbe]:
     several.side.factor[1, 0, 0] = math.nan
     stored = root_side(2, 136, dtypes=(torch.bfloat16,) * 2)
     return [
-        RootProbe("two steps", [root_side(1, 200)], rough),
-        RootProbe("all steps", [several]),
-        RootProbe("a turn", [stored], turn=Turn(1, 2)),
+        RootProbe("two steps", [root_side(1, 200)], rough, executor=Executor),
+        RootProbe("all steps", [several], executor=Executor),
+        RootProbe("a turn", [stored], turn=Turn(1, 2), executor=Executor),
     ]

@@ -128,13 +128,20 @@ def make(executor: type[Executor], side: int) -> list[SquareRootProbe]:
 
 def one_side() -> OneSideProbe:
     """Much damped, so that a new factor weighs something; the second block's gradient is zero, the last one's
-    not finite."""
+    not finite, and the last but one's much smaller than that of the block beside it."""
     side = square_root.trained_side(7, 20, 33, torch.float32, torch.float32)
     gradients = torch.randn(7, 20, 33)
     gradients[1], gradients[6] = 0, math.nan
+    gradients[5] *= 1e-25
     scales = torch.tensor([1, 0.3, 0, 1.7, 1, 1, 1])
     rule = replace(RULES["one step"], damped_updates=1e4)
     return OneSideProbe("one side", side, layouts.transposed_grid(gradients), scales, rule)
+
+
+class TurnsExecutor(Executor):
+    """On a GPU of one multiprocessor, whose two CTAs take several work items each, of either kind."""
+
+    multiprocessors = 1
 
 
 def grouped() -> list[SquareRootProbe]:
@@ -142,45 +149,57 @@ def grouped() -> list[SquareRootProbe]:
 
 
 def resident() -> list[SquareRootProbe]:
-    """With factors and roots in bfloat16, whose rows start aligned or anywhere, a gradient of 1e12, and one
-    block alone, which fills all tiles."""
+    """With factors and roots in bfloat16, whose rows start aligned or anywhere, gradients of zeros and of
+    1e12, blocks that fill all tiles of a row or of a column, and one alone, which fills all."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     rounded = given(
         [group(5, (20, 33), **stored), group(5, (32, 24), **stored), group(2, (64, 64))], RULES["one step"]
     )
+    rounded.groups[1].grads[0][2] = 0  # after which others follow
+    edges = given([group(1, (28, 64)), group(1, (64, 28))], RULES["one step"])
+    large = [group(6, (64, 64), root_dtype=torch.bfloat16), group(4, (60, 60))]
+    large[0].grads[0][1] = 0
+    large[1].grads[0][1] = 0
+    copied_roots = given(large, replace(RULES["one step"], coupled=True))
     damped = replace(RULE, coupled=True, damped_updates=1e4)
     spike = given([group(2, (20, 9))], RULE, precondition=False)
     spike.groups[0].grads[0].mul_(1e12)
     return [
-        *make(Executor, 50),
+        *make(TurnsExecutor, 50),
         one_side(),
         OverflowProbe("overflow in rounding"),
-        SquareRootProbe("bfloat16", rounded, Executor),
+        SquareRootProbe("bfloat16", rounded, TurnsExecutor),
+        SquareRootProbe("full rows or columns", edges, Executor),
+        SquareRootProbe("roots that are copied, of either dtype", copied_roots, TurnsExecutor),
         SquareRootProbe("a spike", spike, Executor),
         SquareRootProbe("one block, much damped", given([group(1, (64, 64))], damped), Executor),
     ]
 
 
-class LargeExecutor(Executor):
-    """On a GPU whose CTAs may have the shared memory for three symmetric matrices of every side."""
+class LargeExecutor(TurnsExecutor):
+    """The same, whose CTAs may have the shared memory for three symmetric matrices of every side."""
 
     shared_limit = 227 << 10
 
 
 def long(side: int) -> list[SquareRootProbe]:
-    """Blocks with one long side, whose last tile is ragged or full, each way round."""
+    """Blocks with one long side, whose last tile is ragged or full, each way round; one without a gradient,
+    after which others follow."""
     calls = {}
     for name, rule in RULES.items():
         groups = [group(3, (side - 3, 9), "grid"), group(2, (20, side), view_dtype=torch.bfloat16)]
+        groups[0].grads[0][0, 1] = 0
         calls[name] = given(groups, rule)
     return [SquareRootProbe(name, call, LargeExecutor) for name, call in calls.items()]
 
 
 def wide() -> list[SquareRootProbe]:
-    """Blocks of more than 128 a side, more of them than CTAs, with what is not finite; some in bfloat16."""
+    """Blocks of more than 128 a side, more of them than CTAs, with gradients that are not finite or zero;
+    some in bfloat16."""
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     usual = [group(3, (131, 9), "grid"), group(1, (20, 150), view_dtype=torch.bfloat16)]
     usual[0].grads[0][0, 1] = math.nan
+    usual[0].grads[0][0, 2] = 0
     usual[0].left.statistics[1] = 0
     usual[1].left.factor[0, 0, 0] = math.nan
     rounded = [group(1, (9, 131), "wide_rows", **stored), group(1, (136, 8), view_dtype=torch.bfloat16)]

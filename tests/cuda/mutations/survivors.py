@@ -68,7 +68,7 @@ RESIDENT = [
         SYNC,
         ("largest.cuh", "value, distance));\n  }\n  __syncthreads();"),
         None,
-        "It keeps a maximum's scratch from an earlier one's, and the kernel makes one.",
+        "It keeps a maximum's scratch from the last turn's, and turns have other barriers.",
     ),
     Survivor(
         "resident_update",
