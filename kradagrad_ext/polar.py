@@ -87,14 +87,16 @@ def symmetric(matrix: Tensor) -> Tensor:
 def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Tensor, Tensor]:
     """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`.
 
-    A step is Q <- a Q + Q (b G + c G^2), three products with nothing in between.
+    A step is three products and what touches a diagonal.
     """
     f, usable = usable_factors(factors)
     gram = f.mT @ f
     q = f * torch.linalg.matrix_norm(gram).rsqrt()[:, None, None]
     for a, b, c in polynomials:
         gram = q.mT @ q
-        q = torch.baddbmm(q, q, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), beta=a)
+        even = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        even.diagonal(dim1=-2, dim2=-1).add_(a)
+        q = q @ even
     root = symmetric(f @ q.mT)
     return root, residuals(root, f @ f.mT, 2, usable)
 

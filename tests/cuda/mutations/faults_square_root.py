@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .source_faults import Fault
 
-PRODUCT = "square_root_product_64_bf16x3"
+PRODUCT = "square_root_product_64_tf32x3"
 TILE, STATE, RULES = "square_root_product.cuh", "square_root_state.cu", "square_root_rule.cuh"
 
 

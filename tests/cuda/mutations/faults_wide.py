@@ -64,14 +64,12 @@ BARRIERS = [
 ]
 
 BLOCKS = [
-    block(
-        ROOT, "the memory of CTAs is one", " + int64_t{blockIdx.x} * kWideMatrices * kWideBytes", "", "race"
-    ),
+    block(ROOT, "the memory of CTAs is one", " + blockIdx.x * kWideMatrices * wide_bytes(tiles)", "", "race"),
     block(
         ROOT,
         "the memory of CTAs overlaps by a matrix",
-        "* kWideMatrices * kWideBytes",
-        "* (kWideMatrices - 2) * kWideBytes",
+        "blockIdx.x * kWideMatrices *",
+        "blockIdx.x * (kWideMatrices - 2) *",
         "race",
     ),
     block(ROOT, "no wait in the pipeline", "      copy_async_wait<kWideStages - 2>();\n", "", "in-flight"),

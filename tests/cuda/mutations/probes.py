@@ -145,7 +145,7 @@ def parameter_step() -> list[Probe]:
 
 
 MAKERS = {
-    "square_root_product_64_bf16x3": square_root_probes.grouped,
+    "square_root_product_64_tf32x3": square_root_probes.grouped,
     "gradient_norms": square_root_probes.grouped,
     "start_sides": square_root_probes.grouped,
     "finish_sides": square_root_probes.grouped,

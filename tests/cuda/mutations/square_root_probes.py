@@ -107,21 +107,24 @@ RULES = {
 }
 
 
-def make(executor: type[Executor], side: int) -> list[SquareRootProbe]:
+def make(executor: type[Executor], side: int, precision: str = "bf16x3") -> list[SquareRootProbe]:
     """Several tiles and groups; blocks before their first gradient, without one, not finite, inactive."""
     calls = {}
-    for name, rule in RULES.items():
+    rules = {name: replace(rule, precision=precision) for name, rule in RULES.items()}
+    for name, rule in rules.items():
         groups = [group(7, (side, 20), "grid"), group(5, (9, 33), "experts", view_dtype=torch.bfloat16)]
         calls[name] = given(groups, rule)
         _spoil(calls[name])
-    tiny = given([group(5, (9, 20))], RULES["three steps, coupled"])
+    tiny = given([group(5, (9, 20))], rules["three steps, coupled"])
     for own in (tiny.groups[0].left, tiny.groups[0].right):
         own.statistics.zero_()
     for view in (*tiny.groups[0].grads, *tiny.groups[0].directions):
         view.mul_(1e-30)
     calls["gradients of 1e-30"] = tiny
     calls["no update"] = given(
-        [group(5, (9, 20), "several"), group(3, (9, 33), "wide_rows")], RULE, update=False
+        [group(5, (9, 20), "several"), group(3, (9, 33), "wide_rows")],
+        replace(RULE, precision=precision),
+        update=False,
     )
     return [SquareRootProbe(name, call, executor) for name, call in calls.items()]
 
@@ -145,7 +148,8 @@ class TurnsExecutor(Executor):
 
 
 def grouped() -> list[SquareRootProbe]:
-    return make(GroupedExecutor, 70)
+    """In the precision whose tiles are small, so that there are several."""
+    return make(GroupedExecutor, 70, "tf32x3")
 
 
 def resident() -> list[SquareRootProbe]:
