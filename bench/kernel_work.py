@@ -29,6 +29,7 @@ from gpu_counts import Executor, binaries, square_root
 from gpu_evidence import table
 
 from kradagrad_ext.backends.base import Turn
+from kradagrad_ext.cost.blocks import RESIDENT_SIDES
 from kradagrad_ext.cost.gpus import GPUS
 from kradagrad_ext.cost.work import FILE, KernelWork
 
@@ -45,7 +46,7 @@ class Call:
     """One call of `kron_step_` with square blocks, or of `polar_roots_` with one side of each.
 
     Attributes:
-        blocks: so many that each CTA of the one SM that runs them has a turn.
+        blocks: so many that each CTA has a turn.
         damped: whether F^T F is added, as on one of ten steps.
         shared_limit: bytes that a CTA may have; calls that need more than an A100 has leave that out.
     """
@@ -57,6 +58,11 @@ class Call:
     roots: bool = False
     precision: str = "bf16x3"
     shared_limit: int = Executor.shared_limit
+
+    @property
+    def multiprocessors(self) -> int:
+        """One, or one for each turn of wide blocks, whose CTAs move matrices that the L2 cannot hold."""
+        return 1 if self.side <= RESIDENT_SIDES[-1] else 100
 
     def twice(self) -> Call:
         """With twice as many blocks."""
@@ -123,7 +129,7 @@ def run(call: Call) -> dict[str, Launched]:
     """What a call launches, by kernel."""
     torch.manual_seed(0)
     executor = Executor(races=False)
-    executor.shared_limit, executor.multiprocessors = call.shared_limit, 1
+    executor.shared_limit, executor.multiprocessors = call.shared_limit, call.multiprocessors
     if call.roots:
         rule = replace(ROOT_RULE, precision=call.precision)
         executor.polar_roots_([root_side(call.blocks, call.side)], rule, Turn())
