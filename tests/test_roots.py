@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import cases
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kradagrad_ext import polar, roots
+from kradagrad_ext.backends import native, triton
 from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.decomposed_roots import decomposed_roots
 
@@ -190,3 +193,59 @@ def test_the_op_does_what_refresh_does() -> None:
     polar.polar_roots_([side], RootRule(polar.POLYNOMIALS[8], roots.RESIDUAL_BOUND), Turn(1, 2))
     assert torch.equal(ours, same)
     assert torch.equal(side.root_stats, stats)
+
+
+def sides_on_a_gpu(*blocks_and_sides: tuple[int, int]) -> list[RootSide]:
+    """As much of them as the choice of kernels looks at."""
+    return [
+        RootSide(
+            Side(torch.empty(0, d, d), torch.empty(0), torch.empty(0)),
+            torch.empty(0),
+            cast(Tensor, _Active([True] * blocks)),
+            1,
+        )
+        for blocks, d in blocks_and_sides
+    ]
+
+
+class _Active(list[bool]):
+    device = torch.device("cuda", 0)
+    is_cuda = True
+
+
+@pytest.mark.parametrize(
+    ("blocks", "turns", "kilobytes", "precision", "longest"),
+    [
+        (40, 1, 227, "bf16x3", 1024),
+        (33, 1, 227, "bf16x3", 1024),
+        (32, 1, 227, "bf16x3", 256),
+        (330, 10, 227, "bf16x3", 1024),
+        (320, 10, 227, "bf16x3", 256),
+        (40, 1, 99, "bf16x3", 1024),
+        (40, 1, 163, "tf32x3", 128),
+        (40, 1, 99, "tf32x3", 64),
+        (40, 1, 64, "fp32", 0),
+    ],
+)
+def test_long_roots_are_the_kernels_where_many_are_due(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, turns: int, kilobytes: int, precision: str, longest: int
+) -> None:
+    """A quarter of 132 multiprocessors; torch's products have the whole GPU for each."""
+    gpu = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    sides = sides_on_a_gpu((1000, 128), (blocks, 300), (1000, 2000))
+    assert native._longest_root_side(sides, precision, turns) == longest
+
+
+@pytest.mark.parametrize(("reason", "by_kernels"), [(None, True), ("not built", False)])
+def test_triton_has_the_native_kernels_make_roots(
+    monkeypatch: pytest.MonkeyPatch, reason: str | None, by_kernels: bool
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(native, "available", lambda device: reason)
+    monkeypatch.setattr(native, "polar_roots_", lambda *given: made.append("native"))
+    monkeypatch.setattr(polar, "polar_roots_", lambda *given: made.append("torch"))
+    rule = RootRule(polar.POLYNOMIALS[8], roots.RESIDUAL_BOUND)
+    triton.polar_roots_(sides_on_a_gpu((4, 300)), rule, Turn())
+    triton.polar_roots_([], rule, Turn())
+    assert made == ["native" if by_kernels else "torch", "torch"]

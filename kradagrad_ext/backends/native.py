@@ -189,21 +189,31 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return roots, residuals
 
 
-def _longest_root_side(device: torch.device, precision: str) -> int:
-    """Of factors that the kernels of a device root, by the shared memory of a CTA; 0 on a CPU."""
+_LONG_SIDE = 256
+"""Beyond it a root takes one CTA so long that torch's products, which have the GPU for each, are done with a
+quarter as many roots as there are multiprocessors: fewer are torch's."""
+
+
+def _longest_root_side(sides: Sequence[RootSide], precision: str, turns: int) -> int:
+    """Of factors that kernels root, by the shared memory of a CTA and how many are due; 0 on a CPU."""
+    device = sides[0].active.device
     if device.type != "cuda":
         return 0
     properties = torch.cuda.get_device_properties(device)
     kilobytes = properties.shared_memory_per_block_optin >> 10  # type: ignore[attr-defined]  # torch's stub lacks it
-    sides = ((97, 1024),) if precision == "bf16x3" else ((137, 128), (73, 64))
-    return next((side for least, side in sides if kilobytes >= least), 0)
+    known = ((97, 1024),) if precision == "bf16x3" else ((137, 128), (73, 64))
+    longest = next((side for least, side in known if kilobytes >= least), 0)
+    long = sum(
+        -(-len(of.active) // turns) for of in sides if _LONG_SIDE < of.side.factor.shape[-1] <= longest
+    )
+    return longest if 4 * long >= properties.multi_processor_count else min(longest, _LONG_SIDE)
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`; torch's products on a CPU, and for longer sides than kernels take."""
     rooted: list[RootSide] = []
     others: list[RootSide] = []
-    longest = _longest_root_side(sides[0].active.device, rule.precision) if sides else 0
+    longest = _longest_root_side(sides, rule.precision, turn.turns) if sides else 0
     for of in sides:
         (rooted if of.side.factor.shape[-1] <= longest else others).append(of)
     polar.polar_roots_(others, rule, turn)

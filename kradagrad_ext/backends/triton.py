@@ -74,9 +74,9 @@ def _gpu_reason(device: torch.device) -> str | None:
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-    """See `Backend.polar_roots_`."""
-    devices = {of.active.device for of in sides if of.active.is_cuda}
-    by_kernels = bool(devices) and all(native.available(own) is None for own in devices)
+    """See `Backend.polar_roots_`; all sides are on one device."""
+    on_gpu = bool(sides) and sides[0].active.is_cuda
+    by_kernels = on_gpu and native.available(sides[0].active.device) is None
     (native if by_kernels else polar).polar_roots_(sides, rule, turn)
 
 

@@ -58,7 +58,7 @@ def root_side(d: int, precision: str) -> int | None:
 
 
 def product_tile(precision: str) -> int:
-    """Side of the CTA tiles of products of blocks with longer sides (kProductTile)."""
+    """Side of the CTA tiles of products of blocks with longer sides."""
     return 64 if precision == "tf32x3" else 128
 
 
@@ -162,10 +162,16 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
 
 
 def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
-    """Bytes, executed and least flops of one block by a kernel, which pads it to its side."""
+    """Bytes, executed and least flops of one block by a kernel, which pads it to its side.
+
+    Matrices of long sides are larger than an L2 in all: both operands are read for every tile of a product.
+    """
     products, extra = _of_root(2, "polar", config.root_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
-    return (FLOAT + _root_bytes(config)) * d**2, TERMS[config.precision] * flops * side**3, flops * d**3
+    size = float((FLOAT + _root_bytes(config)) * d**2)
+    if side > WIDE_SIDE:
+        size += (3 * config.root_steps + 3) * 2 * FLOAT * side**3 / (WIDE_SIDE // 2)
+    return size, TERMS[config.precision] * flops * side**3, flops * d**3
 
 
 def _root_of_torch(d: int, p: int, method: str, steps: int) -> tuple[float, float, float]:

@@ -126,13 +126,15 @@ def in_turns(side: int) -> list[square_root.BlockGroup]:
 
 
 @pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("refine", [2, pytest.param(1, marks=slow), pytest.param(3, marks=slow)])
 @pytest.mark.parametrize("side", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
-def test_one_sm_takes_all_blocks_in_turns(side: int, coupled: bool) -> None:
+def test_one_sm_takes_all_blocks_in_turns(side: int, refine: int, coupled: bool) -> None:
     """With the same bits as many, which take one each."""
-    call = given(in_turns(side), replace(RULE, coupled=coupled))
+    call = given(in_turns(side), replace(RULE, coupled=coupled, refine=refine))
     call.scales[[0, 1, 6, 7, 8, 19]] = 0
     one, many = Executor(seed=3), Executor()
     one.multiprocessors, many.multiprocessors = 1, 100
+    one.shared_limit = many.shared_limit = 227 << 10
     ours, same = check(call, one), square_root.run(many, copied(call))
     for (_, few, *_), (_, all_at_once, *_) in zip(one.planned, many.planned, strict=True):
         assert 4 * few < all_at_once
@@ -280,6 +282,29 @@ def test_launches_of_resident_kernels() -> None:
         assert kernels(RULE, shapes, precondition=False) == updates
         assert kernels(RULE, shapes, update=False) == products
     assert kernels(RULE, [(0, 200)]) == {"resident_precondition_64": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "multiprocessors", "updates", "products"),
+    [
+        ((128, 128), "bf16x3", 4, 4, 4),
+        ((128, 16), "bf16x3", 4, 3, 4),
+        ((16, 128), "bf16x3", 5, 5, 5),
+        ((64, 8), "bf16x3", 4, 8, 8),
+        ((64, 8), "tf32x3", 4, 4, 4),
+        ((8, 200), "bf16x3", 4, 3, 4),
+    ],
+    ids=str,
+)
+def test_ctas_fill_a_gpu_and_take_both_sides(
+    shape: tuple[int, int], precision: str, multiprocessors: int, updates: int, products: int
+) -> None:
+    """The sides of a block are neighbours: an even number of CTAs would take left or right ones alone."""
+    planner = Planner()
+    planner.multiprocessors = multiprocessors
+    square_root.run(planner, given([group(40, shape)], replace(RULE, precision=precision)))
+    ctas = [count for _, count, *_ in planner.planned]
+    assert ctas == [updates, products]
 
 
 def test_shared_memory_decides_which_blocks_are_resident() -> None:

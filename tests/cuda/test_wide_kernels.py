@@ -90,6 +90,16 @@ def test_roots_of_longer_sides(d: int) -> None:
         assert (side.root_stats[:, 0] == 0).all()
 
 
+@slow
+def test_longer_sides_in_turns() -> None:
+    """One SM makes roots of sides of several lengths one after another, to the accuracy of others."""
+    executor, sides = Executor(), [root_side(1, 300), root_side(2, 260)]
+    executor.multiprocessors = 1
+    executor.polar_roots_(sides, RootRule(polar.POLYNOMIALS[8], BOUND), Turn())
+    assert [ctas for _, ctas, *_ in executor.planned] == [1]
+    assert max(map(error, sides)) < precision_atol("bf16x3", 2)
+
+
 def test_memory_of_wide_roots_is_bounded() -> None:
     """At 1024 a side 20 MB a CTA, of 2 GB in all."""
 

@@ -15,7 +15,7 @@ WHOLE_BLOCKS = {
     f"resident_{half}_{side}_bf16x3": 1 for half in ("update", "precondition") for side in (64, 128)
 }
 WHOLE_BLOCKS |= {f"resident_root_{side}_bf16x3": 1 for side in (64, 96, 128)}
-WHOLE_BLOCKS |= {"wide_update": 1, "wide_precondition": 1, "wide_root": 2}  # and for sides of up to 512
+WHOLE_BLOCKS |= {f"wide_{half}": 1 for half in ("update", "precondition", "root")}
 GROUPED = {
     "gradient_norms": 1,
     "start_sides": 1,

@@ -77,8 +77,8 @@ struct SplitFragment : Bf16Terms {
 // alike.
 struct Tf32Fragment {
   using Format = FloatTiles;
-  float term[2][2]
-            [4];  // term, half of k; of A rows g, g + 8 of either k, of B both k of row g, then of g + 8
+  // Term, half of k; of A rows g, g + 8 of either k, of B both k of row g, then of g + 8.
+  float term[2][2][4];
 
   template <bool kOfB, Order kOrder>
   __device__ __forceinline__ void read(TileRead<kOrder> tile, Lane lane) {

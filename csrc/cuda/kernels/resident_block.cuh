@@ -74,8 +74,8 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
   }
 }
 
-// The work items of a team, in shared memory: the one that it works on and the one after. A team takes every
-// so many of a launch; one of its warps finds the next while the others multiply, so that its matrices can be
+// The work items of a team, in shared memory: the one that it works on and the one after. A team takes items
+// i, i + step, ...; one of its warps finds the next while the others multiply, so that its matrices can be
 // asked for before the current one ends.
 template <int kTiles, class Item>
 class Items {

@@ -57,7 +57,7 @@ constexpr int kResidentThreads = 256;
 KRADAGRAD_HOST_DEVICE constexpr int teams_of(int tiles) { return tiles > 6 ? 1 : 2; }
 
 // A team's tiles of 1 KB: the place of a matrix, and a second one, which may have to hold symmetric matrices,
-// lower tiles each. They take an even number, as a team of two fills it.
+// lower tiles each, rounded up to even: a team of four warps stages two tiles at a time.
 KRADAGRAD_HOST_DEVICE constexpr int first_place(int tiles) { return tiles * tiles; }
 KRADAGRAD_HOST_DEVICE constexpr int symmetric_tiles(int tiles) {
   return (tiles * (tiles + 1) / 2 + 1) / 2 * 2;
@@ -72,9 +72,6 @@ constexpr int symmetric_matrices(int refine) { return refine > 2 ? 3 : 2; }
 
 // Of a product of two roots and a direction.
 constexpr int kProductRoots = 2;
-
-// CTAs that an SM holds, for their shared memory and registers.
-constexpr int ctas_of_sm(int tiles) { return tiles > 4 ? 1 : 2; }
 
 // Bytes of dynamic shared memory of a CTA.
 constexpr int32_t resident_shared(int tiles, int places) { return teams_of(tiles) * places * 1024; }

@@ -183,7 +183,7 @@ struct StagedMatrix {
   // its tiles all are, and nothing is tested.
   template <class Element, class Use>
   __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) const {
-    if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kTestless) {
+    if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kFillsGrid) {
       visit<Element>(from, [&](auto i, const Element* at, bool) { use(i, at, true); });
     } else {
       visit<Element>(from, use);
@@ -191,7 +191,7 @@ struct StagedMatrix {
   }
 
   // A place below the grid is outside of every matrix.
-  static constexpr bool kTestless = Grid::kCount % kTilesAtOnce == 0;
+  static constexpr bool kFillsGrid = Grid::kCount % kTilesAtOnce == 0;
 
   template <class Element, class Use>
   __device__ __forceinline__ void visit(const Matrix& from, const Use& use) const {

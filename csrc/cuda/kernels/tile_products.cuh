@@ -7,13 +7,17 @@
 // Symmetric products: the lower tiles alone. The four schedulers of an SM, each of which serves every fourth
 // warp, get the same number of tiles. The digit tells which warp:
 //
-//   kTiles = 8   row 0   0                      kTiles = 6   row 0   0              kTiles = 4   row 0   0
-//                row 1   0 0                                 row 1   0 0                         row 1   0 0
-//                row 2   1 0 1                               row 2   1 0 1                       row 2   2 3
-//                1 row 3   1 0 1 1                             row 3   1 0 1 1                     row 3   2
-//                3 1 1 row 4   4 4 2 7 2                           row 4   2 3 3 3 2 row 5   4 4 2 7 2 2 row
-//                5   2 3 3 3 2 2 row 6   5 5 3 7 6 6 3 row 7   5 5 3 7 6 6 3 3
-//   tiles of warps 0 to 3, 4 to 7:  5, 4                     5 5 5 6                         3 3 2 2
+// clang-format off
+//   kTiles = 8   0                     kTiles = 6   0                kTiles = 4   0
+//                0 0                                0 0                           0 0
+//                1 0 1                              1 0 1                         2 3 1
+//                1 0 1 1                            1 0 1 1                       2 3 1 1
+//                4 4 2 7 2                          2 3 3 3 2
+//                4 4 2 7 2 2                        2 3 3 3 2 2
+//                5 5 3 7 6 6 3
+//                5 5 3 7 6 6 3 3
+//   tiles of warps 0 to 3, 4 to 7:  5, 4              5 5 5 6                       3 3 2 2
+// clang-format on
 //
 // Where two teams share a CTA, the second counts its warps from the other end.
 #pragma once
@@ -64,7 +68,7 @@ __device__ __forceinline__ Position position_of_pair(int tile_row, int tile_col,
 template <int kRows, int kCols, bool kOfA>
 struct Rectangle {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
-  static constexpr int kAtOnce = kRows % 2 == 0 ? 2 : kRows;  // the registers of all four are not there
+  static constexpr int kAtOnce = kRows % 2 == 0 ? 2 : kRows;  // there are not registers for all four
   static constexpr int kChanging = kOfA ? kRows : kCols, kTogether = kChanging % 2 == 0 ? 2 : 1;
   static constexpr int kRanks = kChanging / kTogether;
   static constexpr __device__ Slot slot(int s) { return {s / kCols, s % kCols}; }

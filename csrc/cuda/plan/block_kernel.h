@@ -31,17 +31,32 @@ inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precisio
   return 0;
 }
 
+// CTAs that take so many turns. Where long and short ones alternate, as those of a long block's two sides do,
+// their number is odd: with an even one every CTA would get one kind alone.
+inline int64_t ctas_for(int64_t turns, int64_t most, bool alternate) {
+  if (turns <= most) return turns;
+  return alternate && most % 2 == 0 ? most - 1 : most;
+}
+
+// CTAs that an SM holds, for their shared memory, which is that of one CTA and its own kilobyte, and for the
+// registers of their kernels' launch bounds.
+inline int64_t ctas_of_sm(int32_t tiles, Precision precision, int32_t shared, const Gpu& gpu) {
+  const int32_t by_registers = tiles > 4 || precision == Precision::kTf32x3 ? 1 : 2;
+  return std::clamp((gpu.shared + kStaticShared) / (shared + kStaticShared), 1, by_registers);
+}
+
 // As many CTAs as run at the same time, whose teams take the work items of `parameters` in turns. Sets its
 // places.
 template <class Parameters>
 void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, int32_t side,
-                     Precision precision, int32_t symmetric_matrices, Parameters parameters) {
+                     Precision precision, int32_t symmetric_matrices, bool alternate, Parameters parameters) {
   const int32_t tiles = side / kTile, teams = teams_of(tiles);
-  const int64_t most = int64_t{gpu.multiprocessors} * ctas_of_sm(tiles);
   parameters.places = places_of(tiles, symmetric_matrices);
+  const int32_t shared = resident_shared(tiles, parameters.places);
+  const int64_t turns = (parameters.items + teams - 1) / teams;
+  const int64_t most = gpu.multiprocessors * ctas_of_sm(tiles, precision, shared, gpu);
   planner.launch("resident_" + op + "_" + std::to_string(side) + "_" + name_of(precision),
-                 std::min(most, (parameters.items + teams - 1) / teams), kResidentThreads,
-                 resident_shared(tiles, parameters.places), parameters);
+                 ctas_for(turns, most, alternate && teams == 1), kResidentThreads, shared, parameters);
 }
 
 // Memory that the matrices of a launch may take: at 1024 a side 20 MB a CTA.
@@ -51,9 +66,10 @@ constexpr int64_t kMostWideScratch = int64_t{2} << 30;
 // make(scratch): the kernel's parameters.
 template <class Make>
 void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, int64_t items, int32_t tiles,
-                 const Make& make) {
+                 bool alternate, const Make& make) {
   const int64_t mark = planner.mark(), bytes = kWideMatrices * wide_bytes(tiles);
-  const int64_t ctas = std::min({items, int64_t{gpu.multiprocessors}, kMostWideScratch / bytes});
+  const int64_t most = std::min<int64_t>(gpu.multiprocessors, kMostWideScratch / bytes);
+  const int64_t ctas = ctas_for(items, most, alternate);
   float* const scratch = planner.floats(ctas * bytes / static_cast<int64_t>(sizeof(float)));
   planner.launch("wide_" + op, ctas, kResidentThreads, kWideShared, make(reinterpret_cast<char*>(scratch)));
   planner.release(mark);

@@ -31,13 +31,13 @@ class ResidentPlan {
     const View* const views = planner_.add(views_.all());
     if (!updates_.empty()) {
       const auto count = static_cast<int32_t>(updates_.size());
-      launch<WideUpdate>("update", symmetric_matrices(inputs_.rule.refine),
+      launch<WideUpdate>("update", symmetric_matrices(inputs_.rule.refine), uneven_,
                          ResidentUpdate{planner_.add(updates_), views, count, 0, update_items_, inputs_.rule,
                                         inputs_.scales});
     }
     if (!products_.empty()) {
       const auto count = static_cast<int32_t>(products_.size());
-      launch<WidePrecondition>("precondition", kProductRoots,
+      launch<WidePrecondition>("precondition", kProductRoots, false,
                                ResidentPrecondition{planner_.add(products_), views, count, 0, product_items_,
                                                     inputs_.scales, inputs_.norms});
     }
@@ -62,6 +62,7 @@ class ResidentPlan {
       if (inputs_.rule.coupled) side.other_root = views_.add({right ? in.left_root : in.right_root});
     }
     update_items_ += in.blocks * group.sides;
+    uneven_ = uneven_ || (group.sides == 2 && in.m != in.n);
     updates_.push_back(group);
   }
 
@@ -74,12 +75,14 @@ class ResidentPlan {
   }
 
   template <class WideParameters, class Parameters>
-  void launch(const std::string& op, int32_t symmetric_matrices, const Parameters& parameters) {
+  void launch(const std::string& op, int32_t symmetric_matrices, bool alternate,
+              const Parameters& parameters) {
     if (side_ == kWideSide) {
-      launch_wide(planner_, op, inputs_.gpu, parameters.items, kWideTiles,
+      launch_wide(planner_, op, inputs_.gpu, parameters.items, kWideTiles, alternate,
                   [&](char* scratch) { return WideParameters{parameters, scratch}; });
     } else {
-      launch_resident(planner_, op, inputs_.gpu, side_, inputs_.precision, symmetric_matrices, parameters);
+      launch_resident(planner_, op, inputs_.gpu, side_, inputs_.precision, symmetric_matrices, alternate,
+                      parameters);
     }
   }
 
@@ -90,6 +93,7 @@ class ResidentPlan {
   std::vector<ResidentUpdateGroup> updates_;
   std::vector<ResidentProductGroup> products_;
   int64_t update_items_ = 0, product_items_ = 0;
+  bool uneven_ = false;  // whether sides of some blocks differ
 };
 
 }  // namespace

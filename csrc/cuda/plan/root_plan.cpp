@@ -7,8 +7,7 @@ namespace {
 
 constexpr int32_t kSymmetricMatrices = 2;  // G, and the polynomial of it
 
-// The longest sides that launches are made for; beyond that of wide blocks of the same kernel, whose matrices
-// are larger.
+// Launches are made by side. Above 256 the wide kernel serves 512 and 1024, with larger matrices.
 constexpr int32_t kRootSides[] = {64, kMiddleSide, kResidentSide, kWideSide, 512, 1024};
 
 // The least of them that takes factors [d, d], or 0.
@@ -41,10 +40,11 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
                                  inputs.counter};
   if (side >= kWideSide) {
     const int32_t tiles = side / kTile;
-    launch_wide(planner, "root", inputs.gpu, items, tiles,
+    launch_wide(planner, "root", inputs.gpu, items, tiles, false,
                 [&](char* scratch) { return WideRoots{parameters, scratch, tiles}; });
   } else {
-    launch_resident(planner, "root", inputs.gpu, side, inputs.precision, kSymmetricMatrices, parameters);
+    launch_resident(planner, "root", inputs.gpu, side, inputs.precision, kSymmetricMatrices, false,
+                    parameters);
   }
 }
 

@@ -19,7 +19,7 @@ def memory(name: str, old: str, new: str, layer: str = "values") -> Fault:
 
 
 INSIDE = "at.row * kTile + within.row < from.rows && at.col * kTile + within.col < from.cols;"
-FULL = "if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kTestless) {"
+FULL = "if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kFillsGrid) {"
 REGISTERS = "    } else if (from.bf16) {\n      read_aligned"
 UNPACKED = "    } else if (from.bf16) {\n#pragma"
 COPIED = "      if (from.bf16) {\n        copy_aligned"
@@ -56,12 +56,12 @@ EDGES = [
         FULL.replace(" && from.cols == kTiles * kTile", ""),
         "bounds",
     ),
-    staged(UPDATE, "ragged matrices taken for full ones", FULL, "if (kTestless) {", "bounds"),
+    staged(UPDATE, "ragged matrices taken for full ones", FULL, "if (kFillsGrid) {", "bounds"),
     staged(
         PRECONDITION_96,
         "a place below the grid is in a full matrix",
         FULL,
-        FULL.replace(" && kTestless", ""),
+        FULL.replace(" && kFillsGrid", ""),
         "bounds",
     ),
     staged(
