@@ -144,7 +144,8 @@ def contenders(count: int, block_size: int) -> Iterator[Contender]:
 
     def ours(own: Made) -> KrADagrad:
         group = dist.group.WORLD if dist.is_initialized() else None
-        return KrADagrad(own, block_size=block_size, backend="idle", process_group=group)
+        of_a_gpu = {"factor_update": "products", "root_method": "polar"}
+        return KrADagrad(own, block_size=block_size, backend="idle", process_group=group, **of_a_gpu)
 
     yield _started("AdamW(foreach=True)", parameters(count), lambda own: torch.optim.AdamW(own, foreach=True))
     yield _started("KrADagrad, local engine", parameters(count), ours)

@@ -29,6 +29,10 @@ def parameter_step_(*_: object) -> None:
     """Nothing."""
 
 
+def polar_roots_(*_: object) -> None:
+    """Nothing."""
+
+
 def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     """The factors as their roots, with residuals of 0."""
     return factors, torch.zeros_like(factors[:, 0, 0])
