@@ -16,6 +16,7 @@ from itertools import product
 import torch
 from gpu_counts import Executor, square_root
 from gpu_evidence import table
+from kernel_costs import SHARED_BYTES
 
 from kradagrad_ext.backends import square_root as reference
 
@@ -27,7 +28,7 @@ Shapes = Sequence[tuple[int, int]]
 class LargeExecutor(Executor):
     """A GPU whose CTAs have the shared memory for three symmetric matrices."""
 
-    shared_limit = 227 << 10
+    shared_limit = SHARED_BYTES
 
 
 SMALL: Shapes = ((64, 64), (40, 33), (17, 5))
@@ -40,27 +41,25 @@ ROWS: tuple[tuple[str, Shapes, str, type[Executor]], ...] = (
     ("64", SMALL, "tf32x3", LargeExecutor),
     ("64", SMALL, "fp32", LargeExecutor),
 )
-REFINEMENTS = (1, 2, 3, 4)
+REFINEMENTS = (1, 2, 3)
 FIRST_REFINE = 4
-"""A first gradient is taken with this many steps; its F is a multiple of I before."""
+"""Of an update by a first gradient, before which F is a multiple of I."""
 LAYOUTS = ("contiguous", "grid", "wide_rows")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-Options = tuple[bool, torch.dtype, str]
-
-
-def call(shapes: Shapes, precision: str, refine: int, options: Options) -> square_root.Given:
-    coupled, dtype, layout = options
-    torch.manual_seed(0)
-    groups = [square_root.group(2, shape, layout, view_dtype=dtype) for shape in shapes]
-    if refine == FIRST_REFINE:
-        for side in (side for group in groups for side in (group.left, group.right)):
-            side.statistics.zero_()
-    rule = replace(square_root.RULE, method="products", refine=refine, coupled=coupled, precision=precision)
-    given = square_root.given(groups, rule)
-    given.scales.fill_(1)
-    return given
+def calls(shapes: Shapes, precision: str, refine: int, first: bool = False) -> Iterator[square_root.Given]:
+    """Of one rule, coupled and not, on gradients of both dtypes and every layout."""
+    for coupled, dtype, layout in product((False, True), DTYPES, LAYOUTS):
+        torch.manual_seed(0)
+        groups = [square_root.group(2, shape, layout, view_dtype=dtype) for shape in shapes]
+        if first:
+            for side in (side for group in groups for side in (group.left, group.right)):
+                side.statistics.zero_()
+        options = {"refine": refine, "coupled": coupled, "precision": precision}
+        given = square_root.given(groups, replace(square_root.RULE, method="products", **options))
+        given.scales.fill_(1)
+        yield given
 
 
 def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
@@ -76,23 +75,24 @@ def errors(given: square_root.Given, executor: type[Executor]) -> tuple[float, f
     pairs = list(zip(ours.groups, exact.groups, strict=True))
     factors = [(a.factor, b.factor) for g, h in pairs for a, b in ((g.left, h.left), (g.right, h.right))]
     products = [own for g, h in pairs for own in zip(g.out, h.out, strict=True)]
-    return tuple(max(error(a, b) for a, b in own) for own in (factors, products))
+    return max(error(a, b) for a, b in factors), max(error(a, b) for a, b in products)
 
 
 def row(shapes: Shapes, precision: str, executor: type[Executor]) -> Iterator[str]:
-    worst = {
-        refine: [
-            errors(call(shapes, precision, refine, options), executor)
-            for options in product((False, True), DTYPES, LAYOUTS)
-        ]
-        for refine in REFINEMENTS
-    }
-    most = {refine: max(factor for factor, _ in own) for refine, own in worst.items()}
+    """Of the table: the most of all calls."""
+
+    def most(refine: int, first: bool = False) -> tuple[float, float]:
+        factors, products = zip(
+            *(errors(given, executor) for given in calls(shapes, precision, refine, first)), strict=True
+        )
+        return max(factors), max(products)
+
+    worst, started = [most(refine) for refine in REFINEMENTS], most(FIRST_REFINE, first=True)
     yield ", ".join(f"{m} x {n}" if m != n else f"{m}" for m, n in shapes)
     yield f"`{precision}`"
-    yield ", ".join(f"{most[refine]:.1e}" for refine in REFINEMENTS if refine != FIRST_REFINE)
-    yield f"{most[FIRST_REFINE]:.1e}"
-    yield f"{max(v for own in worst.values() for _, v in own):.1e}"
+    yield ", ".join(f"{factor:.1e}" for factor, _ in worst)
+    yield f"{started[0]:.1e}"
+    yield f"{max(v for _, v in [*worst, started]):.1e}"
 
 
 def main() -> None:

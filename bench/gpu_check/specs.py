@@ -138,7 +138,7 @@ BETWEEN_PRODUCTS = (
     kron(*LARGEST, what="stored", layout="ragged"),
 )
 
-GROUPED = {"64_tf32x3": LARGE, "128_bf16x3": LARGEST, "128_fp32": LARGE}
+GROUPED = {(64, "tf32x3"): LARGE, (128, "bf16x3"): LARGEST, (128, "fp32"): LARGE}
 """Blocks of grouped products, by the side of their tiles and the precision; of at most 256 a side, bf16x3 has
 wide kernels."""
 
@@ -153,11 +153,11 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "wide_precondition": _products(LARGE, "bf16x3"),
     "wide_root": _roots((*LARGE, *LARGEST), "bf16x3"),
     **{
-        f"square_root_product_{kind}": (
-            *_updates(blocks, kind.partition("_")[2]),
-            *_products(blocks, kind.partition("_")[2]),
+        f"square_root_product_{tile}_{precision}": (
+            *_updates(blocks, precision),
+            *_products(blocks, precision),
         )
-        for kind, blocks in GROUPED.items()
+        for (tile, precision), blocks in GROUPED.items()
     },
     "gradient_norms": BETWEEN_PRODUCTS,
     "start_sides": UPDATES,
