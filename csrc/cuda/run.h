@@ -3,7 +3,7 @@
 
 #include "../checks.h"
 #include "plan/batch.h"
-#include "plan/block_kernel.h"
+#include "plan/gpu.h"
 #include "plan/launch.h"
 
 namespace kradagrad::cuda {

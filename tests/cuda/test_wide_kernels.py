@@ -101,7 +101,7 @@ def test_longer_sides_in_turns() -> None:
 
 
 def test_memory_of_wide_roots_is_bounded() -> None:
-    """At 1024 a side 20 MB a CTA, of 2 GB in all."""
+    """At 1024 a side 16 MB a CTA, of 2 GB in all."""
 
     def untouched(blocks: int, d: int) -> RootSide:
         side = Side(*(torch.empty(blocks, *shape) for shape in ((d, d), (4,), (d, d))))
@@ -110,8 +110,8 @@ def test_memory_of_wide_roots_is_bounded() -> None:
     planner = Planner()
     planner.multiprocessors = 200
     rule = RootRule(polar.POLYNOMIALS[8], BOUND)
-    planner.polar_roots_([untouched(300, 257), untouched(110, 513)], rule, Turn())
-    assert [(name, ctas) for name, ctas, *_ in planner.planned] == [("wide_root", 200), ("wide_root", 102)]
+    planner.polar_roots_([untouched(300, 257), untouched(140, 513)], rule, Turn())
+    assert [(name, ctas) for name, ctas, *_ in planner.planned] == [("wide_root", 200), ("wide_root", 128)]
 
 
 def test_a_bad_factor_keeps_its_root_and_turns_are_taken() -> None:

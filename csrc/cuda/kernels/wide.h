@@ -8,26 +8,28 @@
 
 namespace kradagrad::cuda {
 
-constexpr int kWideTiles = 16;    // a side of an update's and a product's matrices, of 16 elements each
-constexpr int kWideMatrices = 5;  // of a CTA
-constexpr int kWideStages = 3;    // of shared memory, 32 KB each
+constexpr int kWideTiles = 16;  // a side of an update's and a product's matrices, of 16 elements each
+constexpr int kWideStages = 3;  // of shared memory, 32 KB each
 constexpr int32_t kWideShared = kWideStages * 2 * 16 * 1024;
 
 // Of a matrix of so many tiles a side.
 KRADAGRAD_HOST_DEVICE constexpr int64_t wide_bytes(int64_t tiles) { return tiles * tiles * 1024; }
 
-// CTA i works on items i, i + grid, ... with the matrices from scratch + i kWideMatrices wide_bytes on.
+// CTA i works on items i, i + grid, ... with kMatrices of its own, from scratch + i kMatrices wide_bytes on.
 struct WideUpdate {
+  static constexpr int kMatrices = 5;
   ResidentUpdate update;
   char* scratch;
 };
 
 struct WidePrecondition {
+  static constexpr int kMatrices = 3;
   ResidentPrecondition precondition;
   char* scratch;
 };
 
 struct WideRoots {
+  static constexpr int kMatrices = 4;
   ResidentRoots roots;
   char* scratch;
   int32_t tiles;  // a side

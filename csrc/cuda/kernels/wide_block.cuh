@@ -47,9 +47,9 @@ class WideBlock {
   using Multiply = TensorCores<PlaneFragment>;
   using Product = FullProduct<kHalf, Multiply>;
 
-  // `tiles`: a side of its matrices.
-  __device__ __forceinline__ WideBlock(char* scratch, int tiles)
-      : scratch_(scratch + blockIdx.x * kWideMatrices * wide_bytes(tiles)), tiles_(tiles) {}
+  // Of so many matrices, of `tiles` a side.
+  __device__ __forceinline__ WideBlock(char* scratch, int matrices, int tiles)
+      : scratch_(scratch + blockIdx.x * matrices * wide_bytes(tiles)), tiles_(tiles) {}
 
   __device__ __forceinline__ Grid grid(int i) const { return {scratch_ + i * wide_bytes(tiles_), tiles_}; }
 

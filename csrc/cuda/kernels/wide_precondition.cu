@@ -13,7 +13,7 @@ class WideProduct {
   using Product = WideBlock::Product;
 
   __device__ __forceinline__ WideProduct(const WidePrecondition& in, const ProductItem& item)
-      : wide_(in.scratch, kWideTiles), item_(item) {}
+      : wide_(in.scratch, WidePrecondition::kMatrices, kWideTiles), item_(item) {}
 
   // |V|^2, for every thread.
   __device__ __forceinline__ float run() {

@@ -14,7 +14,7 @@ class WideRoot {
   using Product = WideBlock::Product;
 
   __device__ __forceinline__ WideRoot(const WideRoots& in, RootItem& item)
-      : in_(in.roots), wide_(in.scratch, in.tiles), item_(item) {}
+      : in_(in.roots), wide_(in.scratch, WideRoots::kMatrices, in.tiles), item_(item) {}
 
   __device__ __forceinline__ void run() {
     int q = 0, next = 3;

@@ -23,7 +23,7 @@ class WideSideUpdate {
   using Product = WideBlock::Product;
 
   __device__ __forceinline__ WideSideUpdate(const WideUpdate& in, SideItem& item)
-      : in_(in.update), wide_(in.scratch, kWideTiles), item_(item) {}
+      : in_(in.update), wide_(in.scratch, WideUpdate::kMatrices, kWideTiles), item_(item) {}
 
   __device__ __forceinline__ void run() {
     load_gradient();

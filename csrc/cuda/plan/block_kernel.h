@@ -59,7 +59,7 @@ void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, in
                  ctas_for(turns, most, alternate && teams == 1), kResidentThreads, shared, parameters);
 }
 
-// Memory that the matrices of a launch may take: at 1024 a side 20 MB a CTA.
+// Memory that the matrices of a launch may take: those of a root of 1024 a side take 16 MB.
 constexpr int64_t kMostWideScratch = int64_t{2} << 30;
 
 // The same, each with matrices of its own of `tiles` a side, in memory that is free again afterwards;
@@ -67,7 +67,8 @@ constexpr int64_t kMostWideScratch = int64_t{2} << 30;
 template <class Make>
 void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, int64_t items, int32_t tiles,
                  bool alternate, const Make& make) {
-  const int64_t mark = planner.mark(), bytes = kWideMatrices * wide_bytes(tiles);
+  constexpr int kMatrices = decltype(make(nullptr))::kMatrices;
+  const int64_t mark = planner.mark(), bytes = kMatrices * wide_bytes(tiles);
   const int64_t most = std::min<int64_t>(gpu.multiprocessors, kMostWideScratch / bytes);
   const int64_t ctas = ctas_for(items, most, alternate);
   float* const scratch = planner.floats(ctas * bytes / static_cast<int64_t>(sizeof(float)));

@@ -64,12 +64,12 @@ BARRIERS = [
 ]
 
 BLOCKS = [
-    block(ROOT, "the memory of CTAs is one", " + blockIdx.x * kWideMatrices * wide_bytes(tiles)", "", "race"),
+    block(ROOT, "the memory of CTAs is one", " + blockIdx.x * matrices * wide_bytes(tiles)", "", "race"),
     block(
         ROOT,
         "the memory of CTAs overlaps by a matrix",
-        "blockIdx.x * kWideMatrices *",
-        "blockIdx.x * (kWideMatrices - 2) *",
+        "blockIdx.x * matrices *",
+        "blockIdx.x * (matrices - 1) *",
         "race",
     ),
     block(ROOT, "no wait in the pipeline", "      copy_async_wait<kWideStages - 2>();\n", "", "in-flight"),

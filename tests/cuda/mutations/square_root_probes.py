@@ -142,9 +142,11 @@ def one_side() -> OneSideProbe:
 
 
 class TurnsExecutor(Executor):
-    """On a GPU of one multiprocessor, whose two CTAs take several work items each, of either kind."""
+    """On a GPU of one multiprocessor, whose shared memory holds two CTAs of small blocks, or one of any other:
+    they take several work items each, of either kind."""
 
     multiprocessors = 1
+    shared_limit = 227 << 10
 
 
 def grouped() -> list[SquareRootProbe]:
@@ -180,12 +182,6 @@ def resident() -> list[SquareRootProbe]:
     ]
 
 
-class LargeExecutor(TurnsExecutor):
-    """The same, whose CTAs may have the shared memory for three symmetric matrices of every side."""
-
-    shared_limit = 227 << 10
-
-
 def long(side: int) -> list[SquareRootProbe]:
     """Blocks with one long side, whose last tile is ragged or full, each way round; one without a gradient,
     after which others follow."""
@@ -194,7 +190,7 @@ def long(side: int) -> list[SquareRootProbe]:
         groups = [group(3, (side - 3, 9), "grid"), group(2, (20, side), view_dtype=torch.bfloat16)]
         groups[0].grads[0][0, 1] = 0
         calls[name] = given(groups, rule)
-    return [SquareRootProbe(name, call, LargeExecutor) for name, call in calls.items()]
+    return [SquareRootProbe(name, call, TurnsExecutor) for name, call in calls.items()]
 
 
 def wide() -> list[SquareRootProbe]:
