@@ -14,7 +14,7 @@ from kradagrad_ext.cost.blocks import (
     FLOAT,
     KINDS,
     RESIDENT_SIDES,
-    WIDE_SIDE,
+    WHOLE_SIDE,
     kernel_name,
     kernel_side,
     product_tile,
@@ -24,7 +24,7 @@ from kradagrad_ext.plan import iteration_products
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
-WIDE_TILE = WIDE_SIDE // 2  # of C
+WIDE_TILE = WHOLE_SIDE // 2  # of C
 STATIC_BYTES = 1024  # kStaticShared
 SPLITS = {"bf16x3": 2, "tf32x3": 2, "fp32": 1}
 """Terms of an operand."""

@@ -84,11 +84,11 @@ class Clock:
         """Whether factors of active blocks may stay on a step on which `factors_due`."""
         return self.counter is not None and config.factor_every > 1
 
-    def factors_due_on_device(self, config: Config) -> Tensor | bool:
-        """Whether factors are updated, where the host does not know."""
+    def of_due(self, scales: Tensor, config: Config) -> Tensor:
+        """Scales of blocks, on a step on which `factors_due`; 0 where their factors stay after all."""
         if self.counter is None or config.factor_every == 1:
-            return True
-        return self.counter % config.factor_every == 0
+            return scales
+        return scales * (self.counter % config.factor_every == 0)
 
     def preconditions_on_device(self, config: Config) -> Tensor | bool:
         """Whether preconditioned updates are taken."""

@@ -61,10 +61,10 @@ def second_moment_rule(config: Config) -> tuple[float, float]:
 
 
 def _bias_correction(beta: float, steps: Tensor) -> Tensor:
-    """1 - beta^steps without cancellation in float32; 1 for beta = 0 and for a parameter not yet seen."""
+    """1 / (1 - beta^steps) without cancellation in float32; 1 for beta = 0.  `steps`: at least 1."""
     if beta == 0:
         return torch.ones_like(steps)
-    return -torch.expm1(steps.clamp_min(1) * math.log(beta))
+    return (steps * math.log(beta)).expm1_().reciprocal_().neg_()
 
 
 @dataclass(frozen=True)
@@ -102,34 +102,33 @@ def observe_(
     column = scalars.unbind(1)
     finite = gradient_norms < math.inf
     active = present & finite
-    rms, usual = (gradient_norms / numel).sqrt(), column[USUAL].clone()
-    largest = config.spike_limit * usual
-    is_large = active & (usual > 0) & (rms > largest)
+    rms, usual = (gradient_norms / numel).sqrt_(), column[USUAL]
+    largest, is_known = config.spike_limit * usual, usual > 0
+    is_large = active & is_known & (rms > largest)
     is_spike = is_large & (column[IN_A_ROW] < MOST_SPIKES)
-    restarts = is_large & ~is_spike
+    restarts = is_large ^ is_spike
     scales = torch.where(is_spike, usual / rms, 1)
     column[STEPS].add_(active)
     column[SPIKES].add_(is_spike)
-    column[SKIPPED].add_(present & ~finite)
-    in_a_row = torch.where(is_spike, column[IN_A_ROW] + 1, 0)
-    column[IN_A_ROW].copy_(torch.where(active, in_a_row, column[IN_A_ROW]))
-    counted = torch.where(is_spike, largest, rms)  # so that what comes often is a spike no more
+    column[SKIPPED].add_(present ^ active)
+    column[IN_A_ROW].add_(is_spike).masked_fill_(active ^ is_spike, 0)
+    counted = torch.minimum(rms, largest)  # so that what comes often is a spike no more
     mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
-    column[USUAL].copy_(
-        torch.where(active & (rms > 0), torch.where(restarts | (usual == 0), rms, mean), usual)
-    )
+    latest = torch.where(is_known ^ restarts, mean, rms)
+    usual.copy_(torch.where(active & (rms > 0), latest, usual))
     if has_second_moment(config):
         decay, weight = second_moment_rule(config)
-        energy = decay * column[ENERGY] + weight * (scales * rms).square()
+        taken = scales * rms
+        energy = torch.addcmul(decay * column[ENERGY], taken, taken, value=weight)
         column[ENERGY].copy_(torch.where(active, energy, column[ENERGY]))
     return Guard(torch.where(active, scales, 0), restarts)
 
 
-def _share_left(scalars: Tensor, mean_square: Tensor, config: Config) -> Tensor:
-    """1, and less for a momentum that has run out; `mean_square`: of the direction, ``[P]``."""
+def _share_left(scalars: Tensor, rms: Tensor, config: Config) -> Tensor:
+    """1, and less for a momentum that has run out; `rms`: of the direction, ``[P]``."""
     beta1 = config.betas[0]
     noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL]
-    return torch.where(noise > 0, mean_square.sqrt() / noise, 1).clamp_max(1)
+    return torch.where(noise > 0, rms / noise, 1).clamp_max_(1)
 
 
 def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
@@ -138,13 +137,14 @@ def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
     Args:
         scalars: ``[P, 8]``.  scales: ``[P]``, see `Guard`.
     """
-    steps, energy = scalars[:, STEPS], scalars[:, ENERGY]
+    column = scalars.unbind(1)
+    steps = column[STEPS].clamp_min(1)  # of a parameter that is not yet seen, anything finite
     c0 = c1 = torch.ones_like(steps)
     if config.momentum_on == "gradient":
-        c0 = 1 / _bias_correction(config.betas[0], steps + config.nesterov)
+        c0 = _bias_correction(config.betas[0], steps + 1 if config.nesterov else steps)
     if config.graft == "adam":
-        c1 = 1 / _bias_correction(config.betas[1], steps)
-    c2 = config.eps * (c1 * energy).sqrt()
+        c1 = _bias_correction(config.betas[1], steps)
+    c2 = (c1 * column[ENERGY]).sqrt_().mul_(config.eps)
     return torch.stack((c0, c1, c2, scales), 1)
 
 
@@ -170,14 +170,16 @@ def scale_(
     """
     if config.momentum_on == "update":
         coefficients[:, 0] *= coefficients[:, 3]
-    scale = (graft_norms / update_norms).sqrt()
     if config.graft in OWN_LENGTHS:
-        length = RMS_LENGTH * numel.sqrt() * _share_left(scalars, graft_norms / numel, config)
-        scale = coefficients[:, 0].clone() if config.graft == "whitened" else length / update_norms.sqrt()
-        of_graft = torch.where(graft_norms > 0, length / graft_norms.sqrt(), 0)
-        coefficients[:, 0] = coefficients[:, 0] * of_graft
+        rms = (graft_norms / numel).sqrt_()
+        length = RMS_LENGTH * _share_left(scalars, rms, config)
+        whitened = config.graft == "whitened"
+        scale = coefficients[:, 0].clone() if whitened else length / (update_norms / numel).sqrt_()
+        coefficients[:, 0] *= torch.where(rms > 0, length / rms, 0)
+    else:
+        scale = (graft_norms / update_norms).sqrt_()
     sound = preconditioned & (update_norms > 0) & (update_norms < math.inf) & (scale < math.inf)
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
     column = scalars.unbind(1)
-    column[FALLBACKS].add_(preconditioned & ~sound & (graft_norms > 0))
+    column[FALLBACKS].add_((preconditioned ^ sound) & (graft_norms > 0))
     column[RATIO].copy_(torch.where(sound, scale, column[RATIO]))

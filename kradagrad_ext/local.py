@@ -36,7 +36,7 @@ class Roster:
     buckets: list[tuple[Bucket, list[int]]]
     outside: list[int]
 
-    def holds(self, params: list[Tensor], grads: list[Tensor | None], states: list[Any]) -> bool:
+    def holds(self, params: list[Tensor], grads: Sequence[Tensor | None], states: list[Any]) -> bool:
         """Whether the buckets serve these parameters, all that have a gradient, with this state."""
         return (
             list(map(KIND, params)) == self.kinds
@@ -52,6 +52,11 @@ class Roster:
 
 class Local:
     """The buckets of an optimizer, made from its state and made anew where that or a parameter is another."""
+
+    @staticmethod
+    def locals_of(tensors: list[Any]) -> list[Any]:
+        """The tensors, all of which this rank holds."""
+        return tensors
 
     def __init__(self, state: dict[Tensor, Any]) -> None:
         self._state = state

@@ -262,7 +262,6 @@ class KrADagrad(Optimizer):
     def _settings(self) -> list[Settings]:
         """The parameter groups that have a gradient, checked in every respect."""
         found = self._groups()
-        for own in found:
-            own.check_gradients()
+        taken = [own.with_gradients(self._engine.locals_of) for own in found]
         self._engine.check(found)
-        return [own for own in found if any(p.grad is not None for p in own.params)]
+        return [own for own in taken if own is not None]

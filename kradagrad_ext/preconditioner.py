@@ -66,10 +66,6 @@ class BlockGroupStep:
         """The blocks that take part, ``[N]`` bool."""
         return self.scales > 0
 
-    def update_scales(self, config: Config) -> Tensor:
-        """The gradients' scales for an update of factors: 0 for blocks that have none on this step."""
-        return self.scales * self.clock.factors_due_on_device(config)
-
 
 def step(
     states: Sequence[GroupState], config: Config, backends: Sequence[Backend], steps: Sequence[BlockGroupStep]
@@ -101,40 +97,28 @@ def _step_of_matrices(
     states: Sequence[GroupState], config: Config, backend: Backend, steps: Sequence[BlockGroupStep]
 ) -> list[Tensor]:
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
-    now = steps[0]
+    now, in_turns = steps[0], makes_roots_in_turns(states[0], config)
     update, product = now.clock.factors_due(config), now.clock.preconditions(config)
-    turn = now.turn(config, makes_roots_in_turns(states[0], config))
-    norms = states[0].root_stats[0].new_zeros(sum(len(state.root_stats[0]) for state in states))
+    turn = now.turn(config, in_turns)
+    sizes = [len(own.scales) for own in steps]
+    scales = torch.cat([own.scales for own in steps])
+    norms = torch.zeros_like(scales)
+    rule = config.update_rule(norms.device, now.clock.damped_updates(config, in_turns))
+    groups = [
+        BlockGroup(state.side(0), state.side(1), own.grads, own.directions, own.out)
+        for state, own in zip(states, steps, strict=True)
+    ]
     apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.side_stream.is_open
     if update and apart:
-        _kron_step(states, config, backend, steps, norms, update=True, precondition=False)
+        of_due = now.clock.of_due(scales, config)
+        backend.kron_step_(groups, of_due, norms, rule, update=True, precondition=False)
         update = False
     if turn is not None:
-        refresh_roots(states, config, backend, [own.active for own in steps], turn)
+        refresh_roots(states, config, backend, (scales > 0).split_with_sizes(sizes), turn)
     now.side_stream.join()
     if product:
-        _kron_step(states, config, backend, steps, norms, update=update, precondition=True)
-    return list(norms.split_with_sizes([len(state.root_stats[0]) for state in states]))
-
-
-def _kron_step(
-    states: Sequence[GroupState],
-    config: Config,
-    backend: Backend,
-    steps: Sequence[BlockGroupStep],
-    norms: Tensor,
-    *,
-    update: bool,
-    precondition: bool,
-) -> None:
-    groups = [
-        BlockGroup(state.side(0), state.side(1), now.grads, now.directions, now.out)
-        for state, now in zip(states, steps, strict=True)
-    ]
-    scales = torch.cat([now.scales if precondition else now.update_scales(config) for now in steps])
-    damped_updates = steps[0].clock.damped_updates(config, makes_roots_in_turns(states[0], config))
-    rule = config.update_rule(norms.device, damped_updates)
-    backend.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
+        backend.kron_step_(groups, scales, norms, rule, update=update, precondition=True)
+    return list(norms.split_with_sizes(sizes))
 
 
 def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
@@ -146,7 +130,7 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
-            backend.update_factor_(factor, stats, [unfolding], now.update_scales(config), rule)
+            backend.update_factor_(factor, stats, [unfolding], now.clock.of_due(now.scales, config), rule)
     turn = now.turn(config, in_turns)
     if turn is not None:
         refresh_roots([state], config, backend, [now.active], turn)

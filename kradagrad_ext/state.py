@@ -166,7 +166,6 @@ class Bucket:
         momenta, second_moments: P tensors each, or none.
         groups: the batched state of the preconditioned blocks.
         factor_stats, root_stats: of all modes of all groups, ``[sum of N, 4]``, which theirs are views of.
-        block_parameters: for each group ``[N]``, the index of each block's parameter.
         preconditioned: ``[P]`` bool, whether a parameter has blocks.
         norm_index: ``[P, most blocks]`` into the concatenated block norms and one trailing zero.
     """
@@ -206,17 +205,16 @@ class Bucket:
 
     def _index_blocks(self) -> None:
         device = self.like.device
-        self.block_parameters = [
-            torch.tensor([m.parameter for m in group.members for _ in range(m.region.blocks)], device=device)
-            for group in (state.group for state in self.groups)
-        ]
         owners = [
-            owner
-            for state, owner in zip(self.groups, self.block_parameters, strict=True)
-            for _ in state.factors
+            [m.parameter for m in state.group.members for _ in range(m.region.blocks)]
+            for state in self.groups
         ]
-        none = torch.empty(0, dtype=torch.int64, device=device)
-        self._stats_parameters = torch.cat([none, *owners])  # of every row of the statistics
+        self._block_counts = list(map(len, owners))
+        of_rows = [own * len(state.factors) for state, own in zip(self.groups, owners, strict=True)]
+        self._block_parameters, self._stats_parameters = (
+            torch.tensor([*itertools.chain(*each)], dtype=torch.int64, device=device)
+            for each in (owners, of_rows)
+        )
         self.preconditioned = torch.tensor(self._has_blocks, device=device)
         self.norm_index = self._norm_index()
 
@@ -241,15 +239,16 @@ class Bucket:
         padded = [own + [start] * (width - len(own)) for own in blocks]
         return torch.tensor(padded, dtype=torch.int64, device=self.like.device).reshape(len(blocks), width)
 
+    def of_blocks(self, values: Tensor) -> Sequence[Tensor]:
+        """For each group ``[N]``, its blocks' parameters' values, of ``[P]``."""
+        return values[self._block_parameters].split_with_sizes(self._block_counts)
+
     def restart(self, parameters: Tensor) -> None:
         """Let the factors of these parameters, ``[P]`` bool, start anew with the next gradient."""
         held = ~parameters[self._stats_parameters]
-        for stats, column in (
-            (self.factor_stats, WEIGHT),
-            (self.root_stats, WHITENED_MEAN),
-            (self.root_stats, WHITENED_WEIGHT),
-        ):
-            stats.select(1, column).mul_(held)
+        self.factor_stats.select(1, WEIGHT).mul_(held)
+        if self.structure["graft"] == "whitened":
+            self.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(held[:, None])
 
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
         """Squared norm ``[P]`` of every parameter's update from its blocks', in a fixed order."""

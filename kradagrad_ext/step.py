@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,22 +16,27 @@ from .backends import resolve
 from .backends.base import Backend
 from .block_layout import Blocked, Workspace
 from .clock import Clock
-from .config import Config, all_supported, check_lr, check_tensor
+from .config import Config, check_lr, check_tensor, is_supported
 from .side_stream import SideStream
 from .state import Bucket, compute_dtype
 
-KEY = operator.attrgetter("device", "dtype")
-"""What the backend of a parameter depends on."""
+KIND = operator.attrgetter("layout", "dtype", "device")
+"""What decides whether an op takes a gradient, and which backend's."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One parameter group of an optimizer on this step."""
+    """One parameter group of an optimizer on this step.
+
+    Attributes:
+        grads: what this rank holds of the gradients of `params`; none before they are asked for.
+    """
 
     position: int
     group: dict[str, Any]
     config: Config
     clock: Clock
+    grads: Sequence[Tensor | None] = ()
 
     @classmethod
     def of(cls, position: int, group: dict[str, Any], config: Config) -> Settings:
@@ -52,11 +57,6 @@ class Settings:
         return own
 
     @property
-    def grads(self) -> list[Tensor | None]:
-        """The gradients of `params`, as they are now."""
-        return [p.grad for p in self.params]
-
-    @property
     def lr(self) -> float | Tensor:
         own: float | Tensor = self.group["lr"]
         return own
@@ -65,19 +65,26 @@ class Settings:
     def preconditions(self) -> bool:
         return self.clock.preconditions(self.config)
 
-    def check_gradients(self) -> None:
-        """Raise TypeError or ValueError if a gradient, or where it lies, is none that the ops take."""
-        grads = self.grads
+    def with_gradients(self, locals_of: Callable[[list[Any]], list[Any]]) -> Settings | None:
+        """The same with its gradients, checked; None without any.
+
+        Args:
+            locals_of: what this rank holds of tensors, None for None.
+
+        Raises:
+            TypeError: a gradient is none that the ops take.
+            ValueError, RuntimeError: there is no such backend, or it cannot run where the gradients are.
+        """
+        grads = locals_of([p.grad for p in self.params])
         given = [grad for grad in grads if grad is not None]
-        if not all_supported(given):
+        kinds = set(map(KIND, given))
+        if not all(is_supported(layout, dtype) for layout, dtype, _ in kinds):
             for i, grad in enumerate(grads):
                 if grad is not None:
                     check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
-        present = self.params
-        if len(given) < len(present):
-            present = [p for p, grad in zip(present, grads, strict=True) if grad is not None]
-        for key in set(map(KEY, present)):
-            backend_of(self.config, *key)
+        for _, dtype, device in kinds:
+            backend_of(self.config, device, dtype)
+        return replace(self, grads=grads) if given else None
 
     def count(self) -> None:
         """The step, as one that is being taken."""
@@ -100,18 +107,12 @@ class LossScale:
     found_inf: Tensor | None = None
 
     @torch.no_grad()
-    def unscale_(
-        self, settings: Iterable[Settings], local: Callable[[Tensor], Tensor] = Tensor.detach
-    ) -> None:
-        """Divide all gradients by the scale; in place, as the scaler itself would.
-
-        Args:
-            local: what this rank holds of a gradient.
-        """
+    def unscale_(self, settings: Iterable[Settings]) -> None:
+        """Divide all gradients by the scale; in place, as the scaler itself would."""
         if self.scale is None:
             return
         by_device: dict[torch.device, list[Tensor]] = {}
-        for grad in (local(grad) for own in settings for grad in own.grads if grad is not None):
+        for grad in (grad for own in settings for grad in own.grads if grad is not None):
             by_device.setdefault(grad.device, []).append(grad)
         for device, own in by_device.items():
             torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
@@ -224,12 +225,12 @@ def precondition(
             work.clock,
             work.fresh,
             work.side_stream,
-            guard.scales[owners],
+            scales,
             grads.views[i],
             directions.views[i],
             own.updates.views[i] if work.preconditions else [],
         )
-        for i, owners in enumerate(bucket.block_parameters)
+        for i, scales in enumerate(bucket.of_blocks(guard.scales))
     ]
     rule = captured.step if work.config.capturable else preconditioner.step
     advance = partial(packed.step, rule) if work.config.packed else rule

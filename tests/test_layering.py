@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "cost.traffic": {"distributed.pieces", "cost.gpus", "cost.parameters"},
     "cost.parameters": {"config", "optimizer", "plan"},
     "cost.steps": {"config", "plan", "cost.blocks", "cost.elementwise", "cost.gpus"},
-    "cost.blocks": {"clock", "config", "plan", "polar", "roots", "cost.gpus"},
+    "cost.blocks": {"backends.base", "clock", "config", "plan", "polar", "roots", "cost.gpus"},
     "cost.elementwise": {"config", "grafting", "plan", "cost.blocks", "cost.gpus"},
     "cost.models": {"plan"},
     "cost.gpus": {"cost.work"},

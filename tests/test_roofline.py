@@ -252,7 +252,7 @@ def test_constants_are_those_of_the_sources():
         ("kMiddleSide", blocks.RESIDENT_SIDES[1]),
         ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
         ("kWideSide", "kWideTiles * kTile"),
-        ("kWideTiles", blocks.WIDE_SIDE // kernel_costs.TILE),
+        ("kWideTiles", blocks.WHOLE_SIDE // kernel_costs.TILE),
         ("kStaticShared", kernel_costs.STATIC_BYTES),
         ("kSpan", elementwise.SPAN),
         ("kProductDepth", kernel_costs.DEPTH),

@@ -17,7 +17,7 @@ import torch
 
 from kradagrad_ext import build_info
 
-from .base import Backend
+from .base import WHOLE_SIDE, Backend
 
 # In the order in which `auto` tries them.
 _REGISTRY = {
@@ -25,9 +25,6 @@ _REGISTRY = {
     "triton": "kradagrad_ext.backends.triton",
     "reference": "kradagrad_ext.backends.reference",
 }
-
-_WHOLE_SIDE = 256
-"""The native CUDA kernels take blocks up to this side from beginning to end in one CTA."""
 
 _NEW_TENSOR_CORES = (9, 10)
 """Major compute capabilities of wgmma and tcgen05; those after them have mma.sync alone."""
@@ -74,7 +71,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) 
 def _order(device: torch.device, side: int) -> list[str]:
     """Triton first for large blocks where it reaches tensor cores that `mma.sync` does not."""
     names = list(_REGISTRY)
-    large = side > _WHOLE_SIDE and device.type == "cuda"
+    large = side > WHOLE_SIDE and device.type == "cuda"
     if large and torch.cuda.get_device_capability(device)[0] in _NEW_TENSOR_CORES:
         names.sort(key=lambda name: name != "triton")
     return names

@@ -30,6 +30,9 @@ factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/
     fp32     fused multiply-adds, no tensor cores
 """
 
+WHOLE_SIDE = 256
+"""The longest side of blocks that a native CUDA kernel takes as a whole, from beginning to end in one CTA."""
+
 METHODS = ("cholesky", "products")
 """How R with R R^T = H^-1 is made::
 

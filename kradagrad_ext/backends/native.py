@@ -19,7 +19,7 @@ from kradagrad_ext import build_info, polar
 from kradagrad_ext import decomposed_roots as by_torch
 
 from . import square_root
-from .base import BlockGroup, RootRule, RootSide, Turn, UpdateRule
+from .base import WHOLE_SIDE, BlockGroup, RootRule, RootSide, Turn, UpdateRule
 
 name = "native"
 
@@ -189,24 +189,28 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
     return roots, residuals
 
 
-_LONG_SIDE = 256
-"""Beyond it a root takes one CTA so long that torch's products, which have the GPU for each, are done with a
-quarter as many roots as there are multiprocessors: fewer are torch's."""
-
-
 def _longest_root_side(sides: Sequence[RootSide], precision: str, turns: int) -> int:
-    """Of factors that kernels root, by the shared memory of a CTA and how many are due; 0 on a CPU."""
+    """Of factors that kernels root, by the shared memory of a CTA and how many are due; 0 on a CPU.
+
+    Beyond `WHOLE_SIDE` a root takes one CTA so long that torch's products, which have the GPU for each, are
+    done with a quarter as many roots as there are multiprocessors: fewer are torch's.
+    """
     device = sides[0].active.device
     if device.type != "cuda":
         return 0
     properties = torch.cuda.get_device_properties(device)
-    kilobytes = properties.shared_memory_per_block_optin >> 10  # type: ignore[attr-defined]  # torch's stub lacks it
-    known = ((97, 1024),) if precision == "bf16x3" else ((137, 128), (73, 64))
-    longest = next((side for least, side in known if kilobytes >= least), 0)
+    optin = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
+    longest = _root_side_within(optin, precision)
     long = sum(
-        -(-len(of.active) // turns) for of in sides if _LONG_SIDE < of.side.factor.shape[-1] <= longest
+        -(-len(of.active) // turns) for of in sides if WHOLE_SIDE < of.side.factor.shape[-1] <= longest
     )
-    return longest if 4 * long >= properties.multi_processor_count else min(longest, _LONG_SIDE)
+    return longest if 4 * long >= properties.multi_processor_count else min(longest, WHOLE_SIDE)
+
+
+def _root_side_within(shared: int, precision: str) -> int:
+    """The longest of factors that kernels root in a CTA's shared memory of so many bytes; 0 for none."""
+    known = ((97, 1024), (73, 64)) if precision == "bf16x3" else ((137, 128), (73, 64))
+    return next((side for kilobytes, side in known if shared >= kilobytes << 10), 0)
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from kradagrad_ext.backends.base import WHOLE_SIDE
 from kradagrad_ext.clock import damping_interval
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Group
@@ -27,13 +28,11 @@ TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
 RESIDENT_SIDES = (64, 96, 128)
-"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h)."""
-
-WIDE_SIDE = 256
-"""Of those that work on a block in memory, in bf16x3 alone, by tiles of half that."""
+"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h). Up to
+`WHOLE_SIDE` others work on it in memory, in bf16x3 alone, by tiles of half that."""
 
 ROOT_SIDE = 1024
-"""Of the one among them that makes roots."""
+"""Of factors that one of these roots."""
 
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
@@ -41,20 +40,22 @@ EIGH_FLOPS = 9
 
 def kernel_side(longest: int, precision: str) -> int | None:
     """The side of the kernel that takes a block as a whole; None where none does."""
-    sides = (*RESIDENT_SIDES, WIDE_SIDE) if precision == "bf16x3" else (RESIDENT_SIDES[0], RESIDENT_SIDES[-1])
+    sides = (
+        (*RESIDENT_SIDES, WHOLE_SIDE) if precision == "bf16x3" else (RESIDENT_SIDES[0], RESIDENT_SIDES[-1])
+    )
     return next((side for side in sides if longest <= side), None)
 
 
 def kernel_name(op: str, side: int, precision: str) -> str:
     """Of a kernel that takes a block as a whole."""
-    return f"wide_{op}" if side >= WIDE_SIDE else f"resident_{op}_{side}_{precision}"
+    return f"wide_{op}" if side >= WHOLE_SIDE else f"resident_{op}_{side}_{precision}"
 
 
 def root_side(d: int, precision: str) -> int | None:
     """What the kernel that makes the root of a factor pads it to; None where none does."""
-    if d <= WIDE_SIDE or precision != "bf16x3" or d > ROOT_SIDE:
+    if d <= WHOLE_SIDE or precision != "bf16x3" or d > ROOT_SIDE:
         return kernel_side(d, precision)
-    return -(-d // (WIDE_SIDE // 2)) * (WIDE_SIDE // 2)
+    return -(-d // (WHOLE_SIDE // 2)) * (WHOLE_SIDE // 2)
 
 
 def product_tile(precision: str) -> int:
@@ -169,8 +170,8 @@ def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, fl
     products, extra = _of_root(2, "polar", config.root_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
     size = float((FLOAT + _root_bytes(config)) * d**2)
-    if side > WIDE_SIDE:
-        size += (3 * config.root_steps + 3) * 2 * FLOAT * side**3 / (WIDE_SIDE // 2)
+    if side > WHOLE_SIDE:
+        size += (3 * config.root_steps + 3) * 2 * FLOAT * side**3 / (WHOLE_SIDE // 2)
     return size, TERMS[config.precision] * flops * side**3, flops * d**3
 
 

@@ -15,7 +15,7 @@ from kradagrad_ext.block_layout import Blocked
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Shape, plan_parameter
 from kradagrad_ext.state import Bucket
-from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, plan_work, precondition, write
+from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, precondition, write
 
 from .exchange import Buffer, Pending, Route
 from .pieces import Piece
@@ -155,10 +155,9 @@ class Share:
     fallbacks: list[Tensor]
 
 
-def advance(part: Part, taken: Taken, settings: Settings, fresh: bool) -> tuple[Share, tuple[Tensor, Tensor]]:
+def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    work, grads = plan_work(part.bucket, settings, fresh), taken.grads
-    own = part.bucket.workspace(work.config)
+    grads, own = taken.grads, part.bucket.workspace(work.config)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
     active = guard.active
     graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, active)

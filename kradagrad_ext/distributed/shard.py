@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from kradagrad_ext.config import Config
 from kradagrad_ext.norms import GradientNorms
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import Bucket, compute_dtype, empty_state, presence
-from kradagrad_ext.step import LossScale, Settings
+from kradagrad_ext.step import LossScale, Settings, Work, plan_work
 from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
@@ -37,6 +38,26 @@ from .stored import stored_states
 
 Key = tuple[int, torch.dtype, str]
 """Parameter group, dtype and graft of parameters that share a ledger."""
+
+
+@dataclass(frozen=True)
+class ShardStep:
+    """What the host decides of a shard's step.
+
+    Attributes:
+        settings: by parameter group, of those with a gradient.
+        locals_, grads: what this rank holds of all parameters, and of their gradients; a parameter stands in
+            for a missing one.
+        there: which gradients there are.  first: the parameters that take their first step.
+        works: of the parts of every chunk; None for one whose group has no gradient.
+    """
+
+    settings: Mapping[int, Settings]
+    locals_: list[Tensor]
+    grads: list[Tensor]
+    there: tuple[bool, ...]
+    first: set[int]
+    works: list[list[Work | None]]
 
 
 class Shard:
@@ -60,7 +81,7 @@ class Shard:
     ) -> None:
         self.params, self.group = list(params), group
         self.unseen = set(range(len(self.params)))  # parameters that have had no gradient yet
-        self.left: set[int] = set()  # parameters that are in no parameter group any more
+        self.places: list[int] = []  # of the parameters' gradients among all that there are
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
@@ -148,64 +169,70 @@ class Shard:
                             back.sent[rank].append(there(index))
         return fetch, back
 
-    def step(self, settings: Mapping[int, Settings], loss_scale: LossScale) -> None:
-        """One step of all parameters that have a gradient.
+    def plan(self, settings: Mapping[int, Settings], grads: Sequence[Tensor | None]) -> ShardStep:
+        """All that the host decides of a step; what raises, raises here, before any change.
 
         Args:
             settings: by parameter group; those without a gradient are left out.
+            grads: what this rank holds of every parameter's gradient.
+        """
+        locals_, there = locals_of(self.params), presence(grads)
+        # Parameters stand in for gradients that are missing, on which nothing depends.
+        taken = [own if grad is None else grad for grad, own in zip(grads, locals_, strict=True)]
+        first = {index for index in self.unseen if there[index]}
+        works = [
+            [
+                plan_work(part.bucket, settings[part.position], bool(first))
+                if part.position in settings
+                else None
+                for part in chunk.parts
+            ]
+            for chunk in self.chunks
+        ]
+        return ShardStep(settings, locals_, taken, there, first, works)
+
+    def step(self, plan: ShardStep, loss_scale: LossScale) -> None:
+        """One step of all parameters that have a gradient.
+
+        Args:
             loss_scale: gradients are unscaled already; what any rank refuses, all refuse.
 
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
-        locals_ = locals_of(self.params)
-        grads, there = self._gradients(locals_)
-        fresh = self._fresh(there)
-        norms, present = self._gradient_norms(grads), self.masks.of(there).to(torch.float64)
-        refused = loss_scale.refused(norms.device)
-        told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
-        norms, present, told = self._sum(norms, present, told)
-        present = (present == self.ranks) & (told == 0)
-        for (position, *_), ledger in self.ledgers.items():
-            if position in settings:
-                ledger.observe(norms, present, settings[position].config)
+        self.unseen -= plan.first
+        ledgers = [
+            (ledger, plan.settings[position])
+            for (position, *_), ledger in self.ledgers.items()
+            if position in plan.settings
+        ]
+        norms, present = self._observed(plan, loss_scale)
+        for ledger, settings in ledgers:
+            ledger.observe(norms, present, settings.config)
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
         loads, shares = [], []
-        for load in self._fetched(list(itertools.chain.from_iterable(zip(grads, locals_, strict=True)))):
+        for load, works in zip(self._fetched(plan), plan.works, strict=True):
             loads.append(load)
-            for part, taken in zip(load.chunk.parts, load.taken, strict=True):
-                if part.position in settings:
-                    own = settings[part.position]
-                    share, (graft, update) = advance(part, taken, own, fresh)
+            for part, taken, work in zip(load.chunk.parts, load.taken, works, strict=True):
+                if work is not None:
+                    share, (graft, update) = advance(part, taken, work)
                     shares.append(share)
                     graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
                     update_norms.index_add_(0, part.parameters, update.to(norms.dtype))
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
-        for (position, *_), ledger in self.ledgers.items():
-            if position in settings:
-                ledger.scale(graft_norms, update_norms, settings[position])
+        for ledger, settings in ledgers:
+            ledger.scale(graft_norms, update_norms, settings)
         for share in shares:
             finish(share)
-        self._hand_back(loads, locals_)
+        self._hand_back(loads, plan.locals_)
 
-    def _gradients(self, locals_: Sequence[Tensor]) -> tuple[list[Tensor], tuple[bool, ...]]:
-        """What this rank holds of every gradient, and which there are.
-
-        Parameters stand in for those that are missing, on which nothing depends.
-        """
-        found = locals_of([p.grad for p in self.params])
-        for index in self.left:
-            found[index] = None
-        there = presence(found)
-        if all(there):
-            return found, there
-        return [own if grad is None else grad for grad, own in zip(found, locals_, strict=True)], there
-
-    def _fresh(self, there: Sequence[bool]) -> bool:
-        """Whether a parameter takes its first step."""
-        first = {index for index in self.unseen if there[index]}
-        self.unseen -= first
-        return bool(first)
+    def _observed(self, plan: ShardStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+        """|g|_F^2 of all gradients ``[P]``, and which every rank has and takes."""
+        norms, present = self._gradient_norms(plan.grads), self.masks.of(plan.there).to(torch.float64)
+        refused = loss_scale.refused(norms.device)
+        told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
+        norms, present, told = self._sum(norms, present, told)
+        return norms, (present == self.ranks) & (told == 0)
 
     def check(self, configs: Mapping[int, Config]) -> None:
         """Raise ValueError if an option does not fit the state that there is."""
@@ -268,8 +295,9 @@ class Shard:
         dist.all_reduce(flat, group=self.group)
         return list(flat.split_with_sizes([len(vector) for vector in vectors]))
 
-    def _fetched(self, sources: Sequence[Tensor]) -> Iterator[Load]:
+    def _fetched(self, plan: ShardStep) -> Iterator[Load]:
         """The chunks with their gradients and parameters; the next one is on its way."""
+        sources = list(itertools.chain.from_iterable(zip(plan.grads, plan.locals_, strict=True)))
         upcoming = self._fetch(self.chunks[0], sources)
         for following in (*self.chunks[1:], None):
             load = upcoming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,13 +16,15 @@ from kradagrad_ext.grafting import STEPS
 from kradagrad_ext.state import empty_state
 from kradagrad_ext.step import LossScale, Settings
 
-from .layout import local
+from .layout import locals_of
 from .shard import Shard
 from .stored import StoredPieces
 
 
 class Sharded:
     """One shard of all parameters that there are on the first step, and one of those added between two."""
+
+    locals_of = staticmethod(locals_of)
 
     def __init__(self, state: dict[Tensor, Any], group: dist.ProcessGroup | None) -> None:
         self._state, self._group = state, group or dist.distributed_c10d._get_default_group()
@@ -59,9 +62,9 @@ class Sharded:
         if new:
             self._shards.append(self._make_shard(new))
             self._state.update(self._live)
-        held = set(given)
+        places = {p: place for place, p in enumerate(given)}
         for shard in self._shards:
-            shard.left = {index for index, p in enumerate(shard.params) if p not in held}
+            shard.places = [places.get(p, len(given)) for p in shard.params]
         self._given = given
 
     def consolidate(self, to: int) -> None:
@@ -95,14 +98,24 @@ class Sharded:
     def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
         self.complete(self._all)
+        by_position = {own.position: own for own in settings}
+        grads = self._gradients(by_position)
+        plans = [shard.plan(by_position, [grads[i] for i in shard.places]) for shard in self._shards]
         self._scatter()
-        loss_scale.unscale_(settings, local)
+        loss_scale.unscale_(settings)
         for own in settings:
             own.count()
-        by_position = {own.position: own for own in settings}
         with full_float32():
-            for shard in self._shards:
-                shard.step(by_position, loss_scale)
+            for shard, plan in zip(self._shards, plans, strict=True):
+                shard.step(plan, loss_scale)
+
+    def _gradients(self, settings: Mapping[int, Settings]) -> list[Tensor | None]:
+        """Of all parameters of all groups, and None for those that are in none any more."""
+        of_groups = (
+            settings[own.position].grads if own.position in settings else [None] * len(own.params)
+            for own in self._all
+        )
+        return [*itertools.chain.from_iterable(of_groups), None]
 
     def _scatter(self) -> None:
         """Forget what was consolidated, which no longer holds."""

@@ -159,6 +159,9 @@ PYBIND11_MODULE(_plans, m) {
       .def("bind", &bind);
   m.def("square_root_step", &square_root_step);
   m.def("roots", &roots);
+  m.def("longest_root_side", [](const std::string& precision, int32_t shared_limit) {
+    return longest_root_side(kPrecisions.at(precision), {.shared = shared_limit});
+  });
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);
 }

@@ -11,8 +11,10 @@ from marks import slow
 from tolerances import precision_atol
 
 from kradagrad_ext import polar
-from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, WEIGHT, RootRule, Turn
+from kradagrad_ext.backends import native
+from kradagrad_ext.backends.base import PRECISIONS, REFUSALS, RESIDUAL, WEIGHT, RootRule, Turn
 
+from . import toolchain
 from .executor_backend import Executor
 
 
@@ -73,6 +75,15 @@ def test_one_sm_makes_all_roots_in_turns(longest: int) -> None:
     for a, b in zip(ours, same, strict=True):
         assert torch.equal(a.side.root, b.side.root)
         assert torch.equal(a.root_stats, b.root_stats)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_python_knows_which_sides_fit(precision: str) -> None:
+    """As the plans, whatever shared memory a GPU has."""
+    for kilobytes in range(256):
+        for shared in (kilobytes << 10, (kilobytes << 10) - 1):
+            planned = toolchain.plans().longest_root_side(precision, shared)
+            assert native._root_side_within(shared, precision) == planned, shared
 
 
 @pytest.mark.parametrize("what", [0.0, math.nan, math.inf])

@@ -78,7 +78,7 @@ def assert_rooted(side: RootSide, atol: float) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("d", [1, 33, 64, 96, 128, 129, 256, 300])
+@pytest.mark.parametrize("d", [1, 33, 64, 96, 128, 129, 256, 300, 600])
 def test_roots(d: int, precision: str, gpu_backend: str) -> None:
     given = roots.root_side(5, d)
     side = Side(*(tensor.to(CUDA) for tensor in (given.side.factor, given.side.statistics, given.side.root)))

@@ -142,8 +142,10 @@ def one_side() -> OneSideProbe:
 
 
 class TurnsExecutor(Executor):
-    """On a GPU of one multiprocessor, whose shared memory holds two CTAs of small blocks, or one of any other:
-    they take several work items each, of either kind."""
+    """On a GPU of one multiprocessor, which holds two CTAs of small blocks or one of others.
+
+    They take several work items each, of either kind.
+    """
 
     multiprocessors = 1
     shared_limit = 227 << 10
