@@ -124,7 +124,7 @@ class Config:
     spike_limit: float
     exponent: float | None
     root_method: str
-    root_steps: int
+    root_steps: int | None
     factor_dtype: torch.dtype | None
     root_dtype: torch.dtype | None
     packed: bool
@@ -195,8 +195,9 @@ class Config:
         refine = self.refine
         sound = is_int(refine) and 1 <= refine <= LARGEST_REFINE
         require(sound, "refine", f"an integer from 1 to {LARGEST_REFINE}", refine)
-        sound = is_int(self.root_steps) and self.root_steps in POLYNOMIALS
-        require(sound, "root_steps", f"one of {tuple(POLYNOMIALS)}", self.root_steps)
+        steps = self.root_steps
+        sound = steps is None or (is_int(steps) and steps in POLYNOMIALS)
+        require(sound, "root_steps", f"None or one of {tuple(POLYNOMIALS)}", steps)
         require(is_int(self.split_dim), "split_dim", "an integer", self.split_dim)
         parts = self.split if isinstance(self.split, (tuple, list)) else (self.split,)
         sound = len(parts) > 0 and all(is_int(part) and part >= 1 for part in parts)
@@ -227,6 +228,13 @@ class Config:
         if self.factor_update != "auto":
             return self.factor_update
         return "cholesky" if device.type == "cpu" and not self.capturable else "products"
+
+    @property
+    def polar_steps(self) -> int:
+        """`root_steps`; fewer where every step makes all roots, which loses nothing there (docs/tuning.md)."""
+        if self.root_steps is not None:
+            return self.root_steps
+        return 6 if self.root_every == 1 else 8
 
     @property
     def wanted_root_method(self) -> str:

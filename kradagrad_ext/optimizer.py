@@ -64,7 +64,7 @@ class KrADagrad(Optimizer):
             1/k for blocks of k modes.
         root_method: ``eigh``, ``polar`` (products alone) or ``auto``: the latter on an accelerator.
         root_steps: 5 to 8, of the polar iteration: fewer are cheaper and leave small directions of the
-            statistics less of their root (docs/numerics.md).
+            statistics less of their root (docs/numerics.md); None is 6 with ``root_every=1``, else 8.
         factor_dtype, root_dtype: ``torch.bfloat16`` stores factors or roots in half the memory; None in
             float32, or float64 for float64 parameters.
         packed: store roots as triangles, in half the memory, and factors, too, where ``cholesky`` updates
@@ -116,7 +116,7 @@ class KrADagrad(Optimizer):
         spike_limit: float = 5.0,
         exponent: float | None = None,
         root_method: str = "auto",
-        root_steps: int = 8,
+        root_steps: int | None = None,
         factor_dtype: torch.dtype | None = None,
         root_dtype: torch.dtype | None = None,
         packed: bool = False,

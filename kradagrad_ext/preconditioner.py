@@ -172,7 +172,7 @@ def refresh_roots(
 ) -> None:
     """New roots for all modes of active blocks that are due and have had a gradient."""
     squares: list[RootSide] = []
-    polynomials = polar.POLYNOMIALS[config.root_steps]
+    polynomials = polar.POLYNOMIALS[config.polar_steps]
     for state, own in zip(states, active, strict=True):
         p, method = config.root_order(len(state.group.block_shape)), _root_method(state, config)
         by_products = functools.partial(roots.polar_roots, polynomials=polynomials)

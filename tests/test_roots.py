@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kradagrad_ext import polar, roots
+from kradagrad_ext import KrADagrad, polar, roots
 from kradagrad_ext.backends import native, triton
 from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.decomposed_roots import decomposed_roots
@@ -249,3 +249,21 @@ def test_triton_has_the_native_kernels_make_roots(
     triton.polar_roots_(sides_on_a_gpu((4, 300)), rule, Turn())
     triton.polar_roots_([], rule, Turn())
     assert made == ["native" if by_kernels else "torch", "torch"]
+
+
+def trained(root_every: int, root_steps: int | None) -> Tensor:
+    """A parameter after thirty steps, with roots by products."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(8, 6))
+    optimizer = KrADagrad([p], root_method="polar", root_every=root_every, root_steps=root_steps)
+    for _ in range(30):
+        p.grad = torch.randn(8, 6)
+        optimizer.step()
+    return p.detach()
+
+
+def test_fewer_steps_where_every_step_makes_all_roots() -> None:
+    """Unless their number is given; the last ten steps make roots in turns with `root_every=2`."""
+    assert torch.equal(trained(1, None), trained(1, 6))
+    assert not torch.equal(trained(1, None), trained(1, 8))
+    assert torch.equal(trained(2, None), trained(2, 8))

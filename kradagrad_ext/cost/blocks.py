@@ -150,7 +150,7 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
             side = root_side(d, config.precision) if (p, method) == (2, "polar") else None
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
             own = (
-                _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.root_steps)
+                _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.polar_steps)
             )
             each = (1.0, *(group.blocks * number for number in own))
             sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
@@ -167,11 +167,11 @@ def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, fl
 
     Matrices of long sides are larger than an L2 in all: both operands are read for every tile of a product.
     """
-    products, extra = _of_root(2, "polar", config.root_steps)
+    products, extra = _of_root(2, "polar", config.polar_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
     size = float((FLOAT + _root_bytes(config)) * d**2)
     if side > WHOLE_SIDE:
-        size += (3 * config.root_steps + 3) * 2 * FLOAT * side**3 / (WHOLE_SIDE // 2)
+        size += (3 * config.polar_steps + 3) * 2 * FLOAT * side**3 / (WHOLE_SIDE // 2)
     return size, TERMS[config.precision] * flops * side**3, flops * d**3
 
 
