@@ -93,6 +93,26 @@ def test_triangles_are_made_whole() -> None:
     assert packed.kernels.flops == whole.kernels.flops
 
 
+@pytest.mark.parametrize("block_size", [128, 256])
+def test_no_step_of_a_large_model_takes_much_longer_than_the_mean(block_size: int) -> None:
+    """Roots come in turns; damping, which some steps have, enters with `capturable` on all."""
+    model = MODELS["1.3b"]
+    groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
+    mean, longest = (
+        cost(groups, block_size=block_size, capturable=capturable).ranks[0] for capturable in (False, True)
+    )
+    for gpu in mean.kernels.milliseconds:
+        assert mean.milliseconds(gpu) < longest.milliseconds(gpu) < 1.1 * mean.milliseconds(gpu)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 45), ({"root_every": 1}, 90)])
+def test_a_step_of_a_large_model_on_an_h100(options: dict[str, Any], most: float) -> None:
+    """Milliseconds, predicted by what is counted of the kernels."""
+    model = MODELS["1.3b"]
+    groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
+    assert 0.8 * most < cost(groups, **options).ranks[0].milliseconds("H100") < most
+
+
 def test_share_of_a_training_step() -> None:
     told = cost([(512, 512)], world_size=2, tokens=1000)
     for gpu in ("A100", "H100", "B200"):

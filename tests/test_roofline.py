@@ -25,7 +25,7 @@ from kradagrad_ext.cost.elementwise import elements
 from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict
 from kradagrad_ext.cost.models import MODELS, parse_shapes
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.steps import parts_of
+from kradagrad_ext.cost.steps import parts_of, root_costs
 
 BENCH = Path(roofline.__file__).parent
 RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3, method="products")
@@ -237,6 +237,17 @@ def test_launches_are_those_of_the_plans(
     for cost in step_costs(GROUPS, call):
         counted[cost.kernel] += cost.launches
     assert counted == planned(call)
+
+
+@pytest.mark.parametrize("block_size", [128, 256])
+def test_a_step_of_a_large_model_is_nine_launches_of_kernels(block_size: int) -> None:
+    """Blocks take two, roots one, moments and the write of either parameter group three."""
+    model = MODELS["1.3b"]
+    parts = parts_of(
+        model.shapes, make_config(block_size=block_size, root_every=1), plain_shapes=model.plain_shapes
+    )
+    costs = [*roofline.cuda_costs(parts), *root_costs(parts)]
+    assert sum(cost.launches for cost in costs if not cost.kernel.startswith("torch: ")) == 9
 
 
 def test_updates_by_cholesky_are_refused() -> None:

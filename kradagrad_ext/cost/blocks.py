@@ -152,7 +152,8 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
             own = (
                 _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.polar_steps)
             )
-            each = (1.0, *(group.blocks * number for number in own))
+            launches = 0.0 if side and kernel in sums else 1.0  # all of one side share a launch
+            each = (launches, *(group.blocks * number for number in own))
             sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
     costs, share = [], 1 / config.root_every
     for kernel, (launches, size, executed, least) in sums.items():
