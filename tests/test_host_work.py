@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ranks
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from kradagrad_ext import KrADagrad
+from kradagrad_ext import KrADagrad, local
 from kradagrad_ext.backends import reference
 from kradagrad_ext.config import KeptConfigs
+from kradagrad_ext.distributed import shard
 
 SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
 LAYERS = (4, 12)
@@ -124,6 +126,37 @@ def changing_rank(rank: int) -> float:
 @pytest.mark.parametrize("world", [1, 2])
 def test_parameters_and_gradients_of_ranks_may_be_others_on_every_step(world: int, tmp_path: Path) -> None:
     assert max(ranks.launch(world, changing_rank, tmp_path)) < 1e-5
+
+
+def steps_around_refused_ones(module: Any, **options: Any) -> tuple[list[int], bool]:
+    """The count after steps of which two were refused, the first one too; whether parameters are as without.
+
+    Args:
+        module: of the engine, where it plans the work of a step.
+    """
+    ours, plain = parameters(*SHAPES), parameters(*SHAPES)
+    optimizer, other = KrADagrad(ours, **SMALL, **options), KrADagrad(plain, **SMALL, **options)
+    for step in range(6):
+        set_gradients(ours, step)
+        if step in (0, 3):
+            with mock.patch.object(module, "plan_work", side_effect=MemoryError), pytest.raises(MemoryError):
+                optimizer.step()
+        optimizer.step()
+    train(other, plain, range(6))
+    counts = [own.param_groups[0]["step"] for own in (optimizer, other)]
+    return counts, all(map(torch.equal, ours, plain))
+
+
+def refusing_rank(rank: int) -> tuple[list[int], bool]:
+    return steps_around_refused_ones(shard, process_group=dist.group.WORLD)
+
+
+def test_a_step_that_cannot_be_planned_changes_nothing(backend: str) -> None:
+    assert steps_around_refused_ones(local, backend=backend) == ([6, 6], True)
+
+
+def test_a_step_that_cannot_be_planned_changes_nothing_on_any_rank(tmp_path: Path) -> None:
+    assert ranks.launch(2, refusing_rank, tmp_path) == [([6, 6], True)] * 2
 
 
 def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
