@@ -231,7 +231,7 @@ class Config:
 
     @property
     def polar_steps(self) -> int:
-        """`root_steps`; by default fewer where every step makes all roots (docs/tuning.md)."""
+        """`root_steps`; by default fewer with ``root_every=1`` (docs/tuning.md)."""
         if self.root_steps is not None:
             return self.root_steps
         return 6 if self.root_every == 1 else 8

@@ -14,7 +14,7 @@ from torch import Tensor
 from .full_precision import full_float32
 from .plan import plan_parameter
 from .state import Bucket, presence
-from .step import LossScale, Settings, Work, plan_work, step_bucket
+from .step import LossScale, Settings, Work, backend_of, plan_work, step_bucket
 
 KIND = operator.attrgetter("device", "dtype", "shape")
 """What a parameter's place in a bucket depends on."""
@@ -131,6 +131,8 @@ class Local:
                 outside.append(i)
                 continue
             by_key[p.device, p.dtype, config.for_blocks(bool(plan.regions)).graft].append(i)
+        for device, dtype, _ in by_key:
+            backend_of(config, device, dtype)  # which raises before there is any state
         buckets = []
         for members in by_key.values():
             own = [params[i] for i in members]

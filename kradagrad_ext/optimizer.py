@@ -64,7 +64,8 @@ class KrADagrad(Optimizer):
             1/k for blocks of k modes.
         root_method: ``eigh``, ``polar`` (products alone) or ``auto``: the latter on an accelerator.
         root_steps: 5 to 8, of the polar iteration: fewer are cheaper and leave small directions of the
-            statistics less of their root (docs/numerics.md); None is 6 with ``root_every=1``, else 8.
+            statistics less of their root (docs/numerics.md); None is 6 with ``root_every=1``, else 8. Take 8
+            there, too, for a smaller damping or blocks of more than 256.
         factor_dtype, root_dtype: ``torch.bfloat16`` stores factors or roots in half the memory; None in
             float32, or float64 for float64 parameters.
         packed: store roots as triangles, in half the memory, and factors, too, where ``cholesky`` updates

@@ -20,7 +20,7 @@ from .config import Config, check_lr, check_tensor, is_supported
 from .side_stream import SideStream
 from .state import Bucket, compute_dtype
 
-KIND = operator.attrgetter("layout", "dtype", "device")
+GRADIENT_KIND = operator.attrgetter("layout", "dtype", "device")
 """What decides whether an op takes a gradient, and which backend's."""
 
 
@@ -77,7 +77,7 @@ class Settings:
         """
         grads = locals_of([p.grad for p in self.params])
         given = [grad for grad in grads if grad is not None]
-        kinds = set(map(KIND, given))
+        kinds = set(map(GRADIENT_KIND, given))
         if not all(is_supported(layout, dtype) for layout, dtype, _ in kinds):
             for i, grad in enumerate(grads):
                 if grad is not None:

@@ -94,8 +94,9 @@ def test_triangles_are_made_whole() -> None:
 
 
 @pytest.mark.parametrize("block_size", [128, 256])
-def test_no_step_of_a_large_model_takes_much_longer_than_the_mean(block_size: int) -> None:
-    """Roots come in turns; damping, which some steps have, enters with `capturable` on all."""
+def test_no_later_step_of_a_large_model_takes_much_longer_than_the_mean(block_size: int) -> None:
+    """Roots come in turns; damping, which some steps have, enters with `capturable` on all. The first steps
+    make more roots."""
     model = MODELS["1.3b"]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
     mean, longest = (

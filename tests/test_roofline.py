@@ -239,13 +239,22 @@ def test_launches_are_those_of_the_plans(
     assert counted == planned(call)
 
 
+def test_roots_of_sides_of_one_size_share_a_launch() -> None:
+    """As in csrc/cuda/plan/root_plan.cpp; eigendecompositions are made on some steps alone."""
+    shapes = [(64, 96), (90, 100), (200, 300), (500, 1000), (600, 2000)]
+    config = make_config(block_size=2000, root_every=4)
+    launches = {cost.kernel: cost.launches for cost in root_costs(parts_of(shapes, config))}
+    resident = {f"resident_root_{side}_bf16x3": 1 for side in (64, 96, 128)}
+    assert launches == {**resident, "wide_root": 3, "torch: bmm": 1}
+    config = make_config(block_size=2000, root_every=4, root_method="eigh")
+    assert [cost.launches for cost in root_costs(parts_of(shapes, config))] == [len(shapes) * 2 / 4]
+
+
 @pytest.mark.parametrize("block_size", [128, 256])
 def test_a_step_of_a_large_model_is_nine_launches_of_kernels(block_size: int) -> None:
     """Blocks take two, roots one, moments and the write of either parameter group three."""
     model = MODELS["1.3b"]
-    parts = parts_of(
-        model.shapes, make_config(block_size=block_size, root_every=1), plain_shapes=model.plain_shapes
-    )
+    parts = parts_of(model.shapes, make_config(block_size=block_size), plain_shapes=model.plain_shapes)
     costs = [*roofline.cuda_costs(parts), *root_costs(parts)]
     assert sum(cost.launches for cost in costs if not cost.kernel.startswith("torch: ")) == 9
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-size", type=_count, help="128 on cuda and 256 on cpu, unless given")
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
-    parser.add_argument("--root-steps", type=_count, help="5 to 8; 6 with all roots on every step, else 8")
+    parser.add_argument("--root-steps", type=_count, help="5 to 8; 6 with --root-every 1, else 8")
     parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
     parser.add_argument("--factor-dtype", choices=DTYPES, default="float32", help="of factors, as stored")
     parser.add_argument("--packed", action="store_true", help="roots as triangles, on a CPU factors, too")

@@ -32,7 +32,7 @@ RESIDENT_SIDES = (64, 96, 128)
 `WHOLE_SIDE` others work on it in memory, in bf16x3 alone, by tiles of half that."""
 
 ROOT_SIDE = 1024
-"""Of factors that one of these roots."""
+"""The longest side of factors whose roots one of these kernels makes."""
 
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
@@ -56,6 +56,11 @@ def root_side(d: int, precision: str) -> int | None:
     if d <= WHOLE_SIDE or precision != "bf16x3" or d > ROOT_SIDE:
         return kernel_side(d, precision)
     return -(-d // (WHOLE_SIDE // 2)) * (WHOLE_SIDE // 2)
+
+
+def launch_side(side: int) -> int:
+    """The longest of factors whose roots share a launch with those of a padded side."""
+    return side if side <= WHOLE_SIDE else next(2**i for i in range(9, 11) if side <= 2**i)
 
 
 def product_tile(precision: str) -> int:
@@ -143,23 +148,27 @@ def _root_method(group: Group, config: Config) -> tuple[int, str]:
 
 def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
     """New roots, a step, which makes one of `root_every` of them: by a kernel, and by torch's products."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
-    for group in groups:
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 3)
+    launches: dict[str, dict[tuple[int, ...], float]] = defaultdict(dict)
+    share = 1 / config.root_every
+    for number, group in enumerate(groups):
         p, method = _root_method(group, config)
-        for d in filter(None, group.factor_dims):
+        for mode, d in enumerate(group.factor_dims):
+            if d == 0:
+                continue
             side = root_side(d, config.precision) if (p, method) == (2, "polar") else None
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
+            shared = (launch_side(side),) if side else (number, mode)
+            launches[kernel][shared] = 1.0 if method == "polar" else share  # in turns on every step
             own = (
                 _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.polar_steps)
             )
-            launches = 0.0 if side and kernel in sums else 1.0  # all of one side share a launch
-            each = (launches, *(group.blocks * number for number in own))
-            sums[kernel] = [total + number for total, number in zip(sums[kernel], each, strict=True)]
-    costs, share = [], 1 / config.root_every
-    for kernel, (launches, size, executed, least) in sums.items():
+            each = (group.blocks * share * work for work in own)
+            sums[kernel] = [total + work for total, work in zip(sums[kernel], each, strict=True)]
+    costs = []
+    for kernel, (size, executed, least) in sums.items():
         kind = "cublas fp32" if kernel == "torch: bmm" else KINDS[config.precision]
-        by_kind = {kind: share * executed}
-        costs.append(Cost(kernel, "roots", share * launches, share * size, by_kind, share * least))
+        costs.append(Cost(kernel, "roots", sum(launches[kernel].values()), size, {kind: executed}, least))
     return costs
 
 

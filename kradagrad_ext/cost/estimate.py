@@ -43,8 +43,8 @@ class RankEstimate:
     """What one rank has to keep and to do.
 
     Attributes:
-        kernels: all of a step but new roots.
-        roots: their share of a step, one `root_every`-th (more at first), and the damping before them.
+        kernels: all of a step but new roots; with the damping, a mean of steps with it and without.
+        roots: their share of a step, one `root_every`-th (more at first).
         sent, received: bytes to and from other ranks a step.
     """
 

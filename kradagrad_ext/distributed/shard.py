@@ -81,7 +81,7 @@ class Shard:
     ) -> None:
         self.params, self.group = list(params), group
         self.unseen = set(range(len(self.params)))  # parameters that have had no gradient yet
-        self.places: list[int] = []  # of the parameters' gradients among all that there are
+        self.places: list[int] = []  # of the parameters' gradients in `Sharded._gradients`
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]

@@ -1,7 +1,7 @@
 // wide_root: P = (F F^T)^(1/2) of factors F [d, d] of 129 to 1024 a side by the polar iteration, as
 // resident_root.cu tells it, with the factor's matrices in global memory (wide_block.cuh).
 //
-// CTAs take the factors that are due in turns. Four of a CTA's grids: Q; G; a I + b G + c G^2; the next Q;
+// CTAs take the factors that are due in turns. A CTA's four grids: Q; G; a I + b G + c G^2; the next Q;
 // and in the end F, Q and P.
 #include "root_item.cuh"
 #include "wide_block.cuh"
