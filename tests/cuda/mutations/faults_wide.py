@@ -79,7 +79,7 @@ BLOCKS = [
         "no zeros below the last tile",
         "halves_of(from.rows) * kHalf * cols",
         "tiles_of(from.rows) * cols",
-        "values",
+        "uninitialised",
     ),
     block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
     block(ROOT, "an item's step is one", "item.find(in, from, gridDim.x,", "item.find(in, from, 1,", "race"),
