@@ -148,7 +148,8 @@ def test_steps_follow_their_definition() -> None:
     ours, exact = parameters((6, 4), dtype=torch.float64), parameters((6, 4), dtype=torch.float64)[0].detach()
     options = {"damping": 1e-2, "factor_decay": 0.9, "betas": (0.9, 0.0), "graft": "sgd", "lr": 0.1}
     options |= {"coupling": "none", "nesterov": False}
-    optimizer = KrADagrad(ours, root_every=1, capturable=True, backend="reference", **options)
+    options |= {"root_every": 1, "root_steps": 8}
+    optimizer = KrADagrad(ours, capturable=True, backend="reference", **options)
     rule = UpdateRule(decay=0.9, weight=1 - 0.9, damping=1e-2, prior=PRIOR, method="products")
     sides = [
         Side(torch.zeros(1, d, d).double(), torch.zeros(1, 4).double(), torch.eye(d).double()[None])
