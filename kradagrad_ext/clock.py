@@ -84,7 +84,7 @@ class Clock:
         """Whether factors of active blocks may stay on a step on which `factors_due`."""
         return self.counter is not None and config.factor_every > 1
 
-    def of_due(self, scales: Tensor, config: Config) -> Tensor:
+    def update_scales(self, scales: Tensor, config: Config) -> Tensor:
         """Scales of blocks, on a step on which `factors_due`; 0 where their factors stay after all."""
         if self.counter is None or config.factor_every == 1:
             return scales

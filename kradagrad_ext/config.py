@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ PRIOR = 0.03
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_SUPPORTED = {(torch.strided, dtype) for dtype in SUPPORTED_DTYPES}
 STRUCTURAL = (
     "block_size",
     "merge_dims",
@@ -80,7 +81,7 @@ def check_lr(lr: object) -> None:
 
 def check_tensor(tensor: torch.Tensor, position: str) -> None:
     """Raise TypeError unless a parameter or gradient is one that the ops take."""
-    if not is_supported(tensor.layout, tensor.dtype):
+    if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
         kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
         raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")
     if getattr(tensor, "_fsdp_flattened", False):  # as FullyShardedDataParallel marks what it has flattened
@@ -90,9 +91,9 @@ def check_tensor(tensor: torch.Tensor, position: str) -> None:
         )
 
 
-def is_supported(layout: torch.layout, dtype: torch.dtype) -> bool:
-    """Whether the ops take tensors of this layout and dtype."""
-    return layout == torch.strided and dtype in SUPPORTED_DTYPES
+def all_supported(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether the ops take tensors of these layouts and dtypes."""
+    return set(map(operator.attrgetter("layout", "dtype"), tensors)) <= _SUPPORTED
 
 
 @dataclass(frozen=True, kw_only=True)

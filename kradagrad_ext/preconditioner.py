@@ -110,8 +110,8 @@ def _step_of_matrices(
     ]
     apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.side_stream.is_open
     if update and apart:
-        of_due = now.clock.of_due(scales, config)
-        backend.kron_step_(groups, of_due, norms, rule, update=True, precondition=False)
+        update_scales = now.clock.update_scales(scales, config)
+        backend.kron_step_(groups, update_scales, norms, rule, update=True, precondition=False)
         update = False
     if turn is not None:
         refresh_roots(states, config, backend, (scales > 0).split_with_sizes(sizes), turn)
@@ -130,7 +130,9 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
-            backend.update_factor_(factor, stats, [unfolding], now.clock.of_due(now.scales, config), rule)
+            backend.update_factor_(
+                factor, stats, [unfolding], now.clock.update_scales(now.scales, config), rule
+            )
     turn = now.turn(config, in_turns)
     if turn is not None:
         refresh_roots([state], config, backend, [now.active], turn)

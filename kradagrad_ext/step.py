@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,12 +15,9 @@ from .backends import resolve
 from .backends.base import Backend
 from .block_layout import Blocked, Workspace
 from .clock import Clock
-from .config import Config, check_lr, check_tensor, is_supported
+from .config import Config, all_supported, check_lr, check_tensor
 from .side_stream import SideStream
 from .state import Bucket, compute_dtype
-
-GRADIENT_KIND = operator.attrgetter("layout", "dtype", "device")
-"""What decides whether an op takes a gradient, and which backend's."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +69,13 @@ class Settings:
 
         Raises:
             TypeError: a gradient is none that the ops take.
-            ValueError, RuntimeError: there is no such backend, or it cannot run where the gradients are.
         """
         grads = locals_of([p.grad for p in self.params])
         given = [grad for grad in grads if grad is not None]
-        kinds = set(map(GRADIENT_KIND, given))
-        if not all(is_supported(layout, dtype) for layout, dtype, _ in kinds):
+        if not all_supported(given):
             for i, grad in enumerate(grads):
                 if grad is not None:
                     check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
-        for _, dtype, device in kinds:
-            backend_of(self.config, device, dtype)
         return replace(self, grads=grads) if given else None
 
     def count(self) -> None:

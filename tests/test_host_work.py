@@ -382,3 +382,22 @@ def test_nothing_holds_gradients_after_a_step(tmp_path: Path) -> None:
     """Their memory is the model's again once the training loop lets go of them."""
     assert gradients_held_after_a_step() == 0
     assert ranks.launch(2, holding_rank, tmp_path) == [0, 0]
+
+
+def state_of_a_backend_that_is_none(**options: Any) -> int:
+    """How many parameters have state after a step that names no backend."""
+    params = parameters(*SHAPES)
+    optimizer = KrADagrad(params, **SMALL, **options)
+    optimizer.param_groups[0]["backend"] = "fast"
+    with pytest.raises(ValueError, match="`backend` must be one of"):
+        train(optimizer, params, range(1))
+    return len(optimizer.state) + optimizer.param_groups[0]["step"]
+
+
+def naming_rank(rank: int) -> int:
+    return state_of_a_backend_that_is_none(process_group=dist.group.WORLD)
+
+
+def test_there_is_no_state_after_a_step_that_names_no_backend(tmp_path: Path) -> None:
+    assert state_of_a_backend_that_is_none() == 0
+    assert ranks.launch(2, naming_rank, tmp_path) == [0, 0]

@@ -271,6 +271,7 @@ def test_constants_are_those_of_the_sources():
         ("kResidentSide", blocks.RESIDENT_SIDES[-1]),
         ("kMiddleSide", blocks.RESIDENT_SIDES[1]),
         ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
+        ("kRootSides[]", "{64, kMiddleSide, kResidentSide, kWideSide, 512, 1024}"),
         ("kWideSide", "kWideTiles * kTile"),
         ("kWideTiles", blocks.WHOLE_SIDE // kernel_costs.TILE),
         ("kStaticShared", kernel_costs.STATIC_BYTES),

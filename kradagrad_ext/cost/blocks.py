@@ -31,8 +31,8 @@ RESIDENT_SIDES = (64, 96, 128)
 """Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h). Up to
 `WHOLE_SIDE` others work on it in memory, in bf16x3 alone, by tiles of half that."""
 
-ROOT_SIDE = 1024
-"""The longest side of factors whose roots one of these kernels makes."""
+ROOT_SIDES = (*RESIDENT_SIDES, WHOLE_SIDE, 512, 1024)
+"""Of factors whose roots one launch makes, by one of these kernels (csrc/cuda/plan/root_plan.cpp)."""
 
 EIGH_FLOPS = 9
 """Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
@@ -53,14 +53,14 @@ def kernel_name(op: str, side: int, precision: str) -> str:
 
 def root_side(d: int, precision: str) -> int | None:
     """What the kernel that makes the root of a factor pads it to; None where none does."""
-    if d <= WHOLE_SIDE or precision != "bf16x3" or d > ROOT_SIDE:
+    if d <= WHOLE_SIDE or precision != "bf16x3" or d > ROOT_SIDES[-1]:
         return kernel_side(d, precision)
     return -(-d // (WHOLE_SIDE // 2)) * (WHOLE_SIDE // 2)
 
 
 def launch_side(side: int) -> int:
     """The longest of factors whose roots share a launch with those of a padded side."""
-    return side if side <= WHOLE_SIDE else next(2**i for i in range(9, 11) if side <= 2**i)
+    return next(longest for longest in ROOT_SIDES if side <= longest)
 
 
 def product_tile(precision: str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kradagrad_ext.full_precision import full_float32
 from kradagrad_ext.grafting import STEPS
 from kradagrad_ext.state import empty_state
-from kradagrad_ext.step import LossScale, Settings
+from kradagrad_ext.step import LossScale, Settings, backend_of
 
 from .layout import locals_of
 from .shard import Shard
@@ -130,6 +130,8 @@ class Sharded:
     def _make_shard(self, new: Sequence[tuple[Settings, int, Tensor]]) -> Shard:
         names = [f"parameter {i} of parameter group {own.position}" for own, i, _ in new]
         configs = {own.position: own.config for own in self._all}
+        for position, device, dtype in {(own.position, p.device, p.dtype) for own, _, p in new}:
+            backend_of(configs[position], device, dtype)  # which raises before there is any state
         positions = [own.position for own, _, _ in new]
         shard = Shard([p for *_, p in new], names, positions, configs, self._group)
         self._live |= dict(zip(shard.params, shard.parameter_states(positions, configs), strict=True))

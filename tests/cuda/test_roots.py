@@ -104,7 +104,7 @@ def test_a_rough_root_is_refused() -> None:
     assert BOUND < side.root_stats[0, RESIDUAL] < math.inf
 
 
-def test_one_launch_a_size_and_least_traffic() -> None:
+def test_one_launch_a_size() -> None:
     executor = Executor()
     sides = [root_side(2, 20), root_side(1, 64), root_side(1, 70), root_side(1, 100), root_side(0, 8)]
     executor.polar_roots_(sides, RULE, Turn())
@@ -113,3 +113,14 @@ def test_one_launch_a_size_and_least_traffic() -> None:
     ]
     for side in sides:
         assert error(side) < precision_atol("bf16x3", 2)
+
+
+@pytest.mark.parametrize("d", [64, 96, 128])
+def test_least_traffic(d: int) -> None:
+    """F in and P out; the second reading of F, for the residual, finds it in the L2."""
+    executor, least = Executor(), 2 * d**2 * 4
+    executor.polar_roots_([root_side(2, d)], RULE, Turn())
+    ((_, launch),) = executor.launches
+    counters = launch.counters
+    assert counters.footprint_read_bytes + counters.footprint_write_bytes < 1.01 * 2 * least
+    assert 32 * (counters.global_read_sectors + counters.global_write_sectors) < 1.55 * 2 * least
