@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from . import packing
 from .config import STRUCTURAL, Config
-from .state import empty_state
+from .plan import plan_parameter
+from .state import Spec, state_specs
 
 
 def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -109,30 +110,30 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
 
 
 def _check_state(index: int, p: Tensor, config: Config, saved: dict[str, Any]) -> None:
-    """Compare one parameter's saved tensors with what its plan holds, worked out on the meta device."""
-    expected = empty_state(p, config)
+    """Compare one parameter's saved tensors with what its plan holds."""
+    expected = state_specs(plan_parameter(p.shape, config), config, p.dtype, p.device)
     if saved.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
         raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
-    for key, tensor in expected.items():
+    for key, spec in expected.items():
         value = saved[key]
-        shapes = [tensor.shape, *_other_storage(key, tensor, config)]
-        fits = isinstance(value, Tensor) and value.dtype == tensor.dtype
+        shapes = [spec.shape, *_other_storage(key, spec, config)]
+        fits = isinstance(value, Tensor) and value.dtype == spec.dtype
         if not fits or all(_in_a_row(value.shape, len(shape)) != shape for shape in shapes):
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            wanted = f"{tensor.dtype} {list(tensor.shape)}"
+            wanted = f"{spec.dtype} {list(spec.shape)}"
             raise ValueError(f"KrADagrad: `{key}` of parameter {index} must be {wanted}, got {got}")
 
 
-def _other_storage(key: str, tensor: Tensor, config: Config) -> list[tuple[int, ...]]:
+def _other_storage(key: str, spec: Spec, config: Config) -> list[tuple[int, ...]]:
     """The shape of a packed factor where it is stored whole, and the other way round."""
     if not (config.packed and _is_factor(key)):
         return []
-    if tensor.ndim == 3:
-        n, d, _ = tensor.shape
-        return [(n, d * (d + 1) // 2)]
-    d = packing.side(tensor)
-    return [(len(tensor), d, d)]
+    n, *sides = spec.shape
+    if len(sides) == 2:
+        return [(n, sides[0] * (sides[0] + 1) // 2)]
+    d = packing.side_of(sides[0])
+    return [(n, d, d)]
 
 
 def _is_factor(key: str) -> bool:
@@ -171,7 +172,7 @@ def _restore_packed(state: dict[str, Tensor], triangles: bool) -> None:
         if triangles:
             state[key] = packing.pack_upper(_upper(factor))
         else:
-            state[key] = packing.unpack_upper(factor, packing.side(factor))
+            state[key] = packing.unpack_upper(factor, packing.side_of(factor.shape[-1]))
 
 
 def _upper(factors: Tensor) -> Tensor:

@@ -84,11 +84,17 @@ class Clock:
         """Whether factors of active blocks may stay on a step on which `factors_due`."""
         return self.counter is not None and config.factor_every > 1
 
-    def update_scales(self, scales: Tensor, config: Config) -> Tensor:
-        """Scales of blocks, on a step on which `factors_due`; 0 where their factors stay after all."""
-        if self.counter is None or config.factor_every == 1:
+    def update_scales(self, scales: Tensor, weights: Tensor, config: Config) -> Tensor:
+        """Scales of blocks; 0 where their factors stay. A factor that has not started is always due.
+
+        Args:
+            scales: ``[N]``.  weights: ``[N]``, of the statistics that the factors hold.
+        """
+        if self.counter is None:
+            return scales if self.factors_due(config) else scales * (weights == 0)
+        if config.factor_every == 1:
             return scales
-        return scales * (self.counter % config.factor_every == 0)
+        return scales * ((self.counter % config.factor_every == 0) | (weights == 0))
 
     def preconditions_on_device(self, config: Config) -> Tensor | bool:
         """Whether preconditioned updates are taken."""

@@ -4,168 +4,256 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .bucket import Bucket, presence
 from .full_precision import full_float32
 from .plan import plan_parameter
-from .state import Bucket, presence
+from .state import State, Watch, check_state
 from .step import LossScale, Settings, Work, backend_of, plan_work, step_bucket
 
 KIND = operator.attrgetter("device", "dtype", "shape")
 """What a parameter's place in a bucket depends on."""
 
+Held = list[State | None]
+"""What ``optimizer.state`` has of each parameter of a group."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A bucket in a parameter group.
+
+    Attributes:
+        members: the places of its parameters in the group.  watch: over their states.
+    """
+
+    bucket: Bucket
+    members: list[int]
+    watch: Watch
+
+    def holds(self, held: Held) -> bool:
+        """Whether the states of the group's parameters are those that the bucket has left."""
+        found = self.of(held)
+        return all(found) and self.watch.holds(found)
+
+    def of(self, values: Sequence[Any]) -> list[Any]:
+        """The values of the bucket's parameters, of those of the group's."""
+        return [values[i] for i in self.members]
+
 
 @dataclass(frozen=True)
 class Roster:
-    """The buckets of one parameter group, and what they were made from.
+    """The buckets of one parameter group.
 
     Attributes:
-        params: the group's.  kinds, states: of each its `KIND`, and what the optimizer's state held of it.
-        buckets: each with the places of its parameters in `params`.
+        params: the group's.  kinds: of each its `KIND`.
         outside: places of the parameters that are in none, which have neither a gradient nor state.
     """
 
     params: list[Tensor]
     kinds: list[Any]
-    states: list[Any]
-    buckets: list[tuple[Bucket, list[int]]]
+    placed: list[Placed]
     outside: list[int]
 
-    def holds(self, params: list[Tensor], grads: Sequence[Tensor | None], states: list[Any]) -> bool:
-        """Whether the buckets serve these parameters, all that have a gradient, with this state."""
+    def serves(self, params: list[Tensor], grads: Sequence[Tensor | None], held: Held) -> bool:
+        """Whether the buckets are of these parameters, all that have a gradient or state, and of this state."""
         return (
             list(map(KIND, params)) == self.kinds
             and all(map(operator.is_, params, self.params))
-            and all(map(operator.is_, states, self.states))
-            and all(grads[i] is None for i in self.outside)
+            and all(grads[i] is None and not held[i] for i in self.outside)
+            and all(placed.holds(held) for placed in self.placed)
         )
 
-    def dealt(self, grads: Sequence[Tensor | None]) -> list[tuple[Bucket, list[Tensor | None]]]:
-        """Every bucket with its parameters' gradients."""
-        return [(bucket, [grads[i] for i in members]) for bucket, members in self.buckets]
+
+@dataclass(frozen=True)
+class Planned:
+    """One bucket's share of a step; see `step_bucket`."""
+
+    work: Work
+    grads: list[Tensor]
+    present: Tensor
 
 
 class Local:
-    """The buckets of an optimizer, made from its state and made anew where that or a parameter is another."""
+    """The buckets of an optimizer, which follow its parameter groups and its state."""
 
     @staticmethod
     def locals_of(tensors: list[Any]) -> list[Any]:
         """The tensors, all of which this rank holds."""
         return tensors
 
-    def __init__(self, state: dict[Tensor, Any]) -> None:
-        self._state = state
+    def __init__(self) -> None:
         self._rosters: dict[int, Roster] = {}
         # To torch.compile, a bucket's step is a graph and all else the host's.
         self.step = torch.compiler.disable(self._step, recursive=False)  # type: ignore[no-untyped-call]
         self._plan = torch.compiler.disable(self._plan_groups)  # type: ignore[no-untyped-call]
         self._step_eagerly = torch.compiler.disable(step_bucket)  # type: ignore[no-untyped-call]
 
-    def check(self, settings: Sequence[Settings]) -> None:
-        """Raise ValueError if an option does not fit the state that there is."""
-        for own in settings:
-            roster = self._rosters.get(own.position)
-            for bucket, _ in roster.buckets if roster else ():
-                bucket.check(own.config)
-
-    def complete(self, settings: Sequence[Settings]) -> None:
+    def complete(self, state: MutableMapping[Tensor, State], settings: Sequence[Settings]) -> None:
         """Nothing: state is made as gradients come."""
 
     def consolidate(self, to: int) -> None:
         """Nothing: all state is whole."""
 
-    def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
-        """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
-        self._state, self._rosters = state, {}
+    def restore(
+        self, state: MutableMapping[Tensor, State], saved: Mapping[Tensor, Mapping[str, Tensor]]
+    ) -> None:
+        """Take over the values of a state dict."""
         for p, tensors in saved.items():
             state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
-    def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
+    def _step(
+        self, state: MutableMapping[Tensor, State], settings: Sequence[Settings], loss_scale: LossScale
+    ) -> None:
         """Every bucket's step; what raises, raises before any change.
 
         Only with `capturable` is it compiled: else it differs from step to step.
+
+        Args:
+            state: the optimizer's.  settings: of the parameter groups that have a gradient.
         """
         with full_float32():
-            for work, grads, present in self._plan(settings, loss_scale):
-                if work.config.capturable:
-                    step_bucket(work, grads, present, loss_scale)
-                else:
-                    self._step_eagerly(work, grads, present, loss_scale)
+            for planned in self._plan(state, settings, loss_scale):
+                advance = step_bucket if planned.work.config.capturable else self._step_eagerly
+                advance(planned.work, planned.grads, planned.present, loss_scale)
 
     def _plan_groups(
-        self, settings: Sequence[Settings], loss_scale: LossScale
-    ) -> list[tuple[Work, list[Tensor], Tensor]]:
+        self, state: MutableMapping[Tensor, State], settings: Sequence[Settings], loss_scale: LossScale
+    ) -> list[Planned]:
         """All that the host decides; the gradients, unscaled, and which there are."""
-        planned = [found for own in settings for found in self._plan_group(own)]
+        rosters: dict[int, Roster] = {}
+        new: dict[Tensor, State] = {}
+        planned = [found for own in settings for found in self._plan_group(own, state, rosters, new)]
+        self._rosters = rosters
+        state.update(new)
         loss_scale.unscale_(settings)
         for own in settings:
             own.count()
         return planned
 
-    def _plan_group(self, settings: Settings) -> list[tuple[Work, list[Tensor], Tensor]]:
-        """The work of every bucket that has a gradient, its gradients and which there are."""
+    def _plan_group(
+        self,
+        settings: Settings,
+        state: Mapping[Tensor, State],
+        rosters: dict[int, Roster],
+        new: dict[Tensor, State],
+    ) -> list[Planned]:
+        """The work of every bucket that has a gradient; its roster, and the states that there were not yet."""
         roster, grads = self._rosters.get(settings.position), settings.grads
-        held = list(map(self._state.get, settings.params))
-        known = roster is not None and roster.holds(settings.params, grads, held)
-        fresh = not known and any(g is not None and not state for g, state in zip(grads, held, strict=True))
+        held: Held = list(map(state.get, settings.params))
+        is_known = roster is not None and roster.serves(settings.params, grads, held)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(settings, fresh, roster.dealt(grads) if roster and known else [])
-        if roster is None or not known:
-            roster = self._rosters[settings.position] = self._make_roster(settings, grads)
-        with_gradients = ((bucket, bucket.gradients(given)) for bucket, given in roster.dealt(grads))
-        return [(plan_work(bucket, settings, fresh), *found) for bucket, found in with_gradients if found]
+            _check_capture(settings, roster if is_known else None)
+        if roster is None or not is_known:
+            roster = self._make_roster(settings, held)
+            new |= {p: own for p, own in zip(settings.params, held, strict=True) if own and p not in state}
+        rosters[settings.position] = roster
+        planned = []
+        for placed in roster.placed:
+            placed.bucket.check(settings.config)
+            found = placed.bucket.gradients(placed.of(grads))
+            if found is not None:
+                planned.append(Planned(plan_work(placed.bucket, settings, placed.of(held)), *found))
+        return planned
 
-    def _make_roster(self, settings: Settings, grads: Sequence[Tensor | None]) -> Roster:
-        """Batch parameters with a gradient or state by device, dtype and what gives lengths."""
+    def _make_roster(self, settings: Settings, held: Held) -> Roster:
+        """Batch the parameters with a gradient or state by device, dtype and what gives lengths.
+
+        Buckets that serve as they are stay. New parameters make one more, together with those buckets that have
+        no more parameters than it has so far: n that come one by one move each state log n times.
+
+        Args:
+            held: has afterwards the states of all of them.
+        """
         config, params = settings.config, settings.params
+        kept = list(self._kept(settings, held))
+        served = {i for placed in kept for i in placed.members}
         by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
-        plans = [plan_parameter(p.shape, config) for p in params]
-        outside = []
-        for i, (p, grad, plan) in enumerate(zip(params, grads, plans, strict=True)):
-            if grad is None and not self._state.get(p):
-                outside.append(i)
-                continue
-            by_key[p.device, p.dtype, config.for_blocks(bool(plan.regions)).graft].append(i)
+        plans = {}
+        for i, (p, grad) in enumerate(zip(params, settings.grads, strict=True)):
+            if i not in served and (grad is not None or held[i]):
+                plans[i] = plan_parameter(p.shape, config)
+                by_key[p.device, p.dtype, config.for_blocks(bool(plans[i].regions)).graft].append(i)
         for device, dtype, _ in by_key:
             backend_of(config, device, dtype)  # which raises before there is any state
-        buckets = []
-        for members in by_key.values():
-            own = [params[i] for i in members]
-            bucket = Bucket(own, config, [self._state[p] for p in own], [plans[i] for i in members])
-            bucket.check(config)
-            self._state.update(zip(own, bucket.parameter_states(), strict=True))
-            buckets.append((bucket, members))
-        held = list(map(self._state.get, params))
-        return Roster(list(params), list(map(KIND, params)), held, buckets, outside)
+        for key, members in by_key.items():
+            kept.sort(key=lambda placed: len(placed.members), reverse=True)
+            for placed in [placed for placed in reversed(kept) if placed.bucket.label == key]:
+                if len(placed.members) <= len(members):
+                    members += placed.members
+                    kept.remove(placed)
+            kept.append(self._place(settings, sorted(members), held))
+        inside = {i for placed in kept for i in placed.members}
+        outside = [i for i in range(len(params)) if i not in inside]
+        return Roster(list(params), list(map(KIND, params)), kept, outside)
+
+    def _kept(self, settings: Settings, held: Held) -> Iterator[Placed]:
+        """The buckets, of whatever parameter group, that serve this one's parameters."""
+        places = {p: i for i, p in enumerate(settings.params)}
+        for old in (placed for roster in self._rosters.values() for placed in roster.placed):
+            params = old.bucket.params
+            placed = replace(old, members=[places[p] for p in params if p in places])
+            if (
+                len(placed.members) == len(params)
+                and list(map(KIND, params)) == old.bucket.kinds
+                and old.bucket.is_of(settings.config)
+                and placed.holds(held)
+            ):
+                yield placed
+
+    @staticmethod
+    def _place(settings: Settings, members: list[int], held: Held) -> Placed:
+        """A new bucket, which has adopted its parameters' states."""
+        config, params = settings.config, [settings.params[i] for i in members]
+        bucket = Bucket(params, config, [plan_parameter(p.shape, config) for p in params])
+        bucket.check(config)
+        for i, specs in zip(members, bucket.specs, strict=True):
+            state = held[i]
+            if state:
+                check_state(state, specs, f"parameter {i} of parameter group {settings.position}")
+            else:
+                held[i] = {}
+        states: list[Any] = [held[i] for i in members]
+        bucket.adopt(states)
+        return Placed(bucket, members, Watch(states))
 
 
-def _check_capture(
-    settings: Settings, fresh: bool, dealt: Sequence[tuple[Bucket, list[Tensor | None]]]
-) -> None:
-    """Raise RuntimeError where a graph would not be the step."""
+def _check_capture(settings: Settings, roster: Roster | None) -> None:
+    """Raise RuntimeError where a graph would not be the step.
+
+    Args:
+        roster: the group's, if it serves this step.
+    """
+    where = f"parameter group {settings.position}"
     if not settings.config.capturable:
         raise RuntimeError(
-            f"KrADagrad: `capturable` of parameter group {settings.position} must be True where a step is "
-            "captured, got False"
+            f"KrADagrad: `capturable` of {where} must be True where a step is captured, got False"
         )
-    if fresh:
+    for i, (p, grad) in enumerate(zip(settings.params, settings.grads, strict=True)):
+        if grad is None and p.requires_grad:
+            raise RuntimeError(
+                f"KrADagrad: every parameter must have a gradient where a step is captured, as a graph would "
+                f"never step the others, got none for parameter {i} of {where}"
+            )
+    if roster is None:
         raise RuntimeError(
-            f"KrADagrad: a step must be taken before one is captured, as parameters of parameter group "
-            f"{settings.position} have no state yet"
+            f"KrADagrad: a step must be taken before one is captured, as parameters of {where} have no state "
+            "yet, or another than on the last step"
         )
     lr = settings.lr
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
         raise RuntimeError(
-            f"KrADagrad: `lr` of parameter group {settings.position} must be a tensor on the parameters' "
-            "device where a step is captured, as a graph would keep its value of today, got one on the CPU"
+            f"KrADagrad: `lr` of {where} must be a tensor on the parameters' device where a step is captured, as "
+            "a graph would keep its value of today, got one on the CPU"
         )
-    if any(any(presence(given)) and presence(given) not in bucket.masks for bucket, given in dealt):
+    presences = [(placed.bucket, presence(placed.of(settings.grads))) for placed in roster.placed]
+    if any(any(there) and bucket.mask(there) not in bucket.masks for bucket, there in presences):
         raise RuntimeError(
             "KrADagrad: the same parameters must have gradients where a step is captured as on an earlier "
-            f"step, got others in parameter group {settings.position}"
+            f"step, got others in {where}"
         )

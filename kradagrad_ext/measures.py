@@ -95,10 +95,10 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
     on(step.device).add("steps", step)
     for state in states:
         scalars = state["scalars"]
-        tally, ratio = on(scalars.device), scalars[grafting.RATIO]
-        tally.add("non_finite_gradients", scalars[grafting.SKIPPED])
-        tally.add("gradient_spikes", scalars[grafting.SPIKES])
-        tally.add("graft_fallbacks", scalars[grafting.FALLBACKS])
+        tally, ratio = on(scalars.device), scalars[:, grafting.RATIO]
+        tally.add("non_finite_gradients", scalars[:, grafting.SKIPPED])
+        tally.add("gradient_spikes", scalars[:, grafting.SPIKES])
+        tally.add("graft_fallbacks", scalars[:, grafting.FALLBACKS])
         for name in ("smallest_graft_ratio", "largest_graft_ratio"):
             tally.add(name, ratio, ratio > 0)
         for of_blocks in _batches(state):
@@ -127,7 +127,7 @@ def _add_blocks(tally: Tally, factors: Tensor, factor_stats: Tensor, root_stats:
     tally.add("root_residual", root_stats[:, RESIDUAL], counted)
     length = polar.slice_length(factors, SLICE_SHARE)
     for whole, taken in zip(torch.split(factors, length), torch.split(counted, length), strict=True):
-        square = packing.unpack_upper(whole, packing.side(whole)) if whole.ndim == 2 else whole
+        square = packing.unpack_upper(whole, packing.side_of(whole.shape[-1])) if whole.ndim == 2 else whole
         for name, values in factor_bounds(square).items():
             tally.add(name, values, taken)
 

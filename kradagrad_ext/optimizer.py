@@ -187,7 +187,7 @@ class KrADagrad(Optimizer):
                 loss = closure()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         settings = self._checked_settings()
-        self._engine.step(settings, LossScale(scale, found_inf))
+        self._engine.step(self.state, settings, LossScale(scale, found_inf))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,15 +236,15 @@ class KrADagrad(Optimizer):
         self._checked_settings = torch.compiler.disable(self._settings)  # type: ignore[no-untyped-call]
         self._configs = KeptConfigs()
         if self._process_group is None and not self._has_dtensors():
-            return Local(self.state)
+            return Local()
         from .distributed.sharded import Sharded  # torch.distributed is not part of every torch
 
-        return Sharded(self.state, self._process_group)
+        return Sharded(self._process_group)
 
     def _complete(self) -> Local | Sharded:
         """The engine, with whatever state it makes before there are gradients; on all ranks alike."""
         groups = self._groups()
-        self._engine.complete(groups)
+        self._engine.complete(self.state, groups)
         return self._engine
 
     def _has_dtensors(self) -> bool:
@@ -264,5 +264,4 @@ class KrADagrad(Optimizer):
         """The parameter groups that have a gradient, checked in every respect."""
         found = self._groups()
         taken = [own.with_gradients(self._engine.locals_of) for own in found]
-        self._engine.check(found)
         return [own for own in taken if own is not None]

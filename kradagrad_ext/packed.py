@@ -83,7 +83,7 @@ def batches(groups: Sequence[Group], block_bytes: Sequence[int]) -> Iterator[lis
 
 def _sizes(states: Sequence[GroupState]) -> list[int]:
     return [
-        state.group.state_bytes(state.factors[0].element_size(), state.roots[0].element_size())
+        state.group.state_bytes(*(own[state.modes[0]].element_size() for own in (state.factors, state.roots)))
         // state.group.blocks
         for state in states
     ]
@@ -108,7 +108,10 @@ def _open(state: GroupState, run: Run) -> GroupState:
             for f, d in zip(state.factors, state.group.factor_dims, strict=True)
         ],
         [stats[blocks] for stats in state.factor_stats],
-        [packing.unpack(r[blocks], d) for r, d in zip(state.roots, state.group.factor_dims, strict=True)],
+        [
+            packing.unpack(r[blocks], d) if r.ndim == 2 else r[blocks]
+            for r, d in zip(state.roots, state.group.factor_dims, strict=True)
+        ],
         [stats[blocks] for stats in state.root_stats],
     )
 
@@ -116,13 +119,11 @@ def _open(state: GroupState, run: Run) -> GroupState:
 def _close(state: GroupState, run: Run, whole: GroupState, config: Config, now: BlockGroupStep) -> None:
     """Store what the step has written."""
     blocks = _blocks(state.group, run)
-    if now.turn(config, makes_roots_in_turns(whole, config)) is not None:
-        for stored, root in zip(state.roots, whole.roots, strict=True):
-            stored[blocks] = packing.pack(root)
-    if now.clock.factors_due(config):
-        for stored, factor in zip(state.factors, whole.factors, strict=True):
-            if stored.ndim == 2:
-                stored[blocks] = packing.pack_upper(factor)
+    for mode in state.modes:
+        if now.turn(config, makes_roots_in_turns(state.group, config, now.scales.device)) is not None:
+            state.roots[mode][blocks] = packing.pack(whole.roots[mode])
+        if state.factors[mode].ndim == 2 and (now.clock.factors_due(config) or now.has_newcomers):
+            state.factors[mode][blocks] = packing.pack_upper(whole.factors[mode])
 
 
 def _part(now: BlockGroupStep, group: Group, run: Run) -> BlockGroupStep:

@@ -38,9 +38,9 @@ def unpack(triangles: Tensor, d: int) -> Tensor:
     return triangles[:, _places(d, triangles.device)[1]].reshape(len(triangles), d, d)
 
 
-def side(triangles: Tensor) -> int:
-    """d of ``[N, d (d + 1) / 2]``."""
-    return (math.isqrt(8 * triangles.shape[-1] + 1) - 1) // 2
+def side_of(elements: int) -> int:
+    """d of a triangle of d (d + 1) / 2 elements."""
+    return (math.isqrt(8 * elements + 1) - 1) // 2
 
 
 def _places(d: int, device: torch.device) -> tuple[Tensor, Tensor]:

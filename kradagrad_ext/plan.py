@@ -5,6 +5,7 @@ Integers only, no tensors: a plan can be made for a model that does not fit on t
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -46,6 +47,8 @@ class ParameterPlan:
         chunks: for every merged dim, the sides of the blocks along it; none for a parameter that takes the
             grafting method alone.
         batch_dims: how many of the merged dims, from the first, count matrices and are no modes.
+        parts: for every merged dim, the lengths of the matrices along it: several where the dim is split, and
+            ones along batch dims; none, as `chunks`, for a parameter that is one matrix in any case.
     """
 
     shape: Shape
@@ -53,6 +56,7 @@ class ParameterPlan:
     factored: tuple[bool, ...]
     chunks: tuple[Shape, ...]
     batch_dims: int = 0
+    parts: tuple[Shape, ...] = ()
 
     @property
     def merged_shape(self) -> Shape:
@@ -63,6 +67,30 @@ class ParameterPlan:
         """Empty for a parameter that takes the grafting method alone."""
         choices = itertools.product(*map(_runs, self.chunks)) if self.chunks else ()
         return tuple(Region(*map(tuple, zip(*choice, strict=True))) for choice in choices)
+
+    @property
+    def matrices(self) -> int:
+        """How many the parameter holds: an update's length is each matrix's own."""
+        return math.prod(map(len, self.parts))
+
+    @functools.cached_property
+    def divisions(self) -> tuple[tuple[int, Shape], ...]:
+        """The parameter's dims along which it holds several matrices, and their lengths there."""
+        divided = ((dims[0], own) for dims, own in zip(self.merged_dims, self.parts, strict=False))
+        return tuple((dim, own) for dim, own in divided if len(own) > 1)
+
+    def matrices_of(self, region: Region) -> list[int]:
+        """For every block of a region, the matrix that it is part of."""
+        along = []
+        for offset, count, side, own in zip(
+            region.offset, region.grid, region.block_shape, self.parts, strict=True
+        ):
+            ends = list(itertools.accumulate(own))
+            along.append([bisect.bisect_right(ends, offset + i * side) for i in range(count)])
+        found = [0]
+        for places, own in zip(along, self.parts, strict=True):
+            found = [before * len(own) + place for before in found for place in places]
+        return found
 
 
 @dataclass(frozen=True)
@@ -93,6 +121,16 @@ class Group:
         return tuple(
             d if factored else 0 for d, factored in zip(self.block_shape, self.factored, strict=True)
         )
+
+    @functools.cached_property
+    def modes(self) -> list[int]:
+        """Those with a factor."""
+        return [mode for mode, factored in enumerate(self.factored) if factored]
+
+    @functools.cached_property
+    def parameters(self) -> list[int]:
+        """Of every member."""
+        return [member.parameter for member in self.members]
 
     @property
     def factor_elements(self) -> int:
@@ -187,11 +225,12 @@ def plan_parameter(shape: Sequence[int], config: Config) -> ParameterPlan:
     flags = (*(False for _ in batch), *factored)
     if not preconditioned or (len(factored) == 1 and not config.precondition_1d):
         return ParameterPlan(shape, merged, flags, (), len(batch))
-    chunks = [(1,) * shape[dim] for (dim,) in batch]
+    one_by_one = [(1,) * shape[dim] for (dim,) in batch]
+    chunks = list(one_by_one)
     for own, has_factor in zip(lengths, factored, strict=True):
         cuts = (cut(length, config.block_size) if has_factor else (length,) for length in own)
         chunks.append(tuple(itertools.chain(*cuts)))
-    return ParameterPlan(shape, merged, flags, tuple(chunks), len(batch))
+    return ParameterPlan(shape, merged, flags, tuple(chunks), len(batch), (*one_by_one, *lengths))
 
 
 def _parts(shape: Shape, config: Config) -> dict[int, Shape]:

@@ -66,6 +66,9 @@ map [floor, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the las
 interval's upper end the next polynomials multiply what rounding adds. Eight steps end within 5e-8 of 1, fewer
 within 1e-3."""
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""What stands for a residual of 0, which says that no root was made."""
+
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 
@@ -103,8 +106,9 @@ def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Ten
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`."""
-    for side in sides:
-        refresh_(side, partial(polar_roots, polynomials=rule.polynomials), rule.bound, turn)
+    for of in sides:
+        due = due_blocks(of, turn, host_looks=of.active.device.type == "cpu" and turn.counter is None)
+        refresh_(of, partial(polar_roots, polynomials=rule.polynomials), rule.bound, due)
 
 
 def slice_length(factors: Tensor, share: int = 1) -> int:
@@ -117,22 +121,40 @@ def slice_length(factors: Tensor, share: int = 1) -> int:
     return max(1, elements // max(1, share * factors[:1].numel()))
 
 
-def refresh_(of: RootSide, root_function: RootFunction, bound: float, turn: Turn, least: int = 1) -> None:
+def refresh_(of: RootSide, root_function: RootFunction, bound: float, due: Tensor, least: int = 1) -> None:
     """Replace the roots of active blocks that are due by those of their factors that pass the residual check.
 
     A block without a gradient keeps its root; infinity stands for a residual that is NaN.
 
     Args:
+        due: indices of the blocks, see `due_blocks`.
         least: blocks to work on at once, at least.
     """
     factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
     if factors.numel() == 0:
         return
-    all_due = turn.due(len(factors), factors.device)
-    for due in torch.split(all_due, max(least, slice_length(factors))):
-        unit = units(stats[due], of.columns)
-        new, residual = root_function(factors[due].to(stats.dtype) * unit[:, None, None])
-        store(roots, of.root_stats, due, of.active[due] & (unit > 0), new, residual, bound)
+    for own in torch.split(due, max(least, slice_length(factors))):
+        unit = units(stats[own], of.columns)
+        new, residual = root_function(factors[own].to(stats.dtype) * unit[:, None, None])
+        store(roots, of.root_stats, own, of.active[own] & (unit > 0), new, residual, bound)
+
+
+def due_blocks(of: RootSide, turn: Turn, host_looks: bool) -> Tensor:
+    """Indices of the blocks that are due.
+
+    Args:
+        host_looks: whether the host may wait for values. Where it may not, as many blocks are due as have their
+            turn, and those without a root come first: the last of the others make room for them.
+    """
+    device, count = of.active.device, len(of.active)
+    due = turn.due(count, device)
+    if len(due) == count:
+        return due
+    new = of.active & (of.root_stats[:, RESIDUAL] == 0) & (units(of.side.statistics, of.columns) > 0)
+    if host_looks:
+        return torch.cat([due, new.index_fill(0, due, False).nonzero()[:, 0]])
+    is_due = torch.zeros_like(of.active).index_fill(0, due, True)
+    return (~is_due).long().sub(2 * new.long()).argsort(stable=True)[: len(due)]
 
 
 def store(
@@ -151,7 +173,7 @@ def store(
     """
     good = residual <= bound
     roots[due] = torch.where((chosen & good)[:, None, None], new.to(roots.dtype), roots[due])
-    made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype)
+    made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype).clamp_min(SMALLEST)
     stats = root_stats[due]
     stats[:, REFUSALS] += chosen & ~good
     stats[:, RESIDUAL] = torch.where(chosen, made, stats[:, RESIDUAL])

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import polar, roots
 from .backends.base import (
     RMS,
+    WEIGHT,
     WHITENED,
     WHITENED_MEAN,
     WHITENED_WEIGHT,
@@ -30,6 +31,7 @@ from .backends.base import (
 from .block_views import gather, multiply_modes, squared_norms, with_blocks
 from .clock import Clock
 from .config import Config
+from .plan import Group
 from .side_stream import SideStream
 from .state import GroupState
 
@@ -43,14 +45,14 @@ class BlockGroupStep:
 
     Attributes:
         clock: the number of the step.
-        fresh: whether a parameter of the bucket takes its first step.
+        has_newcomers: whether blocks that take part may have no factor yet, or no root since it started.
         side_stream: where `directions` are made, to be waited for before they are read.
         scales: ``[N]``, what each block's gradient is multiplied by; 0 for one that takes no part.
         grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
     """
 
     clock: Clock
-    fresh: bool
+    has_newcomers: bool
     side_stream: SideStream
     scales: Tensor
     grads: list[Tensor]
@@ -58,8 +60,9 @@ class BlockGroupStep:
     out: list[Tensor]
 
     def turn(self, config: Config, in_turns: bool) -> Turn | None:
-        """The blocks whose roots are due; all of them at once for a new parameter."""
-        return Turn() if self.fresh else self.clock.turn(config, in_turns)
+        """The blocks whose roots are due; None where there are none."""
+        turn = self.clock.turn(config, in_turns)
+        return Turn(turns=0) if turn is None and self.has_newcomers else turn
 
     @property
     def active(self) -> Tensor:
@@ -97,7 +100,8 @@ def _step_of_matrices(
     states: Sequence[GroupState], config: Config, backend: Backend, steps: Sequence[BlockGroupStep]
 ) -> list[Tensor]:
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
-    now, in_turns = steps[0], makes_roots_in_turns(states[0], config)
+    now = steps[0]
+    in_turns = makes_roots_in_turns(states[0].group, config, now.scales.device)
     update, product = now.clock.factors_due(config), now.clock.preconditions(config)
     turn = now.turn(config, in_turns)
     sizes = [len(own.scales) for own in steps]
@@ -109,9 +113,11 @@ def _step_of_matrices(
         for state, own in zip(states, steps, strict=True)
     ]
     apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.side_stream.is_open
-    if update and apart:
-        update_scales = now.clock.update_scales(scales, config)
-        backend.kron_step_(groups, update_scales, norms, rule, update=True, precondition=False)
+    if not update or apart:
+        weights = torch.cat([state.factor_stats[0][:, WEIGHT] for state in states])
+        update_scales = now.clock.update_scales(scales, weights, config)
+        if update or now.has_newcomers:
+            backend.kron_step_(groups, update_scales, norms, rule, update=True, precondition=False)
         update = False
     if turn is not None:
         refresh_roots(states, config, backend, (scales > 0).split_with_sizes(sizes), turn)
@@ -123,21 +129,21 @@ def _step_of_matrices(
 
 def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Blocks of any order, and modes without a factor."""
-    in_turns = makes_roots_in_turns(state, config)
-    if now.clock.factors_due(config):
+    in_turns = makes_roots_in_turns(state.group, config, now.scales.device)
+    weights = state.factor_stats[state.modes[0]][:, WEIGHT]
+    update_scales = now.clock.update_scales(now.scales, weights, config)
+    if now.clock.factors_due(config) or now.has_newcomers:
         damped_updates = now.clock.damped_updates(config, in_turns)
         rule = replace(config.update_rule(now.scales.device, damped_updates), coupled=False)
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
-            backend.update_factor_(
-                factor, stats, [unfolding], now.clock.update_scales(now.scales, config), rule
-            )
+            backend.update_factor_(factor, stats, [unfolding], update_scales, rule)
     turn = now.turn(config, in_turns)
     if turn is not None:
         refresh_roots([state], config, backend, [now.active], turn)
     if not now.clock.preconditions(config):
-        return torch.zeros_like(state.root_stats[0][:, 0])
+        return torch.zeros_like(now.scales)
     now.side_stream.join()
     return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
 
@@ -159,14 +165,14 @@ def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Back
     return unfoldings
 
 
-def makes_roots_in_turns(state: GroupState, config: Config) -> bool:
+def makes_roots_in_turns(group: Group, config: Config, device: torch.device) -> bool:
     """Whether roots are made by products, of some blocks on every step; decompositions make all at once."""
-    return _root_method(state, config) == "polar"
+    return _root_method(group, config, device) == "polar"
 
 
-def _root_method(state: GroupState, config: Config) -> str:
-    p = config.root_order(len(state.group.block_shape))
-    return roots.resolve_method(config.wanted_root_method, p, state.root_stats[0].device)
+def _root_method(group: Group, config: Config, device: torch.device) -> str:
+    p = config.root_order(len(group.block_shape))
+    return roots.resolve_method(config.wanted_root_method, p, device)
 
 
 def refresh_roots(
@@ -176,7 +182,7 @@ def refresh_roots(
     squares: list[RootSide] = []
     polynomials = polar.POLYNOMIALS[config.polar_steps]
     for state, own in zip(states, active, strict=True):
-        p, method = config.root_order(len(state.group.block_shape)), _root_method(state, config)
+        p, method = config.root_order(len(state.group.block_shape)), _root_method(state.group, config, own.device)
         by_products = functools.partial(roots.polar_roots, polynomials=polynomials)
         take_roots = by_products if method == "polar" else backend.decomposed_roots
         for mode in state.modes:
@@ -226,7 +232,7 @@ def _whitened(state: GroupState, backend: Backend, now: BlockGroupStep) -> Tenso
 
 def _gather(views: list[Tensor], state: GroupState) -> Tensor:
     """Block views as one batch ``[N, *block_shape]`` in the compute dtype."""
-    return gather(views, len(state.group.block_shape), state.root_stats[0].dtype)
+    return gather(views, len(state.group.block_shape), state.root_stats[state.modes[0]].dtype)
 
 
 def _over_rms(views: list[Tensor], state: GroupState) -> Tensor:

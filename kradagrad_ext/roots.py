@@ -76,4 +76,5 @@ def refresh_(of: RootSide, root_function: RootFunction, factorised: bool, turn: 
     """
     on_cpu = of.side.factor.device.type == "cpu"
     least = torch.get_num_threads() if on_cpu and factorised else 1
-    polar.refresh_(of, root_function, RESIDUAL_BOUND, turn, least)
+    due = polar.due_blocks(of, turn, host_looks=on_cpu or factorised)
+    polar.refresh_(of, root_function, RESIDUAL_BOUND, due, least)

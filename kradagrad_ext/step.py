@@ -17,7 +17,8 @@ from .block_layout import Blocked, Workspace
 from .clock import Clock
 from .config import Config, all_supported, check_lr, check_tensor
 from .side_stream import SideStream
-from .state import Bucket, compute_dtype
+from .bucket import Bucket
+from .state import Batches, State, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Work:
 
     Attributes:
         backend: of the ops on parameters.  group_backends: of each group's blocks.
-        clock: the step.  fresh: whether a parameter takes its first one.
+        clock: the step.  batches: the state.
         side_stream: where moments are made while factors are updated.
     """
 
@@ -129,7 +130,7 @@ class Work:
     backend: Backend
     group_backends: tuple[Backend, ...]
     clock: Clock
-    fresh: bool
+    batches: Batches
     lr: Tensor
     side_stream: SideStream
 
@@ -137,21 +138,32 @@ class Work:
     def preconditions(self) -> bool:
         return self.clock.preconditions(self.config)
 
+    @property
+    def host_looks(self) -> bool:
+        """Whether the host may wait for values: decompositions make it wait in any case."""
+        device = self.bucket.key[0]
+        return not all(
+            preconditioner.makes_roots_in_turns(group, self.config, device) for group in self.bucket.groups
+        )
+
 
 def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
     """The backend of parameters, or of blocks with this longest side; raises as `backends.resolve`."""
     return resolve(config.backend, device, compute_dtype(dtype), side)
 
 
-def plan_work(bucket: Bucket, settings: Settings, fresh: bool) -> Work:
-    """A bucket's work on this step."""
+def plan_work(bucket: Bucket, settings: Settings, states: Sequence[State]) -> Work:
+    """A bucket's work on this step.
+
+    Args:
+        states: of its parameters, which it `holds`.
+    """
     config, lr = bucket.options(settings.config), bucket.lr_tensor(settings.lr)
-    of_groups = tuple(
-        backend_of(config, *bucket.key, max(state.group.block_shape)) for state in bucket.groups
-    )
+    of_groups = tuple(backend_of(config, *bucket.key, max(group.block_shape)) for group in bucket.groups)
     side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
-    return Work(bucket, config, backend, of_groups, settings.clock, fresh, lr, side_stream)
+    batches = bucket.batches(states)
+    return Work(bucket, config, backend, of_groups, settings.clock, batches, lr, side_stream)
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -160,16 +172,16 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     Args:
         grads, present: see `Bucket.gradients`.
     """
-    bucket, config, params = work.bucket, work.config, work.bucket.params
+    bucket, config, params, scalars = work.bucket, work.config, work.bucket.params, work.batches.scalars
     refused = loss_scale.refused(present.device)
     present = present if refused is None else present & ~refused
-    guard = grafting.observe_(bucket.scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
-    coefficients, active = grafting.coefficients(bucket.scalars, guard.scales, config), guard.active
-    given, own = bucket.blocked(grads), bucket.workspace(config)
+    guard = grafting.observe_(scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
+    coefficients, active = grafting.coefficients(scalars, guard.scales, config), guard.active
+    given, own = bucket.blocked(grads), bucket.workspace(config, work.batches.momenta)
     graft_norms = accumulate(work, params, grads, own, coefficients, active)
     updates, norms = precondition(work, given, own, guard)
     taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
-    grafting.scale_(coefficients, bucket.scalars, graft_norms, norms, bucket.numel, taken, config)
+    grafting.scale_(coefficients, scalars, graft_norms, norms, bucket.numel, taken, config)
     write(work, params, updates, fallbacks_of(work, given, own), coefficients, active)
 
 
@@ -181,19 +193,19 @@ def accumulate(
     coefficients: Tensor,
     active: Tensor,
 ) -> Tensor:
-    """Moments and directions; the squared norms of their grafting updates ``[P]``."""
-    bucket, config = work.bucket, work.config
+    """Moments and directions; the squared norms of their grafting updates ``[M]``."""
+    bucket, config, batches = work.bucket, work.config, work.batches
     averaged = config.momentum_on == "gradient"
     decay2, weight2 = grafting.second_moment_rule(config)
     with work.side_stream.launches():
         graft_norms = torch.zeros_like(bucket.numel)
         work.backend.accumulate_(
-            bucket.momenta if averaged else [],
-            bucket.second_moments,
-            own.lookahead,
+            bucket.matrices(batches.momenta) if averaged else [],
+            bucket.matrices(batches.second_moments) if batches.second_moments else [],
+            bucket.matrices(own.lookahead) if own.lookahead else [],
             graft_norms,
-            grads,
-            params,
+            bucket.matrices(grads),
+            bucket.matrices(params),
             coefficients,
             active,
             config.betas[0],
@@ -208,14 +220,15 @@ def accumulate(
 def precondition(
     work: Work, grads: Blocked, own: Workspace, guard: grafting.Guard
 ) -> tuple[list[Tensor], Tensor]:
-    """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[P]``."""
-    bucket = work.bucket
-    bucket.restart(guard.restarts)
+    """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[M]``."""
+    bucket, batches = work.bucket, work.batches
+    bucket.restart(batches, guard.restarts)
+    has_newcomers = not work.host_looks or bucket.has_newcomers(batches, guard.active)
     directions = own.directions or grads
     steps = [
         preconditioner.BlockGroupStep(
             work.clock,
-            work.fresh,
+            has_newcomers,
             work.side_stream,
             scales,
             grads.views[i],
@@ -227,18 +240,20 @@ def precondition(
     rule = captured.step if work.config.capturable else preconditioner.step
     advance = partial(packed.step, rule) if work.config.packed else rule
     try:
-        block_norms = advance(bucket.groups, work.config, work.group_backends, steps)
+        block_norms = advance(batches.groups, work.config, work.group_backends, steps)
     finally:
         work.side_stream.join()
-    updates = own.updates.tensors if work.preconditions else [bucket.like] * len(bucket.params)
-    return updates, bucket.update_norms(block_norms)
+    norms = bucket.update_norms(block_norms)
+    if not work.preconditions:
+        return [bucket.like] * len(norms), norms
+    return bucket.matrices(own.updates.tensors), norms
 
 
 def fallbacks_of(work: Work, grads: Blocked, own: Workspace) -> list[Tensor]:
-    """What each parameter goes by without a sound update: its direction, unless that was overwritten."""
+    """What each matrix goes by without a sound update: its direction, unless that was overwritten."""
     if work.preconditions and own.fallbacks is not None:
-        return own.fallbacks
-    return (own.directions or grads).tensors
+        return work.bucket.matrices(own.fallbacks)
+    return work.bucket.matrices((own.directions or grads).tensors)
 
 
 def write(
@@ -250,14 +265,14 @@ def write(
     active: Tensor,
 ) -> None:
     """Graft, weight decay, momentum of the update, and the parameters."""
-    bucket, config = work.bucket, work.config
+    bucket, config, batches = work.bucket, work.config, work.batches
     averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
     work.backend.parameter_step_(
-        params,
-        [] if averaged else bucket.momenta,
+        bucket.matrices(params),
+        [] if averaged else bucket.matrices(batches.momenta),
         updates,
         fallbacks,
-        bucket.second_moments,
+        bucket.matrices(batches.second_moments) if batches.second_moments else [],
         coefficients,
         active,
         work.lr,

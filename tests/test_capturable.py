@@ -231,21 +231,28 @@ def test_a_state_dict_is_taken_over_either_way(capturable: bool) -> None:
     assert relative_difference(params, resumed) < 0.05
 
 
-@pytest.mark.parametrize("fault", ["lr", "gradients"])
-def test_what_would_stay_as_it_was_captured_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rate that the host holds, and a mask that is not on the device yet; nothing is counted."""
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("lr", "`lr` of parameter group 0 must be"),
+        ("frozen", "the same parameters must have gradients"),
+        ("gradients", "must have a gradient where a step is captured, .* got none for parameter 1"),
+    ],
+)
+def test_what_would_stay_as_it_was_captured_is_refused(
+    fault: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate that the host holds, a mask that is not on the device yet, a parameter that would never move."""
     params = parameters((8, 8), (6,))
     lr = torch.tensor(0.1) if fault == "lr" else 0.1
     optimizer = KrADagrad(params, **{**SMALL, "lr": lr}, capturable=True)
     train(optimizer, params, range(1))
-    if fault == "gradients":
+    if fault != "lr":
         params[1].grad = None
+    params[1].requires_grad_(fault != "frozen")
     before = copy.deepcopy((params, optimizer.state_dict()["state"], optimizer.param_groups[0]["step"]))
     for name in ("is_available", "is_current_stream_capturing"):
         monkeypatch.setattr(torch.cuda, name, lambda: True)
-    expected = (
-        "`lr` of parameter group 0 must be" if fault == "lr" else "the same parameters must have gradients"
-    )
     with pytest.raises(RuntimeError, match=expected):
         optimizer.step()
     after = (params, optimizer.state_dict()["state"], optimizer.param_groups[0]["step"])

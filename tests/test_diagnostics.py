@@ -47,7 +47,7 @@ def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
                 packed = batch.ndim == 2
                 assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
                 unpack = packing.unpack_upper if name == "factor" else packing.unpack
-                found += list((unpack(batch, packing.side(batch)) if packed else batch).double())
+                found += list((unpack(batch, packing.side_of(batch.shape[-1])) if packed else batch).double())
     return found
 
 

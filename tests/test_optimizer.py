@@ -106,7 +106,7 @@ def test_parameters_without_a_gradient_and_late_ones(backend: str) -> None:
     train(alone_optimizer, alone, range(9))
     assert relative_difference([params[0], params[2]], [alone[0], alone[2]]) < 0.05
     assert not torch.equal(params[1], start)
-    assert optimizer.state[params[1]]["scalars"][0] == 5
+    assert optimizer.state[params[1]]["scalars"][0, 0] == 5
 
 
 def test_freezing_and_thawing(backend: str) -> None:
@@ -241,4 +241,4 @@ def test_named_parameters_and_a_module_moved_after_construction(backend: str) ->
         optimizer.step()
     state = optimizer.state[model[0].weight]
     assert state["factor_0_0"].dtype == torch.float64
-    assert state["scalars"][0] == 2
+    assert state["scalars"][0, 0] == 2

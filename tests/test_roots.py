@@ -38,9 +38,11 @@ def refresh(
     k: int = 1,
     active: Tensor | None = None,
     turn: Turn | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """`roots.refresh_` of active blocks (all, if not given); the statistics of the roots."""
-    stats, everyone = torch.zeros(len(new), 4), torch.ones(len(new), dtype=torch.bool)
+    """`roots.refresh_` of active blocks (all, if not given); the statistics of the roots, `known` before."""
+    stats = torch.zeros(len(new), 4) if known is None else known.clone()
+    everyone = torch.ones(len(new), dtype=torch.bool)
     side = RootSide(Side(factors, statistics, new), stats, everyone if active is None else active, k)
     roots.refresh_(side, root_function(method), True, turn or Turn())
     return stats
@@ -161,17 +163,41 @@ def test_stored_dtypes(stored: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_turns_take_all_blocks_round_about(method: str) -> None:
-    """Of seven blocks three a turn: every block within any three turns, and no other."""
-    f = cases.factors(7, 6, 100.0).float()
+    """Of seven blocks that have roots three a turn: every block within any three turns, and no other."""
+    f, known = cases.factors(7, 6, 100.0).float(), torch.ones(7, 4)
     for first in range(5):
         made = torch.zeros(7, dtype=torch.bool)
         for number in range(first, first + 3):
             new = torch.zeros(7, 6, 6)
-            refresh(f, torch.ones(7, 4), new, method, turn=Turn(number, 3))
+            refresh(f, torch.ones(7, 4), new, method, turn=Turn(number, 3), known=known)
             due = Turn(number, 3).due(7, new.device)
             assert new.flatten(1).any(1).nonzero().flatten().tolist() == sorted(due.tolist())
             made[due] = True
         assert made.all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("turns", [0, 3])
+def test_a_block_without_a_root_is_due_in_any_case(turns: int, method: str) -> None:
+    """Unless it takes no part, or its factor has not started."""
+    f, new, known, statistics = cases.factors(7, 6, 100.0).float(), torch.zeros(7, 6, 6), *torch.ones(2, 7, 4)
+    known[[1, 3, 4, 6], RESIDUAL] = 0
+    statistics[4] = 0
+    active = torch.arange(7) != 6
+    turn = Turn(0, turns)
+    stats = refresh(f, statistics, new, method, active=active, turn=turn, known=known)
+    made = {1, 3} | ({0, 2} if turns else set())
+    assert set(new.flatten(1).any(1).nonzero().flatten().tolist()) == made
+    assert ((stats[:, RESIDUAL] == 0).nonzero().flatten()).tolist() == [4, 6]
+
+
+def test_where_the_host_does_not_look_blocks_without_a_root_come_first() -> None:
+    """Two of seven are due: the new ones, then the first of those that have their turn."""
+    statistics, stats = torch.ones(2, 7, 4)
+    side = RootSide(Side(torch.ones(7, 1, 1), statistics, torch.ones(7, 1, 1)), stats, torch.ones(7) > 0, 1)
+    stats[5, RESIDUAL] = 0
+    found = [polar.due_blocks(side, Turn(number, 4), host_looks=False).tolist() for number in range(4)]
+    assert found == [[5, 0], [5, 2], [5, 4], [5, 0]]
 
 
 def test_a_counter_stands_for_the_number_of_a_turn() -> None:
@@ -179,8 +205,8 @@ def test_a_counter_stands_for_the_number_of_a_turn() -> None:
     for number in range(9):
         assert torch.equal(Turn(0, 4, torch.tensor(number)).due(10, device), Turn(number, 4).due(10, device))
     assert Turn(3, 4).due(0, device).tolist() == []
-    with pytest.raises(ValueError, match="`number` must be >= 0 and `turns` >= 1, got 0, 0"):
-        Turn(0, 0)
+    with pytest.raises(ValueError, match="`number` and `turns` must be >= 0, got 0, -1"):
+        Turn(0, -1)
 
 
 def test_the_op_does_what_refresh_does() -> None:

@@ -47,8 +47,9 @@ this one alone without coupling), 1 in equilibrium; calls on which an update fel
 
 REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
 """Columns of the statistics of a side's roots ``[N, 4]``: refreshes on which a block's old root stayed since
-the new one was bad; the residual of the last root made, accepted or not; a running mean of the mean square
-of the whitened gradient and the sum of its weights, both 0 unless lengths depend on them."""
+the new one was bad; the residual of the last root made, accepted or not, 0 only where none was made since the
+factor started; a running mean of the mean square of the whitened gradient and the sum of its weights, both 0
+unless lengths depend on them."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -134,9 +135,11 @@ class BlockGroup:
 class Turn:
     """Which blocks of a side are due on a step: the next so many, all of them within `turns` steps.
 
+    Blocks without a root since their factor started are due in any case.
+
     Attributes:
         number: of the turn.
-        turns: at least 1; on every turn ``ceil(N / turns)`` of N blocks are due.
+        turns: on every turn ``ceil(N / turns)`` of N blocks are due; none with 0.
         counter: 0-dim int64 on the device that holds the number in place of `number`; for a graph that does
             the same on every step.
     """
@@ -146,12 +149,16 @@ class Turn:
     counter: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.number < 0 or self.turns < 1:
-            raise ValueError(f"Turn: `number` must be >= 0 and `turns` >= 1, got {self.number}, {self.turns}")
+        if self.number < 0 or self.turns < 0:
+            raise ValueError(f"Turn: `number` and `turns` must be >= 0, got {self.number}, {self.turns}")
+
+    def count(self, blocks: int) -> int:
+        """How many of so many blocks have their turn."""
+        return -(-blocks // self.turns) if self.turns else 0
 
     def due(self, blocks: int, device: torch.device) -> Tensor:
-        """Indices ``[ceil(blocks / turns)]`` of the blocks that are due, on a device."""
-        count = -(-blocks // self.turns)
+        """Indices of the blocks that have their turn, on a device."""
+        count = self.count(blocks)
         number = self.number if self.counter is None else self.counter
         return (number * count + torch.arange(count, device=device)) % max(blocks, 1)
 
@@ -321,7 +328,7 @@ class Backend(Protocol):
         """
 
     def polar_roots_(self, sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-        """Replace the roots of the blocks that are due by P = (F F^T)^(1/2), by products alone.
+        """Replace the roots of the blocks that are due (`Turn`) by P = (F F^T)^(1/2), by products alone.
 
         For every active block that has had a gradient (w and rms of its statistics are not 0)::
 
@@ -329,7 +336,7 @@ class Backend(Protocol):
             Q  = F' / s,  s^2 = |F'^T F'|_F
             Q <- Q (a I + b G + c G^2),  G = Q^T Q                   for (a, b, c) of every step
             P  = F' Q^T, made symmetric
-            residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it is not a number
+            residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it is not a number, not 0
             root = P where the residual is at most `bound`, else its refusals are counted
 
         Args:

@@ -68,7 +68,11 @@ def state_bytes(part: Part, device: torch.device) -> StateBytes:
 
 
 def scalar_bytes(parts: Sequence[Part]) -> StateBytes:
-    """Of whole parameters: their scalars."""
+    """Of whole parameters: the scalars of their matrices."""
     return StateBytes(
-        rest=sum(len(COLUMNS) * compute_dtype(own.dtype).itemsize * len(own.plans) for own in parts)
+        rest=sum(
+            len(COLUMNS) * compute_dtype(own.dtype).itemsize * plan.matrices
+            for own in parts
+            for plan in own.plans
+        )
     )

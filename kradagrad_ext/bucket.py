@@ -1,0 +1,238 @@
+"""Parameters that are stepped together: their blocks in batches, sums over blocks, and room to work in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends.base import RESIDUAL, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT
+from .block_layout import Blocked, BlockLayout, Workspace
+from .config import STRUCTURAL, Config
+from .norms import GradientNorms
+from .plan import ParameterPlan, group_blocks
+from .roots import supports_polar
+from .state import Arrangement, Batches, State, compute_dtype, state_specs, views_of
+from .uploads import Masks
+
+KEPT_BYTES = 4 << 20
+"""What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
+
+
+def presence(gradients: Sequence[Tensor | None]) -> tuple[bool, ...]:
+    """Which gradients there are."""
+    return tuple([grad is not None for grad in gradients])
+
+
+class Bucket:
+    """P parameters of one parameter group with one device and dtype, which hold M matrices.
+
+    Where lengths belong to blocks' updates, parameters without blocks are in a bucket of their own. It holds
+    nothing of the state, which it finds in ``optimizer.state``.
+
+    Attributes:
+        params: in the parameter group's order.  plans: of each.
+        groups: of the preconditioned blocks.
+        numel: elements of every matrix ``[M]``, at least 1.
+        preconditioned: ``[M]`` bool, whether a matrix has blocks.
+        key: device and dtype of the parameters.  kinds: of each the device, dtype and shape.
+        label: what parameters of one bucket have in common within a group.
+    """
+
+    def __init__(self, params: Sequence[Tensor], config: Config, plans: Sequence[ParameterPlan]) -> None:
+        self.params, self.plans = list(params), list(plans)
+        self.structure = {option: getattr(config, option) for option in STRUCTURAL}
+        device, dtype = params[0].device, compute_dtype(params[0].dtype)
+        self.key = (device, params[0].dtype)
+        self.kinds = [(p.device, p.dtype, p.shape) for p in params]
+        self.packs_factors = config.packs_factors(device)
+        self.masks = Masks(device)
+        self.like = torch.empty(0, dtype=dtype, device=device)
+        self._has_blocks = [bool(plan.regions) for plan in plans]
+        self.label = (*self.key, self.options(config).graft)
+        self._divided = any(plan.divisions for plan in plans)
+        self._checked: Config | None = None
+        self.groups = group_blocks(plans)
+        self._layouts = [
+            [BlockLayout.of(plans[m.parameter], m.region) for m in group.members] for group in self.groups
+        ]
+        self.specs = [state_specs(plan, config, params[0].dtype, device) for plan in plans]
+        self._arrangement = Arrangement(self.specs, self.groups, self._layouts, self.like)
+        self._rooms: dict[bool, Blocked] = {}
+        moment_bytes = sum(p.numel() for p in params) * dtype.itemsize
+        self.is_small = moment_bytes <= KEPT_BYTES
+        matrices = self.matrices(self.params)
+        self._norms = GradientNorms(matrices, dtype, dots=True)
+        self.numel = self._upload([max(p.numel(), 1) for p in matrices], dtype)
+        self._index_blocks()
+
+    def _upload(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.like.device)
+
+    def _index_blocks(self) -> None:
+        counts = [plan.matrices for plan in self.plans]
+        starts = list(itertools.accumulate(counts, initial=0))
+        owners = [
+            [
+                starts[m.parameter] + matrix
+                for m in group.members
+                for matrix in self.plans[m.parameter].matrices_of(m.region)
+            ]
+            for group in self.groups
+        ]
+        self._block_counts = list(map(len, owners))
+        of_rows = [own * len(group.modes) for group, own in zip(self.groups, owners, strict=True)]
+        self._block_matrices, self._stats_matrices = (
+            self._upload([*itertools.chain(*each)], torch.int64) for each in (owners, of_rows)
+        )
+        has_blocks = (has for has, n in zip(self._has_blocks, counts, strict=True) for _ in range(n))
+        self.preconditioned = self._upload(list(has_blocks), torch.bool)
+        blocks: list[list[int]] = [[] for _ in range(starts[-1])]
+        for number, matrix in enumerate(itertools.chain(*owners)):
+            blocks[matrix].append(number)
+        width, none = max(map(len, blocks), default=0), sum(self._block_counts)
+        padded = [own + [none] * (width - len(own)) for own in blocks]
+        self._norm_index = self._upload(padded, torch.int64).reshape(len(blocks), width)
+
+    def adopt(self, states: Sequence[State]) -> None:
+        """See `Arrangement.adopt`."""
+        self._arrangement.adopt(states)
+
+    def batches(self, states: Sequence[State]) -> Batches:
+        """See `Arrangement.batches`."""
+        return self._arrangement.batches(states)
+
+    def matrices(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Views of all matrices ``[M]`` in tensors of the parameters' shapes."""
+        if not self._divided:
+            return tensors
+        found: list[Tensor] = []
+        for plan, tensor in zip(self.plans, tensors, strict=True):
+            own = [tensor]
+            for dim, lengths in plan.divisions:
+                own = [part for piece in own for part in piece.split_with_sizes(lengths, dim)]
+            found += own
+        return found
+
+    def of_blocks(self, values: Tensor) -> Sequence[Tensor]:
+        """For each group ``[N]``, its blocks' matrices' values, of ``[M]``."""
+        return values[self._block_matrices].split_with_sizes(self._block_counts)
+
+    def restart(self, batches: Batches, matrices: Tensor) -> None:
+        """Let the factors of these matrices, ``[M]`` bool, start anew with the next gradient."""
+        held = ~matrices[self._stats_matrices]
+        batches.factor_stats.select(1, WEIGHT).mul_(held)
+        batches.root_stats.select(1, RESIDUAL).mul_(held)
+        if self.structure["graft"] == "whitened":
+            batches.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(held[:, None])
+
+    def has_newcomers(self, batches: Batches, active: Tensor) -> bool:
+        """Whether blocks of active matrices, ``[M]`` bool, have no factor yet, or no root since it started."""
+        rootless = batches.root_stats.select(1, RESIDUAL) == 0
+        return bool((rootless & active[self._stats_matrices]).any())
+
+    def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
+        """Squared norm ``[M]`` of every matrix's update from its blocks', in a fixed order."""
+        return torch.cat([*block_norms, self.like.new_zeros(1)])[self._norm_index].sum(1)
+
+    def options(self, config: Config) -> Config:
+        """The parameter group's, as they are for this bucket's parameters."""
+        return config.for_blocks(any(self._has_blocks))
+
+    def gradients(self, given: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor] | None:
+        """The gradients, each missing one stood in for by its parameter, and which matrices have one ``[M]``.
+
+        None without any.
+        """
+        present = presence(given)
+        if not any(present):
+            return None
+        grads = [p if grad is None else grad for p, grad in zip(self.params, given, strict=True)]
+        return grads, self.masks.of(self.mask(present))
+
+    def mask(self, present: tuple[bool, ...]) -> tuple[bool, ...]:
+        """What holds of the parameters, of the matrices."""
+        if not self._divided:
+            return present
+        pairs = zip(self.plans, present, strict=True)
+        return tuple(itertools.chain.from_iterable((has,) * plan.matrices for plan, has in pairs))
+
+    def gradient_norms(self, grads: list[Tensor]) -> Tensor:
+        """|g|_F^2 of the gradients of all matrices ``[M]``, not finite where any element is not."""
+        return self._norms.of(self.matrices(grads))
+
+    def blocked(self, tensors: list[Tensor]) -> Blocked:
+        """Tensors of the parameters' shapes and views of their blocks."""
+        pairs = zip(self.groups, self._layouts, strict=True)
+        return Blocked(tensors, [views_of(group, layouts, tensors) for group, layouts in pairs])
+
+    def workspace(self, config: Config, momenta: list[Tensor]) -> Workspace:
+        """Where a step leaves what it makes of the gradients."""
+        room = self._room_for(config)
+        if not config.looks_ahead:
+            directions = self.blocked(momenta) if config.momentum_on == "gradient" else None
+            return Workspace([], directions, room, None)
+        pairs = list(zip(self._has_blocks, room.tensors, momenta, strict=True))
+        updates = Blocked([d if has else self.like for has, d, _ in pairs], room.views)
+        return Workspace(room.tensors, room, updates, [m if has else d for has, d, m in pairs])
+
+    def _room_for(self, config: Config) -> Blocked:
+        """A tensor for each parameter that needs one: small ones are made once and kept.
+
+        A graph makes its own, and views that it can write through.
+        """
+        kept = self._rooms.get(config.looks_ahead)
+        if kept is not None and not config.capturable:
+            return kept
+        made = [
+            self.like.new_empty(p.shape) if has or config.looks_ahead else self.like
+            for has, p in zip(self._has_blocks, self.params, strict=True)
+        ]
+        room = self.blocked(made)
+        if self.is_small and not config.capturable:
+            self._rooms = {config.looks_ahead: room}
+        return room
+
+    def lr_tensor(self, lr: float | Tensor) -> Tensor:
+        """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device.
+
+        What the host holds, a number or a tensor, goes there as a kernel's argument: nothing waits.
+        """
+        if isinstance(lr, Tensor) and lr.device.type == self.like.device.type:
+            return lr.detach().to(self.like, non_blocking=True).reshape(())
+        return torch.full((), float(lr), dtype=self.like.dtype, device=self.like.device)
+
+    def is_of(self, config: Config) -> bool:
+        """Whether the options that shape the state are those that it was made with."""
+        return config.packs_factors(self.like.device) == self.packs_factors and all(
+            getattr(config, option) == value for option, value in self.structure.items()
+        )
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError if an option does not fit the state.
+
+        Those that shape it must be as when it was made; `capturable` needs roots that products alone make.
+        """
+        if config is self._checked:
+            return
+        for group in self.groups:
+            p = config.root_order(len(group.block_shape))
+            if config.capturable and not supports_polar(p):
+                raise ValueError(
+                    f"KrADagrad: `exponent` must be 1/p, p = 2, 4, 8, ..., with `capturable`, got 1/{p} for "
+                    f"blocks of {list(group.block_shape)}"
+                )
+        if config.packs_factors(self.like.device) != self.packs_factors:
+            raise ValueError(
+                "KrADagrad: `factor_update` and `capturable` must stay as they were when the state was made, "
+                f"with `packed`, got {config.factor_update!r} and {config.capturable}"
+            )
+        for option, value in self.structure.items():
+            if getattr(config, option) != value:
+                got = getattr(config, option)
+                raise ValueError(
+                    f"KrADagrad: `{option}` must stay {value!r} once the state exists, got {got!r}"
+                )
+        self._checked = config
