@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,6 +60,14 @@ class BlockLayout:
         for dim, offset, length in self.cuts:
             whole = whole.narrow(dim, offset, length)
         return whole.view(self.split).permute(self.order)
+
+
+def divided(tensor: Tensor, divisions: Sequence[tuple[int, Shape]]) -> list[Tensor]:
+    """Views of a tensor's parts, cut along some dims into some lengths, in row-major order."""
+    parts = [tensor]
+    for dim, lengths in divisions:
+        parts = [part for whole in parts for part in whole.split_with_sizes(lengths, dim)]
+    return parts
 
 
 @dataclass(frozen=True)

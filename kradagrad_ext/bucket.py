@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends.base import RESIDUAL, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT
-from .block_layout import Blocked, BlockLayout, Workspace
+from .block_layout import Blocked, BlockLayout, Workspace, divided
 from .config import STRUCTURAL, Config
 from .norms import GradientNorms
 from .plan import ParameterPlan, group_blocks
 from .roots import supports_polar
-from .state import Arrangement, Batches, State, compute_dtype, state_specs, views_of
+from .state import SCALARS, Arrangement, Batches, State, compute_dtype, state_specs, views_of
 from .uploads import Masks
 
 KEPT_BYTES = 4 << 20
@@ -32,6 +33,9 @@ class Bucket:
     Where lengths belong to blocks' updates, parameters without blocks are in a bucket of their own. It holds
     nothing of the state, which it finds in ``optimizer.state``.
 
+    Args:
+        has_scalars: whether the state has scalars.
+
     Attributes:
         params: in the parameter group's order.  plans: of each.
         groups: of the preconditioned blocks.
@@ -41,7 +45,14 @@ class Bucket:
         label: what parameters of one bucket have in common within a group.
     """
 
-    def __init__(self, params: Sequence[Tensor], config: Config, plans: Sequence[ParameterPlan]) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        config: Config,
+        plans: Sequence[ParameterPlan],
+        *,
+        has_scalars: bool = True,
+    ) -> None:
         self.params, self.plans = list(params), list(plans)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
@@ -51,6 +62,7 @@ class Bucket:
         self.masks = Masks(device)
         self.like = torch.empty(0, dtype=dtype, device=device)
         self._has_blocks = [bool(plan.regions) for plan in plans]
+        self._with_blocks = [i for i, has in enumerate(self._has_blocks) if has]
         self.label = (*self.key, self.options(config).graft)
         self._divided = any(plan.divisions for plan in plans)
         self._checked: Config | None = None
@@ -59,8 +71,10 @@ class Bucket:
             [BlockLayout.of(plans[m.parameter], m.region) for m in group.members] for group in self.groups
         ]
         self.specs = [state_specs(plan, config, params[0].dtype, device) for plan in plans]
+        if not has_scalars:
+            self.specs = [{key: own[key] for key in own if key != SCALARS} for own in self.specs]
         self._arrangement = Arrangement(self.specs, self.groups, self._layouts, self.like)
-        self._rooms: dict[bool, Blocked] = {}
+        self._rooms: dict[bool, tuple[Blocked, Blocked]] = {}
         moment_bytes = sum(p.numel() for p in params) * dtype.itemsize
         self.is_small = moment_bytes <= KEPT_BYTES
         matrices = self.matrices(self.params)
@@ -68,7 +82,7 @@ class Bucket:
         self.numel = self._upload([max(p.numel(), 1) for p in matrices], dtype)
         self._index_blocks()
 
-    def _upload(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    def _upload(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=self.like.device)
 
     def _index_blocks(self) -> None:
@@ -100,21 +114,21 @@ class Bucket:
         """See `Arrangement.adopt`."""
         self._arrangement.adopt(states)
 
-    def batches(self, states: Sequence[State]) -> Batches:
+    @property
+    def wanted(self) -> list[tuple[int, str]]:
+        """See `Arrangement`."""
+        return self._arrangement.wanted
+
+    def batches(self, tensors: Sequence[Tensor]) -> Batches:
         """See `Arrangement.batches`."""
-        return self._arrangement.batches(states)
+        return self._arrangement.batches(tensors)
 
     def matrices(self, tensors: list[Tensor]) -> list[Tensor]:
         """Views of all matrices ``[M]`` in tensors of the parameters' shapes."""
         if not self._divided:
             return tensors
-        found: list[Tensor] = []
-        for plan, tensor in zip(self.plans, tensors, strict=True):
-            own = [tensor]
-            for dim, lengths in plan.divisions:
-                own = [part for piece in own for part in piece.split_with_sizes(lengths, dim)]
-            found += own
-        return found
+        pairs = zip(self.plans, tensors, strict=True)
+        return [part for plan, tensor in pairs for part in divided(tensor, plan.divisions)]
 
     def of_blocks(self, values: Tensor) -> Sequence[Tensor]:
         """For each group ``[N]``, its blocks' matrices' values, of ``[M]``."""
@@ -129,7 +143,7 @@ class Bucket:
             batches.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(held[:, None])
 
     def has_newcomers(self, batches: Batches, active: Tensor) -> bool:
-        """Whether blocks of active matrices, ``[M]`` bool, have no factor yet, or no root since it started."""
+        """Whether blocks of active matrices, ``[M]`` bool, lack a factor, or a root since it started."""
         rootless = batches.root_stats.select(1, RESIDUAL) == 0
         return bool((rootless & active[self._stats_matrices]).any())
 
@@ -170,16 +184,17 @@ class Bucket:
 
     def workspace(self, config: Config, momenta: list[Tensor]) -> Workspace:
         """Where a step leaves what it makes of the gradients."""
-        room = self._room_for(config)
+        room, updates = self._room_for(config)
         if not config.looks_ahead:
             directions = self.blocked(momenta) if config.momentum_on == "gradient" else None
-            return Workspace([], directions, room, None)
-        pairs = list(zip(self._has_blocks, room.tensors, momenta, strict=True))
-        updates = Blocked([d if has else self.like for has, d, _ in pairs], room.views)
-        return Workspace(room.tensors, room, updates, [m if has else d for has, d, m in pairs])
+            return Workspace([], directions, updates, None)
+        fallbacks = list(room.tensors)
+        for i in self._with_blocks:
+            fallbacks[i] = momenta[i]
+        return Workspace(room.tensors, room, updates, fallbacks)
 
-    def _room_for(self, config: Config) -> Blocked:
-        """A tensor for each parameter that needs one: small ones are made once and kept.
+    def _room_for(self, config: Config) -> tuple[Blocked, Blocked]:
+        """A tensor for each parameter that needs one, and the same of those with blocks; small ones are kept.
 
         A graph makes its own, and views that it can write through.
         """
@@ -191,9 +206,11 @@ class Bucket:
             for has, p in zip(self._has_blocks, self.params, strict=True)
         ]
         room = self.blocked(made)
+        updates = [own if has else self.like for has, own in zip(self._has_blocks, made, strict=True)]
+        rooms = room, Blocked(updates, room.views)
         if self.is_small and not config.capturable:
-            self._rooms = {config.looks_ahead: room}
-        return room
+            self._rooms = {config.looks_ahead: rooms}
+        return rooms
 
     def lr_tensor(self, lr: float | Tensor) -> Tensor:
         """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device.

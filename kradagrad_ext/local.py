@@ -36,10 +36,16 @@ class Placed:
     members: list[int]
     watch: Watch
 
-    def holds(self, held: Held) -> bool:
-        """Whether the states of the group's parameters are those that the bucket has left."""
-        found = self.of(held)
-        return all(found) and self.watch.holds(found)
+    def wanted(self, held: Held) -> list[Tensor] | None:
+        """The entries that the bucket wants of the states of the group's parameters.
+
+        None where the states are not those that it has left.
+        """
+        states = self.of(held)
+        if not all(states):
+            return None
+        found = [states[i].get(key) for i, key in self.bucket.wanted]
+        return found if self.watch.holds(states, found) else None
 
     def of(self, values: Sequence[Any]) -> list[Any]:
         """The values of the bucket's parameters, of those of the group's."""
@@ -60,14 +66,21 @@ class Roster:
     placed: list[Placed]
     outside: list[int]
 
-    def serves(self, params: list[Tensor], grads: Sequence[Tensor | None], held: Held) -> bool:
-        """Whether the buckets are of these parameters, all that have a gradient or state, and of this state."""
-        return (
-            list(map(KIND, params)) == self.kinds
-            and all(map(operator.is_, params, self.params))
-            and all(grads[i] is None and not held[i] for i in self.outside)
-            and all(placed.holds(held) for placed in self.placed)
-        )
+    def wanted(
+        self, params: list[Tensor], grads: Sequence[Tensor | None], held: Held
+    ) -> list[list[Tensor]] | None:
+        """What each bucket wants of the parameters' states; see `Placed`.
+
+        None where the buckets are not of these parameters, or not of all that have a gradient or state.
+        """
+        if (
+            list(map(KIND, params)) != self.kinds
+            or not all(map(operator.is_, params, self.params))
+            or any(grads[i] is not None or held[i] for i in self.outside)
+        ):
+            return None
+        found = [wanted for placed in self.placed if (wanted := placed.wanted(held)) is not None]
+        return found if len(found) == len(self.placed) else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class Local:
     def complete(self, state: MutableMapping[Tensor, State], settings: Sequence[Settings]) -> None:
         """Nothing: state is made as gradients come."""
 
-    def consolidate(self, to: int) -> None:
+    def consolidate(self, state: MutableMapping[Tensor, State], to: int) -> None:
         """Nothing: all state is whole."""
 
     def restore(
@@ -115,7 +128,7 @@ class Local:
         Only with `capturable` is it compiled: else it differs from step to step.
 
         Args:
-            state: the optimizer's.  settings: of the parameter groups that have a gradient.
+            state: the optimizer's.  settings: of all parameter groups.
         """
         with full_float32():
             for planned in self._plan(state, settings, loss_scale):
@@ -128,11 +141,14 @@ class Local:
         """All that the host decides; the gradients, unscaled, and which there are."""
         rosters: dict[int, Roster] = {}
         new: dict[Tensor, State] = {}
-        planned = [found for own in settings for found in self._plan_group(own, state, rosters, new)]
-        self._rosters = rosters
+        taken = [own for own in settings if own.has_gradient]
+        planned = [found for own in taken for found in self._plan_group(own, state, rosters, new)]
+        kept = range(len(settings))
+        self._rosters = {position: self._rosters[position] for position in kept if position in self._rosters}
+        self._rosters |= rosters
         state.update(new)
-        loss_scale.unscale_(settings)
-        for own in settings:
+        loss_scale.unscale_(taken)
+        for own in taken:
             own.count()
         return planned
 
@@ -143,32 +159,36 @@ class Local:
         rosters: dict[int, Roster],
         new: dict[Tensor, State],
     ) -> list[Planned]:
-        """The work of every bucket that has a gradient; its roster, and the states that there were not yet."""
+        """The work of every bucket that has a gradient; the group's roster, and the states that are new."""
         roster, grads = self._rosters.get(settings.position), settings.grads
         held: Held = list(map(state.get, settings.params))
-        is_known = roster is not None and roster.serves(settings.params, grads, held)
+        wanted = None if roster is None else roster.wanted(settings.params, grads, held)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(settings, roster if is_known else None)
-        if roster is None or not is_known:
-            roster = self._make_roster(settings, held)
-            new |= {p: own for p, own in zip(settings.params, held, strict=True) if own and p not in state}
+            _check_capture(settings, roster if wanted is not None else None)
+        if roster is None or wanted is None:
+            roster, wanted = self._make_roster(settings, held)
+            pairs = zip(settings.params, held, strict=True)
+            new |= {p: own for p, own in pairs if own and own is not state.get(p)}
         rosters[settings.position] = roster
         planned = []
-        for placed in roster.placed:
+        for placed, tensors in zip(roster.placed, wanted, strict=True):
             placed.bucket.check(settings.config)
             found = placed.bucket.gradients(placed.of(grads))
             if found is not None:
-                planned.append(Planned(plan_work(placed.bucket, settings, placed.of(held)), *found))
+                planned.append(Planned(plan_work(placed.bucket, settings, tensors), *found))
         return planned
 
-    def _make_roster(self, settings: Settings, held: Held) -> Roster:
+    def _make_roster(self, settings: Settings, held: Held) -> tuple[Roster, list[list[Tensor]]]:
         """Batch the parameters with a gradient or state by device, dtype and what gives lengths.
 
-        Buckets that serve as they are stay. New parameters make one more, together with those buckets that have
-        no more parameters than it has so far: n that come one by one move each state log n times.
+        Buckets that serve as they are stay. New parameters make one more, together with those buckets that
+        have no more parameters than it has so far: n that come one by one move each state log n times.
 
         Args:
             held: has afterwards the states of all of them.
+
+        Returns:
+            The roster, and what each bucket wants.
         """
         config, params = settings.config, settings.params
         kept = list(self._kept(settings, held))
@@ -190,7 +210,8 @@ class Local:
             kept.append(self._place(settings, sorted(members), held))
         inside = {i for placed in kept for i in placed.members}
         outside = [i for i in range(len(params)) if i not in inside]
-        return Roster(list(params), list(map(KIND, params)), kept, outside)
+        wanted = [found for placed in kept if (found := placed.wanted(held)) is not None]
+        return Roster(list(params), list(map(KIND, params)), kept, outside), wanted
 
     def _kept(self, settings: Settings, held: Held) -> Iterator[Placed]:
         """The buckets, of whatever parameter group, that serve this one's parameters."""
@@ -202,7 +223,7 @@ class Local:
                 len(placed.members) == len(params)
                 and list(map(KIND, params)) == old.bucket.kinds
                 and old.bucket.is_of(settings.config)
-                and placed.holds(held)
+                and placed.wanted(held) is not None
             ):
                 yield placed
 
@@ -220,7 +241,8 @@ class Local:
                 held[i] = {}
         states: list[Any] = [held[i] for i in members]
         bucket.adopt(states)
-        return Placed(bucket, members, Watch(states))
+        wanted = [states[i][key] for i, key in bucket.wanted]
+        return Placed(bucket, members, Watch(states, wanted))
 
 
 def _check_capture(settings: Settings, roster: Roster | None) -> None:
@@ -248,8 +270,8 @@ def _check_capture(settings: Settings, roster: Roster | None) -> None:
     lr = settings.lr
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
         raise RuntimeError(
-            f"KrADagrad: `lr` of {where} must be a tensor on the parameters' device where a step is captured, as "
-            "a graph would keep its value of today, got one on the CPU"
+            f"KrADagrad: `lr` of {where} must be a tensor on the parameters' device where a step is "
+            "captured, as a graph would keep its value of today, got one on the CPU"
         )
     presences = [(placed.bucket, presence(placed.of(settings.grads))) for placed in roster.placed]
     if any(any(there) and bucket.mask(there) not in bucket.masks for bucket, there in presences):

@@ -208,7 +208,7 @@ class KrADagrad(Optimizer):
         Args:
             to: a rank of the process group, else it raises ValueError; its host memory takes all state.
         """
-        self._complete().consolidate(to)
+        self._complete().consolidate(self.state, to)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict`, bit for bit.
@@ -261,7 +261,5 @@ class KrADagrad(Optimizer):
         ]
 
     def _settings(self) -> list[Settings]:
-        """The parameter groups that have a gradient, checked in every respect."""
-        found = self._groups()
-        taken = [own.with_gradients(self._engine.locals_of) for own in found]
-        return [own for own in taken if own is not None]
+        """All parameter groups with their gradients, checked in every respect."""
+        return [own.with_gradients(self._engine.locals_of) for own in self._groups()]

@@ -143,8 +143,8 @@ def due_blocks(of: RootSide, turn: Turn, host_looks: bool) -> Tensor:
     """Indices of the blocks that are due.
 
     Args:
-        host_looks: whether the host may wait for values. Where it may not, as many blocks are due as have their
-            turn, and those without a root come first: the last of the others make room for them.
+        host_looks: whether the host may wait for values. Where it may not, as many blocks are due as have
+            their turn, and those without a root come first: the last of the others make room for them.
     """
     device, count = of.active.device, len(of.active)
     due = turn.due(count, device)

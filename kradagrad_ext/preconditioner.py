@@ -182,7 +182,10 @@ def refresh_roots(
     squares: list[RootSide] = []
     polynomials = polar.POLYNOMIALS[config.polar_steps]
     for state, own in zip(states, active, strict=True):
-        p, method = config.root_order(len(state.group.block_shape)), _root_method(state.group, config, own.device)
+        p, method = (
+            config.root_order(len(state.group.block_shape)),
+            _root_method(state.group, config, own.device),
+        )
         by_products = functools.partial(roots.polar_roots, polynomials=polynomials)
         take_roots = by_products if method == "polar" else backend.decomposed_roots
         for mode in state.modes:

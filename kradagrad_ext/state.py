@@ -25,7 +25,7 @@ from .backends.base import ROOT_STATS, STATISTICS, Side
 from .block_layout import BlockLayout
 from .config import STRUCTURAL, Config
 from .grafting import COLUMNS, has_second_moment
-from .plan import Group, Member, ParameterPlan, Shape
+from .plan import Group, ParameterPlan, Shape
 
 State = MutableMapping[str, Any]
 """``optimizer.state[p]``; empty for a parameter that has taken no step."""
@@ -146,9 +146,7 @@ class GroupState:
         return Side(self.factors[mode], self.factor_stats[mode], self.roots[mode])
 
 
-def views_of(
-    group: Group, layouts: Sequence[BlockLayout | None], tensors: Sequence[Tensor]
-) -> list[Tensor]:
+def views_of(group: Group, layouts: Sequence[BlockLayout | None], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Block views ``[*grid, *block_shape]`` of a group's blocks in the parameters' tensors."""
     view = BlockLayout.view_in_graph if torch.compiler.is_compiling() else BlockLayout.view
     own = [tensors[i] for i in group.parameters]
@@ -226,10 +224,14 @@ class Batch:
         for parameter, key, first, last in self.entries:
             states[parameter][key] = whole[first:last]
 
-    def found(self, states: Sequence[State]) -> Tensor:
-        """The tensor that the entries of all states are parts of."""
+    @property
+    def first(self) -> tuple[int, str]:
+        """Parameter and key of the entry that the tensor is found from."""
         parameter, key, *_ = self.entries[0]
-        first: Tensor = states[parameter][key]
+        return parameter, key
+
+    def found(self, first: Tensor) -> Tensor:
+        """The tensor that the first entry is a part of."""
         return first if self.is_one else first.as_strided(self.spec.shape, self.stride)
 
 
@@ -257,11 +259,17 @@ class Batches:
     root_stats: Tensor
 
 
+VALUES = operator.methodcaller("values")
+
+
 class Arrangement:
     """How the states of a bucket's parameters lie in batches.
 
+    Attributes:
+        wanted: (parameter, key) of the entries that all batches are found from.
+
     Args:
-        specs: of each parameter's state.
+        specs: of each parameter's state; scalars may be left out of all.
         groups: of their blocks.  layouts: of each group's members.
         like: an empty tensor in the compute dtype on the parameters' device.
     """
@@ -275,7 +283,7 @@ class Arrangement:
     ) -> None:
         self._specs, self._groups, self._layouts, self._like = specs, groups, layouts, like
         self._sides = [(group, mode) for group in groups for mode in group.modes]
-        self._scalars = batch_of_scalars(specs)
+        self._scalars = batch_of_scalars(specs) if SCALARS in specs[0] else None
         self._of_sides = {
             kind: [self._rows([_entries(kind, *side)], kind == "root") for side in self._sides]
             for kind in ("factor", "root")
@@ -283,12 +291,18 @@ class Arrangement:
         own = self._sides
         self._stats = {kind: self._rows([_entries(kind, *side) for side in own]) for kind in OF_BLOCKS if own}
         self._stats_rows = [group.blocks for group, _ in self._sides]
+        momenta, second_moments = (
+            [(i, key) for i, own in enumerate(specs) if key in own] for key in (MOMENTUM, SECOND_MOMENT)
+        )
+        self.wanted = [*(batch.first for batch in self._batches()), *momenta, *second_moments]
+        self._moments = len(momenta), len(second_moments)
 
     def _rows(self, lists: Sequence[Sequence[tuple[int, str]]], is_root: bool = False) -> Batch:
         return Batch.of(self._specs, itertools.chain(*lists), is_root)
 
     def _batches(self) -> Iterator[Batch]:
-        yield self._scalars
+        if self._scalars is not None:
+            yield self._scalars
         if self._sides:
             yield from itertools.chain(*self._of_sides.values(), self._stats.values())
 
@@ -306,30 +320,29 @@ class Arrangement:
                     made = self._like.new_zeros(spec.shape) if value is None else value
                     state[key] = fitting(made, spec, self._like)
 
-    def batches(self, states: Sequence[State]) -> Batches:
-        """The batches in states that lie as `adopt` has left them."""
+    def batches(self, tensors: Sequence[Tensor]) -> Batches:
+        """The batches of states that lie as `adopt` has left them.
+
+        Args:
+            tensors: the entries that are `wanted`.
+        """
+        left = iter(tensors)
         none = self._like.new_empty(0, 0, 0)
-        stats = {kind: batch.found(states) for kind, batch in self._stats.items()}
-        stats = stats or {kind: self._like.new_zeros(0, columns) for kind, columns in OF_BLOCKS.items()}
-        of_sides = [
-            *([batch.found(states) for batch in own] for own in self._of_sides.values()),
-            *(whole.split_with_sizes(self._stats_rows) for whole in stats.values()),
-        ]
-        sides = zip(*of_sides, strict=True)
+        scalars = none if self._scalars is None else self._scalars.found(next(left))
+        factors, roots = ([batch.found(next(left)) for batch in own] for own in self._of_sides.values())
+        stats = [batch.found(next(left)) for batch in self._stats.values()]
+        factor_stats, root_stats = stats or (
+            self._like.new_zeros(0, columns) for columns in OF_BLOCKS.values()
+        )
+        of_stats = (whole.split_with_sizes(self._stats_rows) for whole in (factor_stats, root_stats))
+        sides = zip(factors, roots, *of_stats, strict=True)
         groups = []
         for group, layouts in zip(self._groups, self._layouts, strict=True):
             modes = [next(sides) if factored else (none, none, none, none) for factored in group.factored]
-            factors, roots, factor_stats, root_stats = map(list, zip(*modes, strict=True))
-            groups.append(GroupState(group, layouts, factors, factor_stats, roots, root_stats))
-        second_moments = [state[SECOND_MOMENT] for state in states if SECOND_MOMENT in state]
-        return Batches(
-            self._scalars.found(states),
-            [state[MOMENTUM] for state in states],
-            second_moments,
-            groups,
-            stats["factor_stats"],
-            stats["root_stats"],
-        )
+            own = [list(each) for each in zip(*modes, strict=True)]
+            groups.append(GroupState(group, layouts, own[0], own[2], own[1], own[3]))
+        momenta, second_moments = (list(itertools.islice(left, count)) for count in self._moments)
+        return Batches(scalars, momenta, second_moments, groups, factor_stats, root_stats)
 
 
 def batch_of_scalars(specs: Sequence[Mapping[str, Spec]]) -> Batch:
@@ -342,29 +355,35 @@ def _entries(kind: str, group: Group, mode: int) -> list[tuple[int, str]]:
     return [(member.parameter, key_of(kind, member.region_index, mode)) for member in group.members]
 
 
-class Watch:
-    """Tells whether all values of some states are still the same objects, their data where they were.
+def values_of(states: Sequence[State]) -> Iterator[Any]:
+    """All values of some states."""
+    return itertools.chain.from_iterable(map(VALUES, states))
 
-    It keeps none of them alive.
+
+class Watch:
+    """Tells whether the tensors of some states are still the same, their data where they were.
+
+    It keeps none of them alive. Of those that share a storage, it is enough to know one as an object: while
+    that is there, no other storage can be where they were.
+
+    Args:
+        states: all of whose data are looked at.  objects: those of their tensors that are known as objects.
     """
 
-    def __init__(self, states: Sequence[State]) -> None:
-        values = _values(states)
-        self._refs, self._addresses = list(map(weakref.ref, values)), _addresses(values)
+    def __init__(self, states: Sequence[State], objects: Sequence[Tensor]) -> None:
+        self._refs = list(map(weakref.ref, objects))
+        self._addresses = list(map(Tensor.data_ptr, values_of(states)))
 
-    def holds(self, states: Sequence[State]) -> bool:
-        """Whether these states have the same values."""
-        values = _values(states)
-        return (
-            len(values) == len(self._refs)
-            and all(map(operator.is_, values, [ref() for ref in self._refs]))
-            and _addresses(values) == self._addresses
-        )
-
-
-def _values(states: Sequence[State]) -> list[Any]:
-    return list(itertools.chain.from_iterable(map(dict.values, states)))
+    def holds(self, states: Sequence[State], objects: Sequence[Any]) -> bool:
+        """Whether these are the states and objects."""
+        if not are_same(objects, self._refs) or sum(map(len, states)) != len(self._addresses):
+            return False
+        try:
+            return all(map(operator.eq, map(Tensor.data_ptr, values_of(states)), self._addresses))
+        except TypeError:  # of what is no tensor
+            return False
 
 
-def _addresses(values: Sequence[Any]) -> list[int]:
-    return list(map(Tensor.data_ptr, values))
+def are_same(objects: Sequence[Any], refs: Sequence[weakref.ref[Any]]) -> bool:
+    """Whether objects are those that were referred to."""
+    return len(objects) == len(refs) and all(map(operator.is_, objects, [ref() for ref in refs]))

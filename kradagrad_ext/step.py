@@ -14,11 +14,11 @@ from . import captured, grafting, packed, preconditioner
 from .backends import resolve
 from .backends.base import Backend
 from .block_layout import Blocked, Workspace
+from .bucket import Bucket
 from .clock import Clock
 from .config import Config, all_supported, check_lr, check_tensor
 from .side_stream import SideStream
-from .bucket import Bucket
-from .state import Batches, State, compute_dtype
+from .state import Batches, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,13 @@ class Settings:
     def preconditions(self) -> bool:
         return self.clock.preconditions(self.config)
 
-    def with_gradients(self, locals_of: Callable[[list[Any]], list[Any]]) -> Settings | None:
-        """The same with its gradients, checked; None without any.
+    @property
+    def has_gradient(self) -> bool:
+        """Whether any parameter has one."""
+        return any(grad is not None for grad in self.grads)
+
+    def with_gradients(self, locals_of: Callable[[list[Any]], list[Any]]) -> Settings:
+        """The same with its gradients, checked.
 
         Args:
             locals_of: what this rank holds of tensors, None for None.
@@ -77,7 +82,7 @@ class Settings:
             for i, grad in enumerate(grads):
                 if grad is not None:
                     check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
-        return replace(self, grads=grads) if given else None
+        return replace(self, grads=grads)
 
     def count(self) -> None:
         """The step, as one that is being taken."""
@@ -152,17 +157,17 @@ def backend_of(config: Config, device: torch.device, dtype: torch.dtype, side: i
     return resolve(config.backend, device, compute_dtype(dtype), side)
 
 
-def plan_work(bucket: Bucket, settings: Settings, states: Sequence[State]) -> Work:
+def plan_work(bucket: Bucket, settings: Settings, tensors: Sequence[Tensor]) -> Work:
     """A bucket's work on this step.
 
     Args:
-        states: of its parameters, which it `holds`.
+        tensors: the entries of its parameters' states that it wants.
     """
     config, lr = bucket.options(settings.config), bucket.lr_tensor(settings.lr)
     of_groups = tuple(backend_of(config, *bucket.key, max(group.block_shape)) for group in bucket.groups)
     side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
-    batches = bucket.batches(states)
+    batches = bucket.batches(tensors)
     return Work(bucket, config, backend, of_groups, settings.clock, batches, lr, side_stream)
 
 

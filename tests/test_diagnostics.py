@@ -159,11 +159,12 @@ def test_blocks_without_an_update_do_not_count() -> None:
     """Factors start at 0, roots at I: their measures would say nothing."""
     params = parameters((6, 4))
     optimizer = KrADagrad(params, **SMALL, factor_every=3)
-    train(optimizer, params, range(2))
+    params[0].grad = torch.zeros_like(params[0])
+    optimizer.step()
     (report,) = kradagrad_ext.diagnostics(optimizer)
     assert math.isnan(report["smallest_eigenvalue"])
     assert math.isnan(report["condition"])
-    train(optimizer, params, range(2, 3))
+    train(optimizer, params, range(1, 2))
     assert kradagrad_ext.diagnostics(optimizer)[0]["smallest_eigenvalue"] > 0
 
 

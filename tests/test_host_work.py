@@ -261,6 +261,13 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
     return calls
 
 
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one, or the same elements of the same memory."""
+    return a is b or all(
+        of(a) == of(b) for of in (Tensor.data_ptr, Tensor.size, Tensor.stride, lambda own: own.dtype)
+    )
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_ops_are_given_the_same_tensors_on_every_step(
     nesterov: bool, given: list[tuple[str, list[Tensor]]]
@@ -278,7 +285,7 @@ def test_ops_are_given_the_same_tensors_on_every_step(
     for first, again in zip(seen[0], seen[2], strict=True):
         assert first[0] == again[0]
         assert len(first[1]) == len(again[1])
-        assert all(a is b for a, b in zip(first[1], again[1], strict=True)), first[0]
+        assert all(map(is_same, first[1], again[1])), first[0]
 
 
 def operations_of_a_step(layers: int, shape: tuple[int, ...], **options: Any) -> Counter[str]:
@@ -337,7 +344,7 @@ def calls_of(call: Callable[[], object]) -> Counter[str]:
 def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
     world: int, in_shards: bool, tmp_path: Path
 ) -> None:
-    """Nor calls a function of each, but for what a DTensor is and holds."""
+    """Nor calls a function of each, but for its hash, which its state is found by, and what a DTensor holds."""
     added = 2 * (LAYERS[1] - LAYERS[0])
     of_ranks = []
     for layers in LAYERS:
@@ -345,8 +352,8 @@ def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
         of_ranks.append(ranks.launch(world, work_of_a_rank, tmp_path / str(layers), layers, in_shards))
     for (few, few_calls), (many, many_calls) in zip(*of_ranks, strict=True):
         assert few == many
-        assert few_calls["call"] == many_calls["call"]
-        assert many_calls["c_call"] - few_calls["c_call"] <= (2 * added if in_shards else 0)
+        assert many_calls["call"] - few_calls["call"] == added
+        assert many_calls["c_call"] - few_calls["c_call"] <= (3 if in_shards else 1) * added
 
 
 @pytest.mark.usefixtures("given")

@@ -130,7 +130,9 @@ def test_a_checkpoint_of_another_kind_of_device_has_the_same_factors(
                 pair = (given_, loaded.state[q][key])
                 assert {t.ndim for t in pair} == {2, 3}
                 ours, theirs = (
-                    packing.unpack_upper(t, packing.side_of(t.shape[-1])).double() if t.ndim == 2 else t.double()
+                    packing.unpack_upper(t, packing.side_of(t.shape[-1])).double()
+                    if t.ndim == 2
+                    else t.double()
                     for t in pair
                 )
                 error = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]

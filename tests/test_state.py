@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from test_plan import config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kradagrad_ext.bucket import Bucket
 from kradagrad_ext.plan import group_blocks, plan_parameter
-from kradagrad_ext.state import Bucket
+from kradagrad_ext.state import Batches, State
 
 SHAPES = [(20, 12), (7,), (3, 4, 5), (9, 9), (0, 4), (2, 8)]
 
 
-def bucket(**options: object) -> Bucket:
-    params = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
-    return Bucket(params, config(block_size=8, **options), [{} for _ in params])
+def bucket(shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any) -> Bucket:
+    params, own = [nn.Parameter(torch.randn(shape)) for shape in shapes], config(block_size=8, **options)
+    return Bucket(params, own, [plan_parameter(shape, own) for shape in shapes])
+
+
+def batches(made: Bucket, states: list[State]) -> Batches:
+    return made.batches([states[i][key] for i, key in made.wanted])
 
 
 @pytest.mark.parametrize("options", [{}, {"precondition_1d": True}, {"max_factor_dim": 10}], ids=str)
@@ -25,10 +33,11 @@ def test_views_cover_every_element_once_and_norms_add_up(options: dict[str, obje
     counts = [torch.zeros(shape) for shape in SHAPES]
     values = [torch.randn(shape) for shape in SHAPES]
     block_norms = []
-    for group in state.groups:
-        for view in group.views(counts):
+    pairs = zip(*(state.blocked(tensors).views for tensors in (counts, values)), strict=True)
+    for group, (of_counts, of_values) in zip(state.groups, pairs, strict=True):
+        for view in of_counts:
             view.add_(1)
-        blocks = torch.cat([v.reshape(-1, *group.group.block_shape) for v in group.views(values)])
+        blocks = torch.cat([v.reshape(-1, *group.block_shape) for v in of_values])
         block_norms.append(blocks.flatten(1).square().sum(1))
     norms = state.update_norms(block_norms)
     for plan, count, value, norm in zip(state.plans, counts, values, norms, strict=True):
@@ -38,19 +47,21 @@ def test_views_cover_every_element_once_and_norms_add_up(options: dict[str, obje
 
 
 def test_state_weighs_what_the_plan_says() -> None:
-    state = bucket()
+    made, states = bucket(), [{} for _ in SHAPES]
+    made.adopt(states)
     planned = group_blocks([plan_parameter(shape, config(block_size=8)) for shape in SHAPES])
-    held = sum(t.nbytes for group in state.groups for t in [*group.factors, *group.roots])
+    held = sum(t.nbytes for group in batches(made, states).groups for t in [*group.factors, *group.roots])
     assert held == sum(group.state_bytes() for group in planned)
 
 
 def test_parameter_states_are_views_of_the_batches() -> None:
-    state = bucket()
-    for tensors in state.parameter_states():
+    made, states = bucket(), [{} for _ in SHAPES]
+    made.adopt(states)
+    for tensors in states:
         for key, tensor in tensors.items():
             if key.startswith(("factor", "root")):
                 tensor.fill_(7)
-    for group in state.groups:
+    for group in batches(made, states).groups:
         for tensor in (*group.factors, *group.roots, *group.root_stats, *group.factor_stats):
             assert (tensor == 7).all()
 
@@ -70,7 +81,7 @@ class Operations(TorchDispatchMode):
 def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel() -> None:
     """A copy to the device would make the host wait on every step."""
     like = nn.Parameter(torch.empty(4, 4, device="meta"))
-    state, lr = Bucket([like], config(), [{}]), torch.tensor([0.25], dtype=torch.float64)
+    state, lr = Bucket([like], config(), [plan_parameter((4, 4), config())]), torch.tensor([0.25]).double()
     with Operations() as operations:
         made = state.lr_tensor(lr)
     assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, ())
@@ -81,14 +92,14 @@ def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)], ids=str)
 def test_a_learning_rate_has_the_compute_dtype(lr: float | torch.Tensor, dtype: torch.dtype) -> None:
-    made = Bucket([nn.Parameter(torch.empty(2, dtype=dtype))], config(), [{}]).lr_tensor(lr)
+    params = [nn.Parameter(torch.empty(2, dtype=dtype))]
+    made = Bucket(params, config(), [plan_parameter((2,), config())]).lr_tensor(lr)
     assert (made.dtype, made.shape, float(made)) == (dtype, (), float(torch.tensor(float(lr), dtype=dtype)))
 
 
 def test_gradient_norms_see_what_is_not_finite() -> None:
     shapes = [*SHAPES, (256, 200), (200, 256)]  # the last ones by dot products on a CPU
-    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
-    state = Bucket(params, config(block_size=8), [{} for _ in params])
+    state = bucket(shapes)
     grads = [torch.randn(shape) for shape in shapes]
     grads[0][3, 3], grads[1][2], grads[7][9, 9] = torch.nan, -torch.inf, torch.nan
     norms = state.gradient_norms(grads)

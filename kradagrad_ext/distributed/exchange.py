@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kradagrad_ext.state import KEPT_BYTES
+from kradagrad_ext.bucket import KEPT_BYTES
 
 ALIGNMENT = 16
 

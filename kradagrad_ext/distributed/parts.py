@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,36 +13,62 @@ from torch import Tensor
 
 from kradagrad_ext import grafting
 from kradagrad_ext.block_layout import Blocked
+from kradagrad_ext.bucket import Bucket
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import Shape, plan_parameter
-from kradagrad_ext.state import Bucket
+from kradagrad_ext.plan import ParameterPlan
+from kradagrad_ext.state import Spec, State, batch_of_scalars
 from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, precondition, write
 
 from .exchange import Buffer, Pending, Route
 from .pieces import Piece
+from .stored import PieceState, Place
 
 
 class Ledger:
-    """What every rank knows of all parameters of one parameter group, dtype and graft.
+    """What every rank knows of the M matrices of all parameters of one parameter group, dtype and graft.
 
-    Attributes:
-        parameters: their indices among all of the optimizer's; `rows` has them on the device.
-        scalars: ``[P, 8]``, see `grafting`.
+    Args:
+        parameters: their indices among the shard's.  plans, specs: of each, and of its state.
+        starts: the first matrix of each of the shard's parameters among all of its matrices.
+        like: an empty tensor in the compute dtype.
     """
 
     def __init__(
-        self, parameters: Sequence[int], shapes: Sequence[Shape], config: Config, like: Tensor
+        self,
+        parameters: Sequence[int],
+        plans: Sequence[ParameterPlan],
+        specs: Sequence[Mapping[str, Spec]],
+        starts: Sequence[int],
+        like: Tensor,
     ) -> None:
-        self.parameters = list(parameters)
-        self.scalars = like.new_zeros(len(shapes), len(grafting.COLUMNS))
-        self.numel = like.new_tensor([max(math.prod(shape), 1) for shape in shapes])
-        blocked = [bool(plan_parameter(shape, config).regions) for shape in shapes]
-        self.has_blocks = any(blocked)
+        self.parameters, self.like = list(parameters), like
+        self._batch = batch_of_scalars(specs)
+        self.has_blocks = any(plan.regions for plan in plans)
+        numels: list[int] = []
+        blocked: list[bool] = []
+        rows: list[int] = []
+        for i, plan in zip(parameters, plans, strict=True):
+            sizes = itertools.product(*plan.parts)
+            whole = math.prod(map(sum, plan.parts))
+            numels += [max(math.prod(plan.shape) * math.prod(size) // max(whole, 1), 1) for size in sizes]
+            blocked += [bool(plan.regions)] * plan.matrices
+            rows += range(starts[i], starts[i] + plan.matrices)
+        self.row_of = {matrix: row for row, matrix in enumerate(rows)}
+        self.numel = like.new_tensor(numels)
         self.preconditioned = torch.tensor(blocked, device=like.device)
-        self.rows = torch.tensor(self.parameters, device=like.device)
+        self.rows = torch.tensor(rows, device=like.device)
 
-    def observe(self, norms: Tensor, present: Tensor, config: Config) -> None:
-        """The guard of this step, and the coefficients of its updates."""
+    def adopt(self, states: Sequence[State]) -> None:
+        """Put the scalars of its parameters side by side; see `state.Batch`."""
+        self._batch.adopt(states, self.like)
+
+    def observe(self, scalars: Tensor, norms: Tensor, present: Tensor, config: Config) -> None:
+        """The guard of this step, and the coefficients of its updates.
+
+        Args:
+            scalars: of its first parameter.  norms, present: of all of the shard's matrices.
+        """
+        self.scalars = self._batch.found(scalars)  # until `scale`
         norms, config = norms[self.rows].to(self.scalars.dtype), config.for_blocks(self.has_blocks)
         self.guard = grafting.observe_(self.scalars, norms, self.numel, present[self.rows], config)
         self.coefficients = grafting.coefficients(self.scalars, self.guard.scales, config)
@@ -52,6 +79,7 @@ class Ledger:
         graft, update = graft_norms[self.rows].to(dtype), update_norms[self.rows].to(dtype)
         taken = self.preconditioned & settings.preconditions
         grafting.scale_(self.coefficients, self.scalars, graft, update, self.numel, taken, config)
+        self.scalars = self.like  # whose memory is the state's
 
 
 @dataclass(frozen=True)
@@ -67,8 +95,10 @@ class Part:
     """The pieces of one ledger in a chunk.
 
     Attributes:
-        bucket: their state, each piece as a parameter of its own.
-        rows: of the ledger, for every piece.  parameters: among all of the optimizer's.
+        bucket: of the pieces, each as a parameter of its own.
+        rows: of the ledger, for every matrix of the pieces.
+        matrices: which of the shard's each of them is part of.
+        places: where each piece's state is kept.
     """
 
     position: int
@@ -76,8 +106,28 @@ class Part:
     bucket: Bucket
     pieces: Sequence[Piece]
     rows: Tensor
-    parameters: Tensor
+    matrices: Tensor
     kept: Taken | None = None
+
+    def __post_init__(self) -> None:
+        self.places: list[Mapping[str, Place]] = [{}] * len(self.pieces)
+
+    def states(self, of_parameters: Sequence[State]) -> list[State]:
+        """The states of its pieces, from those of all of the shard's parameters."""
+        pairs = zip(self.pieces, self.places, strict=True)
+        return [PieceState(of_parameters[piece.parameter], own) for piece, own in pairs]
+
+    def wanted(self, of_parameters: Sequence[State]) -> list[Tensor]:
+        """The entries that the bucket wants."""
+        return [of_parameters[parameter][key].parts[part] for parameter, key, part in self._wanted]
+
+    @functools.cached_property
+    def _wanted(self) -> list[tuple[int, str, int]]:
+        found = []
+        for number, key in self.bucket.wanted:
+            place = self.places[number][key]
+            found.append((self.pieces[number].parameter, place.key, place.part))
+        return found
 
     def buffers(self) -> Taken:
         """For gradients and parameters; small ones are kept between steps."""
@@ -145,7 +195,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Share:
-    """One part's step, between its updates and its write; `active`: the pieces that take part."""
+    """One part's step, between its updates and its write; `active`: the matrices that take part."""
 
     part: Part
     work: Work
@@ -157,7 +207,7 @@ class Share:
 
 def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
-    grads, own = taken.grads, part.bucket.workspace(work.config)
+    grads, own = taken.grads, part.bucket.workspace(work.config, work.batches.momenta)
     coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
     active = guard.active
     graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, active)

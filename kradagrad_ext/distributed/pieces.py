@@ -108,7 +108,34 @@ def _plan_of_box(whole: ParameterPlan, box: Box) -> ParameterPlan:
         end = start + math.prod(box.shape[dim] for dim in dims)
         ends = itertools.accumulate(own)
         chunks.append(tuple(side for side, last in zip(own, ends, strict=True) if start < last <= end))
-    return ParameterPlan(box.shape, whole.merged_dims, whole.factored, tuple(chunks), whole.batch_dims)
+    parts = tuple(tuple(lengths.values()) for lengths in lengths_within(whole, box))
+    return ParameterPlan(box.shape, whole.merged_dims, whole.factored, tuple(chunks), whole.batch_dims, parts)
+
+
+def lengths_within(whole: ParameterPlan, box: Box) -> list[dict[int, int]]:
+    """For every merged dim that matrices are counted along, the length in a box of each that it holds of."""
+    found = []
+    for dims, parts in zip(whole.merged_dims, whole.parts, strict=bool(whole.parts)):
+        start = box.offset[dims[0]] if len(dims) == 1 else 0
+        end = start + math.prod(box.shape[dim] for dim in dims)
+        borders = itertools.pairwise((0, *itertools.accumulate(parts)))
+        held = {i: min(last, end) - max(first, start) for i, (first, last) in enumerate(borders)}
+        found.append({i: length for i, length in held.items() if length > 0})
+    return found
+
+
+def matrices_within(whole: ParameterPlan, box: Box) -> list[int]:
+    """Which of a parameter's matrices a box holds of, in row-major order."""
+    found = [0]
+    for parts, held in zip(whole.parts, lengths_within(whole, box), strict=True):
+        found = [before * len(parts) + i for before in found for i in held]
+    return found
+
+
+def divisions_within(whole: ParameterPlan, box: Box) -> list[tuple[int, Shape]]:
+    """As `ParameterPlan.divisions`, of what a box holds."""
+    pairs = zip(whole.merged_dims, lengths_within(whole, box), strict=bool(whole.parts))
+    return [(dims[0], tuple(held.values())) for dims, held in pairs if len(held) > 1]
 
 
 def cost_of(plan: ParameterPlan) -> int:

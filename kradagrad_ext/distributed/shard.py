@@ -16,28 +16,37 @@ rank holds in buffers.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kradagrad_ext.config import Config
+from kradagrad_ext.block_layout import divided
+from kradagrad_ext.bucket import Bucket, presence
+from kradagrad_ext.config import STRUCTURAL, Config
 from kradagrad_ext.norms import GradientNorms
 from kradagrad_ext.plan import plan_parameter
-from kradagrad_ext.state import Bucket, compute_dtype, empty_state, presence
+from kradagrad_ext.state import SCALARS, State, compute_dtype, state_specs
 from kradagrad_ext.step import LossScale, Settings, Work, plan_work
 from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
+from .kept import KeptStates
 from .layout import box_of, gather_holders, local, locals_of
 from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
-from .pieces import CHUNK_BYTES, Box, Piece, deal, in_chunks
-from .stored import stored_states
+from .pieces import CHUNK_BYTES, Box, Piece, deal, divisions_within, in_chunks, matrices_within
+
+KIND = operator.attrgetter("device", "dtype", "shape")
 
 Key = tuple[int, torch.dtype, str]
 """Parameter group, dtype and graft of parameters that share a ledger."""
+
+Whereabouts = tuple[int, int]
+"""The parameter group that a parameter is in, and its place there."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class ShardStep:
         settings: by parameter group, of those with a gradient.
         locals_, grads: what this rank holds of all parameters, and of their gradients; a parameter stands in
             for a missing one.
-        there: which gradients there are.  first: the parameters that take their first step.
+        there: which gradients there are.  states: of all parameters.
         works: of the parts of every chunk; None for one whose group has no gradient.
     """
 
@@ -56,16 +65,18 @@ class ShardStep:
     locals_: list[Tensor]
     grads: list[Tensor]
     there: tuple[bool, ...]
-    first: set[int]
+    states: list[State]
     works: list[list[Work | None]]
 
 
 class Shard:
-    """All parameters of an optimizer, dealt out to the ranks of a process group.
+    """Parameters of an optimizer, dealt out to the ranks of a process group.
+
+    Who owns what stays; which parameter group a parameter is in may change (`arrange`).
 
     Args:
-        params: of all parameter groups, one after the other.  names: for messages.
-        positions: the parameter group of each.  configs: of each parameter group.
+        params: of all parameter groups, one after the other.
+        found, configs: the place of each, and its options.
 
     Raises:
         ValueError: ranks disagree on the parameters, or a placement is not supported; on every rank.
@@ -74,48 +85,80 @@ class Shard:
     def __init__(
         self,
         params: Sequence[Tensor],
-        names: Sequence[str],
-        positions: Sequence[int],
-        configs: Mapping[int, Config],
+        found: Sequence[Whereabouts],
+        configs: Sequence[Config],
         group: dist.ProcessGroup,
     ) -> None:
         self.params, self.group = list(params), group
-        self.unseen = set(range(len(self.params)))  # parameters that have had no gradient yet
+        self.found: list[Whereabouts | None] = list(found)
+        names = [_name(own) for own in found]
         self.places: list[int] = []  # of the parameters' gradients in `Sharded._gradients`
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
+        self.plans = [plan_parameter(shape, own) for shape, own in zip(shapes, configs, strict=True)]
+        self.counts = [plan.matrices for plan in self.plans]
+        self.starts = list(itertools.accumulate(self.counts, initial=0))
         self.holders = gather_holders(self.boxes, shapes, names, group)
         self.told = self._told()
-        self.device = local(params[0]).device
-        self.masks, self.norms = Masks(self.device), self._make_norms()
         self.replicated = all(
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
-        self.keys: list[Key] = [
-            (position, p.dtype, _graft(p, configs[position]))
-            for p, position in zip(params, positions, strict=True)
+        self.dealt = deal(shapes, configs, self.ranks)
+        self.arranged: list[Whereabouts | None] = []  # what `found` was when batches were made
+        self.kinds: list[Any] = []
+
+    def arrange(self, configs: Mapping[int, Config]) -> None:
+        """Batch this rank's pieces by parameter group and dtype; on all ranks alike.
+
+        Args:
+            configs: of each parameter group.
+
+        Raises:
+            ValueError: a parameter's shape, or an option that shapes its state, has changed.
+        """
+        kinds, positions = list(map(KIND, self.params)), [own and own[0] for own in self.found]
+        if self.found == self.arranged and kinds == self.kinds:
+            return
+        for p, own, plan in zip(self.params, self.found, self.plans, strict=True):
+            if own is not None and plan_parameter(tuple(p.shape), configs[own[0]]) != plan:
+                raise ValueError(
+                    f"KrADagrad: shape {list(plan.shape)} and options {STRUCTURAL} of {_name(own)} must stay "
+                    f"as they were when the state was made, got {list(p.shape)} and {configs[own[0]]}"
+                )
+        self.arranged, self.kinds = list(self.found), kinds
+        self.device = local(self.params[0]).device
+        self.masks, self.norms = Masks(self.device), self._make_norms()
+        self.specs = [
+            {} if position is None else state_specs(plan, configs[position], p.dtype, local(p).device)
+            for p, position, plan in zip(self.params, positions, self.plans, strict=True)
         ]
-        self.ledgers = self._make_ledgers(configs)
-        dealt = deal(shapes, [configs[position] for position in positions], self.ranks)
-        sizes = [p.element_size() for p in params]
+        self.keys: dict[int, Key] = {
+            i: (position, p.dtype, configs[position].for_blocks(bool(plan.regions)).graft)
+            for i, (p, position, plan) in enumerate(zip(self.params, positions, self.plans, strict=True))
+            if position is not None
+        }
+        self.ledgers = self._make_ledgers()
+        dealt = [[piece for piece in own if piece.parameter in self.keys] for own in self.dealt]
+        sizes = [p.element_size() for p in self.params]
         by_chunk = [list(in_chunks(pieces, sizes, CHUNK_BYTES)) for pieces in dealt]
-        count = max(map(len, by_chunk))
         self.chunks = [
             self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], configs)
-            for i in range(count)
+            for i in range(max(map(len, by_chunk)))
         ]
+        names = {i: _name(own) for i, own in enumerate(self.found) if own is not None}
+        parts = [part for chunk in self.chunks for part in chunk.parts]
+        self.kept = KeptStates(self.params, names, self.plans, self.specs, parts, list(self.ledgers.values()))
 
-    def _make_ledgers(self, configs: Mapping[int, Config]) -> dict[Key, Ledger]:
+    def _make_ledgers(self) -> dict[Key, Ledger]:
         members: dict[Key, list[int]] = {}
-        for index, key in enumerate(self.keys):
+        for index, key in self.keys.items():
             members.setdefault(key, []).append(index)
         ledgers = {}
         for key, indices in members.items():
-            position, dtype, _ = key
-            like = torch.empty(0, dtype=compute_dtype(dtype), device=local(self.params[indices[0]]).device)
-            shapes = [tuple(self.params[index].shape) for index in indices]
-            ledgers[key] = Ledger(indices, shapes, configs[position], like)
+            like = torch.empty(0, dtype=compute_dtype(key[1]), device=local(self.params[indices[0]]).device)
+            plans, specs = [self.plans[index] for index in indices], [self.specs[index] for index in indices]
+            ledgers[key] = Ledger(indices, plans, specs, self.starts, like)
         return ledgers
 
     def _make_chunk(self, pieces: Sequence[Sequence[Piece]], configs: Mapping[int, Config]) -> Chunk:
@@ -133,13 +176,17 @@ class Shard:
 
     def _make_part(self, key: Key, pieces: Sequence[Piece], config: Config) -> Part:
         ledger = self.ledgers[key]
-        device = ledger.scalars.device
+        device = ledger.like.device
         buffers = [torch.empty((), dtype=key[1], device=device).expand(piece.box.shape) for piece in pieces]
         plans = [piece.plan for piece in pieces]
-        bucket = Bucket(buffers, config, [{}] * len(pieces), plans)
-        rows = torch.tensor([ledger.parameters.index(piece.parameter) for piece in pieces], device=device)
-        parameters = torch.tensor([piece.parameter for piece in pieces], device=device)
-        return Part(key[0], ledger, bucket, pieces, rows, parameters)
+        bucket = Bucket(buffers, config, plans, has_scalars=False)
+        matrices = [
+            self.starts[piece.parameter] + matrix
+            for piece in pieces
+            for matrix in matrices_within(self.plans[piece.parameter], piece.box)
+        ]
+        rows = torch.tensor([ledger.row_of[matrix] for matrix in matrices], device=device)
+        return Part(key[0], ledger, bucket, pieces, rows, torch.tensor(matrices, device=device))
 
     def _routes(self, pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
         """How gradients and parameters come to their owners, and how parameters come back.
@@ -169,27 +216,29 @@ class Shard:
                             back.sent[rank].append(there(index))
         return fetch, back
 
-    def plan(self, settings: Mapping[int, Settings], grads: Sequence[Tensor | None]) -> ShardStep:
+    def plan(
+        self, states: list[State], settings: Mapping[int, Settings], grads: Sequence[Tensor | None]
+    ) -> ShardStep:
         """All that the host decides of a step; what raises, raises here, before any change.
 
         Args:
+            states: of all parameters, as they are kept.
             settings: by parameter group; those without a gradient are left out.
             grads: what this rank holds of every parameter's gradient.
         """
         locals_, there = locals_of(self.params), presence(grads)
         # Parameters stand in for gradients that are missing, on which nothing depends.
         taken = [own if grad is None else grad for grad, own in zip(grads, locals_, strict=True)]
-        first = {index for index in self.unseen if there[index]}
         works = [
             [
-                plan_work(part.bucket, settings[part.position], bool(first))
+                plan_work(part.bucket, settings[part.position], part.wanted(states))
                 if part.position in settings
                 else None
                 for part in chunk.parts
             ]
             for chunk in self.chunks
         ]
-        return ShardStep(settings, locals_, taken, there, first, works)
+        return ShardStep(settings, locals_, taken, there, states, works)
 
     def step(self, plan: ShardStep, loss_scale: LossScale) -> None:
         """One step of all parameters that have a gradient.
@@ -200,7 +249,6 @@ class Shard:
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
         """
-        self.unseen -= plan.first
         ledgers = [
             (ledger, plan.settings[position])
             for (position, *_), ledger in self.ledgers.items()
@@ -208,7 +256,8 @@ class Shard:
         ]
         norms, present = self._observed(plan, loss_scale)
         for ledger, settings in ledgers:
-            ledger.observe(norms, present, settings.config)
+            scalars = plan.states[ledger.parameters[0]][SCALARS]
+            ledger.observe(scalars, norms, present, settings.config)
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
         loads, shares = [], []
         for load, works in zip(self._fetched(plan), plan.works, strict=True):
@@ -217,8 +266,8 @@ class Shard:
                 if work is not None:
                     share, (graft, update) = advance(part, taken, work)
                     shares.append(share)
-                    graft_norms.index_add_(0, part.parameters, graft.to(norms.dtype))
-                    update_norms.index_add_(0, part.parameters, update.to(norms.dtype))
+                    graft_norms.index_add_(0, part.matrices, graft.to(norms.dtype))
+                    update_norms.index_add_(0, part.matrices, update.to(norms.dtype))
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for ledger, settings in ledgers:
             ledger.scale(graft_norms, update_norms, settings)
@@ -227,8 +276,10 @@ class Shard:
         self._hand_back(loads, plan.locals_)
 
     def _observed(self, plan: ShardStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
-        """|g|_F^2 of all gradients ``[P]``, and which every rank has and takes."""
-        norms, present = self._gradient_norms(plan.grads), self.masks.of(plan.there).to(torch.float64)
+        """|g|_F^2 of the gradients of all matrices ``[M]``, and which every rank has and takes."""
+        pairs = zip(plan.there, self.counts, strict=True)
+        mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
+        norms, present = self._gradient_norms(plan.grads), self.masks.of(mask).to(torch.float64)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
         norms, present, told = self._sum(norms, present, told)
@@ -240,45 +291,38 @@ class Shard:
             for part in chunk.parts:
                 part.bucket.check(configs[part.position])
 
-    def parameter_states(
-        self, positions: Sequence[int], configs: Mapping[int, Config]
-    ) -> list[dict[str, Tensor]]:
-        """For every parameter, what ``optimizer.state[p]`` holds: scalars, and state that lies in pieces."""
-        own: list[list[tuple[Piece, dict[str, Tensor]]]] = [[] for _ in self.params]
-        for part in (part for chunk in self.chunks for part in chunk.parts):
-            for piece, state in zip(part.pieces, part.bucket.parameter_states(), strict=True):
-                own[piece.parameter].append((piece, state))
-        states = []
-        for index, p in enumerate(self.params):
-            config = configs[positions[index]]
-            states.append(
-                stored_states(
-                    plan_parameter(tuple(p.shape), config), own[index], empty_state(p, config), p.device
-                )
-            )
-        for ledger in self.ledgers.values():
-            for row, index in enumerate(ledger.parameters):
-                states[index]["scalars"] = ledger.scalars[row]
-        return states
-
     def _gradient_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        """|g|_F^2 of what this rank has to tell of every gradient ``[P]``; of the others 0.
+        """|g|_F^2 of what this rank has to tell of the gradients of all matrices ``[M]``; of the others 0.
 
         Of replicas, each tells of its share of the parameters.
 
         Args:
             grads: what this rank holds of the gradients.
         """
-        norms = torch.zeros(len(self.params), dtype=torch.float64, device=self.device)
+        norms = torch.zeros(self.starts[-1], dtype=torch.float64, device=self.device)
         if self.norms is not None:
-            norms.index_copy_(0, self.told_rows, self.norms.of([grads[index] for index in self.told]))
+            norms.index_copy_(0, self.told_matrices, self.norms.of(self._told_matrices(grads)))
         return norms
 
     def _make_norms(self) -> GradientNorms | None:
-        """Of the gradients whose norms this rank tells; None where it tells none."""
-        self.told_rows = torch.tensor(self.told, dtype=torch.int64, device=self.device)
-        own = [local(self.params[index]) for index in self.told]
+        """Of the matrices whose gradients' norms this rank tells; None where it tells none."""
+        told = [
+            self.starts[index] + matrix
+            for index in self.told
+            for matrix in matrices_within(self.plans[index], self.boxes[index])
+        ]
+        self.told_matrices = torch.tensor(told, dtype=torch.int64, device=self.device)
+        self.told_divisions = [divisions_within(self.plans[index], self.boxes[index]) for index in self.told]
+        own = self._told_matrices(list(map(local, self.params)))
         return GradientNorms(own, torch.float64, dots=False) if own else None
+
+    def _told_matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Of tensors of what this rank holds of all parameters, the matrices whose norms it tells."""
+        told = [tensors[index] for index in self.told]
+        if not any(self.told_divisions):
+            return told
+        pairs = zip(told, self.told_divisions, strict=True)
+        return [part for tensor, divisions in pairs for part in divided(tensor, divisions)]
 
     def _told(self) -> list[int]:
         """The parameters whose gradients' norms this rank tells."""
@@ -345,11 +389,12 @@ class Shard:
             pending.unpack()
 
 
+def _name(found: Whereabouts) -> str:
+    position, place = found
+    return f"parameter {place} of parameter group {position}"
+
+
 def _segments(whole: Box, shared: Box, dtype: torch.dtype) -> Callable[[int], Segment]:
     """A segment of any slot whose tensor holds the box `whole`."""
     part = None if shared == whole else shared.within(whole)
     return lambda slot: Segment(slot, part, shared.shape, dtype)
-
-
-def _graft(p: Tensor, config: Config) -> str:
-    return config.for_blocks(bool(plan_parameter(tuple(p.shape), config).regions)).graft

@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.full_precision import full_float32
-from kradagrad_ext.grafting import STEPS
-from kradagrad_ext.state import empty_state
+from kradagrad_ext.state import State
 from kradagrad_ext.step import LossScale, Settings, backend_of
 
+from .kept import States
 from .layout import locals_of
-from .shard import Shard
+from .shard import Shard, Whereabouts
 from .stored import StoredPieces
 
 
@@ -26,48 +25,64 @@ class Sharded:
 
     locals_of = staticmethod(locals_of)
 
-    def __init__(self, state: dict[Tensor, Any], group: dist.ProcessGroup | None) -> None:
-        self._state, self._group = state, group or dist.distributed_c10d._get_default_group()
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group or dist.distributed_c10d._get_default_group()
         self._shards: list[Shard] = []
         self.step = torch.compiler.disable(self._step)  # type: ignore[no-untyped-call]
-        self._all: Sequence[Settings] = ()
-        self._live: dict[Tensor, dict[str, Tensor]] = {}
-        self._given: list[Tensor] = []
+        self._given: list[Tensor] = []  # all parameters, group after group
+        self._sizes: list[int] = []  # of the groups
         self._consolidated = False
 
-    def check(self, settings: Sequence[Settings]) -> None:
-        """Raise ValueError if an option does not fit sharding, or the state that there is.
+    def complete(self, state: States, settings: Sequence[Settings]) -> list[list[State]]:
+        """Bring the shards to what parameter groups and state are; on all ranks alike.
 
         Args:
+            state: the optimizer's; that of parameters that have none yet is made.
             settings: of all parameter groups.
+
+        Returns:
+            The states of each shard's parameters.
+
+        Raises:
+            ValueError: an option does not fit sharding, or the state that there is; nothing is changed then.
         """
         if any(own.config.capturable for own in settings):
             raise ValueError("KrADagrad: `capturable` must be False where ranks share out the work, got True")
-        self._all = settings
+        given, sizes = [p for own in settings for p in own.params], [len(own.params) for own in settings]
+        if sizes != self._sizes or not all(map(operator.is_, given, self._given)):
+            self._find(settings)
+            self._given, self._sizes = given, sizes
         configs = {own.position: own.config for own in settings}
         for shard in self._shards:
+            shard.arrange(configs)
             shard.check(configs)
+        return [shard.kept.bring(state) for shard in self._shards]
 
-    def complete(self, settings: Sequence[Settings]) -> None:
-        """Make the state of parameters that have none yet; on all ranks alike.
-
-        Args:
-            settings: of all parameter groups.
-        """
-        self._all = settings
-        given = [p for own in settings for p in own.params]
-        if len(given) == len(self._given) and all(map(operator.is_, given, self._given)):
-            return
-        new = [(own, i, p) for own in settings for i, p in enumerate(own.params) if p not in self._live]
+    def _find(self, settings: Sequence[Settings]) -> None:
+        """Where all shards' parameters are now, and a shard of those that are in none."""
+        found = {p: (own.position, i) for own in settings for i, p in enumerate(own.params)}
+        known = {p for shard in self._shards for p in shard.params}
+        new = [(own, p) for own in settings for p in own.params if p not in known]
         if new:
-            self._shards.append(self._make_shard(new))
-            self._state.update(self._live)
-        places = {p: place for place, p in enumerate(given)}
+            self._shards.append(self._make_shard(settings, new, found))
+        places = {p: place for place, p in enumerate(found)}
         for shard in self._shards:
-            shard.places = [places.get(p, len(given)) for p in shard.params]
-        self._given = given
+            shard.found = [found.get(p) for p in shard.params]
+            shard.places = [places.get(p, len(places)) for p in shard.params]
 
-    def consolidate(self, to: int) -> None:
+    def _make_shard(
+        self,
+        settings: Sequence[Settings],
+        new: Sequence[tuple[Settings, Tensor]],
+        found: Mapping[Tensor, Whereabouts],
+    ) -> Shard:
+        configs = {own.position: own.config for own in settings}
+        for position, device, dtype in {(own.position, p.device, p.dtype) for own, p in new}:
+            backend_of(configs[position], device, dtype)  # which raises before there is any state
+        params = [p for _, p in new]
+        return Shard(params, [found[p] for p in params], [own.config for own, _ in new], self._group)
+
+    def consolidate(self, state: States, to: int) -> None:
         """Gather every tensor that lies in pieces on one rank of the group; on all ranks alike.
 
         One collective of the tensor's size each, so that no rank needs more room on its device.
@@ -75,64 +90,45 @@ class Sharded:
         if not 0 <= to < self._group.size():
             raise ValueError(f"KrADagrad: `to` must be a rank in [0, {self._group.size()}), got {to}")
         self._consolidated = True
-        for own in self._all:
-            for p in own.params:
-                expected = empty_state(p, own.config)
-                for key, stored in self._live[p].items():
+        for shard in self._shards:
+            for index in sorted(shard.keys):
+                for key, stored in state[shard.params[index]].items():
                     if isinstance(stored, StoredPieces):
                         whole = stored.gathered(to, self._group)
-                        stored.whole = whole if whole is None else whole.reshape(expected[key].shape)
+                        shape = shard.specs[index][key].shape
+                        stored.whole = whole if whole is None else whole.reshape(shape)
 
-    def restore(self, state: dict[Tensor, Any], saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
-        """Take over the values of a state dict; `state`: the optimizer's, which is made anew then."""
-        self._scatter()
-        for p, values in saved.items():
-            for key, value in values.items():
-                live = self._live[p][key]
-                live.take_over(value) if isinstance(live, StoredPieces) else live.copy_(value)
-        self._state = state
-        self._state.update(self._live)
+    def restore(self, state: States, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        """Take over the values of a state dict."""
+        self._consolidated = False
         for shard in self._shards:
-            shard.unseen = {i for i, p in enumerate(shard.params) if not self._live[p]["scalars"][STEPS] > 0}
+            for index, p in enumerate(shard.params):
+                state[p] = shard.kept.restored(index, saved[p]) if p in saved else {}
+            shard.kept.bring(state)
 
-    def _step(self, settings: Sequence[Settings], loss_scale: LossScale) -> None:
+    def _step(self, state: States, settings: Sequence[Settings], loss_scale: LossScale) -> None:
         """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
-        self.complete(self._all)
-        by_position = {own.position: own for own in settings}
-        grads = self._gradients(by_position)
-        plans = [shard.plan(by_position, [grads[i] for i in shard.places]) for shard in self._shards]
-        self._scatter()
-        loss_scale.unscale_(settings)
-        for own in settings:
+        kept = self.complete(state, settings)
+        grads = [*itertools.chain.from_iterable(own.grads for own in settings), None]
+        taken = {own.position: own for own in settings if own.has_gradient}
+        plans = [
+            shard.plan(states, taken, [grads[i] for i in shard.places])
+            for shard, states in zip(self._shards, kept, strict=True)
+        ]
+        self._scatter(state)
+        loss_scale.unscale_(taken.values())
+        for own in taken.values():
             own.count()
         with full_float32():
             for shard, plan in zip(self._shards, plans, strict=True):
                 shard.step(plan, loss_scale)
 
-    def _gradients(self, settings: Mapping[int, Settings]) -> list[Tensor | None]:
-        """Of all parameters of all groups, and None for those that are in none any more."""
-        of_groups = (
-            settings[own.position].grads if own.position in settings else [None] * len(own.params)
-            for own in self._all
-        )
-        return [*itertools.chain.from_iterable(of_groups), None]
-
-    def _scatter(self) -> None:
+    def _scatter(self, state: States) -> None:
         """Forget what was consolidated, which no longer holds."""
         if not self._consolidated:
             return
         self._consolidated = False
-        for values in self._live.values():
+        for values in state.values():
             for value in values.values():
                 if isinstance(value, StoredPieces):
                     value.whole = None
-
-    def _make_shard(self, new: Sequence[tuple[Settings, int, Tensor]]) -> Shard:
-        names = [f"parameter {i} of parameter group {own.position}" for own, i, _ in new]
-        configs = {own.position: own.config for own in self._all}
-        for position, device, dtype in {(own.position, p.device, p.dtype) for own, _, p in new}:
-            backend_of(configs[position], device, dtype)  # which raises before there is any state
-        positions = [own.position for own, _, _ in new]
-        shard = Shard([p for *_, p in new], names, positions, configs, self._group)
-        self._live |= dict(zip(shard.params, shard.parameter_states(positions, configs), strict=True))
-        return shard
