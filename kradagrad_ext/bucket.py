@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .backends.base import RESIDUAL, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT
 from .block_layout import Blocked, BlockLayout, Workspace, divided
 from .config import STRUCTURAL, Config
 from .norms import GradientNorms
-from .plan import ParameterPlan, group_blocks
+from .plan import ParameterPlan, Shape, group_blocks
 from .roots import supports_polar
 from .state import SCALARS, Arrangement, Batches, State, compute_dtype, state_specs, views_of
 from .uploads import Masks
@@ -25,6 +25,17 @@ KEPT_BYTES = 4 << 20
 def presence(gradients: Sequence[Tensor | None]) -> tuple[bool, ...]:
     """Which gradients there are."""
     return tuple([grad is not None for grad in gradients])
+
+
+def check_capturable(config: Config, block_shapes: Iterable[Shape]) -> None:
+    """Raise ValueError if a graph is to hold roots that products alone do not make."""
+    for shape in block_shapes if config.capturable else ():
+        p = config.root_order(len(shape))
+        if not supports_polar(p):
+            raise ValueError(
+                f"KrADagrad: `exponent` must be 1/p, p = 2, 4, 8, ..., with `capturable`, got 1/{p} for "
+                f"blocks of {list(shape)}"
+            )
 
 
 class Bucket:
@@ -234,13 +245,7 @@ class Bucket:
         """
         if config is self._checked:
             return
-        for group in self.groups:
-            p = config.root_order(len(group.block_shape))
-            if config.capturable and not supports_polar(p):
-                raise ValueError(
-                    f"KrADagrad: `exponent` must be 1/p, p = 2, 4, 8, ..., with `capturable`, got 1/{p} for "
-                    f"blocks of {list(group.block_shape)}"
-                )
+        check_capturable(config, [group.block_shape for group in self.groups])
         if config.packs_factors(self.like.device) != self.packs_factors:
             raise ValueError(
                 "KrADagrad: `factor_update` and `capturable` must stay as they were when the state was made, "

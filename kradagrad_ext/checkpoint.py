@@ -8,6 +8,7 @@ does not fit before anything is loaded.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,25 +18,59 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import packing
-from .config import STRUCTURAL, Config
-from .plan import plan_parameter
-from .state import Spec, state_specs
+from .backends import resolve
+from .bucket import Bucket, check_capturable
+from .config import OPTIONS, STRUCTURAL, Config, check_lr, is_int, plain, require
+from .plan import ParameterPlan, group_blocks, plan_parameter
+from .state import Spec, compute_dtype, state_specs
+
+FORMAT = 1
+"""Of the state and options of this version, as ``format`` in each parameter group."""
 
 
 def owned(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The same state dict with every tensor of the state in a storage of its own, consolidated ones whole."""
-    state = {
-        index: {key: _copy(value) for key, value in values.items()}
-        for index, values in state_dict["state"].items()
-    }
-    return {**state_dict, "state": state}
+    """The same state dict with every tensor in a storage of its own, consolidated ones whole."""
+    state = {index: copied(values) for index, values in state_dict["state"].items()}
+    return {**state_dict, "state": state, "param_groups": list(map(copied, state_dict["param_groups"]))}
+
+
+def copied(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A dict with tensors of its own."""
+    return {key: _copy(value) for key, value in values.items()}
 
 
 def _copy(value: Any) -> Any:  # noqa: ANN401
     whole = getattr(value, "whole", None)  # of what lies in pieces on the ranks
     if whole is not None:
         return whole
-    return value.clone() if isinstance(value, Tensor) else value
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def whole_state(optimizer: Optimizer) -> Iterator[None]:
+    """While `torch.optim.Optimizer.state_dict` runs, `optimizer.state` is what is to be saved.
+
+    That is the state of all parameters in a group. Those that are to be trained have one in any case, before
+    their first step the initial one, so that a loader finds a place for every tensor.
+    """
+    state = optimizer.state
+    optimizer.state = defaultdict(dict)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            held = state.get(p)
+            if held or p.requires_grad:
+                optimizer.state[p] = held or initial_state(p, Config.of(group))
+    try:
+        yield
+    finally:
+        optimizer.state = state
+
+
+def initial_state(p: Tensor, config: Config) -> dict[str, Tensor]:
+    """The state of a parameter before its first step."""
+    state: dict[str, Tensor] = {}
+    Bucket([p], config, [plan_parameter(p.shape, config)]).adopt([state])
+    return state
 
 
 @contextmanager
@@ -44,14 +79,17 @@ def exactly(
 ) -> Iterator[None]:
     """While `torch.optim.Optimizer.load_state_dict` runs, check what it is given and restore it to the bit.
 
-    It does so by hooks, so that the user's own see and change what they would in any optimizer.
+    It does so by hooks, so that the user's own see and change what they would in any optimizer. Whatever is
+    raised leaves the optimizer as it was.
 
     Args:
         restore: called with the saved tensors of every parameter.
     """
     final: dict[str, Any] = {}
+    kept = {name: vars(optimizer)[name] for name in ("state", "param_groups", "_engine")}
 
     def before(_: Optimizer, given: dict[str, Any]) -> None:
+        given["param_groups"] = completed(optimizer.param_groups, given)
         check(optimizer.param_groups, given)
         final.update(given)
 
@@ -63,13 +101,20 @@ def exactly(
     )
     try:
         yield
+    except BaseException:
+        vars(optimizer).update(kept)
+        raise
     finally:
         for handle in handles:
             handle.remove()
 
 
-def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> None:
-    """Raise ValueError, naming the key, unless `state_dict` fits these parameter groups."""
+def completed(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+    """The saved parameter groups; options that their version did not have are as in this optimizer.
+
+    Raises:
+        ValueError: they are no parameter groups, not as many, or of another optimizer or a newer version.
+    """
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError("KrADagrad: a state dict must have the keys `state` and `param_groups`")
     saved_groups = state_dict["param_groups"]
@@ -77,18 +122,41 @@ def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) ->
         raise ValueError(
             f"KrADagrad: `param_groups` must hold {len(param_groups)} groups, got {len(saved_groups)}"
         )
-    if any("factor_scale" in saved for saved in saved_groups):
+    return [
+        {**_missing(position, group, saved), **saved}
+        for position, (group, saved) in enumerate(zip(param_groups, saved_groups, strict=True))
+    ]
+
+
+def _missing(position: int, group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Our options that a saved group lacks."""
+    number = saved.get("format")
+    if not isinstance(number, int):
         raise ValueError(
-            "KrADagrad: `state` must hold square roots of the factors, got one of an earlier version, which "
-            "kept the factors themselves: go on from the parameters, with new state"
+            f"KrADagrad: `format` of parameter group {position} must be the number of one of KrADagrad's "
+            f"formats, got {number!r}: the state dict is of another optimizer"
         )
-    for position, (group, saved) in enumerate(zip(param_groups, saved_groups, strict=True)):
+    if number > FORMAT:
+        unknown = sorted(saved.keys() - group.keys())
+        raise ValueError(
+            f"KrADagrad: `format` of parameter group {position} must be at most {FORMAT}, got {number}, with "
+            f"the unknown options {unknown}: the state dict is of a newer version"
+        )
+    return {option: group[option] for option in OPTIONS if option not in saved}
+
+
+def check(param_groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> None:
+    """Raise, naming the key, unless `state_dict` fits these parameter groups and could be stepped with."""
+    for position, (group, saved) in enumerate(zip(param_groups, state_dict["param_groups"], strict=True)):
         _check_group(position, group, saved)
         config = Config.of(saved)
         for index, p in zip(saved["params"], group["params"], strict=True):
-            if index in state_dict["state"]:
-                _check_state(index, p, config, state_dict["state"][index])
-    known = {index for saved in saved_groups for index in saved["params"]}
+            plan = plan_parameter(p.shape, config)
+            check_capturable(config, [group.block_shape for group in group_blocks([plan])])
+            resolve(config.backend, p.device, compute_dtype(p.dtype))
+            if state_dict["state"].get(index):
+                _check_state(index, p, config, plan, state_dict["state"][index])
+    known = {index for saved in state_dict["param_groups"] for index in saved["params"]}
     unknown = [index for index in state_dict["state"] if index not in known]
     if unknown:
         raise ValueError(f"KrADagrad: `state` must not hold parameters of no group, got {unknown}")
@@ -100,18 +168,20 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
         raise ValueError(
             f"KrADagrad: `params` {where} must list {len(group['params'])}, got {len(saved['params'])}"
         )
-    Config.of(saved)
+    check_lr(saved["lr"])
+    step = saved["step"].item() if isinstance(saved["step"], Tensor) else saved["step"]
+    require(is_int(step) and step >= 0, "step", f"an integer >= 0 {where}", step)
     for option in STRUCTURAL:
-        if saved[option] != group[option]:
+        if plain(saved[option]) != plain(group[option]):
             raise ValueError(
                 f"KrADagrad: `{option}` {where} must be {group[option]!r} as in this optimizer, "
                 f"got {saved[option]!r}"
             )
 
 
-def _check_state(index: int, p: Tensor, config: Config, saved: dict[str, Any]) -> None:
+def _check_state(index: int, p: Tensor, config: Config, plan: ParameterPlan, saved: dict[str, Any]) -> None:
     """Compare one parameter's saved tensors with what its plan holds."""
-    expected = state_specs(plan_parameter(p.shape, config), config, p.dtype, p.device)
+    expected = state_specs(plan, config, p.dtype, p.device)
     if saved.keys() != expected.keys():
         missing, extra = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
         raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
@@ -155,7 +225,7 @@ def by_parameter(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[Tenso
     for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         config = Config.of(group)
         for index, p in zip(saved["params"], group["params"], strict=True):
-            if index in state_dict["state"]:
+            if state_dict["state"].get(index):
                 found[p] = dict(state_dict["state"][index])
                 if config.packed:
                     _restore_packed(found[p], config.packs_factors(p.device))

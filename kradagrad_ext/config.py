@@ -71,6 +71,15 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """A value as Python has it: numbers of NumPy as numbers, lists as tuples; others as they are."""
+    if isinstance(value, (list, tuple)):
+        values = tuple(map(plain, value))
+        return value if type(value) is tuple and all(map(operator.is_, values, value)) else values
+    is_foreign = not isinstance(value, torch.Tensor) and getattr(value, "shape", None) == ()
+    return value.item() if is_foreign else value
+
+
 def check_lr(lr: object) -> None:
     """Raise ValueError unless `lr` is a finite non-negative number or a one-element floating tensor."""
     if isinstance(lr, torch.Tensor):
@@ -88,6 +97,15 @@ def check_tensor(tensor: torch.Tensor, position: str) -> None:
         raise TypeError(
             f"KrADagrad: {position} must have its own shape, got a flat shard {list(tensor.shape)} of "
             "FullyShardedDataParallel; use torch.distributed.fsdp.fully_shard"
+        )
+
+
+def check_no_overlap(p: torch.Tensor, name: str) -> None:
+    """Raise ValueError if elements of a parameter share memory, so that no write can keep them apart."""
+    if p.layout == torch.strided and torch._debug_has_internal_overlap(p) == 1:
+        raise ValueError(
+            f"KrADagrad: {name} must have an element of memory for each of its own, got {list(p.shape)} with "
+            f"strides {list(p.stride())}; clone() makes one"
         )
 
 
@@ -144,7 +162,7 @@ class Config:
         missing = [field.name for field in fields(cls) if field.name not in param_group]
         if missing:
             raise ValueError(f"KrADagrad: a parameter group lacks the options {missing}")
-        return cls(**{field.name: param_group[field.name] for field in fields(cls)})
+        return cls(**{field.name: plain(param_group[field.name]) for field in fields(cls)})
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -282,14 +300,15 @@ class KeptConfigs:
 
     def of(self, position: int, param_group: Mapping[str, Any]) -> Config:
         """As `Config.of`, of the parameter group at this position."""
-        values = tuple(map(param_group.get, _OPTIONS))
+        values = tuple(map(param_group.get, OPTIONS))
         kept = self._kept.get(position)
         if kept is not None and all(map(operator.is_, values, kept[0])):
             return kept[1]
         config = Config.of(param_group)
-        if list not in map(type, values):  # which could change and be the same object
+        if all(map(operator.is_, map(plain, values), values)):  # others could change and be the same object
             self._kept[position] = values, config
         return config
 
 
-_OPTIONS = tuple(field.name for field in fields(Config))
+OPTIONS = tuple(field.name for field in fields(Config))
+"""Names of all options but `lr`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from .full_precision import full_float32
 from .plan import plan_parameter
 from .state import State, Watch, check_state
 from .step import LossScale, Settings, Work, backend_of, plan_work, step_bucket
+from .whole_steps import WholeSteps
 
 KIND = operator.attrgetter("device", "dtype", "shape")
 """What a parameter's place in a bucket depends on."""
@@ -44,7 +45,10 @@ class Placed:
         states = self.of(held)
         if not all(states):
             return None
-        found = [states[i].get(key) for i, key in self.bucket.wanted]
+        try:
+            found = [states[i][key] for i, key in self.bucket.wanted]
+        except KeyError:
+            return None
         return found if self.watch.holds(states, found) else None
 
     def of(self, values: Sequence[Any]) -> list[Any]:
@@ -114,29 +118,41 @@ class Local:
         """Nothing: all state is whole."""
 
     def restore(
-        self, state: MutableMapping[Tensor, State], saved: Mapping[Tensor, Mapping[str, Tensor]]
+        self,
+        state: MutableMapping[Tensor, State],
+        settings: Sequence[Settings],
+        saved: Mapping[Tensor, Mapping[str, Tensor]],
     ) -> None:
         """Take over the values of a state dict."""
         for p, tensors in saved.items():
             state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
 
     def _step(
-        self, state: MutableMapping[Tensor, State], settings: Sequence[Settings], loss_scale: LossScale
+        self,
+        state: MutableMapping[Tensor, State],
+        settings: Sequence[Settings],
+        loss_scale: LossScale,
+        whole: WholeSteps,
     ) -> None:
-        """Every bucket's step; what raises, raises before any change.
+        """Every bucket's step.
 
         Only with `capturable` is it compiled: else it differs from step to step.
 
         Args:
             state: the optimizer's.  settings: of all parameter groups.
+            whole: is told when the first change begins, and when all is done.
         """
-        with full_float32():
-            for planned in self._plan(state, settings, loss_scale):
+        with whole.step() as begin, full_float32():
+            for planned in self._plan(state, settings, loss_scale, begin):
                 advance = step_bucket if planned.work.config.capturable else self._step_eagerly
                 advance(planned.work, planned.grads, planned.present, loss_scale)
 
     def _plan_groups(
-        self, state: MutableMapping[Tensor, State], settings: Sequence[Settings], loss_scale: LossScale
+        self,
+        state: MutableMapping[Tensor, State],
+        settings: Sequence[Settings],
+        loss_scale: LossScale,
+        begin: Callable[[], None],
     ) -> list[Planned]:
         """All that the host decides; the gradients, unscaled, and which there are."""
         rosters: dict[int, Roster] = {}
@@ -146,6 +162,7 @@ class Local:
         kept = range(len(settings))
         self._rosters = {position: self._rosters[position] for position in kept if position in self._rosters}
         self._rosters |= rosters
+        begin()
         state.update(new)
         loss_scale.unscale_(taken)
         for own in taken:

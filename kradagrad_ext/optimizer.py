@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,10 +11,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import checkpoint
-from .config import Config, KeptConfigs, check_lr, check_tensor, default_block_size
+from .config import (
+    OPTIONS,
+    Config,
+    KeptConfigs,
+    check_lr,
+    check_no_overlap,
+    check_tensor,
+    default_block_size,
+)
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
+from .whole_steps import WholeSteps
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -130,10 +140,11 @@ class KrADagrad(Optimizer):
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        not_options = ("self", "params", "process_group", "__class__")
-        options = {name: value for name, value in locals().items() if name not in not_options}
+        given = locals()
+        options = {name: given[name] for name in ("lr", *OPTIONS) if name in given}
         self._process_group = process_group
-        super().__init__(params, {**options, "precondition": True, "step": 0})
+        self._whole = WholeSteps()
+        super().__init__(params, {**options, "precondition": True, "step": 0, "format": checkpoint.FORMAT})
         self._engine = self._make_engine()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -143,19 +154,27 @@ class KrADagrad(Optimizer):
             ValueError: an option is out of range or does not fit a parameter's shape.
             TypeError: a parameter has an unsupported dtype.
         """
-        super().add_param_group(param_group)
-        group, position = self.param_groups[-1], len(self.param_groups) - 1
+        given, count = dict(param_group), len(self.param_groups)
         try:
-            check_lr(group["lr"])
-            if group["block_size"] is None and group["params"]:
-                group["block_size"] = default_block_size(group["params"][0].device)
-            config = Config.of(group)
-            for i, p in enumerate(group["params"]):
-                check_tensor(p, f"parameter {i} of parameter group {position}")
-                plan_parameter(p.shape, config)
-        except (TypeError, ValueError):
-            self.param_groups.pop()
+            super().add_param_group(param_group)
+            self._check_group(count, param_group)
+        except BaseException:
+            del self.param_groups[count:]
+            param_group.clear()
+            param_group.update(given)
             raise
+
+    @staticmethod
+    def _check_group(position: int, group: dict[str, Any]) -> None:
+        check_lr(group["lr"])
+        if group["block_size"] is None and group["params"]:
+            group["block_size"] = default_block_size(group["params"][0].device)
+        config = Config.of(group)
+        for i, p in enumerate(group["params"]):
+            name = f"parameter {i} of parameter group {position}"
+            check_tensor(p, name)
+            check_no_overlap(p, name)
+            plan_parameter(p.shape, config)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -187,7 +206,7 @@ class KrADagrad(Optimizer):
                 loss = closure()
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         settings = self._checked_settings()
-        self._engine.step(self.state, settings, LossScale(scale, found_inf))
+        self._engine.step(self.state, settings, LossScale(scale, found_inf), self._whole)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,8 +215,10 @@ class KrADagrad(Optimizer):
         Of a sharded optimizer it is to be called on all ranks, and its tensors are those of
         `torch.distributed.checkpoint`: each rank has its pieces of them, unless `consolidate_state_dict`.
         """
+        self._whole.check()
         self._complete()
-        return checkpoint.owned(super().state_dict())
+        with checkpoint.whole_state(self):
+            return checkpoint.owned(super().state_dict())
 
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Make `state_dict` whole on one rank of a sharded optimizer, until the next step.
@@ -216,18 +237,27 @@ class KrADagrad(Optimizer):
         Raises:
             ValueError: it does not fit this optimizer; the message names the key. Nothing is loaded then.
         """
-        engine = self._complete()
+        engine = self._engine
 
         def restore(saved: Mapping[Tensor, dict[str, Tensor]]) -> None:
-            engine.restore(self.state, saved)
+            engine.restore(self.state, self._groups(), saved)
             self._engine = engine
 
         with checkpoint.exactly(self, restore):
             super().load_state_dict(state_dict)
+        self._whole.mend()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: each tensor by itself, and no batch with it."""
+        self._whole.check()
+        state = super().__getstate__()
+        return {**state, "state": {p: checkpoint.copied(own) for p, own in self.state.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the batches are made anew from the parameters' state on the next step."""
         super().__setstate__(state)
+        self.state = defaultdict(dict, self.state)
+        self._whole = WholeSteps()
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
         self._engine = self._make_engine()
 
@@ -243,8 +273,8 @@ class KrADagrad(Optimizer):
 
     def _complete(self) -> Local | Sharded:
         """The engine, with whatever state it makes before there are gradients; on all ranks alike."""
-        groups = self._groups()
-        self._engine.complete(self.state, groups)
+        if not all(self.state.get(p) for group in self.param_groups for p in group["params"]):
+            self._engine.complete(self.state, self._groups())
         return self._engine
 
     def _has_dtensors(self) -> bool:

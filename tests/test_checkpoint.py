@@ -113,11 +113,14 @@ def refusals() -> list[tuple[Any, str]]:
         (edit(["state", 0, "factor_0_0"], 3), "`factor_0_0` of parameter 0 must be"),
         (edit(["state", 9], {}), r"parameters of no group, got \[9\]"),
         (edit(["param_groups"], None), "must have the keys `state` and `param_groups`"),
+        (edit(["param_groups", 0, "format"], None), "`format` of parameter group 0 must be .*, got None"),
+        (edit(["param_groups", 0, "format"], 99), "`format` of parameter group 0 must be at most .*, got 99"),
         (
-            edit(["param_groups", 0, "factor_scale"], "trace"),
-            "must hold square roots of the factors, got one",
+            edit(["param_groups", 0, "step"], -1),
+            "`step` must be an integer >= 0 .*, got -1",
         ),
-        (edit(["param_groups", 0, "damping"], None), r"lacks the options \['damping'\]"),
+        (edit(["param_groups", 0, "lr"], float("nan")), "`lr` must be a number >= 0 .*, got nan"),
+        (edit(["param_groups", 0, "backend"], "abacus"), "`backend` must be one of"),
         (edit(["param_groups", 0, "damping"], -1.0), "`damping` must be a number > 0 .*, got -1.0"),
     ]
 
@@ -142,7 +145,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_loaded(spoil: Any, message:
 def test_a_foreign_state_dict_is_refused() -> None:
     params = parameters((8, 8))
     adam = torch.optim.Adam(params)
-    with pytest.raises(ValueError, match="a parameter group lacks the options"):
+    with pytest.raises(ValueError, match="got None: the state dict is of another optimizer"):
         KrADagrad(params, **SMALL).load_state_dict(adam.state_dict())
 
 

@@ -344,7 +344,7 @@ def calls_of(call: Callable[[], object]) -> Counter[str]:
 def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
     world: int, in_shards: bool, tmp_path: Path
 ) -> None:
-    """Nor calls a function of each, but for its hash, which its state is found by, and what a DTensor holds."""
+    """Nor calls a function of each, but for its hash, to find its state, and for what a DTensor holds."""
     added = 2 * (LAYERS[1] - LAYERS[0])
     of_ranks = []
     for layers in LAYERS:

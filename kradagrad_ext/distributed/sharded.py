@@ -13,6 +13,7 @@ from torch import Tensor
 from kradagrad_ext.full_precision import full_float32
 from kradagrad_ext.state import State
 from kradagrad_ext.step import LossScale, Settings, backend_of
+from kradagrad_ext.whole_steps import WholeSteps
 
 from .kept import States
 from .layout import locals_of
@@ -46,6 +47,10 @@ class Sharded:
         Raises:
             ValueError: an option does not fit sharding, or the state that there is; nothing is changed then.
         """
+        self._arrange(settings)
+        return [shard.kept.bring(state) for shard in self._shards]
+
+    def _arrange(self, settings: Sequence[Settings]) -> None:
         if any(own.config.capturable for own in settings):
             raise ValueError("KrADagrad: `capturable` must be False where ranks share out the work, got True")
         given, sizes = [p for own in settings for p in own.params], [len(own.params) for own in settings]
@@ -56,7 +61,6 @@ class Sharded:
         for shard in self._shards:
             shard.arrange(configs)
             shard.check(configs)
-        return [shard.kept.bring(state) for shard in self._shards]
 
     def _find(self, settings: Sequence[Settings]) -> None:
         """Where all shards' parameters are now, and a shard of those that are in none."""
@@ -98,28 +102,42 @@ class Sharded:
                         shape = shard.specs[index][key].shape
                         stored.whole = whole if whole is None else whole.reshape(shape)
 
-    def restore(self, state: States, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+    def restore(
+        self, state: States, settings: Sequence[Settings], saved: Mapping[Tensor, Mapping[str, Tensor]]
+    ) -> None:
         """Take over the values of a state dict."""
+        self._arrange(settings)
         self._consolidated = False
         for shard in self._shards:
             for index, p in enumerate(shard.params):
                 state[p] = shard.kept.restored(index, saved[p]) if p in saved else {}
             shard.kept.bring(state)
 
-    def _step(self, state: States, settings: Sequence[Settings], loss_scale: LossScale) -> None:
-        """One step of the groups that have a gradient; on all ranks alike, and never compiled."""
-        kept = self.complete(state, settings)
-        grads = [*itertools.chain.from_iterable(own.grads for own in settings), None]
-        taken = {own.position: own for own in settings if own.has_gradient}
-        plans = [
-            shard.plan(states, taken, [grads[i] for i in shard.places])
-            for shard, states in zip(self._shards, kept, strict=True)
-        ]
-        self._scatter(state)
-        loss_scale.unscale_(taken.values())
-        for own in taken.values():
-            own.count()
-        with full_float32():
+    def _step(
+        self,
+        state: States,
+        settings: Sequence[Settings],
+        loss_scale: LossScale,
+        whole: WholeSteps,
+    ) -> None:
+        """One step of the groups that have a gradient; on all ranks alike, and never compiled.
+
+        Args:
+            whole: is told when the first change begins, and when all is done.
+        """
+        with whole.step() as begin, full_float32():
+            kept = self.complete(state, settings)
+            grads = [*itertools.chain.from_iterable(own.grads for own in settings), None]
+            taken = {own.position: own for own in settings if own.has_gradient}
+            plans = [
+                shard.plan(states, taken, [grads[i] for i in shard.places])
+                for shard, states in zip(self._shards, kept, strict=True)
+            ]
+            begin()
+            self._scatter(state)
+            loss_scale.unscale_(taken.values())
+            for own in taken.values():
+                own.count()
             for shard, plan in zip(self._shards, plans, strict=True):
                 shard.step(plan, loss_scale)
 
