@@ -115,39 +115,44 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.grouped()) > 1)
     @rule(data=st.data())
     def drop_parameter(self, data: st.DataObject) -> None:
-        group = data.draw(st.sampled_from([group for group in self.groups() if group["params"]]))
-        group["params"].pop(data.draw(st.integers(0, len(group["params"]) - 1)))
+        places = [(i, j) for i, group in enumerate(self.groups()) for j in range(len(group["params"]))]
+        group, place = data.draw(st.sampled_from(places))
+        self.groups()[group]["params"].pop(place)
 
     @rule(data=st.data())
     def move_parameter(self, data: st.DataObject) -> None:
-        alike = [group for group in self.groups() if is_plain(group)]
+        alike = [i for i, group in enumerate(self.groups()) if is_plain(group)]
         if len(alike) < 2:
             return
-        source, target = data.draw(st.permutations(alike))[:2]
+        source, target = (self.groups()[i] for i in data.draw(st.permutations(alike))[:2])
         if source["params"]:
             target["params"].insert(0, source["params"].pop())
 
     @precondition(lambda self: len(self.groups()) > 1)
     @rule(data=st.data())
     def drop_or_reorder_groups(self, data: st.DataObject) -> None:
-        groups = data.draw(st.permutations(self.groups()))
-        self.groups()[:] = groups[: data.draw(st.integers(1, len(groups)))]
+        order = data.draw(st.permutations(range(len(self.groups()))))
+        kept = order[: data.draw(st.integers(1, len(order)))]
+        self.groups()[:] = [self.groups()[i] for i in kept]
 
     @rule(data=st.data())
     def merge_groups(self, data: st.DataObject) -> None:
         alike = [group for group in self.groups() if is_plain(group)]
         for group in alike[1:]:
             alike[0]["params"] += group["params"]
-            self.groups().remove(group)
+            self.groups()[:] = [own for own in self.groups() if own is not group]
 
     @rule(data=st.data())
     def change_options(self, data: st.DataObject) -> None:
-        group, option = data.draw(st.sampled_from(self.groups())), data.draw(st.sampled_from(list(FREE)))
-        group[option] = data.draw(st.sampled_from(FREE[option]))
+        place, option = (
+            data.draw(st.integers(0, len(self.groups()) - 1)),
+            data.draw(st.sampled_from(list(FREE))),
+        )
+        self.groups()[place][option] = data.draw(st.sampled_from(FREE[option]))
 
     @rule(data=st.data())
     def clear_state(self, data: st.DataObject) -> None:
-        known = list(self.job.optimizer.state)
+        known = [i for i, p in enumerate(self.job.params) if p in self.job.optimizer.state]
         how = data.draw(st.sampled_from(["clear", "another", "delete", "empty"]))
         if how in ("clear", "another"):
             if how == "clear":
@@ -156,7 +161,7 @@ class Machine(RuleBasedStateMachine):
                 self.job.optimizer.state = defaultdict(dict)
             self.plain.state.clear()
         elif known:
-            p = data.draw(st.sampled_from(known))
+            p = self.job.params[data.draw(st.sampled_from(known))]
             self.plain.state.pop(p, None)
             if how == "delete":
                 del self.job.optimizer.state[p]

@@ -42,7 +42,7 @@ void polar_roots(const Tensors roots, const Tensors root_statistics, const Tenso
   checks.scalar("columns", columns.size() == count, std::to_string(count) + " numbers",
                 static_cast<int64_t>(columns.size()));
   checks.scalar("turn", turn >= 0, "at least 0", turn);
-  checks.scalar("turns", turns >= 1, "at least 1", turns);
+  checks.scalar("turns", turns >= 0, "at least 0", turns);
   if (counter) checks.contiguous("counter", *counter, {}, {ScalarType::Long});
   RootInputs inputs{{},
                     polar_rule(checks, polynomials, bound),

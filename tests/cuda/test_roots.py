@@ -12,7 +12,7 @@ from tolerances import precision_atol
 
 from kradagrad_ext import polar
 from kradagrad_ext.backends import native
-from kradagrad_ext.backends.base import PRECISIONS, REFUSALS, RESIDUAL, WEIGHT, RootRule, Turn
+from kradagrad_ext.backends.base import PRECISIONS, REFUSALS, RESIDUAL, WEIGHT, RootRule, RootSide, Turn
 
 from . import toolchain
 from .executor_backend import Executor
@@ -45,14 +45,51 @@ def test_stored_in_bfloat16() -> None:
 def test_turns_and_blocks_that_take_no_part() -> None:
     """Of seven blocks three a turn, round about; an inactive one and one without a gradient stay."""
     side = root_side(7, 9)
+    side.root_stats[:, RESIDUAL] = 1
     side.active[6] = False
     side.side.statistics[0, WEIGHT] = 0
     Executor().polar_roots_([side], RULE, Turn(2, 3))
-    made = (side.side.root != 7).flatten(1).any(1)
-    assert made.tolist() == [False, True, False, False, False, False, False]
+    assert made_of(side) == [1]
     other = root_side(7, 9)
+    other.root_stats[:, RESIDUAL] = 1
     Executor().polar_roots_([other], RULE, Turn(0, 3, torch.tensor(4)))
-    assert (other.side.root != 7).flatten(1).any(1).nonzero().flatten().tolist() == [0, 5, 6]
+    assert made_of(other) == [0, 5, 6]
+
+
+@pytest.mark.parametrize("turns", [0, 3, 100])
+@pytest.mark.parametrize("multiprocessors", [1, 100])
+def test_blocks_without_a_root_are_due_in_any_case(multiprocessors: int, turns: int) -> None:
+    """Unless they take no part, or have had no gradient; of more blocks than a warp looks at together."""
+    sides, same = ([root_side(90, 5), root_side(3, 7)] for _ in range(2))
+    for own in (*sides, *same):
+        own.root_stats[:, RESIDUAL] = 1
+        own.root_stats[[2, -1], RESIDUAL] = 0
+    for own in (sides, same):
+        own[0].root_stats[[40, 70, 80], RESIDUAL] = 0
+        own[0].active[70] = False
+        own[0].side.statistics[80, WEIGHT] = 0
+    executor = Executor()
+    executor.multiprocessors = multiprocessors
+    executor.polar_roots_(sides, RULE, Turn(4, turns))
+    polar.polar_roots_(same, RULE, Turn(4, turns))
+    for side, like in zip(sides, same, strict=True):
+        assert made_of(side) == made_of(like)
+        assert {2, len(side.active) - 1} <= set(made_of(side))
+        assert torch.equal(side.root_stats == 0, like.root_stats == 0)
+    assert made_of(sides[0]) != list(range(90))
+
+
+def made_of(side: RootSide) -> list[int]:
+    """The blocks whose roots were made."""
+    return (side.side.root != 7).flatten(1).any(1).nonzero().flatten().tolist()
+
+
+def test_a_residual_of_zero_is_told_from_none() -> None:
+    """F = I in its unit: P is I without an error."""
+    side = root_side(1, 1)
+    side.side.factor[:] = 1 / polar.units(side.side.statistics, side.columns)
+    Executor().polar_roots_([side], RULE, Turn())
+    assert 0 < side.root_stats[0, RESIDUAL] < 1e-6
 
 
 @pytest.mark.parametrize("longest", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])

@@ -16,7 +16,7 @@ struct PolarRule {
 
 // One side of a group: N blocks, of which `due` have their turn.
 struct RootSide {
-  int64_t first_item;  // one a block that is due
+  int64_t first_due, first_other;  // work items: one a block, those of all sides that have their turn first
   int64_t blocks, due;
   int32_t d, k;
   Matrices factor, root;
@@ -30,11 +30,13 @@ struct ResidentRoots {
   const View* views;
   int32_t count;
   int32_t places;  // tiles of shared memory of a team
-  int64_t items;
+  int64_t items, due;
   PolarRule rule;
   int64_t turn;            // the blocks from turn * due on, round about, are due
   const int64_t* counter;  // where it is not null, the turn
 };
+
+constexpr float kLeastResidual = 1.17549435e-38f;  // 0 says that no root was made since the factor started
 
 enum RootColumn { kRefusals, kResidual, kRootColumns = 4 };
 

@@ -7,6 +7,27 @@
 
 namespace kradagrad::cuda {
 
+// A block that may be one, by its work item.
+struct RootCandidate {
+  const RootSide* side;
+  int64_t block;
+  float unit;    // sqrt(w k) rms
+  bool is_taken;  // it takes part and has had a gradient; and it has its turn, or no root since its factor started
+
+  __device__ __forceinline__ RootCandidate(const ResidentRoots& in, int64_t item) {
+    const bool is_due = item < in.due;
+    const auto first = [&](int i) { return is_due ? in.sides[i].first_due : in.sides[i].first_other; };
+    const int number = search(in.count, item, first);
+    side = in.sides + number;
+    const int64_t place = item - first(number) + (is_due ? 0 : side->due);
+    block = ((in.counter ? *in.counter : in.turn) * side->due + place) % side->blocks;
+    const float* const known = side->statistics + block * kColumns;
+    unit = sqrtf(known[kWeight] * static_cast<float>(side->k)) * known[kRms];
+    const bool is_new = side->root_statistics[block * kRootColumns + kResidual] == 0;
+    is_taken = side->active[block] && unit > 0 && (is_due || is_new);
+  }
+};
+
 // Of no rows where nothing is to be done. In shared memory, to spare registers; one warp finds it.
 struct RootItem {
   enum { kFactor, kRoot, kMatrices };
@@ -14,35 +35,38 @@ struct RootItem {
   float* statistics;  // of the root
   int64_t index;
   int32_t d;
-  float unit;  // sqrt(w k) rms
+  float unit;
   bool active;
 
-  // Becomes the first of the work items `from`, from + step, ... that has a root: they are the blocks of
-  // every side that are due. Every lane finds a matrix.
+  // Becomes the first of the work items `from`, from + step, ... whose block is taken. Each lane looks at one of
+  // them; the first lanes then find a matrix each.
   __device__ __forceinline__ void find(const ResidentRoots& in, int64_t from, int64_t step, int lane) {
-    if (lane >= kMatrices) return;
-    const int64_t turn = in.counter ? *in.counter : in.turn;
-    for (; from < in.items; from += step) {
-      const RootSide& side = in.sides[search(in.count, from, [&](int i) { return in.sides[i].first_item; })];
-      const int64_t block = (turn * side.due + from - side.first_item) % side.blocks;
-      const float* const known = side.statistics + block * kColumns;
-      const float own = sqrtf(known[kWeight] * static_cast<float>(side.k)) * known[kRms];
-      if (!side.active[block] || !(own > 0)) continue;
-      matrices[lane] = Matrix(in.views, lane == kFactor ? side.factor : side.root, block, side.d, side.d);
-      if (lane > 0) return;
-      statistics = side.root_statistics + block * kRootColumns;
-      index = from;
-      d = side.d;
-      unit = own;
-      active = true;
+    for (; from < in.items; from += 32 * step) {
+      const int64_t mine = from + lane * step;
+      const unsigned taken = __ballot_sync(0xffffffffu, mine < in.items && RootCandidate(in, mine).is_taken);
+      if (taken == 0) continue;
+      if (lane < kMatrices) become(in, from + __clz(__brev(taken)) * step, lane);
       return;
     }
+    if (lane >= kMatrices) return;
     matrices[lane] = Matrix::empty();
     if (lane > 0) return;
     index = in.items;
     d = 0;
     unit = 0;
     active = false;
+  }
+
+  __device__ __forceinline__ void become(const ResidentRoots& in, int64_t item, int lane) {
+    const RootCandidate found(in, item);
+    const RootSide& side = *found.side;
+    matrices[lane] = Matrix(in.views, lane == kFactor ? side.factor : side.root, found.block, side.d, side.d);
+    if (lane > 0) return;
+    statistics = side.root_statistics + found.block * kRootColumns;
+    index = item;
+    d = side.d;
+    unit = found.unit;
+    active = true;
   }
 
   __device__ __forceinline__ const Matrix& factor() const { return matrices[kFactor]; }
@@ -52,7 +76,7 @@ struct RootItem {
   __device__ __forceinline__ void finish(bool good, float residual) const {
     if (!active) return;
     if (!good) statistics[kRefusals] += 1;
-    statistics[kResidual] = isfinite(residual) ? residual : INFINITY;
+    statistics[kResidual] = isfinite(residual) ? fmaxf(residual, kLeastResidual) : INFINITY;
   }
 };
 

@@ -21,26 +21,30 @@ int32_t root_side(int32_t d, Precision precision, const Gpu& gpu) {
 void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
   Views views;
   std::vector<RootSide> sides;
-  int64_t items = 0;
+  int64_t due = 0, others = 0;
   for (const RootSideTensors& in : inputs.sides) {
     if (in.blocks == 0 || in.d == 0 || root_side(in.d, inputs.precision, inputs.gpu) != side) continue;
-    const int64_t due = (in.blocks + inputs.turns - 1) / inputs.turns;
-    sides.push_back({items, in.blocks, due, in.d, in.k, views.add({in.factor}), views.add({in.root}),
+    const int64_t own = inputs.turns == 0 ? 0 : (in.blocks + inputs.turns - 1) / inputs.turns;
+    sides.push_back({due, others, in.blocks, own, in.d, in.k, views.add({in.factor}), views.add({in.root}),
                      in.statistics, in.root_statistics, in.active});
-    items += due;
+    due += own;
+    others += in.blocks - own;
   }
   if (sides.empty()) return;
+  for (RootSide& side : sides) side.first_other += due;
   const ResidentRoots parameters{planner.add(sides),
                                  planner.add(views.all()),
                                  static_cast<int32_t>(sides.size()),
                                  0,
-                                 items,
+                                 due + others,
+                                 due,
                                  inputs.rule,
                                  inputs.turn,
                                  inputs.counter};
   if (side >= kWideSide) {
     const int32_t tiles = side / kTile;
-    launch_wide(planner, "root", inputs.gpu, items, tiles, false,
+    // A CTA takes scratch memory: there are as many as have work on every step.
+    launch_wide(planner, "root", inputs.gpu, std::max<int64_t>(due, 1), tiles, false,
                 [&](char* scratch) { return WideRoots{parameters, scratch, tiles}; });
   } else {
     launch_resident(planner, "root", inputs.gpu, side, inputs.precision, kSymmetricMatrices, false,

@@ -24,7 +24,7 @@ struct RootInputs {
   std::vector<RootSideTensors> sides;
   PolarRule rule;
   Precision precision;
-  int64_t turn, turns;     // on a turn one of `turns` parts of a side's blocks are due
+  int64_t turn, turns;     // on a turn one of `turns` parts of a side's blocks are due, none with 0
   const int64_t* counter;  // or null; on the device, in place of `turn`
   Gpu gpu;
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,6 +71,7 @@ class RootProbe:
             assert torch.equal(own.root_stats[:, REFUSALS].double(), exact.root_stats[:, REFUSALS])
             residuals = [result.root_stats[:, RESIDUAL].double() for result in (own, exact)]
             torch.testing.assert_close(*residuals, rtol=1e-2, atol=1e-3)
+            assert torch.equal(*(residual == 0 for residual in residuals))
 
     def same_bits(self, one: Sides, other: Sides) -> bool:
         return all(
@@ -88,6 +90,20 @@ def _spoiled(d: int) -> RootSide:
     return side
 
 
+def _exact() -> RootSide:
+    """One block whose root has no error."""
+    side = root_side(1, 1)
+    side.side.factor[:] = 1 / polar.units(side.side.statistics, side.columns)
+    return side
+
+
+def _known(side: RootSide, new: Sequence[int] = ()) -> RootSide:
+    """The same side with roots made before, but for some blocks."""
+    side.root_stats[:, RESIDUAL] = 0.5
+    side.root_stats[list(new), RESIDUAL] = 0
+    return side
+
+
 def small(precision: str = "bf16x3") -> list[RootProbe]:
     """Several sides, the last block refused; turns; blocks that take no part; storage in bfloat16."""
     rule = replace(RULE, precision=precision)
@@ -99,8 +115,9 @@ def small(precision: str = "bf16x3") -> list[RootProbe]:
     return [
         RootProbe("rough", [root_side(1, 64)], rough),
         RootProbe("several sides", [_spoiled(50), last], rule),
-        RootProbe("turn 2 of 3", [root_side(7, 9), root_side(4, 20)], rule, Turn(2, 3)),
-        RootProbe("a turn by the counter", [root_side(5, 9)], rule, Turn(0, 3, torch.tensor(4))),
+        RootProbe("turn 2 of 3", [_known(root_side(7, 9)), _known(root_side(4, 20), [3])], rule, Turn(2, 3)),
+        RootProbe("a turn by the counter", [_known(root_side(5, 9))], rule, Turn(0, 3, torch.tensor(4))),
+        RootProbe("new blocks", [_known(root_side(70, 3), [1, 66, 69]), _exact()], rule, Turn(5, 10)),
         RootProbe("bfloat16", rounded, rule),
     ]
 
@@ -124,5 +141,5 @@ def wide() -> list[RootProbe]:
     return [
         RootProbe("two steps", [root_side(1, 200)], rough, executor=Executor),
         RootProbe("all steps", [several], executor=Executor),
-        RootProbe("a turn", [stored], turn=Turn(1, 2), executor=Executor),
+        RootProbe("a turn", [_known(stored)], turn=Turn(1, 2), executor=Executor),
     ]
