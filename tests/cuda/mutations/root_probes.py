@@ -117,7 +117,7 @@ def small(precision: str = "bf16x3") -> list[RootProbe]:
         RootProbe("several sides", [_spoiled(50), last], rule),
         RootProbe("turn 2 of 3", [_known(root_side(7, 9)), _known(root_side(4, 20), [3])], rule, Turn(2, 3)),
         RootProbe("a turn by the counter", [_known(root_side(5, 9))], rule, Turn(0, 3, torch.tensor(4))),
-        RootProbe("new blocks", [_known(root_side(70, 3), [1, 66, 69]), _exact()], rule, Turn(5, 10)),
+        RootProbe("new blocks", [_known(root_side(300, 2), [1, 266, 299]), _exact()], rule, Turn(5, 99)),
         RootProbe("bfloat16", rounded, rule),
     ]
 
