@@ -168,7 +168,7 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
         raise ValueError(
             f"KrADagrad: `params` {where} must list {len(group['params'])}, got {len(saved['params'])}"
         )
-    check_lr(saved["lr"])
+    check_lr(plain(saved["lr"]))
     step = saved["step"].item() if isinstance(saved["step"], Tensor) else saved["step"]
     require(is_int(step) and step >= 0, "step", f"an integer >= 0 {where}", step)
     for option in STRUCTURAL:

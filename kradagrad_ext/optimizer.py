@@ -19,6 +19,7 @@ from .config import (
     check_no_overlap,
     check_tensor,
     default_block_size,
+    plain,
 )
 from .local import Local
 from .plan import plan_parameter
@@ -166,7 +167,7 @@ class KrADagrad(Optimizer):
 
     @staticmethod
     def _check_group(position: int, group: dict[str, Any]) -> None:
-        check_lr(group["lr"])
+        check_lr(plain(group["lr"]))
         if group["block_size"] is None and group["params"]:
             group["block_size"] = default_block_size(group["params"][0].device)
         config = Config.of(group)

@@ -90,14 +90,15 @@ def check_state(state: Mapping[str, Any], specs: Mapping[str, Spec], name: str) 
     Args:
         name: the parameter's.
     """
-    if state.keys() != specs.keys():
+    moved = state.get(MOMENTUM)
+    if state.keys() != specs.keys() and tuple(getattr(moved, "shape", ())) == specs[MOMENTUM].shape:
         missing, extra = sorted(specs.keys() - state.keys()), sorted(state.keys() - specs.keys())
         raise ValueError(
             f"KrADagrad: the state of {name} must be as its parameter group's options {STRUCTURAL} shape it: "
             f"it lacks {missing} and has unknown {extra}; delete it (`del optimizer.state[p]`) to start anew"
         )
-    for key, spec in specs.items():
-        value = state[key]
+    for key in (MOMENTUM, *specs):
+        value, spec = state.get(key), specs[key]
         if not isinstance(value, Tensor) or tuple(value.shape) != spec.shape:
             got = list(value.shape) if isinstance(value, Tensor) else repr(value)
             raise ValueError(

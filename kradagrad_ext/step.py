@@ -16,7 +16,7 @@ from .backends.base import Backend
 from .block_layout import Blocked, Workspace
 from .bucket import Bucket
 from .clock import Clock
-from .config import Config, all_supported, check_lr, check_tensor
+from .config import Config, all_supported, check_lr, check_tensor, plain
 from .side_stream import SideStream
 from .state import Batches, compute_dtype
 
@@ -38,7 +38,7 @@ class Settings:
     @classmethod
     def of(cls, position: int, group: dict[str, Any], config: Config) -> Settings:
         """The group with its checked options; its count of steps is brought to where they need it."""
-        check_lr(group["lr"])
+        check_lr(plain(group["lr"]))
         if config.capturable:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
             if isinstance(group["step"], int):
@@ -55,7 +55,7 @@ class Settings:
 
     @property
     def lr(self) -> float | Tensor:
-        own: float | Tensor = self.group["lr"]
+        own: float | Tensor = plain(self.group["lr"])
         return own
 
     @property
