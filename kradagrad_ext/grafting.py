@@ -1,4 +1,4 @@
-"""Grafting: the preconditioned update gives the direction, a simpler method the length, per parameter.
+"""Grafting: the preconditioned update gives the direction, a simpler method the length, per matrix.
 
 With d the direction, v the second moment, t the number of gradients seen and e the mean of v::
 

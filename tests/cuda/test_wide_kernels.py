@@ -13,7 +13,7 @@ from marks import slow, slow_after
 from tolerances import FACTOR, precision_atol
 
 from kradagrad_ext import polar
-from kradagrad_ext.backends.base import RootRule, RootSide, Side, Turn
+from kradagrad_ext.backends.base import RESIDUAL, RootRule, RootSide, Side, Turn
 
 from .executor_backend import Executor, Planner
 
@@ -116,6 +116,7 @@ def test_memory_of_wide_roots_is_bounded() -> None:
 
 def test_a_bad_factor_keeps_its_root_and_turns_are_taken() -> None:
     side = root_side(5, 130, dtypes=(torch.float32, torch.bfloat16))
+    side.root_stats[:, RESIDUAL] = 1  # all have roots
     side.side.factor[3] = torch.nan
     Executor().polar_roots_([side], RootRule(polar.POLYNOMIALS[8], BOUND), Turn(1, 2))
     made = (side.side.root != 7).flatten(1).any(1)
