@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from .plan import ParameterPlan, Shape, group_blocks
 from .roots import supports_polar
 from .state import SCALARS, Arrangement, Batches, State, compute_dtype, state_specs, views_of
 from .uploads import Masks
+
+KIND = operator.attrgetter("device", "dtype", "shape")
+"""What a parameter's place in a bucket depends on."""
 
 KEPT_BYTES = 4 << 20
 """What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
@@ -52,7 +56,7 @@ class Bucket:
         groups: of the preconditioned blocks.
         numel: elements of every matrix ``[M]``, at least 1.
         preconditioned: ``[M]`` bool, whether a matrix has blocks.
-        key: device and dtype of the parameters.  kinds: of each the device, dtype and shape.
+        key: device and dtype of the parameters.  kinds: `KIND` of each.
         label: what parameters of one bucket have in common within a group.
     """
 
@@ -68,7 +72,7 @@ class Bucket:
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.key = (device, params[0].dtype)
-        self.kinds = [(p.device, p.dtype, p.shape) for p in params]
+        self.kinds = list(map(KIND, params))
         self.packs_factors = config.packs_factors(device)
         self.masks = Masks(device)
         self.like = torch.empty(0, dtype=dtype, device=device)
@@ -234,9 +238,11 @@ class Bucket:
 
     def is_of(self, config: Config) -> bool:
         """Whether the options that shape the state are those that it was made with."""
-        return config.packs_factors(self.like.device) == self.packs_factors and all(
-            getattr(config, option) == value for option, value in self.structure.items()
-        )
+        return config.packs_factors(self.like.device) == self.packs_factors and not self._changed(config)
+
+    def _changed(self, config: Config) -> list[str]:
+        """The options of those that are others."""
+        return [option for option, value in self.structure.items() if getattr(config, option) != value]
 
     def check(self, config: Config) -> None:
         """Raise ValueError if an option does not fit the state.
@@ -251,10 +257,9 @@ class Bucket:
                 "KrADagrad: `factor_update` and `capturable` must stay as they were when the state was made, "
                 f"with `packed`, got {config.factor_update!r} and {config.capturable}"
             )
-        for option, value in self.structure.items():
-            if getattr(config, option) != value:
-                got = getattr(config, option)
-                raise ValueError(
-                    f"KrADagrad: `{option}` must stay {value!r} once the state exists, got {got!r}"
-                )
+        for option in self._changed(config):
+            raise ValueError(
+                f"KrADagrad: `{option}` must stay {self.structure[option]!r} once the state exists, "
+                f"got {getattr(config, option)!r}"
+            )
         self._checked = config

@@ -56,10 +56,11 @@ def whole_state(optimizer: Optimizer) -> Iterator[None]:
     state = optimizer.state
     optimizer.state = defaultdict(dict)
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            held = state.get(p)
-            if held or p.requires_grad:
-                optimizer.state[p] = held or initial_state(p, Config.of(group))
+        held = {p: state.get(p) for p in group["params"]}
+        new = [p for p in held if not held[p] and p.requires_grad]
+        config = Config.of(group) if new else None
+        optimizer.state.update({p: own for p, own in held.items() if own})
+        optimizer.state.update({p: initial_state(p, config) for p in new if config})
     try:
         yield
     finally:
@@ -86,7 +87,7 @@ def exactly(
         restore: called with the saved tensors of every parameter.
     """
     final: dict[str, Any] = {}
-    kept = {name: vars(optimizer)[name] for name in ("state", "param_groups", "_engine")}
+    kept = {name: vars(optimizer)[name] for name in ("state", "param_groups", "_engine", "_whole")}
 
     def before(_: Optimizer, given: dict[str, Any]) -> None:
         given["param_groups"] = completed(optimizer.param_groups, given)

@@ -80,21 +80,22 @@ class Clock:
         """Whether preconditioned updates are made."""
         return self.counter is not None or self.number >= config.start_step
 
-    def leaves_blocks_out(self, config: Config) -> bool:
-        """Whether factors of active blocks may stay on a step on which `factors_due`."""
-        return self.counter is not None and config.factor_every > 1
+    def updates_all(self, config: Config) -> bool:
+        """Whether the factors of all active blocks are updated."""
+        return config.factor_every == 1 if self.counter is not None else self.factors_due(config)
 
     def update_scales(self, scales: Tensor, weights: Tensor, config: Config) -> Tensor:
-        """Scales of blocks; 0 where their factors stay. A factor that has not started is always due.
+        """Scales of blocks on a step that does not update all factors; 0 for those that stay.
+
+        A factor that has not started is always due.
 
         Args:
             scales: ``[N]``.  weights: ``[N]``, of the statistics that the factors hold.
         """
+        starts = weights == 0
         if self.counter is None:
-            return scales if self.factors_due(config) else scales * (weights == 0)
-        if config.factor_every == 1:
-            return scales
-        return scales * ((self.counter % config.factor_every == 0) | (weights == 0))
+            return scales * starts
+        return scales * ((self.counter % config.factor_every == 0) | starts)
 
     def preconditions_on_device(self, config: Config) -> Tensor | bool:
         """Whether preconditioned updates are taken."""

@@ -88,6 +88,11 @@ def check_lr(lr: object) -> None:
         require(is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
 
 
+def parameter_name(position: int, place: int) -> str:
+    """What messages call a parameter, by the position of its parameter group and its place there."""
+    return f"parameter {place} of parameter group {position}"
+
+
 def check_tensor(tensor: torch.Tensor, position: str) -> None:
     """Raise TypeError unless a parameter or gradient is one that the ops take."""
     if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:

@@ -15,7 +15,7 @@ The last two keep no second moment; where no preconditioned update can be taken,
 `eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
 gradient is multiplied by a constant, which an absolute one does not.
 
-A spike, a gradient of more than `spike_limit` times its parameter's usual root mean square, is scaled down to
+A spike, a gradient of more than `spike_limit` times its matrix's usual root mean square, is scaled down to
 the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
 third one in a row is a change of scale: it is taken as it is, and the factors start anew.
 """
@@ -31,7 +31,7 @@ from torch import Tensor
 from .config import OWN_LENGTHS, Config
 
 STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(8)
-"""Columns of a bucket's ``scalars [P, 8]``: gradients seen; mean of v, 0 without one; running root mean
+"""Columns of a bucket's ``scalars [M, 8]``: gradients seen; mean of v, 0 without one; running root mean
 square of the gradients that are not zero; spikes in a row, up to the latest gradient; spikes in all;
 gradients skipped because they were not finite; steps on which the preconditioned update was not finite and
 the graft's was taken; and the factor that gave the last preconditioned update its length, 0 before the
@@ -69,10 +69,10 @@ def _bias_correction(beta: float, steps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Guard:
-    """What the gradients of a step are taken for, ``[P]``.
+    """What the gradients of a step are taken for, ``[M]``.
 
     Attributes:
-        scales: what each one is multiplied by: 0 for a parameter that takes no part, less than 1 for a spike.
+        scales: what each one is multiplied by: 0 for a matrix that takes no part, less than 1 for a spike.
         restarts: bool, whose scale has changed so much that what was known of them is worth nothing.
     """
 
@@ -81,7 +81,7 @@ class Guard:
 
     @property
     def active(self) -> Tensor:
-        """``[P]`` bool, which parameters take part."""
+        """``[M]`` bool, which matrices take part."""
         return self.scales > 0
 
     def __getitem__(self, rows: Tensor) -> Guard:
@@ -94,10 +94,10 @@ def observe_(
     """Guard against gradients that are not finite, and spikes, on the device, and count them.
 
     Args:
-        scalars: ``[P, 8]``, updated in place.
-        gradient_norms: |g|_F^2 ``[P]``; not finite where any element is not.
-        numel: elements of each parameter ``[P]``, at least 1.
-        present: ``[P]`` bool, false for parameters without a gradient on this step.
+        scalars: ``[M, 8]``, updated in place.
+        gradient_norms: |g|_F^2 ``[M]``; not finite where any element is not.
+        numel: elements of each matrix ``[M]``, at least 1.
+        present: ``[M]`` bool, false for matrices without a gradient on this step.
     """
     column = scalars.unbind(1)
     finite = gradient_norms < math.inf
@@ -125,20 +125,20 @@ def observe_(
 
 
 def _share_left(scalars: Tensor, rms: Tensor, config: Config) -> Tensor:
-    """1, and less for a momentum that has run out; `rms`: of the direction, ``[P]``."""
+    """1, and less for a momentum that has run out; `rms`: of the direction, ``[M]``."""
     beta1 = config.betas[0]
     noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL]
     return torch.where(noise > 0, rms / noise, 1).clamp_max_(1)
 
 
 def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
-    """``[P, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the gradient's scale.
+    """``[M, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the gradient's scale.
 
     Args:
-        scalars: ``[P, 8]``.  scales: ``[P]``, see `Guard`.
+        scalars: ``[M, 8]``.  scales: ``[M]``, see `Guard`.
     """
     column = scalars.unbind(1)
-    steps = column[STEPS].clamp_min(1)  # of a parameter that is not yet seen, anything finite
+    steps = column[STEPS].clamp_min(1)  # of a matrix that is not yet seen, anything finite
     c0 = c1 = torch.ones_like(steps)
     if config.momentum_on == "gradient":
         c0 = _bias_correction(config.betas[0], steps + 1 if config.nesterov else steps)
@@ -162,11 +162,11 @@ def scale_(
     It is NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[P, 4]``; c0 becomes what gives the graft its length with `rms` and `whitened`, and
+        coefficients: ``[M, 4]``; c0 becomes what gives the graft its length with `rms` and `whitened`, and
             takes in the gradient's scale where directions are the gradients as they are.
-        scalars: ``[P, 8]``; steps without an update are counted, the factor is kept.
-        graft_norms, update_norms: squared norms ``[P]``.  numel: elements ``[P]``, at least 1.
-        preconditioned: ``[P]`` bool.
+        scalars: ``[M, 8]``; steps without an update are counted, the factor is kept.
+        graft_norms, update_norms: squared norms ``[M]``.  numel: elements ``[M]``, at least 1.
+        preconditioned: ``[M]`` bool.
     """
     if config.momentum_on == "update":
         coefficients[:, 0] *= coefficients[:, 3]

@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bucket import Bucket, presence
+from .bucket import KIND, Bucket, presence
+from .config import parameter_name
 from .full_precision import full_float32
-from .plan import plan_parameter
+from .plan import ParameterPlan, plan_parameter
 from .state import State, Watch, check_state
 from .step import LossScale, Settings, Work, backend_of, plan_work, step_bucket
 from .whole_steps import WholeSteps
-
-KIND = operator.attrgetter("device", "dtype", "shape")
-"""What a parameter's place in a bucket depends on."""
 
 Held = list[State | None]
 """What ``optimizer.state`` has of each parameter of a group."""
@@ -223,8 +221,10 @@ class Local:
             for placed in [placed for placed in reversed(kept) if placed.bucket.label == key]:
                 if len(placed.members) <= len(members):
                     members += placed.members
+                    plans |= dict(zip(placed.members, placed.bucket.plans, strict=True))
                     kept.remove(placed)
-            kept.append(self._place(settings, sorted(members), held))
+            members.sort()
+            kept.append(self._place(settings, members, [plans[i] for i in members], held))
         inside = {i for placed in kept for i in placed.members}
         outside = [i for i in range(len(params)) if i not in inside]
         wanted = [found for placed in kept if (found := placed.wanted(held)) is not None]
@@ -245,15 +245,15 @@ class Local:
                 yield placed
 
     @staticmethod
-    def _place(settings: Settings, members: list[int], held: Held) -> Placed:
+    def _place(settings: Settings, members: list[int], plans: Sequence[ParameterPlan], held: Held) -> Placed:
         """A new bucket, which has adopted its parameters' states."""
         config, params = settings.config, [settings.params[i] for i in members]
-        bucket = Bucket(params, config, [plan_parameter(p.shape, config) for p in params])
+        bucket = Bucket(params, config, plans)
         bucket.check(config)
         for i, specs in zip(members, bucket.specs, strict=True):
             state = held[i]
             if state:
-                check_state(state, specs, f"parameter {i} of parameter group {settings.position}")
+                check_state(state, specs, parameter_name(settings.position, i))
             else:
                 held[i] = {}
         states: list[Any] = [held[i] for i in members]
@@ -277,7 +277,7 @@ def _check_capture(settings: Settings, roster: Roster | None) -> None:
         if grad is None and p.requires_grad:
             raise RuntimeError(
                 f"KrADagrad: every parameter must have a gradient where a step is captured, as a graph would "
-                f"never step the others, got none for parameter {i} of {where}"
+                f"never step the others, got none for {parameter_name(settings.position, i)}"
             )
     if roster is None:
         raise RuntimeError(

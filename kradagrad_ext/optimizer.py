@@ -19,6 +19,7 @@ from .config import (
     check_no_overlap,
     check_tensor,
     default_block_size,
+    parameter_name,
     plain,
 )
 from .local import Local
@@ -48,7 +49,7 @@ class KrADagrad(Optimizer):
         params: parameters, named parameters or parameter groups: float32, float64 or bfloat16, dense.
         lr: a number or a one-element tensor, on the parameters' device if it is to change in a CUDA graph.
         betas: decay of the momentum and of the grafting method's second moment.
-        eps: of the grafting method, relative to the root mean square of the parameter's gradients.
+        eps: of the grafting method, relative to the root mean square of the matrix's gradients.
         weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
         block_size: longest side; None is 256 on a CPU and 128 elsewhere, by the device of the group's
             parameters when they are given.
@@ -68,7 +69,7 @@ class KrADagrad(Optimizer):
         factor_every, root_every: steps between updates of the factors, and between two roots of a block. They
             are made more often at first: on each of twenty steps, on every second of the next twenty, and so
             on. By ``polar``, each step makes those of some blocks; by ``eigh``, the last one makes all.
-        spike_limit: a gradient more than this many times as large as its parameter's usually are (root mean
+        spike_limit: a gradient more than this many times as large as its matrix's usually are (root mean
             squares) is scaled down to the usual size; with ``math.inf`` none is.
         start_step: first step that is preconditioned; the grafting method alone before.
         exponent: power of the inverse statistics on every mode, 1/p; None is 1/2 for matrices and vectors,
@@ -172,7 +173,7 @@ class KrADagrad(Optimizer):
             group["block_size"] = default_block_size(group["params"][0].device)
         config = Config.of(group)
         for i, p in enumerate(group["params"]):
-            name = f"parameter {i} of parameter group {position}"
+            name = parameter_name(position, i)
             check_tensor(p, name)
             check_no_overlap(p, name)
             plan_parameter(p.shape, config)
@@ -188,9 +189,11 @@ class KrADagrad(Optimizer):
         """One step over all parameters that have a gradient.
 
         A parameter whose gradient holds NaN or Inf keeps its value and all its state on this step; it is
-        counted in `kradagrad_ext.diagnostics`, without a host sync. Called through
-        `torch.amp.GradScaler.step`, it divides the gradients by the scale itself and, where any holds NaN or
-        Inf, keeps all parameters.
+        counted in `kradagrad_ext.diagnostics`, without a host sync. Where `batch_dims` or `split` make
+        several matrices of it, that is a matter of each.
+
+        Called through `torch.amp.GradScaler.step`, it divides the gradients by the scale itself and, where
+        any holds NaN or Inf, keeps all parameters.
 
         Args:
             closure: re-evaluates the model and returns the loss.
@@ -274,9 +277,16 @@ class KrADagrad(Optimizer):
 
     def _complete(self) -> Local | Sharded:
         """The engine, with whatever state it makes before there are gradients; on all ranks alike."""
-        if not all(self.state.get(p) for group in self.param_groups for p in group["params"]):
+        self._follow_dtensors()
+        params = (p for group in self.param_groups for p in group["params"])
+        if not isinstance(self._engine, Local) and not all(map(self.state.get, params)):
             self._engine.complete(self.state, self._groups())
         return self._engine
+
+    def _follow_dtensors(self) -> None:
+        """Let ranks share out the work once DTensors are in the place of the parameters that were given."""
+        if isinstance(self._engine, Local) and self._has_dtensors():
+            self._engine = self._make_engine()
 
     def _has_dtensors(self) -> bool:
         types = {kind for own in self.param_groups for kind in set(map(type, own["params"]))}
@@ -284,8 +294,7 @@ class KrADagrad(Optimizer):
 
     def _groups(self) -> list[Settings]:
         """All parameter groups, their options checked."""
-        if isinstance(self._engine, Local) and self._has_dtensors():  # put in place of those it was made with
-            self._engine = self._make_engine()
+        self._follow_dtensors()
         return [
             Settings.of(position, group, self._configs.of(position, group))
             for position, group in enumerate(self.param_groups)

@@ -102,7 +102,7 @@ def _step_of_matrices(
     """Order 2, all groups in one fused call, or in two where the new factors must be rooted in between."""
     now = steps[0]
     in_turns = makes_roots_in_turns(states[0].group, config, now.scales.device)
-    update, product = now.clock.factors_due(config), now.clock.preconditions(config)
+    product = now.clock.preconditions(config)
     turn = now.turn(config, in_turns)
     sizes = [len(own.scales) for own in steps]
     scales = torch.cat([own.scales for own in steps])
@@ -112,27 +112,23 @@ def _step_of_matrices(
         BlockGroup(state.side(0), state.side(1), own.grads, own.directions, own.out)
         for state, own in zip(states, steps, strict=True)
     ]
-    apart = turn is not None or not product or now.clock.leaves_blocks_out(config) or now.side_stream.is_open
-    if not update or apart:
-        weights = torch.cat([state.factor_stats[0][:, WEIGHT] for state in states])
-        update_scales = now.clock.update_scales(scales, weights, config)
-        if update or now.has_newcomers:
-            backend.kron_step_(groups, update_scales, norms, rule, update=True, precondition=False)
-        update = False
+    is_fused = now.clock.updates_all(config) and product and turn is None and not now.side_stream.is_open
+    if not is_fused and _updates_any(now, config):
+        update_scales = _update_scales(scales, states, now.clock, config)
+        backend.kron_step_(groups, update_scales, norms, rule, update=True, precondition=False)
     if turn is not None:
         refresh_roots(states, config, backend, (scales > 0).split_with_sizes(sizes), turn)
     now.side_stream.join()
     if product:
-        backend.kron_step_(groups, scales, norms, rule, update=update, precondition=True)
+        backend.kron_step_(groups, scales, norms, rule, update=is_fused, precondition=True)
     return list(norms.split_with_sizes(sizes))
 
 
 def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now: BlockGroupStep) -> Tensor:
     """Blocks of any order, and modes without a factor."""
     in_turns = makes_roots_in_turns(state.group, config, now.scales.device)
-    weights = state.factor_stats[state.modes[0]][:, WEIGHT]
-    update_scales = now.clock.update_scales(now.scales, weights, config)
-    if now.clock.factors_due(config) or now.has_newcomers:
+    if _updates_any(now, config):
+        update_scales = _update_scales(now.scales, [state], now.clock, config)
         damped_updates = now.clock.damped_updates(config, in_turns)
         rule = replace(config.update_rule(now.scales.device, damped_updates), coupled=False)
         unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
@@ -146,6 +142,19 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
         return torch.zeros_like(now.scales)
     now.side_stream.join()
     return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
+
+
+def _updates_any(now: BlockGroupStep, config: Config) -> bool:
+    """Whether any factor may be updated: those that have not started are in any case."""
+    return now.clock.factors_due(config) or now.has_newcomers
+
+
+def _update_scales(scales: Tensor, states: Sequence[GroupState], clock: Clock, config: Config) -> Tensor:
+    """Scales of the groups' blocks, 0 for those whose factors stay."""
+    if clock.updates_all(config):
+        return scales
+    weights = torch.cat([state.factor_stats[state.modes[0]][:, WEIGHT] for state in states])
+    return clock.update_scales(scales, weights, config)
 
 
 def _unfoldings(blocks: Tensor, state: GroupState, config: Config, backend: Backend) -> list[Tensor]:

@@ -260,9 +260,6 @@ class Batches:
     root_stats: Tensor
 
 
-VALUES = operator.methodcaller("values")
-
-
 class Arrangement:
     """How the states of a bucket's parameters lie in batches.
 
@@ -354,6 +351,9 @@ def batch_of_scalars(specs: Sequence[Mapping[str, Spec]]) -> Batch:
 def _entries(kind: str, group: Group, mode: int) -> list[tuple[int, str]]:
     """(parameter, key) of every member of a group."""
     return [(member.parameter, key_of(kind, member.region_index, mode)) for member in group.members]
+
+
+VALUES = operator.methodcaller("values")
 
 
 def values_of(states: Sequence[State]) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from .backends.base import Backend
 from .block_layout import Blocked, Workspace
 from .bucket import Bucket
 from .clock import Clock
-from .config import Config, all_supported, check_lr, check_tensor, plain
+from .config import Config, all_supported, check_lr, check_tensor, parameter_name, plain
 from .side_stream import SideStream
 from .state import Batches, compute_dtype
 
@@ -81,7 +81,7 @@ class Settings:
         if not all_supported(given):
             for i, grad in enumerate(grads):
                 if grad is not None:
-                    check_tensor(grad, f"the gradient of parameter {i} of parameter group {self.position}")
+                    check_tensor(grad, f"the gradient of {parameter_name(self.position, i)}")
         return replace(self, grads=grads)
 
     def count(self) -> None:

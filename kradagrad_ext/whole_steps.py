@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 BROKEN = (
@@ -46,7 +46,6 @@ class WholeSteps:
             RuntimeError: the step failed after its first change; the cause is the error itself.
         """
         self.check()
-
         with deferred_signals():
             try:
                 yield self._begin
@@ -68,14 +67,16 @@ def deferred_signals() -> Iterator[None]:
     def later(number: int, _: FrameType | None) -> None:
         came.append(number)
 
+    def deliver(number: int) -> None:
+        if number in came:
+            signal.raise_signal(signal.Signals(number))
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     ours = [number for number, handler in handlers.items() if callable(handler)]
-    try:
+    with ExitStack() as at_the_end:  # which does all of it, whatever a handler raises
         for number in ours:
+            at_the_end.callback(deliver, number)
+        for number in ours:
+            at_the_end.callback(signal.signal, number, handlers[number])
             signal.signal(number, later)
         yield
-    finally:
-        for number in ours:
-            signal.signal(number, handlers[number])
-        for late in came:
-            signal.raise_signal(late)

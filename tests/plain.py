@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ KNOWN = {
 }
 """Options of which it knows some values alone."""
 
-Slices = tuple[slice, ...]
+Slices = tuple[slice | int, ...]
 
 
 class PlainKrADagrad:
@@ -64,13 +64,13 @@ class PlainKrADagrad:
 
 def matrices(shape: tuple[int, ...], config: Config) -> Iterator[Slices]:
     """Where the matrices of a parameter are; a vector is one, too."""
-    cuts: list[list[slice | int]] = [list(range(shape[dim])) for dim in range(config.batch_dims)]
+    cuts: list[Sequence[slice | int]] = [range(shape[dim]) for dim in range(config.batch_dims)]
     for dim in range(config.batch_dims, len(shape)):
         parts = config.split if dim == config.split_dim else 1
         lengths = [shape[dim] // parts] * parts if isinstance(parts, int) else list(parts)
         ends = list(itertools.accumulate(lengths))
         cuts.append([slice(end - length, end) for end, length in zip(ends, lengths, strict=True)])
-    return itertools.product(*cuts)  # type: ignore[return-value]
+    return itertools.product(*cuts)
 
 
 def blocks(matrix: Tensor, config: Config) -> Iterator[Slices]:

@@ -238,6 +238,32 @@ def test_bad_options_keep_nobody_from_saving_and_rolling_back() -> None:
     assert optimizer.param_groups[0]["step"] == 3
 
 
+def test_a_failed_load_mends_no_broken_step() -> None:
+    params = parameters((8, 8))
+    optimizer = KrADagrad(params, **SMALL, backend="reference")
+    train(optimizer, params, range(1))
+    saved = optimizer.state_dict()
+    with (
+        mock.patch("kradagrad_ext.backends.reference.kron_step_", side_effect=MemoryError),
+        pytest.raises(RuntimeError, match="broke off"),
+    ):
+        train(optimizer, params, range(1, 2))
+    with mock.patch.object(local.Local, "restore", side_effect=MemoryError), pytest.raises(MemoryError):
+        optimizer.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="broke off"):
+        optimizer.step()
+    optimizer.load_state_dict(saved)
+    train(optimizer, params, range(1, 2))
+
+
+def test_a_parameter_that_was_never_stepped_is_no_hindrance_to_saving_with_bad_options() -> None:
+    params = parameters((8, 8), (4, 4))
+    optimizer = KrADagrad(params, **SMALL)
+    train(optimizer, params[:1], range(1))
+    optimizer.param_groups[0]["lr"] = float("nan")
+    assert set(optimizer.state_dict()["state"]) == {0, 1}
+
+
 def test_a_group_that_is_refused_leaves_no_trace() -> None:
     optimizer = KrADagrad(parameters((8, 8)), **SMALL)
     group: dict[str, Any] = {"params": parameters((4, 4)), "damping": -1.0}

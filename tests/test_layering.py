@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "optimizer": {"config", "local", "plan", "step", "checkpoint", "whole_steps", "distributed.sharded"},
     "whole_steps": set(),
     "published": {"config", "full_precision", "state"},
-    "local": {"bucket", "full_precision", "plan", "state", "step", "whole_steps"},
+    "local": {"bucket", "config", "full_precision", "plan", "state", "step", "whole_steps"},
     "full_precision": set(),
     "distributed": set(),
     "distributed.sharded": {

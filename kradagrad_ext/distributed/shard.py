@@ -16,7 +16,6 @@ rank holds in buffers.
 from __future__ import annotations
 
 import itertools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.block_layout import divided
-from kradagrad_ext.bucket import Bucket, presence
-from kradagrad_ext.config import STRUCTURAL, Config
+from kradagrad_ext.bucket import KIND, Bucket, presence
+from kradagrad_ext.config import STRUCTURAL, Config, parameter_name
 from kradagrad_ext.norms import GradientNorms
 from kradagrad_ext.plan import plan_parameter
 from kradagrad_ext.state import SCALARS, State, compute_dtype, state_specs
@@ -39,8 +38,6 @@ from .kept import KeptStates
 from .layout import box_of, gather_holders, local, locals_of
 from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
 from .pieces import CHUNK_BYTES, Box, Piece, deal, divisions_within, in_chunks, matrices_within
-
-KIND = operator.attrgetter("device", "dtype", "shape")
 
 Key = tuple[int, torch.dtype, str]
 """Parameter group, dtype and graft of parameters that share a ledger."""
@@ -91,8 +88,8 @@ class Shard:
     ) -> None:
         self.params, self.group = list(params), group
         self.found: list[Whereabouts | None] = list(found)
-        names = [_name(own) for own in found]
-        self.places: list[int] = []  # of the parameters' gradients in `Sharded._gradients`
+        names = [parameter_name(*own) for own in found]
+        self.places: list[int] = []  # of the parameters' gradients among those of all parameter groups
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(box_of(p, name) for p, name in zip(params, names, strict=True))
         shapes = [tuple(p.shape) for p in params]
@@ -123,10 +120,10 @@ class Shard:
         for p, own, plan in zip(self.params, self.found, self.plans, strict=True):
             if own is not None and plan_parameter(tuple(p.shape), configs[own[0]]) != plan:
                 raise ValueError(
-                    f"KrADagrad: shape {list(plan.shape)} and options {STRUCTURAL} of {_name(own)} must stay "
-                    f"as they were when the state was made, got {list(p.shape)} and {configs[own[0]]}"
+                    f"KrADagrad: shape {list(plan.shape)} of {parameter_name(*own)} and options {STRUCTURAL} "
+                    "must stay as they were when the state was made, got "
+                    f"{list(p.shape)} and {configs[own[0]]}"
                 )
-        self.arranged, self.kinds = list(self.found), kinds
         self.device = local(self.params[0]).device
         self.masks, self.norms = Masks(self.device), self._make_norms()
         self.specs = [
@@ -146,9 +143,10 @@ class Shard:
             self._make_chunk([own[i] if i < len(own) else [] for own in by_chunk], configs)
             for i in range(max(map(len, by_chunk)))
         ]
-        names = {i: _name(own) for i, own in enumerate(self.found) if own is not None}
+        names = {i: parameter_name(*own) for i, own in enumerate(self.found) if own is not None}
         parts = [part for chunk in self.chunks for part in chunk.parts]
         self.kept = KeptStates(self.params, names, self.plans, self.specs, parts, list(self.ledgers.values()))
+        self.arranged, self.kinds = list(self.found), kinds
 
     def _make_ledgers(self) -> dict[Key, Ledger]:
         members: dict[Key, list[int]] = {}
@@ -387,11 +385,6 @@ class Shard:
         under_way[-1].wait()
         for pending in under_way:
             pending.unpack()
-
-
-def _name(found: Whereabouts) -> str:
-    position, place = found
-    return f"parameter {place} of parameter group {position}"
 
 
 def _segments(whole: Box, shared: Box, dtype: torch.dtype) -> Callable[[int], Segment]:

@@ -11,8 +11,8 @@ namespace kradagrad::cuda {
 struct RootCandidate {
   const RootSide* side;
   int64_t block;
-  float unit;    // sqrt(w k) rms
-  bool is_taken;  // it takes part and has had a gradient; and it has its turn, or no root since its factor started
+  float unit;     // sqrt(w k) rms
+  bool is_taken;  // active, with a gradient so far; and it has its turn, or no root since its factor started
 
   __device__ __forceinline__ RootCandidate(const ResidentRoots& in, int64_t item) {
     const bool is_due = item < in.due;
@@ -38,8 +38,8 @@ struct RootItem {
   float unit;
   bool active;
 
-  // Becomes the first of the work items `from`, from + step, ... whose block is taken. Each lane looks at one of
-  // them; the first lanes then find a matrix each.
+  // Becomes the first of the work items `from`, from + step, ... whose block is taken. Each lane looks at one
+  // of them; the first lanes then find a matrix each.
   __device__ __forceinline__ void find(const ResidentRoots& in, int64_t from, int64_t step, int lane) {
     for (; from < in.items; from += 32 * step) {
       const int64_t mine = from + lane * step;
