@@ -122,7 +122,7 @@ class Group:
             d if factored else 0 for d, factored in zip(self.block_shape, self.factored, strict=True)
         )
 
-    @functools.cached_property
+    @property
     def modes(self) -> list[int]:
         """Those with a factor."""
         return [mode for mode, factored in enumerate(self.factored) if factored]

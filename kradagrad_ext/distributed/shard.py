@@ -238,11 +238,11 @@ class Shard:
         ]
         return ShardStep(settings, locals_, taken, there, states, works)
 
-    def step(self, plan: ShardStep, loss_scale: LossScale) -> None:
+    def step(self, plan: ShardStep, norms: Tensor, present: Tensor) -> None:
         """One step of all parameters that have a gradient.
 
         Args:
-            loss_scale: gradients are unscaled already; what any rank refuses, all refuse.
+            norms, present: see `observed`.
 
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are as they were.
@@ -252,7 +252,6 @@ class Shard:
             for (position, *_), ledger in self.ledgers.items()
             if position in plan.settings
         ]
-        norms, present = self._observed(plan, loss_scale)
         for ledger, settings in ledgers:
             scalars = plan.states[ledger.parameters[0]][SCALARS]
             ledger.observe(scalars, norms, present, settings.config)
@@ -273,8 +272,17 @@ class Shard:
             finish(share)
         self._hand_back(loads, plan.locals_)
 
-    def _observed(self, plan: ShardStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
-        """|g|_F^2 of the gradients of all matrices ``[M]``, and which every rank has and takes."""
+    def observed(self, plan: ShardStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+        """|g|_F^2 of the gradients of all matrices ``[M]``, and which every rank has and takes.
+
+        Nothing changes yet.
+
+        Args:
+            loss_scale: gradients are unscaled already; what any rank refuses, all refuse.
+
+        Raises:
+            RuntimeError: a rank has died or did not come in time.
+        """
         pairs = zip(plan.there, self.counts, strict=True)
         mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
         norms, present = self._gradient_norms(plan.grads), self.masks.of(mask).to(torch.float64)

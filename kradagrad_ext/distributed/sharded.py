@@ -133,13 +133,18 @@ class Sharded:
                 shard.plan(states, taken, [grads[i] for i in shard.places])
                 for shard, states in zip(self._shards, kept, strict=True)
             ]
+            if loss_scale.scale is not None:
+                begin()
+                loss_scale.unscale_(taken.values())
+            seen = [
+                shard.observed(plan, loss_scale) for shard, plan in zip(self._shards, plans, strict=True)
+            ]
             begin()
             self._scatter(state)
-            loss_scale.unscale_(taken.values())
             for own in taken.values():
                 own.count()
-            for shard, plan in zip(self._shards, plans, strict=True):
-                shard.step(plan, loss_scale)
+            for shard, plan, own_seen in zip(self._shards, plans, seen, strict=True):
+                shard.step(plan, *own_seen)
 
     def _scatter(self, state: States) -> None:
         """Forget what was consolidated, which no longer holds."""
