@@ -5,6 +5,8 @@
 
 namespace kradagrad {
 
+constexpr int kCoefficients = 7;  // c0 to c6 of a parameter
+
 struct AccumulateArguments {
   Tensors momenta, second_moments, directions;
   Tensor graft_norms;
@@ -18,7 +20,7 @@ struct AccumulateScalars {
 };
 
 struct ParameterArguments {
-  Tensors params, momenta, updates, directions, second_moments;
+  Tensors params, momenta, residuals, updates, directions, second_moments;
   Tensor coefficients, active, lr;
 };
 
@@ -32,7 +34,7 @@ inline void check_accumulate(const Checks& checks, const AccumulateArguments& in
                              const AccumulateScalars& scalars, const DTypes& dtypes,
                              const DTypes& view_dtypes) {
   const auto count = static_cast<int64_t>(in.params.size());
-  checks.contiguous("coefficients", in.coefficients, {count, 4}, dtypes);
+  checks.contiguous("coefficients", in.coefficients, {count, kCoefficients}, dtypes);
   const DTypes dtype = {in.coefficients.scalar_type()};
   checks.contiguous("graft_norms", in.graft_norms, {count}, dtype);
   checks.contiguous("active", in.active, {count}, {ScalarType::Bool});
@@ -51,12 +53,14 @@ inline void check_parameter_step(const Checks& checks, const ParameterArguments&
                                  const ParameterScalars& scalars, const DTypes& dtypes,
                                  const DTypes& view_dtypes) {
   const size_t count = in.params.size();
-  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), 4}, dtypes);
+  checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), kCoefficients}, dtypes);
   const DTypes dtype = {in.coefficients.scalar_type()};
   checks.contiguous("active", in.active, {static_cast<int64_t>(count)}, {ScalarType::Bool});
   checks.tensor("lr", in.lr, {}, dtype);
-  checks.like_parameters("params", in.params, in.params, view_dtypes);
+  const DTypes bf16 = {ScalarType::BFloat16};
+  checks.like_parameters("params", in.params, in.params, in.residuals.empty() ? view_dtypes : bf16);
   checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
+  checks.like_parameters("residuals", in.residuals, in.params, bf16, true);
   checks.like_parameters("directions", in.directions, in.params, view_dtypes);
   checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
   checks.length("updates", in.updates, count);

@@ -21,7 +21,7 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "Tensor active, float beta1, float beta2, float weight2, float l2, bool nesterov) -> ()");
   // Graft, weight decay, momentum and the write of every parameter.
   m.def(
-      "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor[] updates, "
+      "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor(c!)[] residuals, Tensor[] updates, "
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
       "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
   // Roots of F F^T and their residuals, one matrix a core.

@@ -83,14 +83,14 @@ class Workspace:
     """What a bucket's step makes of the gradients.
 
     Attributes:
-        lookahead: Nesterov's directions, a tensor for each parameter, or none.
-        directions: what is preconditioned; None where it is the gradients.
+        written: directions that no state keeps, a tensor for each parameter, or none.
+        directions: what is preconditioned.
         updates: the preconditioned directions; an empty tensor for a parameter without blocks. They take the
-            place of Nesterov's directions.
+            place of those that are written.
         fallbacks: what a parameter goes by whose update is not sound; None where it is the direction.
     """
 
-    lookahead: list[Tensor]
-    directions: Blocked | None
+    written: list[Tensor]
+    directions: Blocked
     updates: Blocked
     fallbacks: list[Tensor] | None

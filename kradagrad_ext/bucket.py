@@ -93,7 +93,7 @@ class Bucket:
         moment_bytes = sum(p.numel() for p in params) * dtype.itemsize
         self.is_small = moment_bytes <= KEPT_BYTES
         matrices = self.matrices(self.params)
-        self._norms = GradientNorms(matrices, dtype, dots=True)
+        self._norms = GradientNorms(matrices)
         self.numel = self._upload([max(p.numel(), 1) for p in matrices], dtype)
         self._index_blocks()
 
@@ -188,9 +188,9 @@ class Bucket:
         pairs = zip(self.plans, present, strict=True)
         return tuple(itertools.chain.from_iterable((has,) * plan.matrices for plan, has in pairs))
 
-    def gradient_norms(self, grads: list[Tensor]) -> Tensor:
-        """|g|_F^2 of the gradients of all matrices ``[M]``, not finite where any element is not."""
-        return self._norms.of(self.matrices(grads))
+    def gradient_norms(self, grads: list[Tensor], host_looks: bool) -> Tensor:
+        """|g|_F of the gradients of all matrices ``[M]`` float64, not finite where any element is not."""
+        return self._norms.of(self.matrices(grads), host_looks)
 
     def blocked(self, tensors: list[Tensor]) -> Blocked:
         """Tensors of the parameters' shapes and views of their blocks."""
@@ -200,9 +200,8 @@ class Bucket:
     def workspace(self, config: Config, momenta: list[Tensor]) -> Workspace:
         """Where a step leaves what it makes of the gradients."""
         room, updates = self._room_for(config)
-        if not config.looks_ahead:
-            directions = self.blocked(momenta) if config.momentum_on == "gradient" else None
-            return Workspace([], directions, updates, None)
+        if not config.writes_directions:
+            return Workspace([], self.blocked(momenta), updates, None)
         fallbacks = list(room.tensors)
         for i in self._with_blocks:
             fallbacks[i] = momenta[i]
@@ -213,18 +212,18 @@ class Bucket:
 
         A graph makes its own, and views that it can write through.
         """
-        kept = self._rooms.get(config.looks_ahead)
+        kept = self._rooms.get(config.writes_directions)
         if kept is not None and not config.capturable:
             return kept
         made = [
-            self.like.new_empty(p.shape) if has or config.looks_ahead else self.like
+            self.like.new_empty(p.shape) if has or config.writes_directions else self.like
             for has, p in zip(self._has_blocks, self.params, strict=True)
         ]
         room = self.blocked(made)
         updates = [own if has else self.like for has, own in zip(self._has_blocks, made, strict=True)]
         rooms = room, Blocked(updates, room.views)
         if self.is_small and not config.capturable:
-            self._rooms = {config.looks_ahead: rooms}
+            self._rooms = {config.writes_directions: rooms}
         return rooms
 
     def lr_tensor(self, lr: float | Tensor) -> Tensor:

@@ -24,6 +24,7 @@ GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
 OWN_LENGTHS = ("rms", "whitened")
 MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
+ROUNDINGS = ("nearest", "stochastic", "compensated")
 STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
 PRIOR = 0.03
@@ -46,6 +47,7 @@ STRUCTURAL = (
     "factor_dtype",
     "root_dtype",
     "packed",
+    "rounding",
 )
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
 
@@ -156,6 +158,7 @@ class Config:
     momentum_on: str
     nesterov: bool
     decoupled_weight_decay: bool
+    rounding: str
     precondition: bool
     precondition_1d: bool
     backend: str
@@ -187,6 +190,7 @@ class Config:
             ("root_method", ROOT_METHODS),
             ("graft", GRAFTS),
             ("momentum_on", MOMENTUM_ON),
+            ("rounding", ROUNDINGS),
             ("factor_dtype", STORAGE_DTYPES),
             ("root_dtype", STORAGE_DTYPES),
         ):
@@ -288,9 +292,15 @@ class Config:
         return replace(self, graft="adam")
 
     @property
-    def looks_ahead(self) -> bool:
-        """Whether directions are Nesterov's, which are not kept."""
-        return self.momentum_on == "gradient" and self.nesterov
+    def coupled_weight_decay(self) -> float:
+        """What of it enters moments: that which is added to gradients."""
+        is_added = self.momentum_on == "gradient" and not self.decoupled_weight_decay
+        return self.weight_decay if is_added else 0.0
+
+    @property
+    def writes_directions(self) -> bool:
+        """Whether directions are tensors that no state keeps: Nesterov's, or gradients over their units."""
+        return self.nesterov or self.momentum_on == "update"
 
     def packs_factors(self, device: torch.device) -> bool:
         """Whether factors are stored as triangles: those that updates by Cholesky leave are."""

@@ -15,6 +15,13 @@ The last two keep no second moment; where no preconditioned update can be taken,
 `eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
 gradient is multiplied by a constant, which an absolute one does not.
 
+Everything that is made of a matrix's gradients is made of them over a unit of the matrix's own, a power of
+two near the root mean square of its first gradient, so that no square over- or underflows whatever the
+gradients' scale. If that changes by more than `UNITS_APART`, the matrix gets a new unit: moments are brought
+to it, exactly, and factors start anew.
+
+But for `sgd`, no element moves by more than `LARGEST_MOVE` times the learning rate, beside weight decay.
+
 A spike, a gradient of more than `spike_limit` times its matrix's usual root mean square, is scaled down to
 the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
 third one in a row is a change of scale: it is taken as it is, and the factors start anew.
@@ -23,6 +30,7 @@ third one in a row is a change of scale: it is taken as it is, and the factors s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +38,12 @@ from torch import Tensor
 
 from .config import OWN_LENGTHS, Config
 
-STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO = COLUMNS = range(8)
-"""Columns of a bucket's ``scalars [M, 8]``: gradients seen; mean of v, 0 without one; running root mean
+STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO, UNIT = COLUMNS = range(9)
+"""Columns of a bucket's ``scalars [M, 9]``: gradients seen; mean of v, 0 without one; running root mean
 square of the gradients that are not zero; spikes in a row, up to the latest gradient; spikes in all;
 gradients skipped because they were not finite; steps on which the preconditioned update was not finite and
-the graft's was taken; and the factor that gave the last preconditioned update its length, 0 before the
-first."""
+the graft's was taken; the factor that gave the last preconditioned update its length, 0 before the first; and
+the unit of all that is made of the gradients, 0 (it is 1) before the first one that is not zero."""
 
 USUAL_DECAY = 0.95
 """Of the running mean square behind USUAL, which the first gradient starts."""
@@ -48,6 +56,16 @@ RMS_LENGTH = 0.2
 
 SPENT = 0.5
 """Of what noise alone leaves of gradients in a momentum: less than that, and the update is shorter, too."""
+
+LARGEST_MOVE = 10.0
+"""Of an element, over the learning rate; with momentum of the updates, so many times 1 / (1 - beta1)."""
+
+UNITS_APART = 2.0**40
+"""A matrix whose gradients differ from its unit by more than this factor gets a new unit."""
+
+SPAN = {torch.float32: 2.0**60, torch.float64: 2.0**500}
+"""How far apart two units may be, so that the square of what brings moments from one to the other is finite.
+Moments that lie farther apart are nothing beside each other."""
 
 
 def has_second_moment(config: Config) -> bool:
@@ -72,11 +90,14 @@ class Guard:
     """What the gradients of a step are taken for, ``[M]``.
 
     Attributes:
-        scales: what each one is multiplied by: 0 for a matrix that takes no part, less than 1 for a spike.
-        restarts: bool, whose scale has changed so much that what was known of them is worth nothing.
+        scales: what each one is multiplied by: 0 for a matrix that takes no part, else 1 over its unit, and
+            less than that for a spike.
+        shifts: what moments are multiplied by, where units are new.
+        restarts: bool, whose scale has changed so much that what factors hold of them is worth nothing.
     """
 
     scales: Tensor
+    shifts: Tensor
     restarts: Tensor
 
     @property
@@ -85,7 +106,7 @@ class Guard:
         return self.scales > 0
 
     def __getitem__(self, rows: Tensor) -> Guard:
-        return Guard(self.scales[rows], self.restarts[rows])
+        return Guard(self.scales[rows], self.shifts[rows], self.restarts[rows])
 
 
 def observe_(
@@ -94,20 +115,20 @@ def observe_(
     """Guard against gradients that are not finite, and spikes, on the device, and count them.
 
     Args:
-        scalars: ``[M, 8]``, updated in place.
-        gradient_norms: |g|_F^2 ``[M]``; not finite where any element is not.
+        scalars: ``[M, 9]``, updated in place.
+        gradient_norms: |g|_F ``[M]`` float64; not finite where any element is not.
         numel: elements of each matrix ``[M]``, at least 1.
         present: ``[M]`` bool, false for matrices without a gradient on this step.
     """
     column = scalars.unbind(1)
     finite = gradient_norms < math.inf
     active = present & finite
-    rms, usual = (gradient_norms / numel).sqrt_(), column[USUAL]
+    rms, usual = (gradient_norms / numel.sqrt()).to(scalars.dtype), column[USUAL]
     largest, is_known = config.spike_limit * usual, usual > 0
     is_large = active & is_known & (rms > largest)
     is_spike = is_large & (column[IN_A_ROW] < MOST_SPIKES)
     restarts = is_large ^ is_spike
-    scales = torch.where(is_spike, usual / rms, 1)
+    usual_before = usual.clone()
     column[STEPS].add_(active)
     column[SPIKES].add_(is_spike)
     column[SKIPPED].add_(present ^ active)
@@ -116,26 +137,57 @@ def observe_(
     mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
     latest = torch.where(is_known ^ restarts, mean, rms)
     usual.copy_(torch.where(active & (rms > 0), latest, usual))
+    shifts, is_new = _renew_units_(column, active, config)
+    unit = _units(column)
+    scales = torch.where(is_spike, usual_before / unit / rms, 1 / unit)
     if has_second_moment(config):
         decay, weight = second_moment_rule(config)
         taken = scales * rms
         energy = torch.addcmul(decay * column[ENERGY], taken, taken, value=weight)
         column[ENERGY].copy_(torch.where(active, energy, column[ENERGY]))
-    return Guard(torch.where(active, scales, 0), restarts)
+    return Guard(torch.where(active, scales, 0), shifts, restarts | is_new)
+
+
+def _units(column: Sequence[Tensor]) -> Tensor:
+    """``[M]``, 1 for a matrix that has none yet."""
+    return torch.where(column[UNIT] > 0, column[UNIT], 1)
+
+
+def _renew_units_(column: Sequence[Tensor], active: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Give matrices a unit that have none, or one that is too far from their gradients.
+
+    Returns:
+        What their moments are to be multiplied by, and which of them have a new unit; ``[M]``.
+    """
+    old, size = _units(column), column[USUAL]
+    if has_second_moment(config):  # which may forget more slowly
+        size = torch.maximum(size, column[ENERGY].sqrt() * old)
+    limits = torch.finfo(size.dtype)
+    least = max(limits.tiny, config.coupled_weight_decay / UNITS_APART)
+    unit = (size / torch.frexp(size).mantissa / 2).clamp_(least, 1 / limits.tiny)
+    shifts = old / unit
+    is_near = (column[UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
+    is_new = active & (size > 0) & ~is_near
+    column[UNIT].copy_(torch.where(is_new, unit, column[UNIT]))
+    span = SPAN[size.dtype]
+    shifts = torch.where(is_new, shifts.clamp_(1 / span, span), 1)
+    if has_second_moment(config):
+        column[ENERGY].mul_(shifts.square())
+    return shifts, is_new
 
 
 def _share_left(scalars: Tensor, rms: Tensor, config: Config) -> Tensor:
     """1, and less for a momentum that has run out; `rms`: of the direction, ``[M]``."""
     beta1 = config.betas[0]
-    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL]
+    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL] / scalars[:, UNIT]
     return torch.where(noise > 0, rms / noise, 1).clamp_max_(1)
 
 
-def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
-    """``[M, 4]``: c0, c1, c2 of graft = c0 d / (sqrt(c1 v) + c2), and c3, the gradient's scale.
+def coefficients(scalars: Tensor, guard: Guard, config: Config) -> Tensor:
+    """``[M, 7]``, see `backends.base.COEFFICIENTS`; c3 is the gradient's scale.
 
     Args:
-        scalars: ``[M, 8]``.  scales: ``[M]``, see `Guard`.
+        scalars: ``[M, 9]``.
     """
     column = scalars.unbind(1)
     steps = column[STEPS].clamp_min(1)  # of a matrix that is not yet seen, anything finite
@@ -145,7 +197,16 @@ def coefficients(scalars: Tensor, scales: Tensor, config: Config) -> Tensor:
     if config.graft == "adam":
         c1 = _bias_correction(config.betas[1], steps)
     c2 = (c1 * column[ENERGY]).sqrt_().mul_(config.eps)
-    return torch.stack((c0, c1, c2, scales), 1)
+    largest = torch.full_like(c0, _largest_update(config))
+    chance = column[STEPS] if config.rounding == "stochastic" else torch.zeros_like(c0)
+    return torch.stack((c0, c1, c2, guard.scales, guard.shifts, largest, chance), 1)
+
+
+def _largest_update(config: Config) -> float:
+    """Of an element, as it is written: infinite where lengths are the gradients' own."""
+    if config.graft == "sgd":
+        return math.inf
+    return LARGEST_MOVE if config.momentum_on == "gradient" else LARGEST_MOVE / (1 - config.betas[0])
 
 
 def scale_(
@@ -162,9 +223,9 @@ def scale_(
     It is NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[M, 4]``; c0 becomes what gives the graft its length with `rms` and `whitened`, and
-            takes in the gradient's scale where directions are the gradients as they are.
-        scalars: ``[M, 8]``; steps without an update are counted, the factor is kept.
+        coefficients: ``[M, 7]``; c0 becomes what gives the graft its length with `rms`, `whitened` and `sgd`,
+            and takes in the gradient's scale where directions are the gradients as they are.
+        scalars: ``[M, 9]``; steps without an update are counted, the factor is kept.
         graft_norms, update_norms: squared norms ``[M]``.  numel: elements ``[M]``, at least 1.
         preconditioned: ``[M]`` bool.
     """
@@ -178,6 +239,9 @@ def scale_(
         coefficients[:, 0] *= torch.where(rms > 0, length / rms, 0)
     else:
         scale = (graft_norms / update_norms).sqrt_()
+    if config.graft == "sgd":
+        unit = _units(scalars.unbind(1))
+        scale, coefficients[:, 0] = scale * unit, coefficients[:, 0] * unit
     sound = preconditioned & (update_norms > 0) & (update_norms < math.inf) & (scale < math.inf)
     coefficients[:, 3] = torch.where(sound, scale, math.nan)
     column = scalars.unbind(1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import grafting, packing, polar
-from .backends.base import FALLBACKS, REFUSALS, RESIDUAL, WEIGHT, WHITENED
+from .backends.base import FALLBACKS, REFUSALS, RESIDUAL, RMS, WEIGHT, WHITENED
 
 State = Mapping[str, Tensor]
 """What ``optimizer.state[p]`` holds of a parameter; of a sharded optimizer, block tensors in pieces."""
@@ -126,9 +126,10 @@ def _add_blocks(tally: Tally, factors: Tensor, factor_stats: Tensor, root_stats:
         tally.add(name, whitened, whitened > 0)
     tally.add("root_residual", root_stats[:, RESIDUAL], counted)
     length = polar.slice_length(factors, SLICE_SHARE)
-    for whole, taken in zip(torch.split(factors, length), torch.split(counted, length), strict=True):
+    pairs = zip(*(torch.split(own, length) for own in (factors, counted, factor_stats[:, RMS])), strict=True)
+    for whole, taken, rms in pairs:
         square = packing.unpack_upper(whole, packing.side_of(whole.shape[-1])) if whole.ndim == 2 else whole
-        for name, values in factor_bounds(square).items():
+        for name, values in factor_bounds(square * rms[:, None, None]).items():
             tally.add(name, values, taken)
 
 
@@ -136,7 +137,8 @@ def factor_bounds(factors: Tensor) -> dict[str, Tensor]:
     """The measures of every factor.
 
     Args:
-        factors: F ``[N, d, d]``, floating; eigenvalues are those of X = F F^T.
+        factors: F ``[N, d, d]``, floating, times the root mean square of the gradients that they have seen,
+            which leaves them no units; eigenvalues are those of X = F F^T.
 
     Returns:
         ``[N]`` float64 each: ``smallest_eigenvalue``, a lower bound, 0 where F is singular;

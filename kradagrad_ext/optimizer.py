@@ -88,6 +88,10 @@ class KrADagrad(Optimizer):
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
+        rounding: of bfloat16 parameters, which an update of less than their last digit else never moves:
+            ``stochastic``, up or down by chance, to the right mean, the same bits on any number of threads
+            and ranks; ``compensated``, what rounding leaves over is kept in two more bytes an element, so
+            that they move as float32 ones do; ``nearest``.
         precondition_1d: precondition vectors, too.
         capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
             device, roots by products and in turns (docs/large-models.md).
@@ -137,6 +141,7 @@ class KrADagrad(Optimizer):
         momentum_on: str = "gradient",
         nesterov: bool = True,
         decoupled_weight_decay: bool = True,
+        rounding: str = "nearest",
         precondition_1d: bool = False,
         capturable: bool = False,
         backend: str = "auto",

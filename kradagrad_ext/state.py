@@ -30,7 +30,10 @@ from .plan import Group, ParameterPlan, Shape
 State = MutableMapping[str, Any]
 """``optimizer.state[p]``; empty for a parameter that has taken no step."""
 
-SCALARS, MOMENTUM, SECOND_MOMENT = "scalars", "momentum", "second_moment"
+SCALARS, MOMENTUM, SECOND_MOMENT, RESIDUAL = "scalars", "momentum", "second_moment", "residual"
+OF_ELEMENTS = (MOMENTUM, SECOND_MOMENT, RESIDUAL)
+"""What has a value for every element of a parameter."""
+
 OF_BLOCKS = {"factor_stats": len(STATISTICS), "root_stats": len(ROOT_STATS)}
 """Kinds of statistics that every side of a block has, and their columns."""
 
@@ -65,6 +68,8 @@ def state_specs(
     specs = {SCALARS: Spec((plan.matrices, len(COLUMNS)), compute), MOMENTUM: Spec(plan.shape, compute)}
     if has_second_moment(config.for_blocks(bool(plan.regions))):
         specs[SECOND_MOMENT] = Spec(plan.shape, compute)
+    if config.rounding == "compensated" and dtype == torch.bfloat16:
+        specs[RESIDUAL] = Spec(plan.shape, dtype)
     stored = {
         "factor": (config.factor_dtype or compute, config.packs_factors(device)),
         "root": (config.root_dtype or compute, config.packed),
@@ -246,8 +251,8 @@ class Batches:
     """The state of a bucket's P parameters with M matrices on one step.
 
     Attributes:
-        scalars: ``[M, 8]``, see `grafting`.
-        momenta, second_moments: P tensors each, or none.
+        scalars: ``[M, 9]``, see `grafting`.
+        momenta, second_moments, residuals: P tensors each, or none.
         groups: of the preconditioned blocks.
         factor_stats, root_stats: of all modes of all groups, ``[sum of N, 4]``, which theirs are views of.
     """
@@ -255,6 +260,7 @@ class Batches:
     scalars: Tensor
     momenta: list[Tensor]
     second_moments: list[Tensor]
+    residuals: list[Tensor]
     groups: list[GroupState]
     factor_stats: Tensor
     root_stats: Tensor
@@ -289,11 +295,9 @@ class Arrangement:
         own = self._sides
         self._stats = {kind: self._rows([_entries(kind, *side) for side in own]) for kind in OF_BLOCKS if own}
         self._stats_rows = [group.blocks for group, _ in self._sides]
-        momenta, second_moments = (
-            [(i, key) for i, own in enumerate(specs) if key in own] for key in (MOMENTUM, SECOND_MOMENT)
-        )
-        self.wanted = [*(batch.first for batch in self._batches()), *momenta, *second_moments]
-        self._moments = len(momenta), len(second_moments)
+        of_elements = [[(i, key) for i, own in enumerate(specs) if key in own] for key in OF_ELEMENTS]
+        self.wanted = [*(batch.first for batch in self._batches()), *itertools.chain(*of_elements)]
+        self._of_elements = list(map(len, of_elements))
 
     def _rows(self, lists: Sequence[Sequence[tuple[int, str]]], is_root: bool = False) -> Batch:
         return Batch.of(self._specs, itertools.chain(*lists), is_root)
@@ -312,10 +316,10 @@ class Arrangement:
         for batch in self._batches():
             batch.adopt(states, self._like)
         for specs, state in zip(self._specs, states, strict=True):
-            for key in (MOMENTUM, SECOND_MOMENT):
+            for key in OF_ELEMENTS:
                 if key in specs:
                     value, spec = state.get(key), specs[key]
-                    made = self._like.new_zeros(spec.shape) if value is None else value
+                    made = self._like.new_zeros(spec.shape, dtype=spec.dtype) if value is None else value
                     state[key] = fitting(made, spec, self._like)
 
     def batches(self, tensors: Sequence[Tensor]) -> Batches:
@@ -339,8 +343,10 @@ class Arrangement:
             modes = [next(sides) if factored else (none, none, none, none) for factored in group.factored]
             own = [list(each) for each in zip(*modes, strict=True)]
             groups.append(GroupState(group, layouts, own[0], own[2], own[1], own[3]))
-        momenta, second_moments = (list(itertools.islice(left, count)) for count in self._moments)
-        return Batches(scalars, momenta, second_moments, groups, factor_stats, root_stats)
+        momenta, second_moments, residuals = (
+            list(itertools.islice(left, count)) for count in self._of_elements
+        )
+        return Batches(scalars, momenta, second_moments, residuals, groups, factor_stats, root_stats)
 
 
 def batch_of_scalars(specs: Sequence[Mapping[str, Spec]]) -> Batch:

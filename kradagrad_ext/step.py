@@ -180,8 +180,9 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     bucket, config, params, scalars = work.bucket, work.config, work.bucket.params, work.batches.scalars
     refused = loss_scale.refused(present.device)
     present = present if refused is None else present & ~refused
-    guard = grafting.observe_(scalars, bucket.gradient_norms(grads), bucket.numel, present, config)
-    coefficients, active = grafting.coefficients(scalars, guard.scales, config), guard.active
+    norms = bucket.gradient_norms(grads, host_looks=not config.capturable)
+    guard = grafting.observe_(scalars, norms, bucket.numel, present, config)
+    coefficients, active = grafting.coefficients(scalars, guard, config), guard.active
     given, own = bucket.blocked(grads), bucket.workspace(config, work.batches.momenta)
     graft_norms = accumulate(work, params, grads, own, coefficients, active)
     updates, norms = precondition(work, given, own, guard)
@@ -207,7 +208,7 @@ def accumulate(
         work.backend.accumulate_(
             bucket.matrices(batches.momenta) if averaged else [],
             bucket.matrices(batches.second_moments) if batches.second_moments else [],
-            bucket.matrices(own.lookahead) if own.lookahead else [],
+            bucket.matrices(own.written) if own.written else [],
             graft_norms,
             bucket.matrices(grads),
             bucket.matrices(params),
@@ -216,7 +217,7 @@ def accumulate(
             config.betas[0],
             decay2,
             weight2,
-            config.weight_decay if averaged and not config.decoupled_weight_decay else 0.0,
+            config.coupled_weight_decay,
             config.nesterov,
         )
     return graft_norms
@@ -229,7 +230,6 @@ def precondition(
     bucket, batches = work.bucket, work.batches
     bucket.restart(batches, guard.restarts)
     has_newcomers = not work.host_looks or bucket.has_newcomers(batches, guard.active)
-    directions = own.directions or grads
     steps = [
         preconditioner.BlockGroupStep(
             work.clock,
@@ -237,7 +237,7 @@ def precondition(
             work.side_stream,
             scales,
             grads.views[i],
-            directions.views[i],
+            own.directions.views[i],
             own.updates.views[i] if work.preconditions else [],
         )
         for i, scales in enumerate(bucket.of_blocks(guard.scales))
@@ -256,9 +256,11 @@ def precondition(
 
 def fallbacks_of(work: Work, grads: Blocked, own: Workspace) -> list[Tensor]:
     """What each matrix goes by without a sound update: its direction, unless that was overwritten."""
+    if work.config.momentum_on == "update":  # whose coefficients take the gradients as they are
+        return work.bucket.matrices(grads.tensors)
     if work.preconditions and own.fallbacks is not None:
         return work.bucket.matrices(own.fallbacks)
-    return work.bucket.matrices((own.directions or grads).tensors)
+    return work.bucket.matrices(own.directions.tensors)
 
 
 def write(
@@ -275,6 +277,7 @@ def write(
     work.backend.parameter_step_(
         bucket.matrices(params),
         [] if averaged else bucket.matrices(batches.momenta),
+        bucket.matrices(batches.residuals) if batches.residuals else [],
         updates,
         fallbacks,
         bucket.matrices(batches.second_moments) if batches.second_moments else [],

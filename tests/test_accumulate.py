@@ -11,6 +11,7 @@ import torch
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
+from kradagrad_ext.backends.base import COEFFICIENTS
 
 SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
 OPTIONS: list[dict[str, Any]] = [
@@ -42,7 +43,7 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
         graft_norms=torch.full((count,), 3.0, dtype=compute),
         grads=tensors(kind=dtype, as_parameter=True),
         params=tensors(kind=dtype, as_parameter=True),
-        coefficients=torch.rand(count, 4, dtype=compute) + 0.1,
+        coefficients=torch.rand(count, COEFFICIENTS, dtype=compute) + 0.1,
         active=torch.arange(count) != 3,
     )
 
@@ -104,7 +105,7 @@ def test_zero_over_zero_is_zero(backend: str) -> None:
 def test_no_parameters(backend: str) -> None:
     norms = torch.empty(0)
     cases.ops(backend, torch.float32).accumulate_(
-        [], [], [], norms, [], [], torch.empty(0, 4), norms.bool(), 0.9, 0.99, 0.01, 0.0, False
+        [], [], [], norms, [], [], torch.empty(0, COEFFICIENTS), norms.bool(), 0.9, 0.99, 0.01, 0.0, False
     )
     assert norms.shape == (0,)
 

@@ -58,14 +58,15 @@ def some() -> list[Tensor]:
 
 
 def accumulate_arguments() -> tuple[object, ...]:
-    scalars = (torch.rand(2, 4), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, 0.0, True)
+    scalars = (torch.rand(2, 7), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, 0.0, True)
     return (some(), some(), some(), torch.zeros(2), some(), some(), *scalars)
 
 
 def parameter_arguments() -> tuple[object, ...]:
     updates = [torch.rand(3, 4), torch.empty(0)]
-    scalars = (torch.rand(2, 4), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, 0.0, 0.0, False)
-    return (some(), some(), updates, some(), some(), *scalars)
+    scalars = (torch.rand(2, 7), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, 0.0, 0.0, False)
+    params, residuals = ([value.bfloat16() for value in some()] for _ in range(2))
+    return (params, some(), residuals, updates, some(), some(), *scalars)
 
 
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
@@ -125,8 +126,9 @@ REFUSALS = [
     ("kron_step_", 18, "half", "kron_step_: `precision` must be"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
     ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
-    ("parameter_step_", 2, [torch.zeros(3, 3), torch.zeros(7)], "parameter_step_: `updates"),
-    ("parameter_step_", 7, torch.zeros(2), "parameter_step_: `lr` must be"),
+    ("parameter_step_", 2, [torch.zeros(3, 4), torch.zeros(7)], "parameter_step_: `residuals"),
+    ("parameter_step_", 3, [torch.zeros(3, 3), torch.zeros(7)], "parameter_step_: `updates"),
+    ("parameter_step_", 8, torch.zeros(2), "parameter_step_: `lr` must be"),
     ("decomposed_roots", 0, torch.zeros(3, 4, 5), "decomposed_roots: `factors` must be [N, d, d]"),
     ("decomposed_roots", 0, torch.zeros(3, 4, 4).half(), "decomposed_roots: `factors` must be"),
     ("decomposed_roots", 1, 0, "decomposed_roots: `p` must be at least 1, got 0"),

@@ -12,6 +12,7 @@ import torch
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
+from kradagrad_ext.backends.base import COEFFICIENTS
 
 SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
 OPTIONS: list[dict[str, Any]] = [
@@ -31,6 +32,7 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
         for name, kind in (
             ("params", dtype),
             ("momenta", compute),
+            ("residuals", torch.bfloat16),
             ("updates", compute),
             ("directions", dtype),
             ("second_moments", compute),
@@ -41,10 +43,14 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
             found[name] = [cases.padded(t, name == "params") if t.ndim == 2 else t for t in held]
     for second_moment in found["second_moments"]:
         second_moment.abs_()
+    for residual in found["residuals"]:
+        residual.mul_(2**-9)
     found["updates"][5] = torch.empty(0, dtype=compute)
     given = SimpleNamespace(**found)
-    given.coefficients = torch.rand(len(SHAPES), 4, dtype=compute) + 0.1
+    given.coefficients = torch.rand(len(SHAPES), COEFFICIENTS, dtype=compute) + 0.1
     given.coefficients[4, 3] = math.nan
+    given.coefficients[6, 5] = math.inf
+    given.coefficients[:, 6] = 0
     given.active = torch.arange(len(SHAPES)) != 3
     given.lr = torch.tensor(0.3, dtype=compute)
     return given
@@ -56,8 +62,9 @@ def run(
     chosen: dict[str, Any] = {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False}
 
     result = cases.copied(given, dtype)
-    if not options.pop("momenta", False):
-        result.momenta = []
+    for name in ("momenta", "residuals"):
+        if not options.pop(name, False):
+            setattr(result, name, [])
     if not options.pop("second_moments", True):
         result.second_moments = []
     backend.parameter_step_(*vars(result).values(), *(chosen | options).values())
@@ -70,11 +77,20 @@ def run(
 def test_agrees_with_float64(
     dtype: torch.dtype, transposed: bool, options: dict[str, Any], backend: str
 ) -> None:
-    given = inputs(dtype, transposed)
+    check(backend, inputs(dtype, transposed), **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"momenta": True, "l2": 0.1}], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_with_residuals_agrees_with_float64(transposed: bool, options: dict[str, Any], backend: str) -> None:
+    check(backend, inputs(torch.bfloat16, transposed), residuals=True, **options)
+
+
+def check(backend: str, given: SimpleNamespace, **options: Any) -> None:
     ours = run(cases.ops(backend, given.lr.dtype), given, **options)
     plain = run(reference, given, **options)
     exact = run(reference, given, torch.float64, **options)
-    for name in ("params", "momenta"):
+    for name in ("params", "momenta", "residuals"):
         for i, tensors in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
             assert_as_accurate(*tensors, f"{name}[{i}]")
         cases.assert_same_padding(getattr(ours, name), getattr(given, name)[: len(getattr(ours, name))])
@@ -86,9 +102,85 @@ def test_a_scale_that_is_not_finite_takes_the_graft(backend: str) -> None:
     given = inputs(torch.float32)
     given.updates[4][:] = math.nan
     ours = run(cases.ops(backend, torch.float32), given)
-    c0, c1, c2, _ = given.coefficients[4]
+    c0, c1, c2, _, _, largest, _ = given.coefficients[4]
     graft = c0 * given.directions[4] / ((c1 * given.second_moments[4]).sqrt() + c2)
+    graft = graft.clamp(-largest, largest)
     torch.testing.assert_close(ours.params[4], given.params[4] - given.lr * graft)
+
+
+def exact_inputs(count: int) -> SimpleNamespace:
+    """Bfloat16 parameters whose new values float32 holds exactly, in whatever order they are made.
+
+    Args:
+        count: what chance depends on; 0 for none.
+    """
+    given = inputs(torch.float32)
+    for i, shape in enumerate(SHAPES):
+        whole = torch.randint(-255, 256, shape)
+        given.params[i] = whole.to(torch.bfloat16)
+        given.residuals[i] = (torch.randint(-64, 64, shape) / 256).to(torch.bfloat16)
+        given.updates[i] = torch.randint(-99, 100, shape) / 64
+    given.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count])
+    given.lr = torch.tensor(2.0**-7)
+    return given
+
+
+@pytest.mark.parametrize("count", [1, 7, 2**23 + 1])
+def test_chance_rounds_to_a_neighbour_and_to_the_mean(count: int, backend: str) -> None:
+    """The same bits from every backend, since chance depends on nothing but values and the count."""
+    given = exact_inputs(count)
+    ours = run(cases.ops(backend, torch.float32), given)
+    expected = run(reference, given)
+    wanted = run(reference, given, torch.float64)
+    errors = []
+    for p, same, q, old in zip(ours.params, expected.params, wanted.params, given.params, strict=True):
+        assert torch.equal(p, same)
+        step = torch.maximum(q.abs(), old.double().abs()).clamp_min(1) * 2.0**-7
+        assert ((p.double() - q).abs() < step).all()
+        errors.append((p.double() - q).flatten())
+    nearest = run(reference, exact_inputs(0))
+    assert not all(map(torch.equal, ours.params, nearest.params))
+    mean = torch.cat(errors).mean() / torch.cat(errors).std()
+    assert abs(mean) < 4 / math.sqrt(40_000)
+
+
+def test_equal_values_are_rounded_in_another_way_on_another_step(backend: str) -> None:
+    """Their mean over steps is what rounding has left over."""
+    ops = cases.ops(backend, torch.float32)
+    found = []
+    for count in range(1, 401):
+        given = exact_inputs(count)
+        given.params[6].fill_(1.0)
+        given.updates[6].fill_(0.25)
+        p = run(ops, given).params[6].double()
+        assert (p == p[0]).all()
+        found.append(float(p[0]))
+    wanted = 1 - 2.0**-9
+    assert set(found) == {1.0, 1 - 2.0**-8}
+    assert abs(sum(found) / len(found) - wanted) < 4 * 2.0**-9 / math.sqrt(len(found))
+
+
+def test_residuals_keep_what_rounding_leaves_over(backend: str) -> None:
+    given = exact_inputs(0)
+    ours = run(cases.ops(backend, torch.float32), given, residuals=True)
+    for i in set(range(len(SHAPES))) - {3}:
+        sums = given.params[i].double() + given.residuals[i].double()
+        wanted = sums - 2.0**-7 * given.updates[i].double().clamp(-1.25, 1.25)
+        assert torch.equal(ours.params[i], wanted.to(torch.bfloat16))
+        assert torch.equal(ours.residuals[i], (wanted - ours.params[i].double()).to(torch.bfloat16))
+    assert torch.equal(ours.residuals[3], given.residuals[3]), "an inactive parameter's must stay"
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_what_is_not_finite_stays_so(rounded: bool, backend: str) -> None:
+    """Chance makes no number of NaN, and none that is finite infinite."""
+    given = exact_inputs(int(rounded))
+    given.params[3] = torch.tensor([math.nan, 3.3e38, -3.3e38, 1e-40, -1e-40, 0.0, -0.0]).bfloat16()
+    given.updates[3].zero_()
+    given.active[3] = True
+    ours = run(cases.ops(backend, torch.float32), given).params[3]
+    assert torch.equal(ours.isfinite(), given.params[3].isfinite())
+    assert torch.equal(ours[1:], given.params[3][1:])
 
 
 def test_inactive_momenta_stay(backend: str) -> None:

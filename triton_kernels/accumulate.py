@@ -1,7 +1,8 @@
 """accumulate, for the elements of all parameters in one launch::
 
-    g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (NESTEROV), or g
-    v = beta2 v + weight2 g^2;   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
+    g = c3 (grad + l2 p);   m = beta1 c4 m + (1 - beta1) g
+    d = m, beta1 m + (1 - beta1) g (NESTEROV), or g;   v = beta2 c4^2 v + weight2 g^2
+    partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 
 sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one program a parameter. Every
 tensor is read and written once. See elements.py for the mapping.
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .elements import (
+    COEFFICIENTS,
     DIRECTION,
     GRAD,
     MOMENTUM,
@@ -66,19 +68,20 @@ def accumulate(
     entry = find(table, count)
     parameter = tl.load(entry + PARAMETER)
     if tl.load(active + parameter) != 0:
-        c = coefficients + 4 * parameter
+        c = coefficients + COEFFICIENTS * parameter
+        shift = tl.load(c + 4)
         sums = tl.zeros((CHUNK,), tl.float32)
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
             g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
-            g *= tl.load(c + 3)
             if l2 != 0:
                 p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
                 g += l2 * p.to(tl.float32)
+            g *= tl.load(c + 3)
             d = g
             if HAS_MOMENTUM:
                 momentum = places(entry, MOMENTUM, at, tl.float32, FLAT)
-                d = beta1 * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
+                d = beta1 * shift * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
                 tl.store(momentum, d, mask=exists)
                 if NESTEROV:
                     d = beta1 * d + rest1 * g
@@ -87,7 +90,7 @@ def accumulate(
             graft = tl.load(c) * d
             if HAS_SECOND_MOMENT:
                 second = places(entry, SECOND_MOMENT, at, tl.float32, FLAT)
-                v = beta2 * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
+                v = beta2 * shift * shift * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
                 tl.store(second, v, mask=exists)
                 graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             sums += tl.where(exists, graft * graft, 0.0)

@@ -27,6 +27,9 @@ MOMENTUM = tl.constexpr(2)
 SECOND_MOMENT = tl.constexpr(3)
 DIRECTION = tl.constexpr(4)
 UPDATE = tl.constexpr(5)
+RESIDUAL = tl.constexpr(6)
+
+COEFFICIENTS = tl.constexpr(7)  # of a parameter
 
 
 @triton.jit

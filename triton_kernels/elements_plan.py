@@ -16,7 +16,7 @@ from .launch import TYPES, Config, Launch, Plan
 from .parameter_step import parameter_step
 
 MOST_DIMS = fields.DIMS.value
-TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update")
+TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update", "residual")
 """In the order of their numbers in an entry."""
 
 

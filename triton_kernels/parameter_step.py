@@ -1,10 +1,12 @@
 """parameter_step, for the elements of all parameters in one launch::
 
     u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-    u = u + l2 p;   b = momentum b + u, u = b (NESTEROV: u + momentum b);   p = (1 - lr decay) p - lr u
+    q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
+    q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
 
-The tensors that the formula needs are read and written once; a span of a parameter that is not active is
-left alone. See elements.py for the mapping.
+Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q. The tensors that the formula needs
+are read and written once; a span of a parameter that is not active is left alone. See elements.py for the
+mapping.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import triton
 import triton.language as tl
 
 from .elements import (
+    COEFFICIENTS,
     DIRECTION,
     MOMENTUM,
     PARAM,
     PARAMETER,
+    RESIDUAL,
     SECOND_MOMENT,
     UPDATE,
     adaptive,
@@ -53,6 +57,7 @@ def parameter_step(
     DIRECTION_TYPE: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
     HAS_MOMENTUM: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     HAS_SECOND_MOMENT: tl.constexpr,
     NESTEROV: tl.constexpr,
     FLAT: tl.constexpr,
@@ -62,8 +67,8 @@ def parameter_step(
     entry = find(table, count)
     parameter = tl.load(entry + PARAMETER)
     if tl.load(active + parameter) != 0:
-        c = coefficients + 4 * parameter
-        scale, rate = tl.load(c + 3), tl.load(lr)
+        c = coefficients + COEFFICIENTS * parameter
+        scale, largest, rate = tl.load(c + 3), tl.load(c + 5), tl.load(lr)
         usable = HAS_UPDATE and tl.abs(scale) < float("inf")
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
@@ -78,10 +83,33 @@ def parameter_step(
                     u = adaptive(d.to(tl.float32), v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
             p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
+            if HAS_RESIDUAL:
+                residual = places(entry, RESIDUAL, at, tl.bfloat16, FLAT)
+                p += tl.load(residual, mask=exists, other=0.0).to(tl.float32)
             u += l2 * p
             if HAS_MOMENTUM:
                 buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
                 b = momentum * tl.load(buffer, mask=exists, other=0.0) + u
                 tl.store(buffer, b, mask=exists)
                 u = u + momentum * b if NESTEROV else b
-            tl.store(param, ((1 - rate * decay) * p - rate * u).to(PARAM_TYPE), mask=exists)
+            u = tl.where(u < -largest, -largest, tl.where(u > largest, largest, u))  # NaN stays
+            q = (1 - rate * decay) * p - rate * u
+            if HAS_RESIDUAL:
+                rest = q - q.to(tl.bfloat16).to(tl.float32)
+                tl.store(residual, rest.to(tl.bfloat16), mask=exists)
+            elif param.dtype.element_ty == tl.bfloat16:
+                q = rounded_by_chance(q, tl.load(c + 6))
+            tl.store(param, q.to(PARAM_TYPE), mask=exists)
+
+
+@triton.jit
+def rounded_by_chance(values, count):
+    """Bfloat16 numbers next to the values (kradagrad_ext/backends/base.py); with a count of 0, the values."""
+    bits = values.to(tl.uint32, bitcast=True)
+    mixed = bits ^ count.to(tl.uint32) * 0x9E3779B9
+    mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B
+    mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35
+    mixed = mixed ^ mixed >> 16
+    rounded = (bits + (mixed & 0xFFFF)) & 0xFFFF0000
+    is_safe = (count > 0) & ((bits & 0x7FFFFFFF) < 0x7F7F0000)
+    return tl.where(is_safe, rounded.to(tl.float32, bitcast=True), values)

@@ -1,9 +1,9 @@
 // accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
 //
-//   g = c3 grad + l2 p
-//   m = beta1 m + (1 - beta1) g
+//   g = c3 (grad + l2 p)
+//   m = beta1 c4 m + (1 - beta1) g
 //   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no momenta)
-//   v = beta2 v + weight2 g^2
+//   v = beta2 c4^2 v + weight2 g^2
 //   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm = |graft|^2
 //
 // Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache, and
@@ -48,7 +48,8 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
   if (scalars.l2 != 0) {
-    weighted_sum(g_scratch, c[3], g, static_cast<T>(scalars.l2), in.param.read(begin, size, scratch), size);
+    const T l2 = c[3] * static_cast<T>(scalars.l2);
+    weighted_sum(g_scratch, c[3], g, l2, in.param.read(begin, size, scratch), size);
     g = g_scratch;
   } else if (c[3] != 1) {
     scale(g_scratch, c[3], g, size);
@@ -57,7 +58,7 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
   const T* d = g;
   if (in.momentum) {
     T* const m = in.momentum->read(begin, size, m_scratch);
-    weighted_sum(m, beta1, m, rest1, g, size);
+    weighted_sum(m, beta1 * c[4], m, rest1, g, size);
     in.momentum->write(begin, size, m);
     d = m;
     if (scalars.nesterov) {
@@ -68,7 +69,8 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
   double norm;
   if (in.second_moment) {
     T* const v = in.second_moment->read(begin, size, v_scratch);
-    norm = average_squares(v, static_cast<T>(scalars.beta2), static_cast<T>(scalars.weight2), g, d, c, size);
+    const T beta2 = static_cast<T>(scalars.beta2) * c[4] * c[4];
+    norm = average_squares(v, beta2, static_cast<T>(scalars.weight2), g, d, c, size);
     in.second_moment->write(begin, size, v);
   } else {
     norm = dot(d, d, size) * c[0] * c[0];
@@ -88,8 +90,9 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   for_each_span(spans, [&](size_t i) {
     const Span& span = spans[i];
     for (int64_t done = 0; done < span.size; done += kTile) {
-      partial[i] += accumulate_tile(operands[span.parameter], scalars, coefficients + 4 * span.parameter,
-                                    span.begin + done, std::min(kTile, span.size - done));
+      partial[i] +=
+          accumulate_tile(operands[span.parameter], scalars, coefficients + kCoefficients * span.parameter,
+                          span.begin + done, std::min(kTile, span.size - done));
     }
   });
   std::vector<double> norms(sizes.size());

@@ -1,9 +1,11 @@
 // parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   u = u + l2 p;   b = momentum b + u, u = b (nesterov: u + momentum b);   p = (1 - lr decay) p - lr u
+//   q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
 //
-// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
+// Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q (vector_loops.h). Threads take
+// spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -21,7 +23,8 @@ namespace {
 
 struct Operands {
   Operand param, direction;
-  std::optional<Operand> momentum, update, second_moment;
+  std::optional<Operand> momentum, residual, update, second_moment;
+  bool is_bf16;
 };
 
 std::vector<Operands> list_operands(const ParameterArguments& in) {
@@ -33,9 +36,23 @@ std::vector<Operands> list_operands(const ParameterArguments& in) {
                                                   : std::optional<Operand>(Operand(list[p], order));
     };
     operands.push_back({Operand(in.params[p], order), Operand(in.directions[p], order), optional(in.momenta),
-                        optional(in.updates), optional(in.second_moments)});
+                        optional(in.residuals), optional(in.updates), optional(in.second_moments),
+                        in.params[p].scalar_type() == ScalarType::BFloat16});
   }
   return operands;
+}
+
+// Writes the parameter, and what its storage leaves over. `q`: the tile's new values, which may be changed.
+template <class T>
+void write_rounded(const Operands& in, T* q, T count, int64_t begin, int64_t size) {
+  if (in.residual) {
+    alignas(64) T rest[kTile];
+    for (int64_t i = 0; i < size; ++i) rest[i] = q[i] - convert<T>(convert<c10::BFloat16>(q[i]));
+    in.residual->write(begin, size, rest);
+  } else if (in.is_bf16 && count > 0) {
+    round_by_chance(q, static_cast<uint32_t>(count), size);
+  }
+  in.param.write(begin, size, q);
 }
 
 // One tile; `c`: the parameter's coefficients.
@@ -43,11 +60,15 @@ template <class T>
 void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
                int64_t size) {
   alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
-  T* const p = in.param.read(begin, size, p_scratch);
+  T* p = in.param.read(begin, size, p_scratch);
+  if (in.residual) {
+    weighted_sum(p_scratch, T(1), p, T(1), in.residual->read(begin, size, scratch), size);
+    p = p_scratch;
+  }
   const T keep = static_cast<T>(1 - lr * scalars.decay);
   if (in.update && std::isfinite(c[3]) && scalars.l2 == 0 && !in.momentum) {  // the common case, in one pass
-    weighted_sum(p, keep, p, -lr * c[3], in.update->read(begin, size, scratch), size);
-    return in.param.write(begin, size, p);
+    bounded_step(p, keep, lr, c[3], c[5], in.update->read(begin, size, scratch), size);
+    return write_rounded(in, p, c[6], begin, size);
   }
   if (in.update && std::isfinite(c[3])) {
     scale(u, c[3], in.update->read(begin, size, scratch), size);
@@ -70,8 +91,8 @@ void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, 
       step = b;
     }
   }
-  weighted_sum(p, keep, p, -lr, step, size);
-  in.param.write(begin, size, p);
+  bounded_step(p, keep, lr, T(1), c[5], step, size);
+  write_rounded(in, p, c[6], begin, size);
 }
 
 template <class T>
@@ -85,17 +106,18 @@ void run(const ParameterArguments& in, const ParameterScalars& scalars) {
   for_each_span(spans, [&](size_t i) {
     const Span& span = spans[i];
     for (int64_t done = 0; done < span.size; done += kTile) {
-      step_tile(operands[span.parameter], scalars, coefficients + 4 * span.parameter, lr, span.begin + done,
-                std::min(kTile, span.size - done));
+      step_tile(operands[span.parameter], scalars, coefficients + kCoefficients * span.parameter, lr,
+                span.begin + done, std::min(kTile, span.size - done));
     }
   });
 }
 
-void parameter_step(const Tensors params, const Tensors momenta, const Tensors updates,
-                    const Tensors directions, const Tensors second_moments, const Tensor coefficients,
-                    const Tensor active, const Tensor lr, double momentum, double decay, double l2,
-                    bool nesterov) {
-  const ParameterArguments in{params, momenta, updates, directions, second_moments, coefficients, active, lr};
+void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
+                    const Tensors updates, const Tensors directions, const Tensors second_moments,
+                    const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
+                    double decay, double l2, bool nesterov) {
+  const ParameterArguments in{params,         momenta,      residuals, updates, directions,
+                              second_moments, coefficients, active,    lr};
   const ParameterScalars scalars{momentum, decay, l2, nesterov};
   check_parameter_step(Checks("parameter_step_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });

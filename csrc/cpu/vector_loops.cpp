@@ -40,6 +40,34 @@ KRADAGRAD_INLINE void scale_body(T* out, T a, const T* x, int64_t size) {
 }
 
 template <class T>
+KRADAGRAD_INLINE void bounded_step_body(T* p, T keep, T rate, T a, T largest, const T* x, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    T u = a * x[i];
+    u = u < -largest ? -largest : u;  // NaN stays
+    u = u > largest ? largest : u;
+    p[i] = keep * p[i] - rate * u;
+  }
+}
+
+template <class T>
+KRADAGRAD_INLINE void round_by_chance_body(T* values, uint32_t count, int64_t size) {
+  constexpr uint32_t kLargestBf16 = 0x7f7f0000;
+  const uint32_t seed = count * 0x9e3779b9u;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(values[i]));
+    uint32_t mixed = bits ^ seed;
+    mixed = (mixed ^ mixed >> 16) * 0x85ebca6bu;
+    mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35u;
+    mixed ^= mixed >> 16;
+    const uint32_t rounded = (bits + (mixed & 0xffffu)) & 0xffff0000u;
+    const T chosen = static_cast<T>(__builtin_bit_cast(float, rounded));
+    values[i] = (bits & 0x7fffffffu) < kLargestBf16 ? chosen : values[i];
+  }
+}
+
+template <class T>
 KRADAGRAD_INLINE T adaptive(T d, T v, T c0, T c1, T c2) {
   const T denominator = std::sqrt(c1 * v) + c2;
   const T ratio = c0 * d / denominator;
@@ -85,6 +113,12 @@ KRADAGRAD_INLINE double average_squares_body(T* __restrict v, T decay, T weight,
     weighted_sum_body(out, a, x, b, y, size);                                                                \
   }                                                                                                          \
   KRADAGRAD_MULTIVERSION void scale(T* out, T a, const T* x, int64_t size) { scale_body(out, a, x, size); }  \
+  KRADAGRAD_MULTIVERSION void bounded_step(T* p, T keep, T rate, T a, T largest, const T* x, int64_t size) { \
+    bounded_step_body(p, keep, rate, a, largest, x, size);                                                   \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void round_by_chance(T* values, uint32_t count, int64_t size) {                     \
+    round_by_chance_body(values, count, size);                                                               \
+  }                                                                                                          \
   KRADAGRAD_MULTIVERSION void adaptive_update(T* out, const T* d, const T* v, const T* c, int64_t size) {    \
     adaptive_update_body(out, d, v, c, size);                                                                \
   }                                                                                                          \

@@ -17,6 +17,16 @@ void weighted_sum(double* out, double a, const double* x, double b, const double
 void scale(float* out, float a, const float* x, int64_t size);
 void scale(double* out, double a, const double* x, int64_t size);
 
+// p = keep p - rate min(max(a x, -largest), largest)
+void bounded_step(float* p, float keep, float rate, float a, float largest, const float* x, int64_t size);
+void bounded_step(double* p, double keep, double rate, double a, double largest, const double* x,
+                  int64_t size);
+
+// Makes values bfloat16 numbers, those next to them, by a chance that depends on `count` and a value's bits
+// alone (parameter_step_ in kradagrad_ext/backends/base.py).
+void round_by_chance(float* values, uint32_t count, int64_t size);
+void round_by_chance(double* values, uint32_t count, int64_t size);
+
 // out = c[0] d / (sqrt(c[1] v) + c[2]), or 0 where the denominator is not positive
 void adaptive_update(float* out, const float* d, const float* v, const float* c, int64_t size);
 void adaptive_update(double* out, const double* d, const double* v, const double* c, int64_t size);

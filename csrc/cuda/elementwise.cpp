@@ -9,6 +9,7 @@ namespace kradagrad::cuda {
 namespace {
 
 const DTypes kFloat = {ScalarType::Float};
+static_assert(kCoefficients == kradagrad::kCoefficients);
 
 ElementwiseInputs inputs_of(const Tensor& coefficients, const Tensor& active) {
   ElementwiseInputs inputs{};
@@ -37,16 +38,18 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
       plan_accumulate(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
 }
 
-void parameter_step(const Tensors params, const Tensors momenta, const Tensors updates,
-                    const Tensors directions, const Tensors second_moments, const Tensor coefficients,
-                    const Tensor active, const Tensor lr, double momentum, double decay, double l2,
-                    bool nesterov) {
-  const ParameterArguments in{params, momenta, updates, directions, second_moments, coefficients, active, lr};
+void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
+                    const Tensors updates, const Tensors directions, const Tensors second_moments,
+                    const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
+                    double decay, double l2, bool nesterov) {
+  const ParameterArguments in{params,         momenta,      residuals, updates, directions,
+                              second_moments, coefficients, active,    lr};
   check_parameter_step(Checks("parameter_step_", coefficients), in, {momentum, decay, l2, nesterov}, kFloat,
                        kKernelViewDTypes);
   ElementwiseInputs inputs = inputs_of(coefficients, active);
   inputs.params = infos(params);
   inputs.momenta = infos(momenta);
+  inputs.residuals = infos(residuals);
   inputs.updates = infos(updates);
   inputs.directions = infos(directions);
   inputs.second_moments = infos(second_moments);

@@ -51,6 +51,11 @@ the new one was bad; the residual of the last root made, accepted or not, 0 only
 factor started; a running mean of the mean square of the whitened gradient and the sum of its weights, both 0
 unless lengths depend on them."""
 
+COEFFICIENTS = 7
+"""Columns of the ``coefficients [P, 7]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the graft; c3,
+the gradient's scale, later that of the update; c4, what brings moments to the gradient's unit; c5, the
+largest update of an element; c6, a whole number below 2^24 that chance depends on, 0 for none."""
+
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
@@ -281,17 +286,18 @@ class Backend(Protocol):
     ) -> None:
         """Momentum, second moment and the norm of the grafting update, for every active parameter::
 
-            g = c3 grad + l2 p
-            m = beta1 m + (1 - beta1) g           (if momenta);   d = m, or g without momenta
+            g = c3 (grad + l2 p)
+            m = beta1 c4 m + (1 - beta1) g        (if momenta);   d = m, or g without momenta
             d = beta1 m + (1 - beta1) g           (if nesterov)
             direction = d                         (if directions)
-            v = beta2 v + weight2 g^2             (if second_moments)
+            v = beta2 c4^2 v + weight2 g^2        (if second_moments)
             graft = c0 d / (sqrt(c1 v) + c2)      (0 where the denominator is 0), or c0 d without v
             graft_norm = |graft|^2                (0 for an inactive parameter)
 
         Args:
             momenta, second_moments, directions: P tensors each, or none; the coefficients' dtype.
-            graft_norms: ``[P]``.  coefficients: ``[P, 4]``, columns c0 to c3; float32 or float64.
+            graft_norms: ``[P]``.
+            coefficients: ``[P, 7]``, see `COEFFICIENTS`; float32 or float64.
             grads, params: P tensors, float32, float64 or bfloat16, any strides (alike shapes).
             active: ``[P]`` bool.
         """
@@ -300,6 +306,7 @@ class Backend(Protocol):
         self,
         params: list[Tensor],
         momenta: list[Tensor],
+        residuals: list[Tensor],
         updates: list[Tensor],
         directions: list[Tensor],
         second_moments: list[Tensor],
@@ -315,16 +322,23 @@ class Backend(Protocol):
 
             u = c3 update,  or where the update is an empty tensor or c3 is not finite
             u = c0 d / (sqrt(c1 v) + c2)          (0 where the denominator is 0), or c0 d without v
-            u = u + l2 p
+            q = p + residual                      (if residuals)
+            u = u + l2 q
             b = momentum b + u;  u = b, or u + momentum b if nesterov      (if momenta)
-            p = (1 - lr decay) p - lr u
+            q = (1 - lr decay) q - lr min(max(u, -c5), c5)
+            p = q as it is stored;  residual = q - p
+
+        A bfloat16 parameter with c6 > 0 and no residuals is rounded up or down by chance, to the mean q: its
+        32 bits, with ``mix(bits xor (c6 0x9E3779B9))`` modulo 2^16 added to them, are cut off after 16, where
+        mix is the finalizer of MurmurHash3. So the same q is rounded in the same way wherever it lies.
 
         Args:
             params: P tensors, float32, float64 or bfloat16.
             momenta, second_moments: P tensors each in the coefficients' dtype, or none.
+            residuals: P bfloat16 tensors, as the parameters then are, or none.
             updates: P tensors in the coefficients' dtype, of the parameter's shape or empty.
             directions: P tensors d, the coefficients' dtype or the parameters'.
-            coefficients: ``[P, 4]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
+            coefficients: ``[P, 7]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
         """
 
     def polar_roots_(self, sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:

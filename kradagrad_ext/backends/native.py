@@ -154,6 +154,7 @@ def accumulate_(
 def parameter_step_(
     params: list[Tensor],
     momenta: list[Tensor],
+    residuals: list[Tensor],
     updates: list[Tensor],
     directions: list[Tensor],
     second_moments: list[Tensor],
@@ -169,6 +170,7 @@ def parameter_step_(
     op("parameter_step_")(
         params,
         momenta,
+        residuals,
         updates,
         directions,
         second_moments,

@@ -21,7 +21,7 @@ from kradagrad_ext.decomposed_roots import decomposed_roots
 
 from . import native
 from .arguments import Checks
-from .base import RootRule, RootSide, Turn
+from .base import COEFFICIENTS, RootRule, RootSide, Turn
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
@@ -40,6 +40,7 @@ name = "triton"
 _FLOAT = (torch.float32,)
 _VIEWS = (torch.float32, torch.bfloat16)
 _BOOL = (torch.bool,)
+_BF16 = (torch.bfloat16,)
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
@@ -97,7 +98,7 @@ def accumulate_(
 ) -> None:
     """See `Backend.accumulate_`."""
     checks = Checks("accumulate_", coefficients.device)
-    checks.contiguous("coefficients", coefficients, [len(params), 4], _FLOAT)
+    checks.contiguous("coefficients", coefficients, [len(params), COEFFICIENTS], _FLOAT)
     checks.contiguous("graft_norms", graft_norms, [len(params)], _FLOAT)
     checks.contiguous("active", active, [len(params)], _BOOL)
     checks.like_parameters("params", params, params, _VIEWS)
@@ -118,6 +119,7 @@ def accumulate_(
 def parameter_step_(
     params: list[Tensor],
     momenta: list[Tensor],
+    residuals: list[Tensor],
     updates: list[Tensor],
     directions: list[Tensor],
     second_moments: list[Tensor],
@@ -131,11 +133,12 @@ def parameter_step_(
 ) -> None:
     """See `Backend.parameter_step_`."""
     checks = Checks("parameter_step_", coefficients.device)
-    checks.contiguous("coefficients", coefficients, [len(params), 4], _FLOAT)
+    checks.contiguous("coefficients", coefficients, [len(params), COEFFICIENTS], _FLOAT)
     checks.contiguous("active", active, [len(params)], _BOOL)
     checks.tensor("lr", lr, [], _FLOAT)
-    checks.like_parameters("params", params, params, _VIEWS)
+    checks.like_parameters("params", params, params, _BF16 if residuals else _VIEWS)
     checks.like_parameters("momenta", momenta, params, _FLOAT, may_be_empty=True)
+    checks.like_parameters("residuals", residuals, params, _BF16, may_be_empty=True)
     checks.like_parameters("directions", directions, params, _VIEWS)
     checks.like_parameters("second_moments", second_moments, params, _FLOAT, may_be_empty=True)
     checks.length("updates", updates, len(params))
@@ -144,5 +147,6 @@ def parameter_step_(
     for name_, value in (("momentum", momentum), ("decay", decay), ("l2", l2)):
         checks.not_negative(name_, value)
     lists = {"momentum": momenta, "update": updates, "direction": directions, "second_moment": second_moments}
+    lists["residual"] = residuals
     scalars = {"coefficients": coefficients, "lr": lr, "momentum": momentum, "decay": decay, "l2": l2}
     kernel_module("elements_plan").step_all(params, lists, nesterov, active, scalars)

@@ -69,9 +69,9 @@ class Ledger:
             scalars: of its first parameter.  norms, present: of all of the shard's matrices.
         """
         self.scalars = self._batch.found(scalars)  # until `scale`
-        norms, config = norms[self.rows].to(self.scalars.dtype), config.for_blocks(self.has_blocks)
-        self.guard = grafting.observe_(self.scalars, norms, self.numel, present[self.rows], config)
-        self.coefficients = grafting.coefficients(self.scalars, self.guard.scales, config)
+        config = config.for_blocks(self.has_blocks)
+        self.guard = grafting.observe_(self.scalars, norms[self.rows], self.numel, present[self.rows], config)
+        self.coefficients = grafting.coefficients(self.scalars, self.guard, config)
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
         """The lengths of this step's updates."""

@@ -273,7 +273,7 @@ class Shard:
         self._hand_back(loads, plan.locals_)
 
     def observed(self, plan: ShardStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
-        """|g|_F^2 of the gradients of all matrices ``[M]``, and which every rank has and takes.
+        """|g|_F of the gradients of all matrices ``[M]``, and which every rank has and takes.
 
         Nothing changes yet.
 
@@ -288,8 +288,23 @@ class Shard:
         norms, present = self._gradient_norms(plan.grads), self.masks.of(mask).to(torch.float64)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
-        norms, present, told = self._sum(norms, present, told)
-        return norms, (present == self.ranks) & (told == 0)
+        squares = [(norms / unit).square() for unit in self._units()]
+        present, told, *squares = self._sum(present, told, *squares)
+        return self._roots_of(squares), (present == self.ranks) & (told == 0)
+
+    def _units(self) -> Sequence[float]:
+        """Of norms: the ranks' are added up as squares, which float64 holds of whatever float32 holds."""
+        has_float64 = any(p.dtype == torch.float64 for p in self.params)
+        return (1.0, 2.0**-500, 2.0**500) if has_float64 else (1.0,)
+
+    def _roots_of(self, squares: Sequence[Tensor]) -> Tensor:
+        """Norms from their squares in all `_units`: of those that have neither over- nor underflowed."""
+        norms = [square.sqrt() * unit for square, unit in zip(squares, self._units(), strict=True)]
+        if len(norms) == 1:
+            return norms[0]
+        usual, small, large = norms
+        found = torch.where(usual > 2.0**-400, usual, small)
+        return torch.where(usual < 2.0**400, found, large)
 
     def check(self, configs: Mapping[int, Config]) -> None:
         """Raise ValueError if an option does not fit the state that there is."""
@@ -298,7 +313,7 @@ class Shard:
                 part.bucket.check(configs[part.position])
 
     def _gradient_norms(self, grads: Sequence[Tensor]) -> Tensor:
-        """|g|_F^2 of what this rank has to tell of the gradients of all matrices ``[M]``; of the others 0.
+        """|g|_F of what this rank has to tell of the gradients of all matrices ``[M]``; of the others 0.
 
         Of replicas, each tells of its share of the parameters.
 
@@ -307,7 +322,8 @@ class Shard:
         """
         norms = torch.zeros(self.starts[-1], dtype=torch.float64, device=self.device)
         if self.norms is not None:
-            norms.index_copy_(0, self.told_matrices, self.norms.of(self._told_matrices(grads)))
+            own = self.norms.of(self._told_matrices(grads), host_looks=True)
+            norms.index_copy_(0, self.told_matrices, own)
         return norms
 
     def _make_norms(self) -> GradientNorms | None:
@@ -320,7 +336,7 @@ class Shard:
         self.told_matrices = torch.tensor(told, dtype=torch.int64, device=self.device)
         self.told_divisions = [divisions_within(self.plans[index], self.boxes[index]) for index in self.told]
         own = self._told_matrices(list(map(local, self.params)))
-        return GradientNorms(own, torch.float64, dots=False) if own else None
+        return GradientNorms(own, dots=False) if own else None
 
     def _told_matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors of what this rank holds of all parameters, the matrices whose norms it tells."""

@@ -136,9 +136,7 @@ class Sharded:
             if loss_scale.scale is not None:
                 begin()
                 loss_scale.unscale_(taken.values())
-            seen = [
-                shard.observed(plan, loss_scale) for shard, plan in zip(self._shards, plans, strict=True)
-            ]
+            seen = [shard.observed(plan, loss_scale) for shard, plan in zip(self._shards, plans, strict=True)]
             begin()
             self._scatter(state)
             for own in taken.values():

@@ -131,6 +131,7 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
           list("second_moments"),
           list("directions"),
           list("updates"),
+          list("residuals"),
           pointer<float>(coefficients),
           pointer<bool>(active)};
 }

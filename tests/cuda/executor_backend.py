@@ -198,6 +198,7 @@ class Executor:
         self,
         params,
         momenta,
+        residuals,
         updates,
         directions,
         second_moments,
@@ -211,7 +212,7 @@ class Executor:
     ) -> None:
         device = Device()
         lists = {"params": params, "momenta": momenta, "updates": updates, "directions": directions}
-        lists |= {"second_moments": second_moments}
+        lists |= {"second_moments": second_moments, "residuals": residuals}
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
         rate = device.address(lr)

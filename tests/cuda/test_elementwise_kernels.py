@@ -12,6 +12,7 @@ import torch
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
+from kradagrad_ext.backends.base import COEFFICIENTS
 
 from .executor_backend import Executor
 
@@ -19,7 +20,7 @@ DTYPES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)
 MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "parameter_step_": ("params", "momenta", "residuals"),
 }
 CASES = [(op, options) for op, module in MODULES.items() for options in module.OPTIONS]
 
@@ -46,6 +47,17 @@ def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtyp
         )
 
 
+@pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
+def test_rounding(count: int, residuals: bool) -> None:
+    """Where arithmetic is exact, the same bits."""
+    given = test_parameter_step.exact_inputs(count)
+    ours, plain = (
+        test_parameter_step.run(own, given, residuals=residuals) for own in (Executor(), reference)
+    )
+    for name in WRITTEN["parameter_step_"]:
+        assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
+
+
 @pytest.mark.parametrize("op", MODULES)
 def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
     module = MODULES[op]
@@ -68,10 +80,10 @@ def test_elements_more_than_two_to_the_31_apart() -> None:
     stride = 2**31 + 4
     near = torch.randn(2, 8)
     far = torch.empty(stride + 8).as_strided((2, 8), (stride, 1)).copy_(near)
-    update, coefficients = torch.randn(2, 8), torch.ones(1, 4)
+    update, coefficients = torch.randn(2, 8), torch.ones(1, COEFFICIENTS)
     for param in (near, far):
         arguments = (coefficients, torch.ones(1, dtype=torch.bool), torch.tensor(0.1), 0.0, 0.01, 0.0, False)
-        Executor(races=False).parameter_step_([param], [], [update], [update], [], *arguments)
+        Executor(races=False).parameter_step_([param], [], [], [update], [update], [], *arguments)
     assert torch.equal(far, near)
 
 
@@ -80,7 +92,7 @@ def test_too_many_separate_dims_are_refused() -> None:
     whole = torch.zeros(3, 3, 3, 3, 3, 6)
     strided = whole[:, ::2, ::2, ::2, ::2, ::2]
     assert strided.dim() == 6
-    ones = torch.ones(1, 4), torch.ones(1, dtype=torch.bool)
+    ones = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
     with pytest.raises(RuntimeError, match=r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"):
         Executor().accumulate_(
             [], [], [], torch.zeros(1), [strided], [strided], *ones, 0.9, 0.99, 0.01, 0.0, False

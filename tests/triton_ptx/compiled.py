@@ -207,6 +207,7 @@ class Compiled:
         self,
         params,
         momenta,
+        residuals,
         updates,
         directions,
         second_moments,
@@ -219,7 +220,7 @@ class Compiled:
         nesterov,
     ) -> None:
         device = Device()
-        lists = {"param": params, "momentum": momenta, "update": updates}
+        lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
         plan = self.elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
         scalars = {"momentum": momentum, "decay": decay, "l2": l2}

@@ -20,7 +20,7 @@ ARCHITECTURES = ["sm_80", "sm_90"]
 MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "parameter_step_": ("params", "momenta", "residuals"),
 }
 
 
@@ -33,6 +33,20 @@ WRITTEN = {
 )
 def test_elements(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool, arch: str) -> None:
     check_elements(op, Compiled(arch), MODULES[op].inputs(dtype, transposed), **options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
+def test_rounding(count: int, residuals: bool, arch: str) -> None:
+    check_rounding(Compiled(arch), count, residuals)
+
+
+def check_rounding(backend: Compiled, count: int, residuals: bool) -> None:
+    """Where arithmetic is exact, the same bits."""
+    given = test_parameter_step.exact_inputs(count)
+    ours, plain = (test_parameter_step.run(own, given, residuals=residuals) for own in (backend, reference))
+    for name in WRITTEN["parameter_step_"]:
+        assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
 
 
 def check_elements(op: str, backend: Compiled, given: Any, **options: Any) -> None:

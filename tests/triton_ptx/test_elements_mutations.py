@@ -12,7 +12,7 @@ from marks import slow
 
 from .compiled import Compiled
 from .mutants import Fault, edited, layer_that_notices
-from .test_elements import check_elements
+from .test_elements import check_elements, check_rounding
 
 FAULTS = [
     Fault(
@@ -35,12 +35,30 @@ FAULTS = [
         "a scale that is not finite is taken", "parameter_step.py",
         'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
     ),
+    Fault(
+        "the second moment in the unit of before", "accumulate.py",
+        "beta2 * shift * shift", "beta2 * shift", "accumulate_", "values",
+    ),
+    Fault(
+        "no bound", "parameter_step.py",
+        "tl.where(u > largest, largest, u)", "u", "parameter_step_", "values",
+    ),
+    Fault(
+        "chance without the count", "parameter_step.py",
+        "bits ^ count.to(tl.uint32) * 0x9E3779B9", "bits", "rounding", "values",
+    ),
+    Fault(
+        "chance of fifteen bits", "parameter_step.py",
+        "mixed & 0xFFFF)", "mixed & 0x7FFF)", "rounding", "values",
+    ),
 ]  # fmt: skip
 
 
 def run(probe: str, backend: Any) -> None:
     """AssertionError where a check notices."""
-    if probe == "accumulate_":
+    if probe == "rounding":
+        check_rounding(backend, 5, False)
+    elif probe == "accumulate_":
         check_elements(probe, backend, test_accumulate.inputs(torch.float32, True), nesterov=True)
     else:
         check_elements(probe, backend, test_parameter_step.inputs(torch.float32), momenta=True)
@@ -50,7 +68,7 @@ def found(fault: Fault | None, probe: str) -> str | None:
     return layer_that_notices(fault, lambda **options: run(probe, Compiled("sm_80", **options)))
 
 
-@pytest.mark.parametrize("probe", ["accumulate_", "parameter_step_"])
+@pytest.mark.parametrize("probe", ["accumulate_", "parameter_step_", "rounding"])
 def test_unedited_kernels_pass(probe: str) -> None:
     """Or every fault would be noticed."""
     assert found(None, probe) is None

@@ -1,7 +1,8 @@
 // accumulate, for the elements of all parameters in one launch:
 //
-//   g = c3 grad + l2 p;   m = beta1 m + (1 - beta1) g;   d = m, beta1 m + (1 - beta1) g (nesterov), or g
-//   v = beta2 v + weight2 g^2;   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
+//   g = c3 (grad + l2 p);   m = beta1 c4 m + (1 - beta1) g
+//   d = m, beta1 m + (1 - beta1) g (nesterov), or g;   v = beta2 c4^2 v + weight2 g^2
+//   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 //
 // sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one CTA a parameter. Threads
 // take four neighbouring elements at a time (elementwise.cuh). Traffic: every tensor once.
@@ -26,14 +27,15 @@ __device__ __forceinline__ float accumulate_elements(const Accumulate& in, const
   read(g, of.grad, at);
   if (of.momentum.data) read(d, of.momentum, at);
   if (of.second_moment.data) read(v, of.second_moment, at);
-  for (int i = 0; i < kElements; ++i) g[i] *= c[3];
   if (in.l2 != 0) {
     float p[kElements];
     read(p, of.param, at);
     for (int i = 0; i < kElements; ++i) g[i] += in.l2 * p[i];
   }
+  for (int i = 0; i < kElements; ++i) g[i] *= c[3];
   if (of.momentum.data) {
-    for (int i = 0; i < kElements; ++i) d[i] = in.beta1 * d[i] + in.rest1 * g[i];
+    const float beta1 = in.beta1 * c[4];
+    for (int i = 0; i < kElements; ++i) d[i] = beta1 * d[i] + in.rest1 * g[i];
     write(d, of.momentum, at);
     for (int i = 0; i < kElements && in.nesterov; ++i) d[i] = in.beta1 * d[i] + in.rest1 * g[i];
   } else {
@@ -41,7 +43,8 @@ __device__ __forceinline__ float accumulate_elements(const Accumulate& in, const
   }
   if (of.direction.data) write(d, of.direction, at);
   if (of.second_moment.data) {
-    for (int i = 0; i < kElements; ++i) v[i] = in.beta2 * v[i] + in.weight2 * g[i] * g[i];
+    const float beta2 = in.beta2 * c[4] * c[4];
+    for (int i = 0; i < kElements; ++i) v[i] = beta2 * v[i] + in.weight2 * g[i] * g[i];
     write(v, of.second_moment, at);
   }
   float sum = 0;
@@ -63,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 5) accumulate(cons
     fetch(parameter, in.parameters[index]);
     float sum = 0;
     for_each_position(parameter, span, [&](const auto& at) {
-      sum += accumulate_elements(in, at, in.coefficients + 4 * index);
+      sum += accumulate_elements(in, at, in.coefficients + kCoefficients * index);
     });
     sum = team_sum<kElementThreads / 32>(sum);
     if (threadIdx.x == 0) in.partial[span] = sum;

@@ -8,6 +8,7 @@ namespace kradagrad::cuda {
 constexpr int kMaxDims = 5;
 constexpr int kSpan = 4096;  // elements of a parameter that a CTA works off at a time
 constexpr int kElementThreads = 128;
+constexpr int kCoefficients = 7;  // c0 to c6 of a parameter
 
 // One tensor of a parameter; `data` null: there is none.
 struct Elements {
@@ -23,7 +24,7 @@ struct Parameter {
   int32_t dims;
   int32_t flat;  // one dim, contiguous and 16-byte aligned in every tensor
   int64_t sizes[kMaxDims];
-  Elements param, grad, momentum, second_moment, direction, update;
+  Elements param, grad, momentum, second_moment, direction, update, residual;
 };
 
 struct Accumulate {
@@ -31,7 +32,7 @@ struct Accumulate {
   int32_t count;
   int32_t nesterov;
   float beta1, rest1, beta2, weight2, l2;
-  const float* coefficients;  // [P, 4]
+  const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
   int64_t spans;              // of all parameters
   float* partial;             // [spans]: |graft|^2
@@ -49,7 +50,7 @@ struct ParameterStep {
   int32_t count;
   int32_t nesterov;
   float momentum, decay, l2;
-  const float* coefficients;  // [P, 4]
+  const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
   const float* lr;
 };

@@ -1,7 +1,10 @@
 // parameter_step, for the elements of all parameters in one launch:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   u = u + l2 p;   b = momentum b + u, u = b (nesterov: u + momentum b);   p = (1 - lr decay) p - lr u
+//   q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+//
+// Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q.
 //
 // Threads take four neighbouring elements at a time (elementwise.cuh). Traffic: the tensors that the formula
 // needs, once; a span of a parameter that is not active is left alone.
@@ -30,6 +33,18 @@ __device__ __forceinline__ void finished_update(float (&u)[Position::kElements],
   }
 }
 
+// One of the bfloat16 numbers next to a value (kradagrad_ext/backends/base.py).
+__device__ __forceinline__ float rounded_by_chance(float value, uint32_t seed) {
+  constexpr uint32_t kLargestBf16 = 0x7f7f0000;
+  const uint32_t bits = __float_as_uint(value);
+  uint32_t mixed = bits ^ seed;
+  mixed = (mixed ^ mixed >> 16) * 0x85ebca6bu;
+  mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35u;
+  mixed ^= mixed >> 16;
+  const uint32_t rounded = (bits + (mixed & 0xffffu)) & 0xffff0000u;
+  return (bits & 0x7fffffffu) < kLargestBf16 ? __uint_as_float(rounded) : value;
+}
+
 template <class Position>
 __device__ __forceinline__ void step_elements(const ParameterStep& in, const Position& at, const float* c,
                                               float lr) {
@@ -38,6 +53,11 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
   float u[kElements], p[kElements];
   finished_update(u, at, c);
   read(p, of.param, at);
+  if (of.residual.data) {
+    float rest[kElements];
+    read(rest, of.residual, at);
+    for (int i = 0; i < kElements; ++i) p[i] += rest[i];
+  }
   for (int i = 0; i < kElements; ++i) u[i] += in.l2 * p[i];
   if (of.momentum.data) {
     float b[kElements];
@@ -48,7 +68,18 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
     }
     write(b, of.momentum, at);
   }
-  for (int i = 0; i < kElements; ++i) p[i] = (1 - lr * in.decay) * p[i] - lr * u[i];
+  for (int i = 0; i < kElements; ++i) {
+    const float bounded = u[i] < -c[5] ? -c[5] : u[i] > c[5] ? c[5] : u[i];  // NaN stays
+    p[i] = (1 - lr * in.decay) * p[i] - lr * bounded;
+  }
+  if (of.residual.data) {
+    float rest[kElements];
+    for (int i = 0; i < kElements; ++i) rest[i] = p[i] - __bfloat162float(__float2bfloat16(p[i]));
+    write(rest, of.residual, at);
+  } else if (of.param.bf16 && c[6] > 0) {
+    const uint32_t seed = static_cast<uint32_t>(c[6]) * 0x9e3779b9u;
+    for (int i = 0; i < kElements; ++i) p[i] = rounded_by_chance(p[i], seed);
+  }
   write(p, of.param, at);
 }
 
@@ -60,8 +91,9 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 6) parameter_step(
   __shared__ Parameter parameter;
   fetch(parameter, in.parameters[index]);
   const float lr = *in.lr;
-  for_each_position(parameter, blockIdx.x,
-                    [&](const auto& at) { step_elements(in, at, in.coefficients + 4 * index, lr); });
+  for_each_position(parameter, blockIdx.x, [&](const auto& at) {
+    step_elements(in, at, in.coefficients + kCoefficients * index, lr);
+  });
 }
 
 }  // namespace kradagrad::cuda

@@ -7,7 +7,7 @@
 namespace kradagrad::cuda {
 namespace {
 
-constexpr int kTensors = 6;
+constexpr int kTensors = 7;
 using OfParameter = std::array<const TensorInfo*, kTensors>;  // null: missing
 
 const TensorInfo* present(const TensorInfos& list, std::size_t index) {
@@ -24,7 +24,8 @@ OfParameter tensors_of(const ElementwiseInputs& inputs, std::size_t i) {
           present(inputs.momenta, i),
           present(inputs.second_moments, i),
           present(inputs.directions, i),
-          present(inputs.updates, i)};
+          present(inputs.updates, i),
+          present(inputs.residuals, i)};
 }
 
 struct Layout {
@@ -99,7 +100,8 @@ std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans)
     entry.flat = is_flat(layout, tensors);
     std::copy(layout.sizes.begin(), layout.sizes.end(), entry.sizes);
     Elements* const elements[kTensors] = {&entry.param,         &entry.grad,      &entry.momentum,
-                                          &entry.second_moment, &entry.direction, &entry.update};
+                                          &entry.second_moment, &entry.direction, &entry.update,
+                                          &entry.residual};
     for (int i = 0; i < kTensors; ++i) {
       if (!tensors[i]) continue;
       elements[i]->data = tensors[i]->data;

@@ -12,8 +12,8 @@ namespace kradagrad::cuda {
 
 // Tensors of every parameter; a list that is empty, or a tensor without elements, is missing.
 struct ElementwiseInputs {
-  TensorInfos params, grads, momenta, second_moments, directions, updates;
-  const float* coefficients;  // [P, 4]
+  TensorInfos params, grads, momenta, second_moments, directions, updates, residuals;
+  const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
 };
 

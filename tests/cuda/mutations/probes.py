@@ -29,7 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "parameter_step_": ("params", "momenta", "residuals"),
 }
 
 
@@ -111,6 +111,15 @@ class Probe:
         )
 
 
+class ExactProbe(Probe):
+    """One whose arithmetic is exact in every order."""
+
+    def check(self, ours: SimpleNamespace) -> None:
+        super().check(ours)
+        plain, _ = self.expected
+        assert self.same_bits(ours, plain)
+
+
 def accumulate() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
@@ -131,8 +140,8 @@ def parameter_step() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
         (torch.float32, False, (), {"nesterov": True, "l2": 0.1}),
-        (torch.bfloat16, False, ("momenta",), {"decay": 0.1}),
-        (torch.float32, True, ("second_moments",), {"decay": 0.1, "l2": 0.1}),
+        (torch.bfloat16, False, ("momenta", "residuals"), {"decay": 0.1}),
+        (torch.float32, True, ("second_moments", "residuals"), {"decay": 0.1, "l2": 0.1}),
         (torch.bfloat16, True, (), {}),
     ):
         given = test_parameter_step.inputs(dtype, transposed)
@@ -141,6 +150,11 @@ def parameter_step() -> list[Probe]:
             setattr(given, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
         probes.append(Probe(name, "parameter_step_", given, options))
+    for count, missing in ((5, ["momenta", "residuals"]), (0, ["momenta"])):
+        given = test_parameter_step.exact_inputs(count)
+        for name in missing:
+            setattr(given, name, [])
+        probes.append(ExactProbe(f"exact, without {missing}", "parameter_step_", given, {}))
     return probes
 
 
