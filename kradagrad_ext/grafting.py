@@ -229,13 +229,14 @@ def scale_(
         graft_norms, update_norms: squared norms ``[M]``.  numel: elements ``[M]``, at least 1.
         preconditioned: ``[M]`` bool.
     """
+    corrected = coefficients[:, 0].clone()
     if config.momentum_on == "update":
         coefficients[:, 0] *= coefficients[:, 3]
     if config.graft in OWN_LENGTHS:
         rms = (graft_norms / numel).sqrt_()
         length = RMS_LENGTH * _share_left(scalars, rms, config)
         whitened = config.graft == "whitened"
-        scale = coefficients[:, 0].clone() if whitened else length / (update_norms / numel).sqrt_()
+        scale = corrected if whitened else length / (update_norms / numel).sqrt_()
         coefficients[:, 0] *= torch.where(rms > 0, length / rms, 0)
     else:
         scale = (graft_norms / update_norms).sqrt_()

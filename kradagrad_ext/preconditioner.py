@@ -128,10 +128,11 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
     """Blocks of any order, and modes without a factor."""
     in_turns = makes_roots_in_turns(state.group, config, now.scales.device)
     if _updates_any(now, config):
-        update_scales = _update_scales(now.scales, [state], now.clock, config)
+        ones = now.active.to(now.scales.dtype)
+        update_scales = _update_scales(ones, [state], now.clock, config)
         damped_updates = now.clock.damped_updates(config, in_turns)
         rule = replace(config.update_rule(now.scales.device, damped_updates), coupled=False)
-        unfoldings = _unfoldings(_gather(now.grads, state), state, config, backend)
+        unfoldings = _unfoldings(_gradients(now, state), state, config, backend)
         for mode, unfolding in zip(state.modes, unfoldings, strict=True):
             factor, stats = state.factors[mode], state.factor_stats[mode]
             backend.update_factor_(factor, stats, [unfolding], update_scales, rule)
@@ -141,7 +142,8 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, now:
     if not now.clock.preconditions(config):
         return torch.zeros_like(now.scales)
     now.side_stream.join()
-    return _write(multiply_modes(_over_rms(now.directions, state), state.roots), now)
+    directions = _over_rms(_gather(now.directions, state), state)
+    return _write(multiply_modes(directions, state.roots), now)
 
 
 def _updates_any(now: BlockGroupStep, config: Config) -> bool:
@@ -237,9 +239,8 @@ def _whitened(state: GroupState, backend: Backend, now: BlockGroupStep) -> Tenso
     """Mean square ``[N]`` of the gradient whitened on all sides."""
     if state.is_kron:  # told by both updates
         return (state.factor_stats[0][:, WHITENED] + state.factor_stats[1][:, WHITENED]) / 2
-    whitened = multiply_modes(_over_rms(now.grads, state), state.roots)
-    mean_square = squared_norms(whitened) / math.prod(state.group.block_shape)
-    return mean_square.to(whitened.dtype) * now.scales.square()
+    whitened = multiply_modes(_over_rms(_gradients(now, state), state), state.roots)
+    return (squared_norms(whitened) / math.prod(state.group.block_shape)).to(whitened.dtype)
 
 
 def _gather(views: list[Tensor], state: GroupState) -> Tensor:
@@ -247,10 +248,21 @@ def _gather(views: list[Tensor], state: GroupState) -> Tensor:
     return gather(views, len(state.group.block_shape), state.root_stats[state.modes[0]].dtype)
 
 
-def _over_rms(views: list[Tensor], state: GroupState) -> Tensor:
+def _gradients(now: BlockGroupStep, state: GroupState) -> Tensor:
+    """Gradients times their scales; 0 where that is 0, whatever the block holds."""
+    scales = _of_blocks(now.scales, state)
+    return torch.where(scales > 0, _gather(now.grads, state) * scales, 0)
+
+
+def _over_rms(blocks: Tensor, state: GroupState) -> Tensor:
     """Blocks over the root mean square of their gradients; 0 for one that has had none."""
-    rms = state.factor_stats[state.modes[0]][:, RMS].reshape(-1, *[1] * len(state.group.block_shape))
-    return torch.where(rms > 0, _gather(views, state) / rms, 0)
+    rms = _of_blocks(state.factor_stats[state.modes[0]][:, RMS], state)
+    return torch.where(rms > 0, blocks / rms, 0)
+
+
+def _of_blocks(values: Tensor, state: GroupState) -> Tensor:
+    """``[N]`` as it multiplies blocks ``[N, *block_shape]``."""
+    return values.reshape(-1, *[1] * len(state.group.block_shape))
 
 
 def _unfold(blocks: Tensor, mode: int) -> Tensor:

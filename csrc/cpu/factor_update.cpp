@@ -31,8 +31,8 @@ void FactorUpdate<T>::apply(const SideArrays<T>& side, const T* scales, const Un
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
   items_.clear();
   for (int64_t i = 0; i < count; ++i) {
-    items_.push_back(scales[i] != 0 ? prepare(side.statistics + i * kStatistics, scales[i],
-                                              unfoldings.squared_norms[i], unfoldings.stretches[i], d * k)
+    items_.push_back(scales[i] != 0 ? prepare(side.statistics + i * kStatistics, unfoldings.squared_norms[i],
+                                              unfoldings.stretches[i], d * k)
                                     : Item{});
   }
   if (std::any_of(items_.begin(), items_.end(), [](const Item& item) { return item.ready; })) {
@@ -55,16 +55,15 @@ void FactorUpdate<T>::apply(const SideArrays<T>& side, const T* scales, const Un
 
 // The statistics after this gradient. A block without one is not ready, one that is not finite is counted.
 template <class T>
-typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double scale,
-                                                        double squared_norm, double stretch,
-                                                        int64_t elements) const {
+typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double squared_norm,
+                                                        double stretch, int64_t elements) const {
   const double old = rule_.decay * statistics[kWeight], rms = statistics[kRms];
-  const double mean_square = scale * scale * squared_norm / static_cast<double>(elements);
+  const double mean_square = squared_norm / static_cast<double>(elements);
   const double weight = old + rule_.weight;
   const double mean = std::sqrt((old * rms * rms + rule_.weight * mean_square) / weight);
   const bool has_gradient = squared_norm != 0 && stretch != 0;
   const bool finite = std::isfinite(static_cast<T>(mean)) && std::isfinite(stretch);
-  return {has_gradient && finite, has_gradient && !finite, mean, weight, scale};
+  return {has_gradient && finite, has_gradient && !finite, mean, weight};
 }
 
 template <class T>
@@ -96,11 +95,10 @@ void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d,
   if (triangular() && !is_upper(f, d)) make_upper(f, d);
 }
 
-// weight s^2: what B B^T is multiplied by.
+// weight s^2, s the factor that gives U the norm of the gradient: what B B^T is multiplied by.
 template <class T>
 double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) const {
-  const double scale = items_[i].scale;
-  return items_[i].ready ? scale * scale * rule_.weight / unfoldings.stretches[i] : 0;
+  return items_[i].ready ? rule_.weight / unfoldings.stretches[i] : 0;
 }
 
 // B^T, and weight s^2 B B^T in H.
@@ -222,7 +220,7 @@ void FactorUpdate<T>::store(const SideArrays<T>& side, const T* scales, const Un
       return std::isfinite(side.bfloat16 ? convert<T>(convert<c10::BFloat16>(value)) : value);
     };
     if (f && !std::all_of(f, f + d * d, is_finite)) {
-      item = {false, true, 0, 0, 0};
+      item = {false, true, 0, 0};
     }
     statistics[kFallbacks] += static_cast<T>(item.counted);
     if (!item.ready) continue;

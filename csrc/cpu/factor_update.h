@@ -3,7 +3,7 @@
 //
 //   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-// with s the factor that gives U the norm of the gradient times its scale. By Cholesky H = T^T T, R = T^-1: F
+// with s the factor that gives U the norm of the gradient. By Cholesky H = T^T T, R = T^-1: F
 // is upper triangular before and after, and every product leaves out what is zero; an F that is none is made
 // one first. F is written last, whole or not at all.
 #pragma once
@@ -47,17 +47,17 @@ class FactorUpdate {
  public:
   FactorUpdate(const FactorRule& rule, UpdateScratch<T>& scratch) : rule_(rule), scratch_(scratch) {}
 
+  // `scales`: of the gradients, which have been multiplied by them; 0 for a block that is not active.
   void apply(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
 
  private:
-  // New statistics of an item, and the scale of its gradient; `ready`: it has one, and they are finite.
+  // New statistics of an item; `ready`: it has a gradient, and they are finite.
   struct Item {
     bool ready, counted;
-    double rms, weight, scale;
+    double rms, weight;
   };
 
-  Item prepare(const T* statistics, double scale, double squared_norm, double stretch,
-               int64_t elements) const;
+  Item prepare(const T* statistics, double squared_norm, double stretch, int64_t elements) const;
   void load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings);
   void load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k);
   void whiten(const Unfoldings<T>& unfoldings);

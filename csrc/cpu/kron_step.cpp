@@ -47,6 +47,17 @@ Matrices<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_
   return found;
 }
 
+// Gradients times their scales, in which no square over- or underflows.
+template <class T>
+Matrices<T> scaled(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
+                   int64_t rows, int64_t cols, Buffer<T>& buffer) {
+  const auto found = packed(blocks, scales, first, count, rows, cols, buffer);
+  for (int64_t i = 0; i < count; ++i) {
+    if (scales[first + i] != 1) scale(found.item(i), scales[first + i], found.item(i), rows * cols);
+  }
+  return found;
+}
+
 template <class T>
 std::vector<double> squared_norms(const Matrices<T>& matrices) {
   std::vector<double> norms;
@@ -94,7 +105,7 @@ class Worker {
 
  private:
   void update(int64_t first, int64_t count) {
-    const auto g = packed(step_.grad, step_.scales, first, count, m_, n_, packed_);
+    const auto g = scaled(step_.grad, step_.scales, first, count, m_, n_, packed_);
     const std::vector<double> norms = squared_norms(g);
     const std::vector<double> ones(count, 1.0);
     Unfoldings<T> left{g, norms, ones}, right{g.transposed(), norms, ones};
@@ -194,7 +205,7 @@ void run_side(const Tensor& factor, const Tensor& statistics, const std::vector<
   const int64_t chunk = chunk_size(count, largest_matrix(d, k) * sizeof(T));
   for_each_chunk(count, chunk, [&] {
     return [&, scratch = UpdateScratch<T>(), buffer = Buffer<T>()](int64_t first, int64_t number) mutable {
-      const auto u = packed(blocks, scales, first, number, d, k, buffer);
+      const auto u = scaled(blocks, scales, first, number, d, k, buffer);
       FactorUpdate<T>(rule, scratch)
           .apply(arrays_of<T>(factor, statistics, first), scales + first,
                  {u, squared_norms(u), std::vector<double>(number, 1.0)});
