@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kradagrad_ext.clock import Clock
 from kradagrad_ext.config import PRIOR, Config
-from kradagrad_ext.grafting import MOST_SPIKES, RMS_LENGTH, SPENT, USUAL_DECAY
+from kradagrad_ext.grafting import LARGEST_MOVE, MOST_SPIKES, RMS_LENGTH, SPENT, USUAL_DECAY
 
 KNOWN = {
     "graft": ("adam", "rms"),
@@ -115,6 +115,7 @@ def step_matrix(
         update *= float(graft.norm()) / norm
     else:
         update = graft
+    update = update.clamp(-LARGEST_MOVE, LARGEST_MOVE)
     value.copy_((1 - lr * config.weight_decay) * value - lr * update)
 
 

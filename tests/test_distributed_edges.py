@@ -195,7 +195,35 @@ def test_norms_of_tiny_and_huge_gradients_are_exact(tmp_path: Path) -> None:
     values = [1e-30, 1e30, 3e-38, 3e38, 0.0]
     single = [float(torch.tensor(value)) for value in values]
     (norms,) = ranks.launch(1, told_norms, tmp_path, values)
-    assert norms == pytest.approx([16 * value**2 for value in single], rel=1e-14)
+    assert norms == pytest.approx([4 * value for value in single], rel=1e-14)
+
+
+SIZES = [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float64, 1e-150), (torch.float64, 1e150)]
+
+
+def scaled_rank(rank: int) -> dict[str, list[list[Tensor]]]:
+    """Parameters after three steps with gradients times constants, by dtype."""
+    found: dict[str, list[list[Tensor]]] = {}
+    for dtype, constant in [*SIZES, (torch.float32, 1.0), (torch.float64, 1.0)]:
+        model = small_model().to(dtype)
+        optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
+        for number in range(3):
+            generator = torch.Generator().manual_seed(number)
+            for p in model.parameters():
+                p.grad = (
+                    torch.randn(p.shape, generator=generator, dtype=torch.float64).mul(constant).to(dtype)
+                )
+            optimizer.step()
+        found.setdefault(str(dtype), []).append([p.detach() for p in model.parameters()])
+    return found
+
+
+def test_gradients_times_a_constant_give_the_same_steps(tmp_path: Path) -> None:
+    for found in ranks.launch(2, scaled_rank, tmp_path):
+        for *scaled, plain in found.values():
+            for own in scaled:
+                for a, b in zip(own, plain, strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def flat_rank(rank: int) -> str:
