@@ -21,6 +21,7 @@ def make_case(dtype: str) -> Case:
         op="parameter_step_",
         arguments=dict(
             momenta=[],
+            residuals=[],
             updates=gradients(1, 3),
             directions=momenta,
             second_moments=second_moments,

@@ -25,6 +25,8 @@ from cuda import binaries, toolchain
 from cuda.executor_backend import Executor
 from inputs import square_root
 
+from kradagrad_ext.backends.base import COEFFICIENTS
+
 __all__ = [
     "Case",
     "Count",
@@ -102,7 +104,7 @@ def _one_parameter(given: SimpleNamespace, kinds: dict[str, torch.dtype]) -> Sim
     """An elementwise op's arguments with one parameter in place of their own."""
     for name, dtype in kinds.items():
         setattr(given, name, [torch.rand(NUMEL).to(dtype)])
-    given.coefficients, given.active = torch.ones(1, 4), torch.ones(1, dtype=torch.bool)
+    given.coefficients, given.active = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
     return given
 
 

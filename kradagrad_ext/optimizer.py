@@ -88,10 +88,10 @@ class KrADagrad(Optimizer):
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
-        rounding: of bfloat16 parameters, which an update of less than their last digit else never moves:
-            ``stochastic``, up or down by chance, to the right mean, the same bits on any number of threads
-            and ranks; ``compensated``, what rounding leaves over is kept in two more bytes an element, so
-            that they move as float32 ones do; ``nearest``.
+        rounding: of bfloat16 parameters. ``stochastic``: up or down by chance, to the right mean, with the
+            same bits on any number of threads and ranks. ``compensated``: to the nearest, and what that
+            leaves over is kept, two bytes an element: they move as float32 parameters do. ``nearest``: an
+            update of less than half their last digit does not move them.
         precondition_1d: precondition vectors, too.
         capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
             device, roots by products and in turns (docs/large-models.md).
@@ -141,7 +141,7 @@ class KrADagrad(Optimizer):
         momentum_on: str = "gradient",
         nesterov: bool = True,
         decoupled_weight_decay: bool = True,
-        rounding: str = "nearest",
+        rounding: str = "stochastic",
         precondition_1d: bool = False,
         capturable: bool = False,
         backend: str = "auto",

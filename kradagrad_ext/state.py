@@ -43,6 +43,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def keeps_residuals(config: Config, dtype: torch.dtype) -> bool:
+    """Whether what rounding leaves over of parameters of this dtype is kept."""
+    return config.rounding == "compensated" and dtype == torch.bfloat16
+
+
 @dataclass(frozen=True)
 class Spec:
     """Shape and dtype of a tensor of the state."""
@@ -68,7 +73,7 @@ def state_specs(
     specs = {SCALARS: Spec((plan.matrices, len(COLUMNS)), compute), MOMENTUM: Spec(plan.shape, compute)}
     if has_second_moment(config.for_blocks(bool(plan.regions))):
         specs[SECOND_MOMENT] = Spec(plan.shape, compute)
-    if config.rounding == "compensated" and dtype == torch.bfloat16:
+    if keeps_residuals(config, dtype):
         specs[RESIDUAL] = Spec(plan.shape, dtype)
     stored = {
         "factor": (config.factor_dtype or compute, config.packs_factors(device)),

@@ -17,6 +17,7 @@ from kradagrad_ext import KrADagrad, Reading, packing, polar, roots
 from kradagrad_ext.backends.base import RMS
 from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.diagnostics import _value
+from kradagrad_ext.grafting import UNIT
 from kradagrad_ext.measures import MEASURES, factor_bounds
 
 SHAPES = ((20, 13), (7,), (3, 4, 5), ())
@@ -37,7 +38,7 @@ def trained(recipe: dict[str, Any], dtype: torch.dtype = torch.float32) -> KrADa
 
 
 def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
-    """All factors F or roots ``[d, d]``, in float64."""
+    """All factors F, times the root mean square of their gradients, or roots ``[d, d]``, in float64."""
     found = []
     for p, state in optimizer.state.items():
         for key, batch in state.items():
@@ -47,15 +48,19 @@ def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
                 packed = batch.ndim == 2
                 assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
                 unpack = packing.unpack_upper if name == "factor" else packing.unpack
-                found += list((unpack(batch, packing.side_of(batch.shape[-1])) if packed else batch).double())
+                own = (unpack(batch, packing.side_of(batch.shape[-1])) if packed else batch).double()
+                rms = state[key.replace("factor", "factor_stats")][:, RMS] if name == "factor" else 1
+                found += list(own * torch.as_tensor(rms).reshape(-1, 1, 1))
     return found
 
 
 def one_factor(factor: Tensor) -> dict[str, float]:
-    """The report of an optimizer of one block whose left factor F is set to this."""
+    """The report of an optimizer of one block whose left factor F is set to this, without units."""
     (p,) = parameters((len(factor), 3), dtype=torch.float64)
     optimizer = KrADagrad([p], block_size=len(factor))
     train(optimizer, [p], range(1))
+    for mode in (0, 1):
+        optimizer.state[p][f"factor_stats_0_{mode}"][0, RMS] = 1
     optimizer.state[p]["factor_0_0"][0] = factor
     optimizer.state[p]["factor_0_1"][0] = torch.eye(3) * factor.diagonal().nan_to_num(1.0).mean().abs()
     (report,) = kradagrad_ext.diagnostics(optimizer)
@@ -214,7 +219,8 @@ def test_graft_ratios_worked_out_by_hand() -> None:
         for key, scale in (("root_0_0", a), ("root_0_1", b)):
             optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))
     train(optimizer, params, range(1, 2))
-    rms = [float(optimizer.state[p]["factor_stats_0_0"][0, RMS]) for p in params[:2]]
+    states = [optimizer.state[p] for p in params[:2]]
+    rms = [float(own["factor_stats_0_0"][0, RMS] * own["scalars"][0, UNIT]) for own in states]
     (report,) = kradagrad_ext.diagnostics(optimizer)
     assert report["smallest_graft_ratio"] == pytest.approx(rms[0] / 6)
     assert report["largest_graft_ratio"] == pytest.approx(2 * rms[1])

@@ -148,7 +148,9 @@ def _moments(spec: Spec, source: Source) -> list[Tensor]:
 def _per_parameter(spec: Spec, source: Source) -> Arguments:
     count = len(spec.blocks)
     return dict(
-        coefficients=torch.tensor([1.4, 9.0, 1e-11, 0.8], device=source.device).repeat(count, 1),
+        coefficients=torch.tensor([1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 0.0], device=source.device).repeat(
+            count, 1
+        ),
         active=torch.ones(count, dtype=torch.bool, device=source.device),
         l2=L2 if spec.what == "l2" else 0.0,
     )
@@ -187,6 +189,7 @@ def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
     return dict(
         params=params,
         momenta=momenta if momentum else [],
+        residuals=[],
         updates=updates,
         directions=directions,
         second_moments=_moments(spec, source),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.optim import SGD, AdamW, Muon, Optimizer
@@ -23,19 +26,20 @@ def build_optimizers(
     name: str,
     model: GPT,
     lr: float,
-    block_size: int | None,
-    backend: str | None,
+    of_kradagrad: dict[str, Any],
     process_group: ProcessGroup | None = None,
 ) -> list[Optimizer]:
-    """The optimizers that together hold each parameter of `model` once; options of None keep their defaults.
+    """The optimizers that together hold each parameter of `model` once.
 
-    `process_group`: of replicas, whose ranks then share out KrADagrad's work. Every optimizer here takes
-    DTensors, too. Raises UsageError where kradagrad_ext is missing or refuses its options.
+    `of_kradagrad`: options of its own.  `process_group`: of replicas, whose ranks then share out KrADagrad's
+    work. Every optimizer here takes DTensors, too. Raises UsageError where kradagrad_ext is missing or
+    refuses its options.
     """
     hidden, embeddings, vectors = split_parameters(model)
     rest = embeddings + vectors
     if name == "kradagrad":
-        return [_kradagrad(hidden, embeddings, vectors, lr, block_size, backend, process_group)]
+        own = of_kradagrad if process_group is None else {**of_kradagrad, "process_group": process_group}
+        return [_kradagrad(hidden, embeddings, vectors, lr, own)]
     return build_rivals(name, hidden, rest, lr)
 
 
@@ -65,9 +69,7 @@ def _kradagrad(
     embeddings: list[nn.Parameter],
     vectors: list[nn.Parameter],
     lr: float,
-    block_size: int | None,
-    backend: str | None,
-    process_group: ProcessGroup | None,
+    options: dict[str, Any],
 ) -> Optimizer:
     try:
         from kradagrad_ext import KrADagrad
@@ -76,11 +78,10 @@ def _kradagrad(
         raise UsageError(
             f"--optimizer kradagrad needs kradagrad_ext (`pip install .` in the repository): {error}"
         ) from error
-    chosen = {"block_size": block_size, "backend": backend, "process_group": process_group}
     groups = [{"params": hidden}, {"params": embeddings, "precondition": False}, {"params": vectors}]
     try:
         # Otherwise a backend that cannot run is found in the first step.
-        resolve(backend or "auto", hidden[0].device, hidden[0].dtype)
-        return KrADagrad(groups, lr=lr, **{key: value for key, value in chosen.items() if value is not None})
+        resolve(options.get("backend", "auto"), hidden[0].device, torch.float32)
+        return KrADagrad(groups, lr=lr, **options)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--optimizer kradagrad: {error}") from error

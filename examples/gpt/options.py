@@ -17,6 +17,8 @@ from .ranks import MODES
 FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel", "device")
 """Options that change where and when something is done, not what is learned."""
 
+DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,6 +31,8 @@ class Options:
     seed: int = 0
     block_size: int | None = None
     backend: str | None = None
+    dtype: str = "float32"
+    rounding: str | None = None
     data: str | None = None
     batch: int = 16
     context: int = 128
@@ -48,7 +52,7 @@ class Options:
                 self._require(name, value > 0, "be at least 1")
         self._require("lr", self.lr is None or 0 < self.lr < math.inf, "be positive and finite")
         self._require("heads", self.width % self.heads == 0, f"divide --width {self.width}")
-        for name in ("block_size", "backend"):
+        for name in ("block_size", "backend", "rounding"):
             if getattr(self, name) is not None and self.optimizer != "kradagrad":
                 raise UsageError(
                     f"--{name.replace('_', '-')} is for --optimizer kradagrad, not {self.optimizer}"
@@ -57,6 +61,12 @@ class Options:
     def _require(self, name: str, holds: bool, condition: str) -> None:
         if not holds:
             raise UsageError(f"--{name.replace('_', '-')} must {condition}, got {getattr(self, name)}")
+
+    @property
+    def of_kradagrad(self) -> dict[str, Any]:
+        """KrADagrad's own options, but those that are left to it."""
+        own = {name: getattr(self, name) for name in ("block_size", "backend", "rounding")}
+        return {name: value for name, value in own.items() if value is not None}
 
     @property
     def learning_rate(self) -> float:
@@ -127,6 +137,14 @@ def make_parser(description: str) -> Parser:
     learning.add_argument("--block-size", type=int, help="KrADagrad's; default: its own")
     learning.add_argument(
         "--backend", help="KrADagrad's: auto, native, triton or reference; default: its own"
+    )
+    learning.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help=f"of parameters, gradients and activations; default: {default['dtype']}",
+    )
+    learning.add_argument(
+        "--rounding", help="KrADagrad's, of bfloat16 parameters: stochastic, compensated or nearest"
     )
     learning.add_argument(
         "--data", help=f"text file or folder, up to {MAX_MEGABYTES} MB; default: Python's standard library"

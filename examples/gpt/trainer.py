@@ -54,7 +54,8 @@ class Trainer:
         """Raises UsageError where the optimizer refuses its options."""
         self.options, self.digest, self.ranks = options, text.digest, ranks
         torch.manual_seed(options.seed)
-        self.model = GPT(options.context, options.layers, options.width, options.heads).to(ranks.device)
+        self.model = GPT(options.context, options.layers, options.width, options.heads)
+        self.model.to(ranks.device, getattr(torch, options.dtype))
         if options.parallel == "fsdp":
             ranks.shard(self.model)
         replicated = options.parallel == "ddp"
@@ -63,8 +64,7 @@ class Trainer:
                 options.optimizer,
                 self.model,
                 options.learning_rate,
-                options.block_size,
-                options.backend,
+                options.of_kradagrad,
                 dist.group.WORLD if replicated else None,
             )
         self.network = self._replicate() if replicated else self.model

@@ -10,6 +10,7 @@ import torch
 from kradagrad_ext.config import Config
 from kradagrad_ext.grafting import has_second_moment
 from kradagrad_ext.plan import Shape
+from kradagrad_ext.state import keeps_residuals
 
 from .blocks import FLOAT
 from .gpus import Cost
@@ -42,8 +43,8 @@ def before_blocks(
     yield Cost("torch: foreach_norm", "guard", 1, size * count)
     averaged = config.momentum_on == "gradient"
     each = size + 2 * FLOAT * has_second_moment(config)
-    each += averaged * (2 * FLOAT + FLOAT * config.nesterov)
-    each += size * (averaged and not config.decoupled_weight_decay and config.weight_decay > 0)
+    each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
+    each += size * (config.coupled_weight_decay > 0)
     host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
     yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
     yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))
@@ -56,7 +57,7 @@ def parameter_step_costs(
     if not matrices and not rest:
         return
     size, averaged = dtype.itemsize, config.momentum_on == "gradient"
-    each = 2 * size + 2 * FLOAT * (not averaged)
+    each = 2 * size * (1 + keeps_residuals(config, dtype)) + 2 * FLOAT * (not averaged)
     direction = (FLOAT if averaged else size) + FLOAT * has_second_moment(config)
     total = (
         each * (elements(matrices) + elements(rest)) + FLOAT * elements(matrices) + direction * elements(rest)

@@ -10,7 +10,7 @@ import torch
 
 from kradagrad_ext.backends.base import ROOT_STATS, STATISTICS
 from kradagrad_ext.grafting import COLUMNS, has_second_moment
-from kradagrad_ext.state import compute_dtype
+from kradagrad_ext.state import compute_dtype, keeps_residuals
 
 from .steps import Part
 
@@ -22,7 +22,7 @@ class StateBytes:
     Attributes:
         factors, roots: of blocks.
         moments: of the gradients, first and second.
-        rest: of statistics of blocks and scalars of parameters.
+        rest: of statistics of blocks, scalars of parameters, and what rounding leaves over of their elements.
     """
 
     factors: float = 0
@@ -59,11 +59,13 @@ def state_bytes(part: Part, device: torch.device) -> StateBytes:
         triangles += group.blocks * sum(d * (d + 1) // 2 for d in dims)
         factors += group.blocks * len(dims)
     moments = 1 + has_second_moment(config)
+    elements = sum(math.prod(plan.shape) for plan in part.plans)
     return StateBytes(
         factor_size * (triangles if config.packs_factors(device) else whole),
         root_size * (triangles if config.packed else whole),
-        size * moments * sum(math.prod(plan.shape) for plan in part.plans),
-        size * factors * (len(STATISTICS) + len(ROOT_STATS)),
+        size * moments * elements,
+        size * factors * (len(STATISTICS) + len(ROOT_STATS))
+        + keeps_residuals(config, part.dtype) * part.dtype.itemsize * elements,
     )
 
 

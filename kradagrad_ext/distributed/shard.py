@@ -126,6 +126,9 @@ class Shard:
                 )
         self.device = local(self.params[0]).device
         self.masks, self.norms = Masks(self.device), self._make_norms()
+        # Of norms, whose squares are added up: float64 holds those of whatever float32 holds.
+        has_float64 = any(p.dtype == torch.float64 for p in self.params)
+        self.units = (1.0, 2.0**-500, 2.0**500) if has_float64 else (1.0,)
         self.specs = [
             {} if position is None else state_specs(plan, configs[position], p.dtype, local(p).device)
             for p, position, plan in zip(self.params, positions, self.plans, strict=True)
@@ -288,18 +291,13 @@ class Shard:
         norms, present = self._gradient_norms(plan.grads), self.masks.of(mask).to(torch.float64)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
-        squares = [(norms / unit).square() for unit in self._units()]
+        squares = [(norms / unit).square() for unit in self.units]
         present, told, *squares = self._sum(present, told, *squares)
         return self._roots_of(squares), (present == self.ranks) & (told == 0)
 
-    def _units(self) -> Sequence[float]:
-        """Of norms: the ranks' are added up as squares, which float64 holds of whatever float32 holds."""
-        has_float64 = any(p.dtype == torch.float64 for p in self.params)
-        return (1.0, 2.0**-500, 2.0**500) if has_float64 else (1.0,)
-
     def _roots_of(self, squares: Sequence[Tensor]) -> Tensor:
-        """Norms from their squares in all `_units`: of those that have neither over- nor underflowed."""
-        norms = [square.sqrt() * unit for square, unit in zip(squares, self._units(), strict=True)]
+        """Norms from their squares in all `units`: of those that have neither over- nor underflowed."""
+        norms = [square.sqrt() * unit for square, unit in zip(squares, self.units, strict=True)]
         if len(norms) == 1:
             return norms[0]
         usual, small, large = norms
