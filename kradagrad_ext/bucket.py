@@ -16,7 +16,16 @@ from .config import STRUCTURAL, Config
 from .norms import GradientNorms
 from .plan import ParameterPlan, Shape, group_blocks
 from .roots import supports_polar
-from .state import SCALARS, Arrangement, Batches, State, compute_dtype, state_specs, views_of
+from .state import (
+    SCALARS,
+    Arrangement,
+    Batches,
+    State,
+    compute_dtype,
+    keeps_residuals,
+    state_specs,
+    views_of,
+)
 from .uploads import Masks
 
 KIND = operator.attrgetter("device", "dtype", "shape")
@@ -74,6 +83,7 @@ class Bucket:
         self.key = (device, params[0].dtype)
         self.kinds = list(map(KIND, params))
         self.packs_factors = config.packs_factors(device)
+        self._keeps_residuals = keeps_residuals(config, params[0].dtype)
         self.masks = Masks(device)
         self.like = torch.empty(0, dtype=dtype, device=device)
         self._has_blocks = [bool(plan.regions) for plan in plans]
@@ -237,7 +247,12 @@ class Bucket:
 
     def is_of(self, config: Config) -> bool:
         """Whether the options that shape the state are those that it was made with."""
-        return config.packs_factors(self.like.device) == self.packs_factors and not self._changed(config)
+        packs = config.packs_factors(self.like.device) == self.packs_factors
+        return packs and self.is_rounded_as(config) and not self._changed(config)
+
+    def is_rounded_as(self, config: Config) -> bool:
+        """Whether it has residuals where the options ask for them, and there alone."""
+        return keeps_residuals(config, self.key[1]) == self._keeps_residuals
 
     def _changed(self, config: Config) -> list[str]:
         """The options of those that are others."""

@@ -22,7 +22,7 @@ from .backends import resolve
 from .bucket import Bucket, check_capturable
 from .config import OPTIONS, STRUCTURAL, Config, check_lr, is_int, plain, require
 from .plan import ParameterPlan, group_blocks, plan_parameter
-from .state import Spec, compute_dtype, state_specs
+from .state import Spec, are_keys, compute_dtype, state_specs
 
 FORMAT = 1
 """Of the state and options of this version, as ``format`` in each parameter group."""
@@ -183,11 +183,11 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
 def _check_state(index: int, p: Tensor, config: Config, plan: ParameterPlan, saved: dict[str, Any]) -> None:
     """Compare one parameter's saved tensors with what its plan holds."""
     expected = state_specs(plan, config, p.dtype, p.device)
-    if saved.keys() != expected.keys():
+    if not are_keys(saved, expected):
         missing, extra = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
         raise ValueError(f"KrADagrad: `state` of parameter {index} lacks {missing} and has unknown {extra}")
-    for key, spec in expected.items():
-        value = saved[key]
+    for key, value in saved.items():
+        spec = expected.get(key, Spec(plan.shape, p.dtype))
         shapes = [spec.shape, *_other_storage(key, spec, config)]
         fits = isinstance(value, Tensor) and value.dtype == spec.dtype
         if not fits or all(_in_a_row(value.shape, len(shape)) != shape for shape in shapes):

@@ -47,7 +47,6 @@ STRUCTURAL = (
     "factor_dtype",
     "root_dtype",
     "packed",
-    "rounding",
 )
 """Options that decide which tensors the state holds: they cannot change once the state exists."""
 

@@ -68,17 +68,17 @@ class Roster:
     placed: list[Placed]
     outside: list[int]
 
-    def wanted(
-        self, params: list[Tensor], grads: Sequence[Tensor | None], held: Held
-    ) -> list[list[Tensor]] | None:
+    def wanted(self, settings: Settings, held: Held) -> list[list[Tensor]] | None:
         """What each bucket wants of the parameters' states; see `Placed`.
 
         None where the buckets are not of these parameters, or not of all that have a gradient or state.
         """
+        params, grads = settings.params, settings.grads
         if (
             list(map(KIND, params)) != self.kinds
             or not all(map(operator.is_, params, self.params))
             or any(grads[i] is not None or held[i] for i in self.outside)
+            or not all(placed.bucket.is_rounded_as(settings.config) for placed in self.placed)
         ):
             return None
         found = [wanted for placed in self.placed if (wanted := placed.wanted(held)) is not None]
@@ -177,7 +177,7 @@ class Local:
         """The work of every bucket that has a gradient; the group's roster, and the states that are new."""
         roster, grads = self._rosters.get(settings.position), settings.grads
         held: Held = list(map(state.get, settings.params))
-        wanted = None if roster is None else roster.wanted(settings.params, grads, held)
+        wanted = None if roster is None else roster.wanted(settings, held)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             _check_capture(settings, roster if wanted is not None else None)
         if roster is None or wanted is None:

@@ -92,22 +92,27 @@ def state_specs(
     return specs
 
 
+def are_keys(state: Mapping[str, Any], specs: Mapping[str, Spec]) -> bool:
+    """Whether a state has the tensors that it is to have; `rounding` may have changed since it was made."""
+    return state.keys() ^ specs.keys() <= {RESIDUAL}
+
+
 def check_state(state: Mapping[str, Any], specs: Mapping[str, Spec], name: str) -> None:
     """Raise ValueError unless a parameter's state has the tensors that it is to have.
 
-    Their dtype and device may be others: values are converted.
+    Their dtype and device may be others: values are converted. Residuals may lack, or be there in vain.
 
     Args:
         name: the parameter's.
     """
     moved = state.get(MOMENTUM)
-    if state.keys() != specs.keys() and tuple(getattr(moved, "shape", ())) == specs[MOMENTUM].shape:
+    if not are_keys(state, specs) and tuple(getattr(moved, "shape", ())) == specs[MOMENTUM].shape:
         missing, extra = sorted(specs.keys() - state.keys()), sorted(state.keys() - specs.keys())
         raise ValueError(
             f"KrADagrad: the state of {name} must be as its parameter group's options {STRUCTURAL} shape it: "
             f"it lacks {missing} and has unknown {extra}; delete it (`del optimizer.state[p]`) to start anew"
         )
-    for key in (MOMENTUM, *specs):
+    for key in (MOMENTUM, *(key for key in specs if key in state)):
         value, spec = state.get(key), specs[key]
         if not isinstance(value, Tensor) or tuple(value.shape) != spec.shape:
             got = list(value.shape) if isinstance(value, Tensor) else repr(value)
@@ -326,6 +331,8 @@ class Arrangement:
                     value, spec = state.get(key), specs[key]
                     made = self._like.new_zeros(spec.shape, dtype=spec.dtype) if value is None else value
                     state[key] = fitting(made, spec, self._like)
+            if RESIDUAL not in specs and RESIDUAL in state:
+                del state[RESIDUAL]
 
     def batches(self, tensors: Sequence[Tensor]) -> Batches:
         """The batches of states that lie as `adopt` has left them.

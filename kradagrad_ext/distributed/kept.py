@@ -100,5 +100,5 @@ class KeptStates:
             return {SCALARS: None, **empty}
         kept = {key: Spec(tuple(stored.shape), stored.dtype) for key, stored in empty.items()}
         check_state(held, {SCALARS: scalars, **kept}, self._names[index])
-        shared = {key: stored.shared_from(held[key]) for key, stored in empty.items()}
+        shared = {key: stored.shared_from(held.get(key, stored)) for key, stored in empty.items()}
         return {SCALARS: held[SCALARS], **shared}

@@ -104,6 +104,7 @@ class Shard:
         self.dealt = deal(shapes, configs, self.ranks)
         self.arranged: list[Whereabouts | None] = []  # what `found` was when batches were made
         self.kinds: list[Any] = []
+        self.roundings: dict[int, str] = {}
 
     def arrange(self, configs: Mapping[int, Config]) -> None:
         """Batch this rank's pieces by parameter group and dtype; on all ranks alike.
@@ -115,7 +116,8 @@ class Shard:
             ValueError: a parameter's shape, or an option that shapes its state, has changed.
         """
         kinds, positions = list(map(KIND, self.params)), [own and own[0] for own in self.found]
-        if self.found == self.arranged and kinds == self.kinds:
+        roundings = {position: config.rounding for position, config in configs.items()}
+        if self.found == self.arranged and kinds == self.kinds and roundings == self.roundings:
             return
         for p, own, plan in zip(self.params, self.found, self.plans, strict=True):
             if own is not None and plan_parameter(tuple(p.shape), configs[own[0]]) != plan:
@@ -149,7 +151,7 @@ class Shard:
         names = {i: parameter_name(*own) for i, own in enumerate(self.found) if own is not None}
         parts = [part for chunk in self.chunks for part in chunk.parts]
         self.kept = KeptStates(self.params, names, self.plans, self.specs, parts, list(self.ledgers.values()))
-        self.arranged, self.kinds = list(self.found), kinds
+        self.arranged, self.kinds, self.roundings = list(self.found), kinds, roundings
 
     def _make_ledgers(self) -> dict[Key, Ledger]:
         members: dict[Key, list[int]] = {}
