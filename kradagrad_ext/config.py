@@ -89,6 +89,15 @@ def check_lr(lr: object) -> None:
         require(is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
 
 
+def check_process_group(group: object) -> None:
+    """Raise ValueError unless this is None or a process group that this rank is in."""
+    if group is not None:
+        import torch.distributed as dist  # is not part of every torch
+
+        is_one = dist.is_available() and isinstance(group, dist.ProcessGroup)
+        require(is_one, "process_group", "None or a process group of which this rank is one", group)
+
+
 def parameter_name(position: int, place: int) -> str:
     """What messages call a parameter, by the position of its parameter group and its place there."""
     return f"parameter {place} of parameter group {position}"

@@ -17,11 +17,14 @@ from .config import (
     KeptConfigs,
     check_lr,
     check_no_overlap,
+    check_process_group,
     check_tensor,
     default_block_size,
     parameter_name,
     plain,
+    require,
 )
+from .coverage import check_coverage, check_options
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
@@ -99,6 +102,8 @@ class KrADagrad(Optimizer):
         process_group: its ranks share out state and work; parameters and gradients lie on all of them
             (`DistributedDataParallel`), or in shards as DTensors (`fully_shard`, tensor parallelism), for
             which the default is all ranks. None for plain tensors: every rank does all work.
+        strict: of a model of which less than nine tenths of the elements of matrices are preconditioned, say
+            so in an error, not in a warning; groups with ``precondition=False`` do not count.
 
     Raises:
         ValueError: an option is out of range, or a structural one changed after the state was made.
@@ -146,12 +151,16 @@ class KrADagrad(Optimizer):
         capturable: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
+        strict: bool = False,
     ) -> None:
         given = locals()
         options = {name: given[name] for name in ("lr", *OPTIONS) if name in given}
-        self._process_group = process_group
+        check_process_group(process_group)
+        require(isinstance(strict, bool), "strict", "a bool", strict)
+        self._process_group, self._strict = process_group, strict
         self._whole = WholeSteps()
         super().__init__(params, {**options, "precondition": True, "step": 0, "format": checkpoint.FORMAT})
+        check_coverage(self.param_groups, strict)
         self._engine = self._make_engine()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -165,6 +174,8 @@ class KrADagrad(Optimizer):
         try:
             super().add_param_group(param_group)
             self._check_group(count, param_group)
+            if hasattr(self, "_engine"):  # or the optimizer is being made, which looks at all of them
+                check_coverage(self.param_groups[count:], self._strict)
         except BaseException:
             del self.param_groups[count:]
             param_group.clear()
@@ -177,6 +188,7 @@ class KrADagrad(Optimizer):
         if group["block_size"] is None and group["params"]:
             group["block_size"] = default_block_size(group["params"][0].device)
         config = Config.of(group)
+        check_options(position, group, config)
         for i, p in enumerate(group["params"]):
             name = parameter_name(position, i)
             check_tensor(p, name)
@@ -268,6 +280,7 @@ class KrADagrad(Optimizer):
         self.state = defaultdict(dict, self.state)
         self._whole = WholeSteps()
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
+        self._strict = state.get("_strict", False)
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Local | Sharded:
