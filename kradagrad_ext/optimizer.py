@@ -188,12 +188,12 @@ class KrADagrad(Optimizer):
         if group["block_size"] is None and group["params"]:
             group["block_size"] = default_block_size(group["params"][0].device)
         config = Config.of(group)
-        check_options(position, group, config)
         for i, p in enumerate(group["params"]):
             name = parameter_name(position, i)
             check_tensor(p, name)
             check_no_overlap(p, name)
             plan_parameter(p.shape, config)
+        check_options(position, group, config)
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -16,6 +16,7 @@ happens to a whole parameter is in `PublishedKrADagrad`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .config import check_lr, check_tensor, is_int, is_number, require
+from .config import check_lr, check_tensor, is_int, is_number, parameter_name, require
 from .full_precision import full_float32
 from .state import compute_dtype
 
@@ -100,6 +101,20 @@ class PublishedKrADagrad(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        self._warn_of_vectors(len(self.param_groups) - 1)
+
+    def _warn_of_vectors(self, position: int) -> None:
+        """Say once if the group's block size makes vectors of matrices, which then have one large factor."""
+        group = self.param_groups[position]
+        for i, p in enumerate(group["params"]):
+            is_matrix = p.numel() > 0 and sum(size != 1 for size in p.shape) > 1
+            if is_matrix and len(merged_shape(p.shape, group["block_size"])) == 1:
+                warnings.warn(
+                    f"PublishedKrADagrad: `block_size` {group['block_size']} merges "
+                    f"{parameter_name(position, i)} {list(p.shape)} into a vector, as the authors' code does",
+                    stacklevel=4,
+                )
+                return
 
     @overload
     def step(self, closure: None = None) -> None: ...

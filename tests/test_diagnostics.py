@@ -20,6 +20,8 @@ from kradagrad_ext.diagnostics import _value
 from kradagrad_ext.grafting import UNIT
 from kradagrad_ext.measures import MEASURES, factor_bounds
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
+
 SHAPES = ((20, 13), (7,), (3, 4, 5), ())
 RECIPES: list[dict[str, Any]] = [
     {},

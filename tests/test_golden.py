@@ -35,6 +35,7 @@ def published(case: dict[str, Any], parameter: torch.nn.Parameter) -> PublishedK
     )
 
 
+@pytest.mark.filterwarnings("ignore:PublishedKrADagrad. `block_size` .* into a vector")
 @pytest.mark.parametrize("name", CASES)
 def test_published_trajectory(name: str) -> None:
     data = np.load(GOLDEN / f"{name}.npz")

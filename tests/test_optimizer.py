@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from kradagrad_ext import KrADagrad
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
+
 SMALL: dict[str, Any] = {"block_size": 8, "root_every": 3, "lr": 1e-2}
 
 

@@ -16,6 +16,8 @@ from kradagrad_ext import KrADagrad, packed, packing
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
+
 
 @given(n=st.integers(0, 4), d=st.integers(0, 40), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: torch.dtype) -> None:

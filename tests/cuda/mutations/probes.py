@@ -139,7 +139,7 @@ def accumulate() -> list[Probe]:
 def parameter_step() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
-        (torch.float32, False, (), {"nesterov": True, "l2": 0.1}),
+        (torch.float32, False, ("residuals",), {"nesterov": True, "l2": 0.1}),
         (torch.bfloat16, False, ("momenta", "residuals"), {"decay": 0.1}),
         (torch.float32, True, ("second_moments", "residuals"), {"decay": 0.1, "l2": 0.1}),
         (torch.bfloat16, True, (), {}),

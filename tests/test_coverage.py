@@ -1,0 +1,153 @@
+"""Options that would do nothing are refused, and what of a model is not preconditioned is told."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from kradagrad_ext import KrADagrad, PublishedKrADagrad
+
+
+def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("weight_decy", "weight_decay"),
+        ("beta", "betas"),
+        ("momentum", "momentum_on"),
+        ("blocksize", "block_size"),
+        ("precondtion", "precondition"),
+        ("LR", None),
+        ("initial_lr", None),
+        ("max_lr", None),
+        ("lr_scale", None),
+        ("base_momentum", None),
+        ("name", None),
+    ],
+)
+def test_misspelt_keys_of_a_parameter_group(key: str, meant: str | None) -> None:
+    """Others are the user's own, as schedulers and trainers keep them there."""
+    group = {"params": parameters((4, 4)), key: 0.1}
+    if meant is None:
+        assert KrADagrad([group]).param_groups[0][key] == 0.1
+        return
+    with pytest.raises(
+        ValueError, match=f"`{key}` of parameter group 0 must be an option; is `{meant}` meant"
+    ):
+        KrADagrad([group])
+    optimizer = KrADagrad(parameters((4, 4)))
+    with pytest.raises(ValueError, match=f"`{key}` of parameter group 1"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_split_dim_alone() -> None:
+    with pytest.raises(ValueError, match="`split_dim` must come with `split`, got 1 alone"):
+        KrADagrad(parameters((4, 4)), split_dim=1)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "options", "sound"),
+    [
+        ([(4, 4)], {}, False),
+        ([(4, 4), (8,)], {}, False),
+        ([(4, 4)], {"precondition_1d": True}, True),
+        ([(4, 9, 9), (4, 9)], {}, True),
+    ],
+)
+def test_batch_dims_of_matrices(shapes: list[tuple[int, ...]], options: dict[str, Any], sound: bool) -> None:
+    """Experts' biases go with their weights; a group in which nothing is a matrix is a mistake."""
+    if sound:
+        KrADagrad(parameters(*shapes), batch_dims=1, **options)
+        return
+    with pytest.raises(
+        ValueError, match="`batch_dims` must leave a matrix of some parameter of parameter group 0"
+    ):
+        KrADagrad(parameters(*shapes), batch_dims=1, **options)
+
+
+def test_factors_shorter_than_blocks() -> None:
+    with pytest.warns(UserWarning, match=r"`max_factor_dim` should be at least `block_size` \(16\), got 8"):
+        KrADagrad(parameters((8, 8)), block_size=16, max_factor_dim=8)
+
+
+@pytest.mark.parametrize("group", ["world", 2, object()])
+def test_a_process_group_that_is_none(group: object) -> None:
+    with pytest.raises(
+        ValueError, match="`process_group` must be None or a process group of which this rank"
+    ):
+        KrADagrad(parameters((4, 4)), process_group=group)
+
+
+def test_a_process_group_of_other_ranks() -> None:
+    with pytest.raises(ValueError, match="`process_group` must be"):
+        KrADagrad(parameters((4, 4)), process_group=dist.GroupMember.NON_GROUP_MEMBER)
+
+
+FLAT = (1 << 16,)
+LEFT_OUT = [
+    ([FLAT, (30, 30)], {}, "parameter 0 of parameter group 0 .*one-dimensional: a flat shard"),
+    (
+        [(30, 30), (4, 500)],
+        {"max_factor_dim": 2, "block_size": 2},
+        "all sides are longer than `max_factor_dim`",
+    ),
+    (
+        [(3, 3, 3), (90, 20)],
+        {"batch_dims": 1},
+        "parameter 1 of parameter group 0 .*`batch_dims` leaves vectors",
+    ),
+]
+
+
+@pytest.mark.parametrize(("shapes", "options", "reason"), LEFT_OUT)
+def test_what_is_left_out_is_told(
+    shapes: list[tuple[int, ...]], options: dict[str, Any], reason: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"elements of matrices are preconditioned; left out: .*{reason}"):
+        KrADagrad(parameters(*shapes), **options)
+    with pytest.raises(ValueError, match=reason):
+        KrADagrad(parameters(*shapes), **options, strict=True)
+    optimizer = KrADagrad(parameters((8, 8)), strict=True)
+    with pytest.raises(ValueError, match="elements of matrices are preconditioned"):
+        optimizer.add_param_group({"params": parameters(*shapes), **options})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_names_are_those_of_named_parameters() -> None:
+    (flat,) = parameters(FLAT)
+    with pytest.raises(ValueError, match=r"left out: layers\.0\.flat_weight \[65536\]"):
+        KrADagrad([("layers.0.flat_weight", flat)], strict=True)
+
+
+def test_what_is_expected_to_be_left_out_is_not_told() -> None:
+    """Vectors, groups that say so, a small share, empty parameters, and a model of vectors alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KrADagrad(parameters((400, 300), (300,), (5,), (0, 7)), strict=True)
+        KrADagrad(parameters((7,), ()), strict=True)
+        KrADagrad([{"params": parameters(FLAT), "precondition": False}], strict=True)
+        KrADagrad(parameters((9000, 100), (9000, 8500 // 850)), strict=True)
+        KrADagrad(parameters((1 << 20, 4)), strict=True)
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_strict_is_a_bool(value: object) -> None:
+    with pytest.raises(ValueError, match="`strict` must be a bool"):
+        KrADagrad(parameters((4, 4)), strict=value)
+
+
+def test_published_merges_matrices_into_vectors() -> None:
+    """As its authors' code does, which few expect."""
+    with pytest.warns(
+        UserWarning, match=r"`block_size` 128 merges parameter 0 of parameter group 0 \[8, 8\]"
+    ):
+        PublishedKrADagrad(parameters((8, 8)), variant="star", lr=0.1)
