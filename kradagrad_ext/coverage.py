@@ -84,7 +84,7 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool) -> N
     left_out = [found for position, group in enumerate(param_groups) for found in _left_out(position, group)]
     missing = sum(own.elements for own in left_out)
     whole = missing + sum(_preconditioned(group) for group in param_groups)
-    if missing <= (1 - LEAST_SHARE) * whole:
+    if whole - missing >= LEAST_SHARE * whole:
         return
     left_out.sort(key=lambda own: own.elements, reverse=True)
     named = "; ".join(map(str, left_out[:NAMED])) + (" and more" if len(left_out) > NAMED else "")

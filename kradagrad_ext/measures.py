@@ -84,7 +84,8 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
     Args:
         states: of those of its parameters that have one.
     """
-    step = torch.as_tensor(param_group["step"])
+    step = param_group["step"]
+    step = step if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
     tallies: dict[torch.device, Tally] = {}
 
     def on(device: torch.device) -> Tally:

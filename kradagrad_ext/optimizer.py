@@ -28,7 +28,7 @@ from .coverage import check_coverage, check_options
 from .local import Local
 from .plan import plan_parameter
 from .step import LossScale, Settings
-from .whole_steps import WholeSteps
+from .whole_steps import WholeSteps, outside_inference_mode
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -102,6 +102,9 @@ class KrADagrad(Optimizer):
         process_group: its ranks share out state and work; parameters and gradients lie on all of them
             (`DistributedDataParallel`), or in shards as DTensors (`fully_shard`, tensor parallelism), for
             which the default is all ranks. None for plain tensors: every rank does all work.
+        amp_scaling: let `torch.amp.GradScaler` leave it to the step to divide gradients by the scale and to
+            keep all where any is not finite, so that the host waits for nothing. Trainers that clip gradients
+            or look whether a step was skipped want it off. It is on with ``capturable`` and DTensors.
         strict: of a model of which less than nine tenths of the elements of matrices are preconditioned, say
             so in an error, not in a warning; groups with ``precondition=False`` do not count.
 
@@ -109,8 +112,6 @@ class KrADagrad(Optimizer):
         ValueError: an option is out of range, or a structural one changed after the state was made.
         TypeError: a parameter or gradient is sparse, complex, integer or of an unsupported dtype.
     """
-
-    _step_supports_amp_scaling = True  # `torch.amp.GradScaler` sets `grad_scale` and `found_inf` instead
 
     def __init__(
         self,
@@ -151,17 +152,28 @@ class KrADagrad(Optimizer):
         capturable: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
+        amp_scaling: bool = False,
         strict: bool = False,
     ) -> None:
         given = locals()
         options = {name: given[name] for name in ("lr", *OPTIONS) if name in given}
         check_process_group(process_group)
-        require(isinstance(strict, bool), "strict", "a bool", strict)
-        self._process_group, self._strict = process_group, strict
+        for name in ("amp_scaling", "strict"):
+            require(isinstance(given[name], bool), name, "a bool", given[name])
+        self._process_group, self._amp_scaling, self._strict = process_group, amp_scaling, strict
         self._whole = WholeSteps()
         super().__init__(params, {**options, "precondition": True, "step": 0, "format": checkpoint.FORMAT})
         check_coverage(self.param_groups, strict)
         self._engine = self._make_engine()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `torch.amp.GradScaler` sets `grad_scale` and `found_inf` instead of doing it all itself.
+
+        Where gradients lie in shards, ranks that decide by themselves might not decide alike.
+        """
+        is_capturable = any(group["capturable"] for group in self.param_groups)
+        return self._amp_scaling or is_capturable or self._has_dtensors()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with options that override the optimizer's; see `torch.optim.Optimizer`.
@@ -209,8 +221,8 @@ class KrADagrad(Optimizer):
         counted in `kradagrad_ext.diagnostics`, without a host sync. Where `batch_dims` or `split` make
         several matrices of it, that is a matter of each.
 
-        Called through `torch.amp.GradScaler.step`, it divides the gradients by the scale itself and, where
-        any holds NaN or Inf, keeps all parameters.
+        Called through `torch.amp.GradScaler.step` with `amp_scaling`, it divides the gradients by the scale
+        itself and, where any holds NaN or Inf, keeps all parameters.
 
         Args:
             closure: re-evaluates the model and returns the loss.
@@ -264,7 +276,7 @@ class KrADagrad(Optimizer):
             engine.restore(self.state, self._groups(), saved)
             self._engine = engine
 
-        with checkpoint.exactly(self, restore):
+        with outside_inference_mode(), checkpoint.exactly(self, restore):
             super().load_state_dict(state_dict)
         self._whole.mend()
 
@@ -280,7 +292,7 @@ class KrADagrad(Optimizer):
         self.state = defaultdict(dict, self.state)
         self._whole = WholeSteps()
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
-        self._strict = state.get("_strict", False)
+        self._amp_scaling, self._strict = state.get("_amp_scaling", False), state.get("_strict", False)
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Local | Sharded:
@@ -313,10 +325,11 @@ class KrADagrad(Optimizer):
     def _groups(self) -> list[Settings]:
         """All parameter groups, their options checked."""
         self._follow_dtensors()
-        return [
-            Settings.of(position, group, self._configs.of(position, group))
-            for position, group in enumerate(self.param_groups)
-        ]
+        with outside_inference_mode():
+            return [
+                Settings.of(position, group, self._configs.of(position, group))
+                for position, group in enumerate(self.param_groups)
+            ]
 
     def _settings(self) -> list[Settings]:
         """All parameter groups with their gradients, checked in every respect."""

@@ -38,7 +38,7 @@ class Masks:
         """The mask as a tensor; one that a graph was captured with stays where it is for ever."""
         found = self._kept.pop(mask, None)
         if found is None:
-            found = upload(torch.tensor(mask, dtype=torch.bool), self.device)
+            found = upload(torch.tensor(mask, dtype=torch.bool, device="cpu"), self.device)
         self._kept[mask] = found
         if len(self._kept) > MOST_MASKS:
             self._kept.popitem(last=False)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
+import torch
+
 BROKEN = (
     "KrADagrad: a step broke off after it had begun to change parameters and state: both must be loaded anew "
     "before the optimizer steps or is saved"
@@ -46,7 +48,7 @@ class WholeSteps:
             RuntimeError: the step failed after its first change; the cause is the error itself.
         """
         self.check()
-        with deferred_signals():
+        with deferred_signals(), outside_inference_mode():
             try:
                 yield self._begin
             except Exception as error:
@@ -54,6 +56,16 @@ class WholeSteps:
                     raise RuntimeError(BROKEN) from error
                 raise
             self.is_broken = False
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Make tensors that later steps can change; without a graph all the same."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -27,11 +27,14 @@ def scaled_step(optimizer: KrADagrad, scaler: torch.amp.GradScaler, *, unscale_f
     scaler.update()
 
 
+@pytest.mark.parametrize("amp_scaling", [False, True])
 @pytest.mark.parametrize("unscale_first", [False, True])
-def test_a_scaled_loss_gives_the_same_steps_to_the_bit(unscale_first: bool, backend: str) -> None:
+def test_a_scaled_loss_gives_the_same_steps_to_the_bit(
+    unscale_first: bool, amp_scaling: bool, backend: str
+) -> None:
     """Scales are powers of two. They grow every second step; with gradients clipped, the user unscales."""
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
-    optimizer = KrADagrad(ours, **SMALL, backend=backend)
+    optimizer = KrADagrad(ours, **SMALL, backend=backend, amp_scaling=amp_scaling)
     other = KrADagrad(plain, **SMALL, backend=backend)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
     for step in range(6):
@@ -43,10 +46,11 @@ def test_a_scaled_loss_gives_the_same_steps_to_the_bit(unscale_first: bool, back
     assert not hasattr(optimizer, "found_inf"), "a later step without the scaler must not see it"
 
 
-def test_a_step_that_the_scaler_refuses_changes_nothing(backend: str) -> None:
+@pytest.mark.parametrize("amp_scaling", [False, True])
+def test_a_step_that_the_scaler_refuses_changes_nothing(amp_scaling: bool, backend: str) -> None:
     """All parameters stay, those with sound gradients too, since the loss overflowed; the scale halves."""
     params = parameters(*SHAPES)
-    optimizer = KrADagrad(params, **SMALL, backend=backend)
+    optimizer = KrADagrad(params, **SMALL, backend=backend, amp_scaling=amp_scaling)
     train(optimizer, params, range(3))
     before = [p.detach().clone() for p in params]
     state = {(p, key): t.clone() for p in params for key, t in optimizer.state[p].items()}
@@ -66,7 +70,7 @@ def test_a_step_that_the_scaler_refuses_changes_nothing(backend: str) -> None:
 def test_a_scale_that_is_still_being_found_keeps_no_root_at_the_identity() -> None:
     """The first gradients of all are refused: the next ones get roots, however seldom these are made."""
     params = parameters((20, 12))
-    optimizer = KrADagrad(params, block_size=8, root_every=100)
+    optimizer = KrADagrad(params, block_size=8, root_every=100, amp_scaling=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for step in range(3):
         set_gradients(params, step)

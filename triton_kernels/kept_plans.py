@@ -90,7 +90,7 @@ class Kept:
     tables: OrderedDict[Hashable, Table] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
-        self.words = torch.tensor(self.plan.words, dtype=torch.int64)
+        self.words = torch.tensor(self.plan.words, dtype=torch.int64, device="cpu")
         self.places = (self.words.view(-1) > OFFSET_MASK).nonzero().view(-1)
         symbolic = self.words.view(-1)[self.places]
         self.numbers = (symbolic >> ADDRESS_BITS) - 1
@@ -99,7 +99,8 @@ class Kept:
     def table(self, addresses: list[int], device: torch.device) -> Table:
         """The words with real addresses, on their way to the device."""
         words = self.words.clone()
-        starts = torch.tensor([address - address % ALIGNMENT for address in addresses], dtype=torch.int64)
+        aligned = [address - address % ALIGNMENT for address in addresses]
+        starts = torch.tensor(aligned, dtype=torch.int64, device="cpu")
         words.view(-1)[self.places] = starts[self.numbers] + self.offsets
         pinned = words.pin_memory() if device.type == "cuda" else words
         return Table(pinned.to(device, non_blocking=True), pinned)

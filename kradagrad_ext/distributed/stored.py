@@ -25,7 +25,7 @@ from kradagrad_ext.state import SCALARS, Spec, State, key_of
 
 from .pieces import Box, Piece
 
-NOTHING = torch.empty(0)
+NOTHING = torch.empty(0, device="cpu")
 """Stands for a part that is not made yet."""
 
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten._to_copy.default)
