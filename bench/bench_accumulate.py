@@ -16,7 +16,7 @@ from workload import LAYER_ELEMENTS, gradients
 def make_case(dtype: str) -> Case:
     momenta, second_moments = moments()
     grads = [gradient.to(DTYPES[dtype]) for gradient in gradients(1, 0)]
-    scalars = dict(beta1=0.9, beta2=0.99, weight2=0.01, l2=0.0, nesterov=False)
+    scalars = dict(beta1=0.9, beta2=0.99, weight2=0.01, nesterov=False)
     return Case(
         op="accumulate_",
         arguments=dict(

@@ -27,8 +27,6 @@ def make_case(dtype: str) -> Case:
             second_moments=second_moments,
             lr=torch.tensor(0.02),
             momentum=0.9,
-            decay=0.01,
-            l2=0.0,
             nesterov=False,
             **common,
         ),

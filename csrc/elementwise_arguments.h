@@ -5,7 +5,7 @@
 
 namespace kradagrad {
 
-constexpr int kCoefficients = 7;  // c0 to c6 of a parameter
+constexpr int kCoefficients = 10;  // c0 to c9 of a parameter
 
 struct AccumulateArguments {
   Tensors momenta, second_moments, directions;
@@ -15,7 +15,7 @@ struct AccumulateArguments {
 };
 
 struct AccumulateScalars {
-  double beta1, beta2, weight2, l2;
+  double beta1, beta2, weight2;
   bool nesterov;
 };
 
@@ -25,7 +25,7 @@ struct ParameterArguments {
 };
 
 struct ParameterScalars {
-  double momentum, decay, l2;
+  double momentum;
   bool nesterov;
 };
 
@@ -46,7 +46,6 @@ inline void check_accumulate(const Checks& checks, const AccumulateArguments& in
   checks.scalar("beta1", scalars.beta1 >= 0 && scalars.beta1 <= 1, "in [0, 1]", scalars.beta1);
   checks.scalar("beta2", scalars.beta2 >= 0 && scalars.beta2 <= 1, "in [0, 1]", scalars.beta2);
   checks.not_negative("weight2", scalars.weight2);
-  checks.not_negative("l2", scalars.l2);
 }
 
 inline void check_parameter_step(const Checks& checks, const ParameterArguments& in,
@@ -68,8 +67,6 @@ inline void check_parameter_step(const Checks& checks, const ParameterArguments&
     if (in.updates[i].numel() > 0) checks.like_parameter("updates", i, in.updates[i], in.params[i], dtype);
   }
   checks.not_negative("momentum", scalars.momentum);
-  checks.not_negative("decay", scalars.decay);
-  checks.not_negative("l2", scalars.l2);
 }
 
 }  // namespace kradagrad

@@ -18,12 +18,12 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
   m.def(
       "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "
       "Tensor(d!) graft_norms, Tensor[] grads, Tensor[] params, Tensor coefficients, "
-      "Tensor active, float beta1, float beta2, float weight2, float l2, bool nesterov) -> ()");
+      "Tensor active, float beta1, float beta2, float weight2, bool nesterov) -> ()");
   // Graft, weight decay, momentum and the write of every parameter.
   m.def(
       "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor(c!)[] residuals, Tensor[] updates, "
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
-      "Tensor lr, float momentum, float decay, float l2, bool nesterov) -> ()");
+      "Tensor lr, float momentum, bool nesterov) -> ()");
   // Roots of F F^T and their residuals, one matrix a core.
   m.def("decomposed_roots(Tensor factors, int p) -> (Tensor, Tensor)");
   // Square roots of F F^T by products alone, of the blocks of several sides that are due.

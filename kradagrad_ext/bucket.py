@@ -174,7 +174,8 @@ class Bucket:
 
     def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
         """Squared norm ``[M]`` of every matrix's update from its blocks', in a fixed order."""
-        return torch.cat([*block_norms, self.like.new_zeros(1)])[self._norm_index].sum(1)
+        norms = torch.cat([*block_norms, self.like.new_zeros(1)]).double()
+        return norms[self._norm_index].sum(1).to(self.like.dtype)
 
     def options(self, config: Config) -> Config:
         """The parameter group's, as they are for this bucket's parameters."""

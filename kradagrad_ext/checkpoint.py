@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from . import packing
 from .backends import resolve
 from .bucket import Bucket, check_capturable
-from .config import OPTIONS, STRUCTURAL, Config, check_lr, is_int, plain, require
+from .config import OPTIONS, STRUCTURAL, Config, check_rate, is_int, plain, require
 from .plan import ParameterPlan, group_blocks, plan_parameter
 from .state import Spec, are_keys, compute_dtype, state_specs
 
@@ -169,7 +169,7 @@ def _check_group(position: int, group: dict[str, Any], saved: dict[str, Any]) ->
         raise ValueError(
             f"KrADagrad: `params` {where} must list {len(group['params'])}, got {len(saved['params'])}"
         )
-    check_lr(plain(saved["lr"]))
+    check_rate("lr", plain(saved["lr"]))
     step = saved["step"].item() if isinstance(saved["step"], Tensor) else saved["step"]
     require(is_int(step) and step >= 0, "step", f"an integer >= 0 {where}", step)
     for option in STRUCTURAL:

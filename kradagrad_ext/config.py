@@ -27,6 +27,7 @@ ROOT_METHODS = ("auto", "eigh", "polar")
 ROUNDINGS = ("nearest", "stochastic", "compensated")
 STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
+LARGEST_RATE = torch.finfo(torch.float32).max
 PRIOR = 0.03
 """What a new factor holds before its first gradient, relative to that, where old statistics are forgotten.
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
@@ -81,12 +82,15 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     return value.item() if is_foreign else value
 
 
-def check_lr(lr: object) -> None:
-    """Raise ValueError unless `lr` is a finite non-negative number or a one-element floating tensor."""
-    if isinstance(lr, torch.Tensor):
-        require(lr.numel() == 1 and lr.is_floating_point(), "lr", "a one-element floating tensor", lr)
+def check_rate(option: str, value: object) -> None:
+    """Raise ValueError unless this is a number >= 0 that float32 holds, or a one-element floating tensor."""
+    if isinstance(value, torch.Tensor):
+        require(
+            value.numel() == 1 and value.is_floating_point(), option, "a one-element floating tensor", value
+        )
     else:
-        require(is_number(lr) and lr >= 0, "lr", "a number >= 0 or a one-element tensor", lr)  # type: ignore[operator]
+        sound = is_number(value) and 0 <= value <= LARGEST_RATE  # type: ignore[operator]
+        require(sound, option, "a number >= 0 that float32 holds, or a one-element tensor", value)
 
 
 def check_process_group(group: object) -> None:
@@ -139,7 +143,7 @@ class Config:
 
     betas: tuple[float, float]
     eps: float
-    weight_decay: float
+    weight_decay: float | torch.Tensor
     block_size: int
     merge_dims: bool
     max_factor_dim: int
@@ -219,9 +223,8 @@ class Config:
         betas = self.betas
         valid = isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(is_number, betas))
         require(valid and all(0 <= beta < 1 for beta in betas), "betas", "two numbers in [0, 1)", betas)
-        for option in ("eps", "weight_decay"):
-            value = getattr(self, option)
-            require(is_number(value) and value >= 0, option, "a number >= 0", value)
+        require(is_number(self.eps) and self.eps >= 0, "eps", "a number >= 0", self.eps)
+        check_rate("weight_decay", self.weight_decay)
         for option in ("block_size", "max_factor_dim", "factor_every", "root_every"):
             value = getattr(self, option)
             require(is_int(value) and value >= 1, option, "an integer >= 1", value)
@@ -300,10 +303,11 @@ class Config:
         return replace(self, graft="adam")
 
     @property
-    def coupled_weight_decay(self) -> float:
-        """What of it enters moments: that which is added to gradients."""
-        is_added = self.momentum_on == "gradient" and not self.decoupled_weight_decay
-        return self.weight_decay if is_added else 0.0
+    def weight_decays(self) -> tuple[float | torch.Tensor, ...]:
+        """Weight decay that is added to gradients, that is added to updates, and that is decoupled."""
+        kinds = ("gradient", "update", "decoupled")
+        own = "decoupled" if self.decoupled_weight_decay else self.momentum_on
+        return tuple([self.weight_decay if kind == own else 0.0 for kind in kinds])
 
     @property
     def writes_directions(self) -> bool:

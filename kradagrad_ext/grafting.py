@@ -163,8 +163,10 @@ def _renew_units_(column: Sequence[Tensor], active: Tensor, config: Config) -> t
     if has_second_moment(config):  # which may forget more slowly
         size = torch.maximum(size, column[ENERGY].sqrt() * old)
     limits = torch.finfo(size.dtype)
-    least = max(limits.tiny, config.coupled_weight_decay / UNITS_APART)
-    unit = (size / torch.frexp(size).mantissa / 2).clamp_(least, 1 / limits.tiny)
+    unit = (size / torch.frexp(size).mantissa / 2).clamp_(limits.tiny, 1 / limits.tiny)
+    added, *_ = config.weight_decays
+    if isinstance(added, Tensor) or added > 0:  # of which moments are made, too
+        unit = torch.maximum(unit, _of_all(added, unit) / UNITS_APART)
     shifts = old / unit
     is_near = (column[UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
     is_new = active & (size > 0) & ~is_near
@@ -184,7 +186,7 @@ def _share_left(scalars: Tensor, rms: Tensor, config: Config) -> Tensor:
 
 
 def coefficients(scalars: Tensor, guard: Guard, config: Config) -> Tensor:
-    """``[M, 7]``, see `backends.base.COEFFICIENTS`; c3 is the gradient's scale.
+    """``[M, 10]``, see `backends.base.COEFFICIENTS`; c3 is the gradient's scale.
 
     Args:
         scalars: ``[M, 9]``.
@@ -197,9 +199,17 @@ def coefficients(scalars: Tensor, guard: Guard, config: Config) -> Tensor:
     if config.graft == "adam":
         c1 = _bias_correction(config.betas[1], steps)
     c2 = (c1 * column[ENERGY]).sqrt_().mul_(config.eps)
-    largest = torch.full_like(c0, _largest_update(config))
-    chance = column[STEPS] if config.rounding == "stochastic" else torch.zeros_like(c0)
-    return torch.stack((c0, c1, c2, guard.scales, guard.shifts, largest, chance), 1)
+    largest, zero = torch.full_like(c0, _largest_update(config)), torch.zeros_like(c0)
+    chance = column[STEPS] if config.rounding == "stochastic" else zero
+    own = (c0, c1, c2, guard.scales, guard.shifts, largest, chance)
+    return torch.stack((*own, *(_of_all(decay, zero) for decay in config.weight_decays)), 1)
+
+
+def _of_all(value: float | Tensor, zero: Tensor) -> Tensor:
+    """A number, or a tensor of one, for every matrix."""
+    if isinstance(value, Tensor):
+        return value.detach().to(zero, non_blocking=True).expand_as(zero)
+    return torch.full_like(zero, value) if value else zero
 
 
 def _largest_update(config: Config) -> float:
@@ -223,8 +233,8 @@ def scale_(
     It is NaN for an update that is zero or not finite: the write then takes the graft itself.
 
     Args:
-        coefficients: ``[M, 7]``; c0 becomes what gives the graft its length with `rms`, `whitened` and `sgd`,
-            and takes in the gradient's scale where directions are the gradients as they are.
+        coefficients: ``[M, 10]``; c0 becomes what gives the graft its length with `rms`, `whitened` and
+            `sgd`, and takes in the gradient's scale where directions are the gradients as they are.
         scalars: ``[M, 9]``; steps without an update are counted, the factor is kept.
         graft_norms, update_norms: squared norms ``[M]``.  numel: elements ``[M]``, at least 1.
         preconditioned: ``[M]`` bool.

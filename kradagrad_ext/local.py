@@ -284,12 +284,12 @@ def _check_capture(settings: Settings, roster: Roster | None) -> None:
             f"KrADagrad: a step must be taken before one is captured, as parameters of {where} have no state "
             "yet, or another than on the last step"
         )
-    lr = settings.lr
-    if isinstance(lr, Tensor) and lr.device.type == "cpu":
-        raise RuntimeError(
-            f"KrADagrad: `lr` of {where} must be a tensor on the parameters' device where a step is "
-            "captured, as a graph would keep its value of today, got one on the CPU"
-        )
+    for option, value in (("lr", settings.lr), ("weight_decay", settings.config.weight_decay)):
+        if isinstance(value, Tensor) and value.device.type == "cpu":
+            raise RuntimeError(
+                f"KrADagrad: `{option}` of {where} must be a tensor on the parameters' device where a step "
+                "is captured, as a graph would keep its value of today, got one on the CPU"
+            )
     presences = [(placed.bucket, presence(placed.of(settings.grads))) for placed in roster.placed]
     if any(any(there) and bucket.mask(there) not in bucket.masks for bucket, there in presences):
         raise RuntimeError(

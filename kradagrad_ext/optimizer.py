@@ -15,9 +15,9 @@ from .config import (
     OPTIONS,
     Config,
     KeptConfigs,
-    check_lr,
     check_no_overlap,
     check_process_group,
+    check_rate,
     check_tensor,
     default_block_size,
     parameter_name,
@@ -196,7 +196,7 @@ class KrADagrad(Optimizer):
 
     @staticmethod
     def _check_group(position: int, group: dict[str, Any]) -> None:
-        check_lr(plain(group["lr"]))
+        check_rate("lr", plain(group["lr"]))
         if group["block_size"] is None and group["params"]:
             group["block_size"] = default_block_size(group["params"][0].device)
         config = Config.of(group)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .config import check_lr, check_tensor, is_int, is_number, parameter_name, require
+from .config import check_rate, check_tensor, is_int, is_number, parameter_name, require
 from .full_precision import full_float32
 from .state import compute_dtype
 
@@ -202,7 +202,7 @@ def check_options(options: Options) -> None:
     missing = [name for name in ("lr", *(name for name, _, _ in expected)) if name not in options]
     if missing:
         raise ValueError(f"KrADagrad: a parameter group lacks the options {missing}")
-    check_lr(options["lr"])
+    check_rate("lr", options["lr"])
     for name, wanted, is_valid in expected:
         require(is_valid(options[name]), name, wanted, options[name])
 

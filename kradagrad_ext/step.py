@@ -16,7 +16,7 @@ from .backends.base import Backend
 from .block_layout import Blocked, Workspace
 from .bucket import Bucket
 from .clock import Clock
-from .config import Config, all_supported, check_lr, check_tensor, parameter_name, plain
+from .config import Config, all_supported, check_rate, check_tensor, parameter_name, plain
 from .side_stream import SideStream
 from .state import Batches, compute_dtype
 
@@ -38,7 +38,7 @@ class Settings:
     @classmethod
     def of(cls, position: int, group: dict[str, Any], config: Config) -> Settings:
         """The group with its checked options; its count of steps is brought to where they need it."""
-        check_lr(plain(group["lr"]))
+        check_rate("lr", plain(group["lr"]))
         if config.capturable:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
             if isinstance(group["step"], int):
@@ -217,7 +217,6 @@ def accumulate(
             config.betas[0],
             decay2,
             weight2,
-            config.coupled_weight_decay,
             config.nesterov,
         )
     return graft_norms
@@ -273,7 +272,7 @@ def write(
 ) -> None:
     """Graft, weight decay, momentum of the update, and the parameters."""
     bucket, config, batches = work.bucket, work.config, work.batches
-    averaged, decoupled = config.momentum_on == "gradient", config.decoupled_weight_decay
+    averaged = config.momentum_on == "gradient"
     work.backend.parameter_step_(
         bucket.matrices(params),
         [] if averaged else bucket.matrices(batches.momenta),
@@ -285,7 +284,5 @@ def write(
         active,
         work.lr,
         config.betas[0],
-        config.weight_decay if decoupled else 0.0,
-        0.0 if decoupled or averaged else config.weight_decay,
         config.nesterov,
     )

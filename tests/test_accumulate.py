@@ -19,7 +19,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"nesterov": True},
     {"momenta": False},
     {"second_moments": False},
-    {"l2": 0.1},
+    {"decay": 0.1},
     {"beta2": 1.0, "weight2": 1.0},
 ]
 
@@ -51,9 +51,10 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
 def run(
     backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
-    chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False}
+    chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False}
 
     result = cases.copied(given, dtype)
+    result.coefficients[:, 7] *= options.pop("decay", 0.0)
     for name in ("momenta", "second_moments"):
         if not options.pop(name, True):
             setattr(result, name, [])
@@ -105,7 +106,7 @@ def test_zero_over_zero_is_zero(backend: str) -> None:
 def test_no_parameters(backend: str) -> None:
     norms = torch.empty(0)
     cases.ops(backend, torch.float32).accumulate_(
-        [], [], [], norms, [], [], torch.empty(0, COEFFICIENTS), norms.bool(), 0.9, 0.99, 0.01, 0.0, False
+        [], [], [], norms, [], [], torch.empty(0, COEFFICIENTS), norms.bool(), 0.9, 0.99, 0.01, False
     )
     assert norms.shape == (0,)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.backends import available_backends, triton
+from kradagrad_ext.backends.base import COEFFICIENTS
 
 NATIVE = available_backends(torch.device("cpu")).get("native")
 pytestmark = pytest.mark.skipif(NATIVE is not None, reason=f"native backend: {NATIVE}")
@@ -58,13 +59,13 @@ def some() -> list[Tensor]:
 
 
 def accumulate_arguments() -> tuple[object, ...]:
-    scalars = (torch.rand(2, 7), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, 0.0, True)
+    scalars = (torch.rand(2, COEFFICIENTS), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, True)
     return (some(), some(), some(), torch.zeros(2), some(), some(), *scalars)
 
 
 def parameter_arguments() -> tuple[object, ...]:
     updates = [torch.rand(3, 4), torch.empty(0)]
-    scalars = (torch.rand(2, 7), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, 0.0, 0.0, False)
+    scalars = (torch.rand(2, COEFFICIENTS), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, False)
     params, residuals = ([value.bfloat16() for value in some()] for _ in range(2))
     return (params, some(), residuals, updates, some(), some(), *scalars)
 

@@ -21,7 +21,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"momenta": True, "nesterov": True},
     {"second_moments": False},
     {"decay": 0.1},
-    {"l2": 0.1, "momenta": True},
+    {"added": 0.1, "momenta": True},
 ]
 
 
@@ -59,9 +59,11 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
 def run(
     backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
-    chosen: dict[str, Any] = {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False}
+    chosen: dict[str, Any] = {"momentum": 0.9, "nesterov": False}
 
     result = cases.copied(given, dtype)
+    for column, name in ((8, "added"), (9, "decay")):
+        result.coefficients[:, column] *= options.pop(name, 0.0)
     for name in ("momenta", "residuals"):
         if not options.pop(name, False):
             setattr(result, name, [])
@@ -80,7 +82,7 @@ def test_agrees_with_float64(
     check(backend, inputs(dtype, transposed), **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"momenta": True, "l2": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"momenta": True, "added": 0.1}], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_with_residuals_agrees_with_float64(transposed: bool, options: dict[str, Any], backend: str) -> None:
     check(backend, inputs(torch.bfloat16, transposed), residuals=True, **options)
@@ -102,7 +104,7 @@ def test_a_scale_that_is_not_finite_takes_the_graft(backend: str) -> None:
     given = inputs(torch.float32)
     given.updates[4][:] = math.nan
     ours = run(cases.ops(backend, torch.float32), given)
-    c0, c1, c2, _, _, largest, _ = given.coefficients[4]
+    c0, c1, c2, _, _, largest, *_ = given.coefficients[4]
     graft = c0 * given.directions[4] / ((c1 * given.second_moments[4]).sqrt() + c2)
     graft = graft.clamp(-largest, largest)
     torch.testing.assert_close(ours.params[4], given.params[4] - given.lr * graft)
@@ -120,7 +122,7 @@ def exact_inputs(count: int) -> SimpleNamespace:
         given.params[i] = whole.to(torch.bfloat16)
         given.residuals[i] = (torch.randint(-64, 64, shape) / 256).to(torch.bfloat16)
         given.updates[i] = torch.randint(-99, 100, shape) / 64
-    given.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count])
+    given.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count, 0.0, 0.0, 0.0])
     given.lr = torch.tensor(2.0**-7)
     return given
 

@@ -303,7 +303,7 @@ def test_closures_groups_and_tensors_as_learning_rates() -> None:
     ("option", "value", "expected"),
     [
         ("variant", "moon", "one of ('star', 'plain')"),
-        ("lr", -1.0, "a number >= 0 or a one-element tensor"),
+        ("lr", -1.0, "a number >= 0 that float32 holds, or a one-element tensor"),
         ("momentum", 1.0, "a number in [0, 1)"),
         ("matrix_eps", 0.0, "a number > 0"),
         ("beta2", 0.0, "a number in (0, 1]"),

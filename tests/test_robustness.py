@@ -148,7 +148,9 @@ def test_bad_options_in_mid_run_change_nothing() -> None:
 
 
 def test_bad_arguments_of_the_constructor() -> None:
-    with pytest.raises(ValueError, match="`lr` must be a number >= 0 or a one-element tensor, got -1"):
+    with pytest.raises(
+        ValueError, match="`lr` must be a number >= 0 that float32 holds, or a one-element tensor, got -1"
+    ):
         KrADagrad(parameters((3, 3)), lr=-1.0)
     with pytest.raises(ValueError, match="`lr` must be a one-element floating tensor"):
         KrADagrad(parameters((3, 3)), lr=torch.zeros(2))

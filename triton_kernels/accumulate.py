@@ -1,6 +1,6 @@
 """accumulate, for the elements of all parameters in one launch::
 
-    g = c3 (grad + l2 p);   m = beta1 c4 m + (1 - beta1) g
+    g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
     d = m, beta1 m + (1 - beta1) g (NESTEROV), or g;   v = beta2 c4^2 v + weight2 g^2
     partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 
@@ -41,7 +41,6 @@ from .entry import FIRST_PROGRAM, find, floats
         "rest1",
         "beta2",
         "weight2",
-        "l2",
     ]
 )
 def accumulate(
@@ -54,7 +53,6 @@ def accumulate(
     rest1,
     beta2,
     weight2,
-    l2,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     HAS_MOMENTUM: tl.constexpr,
@@ -69,14 +67,14 @@ def accumulate(
     parameter = tl.load(entry + PARAMETER)
     if tl.load(active + parameter) != 0:
         c = coefficients + COEFFICIENTS * parameter
-        shift = tl.load(c + 4)
+        shift, decay = tl.load(c + 4), tl.load(c + 7)
         sums = tl.zeros((CHUNK,), tl.float32)
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
             g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
-            if l2 != 0:
+            if decay != 0:
                 p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
-                g += l2 * p.to(tl.float32)
+                g += decay * p.to(tl.float32)
             g *= tl.load(c + 3)
             d = g
             if HAS_MOMENTUM:

@@ -29,7 +29,7 @@ DIRECTION = tl.constexpr(4)
 UPDATE = tl.constexpr(5)
 RESIDUAL = tl.constexpr(6)
 
-COEFFICIENTS = tl.constexpr(7)  # of a parameter
+COEFFICIENTS = tl.constexpr(10)  # of a parameter
 
 
 @triton.jit

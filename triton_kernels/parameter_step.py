@@ -1,8 +1,8 @@
 """parameter_step, for the elements of all parameters in one launch::
 
     u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-    q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
-    q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+    q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
+    q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
 
 Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q. The tensors that the formula needs
 are read and written once; a span of a parameter that is not active is left alone. See elements.py for the
@@ -39,8 +39,6 @@ from .entry import find
         "coefficients",
         "lr",
         "momentum",
-        "decay",
-        "l2",
     ]
 )
 def parameter_step(
@@ -51,8 +49,6 @@ def parameter_step(
     coefficients,
     lr,
     momentum,
-    decay,
-    l2,
     PARAM_TYPE: tl.constexpr,
     DIRECTION_TYPE: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
@@ -73,40 +69,45 @@ def parameter_step(
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
             u = tl.zeros((CHUNK,), tl.float32)
+            made_of = tl.zeros((CHUNK,), tl.float32)
             if usable:
-                u = scale * tl.load(places(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
+                made_of = tl.load(places(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
+                u = scale * made_of
             else:
                 d = tl.load(places(entry, DIRECTION, at, DIRECTION_TYPE, FLAT), mask=exists, other=0.0)
-                u = tl.load(c) * d.to(tl.float32)
+                made_of = d.to(tl.float32)
+                u = tl.load(c) * made_of
                 if HAS_SECOND_MOMENT:
                     v = tl.load(places(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
-                    u = adaptive(d.to(tl.float32), v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
+                    u = adaptive(made_of, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
             p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
+            old = p
             if HAS_RESIDUAL:
                 residual = places(entry, RESIDUAL, at, tl.bfloat16, FLAT)
                 p += tl.load(residual, mask=exists, other=0.0).to(tl.float32)
-            u += l2 * p
+            u += tl.load(c + 8) * p
             if HAS_MOMENTUM:
                 buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
                 b = momentum * tl.load(buffer, mask=exists, other=0.0) + u
                 tl.store(buffer, b, mask=exists)
                 u = u + momentum * b if NESTEROV else b
             u = tl.where(u < -largest, -largest, tl.where(u > largest, largest, u))  # NaN stays
-            q = (1 - rate * decay) * p - rate * u
+            q = (1 - rate * tl.load(c + 9)) * p - rate * u
             if HAS_RESIDUAL:
                 rest = q - q.to(tl.bfloat16).to(tl.float32)
                 tl.store(residual, rest.to(tl.bfloat16), mask=exists)
             elif param.dtype.element_ty == tl.bfloat16:
-                q = rounded_by_chance(q, tl.load(c + 6))
+                q = rounded_by_chance(q, made_of, old, tl.load(c + 6))
             tl.store(param, q.to(PARAM_TYPE), mask=exists)
 
 
 @triton.jit
-def rounded_by_chance(values, count):
+def rounded_by_chance(values, made_of, old, count):
     """Bfloat16 numbers next to the values (kradagrad_ext/backends/base.py); with a count of 0, the values."""
     bits = values.to(tl.uint32, bitcast=True)
-    mixed = bits ^ count.to(tl.uint32) * 0x9E3779B9
+    mixed = made_of.to(tl.uint32, bitcast=True) ^ old.to(tl.uint32, bitcast=True) * 0x85EBCA77
+    mixed = mixed ^ count.to(tl.uint32) * 0x9E3779B9
     mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B
     mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35
     mixed = mixed ^ mixed >> 16

@@ -146,13 +146,12 @@ def _moments(spec: Spec, source: Source) -> list[Tensor]:
 
 
 def _per_parameter(spec: Spec, source: Source) -> Arguments:
-    count = len(spec.blocks)
+    count, l2 = len(spec.blocks), L2 if spec.what == "l2" else 0.0
     return dict(
-        coefficients=torch.tensor([1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 0.0], device=source.device).repeat(
-            count, 1
-        ),
+        coefficients=torch.tensor(
+            [1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 0.0, l2, l2, 0.01], device=source.device
+        ).repeat(count, 1),
         active=torch.ones(count, dtype=torch.bool, device=source.device),
-        l2=L2 if spec.what == "l2" else 0.0,
     )
 
 
@@ -195,7 +194,6 @@ def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
         second_moments=_moments(spec, source),
         lr=torch.tensor(1e-3, device=source.device),
         momentum=0.9,
-        decay=0.01,
         nesterov=spec.what == "momentum",
         **own,
     )

@@ -1,6 +1,6 @@
 // accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
 //
-//   g = c3 (grad + l2 p)
+//   g = c3 (grad + c7 p)
 //   m = beta1 c4 m + (1 - beta1) g
 //   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no momenta)
 //   v = beta2 c4^2 v + weight2 g^2
@@ -47,9 +47,8 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
   alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile];
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
-  if (scalars.l2 != 0) {
-    const T l2 = c[3] * static_cast<T>(scalars.l2);
-    weighted_sum(g_scratch, c[3], g, l2, in.param.read(begin, size, scratch), size);
+  if (c[7] != 0) {
+    weighted_sum(g_scratch, c[3], g, c[3] * c[7], in.param.read(begin, size, scratch), size);
     g = g_scratch;
   } else if (c[3] != 1) {
     scale(g_scratch, c[3], g, size);
@@ -103,10 +102,10 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
 void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,
                 const Tensor graft_norms, const Tensors grads, const Tensors params,
                 const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
-                double l2, bool nesterov) {
+                bool nesterov) {
   const AccumulateArguments in{momenta, second_moments, directions,   graft_norms,
                                grads,   params,         coefficients, active};
-  const AccumulateScalars scalars{beta1, beta2, weight2, l2, nesterov};
+  const AccumulateScalars scalars{beta1, beta2, weight2, nesterov};
   check_accumulate(Checks("accumulate_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }

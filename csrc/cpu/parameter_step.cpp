@@ -1,8 +1,8 @@
 // parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+//   q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
 //
 // Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q (vector_loops.h). Threads take
 // spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
@@ -42,15 +42,16 @@ std::vector<Operands> list_operands(const ParameterArguments& in) {
   return operands;
 }
 
-// Writes the parameter, and what its storage leaves over. `q`: the tile's new values, which may be changed.
+// Writes the parameter, and what its storage leaves over. `q`: the tile's new values, which may be changed;
+// `chances`: null where none is taken.
 template <class T>
-void write_rounded(const Operands& in, T* q, T count, int64_t begin, int64_t size) {
+void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t begin, int64_t size) {
   if (in.residual) {
     alignas(64) T rest[kTile];
     for (int64_t i = 0; i < size; ++i) rest[i] = q[i] - convert<T>(convert<c10::BFloat16>(q[i]));
     in.residual->write(begin, size, rest);
-  } else if (in.is_bf16 && count > 0) {
-    round_by_chance(q, static_cast<uint32_t>(count), size);
+  } else if (chances) {
+    round_by_chance(q, chances, size);
   }
   in.param.write(begin, size, q);
 }
@@ -60,25 +61,32 @@ template <class T>
 void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
                int64_t size) {
   alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
+  alignas(64) uint32_t chance_scratch[kTile];
   T* p = in.param.read(begin, size, p_scratch);
+  uint32_t* const chances = in.is_bf16 && !in.residual && c[6] > 0 ? chance_scratch : nullptr;
+  const bool usable = in.update && std::isfinite(c[3]);
+  const T* const made_of = (usable ? *in.update : in.direction).read(begin, size, scratch);
+  if (chances) {
+    start_chances(chances, static_cast<uint32_t>(c[6]), p, size);
+    add_chances(chances, made_of, size);
+  }
   if (in.residual) {
-    weighted_sum(p_scratch, T(1), p, T(1), in.residual->read(begin, size, scratch), size);
+    weighted_sum(p_scratch, T(1), p, T(1), in.residual->read(begin, size, v_scratch), size);
     p = p_scratch;
   }
-  const T keep = static_cast<T>(1 - lr * scalars.decay);
-  if (in.update && std::isfinite(c[3]) && scalars.l2 == 0 && !in.momentum) {  // the common case, in one pass
-    bounded_step(p, keep, lr, c[3], c[5], in.update->read(begin, size, scratch), size);
-    return write_rounded(in, p, c[6], begin, size);
+  const T keep = 1 - lr * c[9];
+  if (usable && c[8] == 0 && !in.momentum) {  // the common case, in one pass
+    bounded_step(p, keep, lr, c[3], c[5], made_of, size);
+    return write_rounded(in, p, chances, begin, size);
   }
-  if (in.update && std::isfinite(c[3])) {
-    scale(u, c[3], in.update->read(begin, size, scratch), size);
+  if (usable) {
+    scale(u, c[3], made_of, size);
   } else if (in.second_moment) {
-    adaptive_update(u, in.direction.read(begin, size, scratch),
-                    in.second_moment->read(begin, size, v_scratch), c, size);
+    adaptive_update(u, made_of, in.second_moment->read(begin, size, v_scratch), c, size);
   } else {
-    scale(u, c[0], in.direction.read(begin, size, scratch), size);
+    scale(u, c[0], made_of, size);
   }
-  if (scalars.l2 != 0) weighted_sum(u, T(1), u, static_cast<T>(scalars.l2), p, size);
+  if (c[8] != 0) weighted_sum(u, T(1), u, c[8], p, size);
   const T* step = u;
   if (in.momentum) {
     const T momentum = static_cast<T>(scalars.momentum);
@@ -92,7 +100,7 @@ void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, 
     }
   }
   bounded_step(p, keep, lr, T(1), c[5], step, size);
-  write_rounded(in, p, c[6], begin, size);
+  write_rounded(in, p, chances, begin, size);
 }
 
 template <class T>
@@ -115,10 +123,10 @@ void run(const ParameterArguments& in, const ParameterScalars& scalars) {
 void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
                     const Tensors updates, const Tensors directions, const Tensors second_moments,
                     const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
-                    double decay, double l2, bool nesterov) {
+                    bool nesterov) {
   const ParameterArguments in{params,         momenta,      residuals, updates, directions,
                               second_moments, coefficients, active,    lr};
-  const ParameterScalars scalars{momentum, decay, l2, nesterov};
+  const ParameterScalars scalars{momentum, nesterov};
   check_parameter_step(Checks("parameter_step_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }

@@ -50,14 +50,28 @@ KRADAGRAD_INLINE void bounded_step_body(T* p, T keep, T rate, T a, T largest, co
   }
 }
 
+KRADAGRAD_INLINE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+
 template <class T>
-KRADAGRAD_INLINE void round_by_chance_body(T* values, uint32_t count, int64_t size) {
-  constexpr uint32_t kLargestBf16 = 0x7f7f0000;
+KRADAGRAD_INLINE void start_chances_body(uint32_t* chances, uint32_t count, const T* old, int64_t size) {
   const uint32_t seed = count * 0x9e3779b9u;
 #pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) chances[i] = seed ^ bits_of(static_cast<float>(old[i])) * 0x85ebca77u;
+}
+
+template <class T>
+KRADAGRAD_INLINE void add_chances_body(uint32_t* chances, const T* made_of, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) chances[i] ^= bits_of(static_cast<float>(made_of[i]));
+}
+
+template <class T>
+KRADAGRAD_INLINE void round_by_chance_body(T* values, const uint32_t* chances, int64_t size) {
+  constexpr uint32_t kLargestBf16 = 0x7f7f0000;
+#pragma GCC ivdep
   for (int64_t i = 0; i < size; ++i) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(values[i]));
-    uint32_t mixed = bits ^ seed;
+    const uint32_t bits = bits_of(static_cast<float>(values[i]));
+    uint32_t mixed = chances[i];
     mixed = (mixed ^ mixed >> 16) * 0x85ebca6bu;
     mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35u;
     mixed ^= mixed >> 16;
@@ -116,8 +130,14 @@ KRADAGRAD_INLINE double average_squares_body(T* __restrict v, T decay, T weight,
   KRADAGRAD_MULTIVERSION void bounded_step(T* p, T keep, T rate, T a, T largest, const T* x, int64_t size) { \
     bounded_step_body(p, keep, rate, a, largest, x, size);                                                   \
   }                                                                                                          \
-  KRADAGRAD_MULTIVERSION void round_by_chance(T* values, uint32_t count, int64_t size) {                     \
-    round_by_chance_body(values, count, size);                                                               \
+  KRADAGRAD_MULTIVERSION void round_by_chance(T* values, const uint32_t* chances, int64_t size) {            \
+    round_by_chance_body(values, chances, size);                                                             \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void start_chances(uint32_t* chances, uint32_t count, const T* old, int64_t size) { \
+    start_chances_body(chances, count, old, size);                                                           \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void add_chances(uint32_t* chances, const T* made_of, int64_t size) {               \
+    add_chances_body(chances, made_of, size);                                                                \
   }                                                                                                          \
   KRADAGRAD_MULTIVERSION void adaptive_update(T* out, const T* d, const T* v, const T* c, int64_t size) {    \
     adaptive_update_body(out, d, v, c, size);                                                                \

@@ -22,10 +22,17 @@ void bounded_step(float* p, float keep, float rate, float a, float largest, cons
 void bounded_step(double* p, double keep, double rate, double a, double largest, const double* x,
                   int64_t size);
 
-// Makes values bfloat16 numbers, those next to them, by a chance that depends on `count` and a value's bits
-// alone (parameter_step_ in kradagrad_ext/backends/base.py).
-void round_by_chance(float* values, uint32_t count, int64_t size);
-void round_by_chance(double* values, uint32_t count, int64_t size);
+// Makes values bfloat16 numbers, those next to them, by chance (parameter_step_ in
+// kradagrad_ext/backends/base.py). `chances`: what of it is to be mixed.
+void round_by_chance(float* values, const uint32_t* chances, int64_t size);
+void round_by_chance(double* values, const uint32_t* chances, int64_t size);
+
+// What is to be mixed of the old values of bfloat16 parameters, and what their updates are made of; the first
+// call of a tile takes the old values, the second one adds the others.
+void start_chances(uint32_t* chances, uint32_t count, const float* old, int64_t size);
+void start_chances(uint32_t* chances, uint32_t count, const double* old, int64_t size);
+void add_chances(uint32_t* chances, const float* made_of, int64_t size);
+void add_chances(uint32_t* chances, const double* made_of, int64_t size);
 
 // out = c[0] d / (sqrt(c[1] v) + c[2]), or 0 where the denominator is not positive
 void adaptive_update(float* out, const float* d, const float* v, const float* c, int64_t size);

@@ -21,10 +21,10 @@ ElementwiseInputs inputs_of(const Tensor& coefficients, const Tensor& active) {
 void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,
                 const Tensor graft_norms, const Tensors grads, const Tensors params,
                 const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
-                double l2, bool nesterov) {
+                bool nesterov) {
   const AccumulateArguments in{momenta, second_moments, directions,   graft_norms,
                                grads,   params,         coefficients, active};
-  check_accumulate(Checks("accumulate_", coefficients), in, {beta1, beta2, weight2, l2, nesterov}, kFloat,
+  check_accumulate(Checks("accumulate_", coefficients), in, {beta1, beta2, weight2, nesterov}, kFloat,
                    kKernelViewDTypes);
   ElementwiseInputs inputs = inputs_of(coefficients, active);
   inputs.params = infos(params);
@@ -33,7 +33,7 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
   inputs.second_moments = infos(second_moments);
   inputs.directions = infos(directions);
   check_layouts("accumulate_", inputs);
-  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
+  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, nesterov);
   run("accumulate_", coefficients,
       plan_accumulate(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
 }
@@ -41,10 +41,10 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
 void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
                     const Tensors updates, const Tensors directions, const Tensors second_moments,
                     const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
-                    double decay, double l2, bool nesterov) {
+                    bool nesterov) {
   const ParameterArguments in{params,         momenta,      residuals, updates, directions,
                               second_moments, coefficients, active,    lr};
-  check_parameter_step(Checks("parameter_step_", coefficients), in, {momentum, decay, l2, nesterov}, kFloat,
+  check_parameter_step(Checks("parameter_step_", coefficients), in, {momentum, nesterov}, kFloat,
                        kKernelViewDTypes);
   ElementwiseInputs inputs = inputs_of(coefficients, active);
   inputs.params = infos(params);
@@ -54,8 +54,7 @@ void parameter_step(const Tensors params, const Tensors momenta, const Tensors r
   inputs.directions = infos(directions);
   inputs.second_moments = infos(second_moments);
   check_layouts("parameter_step_", inputs);
-  const ParameterRule rule{static_cast<float>(momentum), static_cast<float>(decay), static_cast<float>(l2),
-                           nesterov, data<float>(lr)};
+  const ParameterRule rule{static_cast<float>(momentum), nesterov, data<float>(lr)};
   run("parameter_step_", coefficients, plan_parameter_step(inputs, rule));
 }
 

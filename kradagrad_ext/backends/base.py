@@ -51,10 +51,11 @@ the new one was bad; the residual of the last root made, accepted or not, 0 only
 factor started; a running mean of the mean square of the whitened gradient and the sum of its weights, both 0
 unless lengths depend on them."""
 
-COEFFICIENTS = 7
-"""Columns of the ``coefficients [P, 7]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the graft; c3,
-the gradient's scale, later that of the update; c4, what brings moments to the gradient's unit; c5, the
-largest update of an element; c6, a whole number below 2^24 that chance depends on, 0 for none."""
+COEFFICIENTS = 10
+"""Columns of the ``coefficients [P, 10]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the graft;
+c3, the gradient's scale, later that of the update; c4, what brings moments to the gradient's unit; c5, the
+largest update of an element; c6, a whole number below 2^24 that chance depends on, 0 for none; c7, c8, c9,
+the weight decay that is added to gradients or to updates, or is decoupled."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -281,12 +282,11 @@ class Backend(Protocol):
         beta1: float,
         beta2: float,
         weight2: float,
-        l2: float,
         nesterov: bool,
     ) -> None:
         """Momentum, second moment and the norm of the grafting update, for every active parameter::
 
-            g = c3 (grad + l2 p)
+            g = c3 (grad + c7 p)
             m = beta1 c4 m + (1 - beta1) g        (if momenta);   d = m, or g without momenta
             d = beta1 m + (1 - beta1) g           (if nesterov)
             direction = d                         (if directions)
@@ -297,7 +297,7 @@ class Backend(Protocol):
         Args:
             momenta, second_moments, directions: P tensors each, or none; the coefficients' dtype.
             graft_norms: ``[P]``.
-            coefficients: ``[P, 7]``, see `COEFFICIENTS`; float32 or float64.
+            coefficients: ``[P, 10]``, see `COEFFICIENTS`; float32 or float64.
             grads, params: P tensors, float32, float64 or bfloat16, any strides (alike shapes).
             active: ``[P]`` bool.
         """
@@ -314,8 +314,6 @@ class Backend(Protocol):
         active: Tensor,
         lr: Tensor,
         momentum: float,
-        decay: float,
-        l2: float,
         nesterov: bool,
     ) -> None:
         """Graft, weight decay, momentum and the write of every active parameter::
@@ -323,14 +321,15 @@ class Backend(Protocol):
             u = c3 update,  or where the update is an empty tensor or c3 is not finite
             u = c0 d / (sqrt(c1 v) + c2)          (0 where the denominator is 0), or c0 d without v
             q = p + residual                      (if residuals)
-            u = u + l2 q
+            u = u + c8 q
             b = momentum b + u;  u = b, or u + momentum b if nesterov      (if momenta)
-            q = (1 - lr decay) q - lr min(max(u, -c5), c5)
+            q = (1 - lr c9) q - lr min(max(u, -c5), c5)
             p = q as it is stored;  residual = q - p
 
         A bfloat16 parameter with c6 > 0 and no residuals is rounded up or down by chance, to the mean q: its
-        32 bits, with ``mix(bits xor (c6 0x9E3779B9))`` modulo 2^16 added to them, are cut off after 16, where
-        mix is the finalizer of MurmurHash3. So the same q is rounded in the same way wherever it lies.
+        32 bits, with a hash modulo 2^16 added to them, are cut off after 16. Of what u is made of (the update
+        or d) and the old p, float32 bits x and y, the hash is ``mix(x xor (y 0x85EBCA77) xor (c6
+        0x9E3779B9))`` with the finalizer of MurmurHash3: the same wherever an element lies.
 
         Args:
             params: P tensors, float32, float64 or bfloat16.
@@ -338,7 +337,7 @@ class Backend(Protocol):
             residuals: P bfloat16 tensors, as the parameters then are, or none.
             updates: P tensors in the coefficients' dtype, of the parameter's shape or empty.
             directions: P tensors d, the coefficients' dtype or the parameters'.
-            coefficients: ``[P, 7]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
+            coefficients: ``[P, 10]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
         """
 
     def polar_roots_(self, sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:

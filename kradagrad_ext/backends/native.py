@@ -130,7 +130,6 @@ def accumulate_(
     beta1: float,
     beta2: float,
     weight2: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.accumulate_`."""
@@ -146,7 +145,6 @@ def accumulate_(
         beta1,
         beta2,
         weight2,
-        l2,
         nesterov,
     )
 
@@ -162,8 +160,6 @@ def parameter_step_(
     active: Tensor,
     lr: Tensor,
     momentum: float,
-    decay: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.parameter_step_`."""
@@ -178,8 +174,6 @@ def parameter_step_(
         active,
         lr,
         momentum,
-        decay,
-        l2,
         nesterov,
     )
 

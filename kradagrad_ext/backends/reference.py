@@ -54,17 +54,13 @@ def accumulate_(
     beta1: float,
     beta2: float,
     weight2: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.accumulate_`."""
     dtype = coefficients.dtype
     for i, keep in enumerate(active.unbind()):
-        c3, c4 = coefficients[i, 3], coefficients[i, 4]
-        g = grads[i].to(dtype)
-        if l2 != 0:
-            g = g + l2 * params[i].to(dtype)
-        d = g = c3 * g
+        c3, c4, decay = coefficients[i, 3], coefficients[i, 4], coefficients[i, 7]
+        d = g = c3 * (grads[i].to(dtype) + decay * params[i].to(dtype))
         if momenta:
             d = beta1 * c4 * momenta[i] + (1 - beta1) * g
             momenta[i].copy_(torch.where(keep, d, momenta[i]))
@@ -91,28 +87,31 @@ def parameter_step_(
     active: Tensor,
     lr: Tensor,
     momentum: float,
-    decay: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.parameter_step_`."""
     for i, keep in enumerate(active.unbind()):
-        p = params[i].to(coefficients.dtype)
+        p = old = params[i].to(coefficients.dtype)
         if residuals:
             p = p + residuals[i].to(p.dtype)
-        u = _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i])
+        u, made_of = (
+            _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i]),
+            directions[i].to(coefficients.dtype),
+        )
         if updates[i].numel() > 0:
             scale = coefficients[i, 3]
             u = torch.where(scale.isfinite(), scale * updates[i], u)
-        u = u + l2 * p
+            made_of = torch.where(scale.isfinite(), updates[i], made_of)
+        u = u + coefficients[i, 8] * p
         if momenta:
             buffer = momentum * momenta[i] + u
             momenta[i].copy_(torch.where(keep, buffer, momenta[i]))
             u = u + momentum * buffer if nesterov else buffer
-        largest = coefficients[i, 5]
+        largest, decay = coefficients[i, 5], coefficients[i, 9]
         p = (1 - lr * decay) * p - lr * u.clamp(-largest, largest)
         if params[i].dtype == torch.bfloat16 and not residuals:
-            p = torch.where(coefficients[i, 6] > 0, _rounded_by_chance(p, coefficients[i, 6]), p)
+            chosen = _rounded_by_chance(p, made_of, old, coefficients[i, 6])
+            p = torch.where(coefficients[i, 6] > 0, chosen, p)
         stored = p.to(params[i].dtype)
         params[i].copy_(torch.where(keep, stored, params[i]))
         if residuals:
@@ -120,16 +119,21 @@ def parameter_step_(
             residuals[i].copy_(torch.where(keep, residual, residuals[i]))
 
 
-_WORD, _GOLDEN, _LARGEST_BF16 = 0xFFFFFFFF, 0x9E3779B9, 0x7F7F0000
+_WORD, _LARGEST_BF16 = 0xFFFFFFFF, 0x7F7F0000
 
 
-def _rounded_by_chance(values: Tensor, count: Tensor) -> Tensor:
+def _bits(values: Tensor) -> Tensor:
+    """Of float32, as int64."""
+    return values.float().view(torch.int32).long() & _WORD
+
+
+def _rounded_by_chance(values: Tensor, made_of: Tensor, old: Tensor, count: Tensor) -> Tensor:
     """Values that are bfloat16 numbers, those next to the given ones, in their dtype.
 
     What is not finite, or might no longer be, stays.
     """
-    bits = values.float().view(torch.int32).long() & _WORD
-    mixed = bits ^ (count.long() * _GOLDEN & _WORD)
+    bits = _bits(values)
+    mixed = (_bits(made_of) ^ _bits(old) * 0x85EBCA77 ^ count.long() * 0x9E3779B9) & _WORD
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ mixed >> shift) * factor & _WORD
     mixed = mixed ^ mixed >> 16

@@ -93,7 +93,6 @@ def accumulate_(
     beta1: float,
     beta2: float,
     weight2: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.accumulate_`."""
@@ -109,10 +108,9 @@ def accumulate_(
     for name_, beta in (("beta1", beta1), ("beta2", beta2)):
         checks.scalar(name_, 0 <= beta <= 1, "in [0, 1]", beta)
     checks.not_negative("weight2", weight2)
-    checks.not_negative("l2", l2)
     lists = {"grad": grads, "momentum": momenta, "second_moment": second_moments, "direction": directions}
     tensors: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
-    scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
+    scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
     kernel_module("elements_plan").accumulate_all(params, lists, nesterov, active, tensors | scalars)
 
 
@@ -127,8 +125,6 @@ def parameter_step_(
     active: Tensor,
     lr: Tensor,
     momentum: float,
-    decay: float,
-    l2: float,
     nesterov: bool,
 ) -> None:
     """See `Backend.parameter_step_`."""
@@ -144,9 +140,8 @@ def parameter_step_(
     checks.length("updates", updates, len(params))
     expected = [update if update.numel() == 0 else p for p, update in zip(params, updates, strict=True)]
     checks.like_parameters("updates", updates, expected, _FLOAT)
-    for name_, value in (("momentum", momentum), ("decay", decay), ("l2", l2)):
-        checks.not_negative(name_, value)
+    checks.not_negative("momentum", momentum)
     lists = {"momentum": momenta, "update": updates, "direction": directions, "second_moment": second_moments}
     lists["residual"] = residuals
-    scalars = {"coefficients": coefficients, "lr": lr, "momentum": momentum, "decay": decay, "l2": l2}
+    scalars = {"coefficients": coefficients, "lr": lr, "momentum": momentum}
     kernel_module("elements_plan").step_all(params, lists, nesterov, active, scalars)

@@ -44,7 +44,8 @@ def before_blocks(
     averaged = config.momentum_on == "gradient"
     each = size + 2 * FLOAT * has_second_moment(config)
     each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
-    each += size * (config.coupled_weight_decay > 0)
+    added, *_ = config.weight_decays
+    each += size * bool(added)
     host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
     yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
     yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))

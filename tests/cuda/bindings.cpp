@@ -125,29 +125,23 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
   const auto list = [&](const char* name) {
     return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
   };
-  return {list("params"),
-          list("grads"),
-          list("momenta"),
-          list("second_moments"),
-          list("directions"),
-          list("updates"),
-          list("residuals"),
-          pointer<float>(coefficients),
+  return {list("params"),       list("grads"),   list("momenta"),   list("second_moments"),
+          list("directions"),   list("updates"), list("residuals"), pointer<float>(coefficients),
           pointer<bool>(active)};
 }
 
 Plan accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
-                double weight2, double l2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
-  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, l2, nesterov);
+                double weight2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
+  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, nesterov);
   const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
   check_layouts("accumulate_", inputs);
   return plan_accumulate(inputs, rule, pointer<float>(norms), {.multiprocessors = multiprocessors});
 }
 
 Plan parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
-                    float decay, float l2, bool nesterov, uintptr_t lr) {
+                    bool nesterov, uintptr_t lr) {
   return plan_parameter_step(elementwise(lists, coefficients, active),
-                             {momentum, decay, l2, nesterov, pointer<float>(lr)});
+                             {momentum, nesterov, pointer<float>(lr)});
 }
 
 }  // namespace

@@ -183,14 +183,13 @@ class Executor:
         beta1,
         beta2,
         weight2,
-        l2,
         nesterov,
     ) -> None:
         device = Device()
         lists = {"momenta": momenta, "second_moments": second_moments, "directions": directions}
         lists |= {"grads": grads, "params": params}
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
-        fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, l2, nesterov)
+        fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, nesterov)
         norms = device.address(graft_norms)
         self.run(device, toolchain.plans().accumulate(lists, *fixed, norms, self.multiprocessors))
 
@@ -206,15 +205,13 @@ class Executor:
         active,
         lr,
         momentum,
-        decay,
-        l2,
         nesterov,
     ) -> None:
         device = Device()
         lists = {"params": params, "momenta": momenta, "updates": updates, "directions": directions}
         lists |= {"second_moments": second_moments, "residuals": residuals}
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
-        fixed = (device.address(coefficients), device.address(active), momentum, decay, l2, nesterov)
+        fixed = (device.address(coefficients), device.address(active), momentum, nesterov)
         rate = device.address(lr)
         self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
 

@@ -82,7 +82,7 @@ def test_elements_more_than_two_to_the_31_apart() -> None:
     far = torch.empty(stride + 8).as_strided((2, 8), (stride, 1)).copy_(near)
     update, coefficients = torch.randn(2, 8), torch.ones(1, COEFFICIENTS)
     for param in (near, far):
-        arguments = (coefficients, torch.ones(1, dtype=torch.bool), torch.tensor(0.1), 0.0, 0.01, 0.0, False)
+        arguments = (coefficients, torch.ones(1, dtype=torch.bool), torch.tensor(0.1), 0.0, False)
         Executor(races=False).parameter_step_([param], [], [], [update], [update], [], *arguments)
     assert torch.equal(far, near)
 
@@ -95,5 +95,5 @@ def test_too_many_separate_dims_are_refused() -> None:
     ones = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
     with pytest.raises(RuntimeError, match=r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"):
         Executor().accumulate_(
-            [], [], [], torch.zeros(1), [strided], [strided], *ones, 0.9, 0.99, 0.01, 0.0, False
+            [], [], [], torch.zeros(1), [strided], [strided], *ones, 0.9, 0.99, 0.01, False
         )

@@ -192,14 +192,13 @@ class Compiled:
         beta1,
         beta2,
         weight2,
-        l2,
         nesterov,
     ) -> None:
         device = Device()
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
         plan = self.elements_plan.plan_accumulate(self._lists(device, lists), nesterov, self.architecture)
-        scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2, "l2": l2}
+        scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
 
@@ -215,14 +214,12 @@ class Compiled:
         active,
         lr,
         momentum,
-        decay,
-        l2,
         nesterov,
     ) -> None:
         device = Device()
         lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
         plan = self.elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
-        scalars = {"momentum": momentum, "decay": decay, "l2": l2}
-        scalars |= {"coefficients": device.address(coefficients), "lr": device.address(lr)}
+        scalars = {"momentum": momentum, "coefficients": device.address(coefficients)}
+        scalars["lr"] = device.address(lr)
         self.run(plan, device, device.address(active), scalars)

@@ -45,7 +45,7 @@ FAULTS = [
     ),
     Fault(
         "chance without the count", "parameter_step.py",
-        "bits ^ count.to(tl.uint32) * 0x9E3779B9", "bits", "rounding", "values",
+        "mixed ^ count.to(tl.uint32) * 0x9E3779B9", "mixed", "rounding", "values",
     ),
     Fault(
         "chance of fifteen bits", "parameter_step.py",

@@ -1,6 +1,6 @@
 // accumulate, for the elements of all parameters in one launch:
 //
-//   g = c3 (grad + l2 p);   m = beta1 c4 m + (1 - beta1) g
+//   g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
 //   d = m, beta1 m + (1 - beta1) g (nesterov), or g;   v = beta2 c4^2 v + weight2 g^2
 //   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 //
@@ -27,10 +27,10 @@ __device__ __forceinline__ float accumulate_elements(const Accumulate& in, const
   read(g, of.grad, at);
   if (of.momentum.data) read(d, of.momentum, at);
   if (of.second_moment.data) read(v, of.second_moment, at);
-  if (in.l2 != 0) {
+  if (c[7] != 0) {
     float p[kElements];
     read(p, of.param, at);
-    for (int i = 0; i < kElements; ++i) g[i] += in.l2 * p[i];
+    for (int i = 0; i < kElements; ++i) g[i] += c[7] * p[i];
   }
   for (int i = 0; i < kElements; ++i) g[i] *= c[3];
   if (of.momentum.data) {

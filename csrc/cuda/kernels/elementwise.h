@@ -8,7 +8,7 @@ namespace kradagrad::cuda {
 constexpr int kMaxDims = 5;
 constexpr int kSpan = 4096;  // elements of a parameter that a CTA works off at a time
 constexpr int kElementThreads = 128;
-constexpr int kCoefficients = 7;  // c0 to c6 of a parameter
+constexpr int kCoefficients = 10;  // c0 to c9 of a parameter
 
 // One tensor of a parameter; `data` null: there is none.
 struct Elements {
@@ -31,7 +31,7 @@ struct Accumulate {
   const Parameter* parameters;
   int32_t count;
   int32_t nesterov;
-  float beta1, rest1, beta2, weight2, l2;
+  float beta1, rest1, beta2, weight2;
   const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
   int64_t spans;              // of all parameters
@@ -49,7 +49,7 @@ struct ParameterStep {
   const Parameter* parameters;
   int32_t count;
   int32_t nesterov;
-  float momentum, decay, l2;
+  float momentum;
   const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
   const float* lr;

@@ -1,8 +1,8 @@
 // parameter_step, for the elements of all parameters in one launch:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   q = p + residual;   u = u + l2 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr decay) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+//   q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
 //
 // Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q.
 //
@@ -13,17 +13,21 @@
 namespace kradagrad::cuda {
 namespace {
 
+// Reads what the update is made of, mixes it into `chances`, and makes the update of it.
 template <class Position>
-__device__ __forceinline__ void finished_update(float (&u)[Position::kElements], const Position& at,
+__device__ __forceinline__ void finished_update(float (&u)[Position::kElements],
+                                                uint32_t (&chances)[Position::kElements], const Position& at,
                                                 const float* c) {
   constexpr int kElements = Position::kElements;
   const Parameter& of = at.parameter;
   if (of.update.data && isfinite(c[3])) {
     read(u, of.update, at);
+    for (int i = 0; i < kElements; ++i) chances[i] ^= __float_as_uint(u[i]);
     for (int i = 0; i < kElements; ++i) u[i] *= c[3];
     return;
   }
   read(u, of.direction, at);
+  for (int i = 0; i < kElements; ++i) chances[i] ^= __float_as_uint(u[i]);
   if (of.second_moment.data) {
     float v[kElements];
     read(v, of.second_moment, at);
@@ -34,10 +38,9 @@ __device__ __forceinline__ void finished_update(float (&u)[Position::kElements],
 }
 
 // One of the bfloat16 numbers next to a value (kradagrad_ext/backends/base.py).
-__device__ __forceinline__ float rounded_by_chance(float value, uint32_t seed) {
+__device__ __forceinline__ float rounded_by_chance(float value, uint32_t mixed) {
   constexpr uint32_t kLargestBf16 = 0x7f7f0000;
   const uint32_t bits = __float_as_uint(value);
-  uint32_t mixed = bits ^ seed;
   mixed = (mixed ^ mixed >> 16) * 0x85ebca6bu;
   mixed = (mixed ^ mixed >> 13) * 0xc2b2ae35u;
   mixed ^= mixed >> 16;
@@ -51,14 +54,17 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
   constexpr int kElements = Position::kElements;
   const Parameter& of = at.parameter;
   float u[kElements], p[kElements];
-  finished_update(u, at, c);
+  uint32_t chances[kElements];
   read(p, of.param, at);
+  const uint32_t seed = static_cast<uint32_t>(c[6]) * 0x9e3779b9u;
+  for (int i = 0; i < kElements; ++i) chances[i] = seed ^ __float_as_uint(p[i]) * 0x85ebca77u;
+  finished_update(u, chances, at, c);
   if (of.residual.data) {
     float rest[kElements];
     read(rest, of.residual, at);
     for (int i = 0; i < kElements; ++i) p[i] += rest[i];
   }
-  for (int i = 0; i < kElements; ++i) u[i] += in.l2 * p[i];
+  for (int i = 0; i < kElements; ++i) u[i] += c[8] * p[i];
   if (of.momentum.data) {
     float b[kElements];
     read(b, of.momentum, at);
@@ -70,15 +76,14 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
   }
   for (int i = 0; i < kElements; ++i) {
     const float bounded = u[i] < -c[5] ? -c[5] : u[i] > c[5] ? c[5] : u[i];  // NaN stays
-    p[i] = (1 - lr * in.decay) * p[i] - lr * bounded;
+    p[i] = (1 - lr * c[9]) * p[i] - lr * bounded;
   }
   if (of.residual.data) {
     float rest[kElements];
     for (int i = 0; i < kElements; ++i) rest[i] = p[i] - __bfloat162float(__float2bfloat16(p[i]));
     write(rest, of.residual, at);
   } else if (of.param.bf16 && c[6] > 0) {
-    const uint32_t seed = static_cast<uint32_t>(c[6]) * 0x9e3779b9u;
-    for (int i = 0; i < kElements; ++i) p[i] = rounded_by_chance(p[i], seed);
+    for (int i = 0; i < kElements; ++i) p[i] = rounded_by_chance(p[i], chances[i]);
   }
   write(p, of.param, at);
 }

@@ -116,9 +116,9 @@ std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans)
 
 }  // namespace
 
-AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, double l2, bool nesterov) {
+AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, bool nesterov) {
   const auto rounded = [](double value) { return static_cast<float>(value); };
-  return {rounded(beta1), rounded(1 - beta1), rounded(beta2), rounded(weight2), rounded(l2), nesterov};
+  return {rounded(beta1), rounded(1 - beta1), rounded(beta2), rounded(weight2), nesterov};
 }
 
 void check_layouts(const char* op, const ElementwiseInputs& inputs) {
@@ -144,7 +144,7 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
   planner.launch("accumulate", ctas, kElementThreads, 0,
                  Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
-                            rule.weight2, rule.l2, inputs.coefficients, inputs.active, spans, partial});
+                            rule.weight2, inputs.coefficients, inputs.active, spans, partial});
   planner.launch("sum_spans", count, kElementThreads, 0,
                  SumSpans{parameters, inputs.active, partial, graft_norms});
   return planner.take();
@@ -157,7 +157,7 @@ Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& r
   const Parameter* const parameters = planner.add(table);
   planner.launch("parameter_step", spans, kElementThreads, 0,
                  ParameterStep{parameters, static_cast<int32_t>(table.size()), rule.nesterov, rule.momentum,
-                               rule.decay, rule.l2, inputs.coefficients, inputs.active, rule.lr});
+                               inputs.coefficients, inputs.active, rule.lr});
   return planner.take();
 }
 

@@ -18,15 +18,15 @@ struct ElementwiseInputs {
 };
 
 struct AccumulateRule {
-  float beta1, rest1, beta2, weight2, l2;
+  float beta1, rest1, beta2, weight2;
   bool nesterov;
 };
 
 // 1 - beta1 is rounded from double: in float it would lose digits.
-AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, double l2, bool nesterov);
+AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, bool nesterov);
 
 struct ParameterRule {
-  float momentum, decay, l2;
+  float momentum;
   bool nesterov;
   const float* lr;
 };

@@ -24,8 +24,8 @@ from kradagrad_ext.backends import reference
 from . import root_probes, square_root_probes
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "l2": 0.0, "nesterov": False},
-    "parameter_step_": {"momentum": 0.9, "decay": 0.0, "l2": 0.0, "nesterov": False},
+    "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False},
+    "parameter_step_": {"momentum": 0.9, "nesterov": False},
 }
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
@@ -123,10 +123,10 @@ class ExactProbe(Probe):
 def accumulate() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
-        (torch.float32, False, ("directions",), {"l2": 0.1}),
+        (torch.float32, False, ("directions",), {}),
         (torch.bfloat16, False, (), {"nesterov": True}),
         (torch.float32, True, ("momenta", "directions"), {"beta2": 1.0, "weight2": 1.0}),
-        (torch.bfloat16, True, ("second_moments",), {"nesterov": True, "l2": 0.1}),
+        (torch.bfloat16, True, ("second_moments",), {"nesterov": True}),
     ):
         given = test_accumulate.inputs(dtype, transposed)
         for name in missing:
@@ -139,9 +139,9 @@ def accumulate() -> list[Probe]:
 def parameter_step() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
-        (torch.float32, False, ("residuals",), {"nesterov": True, "l2": 0.1}),
-        (torch.bfloat16, False, ("momenta", "residuals"), {"decay": 0.1}),
-        (torch.float32, True, ("second_moments", "residuals"), {"decay": 0.1, "l2": 0.1}),
+        (torch.float32, False, ("residuals",), {"nesterov": True}),
+        (torch.bfloat16, False, ("momenta", "residuals"), {}),
+        (torch.float32, True, ("second_moments", "residuals"), {}),
         (torch.bfloat16, True, (), {}),
     ):
         given = test_parameter_step.inputs(dtype, transposed)
