@@ -22,6 +22,8 @@ from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import Side, UpdateRule
 from kradagrad_ext.config import PRIOR
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
+
 SHAPES = ((16, 12), (7,), ())
 LOOKING = (
     "_local_scalar_dense",

@@ -20,6 +20,8 @@ from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
 from kradagrad_ext.plan import group_blocks, plan_parameter
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. `max_factor_dim` should be")
+
 
 def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) -> tuple[int, int]:
     """Of updates without damping, and of products."""

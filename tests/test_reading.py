@@ -17,6 +17,8 @@ import kradagrad_ext
 from kradagrad_ext import KrADagrad, Reading
 from kradagrad_ext.measures import MEASURES, tally_group
 
+pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
+
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_a_reading_looks_at_nothing(recipe: dict[str, Any]) -> None:
