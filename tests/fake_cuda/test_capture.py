@@ -74,6 +74,12 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
     params[0].grad = None
     with (
         recorded() as recording,
+        pytest.raises(RuntimeError, match="every parameter must have a gradient .* parameter 0 of parameter"),
+    ):
+        captured(optimizer)
+    params[0].requires_grad_(False)  # which leaves it out on purpose
+    with (
+        recorded() as recording,
         pytest.raises(RuntimeError, match="the same parameters must have gradients"),
     ):
         captured(optimizer)
@@ -82,12 +88,27 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
     captured(optimizer)
 
 
+def test_weight_decay_that_a_graph_would_keep_is_refused() -> None:
+    """A tensor on the device is read by every replay."""
+    params = parameters()
+    decay = torch.tensor(0.1)
+    optimizer = make(
+        params, "native", capturable=True, lr=torch.tensor(0.1, device="cuda"), weight_decay=decay
+    )
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="`weight_decay` of parameter group 0 must be a tensor on the"):
+        captured(optimizer)
+    optimizer.param_groups[0]["weight_decay"] = decay.cuda()
+    optimizer.step()
+    captured(optimizer).replay()
+
+
 def test_the_mask_of_a_graph_stays_where_it_is() -> None:
     params = parameters()
     optimizer = make(params, "native", capturable=True, lr=torch.tensor(0.1, device="cuda"))
     optimizer.step()
     graph = captured(optimizer)
-    masks = optimizer._engine._rosters[0].buckets[0][0].masks
+    masks = optimizer._engine._rosters[0].placed[0].bucket.masks
     used = masks._captured[(True,) * len(params)]
     for count in range(1, 70):
         masks.of(tuple(i < count for i in range(100)))
