@@ -74,7 +74,9 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
     params[0].grad = None
     with (
         recorded() as recording,
-        pytest.raises(RuntimeError, match="every parameter must have a gradient .* parameter 0 of parameter"),
+        pytest.raises(
+            RuntimeError, match=r"every parameter must have a gradient .* parameter 0 of parameter"
+        ),
     ):
         captured(optimizer)
     params[0].requires_grad_(False)  # which leaves it out on purpose
