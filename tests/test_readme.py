@@ -129,3 +129,13 @@ def test_links_lead_somewhere(page: str) -> None:
     folder = (ROOT / page).parent
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         assert target.startswith("http") or (folder / target).exists(), target
+
+
+def test_every_test_that_the_table_of_situations_names_is_there() -> None:
+    table = (ROOT / "docs/robustness.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", table)
+    assert len(named) == table.count("tests/test_")
+    for path, name in named:
+        assert f"\ndef {name}(" in (ROOT / path).read_text(), (path, name)
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) >= 40

@@ -1,0 +1,101 @@
+"""Steps of many parameters: what looking after state and groups takes, and what each small parameter costs.
+
+    python bench/many_parameters.py                    # prints Markdown
+
+The first table is of 1,000 parameters of a transformer, by its width; the second of 10,000 tiny ones beside
+`AdamW(foreach=True)`. Both contenders of a row take turns, step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from common import seconds_of
+from host_time import LAYER
+from torch.nn import Parameter
+
+from kradagrad_ext import KrADagrad
+from kradagrad_ext.local import Roster
+
+WIDTHS = (1, 4, 8)
+"""Times the shapes of `host_time.LAYER`."""
+
+TINY = ((8, 8), (8,), (8, 16), (16,))
+
+
+def parameters(shapes: Sequence[tuple[int, ...]], count: int) -> list[Parameter]:
+    return [Parameter(torch.randn(shape)) for shape in itertools.islice(itertools.cycle(shapes), count)]
+
+
+def set_gradients(params: list[Parameter]) -> None:
+    for p in params:
+        p.grad = torch.randn_like(p)
+
+
+@contextmanager
+def timed_comparison() -> Iterator[list[float]]:
+    """Seconds of every comparison of state and groups with what they were."""
+    spent: list[float] = []
+    original = Roster.wanted
+
+    def wanted(*arguments: object) -> object:
+        found = []
+        spent.append(seconds_of(lambda: found.append(original(*arguments))))
+        return found[0]
+
+    with mock.patch.object(Roster, "wanted", wanted):
+        yield spent
+
+
+def comparison(width: int, count: int, steps: int) -> str:
+    shapes = [tuple(width * side for side in shape) for shape in LAYER]
+    params = parameters(shapes, count)
+    optimizer = KrADagrad(params, block_size=128)
+    whole = []
+    with timed_comparison() as spent:
+        for _ in range(steps + 2):
+            set_gradients(params)
+            whole.append(seconds_of(optimizer.step))
+    compared, step = statistics.median(spent[1:]), statistics.median(whole[2:])
+    return f"| {32 * width} | {1e3 * compared:.2f} | {1e3 * step:.1f} | {compared / step:.2%} |"
+
+
+def of_tiny(count: int, steps: int) -> Iterator[str]:
+    groups = {"KrADagrad": parameters(TINY, count), "AdamW(foreach=True)": parameters(TINY, count)}
+    ours, adamw = groups.values()
+    contenders = zip(groups, (KrADagrad(ours), torch.optim.AdamW(adamw, foreach=True)), strict=True)
+    optimizers = dict(contenders)
+    times: dict[str, list[float]] = {name: [] for name in groups}
+    for _ in range(steps + 2):
+        for name, params in groups.items():
+            set_gradients(params)
+            times[name].append(seconds_of(optimizers[name].step))
+    for name, own in times.items():
+        kept = [1e3 * value for value in own[2:]]
+        yield f"| {name} | {statistics.median(kept):.0f} | {min(kept):.0f} to {max(kept):.0f} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parameters", type=int, default=1000)
+    parser.add_argument("--tiny", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args(arguments)
+    print(
+        f"| width of {options.parameters} parameters | comparison, ms | step, ms | share |\n|---|---|---|---|"
+    )
+    for width in WIDTHS:
+        print(comparison(width, options.parameters, options.steps), flush=True)
+    print(f"\n| {options.tiny} tiny parameters | step, ms | spread |\n|---|---|---|")
+    for row in of_tiny(options.tiny, options.steps):
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
