@@ -1,12 +1,15 @@
 """A step that fails anywhere leaves all as it was, or says so and is not gone on from.
 
-A fault is put at every operation of a step, which includes every allocation of a tensor: before it, as where
-there is no memory, and after it, as where a kernel fails late.
+A fault is put at operations of a step, which include every allocation of a tensor: before one, as where there
+is no memory, and after one, as where a kernel fails late. At every operation by hand:
+
+    KRADAGRAD_EVERY_FAULT=1 pytest -n 2 tests/test_faults.py
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from marks import slow
+from marks import slow, slow_after
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +34,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bfloat16": {"rounding": "compensated"},
 }
 REFUSED = "must be loaded anew"
+EVERY = int(os.environ.get("KRADAGRAD_EVERY_FAULT", "29"))
+"""So many operations lie between two faults; each recipe begins at another one."""
 
 
 class FaultAt(TorchDispatchMode):
@@ -41,6 +46,8 @@ class FaultAt(TorchDispatchMode):
         self.place, self.after, self.count = place, after, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "profiler":  # which torch calls around a step, not in it
+            return function(*args, **(kwargs or {}))
         is_it, self.count = self.count == self.place, self.count + 1
         if is_it and not self.after:
             raise torch.OutOfMemoryError(f"a fault before {function}")
@@ -71,12 +78,6 @@ class Run:
         for p in self.params:
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
 
-    def values(self) -> list[Tensor]:
-        """Of all parameters and their state, in order."""
-        state = self.optimizer.state
-        kept = [v for p in self.params for _, v in sorted((state.get(p) or {}).items())]
-        return [t.detach().clone() for t in (*self.params, *kept)]
-
     def is_as_before(self) -> bool:
         step = int(self.optimizer.param_groups[0]["step"])
         same = all(map(torch.equal, self.params, self.before))
@@ -84,7 +85,7 @@ class Run:
             return same and step == 0 and not any(self.optimizer.state.values())
         own = self.optimizer.state_dict()["state"]
         kept = all(
-            torch.equal(own[i][key], value)
+            all(map(torch.equal, parts_of(own[i][key]), parts_of(value)))
             for i, state in self.saved["state"].items()
             for key, value in state.items()
         )
@@ -109,21 +110,27 @@ class Run:
         return is_broken
 
 
+def parts_of(value: Tensor) -> list[Tensor]:
+    """What there is of a tensor on this rank."""
+    return getattr(value, "parts", [value])
+
+
 def operations(name: str, steps: int, **options: Any) -> tuple[int, list[Tensor]]:
     """How many a step has, and what parameters are after it."""
-    run = Run(name, steps, **options)
-    with FaultAt(-1, False) as counter:
-        run.optimizer.step()
+    for _ in range(2):  # the first one fills what is kept for all optimizers
+        run = Run(name, steps, **options)
+        with FaultAt(-1, False) as counter:
+            run.optimizer.step()
     return counter.count, [p.detach().clone() for p in run.params]
 
 
-def check_every_fault(name: str, steps: int, after: bool, every: int = 1, **options: Any) -> tuple[int, int]:
+def check_faults(name: str, steps: int, after: bool, **options: Any) -> tuple[int, int]:
     """How many of the places were tried, and after how many a state had to be loaded."""
     count, wanted = operations(name, steps, **options)
     assert count > 50
     whole = Run(name, steps, **options)
     refused = tried = 0
-    for place in range(0, count, every):
+    for place in range((7 * len(name) + steps + 4 * after) % EVERY, count, EVERY):
         run = Run(name, steps, **options) if steps == 0 or options else copied(whole)
         with pytest.raises(RuntimeError), FaultAt(place, after):
             run.optimizer.step()
@@ -140,23 +147,16 @@ def copied(run: Run) -> Run:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("name", ["default", "capturable"])
-def test_a_fault_at_some_operations(name: str, after: bool) -> None:
-    tried, refused = check_every_fault(name, 3, after, every=7)
+@pytest.mark.parametrize("steps", [0, 3, 31])
+@pytest.mark.parametrize("name", slow_after(1, list(RECIPES)))
+def test_a_fault_at_any_operation(name: str, steps: int, after: bool) -> None:
+    """Of the first step, which makes the state, of an early one, and of one that makes no root."""
+    tried, refused = check_faults(name, steps, after)
     assert 0 < refused < tried
 
 
-@slow
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("steps", [0, 3, 30])
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_fault_at_every_operation(name: str, steps: int, after: bool) -> None:
-    """Of the first step, which makes the state, of an early one, and of one that makes no root."""
-    check_every_fault(name, steps, after)
-
-
 def faulty_rank(rank: int, after: bool) -> tuple[int, int]:
-    return check_every_fault("default", 3, after, every=3, process_group=dist.group.WORLD)
+    return check_faults("default", 3, after, process_group=dist.group.WORLD)
 
 
 @slow
@@ -192,7 +192,7 @@ optimizer.step()
 wanted = [p.detach().clone() for p in params]
 kept = refused = 0
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-for room in range(0, 40 << 20, 1 << 19):
+for room in range(0, 40 << 20, 1 << 20):
     with torch.no_grad():
         for p, old in zip(params, before):
             p.copy_(old)
@@ -228,10 +228,10 @@ print(kept, refused)
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
 @pytest.mark.parametrize("graft", ["adam", "rms"])
 def test_a_step_without_enough_memory(graft: str) -> None:
-    """In a process whose address space may grow by half a megabyte more each time."""
+    """In a process whose address space may grow by a megabyte more each time."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, graft], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     kept, refused = map(int, done.stdout.split())
-    assert kept + refused > 5
+    assert kept + refused > 2
