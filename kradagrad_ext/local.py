@@ -41,13 +41,12 @@ class Placed:
         None where the states are not those that it has left.
         """
         states = self.of(held)
-        if not all(states):
+        if not all(states) or not self.watch.holds(states):
             return None
         try:
-            found = [states[i][key] for i, key in self.bucket.wanted]
+            return [states[i][key] for i, key in self.bucket.wanted]
         except KeyError:
             return None
-        return found if self.watch.holds(states, found) else None
 
     def of(self, values: Sequence[Any]) -> list[Any]:
         """The values of the bucket's parameters, of those of the group's."""

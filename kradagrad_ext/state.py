@@ -382,27 +382,23 @@ def values_of(states: Sequence[State]) -> Iterator[Any]:
 class Watch:
     """Tells whether the tensors of some states are still the same, their data where they were.
 
-    It keeps none of them alive. Of those that share a storage, it is enough to know one as an object: while
-    that is there, no other storage can be where they were.
+    It keeps none of them alive. Of those that share a storage, it is enough to know that one is still there:
+    so long, no other storage can be where they were.
 
     Args:
-        states: all of whose data are looked at.  objects: those of their tensors that are known as objects.
+        states: all of whose data are looked at.  objects: one of their tensors for each storage.
     """
 
     def __init__(self, states: Sequence[State], objects: Sequence[Tensor]) -> None:
-        self._refs = list(map(weakref.ref, objects))
+        self._gone: list[object] = []
+        self._refs = [weakref.ref(tensor, self._gone.append) for tensor in objects]
         self._addresses = list(map(Tensor.data_ptr, values_of(states)))
 
-    def holds(self, states: Sequence[State], objects: Sequence[Any]) -> bool:
-        """Whether these are the states and objects."""
-        if not are_same(objects, self._refs) or sum(map(len, states)) != len(self._addresses):
+    def holds(self, states: Sequence[State]) -> bool:
+        """Whether these are the states."""
+        if self._gone or sum(map(len, states)) != len(self._addresses):
             return False
         try:
-            return all(map(operator.eq, map(Tensor.data_ptr, values_of(states)), self._addresses))
+            return list(map(Tensor.data_ptr, values_of(states))) == self._addresses
         except TypeError:  # of what is no tensor
             return False
-
-
-def are_same(objects: Sequence[Any], refs: Sequence[weakref.ref[Any]]) -> bool:
-    """Whether objects are those that were referred to."""
-    return len(objects) == len(refs) and all(map(operator.is_, objects, [ref() for ref in refs]))

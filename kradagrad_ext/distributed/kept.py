@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kradagrad_ext.plan import ParameterPlan
-from kradagrad_ext.state import SCALARS, Spec, State, are_same, check_state, values_of
+from kradagrad_ext.state import SCALARS, Spec, State, check_state, values_of
 
 from .layout import local
 from .parts import Ledger, Part
@@ -43,7 +43,7 @@ class KeptStates:
         self._parts, self._ledgers = parts, ledgers
         self._places: list[Sequence[Mapping[str, Place]]] = [()] * len(params)
         self._place_pieces()
-        self._refs: list[weakref.ref[Tensor]] = []
+        self._remember([])
 
     def _place_pieces(self) -> None:
         """Tell every part where the states of its pieces are kept."""
@@ -68,7 +68,8 @@ class KeptStates:
         """
         every: list[State] = [held or {} for held in map(state.get, self._params)]
         held = {i: every[i] for i in self._names}
-        if self._refs and are_same(list(values_of(list(held.values()))), self._refs):
+        kept = values_of(list(held.values()))
+        if self._ids and not self._gone and list(map(id, kept)) == self._ids:
             return every
         states: list[State] = [self._state(i, held[i]) if i in held else {} for i in range(len(every))]
         found = {self._params[i]: states[i] for i in held if held[i]}
@@ -78,8 +79,14 @@ class KeptStates:
         for ledger in self._ledgers:
             ledger.adopt([states[index] for index in ledger.parameters])
         state.update({self._params[i]: states[i] for i in held})
-        self._refs = list(map(weakref.ref, values_of([states[i] for i in held])))
+        self._remember([states[i] for i in held])
         return states
+
+    def _remember(self, states: Sequence[State]) -> None:
+        """What is in these states, as numbers of objects, which are theirs while none of them is gone."""
+        self._gone: list[object] = []
+        self._ids = list(map(id, values_of(states)))
+        self._refs = [weakref.ref(value, self._gone.append) for value in values_of(states)]
 
     def restored(self, index: int, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A parameter's saved state in tensors of its own; blocks in their grid, not one after the other."""

@@ -119,7 +119,11 @@ class Part:
 
     def wanted(self, of_parameters: Sequence[State]) -> list[Tensor]:
         """The entries that the bucket wants."""
-        return [of_parameters[parameter][key].parts[part] for parameter, key, part in self._wanted]
+        parameter, key, _ = self._wanted[0]
+        found: dict[int, list[Tensor]] = of_parameters[parameter][key].found
+        if id(self) not in found:
+            found[id(self)] = [of_parameters[i][key].parts[part] for i, key, part in self._wanted]
+        return found[id(self)]
 
     @functools.cached_property
     def _wanted(self) -> list[tuple[int, str, int]]:

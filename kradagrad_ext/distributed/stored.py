@@ -37,19 +37,22 @@ class StoredPieces(torch.Tensor):
     Attributes:
         parts: of each box its elements, in one of `shapes`: those of blocks one block after the other.
         whole: all of it, in host memory, on the rank that it was last gathered on; None after a step.
+        found: what parts of a step want of the state, as long as this is in it: if anything of the state is
+            replaced, the next step replaces all of these.
     """
 
     boxes: list[Box]
     parts: list[Tensor]
     shapes: list[Shape]
     whole: Tensor | None
+    found: dict[int, list[Tensor]]
 
     @staticmethod
     def __new__(
         cls: type[StoredPieces], size: Shape, dtype: torch.dtype, device: torch.device
     ) -> StoredPieces:
         own: StoredPieces = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=device)
-        own.boxes, own.parts, own.shapes, own.whole = [], [], [], None
+        own.boxes, own.parts, own.shapes, own.whole, own.found = [], [], [], None, {}
         return own
 
     @classmethod
