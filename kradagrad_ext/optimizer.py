@@ -91,8 +91,8 @@ class KrADagrad(Optimizer):
         momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
-        rounding: of bfloat16 parameters. ``stochastic``: up or down by chance, to the right mean, with the
-            same bits on any number of threads and ranks. ``compensated``: to the nearest, and what that
+        rounding: of bfloat16 parameters. ``stochastic``: up or down by chance, to the right mean; chance is
+            the same on any number of threads and ranks. ``compensated``: to the nearest, and what that
             leaves over is kept, two bytes an element: they move as float32 parameters do. ``nearest``: an
             update of less than half their last digit does not move them.
         precondition_1d: precondition vectors, too.

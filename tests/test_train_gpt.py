@@ -142,7 +142,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
 def test_a_run_in_bfloat16_is_near_that_in_float32(rounding, text, tmp_path):
-    """Within 0.02 nats, as the 300 steps of the demo; at a rate that rounding to the nearest does not follow."""
+    """Within 0.02 nats, as the demo is; at a learning rate that rounding to the nearest does not follow."""
     losses = {}
     options = ("--lr=3e-4", "--steps=60", "--eval-every=60")
     for name, more in (("wide", []), ("narrow", ["--dtype=bfloat16", f"--rounding={rounding}"])):
