@@ -19,7 +19,7 @@ def moments() -> tuple[list[Tensor], list[Tensor]]:
 
 def coefficients(count: int) -> Tensor:
     """c0 to c9 of the adam graft after a dozen steps, ``[P, 10]``; weight decay is decoupled."""
-    return torch.tensor([1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 0.0, 0.0, 0.0, 0.01]).repeat(count, 1)
+    return torch.tensor([1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 12.0, 0.0, 0.0, 0.01]).repeat(count, 1)
 
 
 def common_arguments(dtype: str) -> Arguments:

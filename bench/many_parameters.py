@@ -3,7 +3,7 @@
     python bench/many_parameters.py                    # prints Markdown
 
 The first table is of 1,000 parameters of a transformer, by its width; the second of 10,000 tiny ones beside
-`AdamW(foreach=True)`. Both contenders of a row take turns, step by step.
+`AdamW(foreach=True)`, which takes turns with KrADagrad, step by step.
 """
 
 from __future__ import annotations

@@ -83,14 +83,18 @@ def plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def check_rate(option: str, value: object) -> None:
-    """Raise ValueError unless this is a number >= 0 that float32 holds, or a one-element floating tensor."""
+    """Raise ValueError unless this is a number >= 0 that float32 holds, or a one-element floating tensor.
+
+    The value of a tensor on an accelerator is not looked at, since the host would wait.
+    """
     if isinstance(value, torch.Tensor):
-        require(
-            value.numel() == 1 and value.is_floating_point(), option, "a one-element floating tensor", value
-        )
-    else:
-        sound = is_number(value) and 0 <= value <= LARGEST_RATE  # type: ignore[operator]
-        require(sound, option, "a number >= 0 that float32 holds, or a one-element tensor", value)
+        is_one = value.numel() == 1 and value.is_floating_point()
+        require(is_one, option, "a one-element floating tensor", value)
+        if value.device.type != "cpu":
+            return
+    number = value.item() if isinstance(value, torch.Tensor) else value
+    sound = is_number(number) and 0 <= number <= LARGEST_RATE  # type: ignore[operator]
+    require(sound, option, "a number >= 0 that float32 holds, or a one-element tensor", value)
 
 
 def check_process_group(group: object) -> None:

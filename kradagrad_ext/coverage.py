@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,8 @@ def check_options(position: int, group: Mapping[str, Any], config: Config) -> No
     Args:
         position: of the group.
     """
-    known = ("lr", "params", *OPTIONS)
-    for key in sorted(set(group) - set(known)):
-        meant = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    for key in sorted(set(group) - {"lr", "params", *OPTIONS}):
+        meant = difflib.get_close_matches(key, ("params", *OPTIONS), n=1, cutoff=0.8)
         if meant:
             raise ValueError(
                 f"KrADagrad: `{key}` of parameter group {position} must be an option; is `{meant[0]}` meant?"
@@ -50,11 +50,18 @@ def check_options(position: int, group: Mapping[str, Any], config: Config) -> No
             f"got {config.batch_dims} for shapes {[list(p.shape) for p in params[:NAMED]]}"
         )
     if config.max_factor_dim < config.block_size and config.precondition:
-        warnings.warn(
+        warn(
             f"KrADagrad: `max_factor_dim` should be at least `block_size` ({config.block_size}), got "
-            f"{config.max_factor_dim}: no block is longer",
-            stacklevel=4,
+            f"{config.max_factor_dim}: longer sides get no factor, so that no block is as long as it may be"
         )
+
+
+def warn(message: str) -> None:
+    """Warn of the line that called the optimizer, which torch has wrapped."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("kradagrad_ext.", "torch.")):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,19 @@ class LeftOut:
         return f"{self.name} {list(self.shape)} ({self.reason})"
 
 
-def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool) -> None:
+def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, first: int = 0) -> None:
     """See that most elements of matrices are preconditioned, where that is not turned off.
 
     Vectors do not count, unless they are so long that they may be weights in a row.
 
+    Args:
+        strict: whether to raise.  first: position of the first of these groups.
+
     Raises:
         ValueError: they are not, and `strict`; else it is a warning. The message says what is left out.
     """
-    left_out = [found for position, group in enumerate(param_groups) for found in _left_out(position, group)]
+    numbered = enumerate(param_groups, first)
+    left_out = [found for position, group in numbered for found in _left_out(position, group)]
     missing = sum(own.elements for own in left_out)
     whole = missing + sum(_preconditioned(group) for group in param_groups)
     if whole - missing >= LEAST_SHARE * whole:
@@ -94,7 +105,7 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool) -> N
     )
     if strict:
         raise ValueError(message)
-    warnings.warn(message, stacklevel=4)
+    warn(message)
 
 
 def _preconditioned(group: Mapping[str, Any]) -> int:

@@ -163,10 +163,10 @@ def _renew_units_(column: Sequence[Tensor], active: Tensor, config: Config) -> t
     if has_second_moment(config):  # which may forget more slowly
         size = torch.maximum(size, column[ENERGY].sqrt() * old)
     limits = torch.finfo(size.dtype)
-    unit = (size / torch.frexp(size).mantissa / 2).clamp_(limits.tiny, 1 / limits.tiny)
     added, *_ = config.weight_decays
     if isinstance(added, Tensor) or added > 0:  # of which moments are made, too
-        unit = torch.maximum(unit, _of_all(added, unit) / UNITS_APART)
+        size = torch.where(size > 0, torch.maximum(size, _of_all(added, size) / UNITS_APART), 0)
+    unit = (size / torch.frexp(size).mantissa / 2).clamp_(limits.tiny, 1 / limits.tiny)
     shifts = old / unit
     is_near = (column[UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
     is_new = active & (size > 0) & ~is_near

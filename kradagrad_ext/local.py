@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -15,7 +16,7 @@ from .bucket import KIND, Bucket, presence
 from .config import parameter_name
 from .full_precision import full_float32
 from .plan import ParameterPlan, plan_parameter
-from .state import State, Watch, check_state
+from .state import State, Watch, check_state, drop_residuals
 from .step import LossScale, Settings, Work, backend_of, plan_work, step_bucket
 from .whole_steps import WholeSteps
 
@@ -47,6 +48,13 @@ class Placed:
             return [states[i][key] for i, key in self.bucket.wanted]
         except KeyError:
             return None
+
+    def drop_residuals(self, state: Mapping[Tensor, State]) -> None:
+        """See `state.drop_residuals`."""
+        states = [state[p] for p in self.bucket.params]
+        dropped = [drop_residuals(*pair) for pair in zip(states, self.bucket.specs, strict=True)]
+        if any(dropped):
+            self.watch.look_at(states)
 
     def of(self, values: Sequence[Any]) -> list[Any]:
         """The values of the bucket's parameters, of those of the group's."""
@@ -156,11 +164,14 @@ class Local:
         new: dict[Tensor, State] = {}
         taken = [own for own in settings if own.has_gradient]
         planned = [found for own in taken for found in self._plan_group(own, state, rosters, new)]
+        made = [roster for position, roster in rosters.items() if roster is not self._rosters.get(position)]
         kept = range(len(settings))
         self._rosters = {position: self._rosters[position] for position in kept if position in self._rosters}
         self._rosters |= rosters
         begin()
         state.update(new)
+        for placed in itertools.chain.from_iterable(roster.placed for roster in made):
+            placed.drop_residuals(state)
         loss_scale.unscale_(taken)
         for own in taken:
             own.count()

@@ -53,7 +53,8 @@ class KrADagrad(Optimizer):
         lr: a number or a one-element tensor, on the parameters' device if it is to change in a CUDA graph.
         betas: decay of the momentum and of the grafting method's second moment.
         eps: of the grafting method, relative to the root mean square of the matrix's gradients.
-        weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum.
+        weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum; a number
+            or a one-element tensor, as `lr`.
         block_size: longest side; None is 256 on a CPU and 128 elsewhere, by the device of the group's
             parameters when they are given.
         merge_dims: multiply neighbouring small dims before cutting blocks.
@@ -119,7 +120,7 @@ class KrADagrad(Optimizer):
         lr: float | Tensor = 1e-2,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        weight_decay: float | Tensor = 0.0,
         *,
         block_size: int | None = None,
         merge_dims: bool = True,
@@ -187,7 +188,7 @@ class KrADagrad(Optimizer):
             super().add_param_group(param_group)
             self._check_group(count, param_group)
             if hasattr(self, "_engine"):  # or the optimizer is being made, which looks at all of them
-                check_coverage(self.param_groups[count:], self._strict)
+                check_coverage(self.param_groups[count:], self._strict, first=count)
         except BaseException:
             del self.param_groups[count:]
             param_group.clear()
@@ -284,7 +285,8 @@ class KrADagrad(Optimizer):
         """What is pickled and copied: each tensor by itself, and no batch with it."""
         self._whole.check()
         state = super().__getstate__()
-        return {**state, "state": {p: checkpoint.copied(own) for p, own in self.state.items()}}
+        own = {"_amp_scaling": self._amp_scaling, "_strict": self._strict}
+        return {**state, **own, "state": {p: checkpoint.copied(kept) for p, kept in self.state.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; the batches are made anew from the parameters' state on the next step."""
@@ -292,7 +294,8 @@ class KrADagrad(Optimizer):
         self.state = defaultdict(dict, self.state)
         self._whole = WholeSteps()
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
-        self._amp_scaling, self._strict = state.get("_amp_scaling", False), state.get("_strict", False)
+        for name in ("_amp_scaling", "_strict"):
+            setattr(self, name, state.get(name, getattr(self, name, False)))
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Local | Sharded:

@@ -16,7 +16,6 @@ happens to a whole parameter is in `PublishedKrADagrad`.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .config import check_rate, check_tensor, is_int, is_number, parameter_name, require
+from .coverage import warn
 from .full_precision import full_float32
 from .state import compute_dtype
 
@@ -109,10 +109,9 @@ class PublishedKrADagrad(Optimizer):
         for i, p in enumerate(group["params"]):
             is_matrix = p.numel() > 0 and sum(size != 1 for size in p.shape) > 1
             if is_matrix and len(merged_shape(p.shape, group["block_size"])) == 1:
-                warnings.warn(
+                warn(
                     f"PublishedKrADagrad: `block_size` {group['block_size']} merges "
-                    f"{parameter_name(position, i)} {list(p.shape)} into a vector, as the authors' code does",
-                    stacklevel=4,
+                    f"{parameter_name(position, i)} {list(p.shape)} into a vector, as the authors' code does"
                 )
                 return
 

@@ -97,6 +97,11 @@ def are_keys(state: Mapping[str, Any], specs: Mapping[str, Spec]) -> bool:
     return state.keys() ^ specs.keys() <= {RESIDUAL}
 
 
+def drop_residuals(state: State, specs: Mapping[str, Spec]) -> bool:
+    """Delete those that are there in vain; whether there were any."""
+    return RESIDUAL not in specs and state.pop(RESIDUAL, None) is not None
+
+
 def check_state(state: Mapping[str, Any], specs: Mapping[str, Spec], name: str) -> None:
     """Raise ValueError unless a parameter's state has the tensors that it is to have.
 
@@ -331,8 +336,6 @@ class Arrangement:
                     value, spec = state.get(key), specs[key]
                     made = self._like.new_zeros(spec.shape, dtype=spec.dtype) if value is None else value
                     state[key] = fitting(made, spec, self._like)
-            if RESIDUAL not in specs and RESIDUAL in state:
-                del state[RESIDUAL]
 
     def batches(self, tensors: Sequence[Tensor]) -> Batches:
         """The batches of states that lie as `adopt` has left them.
@@ -392,6 +395,10 @@ class Watch:
     def __init__(self, states: Sequence[State], objects: Sequence[Tensor]) -> None:
         self._gone: list[object] = []
         self._refs = [weakref.ref(tensor, self._gone.append) for tensor in objects]
+        self.look_at(states)
+
+    def look_at(self, states: Sequence[State]) -> None:
+        """Where the data of these states are now."""
         self._addresses = list(map(Tensor.data_ptr, values_of(states)))
 
     def holds(self, states: Sequence[State]) -> bool:

@@ -115,6 +115,10 @@ class LossScale:
         for device, own in by_device.items():
             torch._foreach_mul_(own, self.scale.to(device).double().reciprocal().float().reshape(()))
 
+    def unscaled(self, norms: Tensor) -> Tensor:
+        """Of gradients that are still scaled."""
+        return norms if self.scale is None else norms / self.scale.to(norms).reshape(())
+
     def refused(self, device: torch.device) -> Tensor | None:
         """Whether nothing may change on this step, a 0-dim bool; None if there is nobody to say so."""
         return None if self.found_inf is None else (self.found_inf > 0).to(device).reshape(())

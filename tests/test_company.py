@@ -1,4 +1,4 @@
-"""Steps among what trainers have around them: torch's modes, threads, forks, signals, captures."""
+"""Steps among what trainers have around them: torch's modes, threads and forks."""
 
 from __future__ import annotations
 

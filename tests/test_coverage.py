@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -26,6 +28,7 @@ def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
         ("blocksize", "block_size"),
         ("precondtion", "precondition"),
         ("LR", None),
+        ("lr0", None),
         ("initial_lr", None),
         ("max_lr", None),
         ("lr_scale", None),
@@ -75,8 +78,12 @@ def test_batch_dims_of_matrices(shapes: list[tuple[int, ...]], options: dict[str
 
 
 def test_factors_shorter_than_blocks() -> None:
-    with pytest.warns(UserWarning, match=r"`max_factor_dim` should be at least `block_size` \(16\), got 8"):
-        KrADagrad(parameters((8, 8)), block_size=16, max_factor_dim=8)
+    message = r"`max_factor_dim` should be at least `block_size` \(16\), got 8"
+    with pytest.warns(UserWarning, match=message) as first:
+        optimizer = KrADagrad(parameters((8, 8)), block_size=16, max_factor_dim=8)
+    with pytest.warns(UserWarning, match=message) as second:
+        optimizer.add_param_group({"params": parameters((8, 8))})
+    assert [own.filename for own in (*first, *second)] == [__file__] * 2, "the line to look at is the user's"
 
 
 @pytest.mark.parametrize("group", ["world", 2, object()])
@@ -112,12 +119,14 @@ LEFT_OUT = [
 def test_what_is_left_out_is_told(
     shapes: list[tuple[int, ...]], options: dict[str, Any], reason: str
 ) -> None:
-    with pytest.warns(UserWarning, match=f"elements of matrices are preconditioned; left out: .*{reason}"):
+    message = f"elements of matrices are preconditioned; left out: .*{reason}"
+    with pytest.warns(UserWarning, match=message) as got:
         KrADagrad(parameters(*shapes), **options)
+    assert {own.filename for own in got} == {__file__}
     with pytest.raises(ValueError, match=reason):
         KrADagrad(parameters(*shapes), **options, strict=True)
     optimizer = KrADagrad(parameters((8, 8)), strict=True)
-    with pytest.raises(ValueError, match="elements of matrices are preconditioned"):
+    with pytest.raises(ValueError, match=reason.replace("group 0", "group 1")):
         optimizer.add_param_group({"params": parameters(*shapes), **options})
     assert len(optimizer.param_groups) == 1
 
@@ -151,3 +160,15 @@ def test_published_merges_matrices_into_vectors() -> None:
         UserWarning, match=r"`block_size` 128 merges parameter 0 of parameter group 0 \[8, 8\]"
     ):
         PublishedKrADagrad(parameters((8, 8)), variant="star", lr=0.1)
+
+
+@pytest.mark.parametrize("how", ["load", "copy", "pickle"])
+def test_what_is_asked_for_outlives_copies(how: str) -> None:
+    optimizer = KrADagrad(parameters((8, 8)), strict=True, amp_scaling=True)
+    if how == "load":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        optimizer = copy.deepcopy(optimizer) if how == "copy" else pickle.loads(pickle.dumps(optimizer))
+    assert optimizer._step_supports_amp_scaling
+    with pytest.raises(ValueError, match="one-dimensional"):
+        optimizer.add_param_group({"params": parameters(FLAT)})

@@ -240,7 +240,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
     calls: list[tuple[str, list[Tensor]]] = []
 
     def accumulate_(*arguments: Any) -> None:
-        for name, place in (("momenta", 0), ("second moments", 1), ("lookahead", 2), ("parameters", 5)):
+        for name, place in (("momenta", 0), ("second moments", 1), ("directions", 2), ("parameters", 5)):
             calls.append((name, arguments[place]))
 
     def kron_step_(groups: Any, *_: Any, **__: Any) -> None:

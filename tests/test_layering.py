@@ -33,7 +33,7 @@ MAY_IMPORT = {
     },
     "coverage": {"config", "plan"},
     "whole_steps": set(),
-    "published": {"config", "full_precision", "state"},
+    "published": {"config", "coverage", "full_precision", "state"},
     "local": {"bucket", "config", "full_precision", "plan", "state", "step", "whole_steps"},
     "full_precision": set(),
     "distributed": set(),

@@ -31,22 +31,26 @@ def test_weight_decay_may_be_a_tensor(decoupled: bool, momentum_on: str) -> None
     assert saved == 0.0625, "a state dict owns what is in it"
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), torch.ones((), dtype=torch.int64), -0.1, 1e39, "0.1"])
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(2), torch.ones((), dtype=torch.int64), torch.tensor(-5.0), -0.1, 1e39, math.nan, "0.1"],
+)
 def test_weight_decay_that_is_none(value: object) -> None:
     with pytest.raises(ValueError, match="`weight_decay` must be"):
         KrADagrad(parameters((4, 4)), weight_decay=value)
 
 
-def test_a_learning_rate_that_overflows_is_refused_before_anything_changes() -> None:
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_a_rate_that_overflows_is_refused_before_anything_changes(option: str) -> None:
     params = parameters((8, 8))
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(2))
     before = params[0].detach().clone()
-    for value in (1e39, math.inf, math.nan, -1.0, "1"):
-        optimizer.param_groups[0]["lr"] = value
-        with pytest.raises(ValueError, match="`lr` must be"):
+    for value in (1e39, math.inf, math.nan, -1.0, "1", torch.tensor(math.nan)):
+        optimizer.param_groups[0][option] = value
+        with pytest.raises(ValueError, match=f"`{option}` must be"):
             optimizer.step()
         assert optimizer.param_groups[0]["step"] == 2
         assert torch.equal(params[0], before)
-        optimizer.param_groups[0]["lr"] = 0.1
+        optimizer.param_groups[0][option] = 0.1
         optimizer.state_dict()

@@ -149,7 +149,7 @@ def _per_parameter(spec: Spec, source: Source) -> Arguments:
     count, l2 = len(spec.blocks), L2 if spec.what == "l2" else 0.0
     return dict(
         coefficients=torch.tensor(
-            [1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 0.0, l2, l2, 0.01], device=source.device
+            [1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 12.0, l2, l2, 0.01], device=source.device
         ).repeat(count, 1),
         active=torch.ones(count, dtype=torch.bool, device=source.device),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kradagrad_ext.plan import ParameterPlan
-from kradagrad_ext.state import SCALARS, Spec, State, check_state, values_of
+from kradagrad_ext.state import SCALARS, Spec, State, check_state, drop_residuals, values_of
 
 from .layout import local
 from .parts import Ledger, Part
@@ -44,6 +44,7 @@ class KeptStates:
         self._places: list[Sequence[Mapping[str, Place]]] = [()] * len(params)
         self._place_pieces()
         self._remember([])
+        self._is_new = False
 
     def _place_pieces(self) -> None:
         """Tell every part where the states of its pieces are kept."""
@@ -80,7 +81,18 @@ class KeptStates:
             ledger.adopt([states[index] for index in ledger.parameters])
         state.update({self._params[i]: states[i] for i in held})
         self._remember([states[i] for i in held])
+        self._is_new = True
         return states
+
+    def drop_residuals(self, state: States) -> None:
+        """See `state.drop_residuals`."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        pairs = [(state[self._params[i]], self._specs[i]) for i in self._names]
+        dropped = [drop_residuals(*pair) for pair in pairs]
+        if any(dropped):
+            self._remember([own for own, _ in pairs])
 
     def _remember(self, states: Sequence[State]) -> None:
         """What is in these states, as numbers of objects, which are theirs while none of them is gone."""
@@ -108,4 +120,5 @@ class KeptStates:
         kept = {key: Spec(tuple(stored.shape), stored.dtype) for key, stored in empty.items()}
         check_state(held, {SCALARS: scalars, **kept}, self._names[index])
         shared = {key: stored.shared_from(held.get(key, stored)) for key, stored in empty.items()}
-        return {SCALARS: held[SCALARS], **shared}
+        in_vain = {key: value for key, value in held.items() if key not in self._specs[index]}
+        return {SCALARS: held[SCALARS], **shared, **in_vain}

@@ -283,14 +283,15 @@ class Shard:
         Nothing changes yet.
 
         Args:
-            loss_scale: gradients are unscaled already; what any rank refuses, all refuse.
+            loss_scale: of the gradients, as they are; what any rank refuses, all refuse.
 
         Raises:
             RuntimeError: a rank has died or did not come in time.
         """
         pairs = zip(plan.there, self.counts, strict=True)
         mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
-        norms, present = self._gradient_norms(plan.grads), self.masks.of(mask).to(torch.float64)
+        norms = loss_scale.unscaled(self._gradient_norms(plan.grads))
+        present = self.masks.of(mask).to(torch.float64)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
         squares = [(norms / unit).square() for unit in self.units]

@@ -133,11 +133,11 @@ class Sharded:
                 shard.plan(states, taken, [grads[i] for i in shard.places])
                 for shard, states in zip(self._shards, kept, strict=True)
             ]
-            if loss_scale.scale is not None:
-                begin()
-                loss_scale.unscale_(taken.values())
             seen = [shard.observed(plan, loss_scale) for shard, plan in zip(self._shards, plans, strict=True)]
             begin()
+            for shard in self._shards:
+                shard.kept.drop_residuals(state)
+            loss_scale.unscale_(taken.values())
             self._scatter(state)
             for own in taken.values():
                 own.count()
