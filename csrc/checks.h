@@ -40,6 +40,8 @@ inline std::string dtype_name(ScalarType dtype) {
       return "float32";
     case ScalarType::Double:
       return "float64";
+    case ScalarType::Short:
+      return "int16";
     case ScalarType::BFloat16:
       return "bfloat16";
     case ScalarType::Half:

@@ -59,7 +59,7 @@ inline void check_parameter_step(const Checks& checks, const ParameterArguments&
   const DTypes bf16 = {ScalarType::BFloat16};
   checks.like_parameters("params", in.params, in.params, in.residuals.empty() ? view_dtypes : bf16);
   checks.like_parameters("momenta", in.momenta, in.params, dtype, true);
-  checks.like_parameters("residuals", in.residuals, in.params, bf16, true);
+  checks.like_parameters("residuals", in.residuals, in.params, {ScalarType::Short}, true);
   checks.like_parameters("directions", in.directions, in.params, view_dtypes);
   checks.like_parameters("second_moments", in.second_moments, in.params, dtype, true);
   checks.length("updates", in.updates, count);

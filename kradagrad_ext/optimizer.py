@@ -93,9 +93,9 @@ class KrADagrad(Optimizer):
             heavy-ball momentum of the finished update).
         nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
         rounding: of bfloat16 parameters. ``stochastic``: up or down by chance, to the right mean; chance is
-            the same on any number of threads and ranks. ``compensated``: to the nearest, and what that
-            leaves over is kept, two bytes an element: they move as float32 parameters do. ``nearest``: an
-            update of less than half their last digit does not move them.
+            the same on any number of threads and ranks. ``compensated``: to the nearest, and the other
+            sixteen bits of float32 are kept as state: they move as float32 parameters do, to the bit.
+            ``nearest``: an update of less than half their last digit does not move them.
         precondition_1d: precondition vectors, too.
         capturable: a step can be held in a CUDA graph and compiled whole: no host sync, schedules on the
             device, roots by products and in turns (docs/large-models.md).

@@ -74,7 +74,7 @@ def state_specs(
     if has_second_moment(config.for_blocks(bool(plan.regions))):
         specs[SECOND_MOMENT] = Spec(plan.shape, compute)
     if keeps_residuals(config, dtype):
-        specs[RESIDUAL] = Spec(plan.shape, dtype)
+        specs[RESIDUAL] = Spec(plan.shape, torch.int16)
     stored = {
         "factor": (config.factor_dtype or compute, config.packs_factors(device)),
         "root": (config.root_dtype or compute, config.packed),

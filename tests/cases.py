@@ -73,11 +73,12 @@ def strided(blocks: Tensor) -> list[Tensor]:
 
 
 def padded(matrix: Tensor, transposed: bool) -> Tensor:
-    """The matrix as a view with padding of NaN around it, row-major or column-major."""
+    """The matrix as a view with padding of NaN around it, or of 77, row-major or column-major."""
     rows, columns = matrix.shape
     if transposed:
         return padded(matrix.mT, False).mT
-    return matrix.new_full((rows + 1, columns + 3), math.nan)[:rows, :columns].copy_(matrix)
+    filling = math.nan if matrix.is_floating_point() else 77
+    return matrix.new_full((rows + 1, columns + 3), filling)[:rows, :columns].copy_(matrix)
 
 
 def whole(view: Tensor) -> Tensor:
@@ -100,7 +101,16 @@ def copied(given: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNa
 def assert_same_padding(views: list[Tensor], before: list[Tensor]) -> None:
     """What is NaN in the storages, which is the padding of `views` above, is what was NaN before."""
     for view, old in zip(views, before, strict=True):
-        assert torch.equal(whole(view).isnan(), whole(old).isnan())
+        assert torch.equal(_padding(view), _padding(old))
+
+
+def _padding(view: Tensor) -> Tensor:
+    """Of whole numbers, all of the storage with zeros in the view's place."""
+    if view.is_floating_point():
+        return whole(view).isnan()
+    storage = whole(view).clone()
+    storage.as_strided(view.shape, view.stride(), view.storage_offset()).zero_()
+    return storage
 
 
 def factors(n: int, d: int, condition: float) -> Tensor:

@@ -66,7 +66,7 @@ def accumulate_arguments() -> tuple[object, ...]:
 def parameter_arguments() -> tuple[object, ...]:
     updates = [torch.rand(3, 4), torch.empty(0)]
     scalars = (torch.rand(2, COEFFICIENTS), torch.ones(2, dtype=torch.bool), torch.tensor(0.1), 0.9, False)
-    params, residuals = ([value.bfloat16() for value in some()] for _ in range(2))
+    params, residuals = [value.bfloat16() for value in some()], [value.short() for value in some()]
     return (params, some(), residuals, updates, some(), some(), *scalars)
 
 

@@ -1,8 +1,8 @@
 """parameter_step, for the elements of all parameters in one launch::
 
     u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-    q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
-    q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+    bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
+    q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
 
 Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q. The tensors that the formula needs
 are read and written once; a span of a parameter that is not active is left alone. See elements.py for the
@@ -84,8 +84,11 @@ def parameter_step(
             p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
             old = p
             if HAS_RESIDUAL:
-                residual = places(entry, RESIDUAL, at, tl.bfloat16, FLAT)
-                p += tl.load(residual, mask=exists, other=0.0).to(tl.float32)
+                residual = places(entry, RESIDUAL, at, tl.int16, FLAT)
+                own = tl.load(residual, mask=exists, other=0).to(tl.int32)
+                bits = p.to(tl.int32, bitcast=True)
+                bits += tl.where((bits & 0x7FFFFFFF) != 0, own, 0)
+                p = bits.to(tl.float32, bitcast=True)
             u += tl.load(c + 8) * p
             if HAS_MOMENTUM:
                 buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
@@ -95,8 +98,10 @@ def parameter_step(
             u = tl.where(u < -largest, -largest, tl.where(u > largest, largest, u))  # NaN stays
             q = (1 - rate * tl.load(c + 9)) * p - rate * u
             if HAS_RESIDUAL:
-                rest = q - q.to(tl.bfloat16).to(tl.float32)
-                tl.store(residual, rest.to(tl.bfloat16), mask=exists)
+                bits = q.to(tl.int32, bitcast=True)
+                upper = bits + 0x8000 & -0x10000
+                tl.store(residual, (bits - upper).to(tl.int16), mask=exists)
+                q = upper.to(tl.float32, bitcast=True)
             elif param.dtype.element_ty == tl.bfloat16:
                 q = rounded_by_chance(q, made_of, old, tl.load(c + 6))
             tl.store(param, q.to(PARAM_TYPE), mask=exists)

@@ -4,6 +4,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 
+#include <cstdint>
 #include <type_traits>
 
 namespace kradagrad::cpu {
@@ -25,11 +26,14 @@ void with_compute_type(ScalarType dtype, const Body& body) {
   }
 }
 
-// The same for what parameters and gradients come in: float32, float64 and bfloat16.
+// The same for what parameters and gradients come in, float32, float64 and bfloat16, and for residuals:
+// int16.
 template <class Body>
 void with_storage_type(ScalarType dtype, const Body& body) {
   if (dtype == ScalarType::BFloat16) {
     body(c10::BFloat16{});
+  } else if (dtype == ScalarType::Short) {
+    body(int16_t{});
   } else {
     with_compute_type(dtype, body);
   }

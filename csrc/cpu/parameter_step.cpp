@@ -1,8 +1,8 @@
 // parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+//   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
 //
 // Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q (vector_loops.h). Threads take
 // spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
@@ -47,9 +47,9 @@ std::vector<Operands> list_operands(const ParameterArguments& in) {
 template <class T>
 void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t begin, int64_t size) {
   if (in.residual) {
-    alignas(64) T rest[kTile];
-    for (int64_t i = 0; i < size; ++i) rest[i] = q[i] - convert<T>(convert<c10::BFloat16>(q[i]));
-    in.residual->write(begin, size, rest);
+    alignas(64) T residuals[kTile];
+    split_residuals(q, residuals, size);
+    in.residual->write(begin, size, residuals);
   } else if (chances) {
     round_by_chance(q, chances, size);
   }
@@ -71,8 +71,7 @@ void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, 
     add_chances(chances, made_of, size);
   }
   if (in.residual) {
-    weighted_sum(p_scratch, T(1), p, T(1), in.residual->read(begin, size, v_scratch), size);
-    p = p_scratch;
+    add_residuals(p, in.residual->read(begin, size, v_scratch), size);
   }
   const T keep = 1 - lr * c[9];
   if (usable && c[8] == 0 && !in.momentum) {  // the common case, in one pass

@@ -53,6 +53,28 @@ KRADAGRAD_INLINE void bounded_step_body(T* p, T keep, T rate, T a, T largest, co
 KRADAGRAD_INLINE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 template <class T>
+KRADAGRAD_INLINE void add_residuals_body(T* values, const T* residuals, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const int32_t own =
+        values[i] != 0 ? static_cast<int32_t>(residuals[i]) : 0;  // someone may have cleared it
+    const uint32_t bits = bits_of(static_cast<float>(values[i])) + own;
+    values[i] = static_cast<T>(__builtin_bit_cast(float, bits));
+  }
+}
+
+template <class T>
+KRADAGRAD_INLINE void split_residuals_body(T* values, T* residuals, int64_t size) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t bits = bits_of(static_cast<float>(values[i]));
+    const uint32_t upper = (bits + 0x8000u) & 0xffff0000u;
+    residuals[i] = static_cast<T>(static_cast<int32_t>(bits - upper));
+    values[i] = static_cast<T>(__builtin_bit_cast(float, upper));
+  }
+}
+
+template <class T>
 KRADAGRAD_INLINE void start_chances_body(uint32_t* chances, uint32_t count, const T* old, int64_t size) {
   const uint32_t seed = count * 0x9e3779b9u;
 #pragma GCC ivdep
@@ -129,6 +151,12 @@ KRADAGRAD_INLINE double average_squares_body(T* __restrict v, T decay, T weight,
   KRADAGRAD_MULTIVERSION void scale(T* out, T a, const T* x, int64_t size) { scale_body(out, a, x, size); }  \
   KRADAGRAD_MULTIVERSION void bounded_step(T* p, T keep, T rate, T a, T largest, const T* x, int64_t size) { \
     bounded_step_body(p, keep, rate, a, largest, x, size);                                                   \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void add_residuals(T* values, const T* residuals, int64_t size) {                   \
+    add_residuals_body(values, residuals, size);                                                             \
+  }                                                                                                          \
+  KRADAGRAD_MULTIVERSION void split_residuals(T* values, T* residuals, int64_t size) {                       \
+    split_residuals_body(values, residuals, size);                                                           \
   }                                                                                                          \
   KRADAGRAD_MULTIVERSION void round_by_chance(T* values, const uint32_t* chances, int64_t size) {            \
     round_by_chance_body(values, chances, size);                                                             \

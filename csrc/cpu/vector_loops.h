@@ -27,6 +27,13 @@ void bounded_step(double* p, double keep, double rate, double a, double largest,
 void round_by_chance(float* values, const uint32_t* chances, int64_t size);
 void round_by_chance(double* values, const uint32_t* chances, int64_t size);
 
+// Adds residuals to the bits of bfloat16 parameters as float32, and splits what they have become into values
+// that bfloat16 holds and residuals, which are whole numbers.
+void add_residuals(float* values, const float* residuals, int64_t size);
+void add_residuals(double* values, const double* residuals, int64_t size);
+void split_residuals(float* values, float* residuals, int64_t size);
+void split_residuals(double* values, double* residuals, int64_t size);
+
 // What is to be mixed of the old values of bfloat16 parameters, and what their updates are made of; the first
 // call of a tile takes the old values, the second one adds the others.
 void start_chances(uint32_t* chances, uint32_t count, const float* old, int64_t size);

@@ -129,7 +129,7 @@ void launch(const char* op, const Launch& launch, cudaStream_t stream) {
 TensorInfo info(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   return {tensor.data_ptr(),
-          tensor.scalar_type() == ScalarType::BFloat16,
+          tensor.scalar_type() == ScalarType::BFloat16 || tensor.scalar_type() == ScalarType::Short,
           {sizes.begin(), sizes.end()},
           {strides.begin(), strides.end()}};
 }

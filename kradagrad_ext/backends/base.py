@@ -320,11 +320,14 @@ class Backend(Protocol):
 
             u = c3 update,  or where the update is an empty tensor or c3 is not finite
             u = c0 d / (sqrt(c1 v) + c2)          (0 where the denominator is 0), or c0 d without v
-            q = p + residual                      (if residuals)
+            q = p, or with residuals: bits(q) = bits(p) + residual
             u = u + c8 q
             b = momentum b + u;  u = b, or u + momentum b if nesterov      (if momenta)
             q = (1 - lr c9) q - lr min(max(u, -c5), c5)
-            p = q as it is stored;  residual = q - p
+            p = q as it is stored
+
+        bits are those of float32; a residual of p = 0 counts as 0. With residuals p has the upper half of
+        bits(q) + 2^15, and the residual is bits(q) - bits(p): nothing of q is lost.
 
         A bfloat16 parameter with c6 > 0 and no residuals is rounded up or down by chance, to the mean q: its
         32 bits, with a hash modulo 2^16 added to them, are cut off after 16. Of what u is made of (the update
@@ -334,7 +337,7 @@ class Backend(Protocol):
         Args:
             params: P tensors, float32, float64 or bfloat16.
             momenta, second_moments: P tensors each in the coefficients' dtype, or none.
-            residuals: P bfloat16 tensors, as the parameters then are, or none.
+            residuals: P int16 tensors, or none; with them parameters are bfloat16.
             updates: P tensors in the coefficients' dtype, of the parameter's shape or empty.
             directions: P tensors d, the coefficients' dtype or the parameters'.
             coefficients: ``[P, 10]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.

@@ -93,7 +93,8 @@ def parameter_step_(
     for i, keep in enumerate(active.unbind()):
         p = old = params[i].to(coefficients.dtype)
         if residuals:
-            p = p + residuals[i].to(p.dtype)
+            own = torch.where(p != 0, residuals[i].int(), 0)
+            p = (p.float().view(torch.int32) + own).view(torch.float32).to(p.dtype)
         u, made_of = (
             _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i]),
             directions[i].to(coefficients.dtype),
@@ -112,11 +113,12 @@ def parameter_step_(
         if params[i].dtype == torch.bfloat16 and not residuals:
             chosen = _rounded_by_chance(p, made_of, old, coefficients[i, 6])
             p = torch.where(coefficients[i, 6] > 0, chosen, p)
-        stored = p.to(params[i].dtype)
-        params[i].copy_(torch.where(keep, stored, params[i]))
-        if residuals:
-            residual = (p - stored.to(p.dtype)).to(residuals[i].dtype)
-            residuals[i].copy_(torch.where(keep, residual, residuals[i]))
+        if params[i].dtype == torch.bfloat16 and residuals:
+            bits = p.float().view(torch.int32)
+            upper = bits + 0x8000 & -0x10000
+            residuals[i].copy_(torch.where(keep, (bits - upper).short(), residuals[i]))
+            p = upper.view(torch.float32)
+        params[i].copy_(torch.where(keep, p.to(params[i].dtype), params[i]))
 
 
 _WORD, _LARGEST_BF16 = 0xFFFFFFFF, 0x7F7F0000

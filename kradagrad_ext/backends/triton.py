@@ -134,7 +134,7 @@ def parameter_step_(
     checks.tensor("lr", lr, [], _FLOAT)
     checks.like_parameters("params", params, params, _BF16 if residuals else _VIEWS)
     checks.like_parameters("momenta", momenta, params, _FLOAT, may_be_empty=True)
-    checks.like_parameters("residuals", residuals, params, _BF16, may_be_empty=True)
+    checks.like_parameters("residuals", residuals, params, (torch.int16,), may_be_empty=True)
     checks.like_parameters("directions", directions, params, _VIEWS)
     checks.like_parameters("second_moments", second_moments, params, _FLOAT, may_be_empty=True)
     checks.length("updates", updates, len(params))

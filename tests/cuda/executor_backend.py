@@ -64,7 +64,7 @@ class Device:
         return self._addresses[storage.data_ptr()] + tensor.storage_offset() * tensor.element_size()
 
     def describe(self, tensor: Tensor) -> tuple[int, bool, list[int], list[int]]:
-        bf16 = tensor.dtype == torch.bfloat16
+        bf16 = tensor.dtype in (torch.bfloat16, torch.int16)
         return self.address(tensor), bf16, list(tensor.shape), list(tensor.stride())
 
     def describe_all(self, tensors: list[Tensor]) -> list[tuple[int, bool, list[int], list[int]]]:

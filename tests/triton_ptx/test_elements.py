@@ -20,7 +20,7 @@ ARCHITECTURES = ["sm_80", "sm_90"]
 MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta", "residuals"),
+    "parameter_step_": ("params", "momenta"),
 }
 
 
@@ -45,7 +45,7 @@ def check_rounding(backend: Compiled, count: int, residuals: bool) -> None:
     """Where arithmetic is exact, the same bits."""
     given = test_parameter_step.exact_inputs(count)
     ours, plain = (test_parameter_step.run(own, given, residuals=residuals) for own in (backend, reference))
-    for name in WRITTEN["parameter_step_"]:
+    for name in ("params", "residuals"):
         assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
 
 

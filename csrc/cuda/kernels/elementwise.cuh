@@ -86,6 +86,39 @@ __device__ __forceinline__ void write(const float (&value)[1], const Elements& t
   }
 }
 
+// Residuals, each in the lower half of a word.
+__device__ __forceinline__ void read_halves(uint32_t (&halves)[Whole::kElements], const Elements& from,
+                                            const Whole& at) {
+#pragma unroll
+  for (int i = 0; i < Whole::kElements; i += 4) {
+    const int64_t index = at.index + i / 4 * Whole::kDistance;
+    const uint2 four = *reinterpret_cast<const uint2*>(data_of<uint16_t>(from) + index);
+    halves[i] = four.x & 0xffffu;
+    halves[i + 1] = four.x >> 16;
+    halves[i + 2] = four.y & 0xffffu;
+    halves[i + 3] = four.y >> 16;
+  }
+}
+
+__device__ __forceinline__ void read_halves(uint32_t (&half)[1], const Elements& from, const Single& at) {
+  half[0] = data_of<uint16_t>(from)[at.offset(from)];
+}
+
+__device__ __forceinline__ void write_halves(const uint32_t (&halves)[Whole::kElements], const Elements& to,
+                                             const Whole& at) {
+#pragma unroll
+  for (int i = 0; i < Whole::kElements; i += 4) {
+    const int64_t index = at.index + i / 4 * Whole::kDistance;
+    store_8(data_of<uint16_t>(to) + index,
+            {(halves[i] & 0xffffu) | halves[i + 1] << 16, (halves[i + 2] & 0xffffu) | halves[i + 3] << 16});
+  }
+}
+
+__device__ __forceinline__ void write_halves(const uint32_t (&half)[1], const Elements& to,
+                                             const Single& at) {
+  data_of<uint16_t>(to)[at.offset(to)] = static_cast<uint16_t>(half[0]);
+}
+
 // The index of a span's parameter.
 __device__ __forceinline__ int parameter_of(const Parameter* parameters, int count, int64_t span) {
   return search(count, span, [&](int i) { return parameters[i].first_span; });

@@ -1,8 +1,8 @@
 // parameter_step, for the elements of all parameters in one launch:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
-//   q = p + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored;   residual = q - p
+//   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
 //
 // Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q.
 //
@@ -60,9 +60,12 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
   for (int i = 0; i < kElements; ++i) chances[i] = seed ^ __float_as_uint(p[i]) * 0x85ebca77u;
   finished_update(u, chances, at, c);
   if (of.residual.data) {
-    float rest[kElements];
-    read(rest, of.residual, at);
-    for (int i = 0; i < kElements; ++i) p[i] += rest[i];
+    uint32_t residuals[kElements];
+    read_halves(residuals, of.residual, at);
+    for (int i = 0; i < kElements; ++i) {
+      const int own = p[i] != 0 ? static_cast<int16_t>(residuals[i]) : 0;
+      p[i] = __uint_as_float(__float_as_uint(p[i]) + own);
+    }
   }
   for (int i = 0; i < kElements; ++i) u[i] += c[8] * p[i];
   if (of.momentum.data) {
@@ -79,9 +82,13 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
     p[i] = (1 - lr * c[9]) * p[i] - lr * bounded;
   }
   if (of.residual.data) {
-    float rest[kElements];
-    for (int i = 0; i < kElements; ++i) rest[i] = p[i] - __bfloat162float(__float2bfloat16(p[i]));
-    write(rest, of.residual, at);
+    uint32_t residuals[kElements];
+    for (int i = 0; i < kElements; ++i) {
+      const uint32_t bits = __float_as_uint(p[i]), upper = (bits + 0x8000u) & 0xffff0000u;
+      residuals[i] = bits - upper;
+      p[i] = __uint_as_float(upper);
+    }
+    write_halves(residuals, of.residual, at);
   } else if (of.param.bf16 && c[6] > 0) {
     for (int i = 0; i < kElements; ++i) p[i] = rounded_by_chance(p[i], chances[i]);
   }

@@ -11,7 +11,7 @@ namespace kradagrad::cuda {
 
 struct TensorInfo {
   void* data;
-  bool bf16;  // bfloat16, else float32
+  bool bf16;  // bfloat16, or int16 residuals, else float32
   std::vector<int64_t> sizes, strides;
 
   int64_t element_size() const { return bf16 ? 2 : 4; }

@@ -94,7 +94,7 @@ class Probe:
     def check(self, ours: SimpleNamespace) -> None:
         """AssertionError where a result is not as accurate as it must be, or something else was written."""
         plain, exact = self.expected
-        for name in WRITTEN[self.op]:
+        for name in set(WRITTEN[self.op]) - {"residuals"}:  # whole numbers, for which there is `ExactProbe`
             trios = zip(*(tensors(of, name) for of in (ours, plain, exact)), strict=True)
             if "norms" in name:  # of blocks apart: a large one would hide another's
                 trios = [trio for each in trios for trio in zip(*(t.split(1) for t in each), strict=True)]
