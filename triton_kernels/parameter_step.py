@@ -81,14 +81,15 @@ def parameter_step(
                     v = tl.load(places(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
                     u = adaptive(made_of, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
-            p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
-            old = p
             if HAS_RESIDUAL:
+                upper = tl.load(places(entry, PARAM, at, tl.int16, FLAT), mask=exists, other=0)
                 residual = places(entry, RESIDUAL, at, tl.int16, FLAT)
                 own = tl.load(residual, mask=exists, other=0).to(tl.int32)
-                bits = p.to(tl.int32, bitcast=True)
-                bits += tl.where((bits & 0x7FFFFFFF) != 0, own, 0)
+                bits = (upper.to(tl.int32) << 16) + tl.where((upper & 0x7FFF) != 0, own, 0)
                 p = bits.to(tl.float32, bitcast=True)
+            else:
+                p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
+            old = p
             u += tl.load(c + 8) * p
             if HAS_MOMENTUM:
                 buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
