@@ -118,5 +118,5 @@ def rounded_by_chance(values, made_of, old, count):
     mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35
     mixed = mixed ^ mixed >> 16
     rounded = (bits + (mixed & 0xFFFF)) & 0xFFFF0000
-    is_safe = (count > 0) & ((bits & 0x7FFFFFFF) < 0x7F7F0000)
-    return tl.where(is_safe, rounded.to(tl.float32, bitcast=True), values)
+    chosen = tl.where((bits & 0x7FFFFFFF) < 0x7F7F0000, rounded.to(tl.float32, bitcast=True), values)
+    return tl.where(count > 0, chosen, values)
