@@ -82,15 +82,16 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     return value.item() if is_foreign else value
 
 
-def check_rate(option: str, value: object) -> None:
+def check_rate(option: str, value: object, looks: bool = True) -> None:
     """Raise ValueError unless this is a number >= 0 that float32 holds, or a one-element floating tensor.
 
-    The value of a tensor on an accelerator is not looked at, since the host would wait.
+    Args:
+        looks: at the value of a tensor on the CPU; at that of another the host never looks, as it would wait.
     """
     if isinstance(value, torch.Tensor):
         is_one = value.numel() == 1 and value.is_floating_point()
         require(is_one, option, "a one-element floating tensor", value)
-        if value.device.type != "cpu":
+        if not looks or value.device.type != "cpu":
             return
     number = value.item() if isinstance(value, torch.Tensor) else value
     sound = is_number(number) and 0 <= number <= LARGEST_RATE  # type: ignore[operator]

@@ -38,7 +38,7 @@ class Settings:
     @classmethod
     def of(cls, position: int, group: dict[str, Any], config: Config) -> Settings:
         """The group with its checked options; its count of steps is brought to where they need it."""
-        check_rate("lr", plain(group["lr"]))
+        check_rate("lr", plain(group["lr"]), looks=not config.capturable)
         if config.capturable:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
             if isinstance(group["step"], int):

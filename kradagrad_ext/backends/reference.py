@@ -93,12 +93,9 @@ def parameter_step_(
     for i, keep in enumerate(active.unbind()):
         p = old = params[i].to(coefficients.dtype)
         if residuals:
-            own = torch.where(p != 0, residuals[i].int(), 0)
-            p = (p.float().view(torch.int32) + own).view(torch.float32).to(p.dtype)
-        u, made_of = (
-            _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i]),
-            directions[i].to(coefficients.dtype),
-        )
+            p = _with_residual(p, residuals[i])
+        u = _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i])
+        made_of = directions[i].to(coefficients.dtype)
         if updates[i].numel() > 0:
             scale = coefficients[i, 3]
             u = torch.where(scale.isfinite(), scale * updates[i], u)
@@ -119,6 +116,12 @@ def parameter_step_(
             residuals[i].copy_(torch.where(keep, (bits - upper).short(), residuals[i]))
             p = upper.view(torch.float32)
         params[i].copy_(torch.where(keep, p.to(params[i].dtype), params[i]))
+
+
+def _with_residual(values: Tensor, residual: Tensor) -> Tensor:
+    """Whose float32 bits both are of."""
+    own = torch.where(values != 0, residual.int(), 0)
+    return (values.float().view(torch.int32) + own).view(torch.float32).to(values.dtype)
 
 
 _WORD, _LARGEST_BF16 = 0xFFFFFFFF, 0x7F7F0000
