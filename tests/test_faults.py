@@ -152,7 +152,7 @@ def copied(run: Run) -> Run:
 def test_a_fault_at_any_operation(name: str, steps: int, after: bool) -> None:
     """Of the first step, which makes the state, of an early one, and of one that makes no root."""
     tried, refused = check_faults(name, steps, after)
-    assert 0 < refused < tried
+    assert 0 < refused <= tried
 
 
 def faulty_rank(rank: int, after: bool) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def faulty_rank(rank: int, after: bool) -> tuple[int, int]:
 def test_a_fault_of_the_sharded_engine(after: bool, tmp_path: Path) -> None:
     """With one rank: where there are others, they wait for one that failed until their timeout."""
     ((tried, refused),) = ranks.launch(1, faulty_rank, tmp_path, after)
-    assert 0 < refused < tried
+    assert 0 < refused <= tried
 
 
 LIMITED = """
