@@ -90,6 +90,7 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
     captured(optimizer)
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_weight_decay_that_a_graph_would_keep_is_refused() -> None:
     """A tensor on the device is read by every replay."""
     params = parameters()
