@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -63,7 +63,7 @@ def require(condition: bool, option: str, expected: str, got: object) -> None:
         raise ValueError(f"KrADagrad: `{option}` must be {expected}, got {got!r}")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number; a bool is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -94,7 +94,7 @@ def check_rate(option: str, value: object, looks: bool = True) -> None:
         if not looks or value.device.type != "cpu":
             return
     number = value.item() if isinstance(value, torch.Tensor) else value
-    sound = is_number(number) and 0 <= number <= LARGEST_RATE  # type: ignore[operator]
+    sound = is_number(number) and 0 <= number <= LARGEST_RATE
     require(sound, option, "a number >= 0 that float32 holds, or a one-element tensor", value)
 
 

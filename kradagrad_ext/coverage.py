@@ -6,7 +6,7 @@ import difflib
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,16 +91,23 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, firs
     Raises:
         ValueError: they are not, and `strict`; else it is a warning. The message says what is left out.
     """
-    numbered = enumerate(param_groups, first)
-    left_out = [found for position, group in numbered for found in _left_out(position, group)]
-    missing = sum(own.elements for own in left_out)
-    whole = missing + sum(_preconditioned(group) for group in param_groups)
-    if whole - missing >= LEAST_SHARE * whole:
+    left_out: list[LeftOut] = []
+    preconditioned = 0
+    for position, group in enumerate(param_groups, first):
+        config, names = Config.of(group), group.get("param_names")
+        for i, p in enumerate(group["params"] if config.precondition else ()):
+            if plan_parameter(p.shape, config).regions:
+                preconditioned += math.prod(p.shape)
+            elif reason := _reason(p, config):
+                name = names[i] if names else parameter_name(position, i)
+                left_out.append(LeftOut(name, tuple(p.shape), reason))
+    whole = preconditioned + sum(own.elements for own in left_out)
+    if preconditioned >= LEAST_SHARE * whole:
         return
     left_out.sort(key=lambda own: own.elements, reverse=True)
     named = "; ".join(map(str, left_out[:NAMED])) + (" and more" if len(left_out) > NAMED else "")
     message = (
-        f"KrADagrad: {1 - missing / whole:.0%} of the elements of matrices are preconditioned; left out: "
+        f"KrADagrad: {preconditioned / whole:.0%} of the elements of matrices are preconditioned; left out: "
         f"{named}. Groups with `precondition=False` do not count"
     )
     if strict:
@@ -108,22 +115,8 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, firs
     warn(message)
 
 
-def _preconditioned(group: Mapping[str, Any]) -> int:
-    """Elements of the parameters that are."""
-    config = Config.of(group)
-    return sum(math.prod(p.shape) for p in group["params"] if plan_parameter(p.shape, config).regions)
-
-
-def _left_out(position: int, group: Mapping[str, Any]) -> Iterator[LeftOut]:
-    config, names = Config.of(group), group.get("param_names")
-    for i, p in enumerate(group["params"] if config.precondition else ()):
-        reason = _reason(p, config)
-        if reason is not None and not plan_parameter(p.shape, config).regions:
-            yield LeftOut(names[i] if names else parameter_name(position, i), tuple(p.shape), reason)
-
-
 def _reason(p: Tensor, config: Config) -> str | None:
-    """Why a parameter is left out if it is; None for one of which nothing else is expected."""
+    """Why a parameter without blocks has none; None for one of which nothing else is expected."""
     sides = [size for size in p.shape if size != 1]
     if len(sides) < 2:
         flat = "one-dimensional: a flat shard, as of ZeRO or FullyShardedDataParallel, has no blocks"

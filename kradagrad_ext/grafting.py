@@ -63,7 +63,7 @@ LARGEST_MOVE = 10.0
 UNITS_APART = 2.0**40
 """A matrix whose gradients differ from its unit by more than this factor gets a new unit."""
 
-SPAN = {torch.float32: 2.0**60, torch.float64: 2.0**500}
+LARGEST_SHIFT = {torch.float32: 2.0**60, torch.float64: 2.0**500}
 """How far apart two units may be, so that the square of what brings moments from one to the other is finite.
 Moments that lie farther apart are nothing beside each other."""
 
@@ -171,8 +171,8 @@ def _renew_units_(column: Sequence[Tensor], active: Tensor, config: Config) -> t
     is_near = (column[UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
     is_new = active & (size > 0) & ~is_near
     column[UNIT].copy_(torch.where(is_new, unit, column[UNIT]))
-    span = SPAN[size.dtype]
-    shifts = torch.where(is_new, shifts.clamp_(1 / span, span), 1)
+    largest = LARGEST_SHIFT[size.dtype]
+    shifts = torch.where(is_new, shifts.clamp_(1 / largest, largest), 1)
     if has_second_moment(config):
         column[ENERGY].mul_(shifts.square())
     return shifts, is_new

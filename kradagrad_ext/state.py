@@ -382,6 +382,18 @@ def values_of(states: Sequence[State]) -> Iterator[Any]:
     return itertools.chain.from_iterable(map(VALUES, states))
 
 
+class Lives:
+    """Tells whether any of some objects is gone, without keeping them alive."""
+
+    def __init__(self, objects: Iterable[object]) -> None:
+        self._gone: list[object] = []
+        self._refs = [weakref.ref(each, self._gone.append) for each in objects]  # which call back while kept
+
+    @property
+    def all_here(self) -> bool:
+        return not self._gone
+
+
 class Watch:
     """Tells whether the tensors of some states are still the same, their data where they were.
 
@@ -393,8 +405,7 @@ class Watch:
     """
 
     def __init__(self, states: Sequence[State], objects: Sequence[Tensor]) -> None:
-        self._gone: list[object] = []
-        self._refs = [weakref.ref(tensor, self._gone.append) for tensor in objects]
+        self._lives = Lives(objects)
         self.look_at(states)
 
     def look_at(self, states: Sequence[State]) -> None:
@@ -403,7 +414,7 @@ class Watch:
 
     def holds(self, states: Sequence[State]) -> bool:
         """Whether these are the states."""
-        if self._gone or sum(map(len, states)) != len(self._addresses):
+        if not self._lives.all_here or sum(map(len, states)) != len(self._addresses):
             return False
         try:
             return list(map(Tensor.data_ptr, values_of(states))) == self._addresses

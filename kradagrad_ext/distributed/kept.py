@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from kradagrad_ext.plan import ParameterPlan
-from kradagrad_ext.state import SCALARS, Spec, State, check_state, drop_residuals, values_of
+from kradagrad_ext.state import SCALARS, Lives, Spec, State, check_state, drop_residuals, values_of
 
 from .layout import local
 from .parts import Ledger, Part
@@ -70,7 +69,7 @@ class KeptStates:
         every: list[State] = [held or {} for held in map(state.get, self._params)]
         held = {i: every[i] for i in self._names}
         kept = values_of(list(held.values()))
-        if self._ids and not self._gone and list(map(id, kept)) == self._ids:
+        if self._ids and self._lives.all_here and list(map(id, kept)) == self._ids:
             return every
         states: list[State] = [self._state(i, held[i]) if i in held else {} for i in range(len(every))]
         found = {self._params[i]: states[i] for i in held if held[i]}
@@ -96,9 +95,8 @@ class KeptStates:
 
     def _remember(self, states: Sequence[State]) -> None:
         """What is in these states, as numbers of objects, which are theirs while none of them is gone."""
-        self._gone: list[object] = []
         self._ids = list(map(id, values_of(states)))
-        self._refs = [weakref.ref(value, self._gone.append) for value in values_of(states)]
+        self._lives = Lives(values_of(states))
 
     def restored(self, index: int, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A parameter's saved state in tensors of its own; blocks in their grid, not one after the other."""
