@@ -143,7 +143,6 @@ def write_half(state: Any, file: Any) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     for line in sys.stdin:
         print(json.dumps(launch(**json.loads(line))), flush=True)

@@ -49,13 +49,11 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def as_the_ranks() -> Iterator[None]:
-    """One process in float64 with one thread, too."""
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    """One process with one thread, too."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
     yield
     torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def ends(answer: list[list[dict[str, Any]]] | str) -> list[tuple[dict[str, Any],
 
 
 def new(text: Path, out: Path, *options: str, **more: Any) -> dict[str, Any]:
-    return {"arguments": arguments(text, out, "--batch=4", *options), **more}
+    return {"arguments": arguments(text, out, "--batch=4", "--dtype=float64", *options), **more}
 
 
 def resume(out: Path, *options: str, **more: Any) -> dict[str, Any]:
@@ -104,7 +102,8 @@ def resume(out: Path, *options: str, **more: Any) -> dict[str, Any]:
 
 def losses(out: Path) -> torch.Tensor:
     """``[steps, 2]``: of training, and of validation or 0."""
-    return torch.tensor([[float(row["train_loss"]), float(row["val_loss"] or 0)] for row in rows(out)])
+    logged = [[float(row["train_loss"]), float(row["val_loss"] or 0)] for row in rows(out)]
+    return torch.tensor(logged, dtype=torch.float64)
 
 
 def saved(out: Path) -> dict[str, Any]:

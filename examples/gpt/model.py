@@ -76,5 +76,6 @@ class GPT(nn.Module):
 
 def next_byte_loss(network: nn.Module, windows: Tensor) -> Tensor:
     """Mean cross-entropy in nats per byte of ``[B, T + 1]`` windows; `network`: a GPT, or what wraps one."""
-    logits = network(windows[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+    logits = network(windows[:, :-1]).flatten(0, 1)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(exact), windows[:, 1:].flatten())

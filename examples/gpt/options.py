@@ -17,7 +17,7 @@ from .ranks import MODES
 FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel", "device")
 """Options that change where and when something is done, not what is learned."""
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)

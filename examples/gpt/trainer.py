@@ -104,7 +104,7 @@ class Trainer:
             optimizer.zero_grad()
             scheduler.step()
         if self.ranks.steps_in_flight == 1:
-            loss = torch.tensor(loss.item())  # within the step's time, as it is part of it
+            loss = torch.tensor(loss.item(), dtype=loss.dtype)  # within the step's time, as it is part of it
         self._in_flight.append((loss.detach(), lr, [*moments, self.ranks.moment()]))
         if self.step % self.options.eval_every == 0 or self.step == self.options.steps:
             return self.settle(validate=True)
