@@ -42,6 +42,8 @@ def found(*patterns: str) -> list[Path]:
 CPU_SOURCES = found("csrc/ops.cpp", "csrc/cpu/*.cpp")
 CUDA_SOURCES = found("csrc/cuda/*.cpp", "csrc/cuda/plan/*.cpp")
 KERNELS = found("csrc/cuda/kernels/*.cu")
+KERNELS_INCLUDE = ("csrc/scalar_rules.h",)
+"""Headers elsewhere that kernels share with the CPU."""
 
 CXX_MEMORY, NVCC_MEMORY = GIB // 2, 3 * GIB
 
@@ -54,7 +56,8 @@ def sources(decision: Decision) -> list[Path]:
 def kernels_digest() -> str:
     """A hash of the kernels' sources, by which a library tells whether it was built from them."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc/cuda/kernels").iterdir()):
+    shared = [ROOT / name for name in KERNELS_INCLUDE]
+    for path in (*sorted((ROOT / "csrc/cuda/kernels").iterdir()), *shared):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -53,9 +53,10 @@ counts for the two whose PTX the executor runs.
 
 **Launches.** 2 for all blocks of up to 64, 96, 128 or 256 a side each, 1 for their roots and for those of up
 to 512 or 1024 each, 12 for larger blocks at refine 2, whatever their number; 2 for `accumulate_`, 1 for
-`parameter_step_`. `tests/cuda/test_square_root_kernels.py` and `tests/cuda/test_elementwise_kernels.py` count
-them. Of Triton's kernels 1 for blocks of up to 64 a side where they fit, 13 for others at refine 2, 14 where
-sides are coupled (`tests/test_triton_plans.py`).
+`observe_gradients_`, `scale_updates_` and `parameter_step_`. `test_square_root_kernels.py`,
+`test_scalar_kernels.py` and `test_elementwise_kernels.py` in `tests/cuda` count them. Of Triton's kernels 1
+for blocks of up to 64 a side where they fit, 13 for others at refine 2, 14 where sides are coupled
+(`tests/test_triton_plans.py`).
 """
 
 BINARIES = """\

@@ -21,7 +21,15 @@ def kron_step_(*_: object, update: bool, precondition: bool) -> None:
     """Nothing."""
 
 
+def observe_gradients_(*_: object) -> None:
+    """Nothing."""
+
+
 def accumulate_(*_: object) -> None:
+    """Nothing."""
+
+
+def scale_updates_(*_: object) -> None:
     """Nothing."""
 
 

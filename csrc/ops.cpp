@@ -14,6 +14,17 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "update_factor_(Tensor(a!) factor, Tensor(b!) statistics, Tensor[] unfolding, Tensor scales, "
       "float decay, float weight, float damping, float prior, float damped_updates, str method, int refine, "
       "str precision, bool coupled) -> ()");
+  // The guard of M matrices' gradients, and the coefficients of their updates.
+  m.def(
+      "observe_gradients_(Tensor(a!) scalars, Tensor(b!) coefficients, Tensor(c!) active, "
+      "Tensor(d!) restarts, Tensor norms, Tensor numel, Tensor present, Tensor weight_decay, "
+      "float spike_limit, float beta1, bool averaged, bool nesterov, float bias2, float decay2, "
+      "float weight2, float eps, int decayed, bool by_chance, str length) -> ()");
+  // The lengths of M matrices' updates.
+  m.def(
+      "scale_updates_(Tensor(a!) coefficients, Tensor(b!) scalars, Tensor graft_norms, "
+      "Tensor update_norms, Tensor numel, Tensor preconditioned, float beta1, bool averaged, str length) "
+      "-> ()");
   // Momentum, second moment and the norm of the grafting update, before the preconditioning.
   m.def(
       "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "

@@ -35,6 +35,16 @@ KEPT_BYTES = 4 << 20
 """What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
 
 
+def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:
+    """A number, a learning rate for one, as a 0-dim tensor of the dtype of `like` on its device.
+
+    What the host holds, a number or a tensor, goes there as a kernel's argument: nothing waits.
+    """
+    if isinstance(number, Tensor) and number.device.type == like.device.type:
+        return number.detach().to(like, non_blocking=True).reshape(())
+    return torch.full((), float(number), dtype=like.dtype, device=like.device)
+
+
 def presence(gradients: Sequence[Tensor | None]) -> tuple[bool, ...]:
     """Which gradients there are."""
     return tuple([grad is not None for grad in gradients])
@@ -236,15 +246,6 @@ class Bucket:
         if self.is_small and not config.capturable:
             self._rooms = {config.writes_directions: rooms}
         return rooms
-
-    def lr_tensor(self, lr: float | Tensor) -> Tensor:
-        """The learning rate as a 0-dim tensor of the compute dtype on this bucket's device.
-
-        What the host holds, a number or a tensor, goes there as a kernel's argument: nothing waits.
-        """
-        if isinstance(lr, Tensor) and lr.device.type == self.like.device.type:
-            return lr.detach().to(self.like, non_blocking=True).reshape(())
-        return torch.full((), float(lr), dtype=self.like.dtype, device=self.like.device)
 
     def is_of(self, config: Config) -> bool:
         """Whether the options that shape the state are those that it was made with."""

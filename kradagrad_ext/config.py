@@ -9,19 +9,23 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeGuard
 
 import torch
 
 from .backends.base import METHODS, PRECISIONS, UpdateRule
+from .backends.scalars import ScalarRule
 from .polar import POLYNOMIALS
 
 FACTOR_UPDATES = ("auto", *METHODS)
 COUPLINGS = ("none", "kl")
 GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
 OWN_LENGTHS = ("rms", "whitened")
+LENGTHS = {"sgd": "gradient", "rms": "rms", "whitened": "whitened"}
+"""Of `ScalarRule`, by grafting method; those left out take ``graft``."""
+
 MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
 ROUNDINGS = ("nearest", "stochastic", "compensated")
@@ -33,7 +37,8 @@ PRIOR = 0.03
 With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_SUPPORTED = {(torch.strided, dtype) for dtype in SUPPORTED_DTYPES}
+_LAYOUT, _LAYOUTS = operator.attrgetter("layout"), {torch.strided}
+_DTYPE, _DTYPES = operator.attrgetter("dtype"), set(SUPPORTED_DTYPES)
 STRUCTURAL = (
     "block_size",
     "merge_dims",
@@ -133,9 +138,9 @@ def check_no_overlap(p: torch.Tensor, name: str) -> None:
         )
 
 
-def all_supported(tensors: Iterable[torch.Tensor]) -> bool:
+def all_supported(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether the ops take tensors of these layouts and dtypes."""
-    return set(map(operator.attrgetter("layout", "dtype"), tensors)) <= _SUPPORTED
+    return set(map(_LAYOUT, tensors)) <= _LAYOUTS and set(map(_DTYPE, tensors)) <= _DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,11 +313,35 @@ class Config:
         return replace(self, graft="adam")
 
     @property
-    def weight_decays(self) -> tuple[float | torch.Tensor, ...]:
-        """Weight decay that is added to gradients, that is added to updates, and that is decoupled."""
-        kinds = ("gradient", "update", "decoupled")
-        own = "decoupled" if self.decoupled_weight_decay else self.momentum_on
-        return tuple([self.weight_decay if kind == own else 0.0 for kind in kinds])
+    def has_second_moment(self) -> bool:
+        """Whether the grafting method keeps one."""
+        return self.graft in ("adam", "rmsprop", "adagrad")
+
+    @property
+    def second_moment_rule(self) -> tuple[float, float]:
+        """(decay, weight) of v = decay v + weight g^2; (1, 0) without one."""
+        if not self.has_second_moment:
+            return (1.0, 0.0)
+        return (1.0, 1.0) if self.graft == "adagrad" else (self.betas[1], 1 - self.betas[1])
+
+    @functools.cached_property
+    def scalar_rule(self) -> ScalarRule:
+        """What guards gradients and scales updates."""
+        decayed = "decoupled" if self.decoupled_weight_decay else self.momentum_on
+        decay2, weight2 = self.second_moment_rule
+        return ScalarRule(
+            spike_limit=self.spike_limit,
+            beta1=self.betas[0],
+            averaged=self.momentum_on == "gradient",
+            nesterov=self.nesterov,
+            bias2=self.betas[1] if self.graft == "adam" else 0.0,
+            decay2=decay2,
+            weight2=weight2,
+            eps=self.eps,
+            decayed={"gradient": 7, "update": 8, "decoupled": 9}[decayed],
+            by_chance=self.rounding == "stochastic",
+            length=LENGTHS.get(self.graft, "graft"),
+        )
 
     @property
     def writes_directions(self) -> bool:

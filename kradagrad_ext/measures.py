@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import grafting, packing, polar
+from . import packing, polar
+from .backends import scalars as columns
 from .backends.base import FALLBACKS, REFUSALS, RESIDUAL, RMS, WEIGHT, WHITENED
 
 State = Mapping[str, Tensor]
@@ -96,10 +97,10 @@ def tally_group(param_group: Mapping[str, Any], states: Iterable[State]) -> dict
     on(step.device).add("steps", step)
     for state in states:
         scalars = state["scalars"]
-        tally, ratio = on(scalars.device), scalars[:, grafting.RATIO]
-        tally.add("non_finite_gradients", scalars[:, grafting.SKIPPED])
-        tally.add("gradient_spikes", scalars[:, grafting.SPIKES])
-        tally.add("graft_fallbacks", scalars[:, grafting.FALLBACKS])
+        tally, ratio = on(scalars.device), scalars[:, columns.RATIO]
+        tally.add("non_finite_gradients", scalars[:, columns.SKIPPED])
+        tally.add("gradient_spikes", scalars[:, columns.SPIKES])
+        tally.add("graft_fallbacks", scalars[:, columns.FALLBACKS])
         for name in ("smallest_graft_ratio", "largest_graft_ratio"):
             tally.add(name, ratio, ratio > 0)
         for of_blocks in _batches(state):

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from . import packing
 from .backends.base import ROOT_STATS, STATISTICS, Side
+from .backends.scalars import COLUMNS
 from .block_layout import BlockLayout
 from .config import STRUCTURAL, Config
-from .grafting import COLUMNS, has_second_moment
 from .plan import Group, ParameterPlan, Shape
 
 State = MutableMapping[str, Any]
@@ -71,7 +71,7 @@ def state_specs(
     """
     compute = compute_dtype(dtype)
     specs = {SCALARS: Spec((plan.matrices, len(COLUMNS)), compute), MOMENTUM: Spec(plan.shape, compute)}
-    if has_second_moment(config.for_blocks(bool(plan.regions))):
+    if config.for_blocks(bool(plan.regions)).has_second_moment:
         specs[SECOND_MOMENT] = Spec(plan.shape, compute)
     if keeps_residuals(config, dtype):
         specs[RESIDUAL] = Spec(plan.shape, torch.int16)
@@ -266,7 +266,7 @@ class Batches:
     """The state of a bucket's P parameters with M matrices on one step.
 
     Attributes:
-        scalars: ``[M, 9]``, see `grafting`.
+        scalars: ``[M, 9]``, see `backends.scalars`.
         momenta, second_moments, residuals: P tensors each, or none.
         groups: of the preconditioned blocks.
         factor_stats, root_stats: of all modes of all groups, ``[sum of N, 4]``, which theirs are views of.

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import captured, grafting, packed, preconditioner
+from . import captured, packed, preconditioner
 from .backends import resolve
-from .backends.base import Backend
+from .backends.base import COEFFICIENTS, Backend
 from .block_layout import Blocked, Workspace
-from .bucket import Bucket
+from .bucket import Bucket, as_tensor
 from .clock import Clock
 from .config import Config, all_supported, check_rate, check_tensor, parameter_name, plain
 from .side_stream import SideStream
@@ -167,12 +167,52 @@ def plan_work(bucket: Bucket, settings: Settings, tensors: Sequence[Tensor]) -> 
     Args:
         tensors: the entries of its parameters' states that it wants.
     """
-    config, lr = bucket.options(settings.config), bucket.lr_tensor(settings.lr)
+    config, lr = bucket.options(settings.config), as_tensor(settings.lr, bucket.like)
     of_groups = tuple(backend_of(config, *bucket.key, max(group.block_shape)) for group in bucket.groups)
     side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
     batches = bucket.batches(tensors)
     return Work(bucket, config, backend, of_groups, settings.clock, batches, lr, side_stream)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the gradients of M matrices are taken for on a step.
+
+    Attributes:
+        coefficients: ``[M, 10]``, see `backends.base.COEFFICIENTS`.
+        active: ``[M]`` bool, which matrices take part.
+        restarts: ``[M]`` bool, whose scale has changed so much that what factors hold is worth nothing.
+    """
+
+    coefficients: Tensor
+    active: Tensor
+    restarts: Tensor
+
+    @property
+    def scales(self) -> Tensor:
+        """``[M]``, gradients are multiplied by, 0 for one that takes no part; before lengths are known."""
+        return self.coefficients[:, 3]
+
+    def __getitem__(self, rows: Tensor) -> Guard:
+        return Guard(self.coefficients[rows], self.active[rows], self.restarts[rows])
+
+
+def observe_gradients(
+    backend: Backend, config: Config, scalars: Tensor, norms: Tensor, numel: Tensor, present: Tensor
+) -> Guard:
+    """Guard against gradients that are not finite, and spikes; `scalars` count them.
+
+    Args:
+        norms: |g|_F ``[M]`` float64.  numel: elements of each matrix.  present: ``[M]`` bool.
+    """
+    count = len(scalars)
+    coefficients = scalars.new_empty(count, COEFFICIENTS)
+    active, restarts = present.new_empty(count), present.new_empty(count)
+    decay = as_tensor(config.weight_decay, scalars)
+    rule = config.scalar_rule
+    backend.observe_gradients_(scalars, coefficients, active, restarts, norms, numel, present, decay, rule)
+    return Guard(coefficients, active, restarts)
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -185,14 +225,15 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     refused = loss_scale.refused(present.device)
     present = present if refused is None else present & ~refused
     norms = bucket.gradient_norms(grads, host_looks=not config.capturable)
-    guard = grafting.observe_(scalars, norms, bucket.numel, present, config)
-    coefficients, active = grafting.coefficients(scalars, guard, config), guard.active
+    guard = observe_gradients(work.backend, config, scalars, norms, bucket.numel, present)
     given, own = bucket.blocked(grads), bucket.workspace(config, work.batches.momenta)
-    graft_norms = accumulate(work, params, grads, own, coefficients, active)
+    graft_norms = accumulate(work, params, grads, own, guard)
     updates, norms = precondition(work, given, own, guard)
     taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
-    grafting.scale_(coefficients, scalars, graft_norms, norms, bucket.numel, taken, config)
-    write(work, params, updates, fallbacks_of(work, given, own), coefficients, active)
+    work.backend.scale_updates_(
+        guard.coefficients, scalars, graft_norms, norms, bucket.numel, taken, config.scalar_rule
+    )
+    write(work, params, updates, fallbacks_of(work, given, own), guard)
 
 
 def accumulate(
@@ -200,13 +241,12 @@ def accumulate(
     params: list[Tensor],
     grads: list[Tensor],
     own: Workspace,
-    coefficients: Tensor,
-    active: Tensor,
+    guard: Guard,
 ) -> Tensor:
     """Moments and directions; the squared norms of their grafting updates ``[M]``."""
     bucket, config, batches = work.bucket, work.config, work.batches
     averaged = config.momentum_on == "gradient"
-    decay2, weight2 = grafting.second_moment_rule(config)
+    decay2, weight2 = config.second_moment_rule
     with work.side_stream.launches():
         graft_norms = torch.zeros_like(bucket.numel)
         work.backend.accumulate_(
@@ -216,8 +256,8 @@ def accumulate(
             graft_norms,
             bucket.matrices(grads),
             bucket.matrices(params),
-            coefficients,
-            active,
+            guard.coefficients,
+            guard.active,
             config.betas[0],
             decay2,
             weight2,
@@ -226,9 +266,7 @@ def accumulate(
     return graft_norms
 
 
-def precondition(
-    work: Work, grads: Blocked, own: Workspace, guard: grafting.Guard
-) -> tuple[list[Tensor], Tensor]:
+def precondition(work: Work, grads: Blocked, own: Workspace, guard: Guard) -> tuple[list[Tensor], Tensor]:
     """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[M]``."""
     bucket, batches = work.bucket, work.batches
     bucket.restart(batches, guard.restarts)
@@ -271,8 +309,7 @@ def write(
     params: list[Tensor],
     updates: list[Tensor],
     fallbacks: list[Tensor],
-    coefficients: Tensor,
-    active: Tensor,
+    guard: Guard,
 ) -> None:
     """Graft, weight decay, momentum of the update, and the parameters."""
     bucket, config, batches = work.bucket, work.config, work.batches
@@ -284,8 +321,8 @@ def write(
         updates,
         fallbacks,
         bucket.matrices(batches.second_moments) if batches.second_moments else [],
-        coefficients,
-        active,
+        guard.coefficients,
+        guard.active,
         work.lr,
         config.betas[0],
         config.nesterov,

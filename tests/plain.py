@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kradagrad_ext.backends.scalars import LARGEST_MOVE, MOST_SPIKES, RMS_LENGTH, SPENT, USUAL_DECAY
 from kradagrad_ext.clock import Clock
 from kradagrad_ext.config import PRIOR, Config
-from kradagrad_ext.grafting import LARGEST_MOVE, MOST_SPIKES, RMS_LENGTH, SPENT, USUAL_DECAY
 
 KNOWN = {
     "graft": ("adam", "rms"),

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kradagrad_ext import KrADagrad, cost, param_groups
+from kradagrad_ext.backends.scalars import COLUMNS
 from kradagrad_ext.cost import traffic
 from kradagrad_ext.distributed import exchange, shard
-from kradagrad_ext.grafting import COLUMNS
 
 KINDS = {"factor": "factors", "root": "roots", "momentum": "moments", "second_moment": "moments"}
 

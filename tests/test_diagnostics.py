@@ -15,9 +15,9 @@ from torch import Tensor
 import kradagrad_ext
 from kradagrad_ext import KrADagrad, Reading, packing, polar, roots
 from kradagrad_ext.backends.base import RMS
+from kradagrad_ext.backends.scalars import UNIT
 from kradagrad_ext.clock import SETTLED
 from kradagrad_ext.diagnostics import _value
-from kradagrad_ext.grafting import UNIT
 from kradagrad_ext.measures import MEASURES, factor_bounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")

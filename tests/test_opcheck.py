@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 import cases
 import pytest
+import test_observe_gradients
+import test_scale_updates
 import torch
 from torch import Tensor
 
 from kradagrad_ext.backends import available_backends, triton
 from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import ScalarRule
 
 NATIVE = available_backends(torch.device("cpu")).get("native")
 pytestmark = pytest.mark.skipif(NATIVE is not None, reason=f"native backend: {NATIVE}")
@@ -70,9 +73,20 @@ def parameter_arguments() -> tuple[object, ...]:
     return (params, some(), residuals, updates, some(), some(), *scalars)
 
 
+def observe_arguments() -> tuple[object, ...]:
+    given = test_observe_gradients.inputs(torch.float32)
+    return (*vars(given).values(), *ScalarRule(**test_observe_gradients.RULE).values)
+
+
+def scale_arguments() -> tuple[object, ...]:
+    return (*vars(test_scale_updates.inputs(torch.float32)).values(), 0.9, True, "graft")
+
+
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
     "update_factor_": update_factor_arguments,
     "kron_step_": square_root_arguments,
+    "observe_gradients_": observe_arguments,
+    "scale_updates_": scale_arguments,
     "accumulate_": accumulate_arguments,
     "parameter_step_": parameter_arguments,
     "decomposed_roots": lambda: (torch.rand(3, 6, 6), 2),
@@ -125,6 +139,35 @@ REFUSALS = [
     ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must"),
     ("kron_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
     ("kron_step_", 18, "half", "kron_step_: `precision` must be"),
+    ("observe_gradients_", 0, torch.zeros(100, 8), "observe_gradients_: `scalars` must be [M, 9] float32 or"),
+    ("observe_gradients_", 1, torch.zeros(100, 9), "observe_gradients_: `coefficients` must be [100, 10]"),
+    ("observe_gradients_", 2, torch.zeros(100), "observe_gradients_: `active` must be [100] bool"),
+    ("observe_gradients_", 3, torch.zeros(100), "observe_gradients_: `restarts` must be [100] bool"),
+    ("observe_gradients_", 4, torch.zeros(100), "observe_gradients_: `norms` must be [100] float64"),
+    ("observe_gradients_", 5, torch.zeros(99), "observe_gradients_: `numel` must be [100] float32"),
+    ("observe_gradients_", 6, torch.zeros(100), "observe_gradients_: `present` must be [100] bool"),
+    ("observe_gradients_", 7, torch.zeros(1), "observe_gradients_: `weight_decay` must be [] float32"),
+    ("observe_gradients_", 8, 1.0, "observe_gradients_: `spike_limit` must be > 1, got 1"),
+    ("observe_gradients_", 9, 1.0, "observe_gradients_: `beta1` must be in [0, 1), got 1"),
+    ("observe_gradients_", 12, -0.1, "observe_gradients_: `bias2` must be in [0, 1), got -0.1"),
+    ("observe_gradients_", 13, 1.1, "observe_gradients_: `decay2` must be in [0, 1], got 1.1"),
+    ("observe_gradients_", 14, -1.0, "observe_gradients_: `weight2` must be >= 0"),
+    ("observe_gradients_", 15, -1.0, "observe_gradients_: `eps` must be >= 0"),
+    ("observe_gradients_", 16, 6, "observe_gradients_: `decayed` must be 7, 8 or 9, got 6"),
+    (
+        "observe_gradients_",
+        18,
+        "sgd",
+        "observe_gradients_: `length` must be graft, gradient, rms or whitened",
+    ),
+    ("scale_updates_", 0, torch.zeros(120, 9), "scale_updates_: `coefficients` must be [M, 10]"),
+    ("scale_updates_", 1, torch.zeros(120, 8), "scale_updates_: `scalars` must be [120, 9] float32"),
+    ("scale_updates_", 2, torch.zeros(119), "scale_updates_: `graft_norms` must be [120] float32"),
+    ("scale_updates_", 3, torch.zeros(120).double(), "scale_updates_: `update_norms` must be [120] float32"),
+    ("scale_updates_", 4, torch.zeros(119), "scale_updates_: `numel` must be [120] float32"),
+    ("scale_updates_", 5, torch.zeros(120), "scale_updates_: `preconditioned` must be [120] bool"),
+    ("scale_updates_", 6, -0.5, "scale_updates_: `beta1` must be in [0, 1), got -0.5"),
+    ("scale_updates_", 8, "norm", "scale_updates_: `length` must be graft, gradient, rms or whitened, got"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
     ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
     ("parameter_step_", 2, [torch.zeros(3, 4), torch.zeros(7)], "parameter_step_: `residuals"),
@@ -160,7 +203,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(
         assert_refused(OWN[op], op, position, value, message)
 
 
-@pytest.mark.parametrize("op", [*OWN, "kron_step_", "update_factor_"])
+@pytest.mark.parametrize("op", [*OWN, "kron_step_", "update_factor_", "observe_gradients_", "scale_updates_"])
 def test_tensors_on_several_devices_are_refused(op: str) -> None:
     """Whichever it is. The dispatcher takes CUDA before the CPU and so leaves that to the op, whose checks
     are the same for both. Of the devices here it would refuse meta itself, hence `redispatch`."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import kradagrad_ext
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.grafting import LARGEST_MOVE, UNIT, UNITS_APART, USUAL
+from kradagrad_ext.backends.scalars import LARGEST_MOVE, UNIT, UNITS_APART, USUAL
 
 SHAPES = [(24, 16), (7,), (3, 12, 8), (40, 33), (300, 200), ()]
 CONSTANTS = {

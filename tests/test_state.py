@@ -11,7 +11,7 @@ from test_plan import config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kradagrad_ext.bucket import Bucket
+from kradagrad_ext.bucket import Bucket, as_tensor
 from kradagrad_ext.plan import group_blocks, plan_parameter
 from kradagrad_ext.state import Batches, State
 
@@ -80,10 +80,9 @@ class Operations(TorchDispatchMode):
 
 def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel() -> None:
     """A copy to the device would make the host wait on every step."""
-    like = nn.Parameter(torch.empty(4, 4, device="meta"))
-    state, lr = Bucket([like], config(), [plan_parameter((4, 4), config())]), torch.tensor([0.25]).double()
+    like, lr = torch.empty(0, device="meta"), torch.tensor([0.25]).double()
     with Operations() as operations:
-        made = state.lr_tensor(lr)
+        made = as_tensor(lr, like)
     assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, ())
     assert "full" in operations.names
     assert not {"_to_copy", "copy_"} & set(operations.names)
@@ -92,8 +91,7 @@ def test_a_learning_rate_of_the_host_goes_to_a_device_as_an_argument_of_a_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1), torch.tensor([0.1], dtype=torch.float64)], ids=str)
 def test_a_learning_rate_has_the_compute_dtype(lr: float | torch.Tensor, dtype: torch.dtype) -> None:
-    params = [nn.Parameter(torch.empty(2, dtype=dtype))]
-    made = Bucket(params, config(), [plan_parameter((2,), config())]).lr_tensor(lr)
+    made = as_tensor(lr, torch.empty(0, dtype=dtype))
     assert (made.dtype, made.shape, float(made)) == (dtype, (), float(torch.tensor(float(lr), dtype=dtype)))
 
 

@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 RELEASES = ("2.10.0", "2.11.0", "2.13.0", "2.14.1")
 BUILDING = ("setuptools>=77", "ninja")
 TESTING = ("numpy", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
-OPS = ("square_root", "square_root_step", "accumulate", "parameter_step", "decomposed_roots")
+OPS = (
+    "square_root",
+    "square_root_step",
+    "observe_gradients",
+    "accumulate",
+    "scale_updates",
+    "parameter_step",
+    "decomposed_roots",
+)
 VARIABLES = {"KRADAGRAD_BUILD": "cpu", "OMP_NUM_THREADS": "1", **os.environ}
 """The kernels for CUDA would take minutes for each release, and need a GPU to run."""
 

@@ -25,14 +25,20 @@ WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
     "polar_roots_": ("roots",),
+    "observe_gradients_": ("scalars", "coefficients"),
+    "scale_updates_": ("coefficients", "scalars"),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
 }
 OVERWRITES = {
     "kron_step_": ("out", "norms"),
+    "observe_gradients_": ("coefficients",),
     "accumulate_": ("directions", "graft_norms"),
 }
 """What is written without being read: NaN in them before a call must be gone after it."""
+
+MASKS = {"observe_gradients_": "present", "scale_updates_": "preconditioned"}
+"""What tells which parameters or matrices take part, where that is not ``active``."""
 
 
 @dataclass
@@ -61,14 +67,19 @@ class Case:
 
     @property
     def count(self) -> int:
-        return len(self.arguments["scales" if self.spec.factored else "active"])
+        return len(self.arguments["scales"] if self.spec.factored else self.mask)
+
+    @property
+    def mask(self) -> Tensor:
+        """Which parameters or matrices take part."""
+        given: Tensor = self.arguments[MASKS.get(self.spec.op, "active")]
+        return given
 
     @property
     def active(self) -> Tensor:
-        """Which blocks or parameters take part; compared by the host, since a GPU may compute nothing."""
+        """What takes part; compared by the host, since a GPU may compute nothing."""
         if not self.spec.factored:
-            given: Tensor = self.arguments["active"]
-            return given
+            return self.mask
         scales: Tensor = self.arguments["scales"]
         return (scales.cpu() > 0).to(scales.device)
 

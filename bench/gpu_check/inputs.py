@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kradagrad_ext.backends import scalars
+from kradagrad_ext.backends.base import COEFFICIENTS
+
 from . import factors
 from .specs import Sides, Spec
 
@@ -20,6 +23,7 @@ PADDING = {"padded": 8, "ragged": 3, "transposed": 3}
 Arguments = dict[str, Any]
 
 SIDES = ("left", "right", "left_statistics", "right_statistics")
+FLAGS = ("active", "restarts", "present")
 LISTS = (*SIDES, "out", "grad", "direction", "left_root", "right_root")
 
 
@@ -49,7 +53,12 @@ def make(spec: Spec, source: Source) -> Arguments:
         return root_arguments(kron_arguments(spec, source), spec)
     if spec.factored:
         return update_arguments(kron_arguments(spec, source), spec)
-    make_op = accumulate_arguments if spec.op == "accumulate_" else parameter_step_arguments
+    make_op = {
+        "accumulate_": accumulate_arguments,
+        "parameter_step_": parameter_step_arguments,
+        "observe_gradients_": observe_arguments,
+        "scale_updates_": scale_arguments,
+    }[spec.op]
     return make_op(spec, source)
 
 
@@ -197,6 +206,50 @@ def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
         nesterov=spec.what == "momentum",
         **own,
     )
+
+
+def _scalars(spec: Spec, source: Source) -> Arguments:
+    """Of as many matrices as the spec's one parameter has elements, after some steps."""
+    count = math.prod(spec.blocks[0])
+    held = 1 + source.normal(count, len(scalars.COLUMNS)).abs()
+    held[:, scalars.UNIT], held[:, scalars.IN_A_ROW] = 1, 0
+    on = {"device": source.device}
+    return dict(
+        scalars=held,
+        coefficients=torch.rand(count, COEFFICIENTS, generator=source.generator, **on) + 0.1,
+        numel=torch.full((count,), 4096.0, **on),
+        rule=scalars.ScalarRule(
+            spike_limit=30.0,
+            beta1=0.9,
+            averaged=True,
+            nesterov=spec.what == "nesterov",
+            bias2=0.99,
+            decay2=0.99,
+            weight2=0.01,
+            eps=0.1,
+            decayed=9,
+            by_chance=True,
+            length="rms" if spec.what == "rms" else "graft",
+        ),
+    )
+
+
+def observe_arguments(spec: Spec, source: Source) -> Arguments:
+    """Of ``observe_gradients_``, with spikes among the gradients."""
+    own = _scalars(spec, source)
+    count = len(own["scalars"])
+    norms = source.normal(count, scale=1000.0).abs().double()
+    flags = {name: torch.ones(count, dtype=torch.bool, device=source.device) for name in FLAGS}
+    return dict(norms=norms, weight_decay=torch.tensor(0.1, device=source.device), **flags, **own)
+
+
+def scale_arguments(spec: Spec, source: Source) -> Arguments:
+    """Of ``scale_updates_``."""
+    own = _scalars(spec, source)
+    count = len(own["scalars"])
+    graft, update = (source.normal(count).square() + 0.1 for _ in range(2))
+    preconditioned = torch.ones(count, dtype=torch.bool, device=source.device)
+    return dict(graft_norms=graft, update_norms=update, preconditioned=preconditioned, **own)
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401

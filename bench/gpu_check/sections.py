@@ -31,8 +31,10 @@ MEMCHECKED = {
     "start_sides": ("start_sides",),
     "finish_sides": ("finish_sides",),
     "finish_norms": ("finish_norms",),
+    "observe_gradients": ("observe_gradients",),
     "accumulate": ("accumulate",),
     "sum_spans": ("sum_spans",),
+    "scale_updates": ("scale_updates",),
     "parameter_step": ("parameter_step",),
 }
 """What of a kernel's name memcheck looks for, and the tasks whose cases it watches."""

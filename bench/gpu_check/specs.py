@@ -126,6 +126,8 @@ PARAMETER_STEP = tuple(
     for what, layout in (("all", "plain"), ("momentum", "ragged"), ("l2", "transposed"), ("bare", "plain"))
 )
 SUM_SPANS = (elementwise("accumulate_", (3, 700_001)), elementwise("accumulate_", (1,), (9000,)))
+OBSERVE = tuple(elementwise("observe_gradients_", (300,), what=what) for what in ("all", "nesterov"))
+SCALE = tuple(elementwise("scale_updates_", (300,), what=what) for what in ("all", "rms"))
 UPDATES = (
     Spec("update_factor_", ((128, 128),), (256, 256), refine=3),
     Spec("update_factor_", ((40, 320),), refine=1, layout="ragged"),
@@ -163,11 +165,13 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "start_sides": UPDATES,
     "finish_sides": (kron(*LARGE, *LARGEST, refine=3),),
     "finish_norms": (kron(*LARGEST, what="product", layout="padded"),),
+    "observe_gradients": OBSERVE,
     "accumulate": ACCUMULATE,
     "sum_spans": SUM_SPANS,
+    "scale_updates": SCALE,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 34 of them."""
+"""By the CUDA kernel that each is there for, all 36 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:

@@ -5,6 +5,7 @@
 
 #include "kernels/elementwise.h"
 #include "kernels/polar_roots.h"
+#include "kernels/scalars.h"
 #include "kernels/square_root.h"
 #include "kernels/square_root_resident.h"
 #include "kernels/wide.h"
@@ -42,6 +43,8 @@
   KERNEL(wide_update, WideUpdate)                                \
   KERNEL(wide_precondition, WidePrecondition)                    \
   KERNEL(wide_root, WideRoots)                                   \
+  KERNEL(observe_gradients, ObserveGradients)                    \
+  KERNEL(scale_updates, ScaleUpdates)                            \
   KERNEL(accumulate, Accumulate)                                 \
   KERNEL(sum_spans, SumSpans)                                    \
   KERNEL(parameter_step, ParameterStep)

@@ -21,6 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .scalars import ScalarRule
+
 PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 """How products of float32 operands are made where they run on tensor cores; elsewhere they are made in the
 factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/numerics.md)::
@@ -55,7 +57,8 @@ COEFFICIENTS = 10
 """Columns of the ``coefficients [P, 10]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the graft;
 c3, the gradient's scale, later that of the update; c4, what brings moments to the gradient's unit; c5, the
 largest update of an element; c6, a whole number below 2^24 that chance depends on, 0 for none; c7, c8, c9,
-the weight decay that is added to gradients or to updates, or is decoupled."""
+the weight decay that is added to gradients or to updates, or is decoupled. `observe_gradients_` writes them,
+`scale_updates_` those of lengths."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -267,6 +270,73 @@ class Backend(Protocol):
             groups: the blocks, group after group.
             scales: ``[sum of N]`` in the compute dtype, >= 0; 0 for an inactive block.
             norms: ``[sum of N]`` in the compute dtype; written.
+        """
+
+    def observe_gradients_(
+        self,
+        scalars: Tensor,
+        coefficients: Tensor,
+        active: Tensor,
+        restarts: Tensor,
+        norms: Tensor,
+        numel: Tensor,
+        present: Tensor,
+        weight_decay: Tensor,
+        rule: ScalarRule,
+    ) -> None:
+        """Guard M matrices against gradients that are not finite, and spikes; count them; all coefficients.
+
+        With rms = norm / sqrt(numel) of a gradient that is present and finite, and the columns of `scalars`
+        by their names, what is not told stays (a matrix without such a gradient counts it as SKIPPED where
+        there is one, and has c3 = 0, c4 = 1)::
+
+            large  = USUAL > 0 and rms > spike_limit USUAL;   spike = large and IN_A_ROW < MOST_SPIKES
+            STEPS + 1;   SPIKES + spike;   IN_A_ROW + 1 with a spike, else 0
+            USUAL  = rms at first, and where large without a spike; there all factors start anew
+            USUAL  = hypot(sqrt(0.95) USUAL, sqrt(0.05) min(rms, spike_limit USUAL))  later;  rms = 0: stays
+            size   = max(USUAL, sqrt(ENERGY) UNIT, and where gradients decay weight_decay / UNITS_APART)
+            UNIT'  = 2^floor(log2 size) at first, and where UNIT / that >= UNITS_APART or <= 1 / UNITS_APART
+            c4     = UNIT / UNIT' within `LARGEST_SHIFT`;   ENERGY c4^2;   factors start anew
+            c3     = 1 / UNIT', or with a spike USUAL / UNIT' / rms  of the USUAL before
+            ENERGY = decay2 ENERGY + weight2 (c3 rms)^2
+            c0     = 1 / (1 - beta1^(STEPS + nesterov)) where averaged, else 1;   c1 = 1 / (1 - bias2^STEPS)
+            c2     = eps sqrt(c1 ENERGY);   c5 = `ScalarRule.largest`;   c6 = STEPS where by chance, else 0
+            c7, c8, c9: 0, but the one of `ScalarRule.decayed` is weight_decay
+
+        Args:
+            scalars: ``[M, 9]`` float32 or float64, see `scalars.COLUMNS`; the compute dtype.
+            coefficients: ``[M, 10]``.  active, restarts: ``[M]`` bool, which take part, and whose factors
+                start anew. All three are written, whatever they held.
+            norms: |g|_F ``[M]`` float64; not finite where any element is not.
+            numel: elements of each matrix ``[M]``, at least 1.  present: ``[M]`` bool, which have a gradient.
+            weight_decay: 0-dim, the compute dtype.
+        """
+
+    def scale_updates_(
+        self,
+        coefficients: Tensor,
+        scalars: Tensor,
+        graft_norms: Tensor,
+        update_norms: Tensor,
+        numel: Tensor,
+        preconditioned: Tensor,
+        rule: ScalarRule,
+    ) -> None:
+        """Give the updates of M matrices their lengths: c0 and c3 of their coefficients::
+
+            g   = 1, or c3 where averages are of updates
+            graft:      s = sqrt(graft_norm) / sqrt(update_norm);   gradient: UNIT times that, and g UNIT
+            rms:        s = length / sqrt(update_norm / numel),   whitened: s = c0;   for both
+                        rms = sqrt(graft_norm / numel),   g length / rms (0 where rms is 0),
+                        noise = SPENT sqrt((1 - beta1) / (1 + beta1)) USUAL / UNIT,
+                        length = RMS_LENGTH min(rms / noise, 1)
+            c0  = c0 g
+            c3  = s, or NaN where the matrix is not preconditioned, or its update is zero or not finite
+            RATIO = s, where c3 is not NaN;   FALLBACKS + 1 where it is, of a preconditioned one that has a
+                graft
+
+        Args:
+            graft_norms, update_norms: squared ``[M]``, the compute dtype.  preconditioned: ``[M]`` bool.
         """
 
     def accumulate_(

@@ -20,13 +20,16 @@ from kradagrad_ext import decomposed_roots as by_torch
 
 from . import square_root
 from .base import WHOLE_SIDE, BlockGroup, RootRule, RootSide, Turn, UpdateRule
+from .scalars import ScalarRule
 
 name = "native"
 
 _OPS = (
     "kron_step_",
     "update_factor_",
+    "observe_gradients_",
     "accumulate_",
+    "scale_updates_",
     "parameter_step_",
     "decomposed_roots",
     "polar_roots_",
@@ -115,6 +118,46 @@ def kron_step_(
         *astuple(rule),
         update,
         precondition,
+    )
+
+
+def observe_gradients_(
+    scalars: Tensor,
+    coefficients: Tensor,
+    active: Tensor,
+    restarts: Tensor,
+    norms: Tensor,
+    numel: Tensor,
+    present: Tensor,
+    weight_decay: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.observe_gradients_`."""
+    op("observe_gradients_")(
+        scalars, coefficients, active, restarts, norms, numel, present, weight_decay, *rule.values
+    )
+
+
+def scale_updates_(
+    coefficients: Tensor,
+    scalars: Tensor,
+    graft_norms: Tensor,
+    update_norms: Tensor,
+    numel: Tensor,
+    preconditioned: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.scale_updates_`."""
+    op("scale_updates_")(
+        coefficients,
+        scalars,
+        graft_norms,
+        update_norms,
+        numel,
+        preconditioned,
+        rule.beta1,
+        rule.averaged,
+        rule.length,
     )
 
 

@@ -1,6 +1,7 @@
 """The definition of correct: every op of `base.py` in plain PyTorch, on any device.
 
-Results are computed for every block, kept for the active ones. `square_root` has the ops on factors.
+Results are computed for every block, kept for the active ones. `square_root` has the ops on factors,
+`scalars` those on the scalars of matrices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.polar import polar_roots_
 
+from .scalars import observe_gradients_, scale_updates_
 from .square_root import kron_step_, update_factor_
 
 __all__ = [
@@ -19,8 +21,10 @@ __all__ = [
     "decomposed_roots",
     "kron_step_",
     "name",
+    "observe_gradients_",
     "parameter_step_",
     "polar_roots_",
+    "scale_updates_",
     "update_factor_",
 ]
 

@@ -1,7 +1,8 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
 Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. Updates by Cholesky are torch's, roots the native backend's where that runs, or torch's.
+for development. Updates by Cholesky are torch's; roots and what concerns the scalars of matrices are the
+native backend's where that runs, or torch's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from kradagrad_ext import polar
 from kradagrad_ext.decomposed_roots import decomposed_roots
 
 from . import native
+from . import scalars as by_torch
 from .arguments import Checks
 from .base import COEFFICIENTS, RootRule, RootSide, Turn
+from .scalars import ScalarRule
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
@@ -30,8 +33,10 @@ __all__ = [
     "decomposed_roots",
     "kron_step_",
     "name",
+    "observe_gradients_",
     "parameter_step_",
     "polar_roots_",
+    "scale_updates_",
     "update_factor_",
 ]
 
@@ -74,11 +79,47 @@ def _gpu_reason(device: torch.device) -> str | None:
     return None
 
 
+def _has_native(device: torch.device) -> bool:
+    """Whether tensors are on a GPU that the native backend serves, too."""
+    return device.type == "cuda" and native.available(device) is None
+
+
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     """See `Backend.polar_roots_`; all sides are on one device."""
-    on_gpu = bool(sides) and sides[0].active.is_cuda
-    by_kernels = on_gpu and native.available(sides[0].active.device) is None
+    by_kernels = bool(sides) and _has_native(sides[0].active.device)
     (native if by_kernels else polar).polar_roots_(sides, rule, turn)
+
+
+def observe_gradients_(
+    scalars: Tensor,
+    coefficients: Tensor,
+    active: Tensor,
+    restarts: Tensor,
+    norms: Tensor,
+    numel: Tensor,
+    present: Tensor,
+    weight_decay: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.observe_gradients_`."""
+    (native if _has_native(scalars.device) else by_torch).observe_gradients_(
+        scalars, coefficients, active, restarts, norms, numel, present, weight_decay, rule
+    )
+
+
+def scale_updates_(
+    coefficients: Tensor,
+    scalars: Tensor,
+    graft_norms: Tensor,
+    update_norms: Tensor,
+    numel: Tensor,
+    preconditioned: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.scale_updates_`."""
+    (native if _has_native(scalars.device) else by_torch).scale_updates_(
+        coefficients, scalars, graft_norms, update_norms, numel, preconditioned, rule
+    )
 
 
 def accumulate_(

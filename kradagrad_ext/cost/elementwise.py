@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from kradagrad_ext.config import Config
-from kradagrad_ext.grafting import has_second_moment
 from kradagrad_ext.plan import Shape
 from kradagrad_ext.state import keeps_residuals
 
@@ -42,10 +41,9 @@ def before_blocks(
     spans = sum(math.ceil(math.prod(shape) / SPAN) for shape in shapes)
     yield Cost("torch: foreach_norm", "guard", 1, size * count)
     averaged = config.momentum_on == "gradient"
-    each = size + 2 * FLOAT * has_second_moment(config)
+    each = size + 2 * FLOAT * config.has_second_moment
     each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
-    added, *_ = config.weight_decays
-    each += size * bool(added)
+    each += size * bool(config.scalar_rule.decayed == 7 and config.weight_decay)
     host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
     yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
     yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))
@@ -59,7 +57,7 @@ def parameter_step_costs(
         return
     size, averaged = dtype.itemsize, config.momentum_on == "gradient"
     each = 2 * size * (1 + keeps_residuals(config, dtype)) + 2 * FLOAT * (not averaged)
-    direction = (FLOAT if averaged else size) + FLOAT * has_second_moment(config)
+    direction = (FLOAT if averaged else size) + FLOAT * config.has_second_moment
     total = (
         each * (elements(matrices) + elements(rest)) + FLOAT * elements(matrices) + direction * elements(rest)
     )

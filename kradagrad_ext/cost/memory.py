@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 import torch
 
 from kradagrad_ext.backends.base import ROOT_STATS, STATISTICS
-from kradagrad_ext.grafting import COLUMNS, has_second_moment
+from kradagrad_ext.backends.scalars import COLUMNS
 from kradagrad_ext.state import compute_dtype, keeps_residuals
 
 from .steps import Part
@@ -58,7 +58,7 @@ def state_bytes(part: Part, device: torch.device) -> StateBytes:
         whole += group.factor_elements
         triangles += group.blocks * sum(d * (d + 1) // 2 for d in dims)
         factors += group.blocks * len(dims)
-    moments = 1 + has_second_moment(config)
+    moments = 1 + config.has_second_moment
     elements = sum(math.prod(plan.shape) for plan in part.plans)
     return StateBytes(
         factor_size * (triangles if config.packs_factors(device) else whole),

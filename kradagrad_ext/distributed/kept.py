@@ -67,10 +67,10 @@ class KeptStates:
             ValueError: a state is not as it is to be; nothing is changed then.
         """
         every: list[State] = [held or {} for held in map(state.get, self._params)]
-        held = {i: every[i] for i in self._names}
-        kept = values_of(list(held.values()))
-        if self._ids and self._lives.all_here and list(map(id, kept)) == self._ids:
+        named = every if len(self._names) == len(every) else [every[i] for i in self._names]
+        if self._ids and self._lives.all_here and list(map(id, values_of(named))) == self._ids:
             return every
+        held = dict(zip(self._names, named, strict=True))
         states: list[State] = [self._state(i, held[i]) if i in held else {} for i in range(len(every))]
         found = {self._params[i]: states[i] for i in held if held[i]}
         state.update(found)  # so that nothing keeps what is moved

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kradagrad_ext import grafting
 from kradagrad_ext.block_layout import Blocked
 from kradagrad_ext.bucket import Bucket
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import ParameterPlan
 from kradagrad_ext.state import Spec, State, batch_of_scalars
-from kradagrad_ext.step import Settings, Work, accumulate, fallbacks_of, precondition, write
+from kradagrad_ext.step import (
+    Settings,
+    Work,
+    accumulate,
+    backend_of,
+    fallbacks_of,
+    observe_gradients,
+    precondition,
+    write,
+)
 
 from .exchange import Buffer, Pending, Route
 from .pieces import Piece
@@ -70,15 +78,19 @@ class Ledger:
         """
         self.scalars = self._batch.found(scalars)  # until `scale`
         config = config.for_blocks(self.has_blocks)
-        self.guard = grafting.observe_(self.scalars, norms[self.rows], self.numel, present[self.rows], config)
-        self.coefficients = grafting.coefficients(self.scalars, self.guard, config)
+        self.backend = backend_of(config, self.like.device, self.like.dtype)
+        self.guard = observe_gradients(
+            self.backend, config, self.scalars, norms[self.rows], self.numel, present[self.rows]
+        )
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
         """The lengths of this step's updates."""
         dtype, config = self.scalars.dtype, settings.config.for_blocks(self.has_blocks)
         graft, update = graft_norms[self.rows].to(dtype), update_norms[self.rows].to(dtype)
         taken = self.preconditioned & settings.preconditions
-        grafting.scale_(self.coefficients, self.scalars, graft, update, self.numel, taken, config)
+        self.backend.scale_updates_(
+            self.guard.coefficients, self.scalars, graft, update, self.numel, taken, config.scalar_rule
+        )
         self.scalars = self.like  # whose memory is the state's
 
 
@@ -199,11 +211,10 @@ class Load:
 
 @dataclass(frozen=True)
 class Share:
-    """One part's step, between its updates and its write; `active`: the matrices that take part."""
+    """One part's step, between its updates and its write."""
 
     part: Part
     work: Work
-    active: Tensor
     params: list[Tensor]
     updates: list[Tensor]
     fallbacks: list[Tensor]
@@ -212,15 +223,14 @@ class Share:
 def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, tuple[Tensor, Tensor]]:
     """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
     grads, own = taken.grads, part.bucket.workspace(work.config, work.batches.momenta)
-    coefficients, guard = part.ledger.coefficients[part.rows], part.ledger.guard[part.rows]
-    active = guard.active
-    graft_norms = accumulate(work, taken.params, grads.tensors, own, coefficients, active)
+    guard = part.ledger.guard[part.rows]
+    graft_norms = accumulate(work, taken.params, grads.tensors, own, guard)
     updates, norms = precondition(work, grads, own, guard)
-    share = Share(part, work, active, taken.params, updates, fallbacks_of(work, grads, own))
+    share = Share(part, work, taken.params, updates, fallbacks_of(work, grads, own))
     return share, (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
     """Write the new values of a part's pieces."""
-    coefficients = share.part.ledger.coefficients[share.part.rows]
-    write(share.work, share.params, share.updates, share.fallbacks, coefficients, share.active)
+    guard = share.part.ledger.guard[share.part.rows]
+    write(share.work, share.params, share.updates, share.fallbacks, guard)

@@ -115,10 +115,11 @@ class Shard:
         Raises:
             ValueError: a parameter's shape, or an option that shapes its state, has changed.
         """
-        kinds, positions = list(map(KIND, self.params)), [own and own[0] for own in self.found]
+        kinds = list(map(KIND, locals_of(self.params)))
         roundings = {position: config.rounding for position, config in configs.items()}
         if self.found == self.arranged and kinds == self.kinds and roundings == self.roundings:
             return
+        positions = [own and own[0] for own in self.found]
         for p, own, plan in zip(self.params, self.found, self.plans, strict=True):
             if own is not None and plan_parameter(tuple(p.shape), configs[own[0]]) != plan:
                 raise ValueError(
@@ -288,15 +289,21 @@ class Shard:
         Raises:
             RuntimeError: a rank has died or did not come in time.
         """
-        pairs = zip(plan.there, self.counts, strict=True)
-        mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
         norms = loss_scale.unscaled(self._gradient_norms(plan.grads))
-        present = self.masks.of(mask).to(torch.float64)
+        present = self._present(plan.there)
         refused = loss_scale.refused(norms.device)
         told = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
         squares = [(norms / unit).square() for unit in self.units]
         present, told, *squares = self._sum(present, told, *squares)
         return self._roots_of(squares), (present == self.ranks) & (told == 0)
+
+    def _present(self, there: tuple[bool, ...]) -> Tensor:
+        """1 for matrices with a gradient, else 0, ``[M]`` float64; `there`: which parameters have one."""
+        mask = there
+        if self.starts[-1] != len(there) or not all(self.counts):  # parameters of several matrices, or none
+            pairs = zip(there, self.counts, strict=True)
+            mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
+        return self.masks.of(mask).to(torch.float64)
 
     def _roots_of(self, squares: Sequence[Tensor]) -> Tensor:
         """Norms from their squares in all `units`: of those that have neither over- nor underflowed."""

@@ -130,7 +130,7 @@ class Sharded:
             grads = [*itertools.chain.from_iterable(own.grads for own in settings), None]
             taken = {own.position: own for own in settings if own.has_gradient}
             plans = [
-                shard.plan(states, taken, [grads[i] for i in shard.places])
+                shard.plan(states, taken, list(map(grads.__getitem__, shard.places)))
                 for shard, states in zip(self._shards, kept, strict=True)
             ]
             seen = [shard.observed(plan, loss_scale) for shard, plan in zip(self._shards, plans, strict=True)]

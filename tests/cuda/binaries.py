@@ -20,7 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import test_accumulate
+import test_observe_gradients
 import test_parameter_step
+import test_scale_updates
 import torch
 from compiled_module import compile_cached
 from inputs import roots, square_root
@@ -191,7 +193,7 @@ def launch_shapes() -> dict[str, Shape]:
             root_rule = replace(roots.RULE, precision=precision)
             planner.polar_roots_([roots.root_side(1, side)], root_rule, Turn())
             launches += planner.planned
-    for module in (test_accumulate, test_parameter_step):
+    for module in (test_observe_gradients, test_accumulate, test_scale_updates, test_parameter_step):
         module.run(planner, module.inputs(torch.float32))
         launches += planner.planned
     shapes = {name: Shape(threads, shared) for name, _, threads, shared, _ in launches}

@@ -7,6 +7,7 @@
 
 #include "plan/elementwise_plan.h"
 #include "plan/root_plan.h"
+#include "plan/scalars_plan.h"
 #include "plan/square_root_plan.h"
 
 namespace py = pybind11;
@@ -144,6 +145,33 @@ Plan parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t act
                              {momentum, nesterov, pointer<float>(lr)});
 }
 
+const std::map<std::string, kradagrad::Length> kLengths = {{"graft", kradagrad::Length::kGraft},
+                                                           {"gradient", kradagrad::Length::kGradient},
+                                                           {"rms", kradagrad::Length::kRms},
+                                                           {"whitened", kradagrad::Length::kWhitened}};
+
+Plan observe_gradients(const std::array<uintptr_t, 8>& tensors, int64_t count, double spike_limit,
+                       double beta1, bool averaged, bool nesterov, double bias2, double decay2,
+                       double weight2, double eps, int64_t decayed, bool by_chance,
+                       const std::string& length) {
+  const kradagrad::ObserveNumbers numbers{
+      spike_limit, beta1,   averaged,  nesterov,           bias2, decay2, weight2,
+      eps,         decayed, by_chance, kLengths.at(length)};
+  return plan_observe_gradients(
+      {pointer<kradagrad::Scalars<float>>(tensors[0]), pointer<float>(tensors[1]), pointer<bool>(tensors[2]),
+       pointer<bool>(tensors[3]), pointer<double>(tensors[4]), pointer<float>(tensors[5]),
+       pointer<bool>(tensors[6]), pointer<float>(tensors[7]), count, kradagrad::rule_of<float>(numbers)});
+}
+
+Plan scale_updates(const std::array<uintptr_t, 6>& tensors, int64_t count, double beta1, bool averaged,
+                   const std::string& length) {
+  const kradagrad::LengthNumbers numbers{beta1, averaged, kLengths.at(length)};
+  return plan_scale_updates({pointer<float>(tensors[0]), pointer<kradagrad::Scalars<float>>(tensors[1]),
+                             pointer<float>(tensors[2]), pointer<float>(tensors[3]),
+                             pointer<float>(tensors[4]), pointer<bool>(tensors[5]), count,
+                             kradagrad::rule_of<float>(numbers)});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_plans, m) {
@@ -157,6 +185,8 @@ PYBIND11_MODULE(_plans, m) {
   m.def("longest_root_side", [](const std::string& precision, int32_t shared_limit) {
     return longest_root_side(kPrecisions.at(precision), {.shared = shared_limit});
   });
+  m.def("observe_gradients", &observe_gradients);
+  m.def("scale_updates", &scale_updates);
   m.def("accumulate", &accumulate);
   m.def("parameter_step", &parameter_step);
 }

@@ -33,6 +33,8 @@ SOURCES = {
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
     "finish_norms": "square_root_state",
+    "observe_gradients": "scalars",
+    "scale_updates": "scalars",
     "accumulate": "accumulate",
     "sum_spans": "accumulate",
     "parameter_step": "parameter_step",
@@ -169,6 +171,23 @@ class Executor:
             self.multiprocessors,
         )
         self.run(device, plan)
+
+    def observe_gradients_(
+        self, scalars, coefficients, active, restarts, norms, numel, present, weight_decay, rule
+    ) -> None:
+        device = Device()
+        tensors = (scalars, coefficients, active, restarts, norms, numel, present, weight_decay)
+        addresses = [device.address(tensor) for tensor in tensors]
+        self.run(device, toolchain.plans().observe_gradients(addresses, len(scalars), *rule.values))
+
+    def scale_updates_(
+        self, coefficients, scalars, graft_norms, update_norms, numel, preconditioned, rule
+    ) -> None:
+        device = Device()
+        tensors = (coefficients, scalars, graft_norms, update_norms, numel, preconditioned)
+        addresses = [device.address(tensor) for tensor in tensors]
+        numbers = (rule.beta1, rule.averaged, rule.length)
+        self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))
 
     def accumulate_(
         self,

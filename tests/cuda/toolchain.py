@@ -63,7 +63,8 @@ def compile_ptx(folder: Path, compiler: ninja_rules.Compiler, source: Path) -> s
 
 def kernel_headers() -> list[Path]:
     """Headers that every kernel may include."""
-    return sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h")])
+    shared = [ROOT / name for name in build_native.KERNELS_INCLUDE]
+    return sorted([*KERNELS.glob("*.cuh"), *KERNELS.glob("*.h"), *shared])
 
 
 @functools.cache

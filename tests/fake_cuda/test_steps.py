@@ -23,7 +23,13 @@ GROUPED = {
     "finish_sides": 1,
     "finish_norms": 1,
 }
-ELEMENTWISE = {"accumulate": 1, "sum_spans": 1, "parameter_step": 1}
+ELEMENTWISE = {
+    "observe_gradients": 1,
+    "accumulate": 1,
+    "sum_spans": 1,
+    "scale_updates": 1,
+    "parameter_step": 1,
+}
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": True}, {"capturable": True}], ids=str)

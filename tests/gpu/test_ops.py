@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import test_accumulate
+import test_observe_gradients
 import test_parameter_step
+import test_scale_updates
 import torch
 from inputs import roots, square_root
-from tolerances import assert_as_accurate, precision_atol
+from tolerances import assert_as_accurate, assert_each_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
 from kradagrad_ext.backends.base import PRECISIONS, RESIDUAL, RootSide, Side, Turn
@@ -70,6 +72,20 @@ def test_elementwise(
         for name in names:
             for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
+
+
+@pytest.mark.parametrize("module", [test_observe_gradients, test_scale_updates])
+def test_scalars(module: Any, gpu_backend: str) -> None:
+    given = on(module.inputs(torch.float32))
+    for options in module.OPTIONS:
+        ours, plain = (module.run(own, given, **options) for own in (ops(gpu_backend), reference))
+        exact = module.run(reference, given, torch.float64, **options)
+        for name in module.WRITTEN:
+            of = [getattr(result, name).cpu() for result in (ours, plain, exact)]
+            if of[0].dtype == torch.bool:
+                judge(equal, [of[0]], [of[2]])
+            else:
+                judge(assert_each_as_accurate, *of, f"{name} {options}")
 
 
 def assert_rooted(side: RootSide, atol: float) -> None:

@@ -31,7 +31,7 @@ class Fault:
 
 def edited(fault: Fault) -> str:
     """The text of the fault's file with the fault in it."""
-    return source_faults.edited(fault, KERNELS)
+    return source_faults.edited(fault, (KERNELS / fault.file).read_text())
 
 
 def package_of(fault: Fault) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from cuda.executor_backend import Executor
 from kradagrad_ext.backends import reference
 
-from . import root_probes, square_root_probes
+from . import root_probes, scalar_probes, square_root_probes
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False},
@@ -170,6 +170,8 @@ MAKERS = {
     "wide_update": square_root_probes.wide,
     "wide_precondition": square_root_probes.wide,
     "wide_root": root_probes.wide,
+    "observe_gradients": scalar_probes.observe,
+    "scale_updates": scalar_probes.scale,
     "accumulate": accumulate,
     "sum_spans": accumulate,
     "parameter_step": parameter_step,

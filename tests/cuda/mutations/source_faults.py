@@ -1,4 +1,4 @@
-"""Faults in the kernels' source: textual edits, compiled in a copy of csrc/cuda/kernels."""
+"""Faults in the kernels' source: textual edits, compiled in a copy of csrc/cuda/kernels and its like."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cuda import executor_backend, toolchain
 
 FLAGS = ("-std=c++20", "--ptx", "-arch=compute_80")
 MUTANTS = toolchain.BUILD / "mutants"
+CSRC = toolchain.ROOT / "csrc"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,8 @@ class DoesNotApply(Exception):  # noqa: N818
     """The kernels' source has changed, and the fault must change with it."""
 
 
-def edited(fault: Fault, folder: Path = toolchain.KERNELS) -> str:
+def edited(fault: Fault, text: str) -> str:
     """The text of the fault's file with the fault in it."""
-    text = (folder / fault.file).read_text()
     found = text.count(fault.old)
     if found != 1:
         raise DoesNotApply(f"{fault.name}: {found} times in {fault.file}, not once:\n{fault.old}")
@@ -47,25 +47,32 @@ def only(text: str, kernel: str) -> str:
 
 
 def sources(fault: Fault) -> dict[str, str]:
-    """The files that the mutant's .cu file may include, and itself, by name."""
+    """The files that the mutant's .cu file may include, and itself, by their places in csrc."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if fault.kernel.startswith(start))
     files = [toolchain.KERNELS / f"{stem}.cu", *toolchain.kernel_headers()]
-    texts = {path.name: path.read_text() for path in files}
-    if fault.file not in texts:
+    texts = {str(path.relative_to(CSRC)): path.read_text() for path in files}
+    place = next((place for place in texts if Path(place).name == fault.file), None)
+    if place is None:
         raise DoesNotApply(f"{fault.name}: {stem}.cu does not include {fault.file}")
-    texts[fault.file] = edited(fault)
-    texts[f"{stem}.cu"] = only(texts[f"{stem}.cu"], fault.kernel)
+    texts[place] = edited(fault, texts[place])
+    main = main_of(texts)
+    texts[main] = only(texts[main], fault.kernel)
     return texts
+
+
+def main_of(texts: dict[str, str]) -> str:
+    """The place of the .cu file among sources."""
+    return next(place for place in texts if place.endswith(".cu"))
 
 
 def compiled(fault: Fault) -> str:
     """The PTX of the fault's kernel."""
     texts = sources(fault)
-    main = next(name for name in texts if name.endswith(".cu"))
+    main = main_of(texts)
     folder = MUTANTS / f"{Path(main).stem}.{_digest(texts)}"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
     return toolchain.compile_ptx(folder, toolchain.nvcc_to_ptx(*FLAGS), folder / main)

@@ -17,6 +17,8 @@ from .ptx_edits import sample as sample_of
 KERNELS = (
     "resident_update_64_bf16x3",
     "resident_root_64_bf16x3",
+    "observe_gradients",
+    "scale_updates",
     "accumulate",
     "parameter_step",
 )

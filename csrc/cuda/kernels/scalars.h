@@ -1,0 +1,33 @@
+// What the kernels on the scalars of M matrices take.
+#pragma once
+
+#include <cstdint>
+
+#include "../../scalar_rules.h"
+
+namespace kradagrad::cuda {
+
+constexpr int kScalarThreads = 128;
+
+struct ObserveGradients {
+  Scalars<float>* scalars;  // [M]
+  float* coefficients;      // [M, kOfScalars]
+  bool *active, *restarts;  // [M]
+  const double* norms;      // [M]
+  const float* numel;       // [M]
+  const bool* present;      // [M]
+  const float* weight_decay;
+  int64_t count;  // M
+  ObserveRule<float> rule;
+};
+
+struct ScaleUpdates {
+  float* coefficients;                              // [M, kOfScalars]
+  Scalars<float>* scalars;                          // [M]
+  const float *graft_norms, *update_norms, *numel;  // [M]
+  const bool* preconditioned;                       // [M]
+  int64_t count;                                    // M
+  LengthRule<float> rule;
+};
+
+}  // namespace kradagrad::cuda

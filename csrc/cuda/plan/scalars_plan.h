@@ -1,0 +1,12 @@
+// The launches of observe_gradients_ and scale_updates_.
+#pragma once
+
+#include "../kernels/scalars.h"
+#include "launch.h"
+
+namespace kradagrad::cuda {
+
+Plan plan_observe_gradients(const ObserveGradients& parameters);
+Plan plan_scale_updates(const ScaleUpdates& parameters);
+
+}  // namespace kradagrad::cuda

@@ -1,0 +1,208 @@
+// What a step makes of one matrix's scalars, on a CPU and on a GPU alike; formulas in
+// kradagrad_ext/backends/base.py.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#define KRADAGRAD_EITHER __host__ __device__ __forceinline__
+#else
+#define KRADAGRAD_EITHER inline
+#endif
+
+namespace kradagrad {
+
+constexpr int kOfScalars = 10;  // coefficients
+
+// The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).
+template <class T>
+struct Scalars {
+  T steps, energy, usual, in_a_row, spikes, skipped, fallbacks, ratio, unit;
+};
+constexpr int kScalars = sizeof(Scalars<float>) / sizeof(float);
+
+enum class Length : int32_t { kGraft, kGradient, kRms, kWhitened };
+
+constexpr int kMostSpikes = 2;
+constexpr double kUsualKept = 0.97467943448089638, kUsualTaken = 0.22360679774997896;  // of 0.95, 0.05
+constexpr double kRmsLength = 0.2;
+constexpr double kLargestMove = 10;
+constexpr double kSpent = 0.5;
+constexpr double kUnitsApart = 1099511627776.0;  // 2^40
+
+// The numbers of observe_gradients_, as they are given.
+struct ObserveNumbers {
+  double spike_limit, beta1;
+  bool averaged, nesterov;
+  double bias2, decay2, weight2, eps;
+  int64_t decayed;
+  bool by_chance;
+  Length length;
+};
+
+// The same as T, as a matrix is observed with them.
+template <class T>
+struct ObserveRule {
+  T spike_limit;
+  T log_beta1, log_bias2;  // 0: no bias is taken away
+  T lead;                  // 1 with Nesterov's step ahead
+  T decay2, weight2, eps;
+  T largest;
+  int32_t decayed;
+  int32_t by_chance;
+};
+
+// The numbers of scale_updates_.
+struct LengthNumbers {
+  double beta1;
+  bool averaged;
+  Length length;
+};
+
+template <class T>
+struct LengthRule {
+  Length length;
+  int32_t averaged;
+  T noise;  // what it leaves in a momentum, over the gradients, below which updates are shorter
+};
+
+template <class T>
+ObserveRule<T> rule_of(const ObserveNumbers& in) {
+  const auto log_of = [](double beta) { return static_cast<T>(beta > 0 ? std::log(beta) : 0); };
+  const double bound = in.averaged ? kLargestMove : kLargestMove / (1 - in.beta1);
+  const bool is_bounded = in.length != Length::kGradient;
+  return {static_cast<T>(in.spike_limit),
+          in.averaged ? log_of(in.beta1) : T(0),
+          log_of(in.bias2),
+          static_cast<T>(in.nesterov),
+          static_cast<T>(in.decay2),
+          static_cast<T>(in.weight2),
+          static_cast<T>(in.eps),
+          is_bounded ? static_cast<T>(bound) : T(INFINITY),
+          static_cast<int32_t>(in.decayed),
+          in.by_chance};
+}
+
+template <class T>
+LengthRule<T> rule_of(const LengthNumbers& in) {
+  return {in.length, in.averaged, static_cast<T>(kSpent * std::sqrt((1 - in.beta1) / (1 + in.beta1)))};
+}
+
+// 1 / (1 - beta^steps) without cancellation.
+template <class T>
+KRADAGRAD_EITHER T without_bias(T log_beta, T steps) {
+  return log_beta == 0 ? T(1) : -1 / std::expm1(steps * log_beta);
+}
+
+// 2^floor(log2 size), within what T holds without loss, as is its reciprocal.
+template <class T>
+KRADAGRAD_EITHER T power_of_two_below(T size) {
+  constexpr int kLeast = std::numeric_limits<T>::min_exponent - 1;
+  int exponent = std::ilogb(size);
+  exponent = exponent < kLeast ? kLeast : exponent > -kLeast ? -kLeast : exponent;
+  return std::scalbn(T(1), exponent);
+}
+
+// Gives a matrix a unit where it has none, or one too far from its gradients, and returns c4.
+template <class T>
+KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T>& rule, bool& restarts) {
+  constexpr T kApart = T(kUnitsApart);
+  constexpr T kLargest = std::is_same_v<T, float> ? T(0x1p60) : T(0x1p500);
+  const T old = s.unit > 0 ? s.unit : T(1);
+  const T of_moment = std::sqrt(s.energy) * old;
+  T size = s.usual > of_moment ? s.usual : of_moment;
+  if (!(size > 0)) return 1;
+  if (rule.decayed == 7 && weight_decay / kApart > size) size = weight_decay / kApart;
+  const T unit = power_of_two_below(size);
+  T shift = old / unit;
+  if (s.unit > 0 && shift < kApart && shift > 1 / kApart) return 1;
+  if (shift > kLargest) shift = kLargest;
+  if (shift < 1 / kLargest) shift = 1 / kLargest;
+  s.unit = unit;
+  s.energy *= shift * shift;
+  restarts = true;
+  return shift;
+}
+
+// Takes in a gradient of this root mean square; returns c3 and sets c4 and `restarts`.
+template <class T>
+KRADAGRAD_EITHER T observe_gradient(Scalars<T>& s, T rms, T weight_decay, const ObserveRule<T>& rule,
+                                    T& shift, bool& restarts) {
+  const T usual = s.usual, largest = rule.spike_limit * usual;
+  const bool is_known = usual > 0, is_large = is_known && rms > largest;
+  const bool is_spike = is_large && s.in_a_row < kMostSpikes;
+  restarts = is_large && !is_spike;
+  s.steps += 1;
+  s.spikes += is_spike;
+  s.in_a_row = is_spike ? s.in_a_row + 1 : T(0);
+  if (rms > 0) {
+    const T counted = rms < largest ? rms : largest;  // so that what comes often is a spike no more
+    const bool is_mean = is_known && !restarts;
+    s.usual = is_mean ? std::hypot(T(kUsualKept) * usual, T(kUsualTaken) * counted) : rms;
+  }
+  shift = renew_unit(s, weight_decay, rule, restarts);
+  const T unit = s.unit > 0 ? s.unit : T(1);
+  const T scale = is_spike ? usual / unit / rms : 1 / unit;
+  const T taken = scale * rms;
+  s.energy = rule.decay2 * s.energy + rule.weight2 * taken * taken;
+  return scale;
+}
+
+// One matrix of observe_gradients_: its scalars s and coefficients c.
+template <class T>
+KRADAGRAD_EITHER void observe_matrix(Scalars<T>& s, T* c, bool& active, bool& restarts, double norm, T numel,
+                                     bool present, T weight_decay, const ObserveRule<T>& rule) {
+  T scale = 0, shift = 1;
+  restarts = false;
+  active = present && norm < INFINITY;
+  if (active) {
+    const T rms = static_cast<T>(norm / std::sqrt(static_cast<double>(numel)));
+    scale = observe_gradient(s, rms, weight_decay, rule, shift, restarts);
+  } else if (present) {
+    s.skipped += 1;
+  }
+  const T steps = s.steps > 1 ? s.steps : T(1);  // of a matrix that is not yet seen, anything finite
+  const T c1 = without_bias(rule.log_bias2, steps);
+  c[0] = without_bias(rule.log_beta1, steps + rule.lead);
+  c[1] = c1;
+  c[2] = rule.eps * std::sqrt(c1 * s.energy);
+  c[3] = scale;
+  c[4] = shift;
+  c[5] = rule.largest;
+  c[6] = rule.by_chance ? s.steps : T(0);
+  for (int i = 7; i < kOfScalars; ++i) c[i] = i == rule.decayed ? weight_decay : T(0);
+}
+
+// One matrix of scale_updates_.
+template <class T>
+KRADAGRAD_EITHER void scale_matrix(T* c, Scalars<T>& s, T graft, T update, T numel, bool preconditioned,
+                                   const LengthRule<T>& rule) {
+  constexpr T kInfinity = INFINITY;
+  const T corrected = c[0];
+  T graft_scale = rule.averaged ? corrected : corrected * c[3];
+  T scale;
+  if (rule.length == Length::kRms || rule.length == Length::kWhitened) {
+    const T rms = std::sqrt(graft / numel), noise = rule.noise * s.usual / s.unit;
+    const T left = noise > 0 && rms / noise < 1 ? rms / noise : T(1);
+    const T length = T(kRmsLength) * left;
+    scale = rule.length == Length::kWhitened ? corrected : length / std::sqrt(update / numel);
+    graft_scale *= rms > 0 ? length / rms : T(0);
+  } else {
+    scale = std::sqrt(graft) / std::sqrt(update);
+  }
+  if (rule.length == Length::kGradient) {
+    const T unit = s.unit > 0 ? s.unit : T(1);
+    scale *= unit;
+    graft_scale *= unit;
+  }
+  const bool sound = preconditioned && update > 0 && update < kInfinity && scale < kInfinity;
+  c[0] = graft_scale;
+  c[3] = sound ? scale : T(NAN);
+  s.fallbacks += preconditioned && !sound && graft > 0;
+  if (sound) s.ratio = scale;
+}
+
+}  // namespace kradagrad

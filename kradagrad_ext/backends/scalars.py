@@ -1,0 +1,243 @@
+"""Grafting: the preconditioned update gives the direction, a simpler method the length, per matrix.
+
+With d the direction, v the second moment, t the number of gradients seen and e the mean of v::
+
+    adam      d / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps rms),   v = beta2 v + (1 - beta2) g^2
+    rmsprop   the same v, without its bias correction
+    adagrad   the same with v = v + g^2
+    sgd       d
+    rms       the update scaled to a root mean square of 0.2, less where the momentum has run out
+    whitened  the update as it is: its blocks have been divided by the root mean square of their whitened
+              gradients
+
+The last two keep no second moment; where no preconditioned update can be taken, d gets the length of `rms`.
+
+`eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
+gradient is multiplied by a constant, which an absolute one does not.
+
+Everything that is made of a matrix's gradients is made of them over a unit of the matrix's own, a power of
+two near the root mean square of its first gradient, so that no square over- or underflows whatever the
+gradients' scale. If that changes by more than `UNITS_APART`, the matrix gets a new unit: moments are brought
+to it, exactly, and factors start anew.
+
+But for `sgd`, no element moves by more than `LARGEST_MOVE` times the learning rate, beside weight decay.
+
+A spike, a gradient of more than `spike_limit` times its matrix's usual root mean square, is scaled down to
+the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
+third one in a row is a change of scale: it is taken as it is, and the factors start anew.
+
+The two ops are here in plain PyTorch, which defines what is correct.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO, UNIT = COLUMNS = range(9)
+"""Columns of the ``scalars [M, 9]``: gradients seen; mean of v, 0 without one; running root mean square of
+the gradients that are not zero; spikes in a row, up to the latest gradient; spikes in all; gradients skipped
+because they were not finite; steps on which the preconditioned update was not finite and the graft's was
+taken; the factor that gave the last preconditioned update its length, 0 before the first; and the unit of all
+that is made of the gradients, 0 (it is 1) before the first one that is not zero."""
+
+USUAL_DECAY = 0.95
+"""Of the running mean square behind USUAL, which the first gradient starts."""
+
+MOST_SPIKES = 2
+"""In a row; one more of that size is no spike."""
+
+RMS_LENGTH = 0.2
+"""Root mean square of an update with `rms`, near that of Adam's in training."""
+
+SPENT = 0.5
+"""Of what noise alone leaves of gradients in a momentum: less than that, and the update is shorter, too."""
+
+LARGEST_MOVE = 10.0
+"""Of an element, over the learning rate; with momentum of the updates, so many times 1 / (1 - beta1)."""
+
+UNITS_APART = 2.0**40
+"""A matrix whose gradients differ from its unit by more than this factor gets a new unit."""
+
+LARGEST_SHIFT = {torch.float32: 2.0**60, torch.float64: 2.0**500}
+"""How far apart two units may be, so that the square of what brings moments from one to the other is finite.
+Moments that lie farther apart are nothing beside each other."""
+
+LENGTHS = ("graft", "gradient", "rms", "whitened")
+"""What gives a preconditioned update its length::
+
+    graft      the norm of the grafting update
+    gradient   the same, in the gradients' own unit and without a bound
+    rms        a root mean square of `RMS_LENGTH`, less for a momentum that has run out
+    whitened   its own: its blocks have been divided by the root mean square of their whitened gradients
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarRule:
+    """The numbers of `observe_gradients_` and `scale_updates_`, in the order of the native ops' schemas.
+
+    Attributes:
+        spike_limit: a gradient of more than this times its usual root mean square is a spike; > 1.
+        beta1: decay of the momentum, in [0, 1).
+        averaged: whether it is a mean of gradients, of which c0 takes away the bias; else it is of updates.
+        nesterov: whether that mean looks one step ahead.
+        bias2: decay of the mean v whose bias c1 takes away; 0 where it has none.
+        decay2, weight2: of the second moment v; 1 and 0 without one.
+        eps: relative to the root of v's mean, >= 0.
+        decayed: the coefficient that is the weight decay, 7, 8 or 9.
+        by_chance: whether parameters are rounded by chance.
+        length: one of `LENGTHS`.
+    """
+
+    spike_limit: float
+    beta1: float
+    averaged: bool
+    nesterov: bool
+    bias2: float
+    decay2: float
+    weight2: float
+    eps: float
+    decayed: int
+    by_chance: bool
+    length: str
+
+    @functools.cached_property
+    def values(self) -> tuple[float | str, ...]:
+        """Of all attributes, in their order."""
+        return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+    @property
+    def largest(self) -> float:
+        """Of an update's elements: infinite where lengths are the gradients' own."""
+        if self.length == "gradient":
+            return math.inf
+        return LARGEST_MOVE if self.averaged else LARGEST_MOVE / (1 - self.beta1)
+
+
+def observe_gradients_(
+    scalars: Tensor,
+    coefficients: Tensor,
+    active: Tensor,
+    restarts: Tensor,
+    norms: Tensor,
+    numel: Tensor,
+    present: Tensor,
+    weight_decay: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.observe_gradients_`."""
+    column = scalars.unbind(1)
+    active.copy_(present & (norms < math.inf))
+    rms, usual = (norms / numel.double().sqrt()).to(scalars.dtype), column[USUAL]
+    largest, is_known = rule.spike_limit * usual, usual > 0
+    is_large = active & is_known & (rms > largest)
+    is_spike = is_large & (column[IN_A_ROW] < MOST_SPIKES)
+    restarts.copy_(is_large ^ is_spike)
+    usual_before = usual.clone()
+    column[STEPS].add_(active)
+    column[SPIKES].add_(is_spike)
+    column[SKIPPED].add_(present ^ active)
+    column[IN_A_ROW].add_(is_spike).masked_fill_(active ^ is_spike, 0)
+    counted = torch.minimum(rms, largest)  # so that what comes often is a spike no more
+    mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
+    latest = torch.where(is_known ^ restarts, mean, rms)
+    usual.copy_(torch.where(active & (rms > 0), latest, usual))
+    shifts, is_new = _renew_units_(scalars, active, weight_decay, rule)
+    restarts |= is_new
+    unit = _units(scalars)
+    scales = torch.where(active, torch.where(is_spike, usual_before / unit / rms, 1 / unit), 0)
+    energy = rule.decay2 * column[ENERGY] + rule.weight2 * (scales * rms).square()
+    column[ENERGY].copy_(torch.where(active, energy, column[ENERGY]))
+    _write_coefficients(coefficients, scalars, scales, shifts, weight_decay, rule)
+
+
+def _units(scalars: Tensor) -> Tensor:
+    """``[M]``, 1 for a matrix that has none yet."""
+    return torch.where(scalars[:, UNIT] > 0, scalars[:, UNIT], 1)
+
+
+def _renew_units_(
+    scalars: Tensor, active: Tensor, weight_decay: Tensor, rule: ScalarRule
+) -> tuple[Tensor, Tensor]:
+    """Give matrices a unit that have none, or one that is too far from their gradients.
+
+    Returns:
+        What their moments are to be multiplied by, and which of them have a new unit; ``[M]``.
+    """
+    old, limits = _units(scalars), torch.finfo(scalars.dtype)
+    size = torch.maximum(scalars[:, USUAL], scalars[:, ENERGY].sqrt() * old)
+    if rule.decayed == 7:  # of which moments are made, too
+        size = torch.where(size > 0, torch.maximum(size, weight_decay / UNITS_APART), 0)
+    unit = (size / torch.frexp(size).mantissa / 2).clamp_(limits.tiny, 1 / limits.tiny)
+    shifts = old / unit
+    is_near = (scalars[:, UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
+    is_new = active & (size > 0) & ~is_near
+    scalars[:, UNIT] = torch.where(is_new, unit, scalars[:, UNIT])
+    largest = LARGEST_SHIFT[size.dtype]
+    shifts = torch.where(is_new, shifts.clamp_(1 / largest, largest), 1)
+    scalars[:, ENERGY] *= shifts.square()
+    return shifts, is_new
+
+
+def _write_coefficients(
+    coefficients: Tensor,
+    scalars: Tensor,
+    scales: Tensor,
+    shifts: Tensor,
+    weight_decay: Tensor,
+    rule: ScalarRule,
+) -> None:
+    steps = scalars[:, STEPS].clamp_min(1)  # of a matrix that is not yet seen, anything finite
+    c0 = _without_bias(rule.beta1 if rule.averaged else 0, steps + rule.nesterov)
+    c1 = _without_bias(rule.bias2, steps)
+    c2 = rule.eps * (c1 * scalars[:, ENERGY]).sqrt()
+    chance = scalars[:, STEPS] if rule.by_chance else torch.zeros_like(steps)
+    own = (c0, c1, c2, scales, shifts, torch.full_like(steps, rule.largest), chance)
+    coefficients[:, :7] = torch.stack(own, 1)
+    coefficients[:, 7:] = 0
+    coefficients[:, rule.decayed] = weight_decay
+
+
+def _without_bias(beta: float, steps: Tensor) -> Tensor:
+    """1 / (1 - beta^steps) without cancellation in float32; 1 for beta = 0.  `steps`: at least 1."""
+    if beta == 0:
+        return torch.ones_like(steps)
+    return (steps * math.log(beta)).expm1_().reciprocal_().neg_()
+
+
+def scale_updates_(
+    coefficients: Tensor,
+    scalars: Tensor,
+    graft_norms: Tensor,
+    update_norms: Tensor,
+    numel: Tensor,
+    preconditioned: Tensor,
+    rule: ScalarRule,
+) -> None:
+    """See `Backend.scale_updates_`."""
+    c0, unit = coefficients[:, 0].clone(), _units(scalars)
+    graft_scale = c0 if rule.averaged else c0 * coefficients[:, 3]
+    if rule.length in ("rms", "whitened"):
+        rms = (graft_norms / numel).sqrt()
+        length = RMS_LENGTH * _share_left(scalars, rms, rule.beta1)
+        scale = c0 if rule.length == "whitened" else length / (update_norms / numel).sqrt()
+        graft_scale = graft_scale * torch.where(rms > 0, length / rms, 0)
+    else:
+        scale = graft_norms.sqrt() / update_norms.sqrt()
+    if rule.length == "gradient":
+        scale, graft_scale = scale * unit, graft_scale * unit
+    sound = preconditioned & (update_norms > 0) & (update_norms < math.inf) & (scale < math.inf)
+    coefficients[:, 0], coefficients[:, 3] = graft_scale, torch.where(sound, scale, math.nan)
+    scalars[:, FALLBACKS] += (preconditioned ^ sound) & (graft_norms > 0)
+    scalars[:, RATIO] = torch.where(sound, scale, scalars[:, RATIO])
+
+
+def _share_left(scalars: Tensor, rms: Tensor, beta1: float) -> Tensor:
+    """1, and less for a momentum that has run out; `rms`: of the direction, ``[M]``."""
+    noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL] / scalars[:, UNIT]
+    return torch.where(noise > 0, rms / noise, 1).clamp_max_(1)

@@ -1,0 +1,79 @@
+"""Small calls of the ops on the scalars of matrices that mutants of their kernels are run on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import cases
+import test_observe_gradients
+import test_scale_updates
+import torch
+from tolerances import assert_each_as_accurate
+
+from cuda.executor_backend import Executor
+from kradagrad_ext.backends import reference
+
+MARGIN = 3
+"""Matrices behind those of a call that it must not write."""
+
+
+def all_but_the_last(given: SimpleNamespace) -> SimpleNamespace:
+    """The matrices that a call is given, in the memory of all."""
+    each = {name: value if value.ndim == 0 else value[:-MARGIN] for name, value in vars(given).items()}
+    return SimpleNamespace(**each)
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarProbe:
+    """One call; `module` has its op's inputs."""
+
+    name: str
+    module: ModuleType
+    given: SimpleNamespace
+    options: dict[str, Any]
+    executor = Executor
+
+    def run(self, backend: Any, dtype: torch.dtype | None = None) -> SimpleNamespace:
+        """On a copy of the given matrices, all of their memory."""
+        return self.module.run(backend, all_but_the_last(self.given), dtype, **self.options)
+
+    @functools.cached_property
+    def expected(self) -> tuple[SimpleNamespace, SimpleNamespace]:
+        return self.run(reference), self.run(reference, torch.float64)
+
+    def check(self, ours: SimpleNamespace) -> None:
+        """AssertionError where a number is not as accurate as it must be, or something else was written."""
+        plain, exact = self.expected
+        for name in vars(self.given):
+            own, *others = (getattr(of, name) for of in (ours, plain, exact))
+            if own.is_floating_point():
+                assert_each_as_accurate(own, *others, name)
+            else:
+                assert torch.equal(own, others[1]), name
+            behind, before = (
+                cases.whole(value)[own.numel() :].nan_to_num() for value in (own, getattr(self.given, name))
+            )
+            assert torch.equal(behind, before), f"behind {name}"
+
+    def same_bits(self, one: SimpleNamespace, other: SimpleNamespace) -> bool:
+        return all(
+            torch.equal(getattr(one, name).nan_to_num(), getattr(other, name).nan_to_num())
+            for name in self.module.WRITTEN
+        )
+
+
+def _of(module: ModuleType) -> list[ScalarProbe]:
+    return [
+        ScalarProbe(str(options), module, module.inputs(torch.float32), options) for options in module.OPTIONS
+    ]
+
+
+def observe() -> list[ScalarProbe]:
+    return _of(test_observe_gradients)
+
+
+def scale() -> list[ScalarProbe]:
+    return _of(test_scale_updates)
