@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from kradagrad_ext.config import Config
 from kradagrad_ext.plan import ParameterPlan
 from kradagrad_ext.state import Spec, State, batch_of_scalars
 from kradagrad_ext.step import (
+    Guard,
     Settings,
     Work,
     accumulate,
@@ -211,10 +212,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Share:
-    """One part's step, between its updates and its write."""
+    """One part's step, between its updates and its write; `guard`: before lengths were known."""
 
     part: Part
     work: Work
+    guard: Guard
     params: list[Tensor]
     updates: list[Tensor]
     fallbacks: list[Tensor]
@@ -226,11 +228,11 @@ def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, tuple[Tensor, 
     guard = part.ledger.guard[part.rows]
     graft_norms = accumulate(work, taken.params, grads.tensors, own, guard)
     updates, norms = precondition(work, grads, own, guard)
-    share = Share(part, work, taken.params, updates, fallbacks_of(work, grads, own))
+    share = Share(part, work, guard, taken.params, updates, fallbacks_of(work, grads, own))
     return share, (graft_norms, norms)
 
 
 def finish(share: Share) -> None:
     """Write the new values of a part's pieces."""
-    guard = share.part.ledger.guard[share.part.rows]
+    guard = replace(share.guard, coefficients=share.part.ledger.guard.coefficients[share.part.rows])
     write(share.work, share.params, share.updates, share.fallbacks, guard)
