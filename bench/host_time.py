@@ -9,13 +9,16 @@ to no time. Gradients are new tensors on every step. The local engine and the sh
 
 Three things in a step are not the host's own work but that of a device or a network, for which it waits here:
 the gradients' norms, copies into buffers and out of them, and collectives. Their times are told apart, each
-the least of all steps, to which a busy machine adds nothing. With one rank, gloo does collectives; those of
-the first of two ranks are fake and do nothing.
+the least of all steps, to which a busy machine adds nothing. The host's own time is that of as many more
+steps in which they do nothing either: the memory that they go through would take the host's out of the
+processor's caches, as no device does. With one rank, gloo does collectives; those of the first of two ranks
+are fake.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import socket
 import time
@@ -28,6 +31,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from common import percentiles, seconds_of
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import Parameter
@@ -86,18 +90,42 @@ def timed_apart() -> Iterator[dict[str, float]]:
         yield spent
 
 
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Nothing of `NOT_THE_HOSTS` is done: norms are 1, and buffers hold what they held."""
+    ones = functools.cache(functools.partial(torch.ones, dtype=torch.float64))
+
+    def norms(_: GradientNorms, grads: list[Tensor], host_looks: bool) -> Tensor:
+        return ones(len(grads))
+
+    with ExitStack() as patches:
+        for owner, name in itertools.chain.from_iterable(NOT_THE_HOSTS.values()):
+            instead = norms if owner is GradientNorms else nothing
+            patches.enter_context(mock.patch.object(owner, name, instead))
+        yield
+
+
+def nothing(*_: object, **__: object) -> None:
+    """Nothing."""
+
+
 @dataclass
 class Times:
-    """Seconds of steps, and of each how many of them were not the host's own, by kind."""
+    """Seconds of steps.
+
+    Attributes:
+        whole: of each.  apart: of each how many were not the host's own, by kind.
+        own: of more steps, in which nothing but the host's work was done.
+    """
 
     whole: list[float] = field(default_factory=list)
     apart: list[dict[str, float]] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
 
     def row(self, label: str) -> str:
-        """Percentiles of the whole, and the least of the whole, of its shares and of the rest, in ms."""
-        shares = [min(own[kind] for own in self.apart) for kind in NOT_THE_HOSTS]
-        rest = min(whole - sum(own.values()) for whole, own in zip(self.whole, self.apart, strict=True))
-        values = [*percentiles(self.whole), min(self.whole), *shares, rest]
+        """Percentiles of the whole; the least of the whole, of its shares and of the host's own; in ms."""
+        shares = [min(apart[kind] for apart in self.apart) for kind in NOT_THE_HOSTS]
+        values = [*percentiles(self.whole), min(self.whole), *shares, min(self.own)]
         return f"| {label} | " + " | ".join(f"{1e3 * value:.2f}" for value in values) + " |"
 
 
@@ -116,16 +144,22 @@ class Contender:
 
     def seconds(self, steps: int) -> tuple[Times, Times]:
         """Of every step, those without roots and those with roots."""
-        plain, rooted = Times(), Times()
+        found = Times(), Times()
+        for times in self._of_kind(found, steps):
+            with timed_apart() as apart:
+                times.whole.append(seconds_of(self.optimizer.step))
+            times.apart.append(apart)
+        with left_out():
+            for times in self._of_kind(found, steps):
+                times.own.append(seconds_of(self.optimizer.step))
+        return found
+
+    def _of_kind(self, found: tuple[Times, Times], steps: int) -> Iterator[Times]:
+        """Sets gradients for so many steps, each of which enters what is given."""
         for number in range(1, steps + 1):
             for p in self.params:
                 p.grad = torch.ones_like(p)
-            with timed_apart() as apart:
-                elapsed = seconds_of(self.optimizer.step)
-            kind = rooted if self.root_every and number % self.root_every == 0 else plain
-            kind.whole.append(elapsed)
-            kind.apart.append(apart)
-        return plain, rooted
+            yield found[bool(self.root_every) and number % self.root_every == 0]
 
 
 def parameters(count: int) -> Made:
@@ -212,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     name = f"{options.parameters} parameters, ms a step"
-    columns = [name, "p20", "p50", "p80", "least", *NOT_THE_HOSTS, "the rest"]
+    columns = [name, "p20", "p50", "p80", "least", *NOT_THE_HOSTS, "the host's own"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     with idle_backend():
         for contender in contenders(options.parameters, options.block_size):

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "checks.h"
+#include "scalar_rules.h"
 
 namespace kradagrad {
-
-constexpr int kCoefficients = 10;  // c0 to c9 of a parameter
 
 struct AccumulateArguments {
   Tensors momenta, second_moments, directions;

@@ -32,7 +32,7 @@ inline void check_observe(const Checks& checks, const ObserveArguments& in, cons
   checks.contiguous("scalars", in.scalars, {"M", kScalars}, dtypes);
   const int64_t count = in.scalars.size(0);
   const DTypes dtype = {in.scalars.scalar_type()}, boolean = {ScalarType::Bool};
-  checks.contiguous("coefficients", in.coefficients, {count, kOfScalars}, dtype);
+  checks.contiguous("coefficients", in.coefficients, {count, kCoefficients}, dtype);
   checks.contiguous("active", in.active, {count}, boolean);
   checks.contiguous("restarts", in.restarts, {count}, boolean);
   checks.contiguous("norms", in.norms, {count}, {ScalarType::Double});
@@ -45,13 +45,13 @@ inline void check_observe(const Checks& checks, const ObserveArguments& in, cons
   checks.scalar("decay2", numbers.decay2 >= 0 && numbers.decay2 <= 1, "in [0, 1]", numbers.decay2);
   checks.not_negative("weight2", numbers.weight2);
   checks.not_negative("eps", numbers.eps);
-  checks.scalar("decayed", numbers.decayed >= 7 && numbers.decayed < kOfScalars, "7, 8 or 9",
+  checks.scalar("decayed", numbers.decayed >= 7 && numbers.decayed < kCoefficients, "7, 8 or 9",
                 numbers.decayed);
 }
 
 inline void check_scale_updates(const Checks& checks, const LengthArguments& in, const LengthNumbers& numbers,
                                 const DTypes& dtypes) {
-  checks.contiguous("coefficients", in.coefficients, {"M", kOfScalars}, dtypes);
+  checks.contiguous("coefficients", in.coefficients, {"M", kCoefficients}, dtypes);
   const int64_t count = in.coefficients.size(0);
   const DTypes dtype = {in.coefficients.scalar_type()};
   checks.contiguous("scalars", in.scalars, {count, kScalars}, dtype);

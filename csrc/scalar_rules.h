@@ -15,7 +15,7 @@
 
 namespace kradagrad {
 
-constexpr int kOfScalars = 10;  // coefficients
+constexpr int kCoefficients = 10;  // c0 to c9 of a matrix, or of a parameter that is one
 
 // The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).
 template <class T>
@@ -173,7 +173,7 @@ KRADAGRAD_EITHER void observe_matrix(Scalars<T>& s, T* c, bool& active, bool& re
   c[4] = shift;
   c[5] = rule.largest;
   c[6] = rule.by_chance ? s.steps : T(0);
-  for (int i = 7; i < kOfScalars; ++i) c[i] = i == rule.decayed ? weight_decay : T(0);
+  for (int i = 7; i < kCoefficients; ++i) c[i] = i == rule.decayed ? weight_decay : T(0);
 }
 
 // One matrix of scale_updates_.
@@ -186,7 +186,7 @@ KRADAGRAD_EITHER void scale_matrix(T* c, Scalars<T>& s, T graft, T update, T num
   T scale;
   if (rule.length == Length::kRms || rule.length == Length::kWhitened) {
     const T rms = std::sqrt(graft / numel), noise = rule.noise * s.usual / s.unit;
-    const T left = noise > 0 && rms / noise < 1 ? rms / noise : T(1);
+    const T left = noise > 0 && !(rms / noise >= 1) ? rms / noise : T(1);
     const T length = T(kRmsLength) * left;
     scale = rule.length == Length::kWhitened ? corrected : length / std::sqrt(update / numel);
     graft_scale *= rms > 0 ? length / rms : T(0);

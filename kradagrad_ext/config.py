@@ -23,7 +23,7 @@ FACTOR_UPDATES = ("auto", *METHODS)
 COUPLINGS = ("none", "kl")
 GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
 OWN_LENGTHS = ("rms", "whitened")
-LENGTHS = {"sgd": "gradient", "rms": "rms", "whitened": "whitened"}
+_LENGTH_OF = {"sgd": "gradient", "rms": "rms", "whitened": "whitened"}
 """Of `ScalarRule`, by grafting method; those left out take ``graft``."""
 
 MOMENTUM_ON = ("gradient", "update")
@@ -340,7 +340,7 @@ class Config:
             eps=self.eps,
             decayed={"gradient": 7, "update": 8, "decoupled": 9}[decayed],
             by_chance=self.rounding == "stochastic",
-            length=LENGTHS.get(self.graft, "graft"),
+            length=_LENGTH_OF.get(self.graft, "graft"),
         )
 
     @property

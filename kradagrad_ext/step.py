@@ -13,6 +13,7 @@ from torch import Tensor
 from . import captured, packed, preconditioner
 from .backends import resolve
 from .backends.base import COEFFICIENTS, Backend
+from .backends.scalars import ScalarRule
 from .block_layout import Blocked, Workspace
 from .bucket import Bucket, as_tensor
 from .clock import Clock
@@ -131,6 +132,7 @@ class Work:
     Attributes:
         backend: of the ops on parameters.  group_backends: of each group's blocks.
         clock: the step.  batches: the state.
+        lr, weight_decay: 0-dim, on the parameters' device.
         side_stream: where moments are made while factors are updated.
     """
 
@@ -141,6 +143,7 @@ class Work:
     clock: Clock
     batches: Batches
     lr: Tensor
+    weight_decay: Tensor
     side_stream: SideStream
 
     @property
@@ -167,12 +170,13 @@ def plan_work(bucket: Bucket, settings: Settings, tensors: Sequence[Tensor]) -> 
     Args:
         tensors: the entries of its parameters' states that it wants.
     """
-    config, lr = bucket.options(settings.config), as_tensor(settings.lr, bucket.like)
+    config = bucket.options(settings.config)
+    lr, decay = (as_tensor(number, bucket.like) for number in (settings.lr, config.weight_decay))
     of_groups = tuple(backend_of(config, *bucket.key, max(group.block_shape)) for group in bucket.groups)
     side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
     batches = bucket.batches(tensors)
-    return Work(bucket, config, backend, of_groups, settings.clock, batches, lr, side_stream)
+    return Work(bucket, config, backend, of_groups, settings.clock, batches, lr, decay, side_stream)
 
 
 @dataclass(frozen=True)
@@ -194,25 +198,39 @@ class Guard:
         """``[M]``, gradients are multiplied by, 0 for one that takes no part; before lengths are known."""
         return self.coefficients[:, 3]
 
-    def __getitem__(self, rows: Tensor) -> Guard:
+    def __getitem__(self, rows: slice | Tensor) -> Guard:
         return Guard(self.coefficients[rows], self.active[rows], self.restarts[rows])
 
 
 def observe_gradients(
-    backend: Backend, config: Config, scalars: Tensor, norms: Tensor, numel: Tensor, present: Tensor
+    backend: Backend,
+    rule: ScalarRule,
+    scalars: Tensor,
+    norms: Tensor,
+    numel: Tensor,
+    present: Tensor,
+    weight_decay: Tensor,
 ) -> Guard:
     """Guard against gradients that are not finite, and spikes; `scalars` count them.
 
     Args:
         norms: |g|_F ``[M]`` float64.  numel: elements of each matrix.  present: ``[M]`` bool.
+        weight_decay: 0-dim.
     """
     count = len(scalars)
-    coefficients = scalars.new_empty(count, COEFFICIENTS)
-    active, restarts = present.new_empty(count), present.new_empty(count)
-    decay = as_tensor(config.weight_decay, scalars)
-    rule = config.scalar_rule
-    backend.observe_gradients_(scalars, coefficients, active, restarts, norms, numel, present, decay, rule)
-    return Guard(coefficients, active, restarts)
+    made = Guard(scalars.new_empty(count, COEFFICIENTS), present.new_empty(count), present.new_empty(count))
+    backend.observe_gradients_(
+        scalars,
+        made.coefficients,
+        made.active,
+        made.restarts,
+        norms,
+        numel,
+        present,
+        weight_decay,
+        rule,
+    )
+    return made
 
 
 def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: LossScale) -> None:
@@ -225,14 +243,13 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     refused = loss_scale.refused(present.device)
     present = present if refused is None else present & ~refused
     norms = bucket.gradient_norms(grads, host_looks=not config.capturable)
-    guard = observe_gradients(work.backend, config, scalars, norms, bucket.numel, present)
+    rule = config.scalar_rule
+    guard = observe_gradients(work.backend, rule, scalars, norms, bucket.numel, present, work.weight_decay)
     given, own = bucket.blocked(grads), bucket.workspace(config, work.batches.momenta)
     graft_norms = accumulate(work, params, grads, own, guard)
     updates, norms = precondition(work, given, own, guard)
     taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
-    work.backend.scale_updates_(
-        guard.coefficients, scalars, graft_norms, norms, bucket.numel, taken, config.scalar_rule
-    )
+    work.backend.scale_updates_(guard.coefficients, scalars, graft_norms, norms, bucket.numel, taken, rule)
     write(work, params, updates, fallbacks_of(work, given, own), guard)
 
 

@@ -66,7 +66,7 @@ def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Every contender, and both kinds of steps of ours."""
     host_time.main(["--parameters", "10", "--steps", "10", "--block-size", "16"])
     header, _, *rows = capsys.readouterr().out.splitlines()
-    columns = "p20 | p50 | p80 | least | norms | copies | collectives | the rest"
+    columns = "p20 | p50 | p80 | least | norms | copies | collectives | the host's own"
     assert header == f"| 10 parameters, ms a step | {columns} |"
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
     sharded = ("1 rank", "of 2 ranks, replicas", "of 2 ranks, shards")

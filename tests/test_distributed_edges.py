@@ -19,6 +19,7 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kradagrad_ext import KrADagrad
@@ -224,6 +225,32 @@ def test_gradients_times_a_constant_give_the_same_steps(tmp_path: Path) -> None:
             for own in scaled:
                 for a, b in zip(own, plain, strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def reshaped_rank(rank: int) -> str:
+    """A DTensor whose first rank holds as many rows of its new shape as of the old one."""
+    mesh = init_device_mesh("cpu", (2,))
+
+    def rows(count: int) -> DTensor:
+        return distribute_tensor(torch.ones(count, 4), mesh, [Shard(0)])
+
+    p = nn.Parameter(rows(5))
+    optimizer = KrADagrad([p], lr=0.1)
+    p.grad = rows(5)
+    optimizer.step()
+    p.grad, p.data = None, rows(6)
+    p.grad = rows(6)
+    with pytest.raises(ValueError, match="shape") as caught:
+        optimizer.step()
+    return str(caught.value)
+
+
+@slow
+def test_a_changed_shape_is_refused_by_all_ranks(tmp_path: Path) -> None:
+    """Also where what a rank holds of it is as before."""
+    first, second = ranks.launch(2, reshaped_rank, tmp_path)
+    assert first == second
+    assert "parameter 0 of parameter group 0" in first
 
 
 def flat_rank(rank: int) -> str:

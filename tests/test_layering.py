@@ -50,14 +50,14 @@ MAY_IMPORT = {
     "distributed.stored": {"plan", "state", "distributed.pieces"},
     "distributed.parts": {
         "block_layout", "bucket", "config", "plan", "state", "step", "distributed.exchange",
-        "distributed.pieces", "distributed.stored",
+        "distributed.layout", "distributed.pieces", "distributed.stored",
     },
     "distributed.layout": {"distributed.pieces"},
     "distributed.exchange": {"bucket"},
     "distributed.pieces": {"config", "plan"},
     "step": {
         "block_layout", "bucket", "clock", "config", "side_stream", "state", "captured", "packed",
-        "preconditioner", "backends", "backends.base",
+        "preconditioner", "backends", "backends.base", "backends.scalars",
     },
     "packed": {"config", "plan", "packing", "preconditioner", "state", "backends.base"},
     "captured": {"config", "preconditioner", "state", "backends.base"},

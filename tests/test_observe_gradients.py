@@ -78,12 +78,17 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
     for column in (STEPS, SPIKES, SKIPPED):
         scalars[:, column] = steps
     known = torch.tensor([known for known, _ in pairs], dtype=compute)
+    if dtype == torch.float64:  # the same at both ends of what it holds
+        far = known[:, 1] > 2.0**90
+        known[far, :2] *= 2.0**850
+        near = known[:, 0] < 1e-29
+        known[near & (known[:, 0] > 0), :2] *= 2.0**-850
     for i, column in enumerate((USUAL, UNIT, IN_A_ROW, ENERGY)):
         scalars[:, column] = known[:, i]
     numel = torch.tensor([1.0, 7, 4096, 1e9], dtype=compute).repeat(count)[:count]
     usual = torch.where(scalars[:, USUAL] > 0, scalars[:, USUAL], 1).double()
     ratios = torch.tensor([ratio for _, ratio in pairs], dtype=torch.float64)
-    limits = torch.finfo(torch.float32)  # no gradient has elements beyond
+    limits = torch.finfo(compute)  # no gradient has elements beyond
     sizes = torch.where(ratios > 0, (usual * ratios).clamp(limits.tiny, limits.max / 8), 0)
     rms = torch.where(ratios.isfinite(), sizes, ratios)
     return SimpleNamespace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 
 import cases
 import pytest
@@ -73,13 +74,18 @@ def parameter_arguments() -> tuple[object, ...]:
     return (params, some(), residuals, updates, some(), some(), *scalars)
 
 
+def of_seven(module: ModuleType) -> SimpleNamespace:
+    """An op's tensors for seven matrices."""
+    return test_observe_gradients.rows(module.inputs(torch.float32), torch.arange(7))
+
+
 def observe_arguments() -> tuple[object, ...]:
-    given = test_observe_gradients.inputs(torch.float32)
+    given = of_seven(test_observe_gradients)
     return (*vars(given).values(), *ScalarRule(**test_observe_gradients.RULE).values)
 
 
 def scale_arguments() -> tuple[object, ...]:
-    return (*vars(test_scale_updates.inputs(torch.float32)).values(), 0.9, True, "graft")
+    return (*vars(of_seven(test_scale_updates)).values(), 0.9, True, "graft")
 
 
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
@@ -139,13 +145,13 @@ REFUSALS = [
     ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must"),
     ("kron_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
     ("kron_step_", 18, "half", "kron_step_: `precision` must be"),
-    ("observe_gradients_", 0, torch.zeros(100, 8), "observe_gradients_: `scalars` must be [M, 9] float32 or"),
-    ("observe_gradients_", 1, torch.zeros(100, 9), "observe_gradients_: `coefficients` must be [100, 10]"),
-    ("observe_gradients_", 2, torch.zeros(100), "observe_gradients_: `active` must be [100] bool"),
-    ("observe_gradients_", 3, torch.zeros(100), "observe_gradients_: `restarts` must be [100] bool"),
-    ("observe_gradients_", 4, torch.zeros(100), "observe_gradients_: `norms` must be [100] float64"),
-    ("observe_gradients_", 5, torch.zeros(99), "observe_gradients_: `numel` must be [100] float32"),
-    ("observe_gradients_", 6, torch.zeros(100), "observe_gradients_: `present` must be [100] bool"),
+    ("observe_gradients_", 0, torch.zeros(7, 8), "observe_gradients_: `scalars` must be [M, 9] float32 or"),
+    ("observe_gradients_", 1, torch.zeros(7, 9), "observe_gradients_: `coefficients` must be [7, 10]"),
+    ("observe_gradients_", 2, torch.zeros(7), "observe_gradients_: `active` must be [7] bool"),
+    ("observe_gradients_", 3, torch.zeros(7), "observe_gradients_: `restarts` must be [7] bool"),
+    ("observe_gradients_", 4, torch.zeros(7), "observe_gradients_: `norms` must be [7] float64"),
+    ("observe_gradients_", 5, torch.zeros(6), "observe_gradients_: `numel` must be [7] float32"),
+    ("observe_gradients_", 6, torch.zeros(7), "observe_gradients_: `present` must be [7] bool"),
     ("observe_gradients_", 7, torch.zeros(1), "observe_gradients_: `weight_decay` must be [] float32"),
     ("observe_gradients_", 8, 1.0, "observe_gradients_: `spike_limit` must be > 1, got 1"),
     ("observe_gradients_", 9, 1.0, "observe_gradients_: `beta1` must be in [0, 1), got 1"),
@@ -160,12 +166,12 @@ REFUSALS = [
         "sgd",
         "observe_gradients_: `length` must be graft, gradient, rms or whitened",
     ),
-    ("scale_updates_", 0, torch.zeros(120, 9), "scale_updates_: `coefficients` must be [M, 10]"),
-    ("scale_updates_", 1, torch.zeros(120, 8), "scale_updates_: `scalars` must be [120, 9] float32"),
-    ("scale_updates_", 2, torch.zeros(119), "scale_updates_: `graft_norms` must be [120] float32"),
-    ("scale_updates_", 3, torch.zeros(120).double(), "scale_updates_: `update_norms` must be [120] float32"),
-    ("scale_updates_", 4, torch.zeros(119), "scale_updates_: `numel` must be [120] float32"),
-    ("scale_updates_", 5, torch.zeros(120), "scale_updates_: `preconditioned` must be [120] bool"),
+    ("scale_updates_", 0, torch.zeros(7, 9), "scale_updates_: `coefficients` must be [M, 10]"),
+    ("scale_updates_", 1, torch.zeros(7, 8), "scale_updates_: `scalars` must be [7, 9] float32"),
+    ("scale_updates_", 2, torch.zeros(6), "scale_updates_: `graft_norms` must be [7] float32"),
+    ("scale_updates_", 3, torch.zeros(7).double(), "scale_updates_: `update_norms` must be [7] float32"),
+    ("scale_updates_", 4, torch.zeros(6), "scale_updates_: `numel` must be [7] float32"),
+    ("scale_updates_", 5, torch.zeros(7), "scale_updates_: `preconditioned` must be [7] bool"),
     ("scale_updates_", 6, -0.5, "scale_updates_: `beta1` must be in [0, 1), got -0.5"),
     ("scale_updates_", 8, "norm", "scale_updates_: `length` must be graft, gradient, rms or whitened, got"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),

@@ -20,7 +20,7 @@ from kradagrad_ext.backends.scalars import COLUMNS, LENGTHS, UNIT, USUAL, Scalar
 OPTIONS: list[dict[str, Any]] = [
     {"length": length, "averaged": averaged} for length in LENGTHS for averaged in (True, False)
 ] + [{"length": "rms", "beta1": 0.0}]
-GRAFTS, UPDATES = [0.0, 1.7, 1e-20, 1e20, math.inf], [0.0, 2.3, 1e-30, 1e30, math.inf, math.nan]
+GRAFTS, UPDATES = [0.0, 1.7, 1e-20, 1e20, math.inf, math.nan], [0.0, 2.3, 1e-30, 1e30, math.inf, math.nan]
 UNITS = [(0.0, 0.0), (1.3, 1.0), (1e-20, 2.0**-66), (1e9, 2.0**-9)]  # USUAL, UNIT
 
 

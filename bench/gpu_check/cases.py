@@ -25,7 +25,7 @@ WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
     "polar_roots_": ("roots",),
-    "observe_gradients_": ("scalars", "coefficients"),
+    "observe_gradients_": ("scalars", "coefficients", "active", "restarts"),
     "scale_updates_": ("coefficients", "scalars"),
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
@@ -36,6 +36,9 @@ OVERWRITES = {
     "accumulate_": ("directions", "graft_norms"),
 }
 """What is written without being read: NaN in them before a call must be gone after it."""
+
+REWRITTEN = ("coefficients", "active", "restarts")
+"""What is written of all matrices, whichever take part."""
 
 MASKS = {"observe_gradients_": "present", "scale_updates_": "preconditioned"}
 """What tells which parameters or matrices take part, where that is not ``active``."""

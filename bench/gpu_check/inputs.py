@@ -23,7 +23,6 @@ PADDING = {"padded": 8, "ragged": 3, "transposed": 3}
 Arguments = dict[str, Any]
 
 SIDES = ("left", "right", "left_statistics", "right_statistics")
-FLAGS = ("active", "restarts", "present")
 LISTS = (*SIDES, "out", "grad", "direction", "left_root", "right_root")
 
 
@@ -239,7 +238,11 @@ def observe_arguments(spec: Spec, source: Source) -> Arguments:
     own = _scalars(spec, source)
     count = len(own["scalars"])
     norms = source.normal(count, scale=1000.0).abs().double()
-    flags = {name: torch.ones(count, dtype=torch.bool, device=source.device) for name in FLAGS}
+    flags = {
+        name: torch.full((count,), as_it_must_not_stay, device=source.device)
+        for name, as_it_must_not_stay in (("active", False), ("restarts", True))
+    }
+    flags["present"] = torch.ones(count, dtype=torch.bool, device=source.device)
     return dict(norms=norms, weight_decay=torch.tensor(0.1, device=source.device), **flags, **own)
 
 

@@ -18,7 +18,7 @@ void run(const ObserveArguments& in, const ObserveRule<T>& rule) {
   auto* const scalars = data<Scalars<T>>(in.scalars);
   const T decay = *data<T>(in.weight_decay);
   for (int64_t i = 0; i < in.scalars.size(0); ++i) {
-    observe_matrix(scalars[i], data<T>(in.coefficients) + kOfScalars * i, data<bool>(in.active)[i],
+    observe_matrix(scalars[i], data<T>(in.coefficients) + kCoefficients * i, data<bool>(in.active)[i],
                    data<bool>(in.restarts)[i], data<double>(in.norms)[i], data<T>(in.numel)[i],
                    data<bool>(in.present)[i], decay, rule);
   }
@@ -28,7 +28,7 @@ template <class T>
 void run(const LengthArguments& in, const LengthRule<T>& rule) {
   auto* const scalars = data<Scalars<T>>(in.scalars);
   for (int64_t i = 0; i < in.coefficients.size(0); ++i) {
-    scale_matrix(data<T>(in.coefficients) + kOfScalars * i, scalars[i], data<T>(in.graft_norms)[i],
+    scale_matrix(data<T>(in.coefficients) + kCoefficients * i, scalars[i], data<T>(in.graft_norms)[i],
                  data<T>(in.update_norms)[i], data<T>(in.numel)[i], data<bool>(in.preconditioned)[i], rule);
   }
 }

@@ -9,7 +9,6 @@ namespace kradagrad::cuda {
 namespace {
 
 const DTypes kFloat = {ScalarType::Float};
-static_assert(kCoefficients == kradagrad::kCoefficients);
 
 ElementwiseInputs inputs_of(const Tensor& coefficients, const Tensor& active) {
   ElementwiseInputs inputs{};

@@ -2,7 +2,6 @@
 // (plan/scalars_plan.h).
 #include <torch/csrc/stable/library.h>
 
-#include "../elementwise_arguments.h"
 #include "../scalar_arguments.h"
 #include "plan/scalars_plan.h"
 #include "run.h"
@@ -11,7 +10,6 @@ namespace kradagrad::cuda {
 namespace {
 
 const DTypes kFloat = {ScalarType::Float};
-static_assert(kOfScalars == kradagrad::kCoefficients);
 
 void observe_gradients(const Tensor scalars, const Tensor coefficients, const Tensor active,
                        const Tensor restarts, const Tensor norms, const Tensor numel, const Tensor present,

@@ -81,7 +81,8 @@ def _kradagrad(
     groups = [{"params": hidden}, {"params": embeddings, "precondition": False}, {"params": vectors}]
     try:
         # Otherwise a backend that cannot run is found in the first step.
-        resolve(options.get("backend", "auto"), hidden[0].device, torch.float32)
+        dtype = torch.promote_types(hidden[0].dtype, torch.float32)
+        resolve(options.get("backend", "auto"), hidden[0].device, dtype)
         return KrADagrad(groups, lr=lr, **options)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"--optimizer kradagrad: {error}") from error

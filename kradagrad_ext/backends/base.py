@@ -8,7 +8,8 @@ parameters' own layout. Compute happens in the statistics' dtype (float32 or flo
 the views.
 
 Every op but ``decomposed_roots`` works in place and returns nothing. An inactive parameter
-(``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit.
+(``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit; but for what
+`observe_gradients_` tells of it.
 """
 
 from __future__ import annotations
@@ -284,24 +285,28 @@ class Backend(Protocol):
         weight_decay: Tensor,
         rule: ScalarRule,
     ) -> None:
-        """Guard M matrices against gradients that are not finite, and spikes; count them; all coefficients.
+        """Guard M matrices against gradients that are not finite, and spikes; write all coefficients.
 
-        With rms = norm / sqrt(numel) of a gradient that is present and finite, and the columns of `scalars`
-        by their names, what is not told stays (a matrix without such a gradient counts it as SKIPPED where
-        there is one, and has c3 = 0, c4 = 1)::
+        A gradient that is present and finite, with rms = norm / sqrt(numel), changes the matrix's scalars,
+        named as their columns, from top to bottom; UNIT is 1 where it is 0::
 
             large  = USUAL > 0 and rms > spike_limit USUAL;   spike = large and IN_A_ROW < MOST_SPIKES
             STEPS + 1;   SPIKES + spike;   IN_A_ROW + 1 with a spike, else 0
-            USUAL  = rms at first, and where large without a spike; there all factors start anew
-            USUAL  = hypot(sqrt(0.95) USUAL, sqrt(0.05) min(rms, spike_limit USUAL))  later;  rms = 0: stays
-            size   = max(USUAL, sqrt(ENERGY) UNIT, and where gradients decay weight_decay / UNITS_APART)
-            UNIT'  = 2^floor(log2 size) at first, and where UNIT / that >= UNITS_APART or <= 1 / UNITS_APART
-            c4     = UNIT / UNIT' within `LARGEST_SHIFT`;   ENERGY c4^2;   factors start anew
-            c3     = 1 / UNIT', or with a spike USUAL / UNIT' / rms  of the USUAL before
+            USUAL' = USUAL where rms = 0;   rms where USUAL = 0, or large without a spike (factors restart)
+                     hypot(sqrt(0.95) USUAL, sqrt(0.05) min(rms, spike_limit USUAL))  else
+            size   = max(USUAL', sqrt(ENERGY) UNIT), at least weight_decay / UNITS_APART where `decayed` is 7
+            UNIT'  = 2^floor(log2 size), a normal number as is its reciprocal, where size would be > 0 without
+                     weight decay, and the matrix has no unit or UNIT / UNIT' is not within
+                     (1 / UNITS_APART, UNITS_APART) (factors restart);   else UNIT
+            c4     = UNIT / UNIT', within `LARGEST_SHIFT`;   ENERGY c4^2
+            c3     = 1 / UNIT', or with a spike USUAL / UNIT' / rms
             ENERGY = decay2 ENERGY + weight2 (c3 rms)^2
-            c0     = 1 / (1 - beta1^(STEPS + nesterov)) where averaged, else 1;   c1 = 1 / (1 - bias2^STEPS)
-            c2     = eps sqrt(c1 ENERGY);   c5 = `ScalarRule.largest`;   c6 = STEPS where by chance, else 0
-            c7, c8, c9: 0, but the one of `ScalarRule.decayed` is weight_decay
+
+        Any other gives c3 = 0 and c4 = 1, and counts as SKIPPED where it is there. Of all matrices::
+
+            c0 = 1 / (1 - beta1^(t + nesterov)) where averaged, else 1;   t = max(STEPS, 1)
+            c1 = 1 / (1 - bias2^t);   c2 = eps sqrt(c1 ENERGY);   c5 = `ScalarRule.largest`
+            c6 = STEPS where by chance, else 0;   c7, c8, c9 = 0, but that of `decayed` is weight_decay
 
         Args:
             scalars: ``[M, 9]`` float32 or float64, see `scalars.COLUMNS`; the compute dtype.
@@ -329,11 +334,10 @@ class Backend(Protocol):
             rms:        s = length / sqrt(update_norm / numel),   whitened: s = c0;   for both
                         rms = sqrt(graft_norm / numel),   g length / rms (0 where rms is 0),
                         noise = SPENT sqrt((1 - beta1) / (1 + beta1)) USUAL / UNIT,
-                        length = RMS_LENGTH min(rms / noise, 1)
+                        length = RMS_LENGTH min(rms / noise, 1), or RMS_LENGTH where noise is not > 0
             c0  = c0 g
-            c3  = s, or NaN where the matrix is not preconditioned, or its update is zero or not finite
-            RATIO = s, where c3 is not NaN;   FALLBACKS + 1 where it is, of a preconditioned one that has a
-                graft
+            c3  = s; NaN where the matrix is not preconditioned, its update zero or not finite, or s infinite
+            RATIO = s where c3 is a number;   else FALLBACKS + 1 for a preconditioned matrix with a graft
 
         Args:
             graft_norms, update_norms: squared ``[M]``, the compute dtype.  preconditioned: ``[M]`` bool.

@@ -26,7 +26,7 @@ A spike, a gradient of more than `spike_limit` times its matrix's usual root mea
 the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
 third one in a row is a change of scale: it is taken as it is, and the factors start anew.
 
-The two ops are here in plain PyTorch, which defines what is correct.
+`observe_gradients_` and `scale_updates_` do all of it; here in plain PyTorch, which defines what is correct.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ def _renew_units_(
     size = torch.maximum(scalars[:, USUAL], scalars[:, ENERGY].sqrt() * old)
     if rule.decayed == 7:  # of which moments are made, too
         size = torch.where(size > 0, torch.maximum(size, weight_decay / UNITS_APART), 0)
-    unit = (size / torch.frexp(size).mantissa / 2).clamp_(limits.tiny, 1 / limits.tiny)
+    bounded = size.clamp(limits.tiny, 1 / limits.tiny)
+    unit = bounded / torch.frexp(bounded).mantissa / 2
     shifts = old / unit
     is_near = (scalars[:, UNIT] > 0) & (shifts < UNITS_APART) & (shifts > 1 / UNITS_APART)
     is_new = active & (size > 0) & ~is_near

@@ -1,4 +1,7 @@
-"""The launches on elements of a step: the guard, moments and the write, from the shapes of parameters."""
+"""The launches on elements of a step: norms, moments and the write, from the shapes of parameters.
+
+Those on a few numbers for each matrix are left out: they move next to nothing.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -20,10 +21,31 @@ from .pieces import Box
 Boxes = tuple[Box, ...]
 """Of all parameters on one rank."""
 
+Rows = slice | Tensor
+"""Which rows: a slice where they follow one another, which copies nothing, else their numbers."""
+
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of it."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of(indices: Sequence[int], device: torch.device) -> Rows:
+    """What picks these rows of a tensor on a device."""
+    first = indices[0] if indices else 0
+    following = slice(first, first + len(indices))
+    if list(indices) == list(range(following.start, following.stop)):
+        return following
+    return torch.tensor(indices, dtype=torch.int64, device=device)
+
+
+def add_to_rows_(sums: Tensor, rows: Rows, values: Tensor) -> None:
+    """Add values to rows that may come more than once."""
+    values = values.to(sums.dtype)
+    if isinstance(rows, slice):
+        sums[rows] += values
+    else:
+        sums.index_add_(0, rows, values)
 
 
 def box_of(p: Tensor, name: str) -> Box:

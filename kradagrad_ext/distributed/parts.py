@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.block_layout import Blocked
-from kradagrad_ext.bucket import Bucket
+from kradagrad_ext.bucket import Bucket, as_tensor
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import ParameterPlan
 from kradagrad_ext.state import Spec, State, batch_of_scalars
@@ -29,6 +29,7 @@ from kradagrad_ext.step import (
 )
 
 from .exchange import Buffer, Pending, Route
+from .layout import Rows, rows_of
 from .pieces import Piece
 from .stored import PieceState, Place
 
@@ -65,7 +66,7 @@ class Ledger:
         self.row_of = {matrix: row for row, matrix in enumerate(rows)}
         self.numel = like.new_tensor(numels)
         self.preconditioned = torch.tensor(blocked, device=like.device)
-        self.rows = torch.tensor(rows, device=like.device)
+        self.rows = rows_of(rows, like.device)
 
     def adopt(self, states: Sequence[State]) -> None:
         """Put the scalars of its parameters side by side; see `state.Batch`."""
@@ -81,7 +82,13 @@ class Ledger:
         config = config.for_blocks(self.has_blocks)
         self.backend = backend_of(config, self.like.device, self.like.dtype)
         self.guard = observe_gradients(
-            self.backend, config, self.scalars, norms[self.rows], self.numel, present[self.rows]
+            self.backend,
+            config.scalar_rule,
+            self.scalars,
+            norms[self.rows],
+            self.numel,
+            present[self.rows],
+            as_tensor(config.weight_decay, self.like),
         )
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
@@ -118,8 +125,8 @@ class Part:
     ledger: Ledger
     bucket: Bucket
     pieces: Sequence[Piece]
-    rows: Tensor
-    matrices: Tensor
+    rows: Rows
+    matrices: Rows
     kept: Taken | None = None
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from kradagrad_ext.uploads import Masks
 
 from .exchange import Pending, Route, Segment
 from .kept import KeptStates
-from .layout import box_of, gather_holders, local, locals_of
+from .layout import add_to_rows_, box_of, gather_holders, local, locals_of, rows_of
 from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
 from .pieces import CHUNK_BYTES, Box, Piece, deal, divisions_within, in_chunks, matrices_within
 
@@ -115,17 +115,17 @@ class Shard:
         Raises:
             ValueError: a parameter's shape, or an option that shapes its state, has changed.
         """
-        kinds = list(map(KIND, locals_of(self.params)))
+        kinds = list(map(KIND, self.params))
         roundings = {position: config.rounding for position, config in configs.items()}
         if self.found == self.arranged and kinds == self.kinds and roundings == self.roundings:
             return
         positions = [own and own[0] for own in self.found]
         for p, own, plan in zip(self.params, self.found, self.plans, strict=True):
             if own is not None and plan_parameter(tuple(p.shape), configs[own[0]]) != plan:
+                got = {option: getattr(configs[own[0]], option) for option in STRUCTURAL}
                 raise ValueError(
                     f"KrADagrad: shape {list(plan.shape)} of {parameter_name(*own)} and options {STRUCTURAL} "
-                    "must stay as they were when the state was made, got "
-                    f"{list(p.shape)} and {configs[own[0]]}"
+                    f"must stay as they were when the state was made, got {list(p.shape)} and {got}"
                 )
         self.device = local(self.params[0]).device
         self.masks, self.norms = Masks(self.device), self._make_norms()
@@ -189,8 +189,8 @@ class Shard:
             for piece in pieces
             for matrix in matrices_within(self.plans[piece.parameter], piece.box)
         ]
-        rows = torch.tensor([ledger.row_of[matrix] for matrix in matrices], device=device)
-        return Part(key[0], ledger, bucket, pieces, rows, torch.tensor(matrices, device=device))
+        rows = rows_of([ledger.row_of[matrix] for matrix in matrices], device)
+        return Part(key[0], ledger, bucket, pieces, rows, rows_of(matrices, device))
 
     def _routes(self, pieces: Sequence[Sequence[Piece]]) -> tuple[Route, Route]:
         """How gradients and parameters come to their owners, and how parameters come back.
@@ -269,8 +269,8 @@ class Shard:
                 if work is not None:
                     share, (graft, update) = advance(part, taken, work)
                     shares.append(share)
-                    graft_norms.index_add_(0, part.matrices, graft.to(norms.dtype))
-                    update_norms.index_add_(0, part.matrices, update.to(norms.dtype))
+                    add_to_rows_(graft_norms, part.matrices, graft)
+                    add_to_rows_(update_norms, part.matrices, update)
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for ledger, settings in ledgers:
             ledger.scale(graft_norms, update_norms, settings)
@@ -298,12 +298,12 @@ class Shard:
         return self._roots_of(squares), (present == self.ranks) & (told == 0)
 
     def _present(self, there: tuple[bool, ...]) -> Tensor:
-        """1 for matrices with a gradient, else 0, ``[M]`` float64; `there`: which parameters have one."""
+        """Which matrices have a gradient, ``[M]`` bool; `there`: which parameters have one."""
         mask = there
         if self.starts[-1] != len(there) or not all(self.counts):  # parameters of several matrices, or none
             pairs = zip(there, self.counts, strict=True)
             mask = tuple(itertools.chain.from_iterable([(has,) * count for has, count in pairs]))
-        return self.masks.of(mask).to(torch.float64)
+        return self.masks.of(mask)
 
     def _roots_of(self, squares: Sequence[Tensor]) -> Tensor:
         """Norms from their squares in all `units`: of those that have neither over- nor underflowed."""
@@ -331,7 +331,7 @@ class Shard:
         norms = torch.zeros(self.starts[-1], dtype=torch.float64, device=self.device)
         if self.norms is not None:
             own = self.norms.of(self._told_matrices(grads), host_looks=True)
-            norms.index_copy_(0, self.told_matrices, own)
+            norms[self.told_matrices] = own
         return norms
 
     def _make_norms(self) -> GradientNorms | None:
@@ -341,7 +341,7 @@ class Shard:
             for index in self.told
             for matrix in matrices_within(self.plans[index], self.boxes[index])
         ]
-        self.told_matrices = torch.tensor(told, dtype=torch.int64, device=self.device)
+        self.told_matrices = rows_of(told, self.device)
         self.told_divisions = [divisions_within(self.plans[index], self.boxes[index]) for index in self.told]
         own = self._told_matrices(list(map(local, self.params)))
         return GradientNorms(own, dots=False) if own else None
@@ -364,7 +364,7 @@ class Shard:
         return told
 
     def _sum(self, *vectors: Tensor) -> list[Tensor]:
-        """Over all ranks."""
+        """Over all ranks, in the widest of their dtypes."""
         flat = torch.cat(vectors)
         dist.all_reduce(flat, group=self.group)
         return list(flat.split_with_sizes([len(vector) for vector in vectors]))

@@ -3,12 +3,13 @@
 
 #include <cstdint>
 
+#include "../../scalar_rules.h"
+
 namespace kradagrad::cuda {
 
 constexpr int kMaxDims = 5;
 constexpr int kSpan = 4096;  // elements of a parameter that a CTA works off at a time
 constexpr int kElementThreads = 128;
-constexpr int kCoefficients = 10;  // c0 to c9 of a parameter
 
 // One tensor of a parameter; `data` null: there is none.
 struct Elements {

@@ -11,7 +11,7 @@ constexpr int kScalarThreads = 128;
 
 struct ObserveGradients {
   Scalars<float>* scalars;  // [M]
-  float* coefficients;      // [M, kOfScalars]
+  float* coefficients;      // [M, kCoefficients]
   bool *active, *restarts;  // [M]
   const double* norms;      // [M]
   const float* numel;       // [M]
@@ -22,7 +22,7 @@ struct ObserveGradients {
 };
 
 struct ScaleUpdates {
-  float* coefficients;                              // [M, kOfScalars]
+  float* coefficients;                              // [M, kCoefficients]
   Scalars<float>* scalars;                          // [M]
   const float *graft_norms, *update_norms, *numel;  // [M]
   const bool* preconditioned;                       // [M]

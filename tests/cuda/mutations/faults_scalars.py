@@ -53,7 +53,7 @@ FAULTS = [
         "rule.length == Length::kWhitened ? corrected * corrected",
     ),
     _scale("the gradient's scale left out", "rule.averaged ? corrected : corrected * c[3]", "corrected"),
-    _scale("a spent momentum has its whole length", "noise > 0 && rms / noise < 1", "false"),
+    _scale("a spent momentum has its whole length", "noise > 0 && !(rms / noise >= 1)", "false"),
     _scale("lengths per matrix, not per element", "std::sqrt(update / numel)", "std::sqrt(update)"),
     _scale("an update of infinite norm is taken", "update < kInfinity && ", ""),
     _scale("a length of infinity is taken", " && scale < kInfinity;", ";"),
