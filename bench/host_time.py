@@ -4,8 +4,8 @@
     python bench/host_time.py --parameters 100 --steps 50 --block-size 16
 
 The parameters are those of a transformer in miniature, so that torch's own arithmetic on the CPU takes next
-to no time. Gradients are new tensors on every step. The local engine and the sharded one are measured beside
-`AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
+to no time. Gradients are other tensors than on the step before. The local engine and the sharded one are
+measured beside `AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
 
 Three things in a step are not the host's own work but that of a device or a network, for which it waits here:
 the gradients' norms, copies into buffers and out of them, and collectives. Their times are told apart, each
@@ -156,9 +156,10 @@ class Contender:
 
     def _of_kind(self, found: tuple[Times, Times], steps: int) -> Iterator[Times]:
         """Sets gradients for so many steps, each of which enters what is given."""
+        gradients = [list(map(torch.ones_like, self.params)) for _ in range(2)]
         for number in range(1, steps + 1):
-            for p in self.params:
-                p.grad = torch.ones_like(p)
+            for p, grad in zip(self.params, gradients[number % 2], strict=True):
+                p.grad = grad
             yield found[bool(self.root_every) and number % self.root_every == 0]
 
 

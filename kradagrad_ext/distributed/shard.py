@@ -16,6 +16,7 @@ rank holds in buffers.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kradagrad_ext.block_layout import divided
-from kradagrad_ext.bucket import KIND, Bucket, presence
+from kradagrad_ext.bucket import Bucket, presence
 from kradagrad_ext.config import STRUCTURAL, Config, parameter_name
 from kradagrad_ext.norms import GradientNorms
 from kradagrad_ext.plan import plan_parameter
@@ -38,6 +39,9 @@ from .kept import KeptStates
 from .layout import add_to_rows_, box_of, gather_holders, local, locals_of, rows_of
 from .parts import Chunk, Ledger, Load, Part, Taken, advance, finish
 from .pieces import CHUNK_BYTES, Box, Piece, deal, divisions_within, in_chunks, matrices_within
+
+SHAPE, PLACE = operator.attrgetter("shape"), operator.attrgetter("device", "dtype")
+"""A parameter's shape, of which ranks hold more and less, and where its data are."""
 
 Key = tuple[int, torch.dtype, str]
 """Parameter group, dtype and graft of parameters that share a ledger."""
@@ -115,7 +119,7 @@ class Shard:
         Raises:
             ValueError: a parameter's shape, or an option that shapes its state, has changed.
         """
-        kinds = list(map(KIND, self.params))
+        kinds = [*map(SHAPE, self.params), *map(PLACE, locals_of(self.params))]
         roundings = {position: config.rounding for position, config in configs.items()}
         if self.found == self.arranged and kinds == self.kinds and roundings == self.roundings:
             return
