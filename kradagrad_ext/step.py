@@ -195,7 +195,7 @@ class Guard:
 
     @property
     def scales(self) -> Tensor:
-        """``[M]``, gradients are multiplied by, 0 for one that takes no part; before lengths are known."""
+        """What gradients are multiplied by ``[M]``, 0 for one that takes no part; until lengths are known."""
         return self.coefficients[:, 3]
 
     def __getitem__(self, rows: slice | Tensor) -> Guard:
