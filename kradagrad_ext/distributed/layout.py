@@ -6,6 +6,7 @@ A plain tensor lies on every rank in whole, a DTensor as its placements say: sha
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from .pieces import Box
 
 Boxes = tuple[Box, ...]
 """Of all parameters on one rank."""
+
+_LOCAL = operator.attrgetter("_local_tensor")
 
 Rows = slice | Tensor
 """Which rows: a slice where they follow one another, which copies nothing, else their numbers."""
@@ -72,8 +75,11 @@ def locals_of(tensors: list[Any]) -> list[Any]:
 
     Without a graph of autograd, and without the view that `DTensor.to_local` makes of a parameter.
     """
-    if not any(issubclass(kind, DTensor) for kind in set(map(type, tensors))):
+    are_sharded = {issubclass(kind, DTensor) for kind in set(map(type, tensors))}
+    if True not in are_sharded:
         return tensors
+    if False not in are_sharded:
+        return list(map(_LOCAL, tensors))
     return [tensor._local_tensor if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
