@@ -103,6 +103,8 @@ class Compiled:
     name = "compiled"
     decomposed_roots = staticmethod(reference.decomposed_roots)
     polar_roots_ = staticmethod(reference.polar_roots_)
+    observe_gradients_ = staticmethod(reference.observe_gradients_)
+    scale_updates_ = staticmethod(reference.scale_updates_)
 
     def __init__(
         self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
