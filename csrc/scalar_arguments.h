@@ -45,7 +45,7 @@ inline void check_observe(const Checks& checks, const ObserveArguments& in, cons
   checks.scalar("decay2", numbers.decay2 >= 0 && numbers.decay2 <= 1, "in [0, 1]", numbers.decay2);
   checks.not_negative("weight2", numbers.weight2);
   checks.not_negative("eps", numbers.eps);
-  checks.scalar("decayed", numbers.decayed >= 7 && numbers.decayed < kCoefficients, "7, 8 or 9",
+  checks.scalar("decayed", numbers.decayed >= kGradientDecay && numbers.decayed < kCoefficients, "7, 8 or 9",
                 numbers.decayed);
 }
 

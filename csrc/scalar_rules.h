@@ -16,6 +16,7 @@
 namespace kradagrad {
 
 constexpr int kCoefficients = 10;  // c0 to c9 of a matrix, or of a parameter that is one
+constexpr int kGradientDecay = 7;  // weight decay is added to gradients; 8: to updates, 9: decoupled
 
 // The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).
 template <class T>
@@ -115,7 +116,7 @@ KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T
   const T of_moment = std::sqrt(s.energy) * old;
   T size = s.usual > of_moment ? s.usual : of_moment;
   if (!(size > 0)) return 1;
-  if (rule.decayed == 7 && weight_decay / kApart > size) size = weight_decay / kApart;
+  if (rule.decayed == kGradientDecay && weight_decay / kApart > size) size = weight_decay / kApart;
   const T unit = power_of_two_below(size);
   T shift = old / unit;
   if (s.unit > 0 && shift < kApart && shift > 1 / kApart) return 1;
@@ -173,7 +174,7 @@ KRADAGRAD_EITHER void observe_matrix(Scalars<T>& s, T* c, bool& active, bool& re
   c[4] = shift;
   c[5] = rule.largest;
   c[6] = rule.by_chance ? s.steps : T(0);
-  for (int i = 7; i < kCoefficients; ++i) c[i] = i == rule.decayed ? weight_decay : T(0);
+  for (int i = kGradientDecay; i < kCoefficients; ++i) c[i] = i == rule.decayed ? weight_decay : T(0);
 }
 
 // One matrix of scale_updates_.

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import torch
 
 from .backends.base import METHODS, PRECISIONS, UpdateRule
-from .backends.scalars import ScalarRule
+from .backends.scalars import DECOUPLED_DECAY, GRADIENT_DECAY, UPDATE_DECAY, ScalarRule
 from .polar import POLYNOMIALS
 
 FACTOR_UPDATES = ("auto", *METHODS)
@@ -327,7 +327,7 @@ class Config:
     @functools.cached_property
     def scalar_rule(self) -> ScalarRule:
         """What guards gradients and scales updates."""
-        decayed = "decoupled" if self.decoupled_weight_decay else self.momentum_on
+        coupled = GRADIENT_DECAY if self.momentum_on == "gradient" else UPDATE_DECAY
         decay2, weight2 = self.second_moment_rule
         return ScalarRule(
             spike_limit=self.spike_limit,
@@ -338,7 +338,7 @@ class Config:
             decay2=decay2,
             weight2=weight2,
             eps=self.eps,
-            decayed={"gradient": 7, "update": 8, "decoupled": 9}[decayed],
+            decayed=DECOUPLED_DECAY if self.decoupled_weight_decay else coupled,
             by_chance=self.rounding == "stochastic",
             length=_LENGTH_OF.get(self.graft, "graft"),
         )

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cost.parameters": {"config", "optimizer", "plan"},
     "cost.steps": {"config", "plan", "cost.blocks", "cost.elementwise", "cost.gpus"},
     "cost.blocks": {"backends.base", "clock", "config", "plan", "polar", "roots", "cost.gpus"},
-    "cost.elementwise": {"config", "plan", "state", "cost.blocks", "cost.gpus"},
+    "cost.elementwise": {"backends.scalars", "config", "plan", "state", "cost.blocks", "cost.gpus"},
     "cost.models": {"plan"},
     "cost.gpus": {"cost.work"},
     "cost.work": set(),

@@ -67,6 +67,9 @@ LARGEST_SHIFT = {torch.float32: 2.0**60, torch.float64: 2.0**500}
 """How far apart two units may be, so that the square of what brings moments from one to the other is finite.
 Moments that lie farther apart are nothing beside each other."""
 
+GRADIENT_DECAY, UPDATE_DECAY, DECOUPLED_DECAY = range(7, 10)
+"""Columns of the coefficients that weight decay is in: added to gradients or to updates, or decoupled."""
+
 LENGTHS = ("graft", "gradient", "rms", "whitened")
 """What gives a preconditioned update its length::
 
@@ -89,7 +92,7 @@ class ScalarRule:
         bias2: decay of the mean v whose bias c1 takes away; 0 where it has none.
         decay2, weight2: of the second moment v; 1 and 0 without one.
         eps: relative to the root of v's mean, >= 0.
-        decayed: the coefficient that is the weight decay, 7, 8 or 9.
+        decayed: the column that weight decay is in, `GRADIENT_DECAY` to `DECOUPLED_DECAY`.
         by_chance: whether parameters are rounded by chance.
         length: one of `LENGTHS`.
     """
@@ -171,7 +174,7 @@ def _renew_units_(
     """
     old, limits = _units(scalars), torch.finfo(scalars.dtype)
     size = torch.maximum(scalars[:, USUAL], scalars[:, ENERGY].sqrt() * old)
-    if rule.decayed == 7:  # of which moments are made, too
+    if rule.decayed == GRADIENT_DECAY:  # of which moments are made, too
         size = torch.where(size > 0, torch.maximum(size, weight_decay / UNITS_APART), 0)
     bounded = size.clamp(limits.tiny, 1 / limits.tiny)
     unit = bounded / torch.frexp(bounded).mantissa / 2
@@ -200,7 +203,7 @@ def _write_coefficients(
     chance = scalars[:, STEPS] if rule.by_chance else torch.zeros_like(steps)
     own = (c0, c1, c2, scales, shifts, torch.full_like(steps, rule.largest), chance)
     coefficients[:, :7] = torch.stack(own, 1)
-    coefficients[:, 7:] = 0
+    coefficients[:, GRADIENT_DECAY:] = 0
     coefficients[:, rule.decayed] = weight_decay
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from kradagrad_ext.backends.scalars import GRADIENT_DECAY
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Shape
 from kradagrad_ext.state import keeps_residuals
@@ -46,7 +47,7 @@ def before_blocks(
     averaged = config.momentum_on == "gradient"
     each = size + 2 * FLOAT * config.has_second_moment
     each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
-    each += size * bool(config.scalar_rule.decayed == 7 and config.weight_decay)
+    each += size * bool(config.scalar_rule.decayed == GRADIENT_DECAY and config.weight_decay)
     host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
     yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
     yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))

@@ -28,7 +28,9 @@ FAULTS = [
     _observe("units may grow for ever", " && shift > 1 / kApart", ""),
     _observe("the moment is forgotten in a unit", "std::sqrt(s.energy) * old", "0 * old"),
     _observe(
-        "weight decay has no part in a unit", "rule.decayed == 7 && weight_decay", "false && weight_decay"
+        "weight decay has no part in a unit",
+        "rule.decayed == kGradientDecay && weight_decay",
+        "false && weight_decay",
     ),
     _observe("shifts without a bound", "if (shift > kLargest) shift = kLargest;", ""),
     _observe("shifts without a bound below", "if (shift < 1 / kLargest) shift = 1 / kLargest;", ""),
