@@ -11,6 +11,8 @@ from elementwise_cases import DTYPES, SHAPE, common_arguments, moments
 from op_case import Case
 from workload import LAYER_ELEMENTS, gradients
 
+from kradagrad_ext.backends.scalars import spans_of
+
 
 @functools.lru_cache(maxsize=1)
 def make_case(dtype: str) -> Case:
@@ -23,7 +25,7 @@ def make_case(dtype: str) -> Case:
             momenta=momenta,
             second_moments=second_moments,
             directions=[],
-            graft_norms=torch.zeros(len(grads)),
+            graft_norms=torch.zeros(sum(spans_of(grad.numel()) for grad in grads)),
             grads=grads,
             **common_arguments(dtype),
             **scalars,
@@ -35,6 +37,7 @@ def make_case(dtype: str) -> Case:
         bytes=LAYER_ELEMENTS * (4 * 4 + grads[0].element_size()),
         bound=1e-5,
         dtype=dtype,
+        canonical=lambda results: [*results[:-1], results[-1].sum()[None]],  # of all spans
     )
 
 

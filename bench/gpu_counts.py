@@ -26,6 +26,7 @@ from cuda.executor_backend import Executor
 from inputs import square_root
 
 from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import spans_of
 
 __all__ = [
     "Case",
@@ -112,7 +113,7 @@ def _accumulate(case: Case, executor: Runner) -> int:
     kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
     kinds |= {"grads": case.dtype, "params": case.dtype}
     given = _one_parameter(test_accumulate.inputs(case.dtype), kinds)
-    given.graft_norms = torch.zeros(1)
+    given.graft_norms = torch.zeros(spans_of(NUMEL))
     test_accumulate.run(executor, given)
     return size(given.grads) + 2 * size([*given.momenta, *given.second_moments])
 

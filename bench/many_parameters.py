@@ -2,8 +2,9 @@
 
     python bench/many_parameters.py                    # prints Markdown
 
-The first table is of 1,000 parameters of a transformer, by its width; the second of 10,000 tiny ones beside
-`AdamW(foreach=True)`, which takes turns with KrADagrad, step by step.
+The first table is of 1,000 parameters of a transformer, by its width; the second of parameters whose first
+gradients come one on each step, and of what their joining adds to these steps; the third of 10,000 tiny ones
+beside `AdamW(foreach=True)`, which takes turns with KrADagrad, step by step.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from host_time import LAYER
 from torch.nn import Parameter
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.local import Roster
+from kradagrad_ext.local import Local, Roster
 
-WIDTHS = (1, 4, 8)
+WIDTHS = (1, 2, 4, 8)
 """Times the shapes of `host_time.LAYER`."""
+
+JOINING = (50, 100, 200, 400)
 
 TINY = ((8, 8), (8,), (8, 16), (16,))
 
@@ -39,17 +42,17 @@ def set_gradients(params: list[Parameter]) -> None:
 
 
 @contextmanager
-def timed_comparison() -> Iterator[list[float]]:
-    """Seconds of every comparison of state and groups with what they were."""
+def timed(owner: type, name: str) -> Iterator[list[float]]:
+    """Seconds of every call of a method."""
     spent: list[float] = []
-    original = Roster.wanted
+    original = getattr(owner, name)
 
-    def wanted(*arguments: object) -> object:
+    def instead(*arguments: object) -> object:
         found = []
         spent.append(seconds_of(lambda: found.append(original(*arguments))))
         return found[0]
 
-    with mock.patch.object(Roster, "wanted", wanted):
+    with mock.patch.object(owner, name, instead):
         yield spent
 
 
@@ -58,12 +61,24 @@ def comparison(width: int, count: int, steps: int) -> str:
     params = parameters(shapes, count)
     optimizer = KrADagrad(params, block_size=128)
     whole = []
-    with timed_comparison() as spent:
+    with timed(Roster, "wanted") as spent:
         for _ in range(steps + 2):
             set_gradients(params)
             whole.append(seconds_of(optimizer.step))
     compared, step = statistics.median(spent[1:]), statistics.median(whole[2:])
     return f"| {32 * width} | {1e3 * compared:.2f} | {1e3 * step:.1f} | {compared / step:.2%} |"
+
+
+def joining(count: int) -> str:
+    params = parameters([(64, 64)], count)
+    optimizer = KrADagrad(params, block_size=64)
+    whole = 0.0
+    with timed(Local, "_with") as spent:
+        for last in range(1, count + 1):
+            set_gradients(params[:last])
+            whole += seconds_of(optimizer.step)
+    each = 1e3 * sum(spent) / count
+    return f"| {count} | {whole:.2f} | {sum(spent):.2f} | {each:.2f} | {sum(spent) / whole:.1%} |"
 
 
 def of_tiny(count: int, steps: int) -> Iterator[str]:
@@ -92,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for width in WIDTHS:
         print(comparison(width, options.parameters, options.steps), flush=True)
+    print("\n| join one by one | steps, s | joining, s | each, ms | share |\n|---|---|---|---|---|")
+    for count in JOINING:
+        print(joining(count), flush=True)
     print(f"\n| {options.tiny} tiny parameters | step, ms | spread |\n|---|---|---|")
     for row in of_tiny(options.tiny, options.steps):
         print(row)

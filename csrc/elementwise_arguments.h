@@ -28,6 +28,13 @@ struct ParameterScalars {
   bool nesterov;
 };
 
+// Spans of kSpan elements, of all parameters.
+inline int64_t spans_of(const Tensors& params) {
+  int64_t spans = 0;
+  for (const Tensor& param : params) spans += (param.numel() + kSpan - 1) / kSpan;
+  return spans;
+}
+
 // `dtypes`: of the coefficients and all that has their dtype; `view_dtypes`: of gradients and parameters.
 inline void check_accumulate(const Checks& checks, const AccumulateArguments& in,
                              const AccumulateScalars& scalars, const DTypes& dtypes,
@@ -35,7 +42,8 @@ inline void check_accumulate(const Checks& checks, const AccumulateArguments& in
   const auto count = static_cast<int64_t>(in.params.size());
   checks.contiguous("coefficients", in.coefficients, {count, kCoefficients}, dtypes);
   const DTypes dtype = {in.coefficients.scalar_type()};
-  checks.contiguous("graft_norms", in.graft_norms, {count}, dtype);
+  checks.contiguous("graft_norms", in.graft_norms, {in.graft_norms.numel() > 0 ? spans_of(in.params) : 0},
+                    dtype);
   checks.contiguous("active", in.active, {count}, {ScalarType::Bool});
   checks.like_parameters("params", in.params, in.params, view_dtypes);
   checks.like_parameters("grads", in.grads, in.params, view_dtypes);

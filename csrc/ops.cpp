@@ -23,9 +23,9 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
   // The lengths of M matrices' updates.
   m.def(
       "scale_updates_(Tensor(a!) coefficients, Tensor(b!) scalars, Tensor graft_norms, "
-      "Tensor update_norms, Tensor numel, Tensor preconditioned, float beta1, bool averaged, str length) "
-      "-> ()");
-  // Momentum, second moment and the norm of the grafting update, before the preconditioning.
+      "Tensor graft_offsets, Tensor update_norms, Tensor update_order, Tensor update_offsets, Tensor numel, "
+      "Tensor preconditioned, float beta1, bool averaged, str length) -> ()");
+  // Momentum, second moment and the norms of the grafting update, before the preconditioning.
   m.def(
       "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "
       "Tensor(d!) graft_norms, Tensor[] grads, Tensor[] params, Tensor coefficients, "

@@ -11,7 +11,8 @@ struct ObserveArguments {
 };
 
 struct LengthArguments {
-  Tensor coefficients, scalars, graft_norms, update_norms, numel, preconditioned;
+  Tensor coefficients, scalars, graft_norms, graft_offsets, update_norms, update_order, update_offsets, numel,
+      preconditioned;
 };
 
 inline Length length_named(const Checks& checks, const std::string& name) {
@@ -55,8 +56,12 @@ inline void check_scale_updates(const Checks& checks, const LengthArguments& in,
   const int64_t count = in.coefficients.size(0);
   const DTypes dtype = {in.coefficients.scalar_type()};
   checks.contiguous("scalars", in.scalars, {count, kScalars}, dtype);
-  checks.contiguous("graft_norms", in.graft_norms, {count}, dtype);
-  checks.contiguous("update_norms", in.update_norms, {count}, dtype);
+  const DTypes index = {ScalarType::Long};
+  checks.contiguous("graft_norms", in.graft_norms, {"S"}, dtype);
+  checks.contiguous("graft_offsets", in.graft_offsets, {count + 1}, index);
+  checks.contiguous("update_norms", in.update_norms, {"B"}, dtype);
+  checks.contiguous("update_order", in.update_order, {in.update_norms.size(0)}, index);
+  checks.contiguous("update_offsets", in.update_offsets, {count + 1}, index);
   checks.contiguous("numel", in.numel, {count}, dtype);
   checks.contiguous("preconditioned", in.preconditioned, {count}, {ScalarType::Bool});
   check_beta(checks, "beta1", numbers.beta1);

@@ -16,6 +16,7 @@
 namespace kradagrad {
 
 constexpr int kCoefficients = 10;  // c0 to c9 of a matrix, or of a parameter that is one
+constexpr int kSpan = 4096;        // elements of a parameter whose grafting update has a norm of its own
 constexpr int kGradientDecay = 7;  // weight decay is added to gradients; 8: to updates, 9: decoupled
 
 // The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends.base import RESIDUAL, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT
+from .backends.scalars import spans_of
 from .block_layout import Blocked, BlockLayout, Workspace, divided
 from .config import STRUCTURAL, Config
 from .norms import GradientNorms
@@ -75,6 +76,8 @@ class Bucket:
         groups: of the preconditioned blocks.
         numel: elements of every matrix ``[M]``, at least 1.
         preconditioned: ``[M]`` bool, whether a matrix has blocks.
+        spans: of all matrices.  span_offsets: ``[M + 1]``, the first of each one's.
+        block_order, block_offsets: ``[B]``, ``[M + 1]``: the blocks of all groups, matrix after matrix.
         key: device and dtype of the parameters.  kinds: `KIND` of each.
         label: what parameters of one bucket have in common within a group.
     """
@@ -115,6 +118,9 @@ class Bucket:
         matrices = self.matrices(self.params)
         self._norms = GradientNorms(matrices)
         self.numel = self._upload([max(p.numel(), 1) for p in matrices], dtype)
+        span_offsets = list(itertools.accumulate((spans_of(p.numel()) for p in matrices), initial=0))
+        self.spans, self.span_offsets = span_offsets[-1], self._upload(span_offsets, torch.int64)
+        self._numbers: dict[str, tuple[float, Tensor]] = {}
         self._index_blocks()
 
     def _upload(self, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
@@ -141,9 +147,9 @@ class Bucket:
         blocks: list[list[int]] = [[] for _ in range(starts[-1])]
         for number, matrix in enumerate(itertools.chain(*owners)):
             blocks[matrix].append(number)
-        width, none = max(map(len, blocks), default=0), sum(self._block_counts)
-        padded = [own + [none] * (width - len(own)) for own in blocks]
-        self._norm_index = self._upload(padded, torch.int64).reshape(len(blocks), width)
+        self.block_order = self._upload([*itertools.chain(*blocks)], torch.int64)
+        offsets = itertools.accumulate(map(len, blocks), initial=0)
+        self.block_offsets = self._upload(list(offsets), torch.int64)
 
     def adopt(self, states: Sequence[State]) -> None:
         """See `Arrangement.adopt`."""
@@ -182,10 +188,14 @@ class Bucket:
         rootless = batches.root_stats.select(1, RESIDUAL) == 0
         return bool((rootless & active[self._stats_matrices]).any())
 
-    def update_norms(self, block_norms: Sequence[Tensor]) -> Tensor:
-        """Squared norm ``[M]`` of every matrix's update from its blocks', in a fixed order."""
-        norms = torch.cat([*block_norms, self.like.new_zeros(1)]).double()
-        return norms[self._norm_index].sum(1).to(self.like.dtype)
+    def number(self, name: str, value: float | Tensor) -> Tensor:
+        """See `as_tensor`; the tensor of a number is kept while it stays the same."""
+        if isinstance(value, Tensor):
+            return as_tensor(value, self.like)
+        kept = self._numbers.get(name)
+        if kept is None or kept[0] != value:
+            kept = self._numbers[name] = value, as_tensor(value, self.like)
+        return kept[1]
 
     def options(self, config: Config) -> Config:
         """The parameter group's, as they are for this bucket's parameters."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Roster:
 
     Attributes:
         params: the group's.  kinds: of each its `KIND`.
-        outside: places of the parameters that are in none, which have neither a gradient nor state.
+        outside: places of the parameters that are in none, which had neither a gradient nor state.
     """
 
     params: list[Tensor]
@@ -78,18 +78,21 @@ class Roster:
     def wanted(self, settings: Settings, held: Held) -> list[list[Tensor]] | None:
         """What each bucket wants of the parameters' states; see `Placed`.
 
-        None where the buckets are not of these parameters, or not of all that have a gradient or state.
+        None where the buckets are not of these parameters.
         """
-        params, grads = settings.params, settings.grads
+        params = settings.params
         if (
             list(map(KIND, params)) != self.kinds
             or not all(map(operator.is_, params, self.params))
-            or any(grads[i] is not None or held[i] for i in self.outside)
             or not all(placed.bucket.is_rounded_as(settings.config) for placed in self.placed)
         ):
             return None
         found = [wanted for placed in self.placed if (wanted := placed.wanted(held)) is not None]
         return found if len(found) == len(self.placed) else None
+
+    def joining(self, settings: Settings, held: Held) -> list[int]:
+        """Places of the parameters that are in no bucket, but have a gradient or state by now."""
+        return [i for i in self.outside if settings.grads[i] is not None or held[i]]
 
 
 @dataclass(frozen=True)
@@ -185,91 +188,110 @@ class Local:
         new: dict[Tensor, State],
     ) -> list[Planned]:
         """The work of every bucket that has a gradient; the group's roster, and the states that are new."""
-        roster, grads = self._rosters.get(settings.position), settings.grads
+        roster = self._rosters.get(settings.position)
         held: Held = list(map(state.get, settings.params))
         wanted = None if roster is None else roster.wanted(settings, held)
+        joining = [] if roster is None else roster.joining(settings, held)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(settings, roster if wanted is not None else None)
+            _check_capture(settings, None if wanted is None or joining else roster)
         if roster is None or wanted is None:
-            roster, wanted = self._make_roster(settings, held)
-            pairs = zip(settings.params, held, strict=True)
-            new |= {p: own for p, own in pairs if own and own is not state.get(p)}
+            roster, wanted = self._kept(settings, held)
+            joining = roster.joining(settings, held)
+        if joining:
+            roster, wanted = self._with(roster, wanted, joining, settings, held, new)
         rosters[settings.position] = roster
         planned = []
         for placed, tensors in zip(roster.placed, wanted, strict=True):
             placed.bucket.check(settings.config)
-            found = placed.bucket.gradients(placed.of(grads))
+            found = placed.bucket.gradients(placed.of(settings.grads))
             if found is not None:
                 planned.append(Planned(plan_work(placed.bucket, settings, tensors), *found))
         return planned
 
-    def _make_roster(self, settings: Settings, held: Held) -> tuple[Roster, list[list[Tensor]]]:
-        """Batch the parameters with a gradient or state by device, dtype and what gives lengths.
+    def _with(
+        self,
+        roster: Roster,
+        wanted: list[list[Tensor]],
+        joining: Sequence[int],
+        settings: Settings,
+        held: Held,
+        new: dict[Tensor, State],
+    ) -> tuple[Roster, list[list[Tensor]]]:
+        """The roster with more parameters, batched by device, dtype and what gives lengths.
 
-        Buckets that serve as they are stay. New parameters make one more, together with those buckets that
-        have no more parameters than it has so far: n that come one by one move each state log n times.
+        They make one more bucket, together with those that have no more parameters than it has so far: n that
+        come one by one move each state log n times.
 
         Args:
-            held: has afterwards the states of all of them.
+            wanted: what its buckets want.  held: has afterwards the states of all.  new: those made.
 
         Returns:
             The roster, and what each bucket wants.
         """
         config, params = settings.config, settings.params
-        kept = list(self._kept(settings, held))
-        served = {i for placed in kept for i in placed.members}
+        kept = list(zip(roster.placed, wanted, strict=True))
         by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
-        plans = {}
-        for i, (p, grad) in enumerate(zip(params, settings.grads, strict=True)):
-            if i not in served and (grad is not None or held[i]):
-                plans[i] = plan_parameter(p.shape, config)
-                by_key[p.device, p.dtype, config.for_blocks(bool(plans[i].regions)).graft].append(i)
+        plans = {i: plan_parameter(params[i].shape, config) for i in joining}
+        for i, plan in plans.items():
+            graft = config.for_blocks(bool(plan.regions)).graft
+            by_key[params[i].device, params[i].dtype, graft].append(i)
         for device, dtype, _ in by_key:
             backend_of(config, device, dtype)  # which raises before there is any state
         for key, members in by_key.items():
-            kept.sort(key=lambda placed: len(placed.members), reverse=True)
-            for placed in [placed for placed in reversed(kept) if placed.bucket.label == key]:
+            kept.sort(key=lambda pair: len(pair[0].members), reverse=True)
+            for pair in [pair for pair in reversed(kept) if pair[0].bucket.label == key]:
+                placed, _ = pair
                 if len(placed.members) <= len(members):
                     members += placed.members
                     plans |= dict(zip(placed.members, placed.bucket.plans, strict=True))
-                    kept.remove(placed)
+                    kept.remove(pair)
             members.sort()
-            kept.append(self._place(settings, members, [plans[i] for i in members], held))
-        inside = {i for placed in kept for i in placed.members}
-        outside = [i for i in range(len(params)) if i not in inside]
-        wanted = [found for placed in kept if (found := placed.wanted(held)) is not None]
-        return Roster(list(params), list(map(KIND, params)), kept, outside), wanted
+            kept.append(self._place(settings, members, [plans[i] for i in members], held, new))
+        outside = sorted(set(roster.outside).difference(joining))
+        buckets = [placed for placed, _ in kept]
+        return replace(roster, placed=buckets, outside=outside), [tensors for _, tensors in kept]
 
-    def _kept(self, settings: Settings, held: Held) -> Iterator[Placed]:
-        """The buckets, of whatever parameter group, that serve this one's parameters."""
-        places = {p: i for i, p in enumerate(settings.params)}
+    def _kept(self, settings: Settings, held: Held) -> tuple[Roster, list[list[Tensor]]]:
+        """The buckets, of whatever parameter group, that serve this one's parameters, and what they want."""
+        params, outside, kept = settings.params, set(range(len(settings.params))), []
+        places = {p: i for i, p in enumerate(params)}
         for old in (placed for roster in self._rosters.values() for placed in roster.placed):
-            params = old.bucket.params
-            placed = replace(old, members=[places[p] for p in params if p in places])
+            theirs = old.bucket.params
+            placed = replace(old, members=[places[p] for p in theirs if p in places])
             if (
-                len(placed.members) == len(params)
-                and list(map(KIND, params)) == old.bucket.kinds
+                len(placed.members) == len(theirs)
+                and list(map(KIND, theirs)) == old.bucket.kinds
                 and old.bucket.is_of(settings.config)
-                and placed.wanted(held) is not None
+                and (wanted := placed.wanted(held)) is not None
             ):
-                yield placed
+                kept.append((placed, wanted))
+                outside.difference_update(placed.members)
+        found = [placed for placed, _ in kept]
+        roster = Roster(list(params), list(map(KIND, params)), found, sorted(outside))
+        return roster, [wanted for _, wanted in kept]
 
     @staticmethod
-    def _place(settings: Settings, members: list[int], plans: Sequence[ParameterPlan], held: Held) -> Placed:
-        """A new bucket, which has adopted its parameters' states."""
+    def _place(
+        settings: Settings,
+        members: list[int],
+        plans: Sequence[ParameterPlan],
+        held: Held,
+        new: dict[Tensor, State],
+    ) -> tuple[Placed, list[Tensor]]:
+        """A new bucket, which has adopted its parameters' states, and what it wants of them."""
         config, params = settings.config, [settings.params[i] for i in members]
         bucket = Bucket(params, config, plans)
         bucket.check(config)
-        for i, specs in zip(members, bucket.specs, strict=True):
+        for i, p, specs in zip(members, params, bucket.specs, strict=True):
             state = held[i]
             if state:
                 check_state(state, specs, parameter_name(settings.position, i))
             else:
-                held[i] = {}
+                held[i] = new[p] = {}
         states: list[Any] = [held[i] for i in members]
         bucket.adopt(states)
         wanted = [states[i][key] for i, key in bucket.wanted]
-        return Placed(bucket, members, Watch(states, wanted))
+        return Placed(bucket, members, Watch(states, wanted)), wanted
 
 
 def _check_capture(settings: Settings, roster: Roster | None) -> None:

@@ -106,7 +106,7 @@ def _step_of_matrices(
     turn = now.turn(config, in_turns)
     sizes = [len(own.scales) for own in steps]
     scales = torch.cat([own.scales for own in steps])
-    norms = torch.zeros_like(scales)
+    norms = torch.empty_like(scales) if product else torch.zeros_like(scales)
     rule = config.update_rule(norms.device, now.clock.damped_updates(config, in_turns))
     groups = [
         BlockGroup(state.side(0), state.side(1), own.grads, own.directions, own.out)

@@ -15,7 +15,7 @@ from .backends import resolve
 from .backends.base import COEFFICIENTS, Backend
 from .backends.scalars import ScalarRule
 from .block_layout import Blocked, Workspace
-from .bucket import Bucket, as_tensor
+from .bucket import Bucket
 from .clock import Clock
 from .config import Config, all_supported, check_rate, check_tensor, parameter_name, plain
 from .side_stream import SideStream
@@ -151,6 +151,11 @@ class Work:
         return self.clock.preconditions(self.config)
 
     @property
+    def scales_updates(self) -> bool:
+        """Whether any update has another length than it is made with."""
+        return bool(self.bucket.groups) or not self.config.scalar_rule.keeps_grafts
+
+    @property
     def host_looks(self) -> bool:
         """Whether the host may wait for values: decompositions make it wait in any case."""
         device = self.bucket.key[0]
@@ -171,7 +176,7 @@ def plan_work(bucket: Bucket, settings: Settings, tensors: Sequence[Tensor]) -> 
         tensors: the entries of its parameters' states that it wants.
     """
     config = bucket.options(settings.config)
-    lr, decay = (as_tensor(number, bucket.like) for number in (settings.lr, config.weight_decay))
+    lr, decay = bucket.number("lr", settings.lr), bucket.number("weight_decay", config.weight_decay)
     of_groups = tuple(backend_of(config, *bucket.key, max(group.block_shape)) for group in bucket.groups)
     side_stream = SideStream(bucket.key[0], bool(bucket.groups) and settings.clock.factors_due(config))
     backend = backend_of(config, *bucket.key)
@@ -247,9 +252,9 @@ def step_bucket(work: Work, grads: list[Tensor], present: Tensor, loss_scale: Lo
     guard = observe_gradients(work.backend, rule, scalars, norms, bucket.numel, present, work.weight_decay)
     given, own = bucket.blocked(grads), bucket.workspace(config, work.batches.momenta)
     graft_norms = accumulate(work, params, grads, own, guard)
-    updates, norms = precondition(work, given, own, guard)
-    taken = bucket.preconditioned & work.clock.preconditions_on_device(config)
-    work.backend.scale_updates_(guard.coefficients, scalars, graft_norms, norms, bucket.numel, taken, rule)
+    updates, update_norms = precondition(work, given, own, guard)
+    if work.scales_updates:
+        scale(work, guard, graft_norms, update_norms)
     write(work, params, updates, fallbacks_of(work, given, own), guard)
 
 
@@ -260,12 +265,12 @@ def accumulate(
     own: Workspace,
     guard: Guard,
 ) -> Tensor:
-    """Moments and directions; the squared norms of their grafting updates ``[M]``."""
+    """Moments and directions; the squared norms of the spans of their grafting updates, where they serve."""
     bucket, config, batches = work.bucket, work.config, work.batches
     averaged = config.momentum_on == "gradient"
     decay2, weight2 = config.second_moment_rule
     with work.side_stream.launches():
-        graft_norms = torch.zeros_like(bucket.numel)
+        graft_norms = bucket.like.new_empty(bucket.spans if work.scales_updates else 0)
         work.backend.accumulate_(
             bucket.matrices(batches.momenta) if averaged else [],
             bucket.matrices(batches.second_moments) if batches.second_moments else [],
@@ -284,8 +289,10 @@ def accumulate(
 
 
 def precondition(work: Work, grads: Blocked, own: Workspace, guard: Guard) -> tuple[list[Tensor], Tensor]:
-    """Factors and roots; the preconditioned updates, empty without any, and their squared norms ``[M]``."""
+    """Factors and roots; the preconditioned updates, empty without any, and their blocks' squared norms."""
     bucket, batches = work.bucket, work.batches
+    if not bucket.groups:
+        return [bucket.like] * len(guard.active), bucket.like
     bucket.restart(batches, guard.restarts)
     has_newcomers = not work.host_looks or bucket.has_newcomers(batches, guard.active)
     steps = [
@@ -306,10 +313,27 @@ def precondition(work: Work, grads: Blocked, own: Workspace, guard: Guard) -> tu
         block_norms = advance(batches.groups, work.config, work.group_backends, steps)
     finally:
         work.side_stream.join()
-    norms = bucket.update_norms(block_norms)
+    norms = block_norms[0] if len(block_norms) == 1 else torch.cat(block_norms)
     if not work.preconditions:
-        return [bucket.like] * len(norms), norms
+        return [bucket.like] * len(guard.active), norms
     return bucket.matrices(own.updates.tensors), norms
+
+
+def scale(work: Work, guard: Guard, graft_norms: Tensor, update_norms: Tensor) -> None:
+    """The lengths of all updates, from the squared norms of spans and of blocks."""
+    bucket, taken = work.bucket, work.clock.preconditions_on_device(work.config)
+    work.backend.scale_updates_(
+        guard.coefficients,
+        work.batches.scalars,
+        graft_norms,
+        bucket.span_offsets,
+        update_norms,
+        bucket.block_order,
+        bucket.block_offsets,
+        bucket.numel,
+        bucket.preconditioned if taken is True else bucket.preconditioned & taken,
+        work.config.scalar_rule,
+    )
 
 
 def fallbacks_of(work: Work, grads: Blocked, own: Workspace) -> list[Tensor]:

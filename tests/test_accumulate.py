@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import SPAN, spans_of, sums_of
 
 SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
 OPTIONS: list[dict[str, Any]] = [
@@ -40,12 +43,22 @@ def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
         momenta=tensors(),
         second_moments=tensors(positive=True),
         directions=tensors(),
-        graft_norms=torch.full((count,), 3.0, dtype=compute),
+        graft_norms=torch.full((sum(spans_of(math.prod(shape)) for shape in SHAPES),), 3.0, dtype=compute),
         grads=tensors(kind=dtype, as_parameter=True),
         params=tensors(kind=dtype, as_parameter=True),
         coefficients=torch.rand(count, COEFFICIENTS, dtype=compute) + 0.1,
         active=torch.arange(count) != 3,
     )
+
+
+def add_up_(graft_norms: torch.Tensor, params: list[torch.Tensor]) -> None:
+    """Put a parameter's norm in its first span, as the reference does: which has which elements is open."""
+    offsets = list(itertools.accumulate((spans_of(p.numel()) for p in params), initial=0))
+    sums = sums_of(graft_norms, torch.tensor(offsets))
+    graft_norms.zero_()
+    for p, first, norm in zip(params, offsets, sums, strict=False):
+        if p.numel():
+            graft_norms[first] = norm
 
 
 def run(
@@ -62,6 +75,8 @@ def run(
     if not chosen["nesterov"]:
         result.directions = []
     backend.accumulate_(*vars(result).values(), *chosen.values())
+    if len(result.graft_norms):
+        add_up_(result.graft_norms, result.params)
     return result
 
 
@@ -88,8 +103,31 @@ def test_inactive_parameters_stay(backend: str) -> None:
     ours = run(cases.ops(backend, torch.float32), given, nesterov=True)
     for name in ("momenta", "second_moments", "directions"):
         assert torch.equal(getattr(ours, name)[3], getattr(given, name)[3])
-    assert ours.graft_norms[3] == 0
+    assert ours.graft_norms[2] == 0  # since the third has no elements
     assert ours.graft_norms.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_that_nobody_asks_for(dtype: torch.dtype, backend: str) -> None:
+    given = inputs(dtype)
+    asked = run(cases.ops(backend, torch.float32), given)
+    given.graft_norms = torch.empty(0)
+    ours = run(cases.ops(backend, torch.float32), given)
+    assert not len(ours.graft_norms)
+    for name in ("momenta", "second_moments", "params"):
+        assert all(map(torch.equal, getattr(ours, name), getattr(asked, name)))
+
+
+@pytest.mark.parametrize("numel", [SPAN - 1, SPAN, SPAN + 1, 4 * SPAN + 1])
+def test_a_span_has_no_more_elements_than_it_may(numel: int, backend: str) -> None:
+    """Of ones each, of which the reference counts all in the first."""
+    ones, norms = torch.ones(numel), torch.full((spans_of(numel),), -1.0)
+    coefficients = torch.tensor([1.0, 1, 0, 1, 1, 1, 0, 0, 0, 0])[None]
+    cases.ops(backend, torch.float32).accumulate_(
+        [], [], [], norms, [ones], [ones], coefficients, torch.tensor([True]), 0.9, 0.99, 0.01, False
+    )
+    assert norms.sum() == numel
+    assert backend == "reference" or norms.max() <= SPAN
 
 
 def test_zero_over_zero_is_zero(backend: str) -> None:

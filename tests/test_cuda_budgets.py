@@ -32,7 +32,7 @@ LEAST_CTAS |= {
 LEAST_CTAS |= {f"wide_{half}": 1 for half in WHOLE_BLOCKS}
 LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
 LEAST_CTAS |= {"finish_norms": 32}
-LEAST_CTAS |= dict.fromkeys(("accumulate", "sum_spans", "parameter_step"), 4)
+LEAST_CTAS |= dict.fromkeys(("accumulate", "parameter_step"), 4)
 LEAST_CTAS |= dict.fromkeys(("observe_gradients", "scale_updates"), 8)
 
 CTA_SHARED = {"sm_80": 163 * KB, "sm_90": 227 * KB, "sm_100": 227 * KB}

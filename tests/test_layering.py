@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "cost.parameters": {"config", "optimizer", "plan"},
     "cost.steps": {"config", "plan", "cost.blocks", "cost.elementwise", "cost.gpus"},
     "cost.blocks": {"backends.base", "clock", "config", "plan", "polar", "roots", "cost.gpus"},
-    "cost.elementwise": {"backends.scalars", "config", "plan", "state", "cost.blocks", "cost.gpus"},
+    "cost.elementwise": {
+        "backends.base", "backends.scalars", "config", "plan", "state", "cost.blocks", "cost.gpus",
+    },
     "cost.models": {"plan"},
     "cost.gpus": {"cost.work"},
     "cost.work": set(),
@@ -49,8 +51,8 @@ MAY_IMPORT = {
     "distributed.kept": {"plan", "state", "distributed.layout", "distributed.parts", "distributed.stored"},
     "distributed.stored": {"plan", "state", "distributed.pieces"},
     "distributed.parts": {
-        "block_layout", "bucket", "config", "plan", "state", "step", "distributed.exchange",
-        "distributed.layout", "distributed.pieces", "distributed.stored",
+        "backends.scalars", "block_layout", "bucket", "config", "plan", "state", "step",
+        "distributed.exchange", "distributed.layout", "distributed.pieces", "distributed.stored",
     },
     "distributed.layout": {"distributed.pieces"},
     "distributed.exchange": {"bucket"},
@@ -74,7 +76,10 @@ MAY_IMPORT = {
     "checkpoint": {"backends", "bucket", "config", "packing", "plan", "state"},
     "diagnostics": {"measures"},
     "measures": {"backends.base", "backends.scalars", "packing", "polar"},
-    "bucket": {"backends.base", "block_layout", "plan", "config", "norms", "roots", "state", "uploads"},
+    "bucket": {
+        "backends.base", "backends.scalars", "block_layout", "plan", "config", "norms", "roots", "state",
+        "uploads",
+    },
     "state": {"backends.base", "backends.scalars", "block_layout", "plan", "config", "packing"},
     "norms": set(),
     "uploads": set(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
 
 import cases
 import pytest
@@ -74,18 +73,14 @@ def parameter_arguments() -> tuple[object, ...]:
     return (params, some(), residuals, updates, some(), some(), *scalars)
 
 
-def of_seven(module: ModuleType) -> SimpleNamespace:
-    """An op's tensors for seven matrices."""
-    return test_observe_gradients.rows(module.inputs(torch.float32), torch.arange(7))
-
-
 def observe_arguments() -> tuple[object, ...]:
-    given = of_seven(test_observe_gradients)
+    given = test_observe_gradients.rows(test_observe_gradients.inputs(torch.float32), torch.arange(7))
     return (*vars(given).values(), *ScalarRule(**test_observe_gradients.RULE).values)
 
 
 def scale_arguments() -> tuple[object, ...]:
-    return (*vars(of_seven(test_scale_updates)).values(), 0.9, True, "graft")
+    given = test_scale_updates.rows(test_scale_updates.inputs(torch.float32), torch.arange(7))
+    return (*vars(given).values(), 0.9, True, "graft")
 
 
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
@@ -168,12 +163,16 @@ REFUSALS = [
     ),
     ("scale_updates_", 0, torch.zeros(7, 9), "scale_updates_: `coefficients` must be [M, 10]"),
     ("scale_updates_", 1, torch.zeros(7, 8), "scale_updates_: `scalars` must be [7, 9] float32"),
-    ("scale_updates_", 2, torch.zeros(6), "scale_updates_: `graft_norms` must be [7] float32"),
-    ("scale_updates_", 3, torch.zeros(7).double(), "scale_updates_: `update_norms` must be [7] float32"),
-    ("scale_updates_", 4, torch.zeros(6), "scale_updates_: `numel` must be [7] float32"),
-    ("scale_updates_", 5, torch.zeros(7), "scale_updates_: `preconditioned` must be [7] bool"),
-    ("scale_updates_", 6, -0.5, "scale_updates_: `beta1` must be in [0, 1), got -0.5"),
-    ("scale_updates_", 8, "norm", "scale_updates_: `length` must be graft, gradient, rms or whitened, got"),
+    ("scale_updates_", 2, torch.zeros(7).double(), "scale_updates_: `graft_norms` must be [S] float32"),
+    ("scale_updates_", 3, torch.zeros(7).long(), "scale_updates_: `graft_offsets` must be [8] int64"),
+    ("scale_updates_", 4, torch.zeros(7).double(), "scale_updates_: `update_norms` must be [B] float32"),
+    ("scale_updates_", 5, torch.zeros(1).long(), "scale_updates_: `update_order` must be ["),
+    ("scale_updates_", 6, torch.zeros(8), "scale_updates_: `update_offsets` must be [8] int64"),
+    ("scale_updates_", 7, torch.zeros(6), "scale_updates_: `numel` must be [7] float32"),
+    ("scale_updates_", 8, torch.zeros(7), "scale_updates_: `preconditioned` must be [7] bool"),
+    ("scale_updates_", 9, -0.5, "scale_updates_: `beta1` must be in [0, 1), got -0.5"),
+    ("scale_updates_", 11, "norm", "scale_updates_: `length` must be graft, gradient, rms or whitened, got"),
+    ("accumulate_", 3, torch.zeros(3), "accumulate_: `graft_norms` must be [2] float32"),
     ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
     ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
     ("parameter_step_", 2, [torch.zeros(3, 4), torch.zeros(7)], "parameter_step_: `residuals"),

@@ -33,7 +33,6 @@ from kradagrad_ext.triton_kernels import (
 
 KERNELS = [
     accumulate.accumulate,
-    accumulate.sum_spans,
     parameter_step.parameter_step,
     scaled_product.scaled_product,
     gram.gram,

@@ -2,10 +2,9 @@
 
     g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
     d = m, beta1 m + (1 - beta1) g (NESTEROV), or g;   v = beta2 c4^2 v + weight2 g^2
-    partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
+    norm = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 
-sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one program a parameter. Every
-tensor is read and written once. See elements.py for the mapping.
+Every tensor is read and written once. See elements.py for the mapping.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ import triton.language as tl
 from .elements import (
     COEFFICIENTS,
     DIRECTION,
+    FIRST_SPAN,
     GRAD,
     MOMENTUM,
-    NUMEL,
     PARAM,
     PARAMETER,
-    PARTIAL,
     SECOND_MOMENT,
     adaptive,
     chunk_of_span,
     places,
 )
-from .entry import FIRST_PROGRAM, find, floats
+from .entry import FIRST_PROGRAM, find
 
 
 @triton.jit(
@@ -37,6 +35,7 @@ from .entry import FIRST_PROGRAM, find, floats
         "scratch",
         "active",
         "coefficients",
+        "norms",
         "beta1",
         "rest1",
         "beta2",
@@ -49,6 +48,7 @@ def accumulate(
     scratch,
     active,
     coefficients,
+    norms,
     beta1,
     rest1,
     beta2,
@@ -58,6 +58,7 @@ def accumulate(
     HAS_MOMENTUM: tl.constexpr,
     HAS_SECOND_MOMENT: tl.constexpr,
     HAS_DIRECTION: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
     NESTEROV: tl.constexpr,
     FLAT: tl.constexpr,
     SPAN: tl.constexpr,
@@ -65,6 +66,7 @@ def accumulate(
 ):
     entry = find(table, count)
     parameter = tl.load(entry + PARAMETER)
+    norm = norms + tl.load(entry + FIRST_SPAN) + tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)
     if tl.load(active + parameter) != 0:
         c = coefficients + COEFFICIENTS * parameter
         shift, decay = tl.load(c + 4), tl.load(c + 7)
@@ -92,19 +94,7 @@ def accumulate(
                 tl.store(second, v, mask=exists)
                 graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
             sums += tl.where(exists, graft * graft, 0.0)
-        own = tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)
-        tl.store(floats(entry, scratch, PARTIAL) + own, tl.sum(sums))
-
-
-@triton.jit(do_not_specialize=["table", "count", "scratch", "active", "norms"])
-def sum_spans(table, count, scratch, active, norms, SPAN: tl.constexpr, LANES: tl.constexpr):
-    entry = find(table, count)
-    parameter = tl.load(entry + PARAMETER)
-    lanes = tl.arange(0, LANES)
-    sums = tl.zeros((LANES,), tl.float32)
-    if tl.load(active + parameter) != 0:
-        spans = (tl.load(entry + NUMEL) + SPAN - 1) // SPAN
-        shares = floats(entry, scratch, PARTIAL)
-        for start in range(0, spans, LANES):
-            sums += tl.load(shares + start + lanes, mask=start + lanes < spans, other=0.0)
-    tl.store(norms + parameter, tl.sum(sums))
+        if HAS_NORMS:
+            tl.store(norm, tl.sum(sums))
+    elif HAS_NORMS:
+        tl.store(norm, 0.0)

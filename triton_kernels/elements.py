@@ -15,7 +15,7 @@ from .entry import FIRST_PROGRAM, SIZE_MULTIPLE
 
 PARAMETER = tl.constexpr(1)  # its number
 NUMEL = tl.constexpr(2)
-PARTIAL = tl.constexpr(3)  # offset in scratch memory of the spans' partial sums
+FIRST_SPAN = tl.constexpr(3)  # of all parameters' spans
 SIZES = tl.constexpr(4)
 DIMS = tl.constexpr(5)
 TENSORS = tl.constexpr(9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from . import elements as fields
 from . import entry, kept_plans, tuning
-from .accumulate import accumulate, sum_spans
-from .launch import TYPES, Config, Launch, Plan
+from .accumulate import accumulate
+from .launch import TYPES, Launch, Plan
 from .parameter_step import parameter_step
+
+Constants = Mapping[str, bool]
+"""Of a kernel, beside those that follow from the tensors."""
 
 MOST_DIMS = fields.DIMS.value
 TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update", "residual")
@@ -49,13 +52,13 @@ class Parameter:
         whole = self.tensors["param"].numel() % entry.SIZE_MULTIPLE.value == 0
         return contiguous and whole and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors.values())
 
-    def words(self, first_program: int, partial: int) -> list[int]:
+    def words(self, first_program: int, first_span: int) -> list[int]:
         """The entry."""
         words = [0] * entry.WIDTH.value
         words[entry.FIRST_PROGRAM.value] = first_program
         words[fields.PARAMETER.value] = self.number
         words[fields.NUMEL.value] = self.tensors["param"].numel()
-        words[fields.PARTIAL.value] = partial
+        words[fields.FIRST_SPAN.value] = first_span
         dims = [(1, dict.fromkeys(self.tensors, 0))] * MOST_DIMS + self.layout()
         for place, (size, strides) in enumerate(dims[-MOST_DIMS:]):
             words[fields.SIZES.value + place] = size
@@ -96,8 +99,9 @@ def accumulate_all(
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Run `accumulate` and `sum_spans` on the lists of tensors, by their names in `TENSORS`."""
-    _run("accumulate_", plan_accumulate, params, lists, nesterov, active, scalars)
+    """Run `accumulate` on the lists of tensors, by their names in `TENSORS`."""
+    constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(scalars["norms"]))}
+    _run("accumulate_", plan_accumulate, params, lists, constants, active, scalars)
 
 
 def step_all(
@@ -108,66 +112,49 @@ def step_all(
     scalars: Mapping[str, Any],
 ) -> None:
     """Run `parameter_step`, likewise."""
-    _run("parameter_step_", plan_parameter_step, params, lists, nesterov, active, scalars)
+    _run("parameter_step_", plan_parameter_step, params, lists, {"NESTEROV": nesterov}, active, scalars)
 
 
 def _run(
     op: str,
-    make: Callable[[list[Parameter], bool, str], Plan],
+    make: Callable[[list[Parameter], Constants, str], Plan],
     params: Sequence[Tensor],
     lists: Mapping[str, Sequence[Tensor]],
-    nesterov: bool,
+    constants: Constants,
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
     architecture = tuning.architecture_of(active.device)
     symbols = kept_plans.Symbols()
     own, given = symbols.all(params), {name: symbols.all(tensors) for name, tensors in lists.items()}
-    key = (op, nesterov, architecture, own, *given.items())
+    key = (op, *constants.values(), architecture, own, *given.items())
     kept_plans.run(
-        key, symbols, lambda: make(parameters_of(op, own, given), nesterov, architecture), active, scalars
+        key, symbols, lambda: make(parameters_of(op, own, given), constants, architecture), active, scalars
     )
 
 
-def plan_accumulate(parameters: list[Parameter], nesterov: bool, architecture: str) -> Plan:
-    plan, config = Plan(), _config(accumulate, architecture)
-    span = config.constants["SPAN"]
-    spans = {p.number: -(-p.tensors["param"].numel() // span) for p in parameters}
-    partials = {number: plan.floats(count) for number, count in spans.items()}
-    _launch(plan, accumulate, config, parameters, partials, {"NESTEROV": nesterov}, ("param", "grad"))
-    first = len(plan.words)
-    plan.words += [p.words(place, partials[p.number]) for place, p in enumerate(parameters)]
-    own = _config(sum_spans, architecture)
-    plan.launches.append(Launch(sum_spans, own, {"SPAN": span}, len(parameters), first, len(parameters)))
-    return plan
+def plan_accumulate(parameters: list[Parameter], constants: Constants, architecture: str) -> Plan:
+    return _plan(accumulate, parameters, constants, architecture, ("param", "grad"))
 
 
-def plan_parameter_step(parameters: list[Parameter], nesterov: bool, architecture: str) -> Plan:
-    plan, config = Plan(), _config(parameter_step, architecture)
-    partials = dict.fromkeys((p.number for p in parameters), 0)
-    _launch(
-        plan, parameter_step, config, parameters, partials, {"NESTEROV": nesterov}, ("param", "direction")
-    )
-    return plan
+def plan_parameter_step(parameters: list[Parameter], constants: Constants, architecture: str) -> Plan:
+    return _plan(parameter_step, parameters, constants, architecture, ("param", "direction"))
 
 
-def _config(kernel: Any, architecture: str) -> Config:  # noqa: ANN401
-    return tuning.config(kernel, "elements", "fp32", architecture)
-
-
-def _launch(
-    plan: Plan,
+def _plan(
     kernel: Any,  # noqa: ANN401
-    config: Config,
     parameters: list[Parameter],
-    partials: Mapping[int, int],
-    constants: Mapping[str, Any],
+    constants: Constants,
+    architecture: str,
     typed: tuple[str, ...],
-) -> None:
+) -> Plan:
     """One launch for each specialisation: dtypes, which tensors there are, and whether they are flat."""
+    plan, config = Plan(), tuning.config(kernel, "elements", "fp32", architecture)
+    counts = [-(-p.tensors["param"].numel() // config.constants["SPAN"]) for p in parameters]
+    first_spans = list(itertools.accumulate(counts, initial=0))
     classes: dict[tuple[tuple[str, Any], ...], list[Parameter]] = {}
     for parameter in parameters:
-        if math.prod(parameter.tensors["param"].shape) == 0:
+        if not counts[parameter.number]:
             continue
         own = dict(constants) | {"FLAT": parameter.flat()}
         own |= {f"{name.upper()}_TYPE": TYPES[parameter.tensors[name].dtype] for name in typed}
@@ -177,6 +164,7 @@ def _launch(
     for key, same in classes.items():
         first, programs = len(plan.words), 0
         for parameter in same:
-            plan.words.append(parameter.words(programs, partials[parameter.number]))
-            programs += -(-parameter.tensors["param"].numel() // config.constants["SPAN"])
+            plan.words.append(parameter.words(programs, first_spans[parameter.number]))
+            programs += counts[parameter.number]
         plan.launches.append(Launch(kernel, config, dict(key), programs, first, len(same)))
+    return plan

@@ -32,7 +32,6 @@ PADDED = (16, 32, 64)
 
 FIXED = {
     "finish_norms": Config({}, 1),
-    "sum_spans": Config({"LANES": 256}, 4),
     "square_gradients": Config({"BM": 64, "BN": 64}, 4),
     "track_statistics": Config({}, 1),
     "finish_sides": Config({"BM": 64, "BN": 64}, 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from kradagrad_ext.backends import scalars
 from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import spans_of
 
 from . import factors
 from .specs import Sides, Spec
@@ -163,6 +165,12 @@ def _per_parameter(spec: Spec, source: Source) -> Arguments:
     )
 
 
+def offsets_of(params: list[Tensor]) -> Tensor:
+    """Of the parameters' spans."""
+    counts = [spans_of(p.numel()) for p in params]
+    return torch.tensor([0, *itertools.accumulate(counts)], device=params[0].device)
+
+
 def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
     """Of ``accumulate_`` with the adam graft, ``bare`` without both moments."""
     nesterov, dtype = spec.what == "nesterov", getattr(torch, spec.dtype)
@@ -172,7 +180,7 @@ def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
         momenta=[] if spec.what == "bare" else momenta,
         second_moments=_moments(spec, source),
         directions=directions if nesterov else [],
-        graft_norms=torch.zeros(len(params), device=source.device),
+        graft_norms=torch.zeros(sum(spans_of(p.numel()) for p in params), device=source.device),
         grads=grads,
         params=params,
         beta1=0.9,
@@ -250,9 +258,17 @@ def scale_arguments(spec: Spec, source: Source) -> Arguments:
     """Of ``scale_updates_``."""
     own = _scalars(spec, source)
     count = len(own["scalars"])
-    graft, update = (source.normal(count).square() + 0.1 for _ in range(2))
-    preconditioned = torch.ones(count, dtype=torch.bool, device=source.device)
-    return dict(graft_norms=graft, update_norms=update, preconditioned=preconditioned, **own)
+    parts = 3 * torch.arange(count + 1, device=source.device)
+    graft, update = (source.normal(3 * count).square() + 0.1 for _ in range(2))
+    return dict(
+        graft_norms=graft,
+        graft_offsets=parts,
+        update_norms=update,
+        update_order=torch.arange(3 * count, device=source.device).flip(0),
+        update_offsets=parts,
+        preconditioned=torch.ones(count, dtype=torch.bool, device=source.device),
+        **own,
+    )
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401

@@ -33,7 +33,6 @@ MEMCHECKED = {
     "finish_norms": ("finish_norms",),
     "observe_gradients": ("observe_gradients",),
     "accumulate": ("accumulate",),
-    "sum_spans": ("sum_spans",),
     "scale_updates": ("scale_updates",),
     "parameter_step": ("parameter_step",),
 }

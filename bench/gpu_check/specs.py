@@ -125,7 +125,6 @@ PARAMETER_STEP = tuple(
     for dtype in ("float32", "bfloat16")
     for what, layout in (("all", "plain"), ("momentum", "ragged"), ("l2", "transposed"), ("bare", "plain"))
 )
-SUM_SPANS = (elementwise("accumulate_", (3, 700_001)), elementwise("accumulate_", (1,), (9000,)))
 OBSERVE = tuple(elementwise("observe_gradients_", (300,), what=what) for what in ("all", "nesterov"))
 SCALE = tuple(elementwise("scale_updates_", (300,), what=what) for what in ("all", "rms"))
 UPDATES = (
@@ -167,11 +166,10 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "finish_norms": (kron(*LARGEST, what="product", layout="padded"),),
     "observe_gradients": OBSERVE,
     "accumulate": ACCUMULATE,
-    "sum_spans": SUM_SPANS,
     "scale_updates": SCALE,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 36 of them."""
+"""By the CUDA kernel that each is there for, all 35 of them."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
@@ -185,7 +183,7 @@ TRITON: dict[str, tuple[Spec, ...]] = {
     **{f"grouped_small_{precision}": _triton_steps(BETWEEN, precision) for precision in PRECISIONS},
     **{f"square_root_resident_{precision}": _triton_steps(TINY, precision) for precision in PRECISIONS},
     "side_state": (*BETWEEN_PRODUCTS, *UPDATES),
-    "accumulate": (*ACCUMULATE, *SUM_SPANS),
+    "accumulate": ACCUMULATE,
     "parameter_step": PARAMETER_STEP,
 }
 """By the rows of Triton's tuning table: a class of blocks and a precision, or an op."""

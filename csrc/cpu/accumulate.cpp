@@ -1,13 +1,12 @@
-// accumulate_: momentum, second moment and the norm of the grafting update, for P parameters of any shapes:
+// accumulate_: momentum, second moment and the norms of the grafting update, for P parameters of any shapes:
 //
 //   g = c3 (grad + c7 p)
 //   m = beta1 c4 m + (1 - beta1) g
 //   d = m, or beta1 m + (1 - beta1) g (nesterov), or g (no momenta)
 //   v = beta2 c4^2 v + weight2 g^2
-//   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norm = |graft|^2
+//   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norms = |graft|^2 of every kSpan elements
 //
-// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache, and
-// gives one partial norm.
+// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -85,18 +84,24 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
   const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));
   const T* const coefficients = static_cast<const T*>(in.coefficients.data_ptr());
-  std::vector<double> partial(spans.size());
+  std::vector<int64_t> first_norms(sizes.size());  // of each parameter
+  int64_t count = 0;
+  for (size_t p = 0; p < sizes.size(); ++p) {
+    first_norms[p] = count;
+    count += (sizes[p] + kSpan - 1) / kSpan;
+  }
+  std::vector<double> norms(count);
   for_each_span(spans, [&](size_t i) {
     const Span& span = spans[i];
     for (int64_t done = 0; done < span.size; done += kTile) {
-      partial[i] +=
+      norms[first_norms[span.parameter] + (span.begin + done) / kSpan] +=
           accumulate_tile(operands[span.parameter], scalars, coefficients + kCoefficients * span.parameter,
                           span.begin + done, std::min(kTile, span.size - done));
     }
   });
-  std::vector<double> norms(sizes.size());
-  for (size_t i = 0; i < spans.size(); ++i) norms[spans[i].parameter] += partial[i];
-  std::copy(norms.begin(), norms.end(), static_cast<T*>(in.graft_norms.data_ptr()));
+  if (in.graft_norms.numel() > 0) {
+    std::copy(norms.begin(), norms.end(), static_cast<T*>(in.graft_norms.data_ptr()));
+  }
 }
 
 void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,

@@ -27,9 +27,16 @@ void run(const ObserveArguments& in, const ObserveRule<T>& rule) {
 template <class T>
 void run(const LengthArguments& in, const LengthRule<T>& rule) {
   auto* const scalars = data<Scalars<T>>(in.scalars);
+  const int64_t *const graft_offsets = data<int64_t>(in.graft_offsets), *const update_offsets =
+                                                                            data<int64_t>(in.update_offsets);
   for (int64_t i = 0; i < in.coefficients.size(0); ++i) {
-    scale_matrix(data<T>(in.coefficients) + kCoefficients * i, scalars[i], data<T>(in.graft_norms)[i],
-                 data<T>(in.update_norms)[i], data<T>(in.numel)[i], data<bool>(in.preconditioned)[i], rule);
+    double graft = 0, update = 0;
+    for (int64_t s = graft_offsets[i]; s < graft_offsets[i + 1]; ++s) graft += data<T>(in.graft_norms)[s];
+    for (int64_t b = update_offsets[i]; b < update_offsets[i + 1]; ++b) {
+      update += data<T>(in.update_norms)[data<int64_t>(in.update_order)[b]];
+    }
+    scale_matrix(data<T>(in.coefficients) + kCoefficients * i, scalars[i], static_cast<T>(graft),
+                 static_cast<T>(update), data<T>(in.numel)[i], data<bool>(in.preconditioned)[i], rule);
   }
 }
 
@@ -56,9 +63,11 @@ void observe_gradients(const Tensor scalars, const Tensor coefficients, const Te
 }
 
 void scale_updates(const Tensor coefficients, const Tensor scalars, const Tensor graft_norms,
-                   const Tensor update_norms, const Tensor numel, const Tensor preconditioned, double beta1,
+                   const Tensor graft_offsets, const Tensor update_norms, const Tensor update_order,
+                   const Tensor update_offsets, const Tensor numel, const Tensor preconditioned, double beta1,
                    bool averaged, std::string length) {
-  const LengthArguments in{coefficients, scalars, graft_norms, update_norms, numel, preconditioned};
+  const LengthArguments in{coefficients, scalars,        graft_norms, graft_offsets, update_norms,
+                           update_order, update_offsets, numel,       preconditioned};
   const Checks checks("scale_updates_", coefficients);
   const LengthNumbers numbers{beta1, averaged, length_named(checks, length)};
   check_scale_updates(checks, in, numbers, kFactorDTypes);

@@ -46,7 +46,6 @@
   KERNEL(observe_gradients, ObserveGradients)                    \
   KERNEL(scale_updates, ScaleUpdates)                            \
   KERNEL(accumulate, Accumulate)                                 \
-  KERNEL(sum_spans, SumSpans)                                    \
   KERNEL(parameter_step, ParameterStep)
 
 namespace kradagrad::cuda {

@@ -38,16 +38,19 @@ void observe_gradients(const Tensor scalars, const Tensor coefficients, const Te
 }
 
 void scale_updates(const Tensor coefficients, const Tensor scalars, const Tensor graft_norms,
-                   const Tensor update_norms, const Tensor numel, const Tensor preconditioned, double beta1,
+                   const Tensor graft_offsets, const Tensor update_norms, const Tensor update_order,
+                   const Tensor update_offsets, const Tensor numel, const Tensor preconditioned, double beta1,
                    bool averaged, std::string length) {
-  const LengthArguments in{coefficients, scalars, graft_norms, update_norms, numel, preconditioned};
+  const LengthArguments in{coefficients, scalars,        graft_norms, graft_offsets, update_norms,
+                           update_order, update_offsets, numel,       preconditioned};
   const Checks checks("scale_updates_", coefficients);
   const LengthNumbers numbers{beta1, averaged, length_named(checks, length)};
   check_scale_updates(checks, in, numbers, kFloat);
   run("scale_updates_", coefficients,
       plan_scale_updates({data<float>(coefficients), data<Scalars<float>>(scalars), data<float>(graft_norms),
-                          data<float>(update_norms), data<float>(numel), data<bool>(preconditioned),
-                          coefficients.size(0), rule_of<float>(numbers)}));
+                          data<int64_t>(graft_offsets), data<float>(update_norms),
+                          data<int64_t>(update_order), data<int64_t>(update_offsets), data<float>(numel),
+                          data<bool>(preconditioned), coefficients.size(0), rule_of<float>(numbers)}));
 }
 
 }  // namespace

@@ -4,12 +4,10 @@ Notation (docs/concepts.md). A *block* is a piece of a parameter, a *group* hold
 shape, P counts parameters. F is a factor, X = F F^T the inverse that it stands for, U an unfolding. A *list
 of block views* is a list of strided tensors ``[*, m, n]`` whose leading dims, flattened and concatenated over
 the list, run over the N blocks of the group: gradients are read and updates written in place in the
-parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), whatever the dtype of
-the views.
+parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), not in the views'.
 
-Every op but ``decomposed_roots`` works in place and returns nothing. An inactive parameter
-(``active`` false) or block (``scales`` 0) keeps every one of its tensors as it was, bit for bit; but for what
-`observe_gradients_` tells of it.
+Every op but ``decomposed_roots`` works in place and returns nothing. An inactive parameter (``active`` false)
+or block (``scales`` 0) keeps all of its tensors, bit for bit, but for what `observe_gradients_` tells of it.
 """
 
 from __future__ import annotations
@@ -322,13 +320,18 @@ class Backend(Protocol):
         coefficients: Tensor,
         scalars: Tensor,
         graft_norms: Tensor,
+        graft_offsets: Tensor,
         update_norms: Tensor,
+        update_order: Tensor,
+        update_offsets: Tensor,
         numel: Tensor,
         preconditioned: Tensor,
         rule: ScalarRule,
     ) -> None:
         """Give the updates of M matrices their lengths: c0 and c3 of their coefficients::
 
+            graft_norm  = sum of graft_norms from graft_offsets[i] to graft_offsets[i + 1]
+            update_norm = sum of update_norms[update_order] likewise
             g   = 1, or c3 where averages are of updates
             graft:      s = sqrt(graft_norm) / sqrt(update_norm);   gradient: UNIT times that, and g UNIT
             rms:        s = length / sqrt(update_norm / numel),   whitened: s = c0;   for both
@@ -340,7 +343,8 @@ class Backend(Protocol):
             RATIO = s where c3 is a number;   else FALLBACKS + 1 for a preconditioned matrix with a graft
 
         Args:
-            graft_norms, update_norms: squared ``[M]``, the compute dtype.  preconditioned: ``[M]`` bool.
+            graft_norms, update_norms: squared, of spans ``[S]``, of blocks ``[B]``; summed in float64.
+            graft_offsets, update_offsets: ``[M + 1]``, update_order: ``[B]``, int64.  preconditioned: bool.
         """
 
     def accumulate_(
@@ -358,7 +362,7 @@ class Backend(Protocol):
         weight2: float,
         nesterov: bool,
     ) -> None:
-        """Momentum, second moment and the norm of the grafting update, for every active parameter::
+        """Momentum, second moment and the norms of the grafting update, for every active parameter::
 
             g = c3 (grad + c7 p)
             m = beta1 c4 m + (1 - beta1) g        (if momenta);   d = m, or g without momenta
@@ -366,11 +370,12 @@ class Backend(Protocol):
             direction = d                         (if directions)
             v = beta2 c4^2 v + weight2 g^2        (if second_moments)
             graft = c0 d / (sqrt(c1 v) + c2)      (0 where the denominator is 0), or c0 d without v
-            graft_norm = |graft|^2                (0 for an inactive parameter)
+            graft_norms = |graft|^2 of each span  (0 for an inactive parameter)
 
         Args:
             momenta, second_moments, directions: P tensors each, or none; the coefficients' dtype.
-            graft_norms: ``[P]``.
+            graft_norms: ``[S]``, of each parameter's `scalars.spans_of`, which share out its elements as they
+                like; or ``[0]``, where nobody asks for them.
             coefficients: ``[P, 10]``, see `COEFFICIENTS`; float32 or float64.
             grads, params: P tensors, float32, float64 or bfloat16, any strides (alike shapes).
             active: ``[P]`` bool.

@@ -12,7 +12,7 @@ from torch import Tensor
 from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.polar import polar_roots_
 
-from .scalars import observe_gradients_, scale_updates_
+from .scalars import observe_gradients_, scale_updates_, spans_of
 from .square_root import kron_step_, update_factor_
 
 __all__ = [
@@ -62,6 +62,9 @@ def accumulate_(
 ) -> None:
     """See `Backend.accumulate_`."""
     dtype = coefficients.dtype
+    of_parameters = (
+        graft_norms.split_with_sizes([spans_of(p.numel()) for p in params]) if len(graft_norms) else None
+    )
     for i, keep in enumerate(active.unbind()):
         c3, c4, decay = coefficients[i, 3], coefficients[i, 4], coefficients[i, 7]
         d = g = c3 * (grads[i].to(dtype) + decay * params[i].to(dtype))
@@ -76,8 +79,9 @@ def accumulate_(
         if second_moments:
             v = beta2 * c4.square() * second_moments[i] + weight2 * g.square()
             second_moments[i].copy_(torch.where(keep, v, second_moments[i]))
-        norm = _graft_update(d, v, coefficients[i]).square().sum()
-        graft_norms[i] = torch.where(keep, norm, 0)
+        if of_parameters is not None and len(of_parameters[i]):
+            norm = _graft_update(d, v, coefficients[i]).square().sum()
+            of_parameters[i].zero_()[0] = torch.where(keep, norm, 0)
 
 
 def parameter_step_(

@@ -67,6 +67,9 @@ LARGEST_SHIFT = {torch.float32: 2.0**60, torch.float64: 2.0**500}
 """How far apart two units may be, so that the square of what brings moments from one to the other is finite.
 Moments that lie farther apart are nothing beside each other."""
 
+SPAN = 4096
+"""Elements of a parameter whose grafting update has a squared norm of its own; the last span has fewer."""
+
 GRADIENT_DECAY, UPDATE_DECAY, DECOUPLED_DECAY = range(7, 10)
 """Columns of the coefficients that weight decay is in: added to gradients or to updates, or decoupled."""
 
@@ -113,6 +116,11 @@ class ScalarRule:
     def values(self) -> tuple[float | str, ...]:
         """Of all attributes, in their order."""
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+    @property
+    def keeps_grafts(self) -> bool:
+        """Whether grafting updates have their own length, which `scale_updates_` leaves as it is."""
+        return self.averaged and self.length == "graft"
 
     @property
     def largest(self) -> float:
@@ -214,16 +222,31 @@ def _without_bias(beta: float, steps: Tensor) -> Tensor:
     return (steps * math.log(beta)).expm1_().reciprocal_().neg_()
 
 
+def spans_of(numel: int) -> int:
+    """How many spans a parameter of so many elements has."""
+    return -(-numel // SPAN)
+
+
+def sums_of(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sums ``[M]`` of the values from each of the ``[M + 1]`` offsets to the next, float64."""
+    return torch.segment_reduce(values.double(), "sum", offsets=offsets, initial=0)
+
+
 def scale_updates_(
     coefficients: Tensor,
     scalars: Tensor,
     graft_norms: Tensor,
+    graft_offsets: Tensor,
     update_norms: Tensor,
+    update_order: Tensor,
+    update_offsets: Tensor,
     numel: Tensor,
     preconditioned: Tensor,
     rule: ScalarRule,
 ) -> None:
     """See `Backend.scale_updates_`."""
+    graft_norms = sums_of(graft_norms, graft_offsets).to(scalars.dtype)
+    update_norms = sums_of(update_norms[update_order], update_offsets).to(scalars.dtype)
     c0, unit = coefficients[:, 0].clone(), _units(scalars)
     graft_scale = c0 if rule.averaged else c0 * coefficients[:, 3]
     if rule.length in ("rms", "whitened"):

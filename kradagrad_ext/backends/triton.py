@@ -24,7 +24,7 @@ from . import native
 from . import scalars as by_torch
 from .arguments import Checks
 from .base import COEFFICIENTS, RootRule, RootSide, Turn
-from .scalars import ScalarRule
+from .scalars import ScalarRule, spans_of
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
@@ -111,14 +111,26 @@ def scale_updates_(
     coefficients: Tensor,
     scalars: Tensor,
     graft_norms: Tensor,
+    graft_offsets: Tensor,
     update_norms: Tensor,
+    update_order: Tensor,
+    update_offsets: Tensor,
     numel: Tensor,
     preconditioned: Tensor,
     rule: ScalarRule,
 ) -> None:
     """See `Backend.scale_updates_`."""
     (native if _has_native(scalars.device) else by_torch).scale_updates_(
-        coefficients, scalars, graft_norms, update_norms, numel, preconditioned, rule
+        coefficients,
+        scalars,
+        graft_norms,
+        graft_offsets,
+        update_norms,
+        update_order,
+        update_offsets,
+        numel,
+        preconditioned,
+        rule,
     )
 
 
@@ -139,7 +151,8 @@ def accumulate_(
     """See `Backend.accumulate_`."""
     checks = Checks("accumulate_", coefficients.device)
     checks.contiguous("coefficients", coefficients, [len(params), COEFFICIENTS], _FLOAT)
-    checks.contiguous("graft_norms", graft_norms, [len(params)], _FLOAT)
+    spans = sum(spans_of(p.numel()) for p in params) if len(graft_norms) else 0
+    checks.contiguous("graft_norms", graft_norms, [spans], _FLOAT)
     checks.contiguous("active", active, [len(params)], _BOOL)
     checks.like_parameters("params", params, params, _VIEWS)
     checks.like_parameters("grads", grads, params, _VIEWS)

@@ -1,7 +1,4 @@
-"""The launches on elements of a step: norms, moments and the write, from the shapes of parameters.
-
-Those on a few numbers for each matrix are left out: they move next to nothing.
-"""
+"""The launches of a step on elements and on scalars: norms, moments and the write, from shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from kradagrad_ext.backends.scalars import GRADIENT_DECAY
+from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import COLUMNS, GRADIENT_DECAY, spans_of
 from kradagrad_ext.config import Config
 from kradagrad_ext.plan import Shape
 from kradagrad_ext.state import keeps_residuals
@@ -18,10 +16,12 @@ from kradagrad_ext.state import keeps_residuals
 from .blocks import FLOAT
 from .gpus import Cost
 
-SPAN = 4096  # kSpan
-
 CONCURRENT_WITH_ACCUMULATE = "resident_update_128_bf16x3"
 """What leaves an SM enough registers for a CTA of `accumulate`, launched before it on a stream of its own."""
+
+
+SCALARS = len(COLUMNS) + COEFFICIENTS
+"""Of a matrix."""
 
 
 def elements(shapes: Sequence[Shape]) -> int:
@@ -42,27 +42,37 @@ def before_blocks(
     if not shapes:
         return
     count, size = elements(shapes), dtype.itemsize
-    spans = sum(math.ceil(math.prod(shape) / SPAN) for shape in shapes)
     yield Cost("torch: foreach_norm", "guard", 1, size * count)
+    yield Cost("observe_gradients", "guard", 1, FLOAT * (SCALARS + len(COLUMNS)) * len(shapes))
     averaged = config.momentum_on == "gradient"
     each = size + 2 * FLOAT * config.has_second_moment
     each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
     each += size * bool(config.scalar_rule.decayed == GRADIENT_DECAY and config.weight_decay)
     host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
+    spans = _spans(shapes) if _scales_updates(matrices, config) else 0
     yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
-    yield Cost("sum_spans", "graft norms", 1, FLOAT * (spans + len(shapes)))
+
+
+def _spans(shapes: Sequence[Shape]) -> int:
+    return sum(spans_of(math.prod(shape)) for shape in shapes)
+
+
+def _scales_updates(matrices: Sequence[Shape], config: Config) -> bool:
+    """As `step.Work.scales_updates`."""
+    return bool(matrices) or not config.scalar_rule.keeps_grafts
 
 
 def parameter_step_costs(
     matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
 ) -> Iterator[Cost]:
-    """Graft, weight decay, momentum of the update, and the write; as `before_blocks`."""
-    if not matrices and not rest:
+    """Lengths, graft, weight decay, momentum of the update, and the write; as `before_blocks`."""
+    shapes = [*matrices, *rest]
+    if not shapes:
         return
+    if _scales_updates(matrices, config):
+        yield Cost("scale_updates", "lengths", 1, FLOAT * (2 * SCALARS * len(shapes) + _spans(shapes)))
     size, averaged = dtype.itemsize, config.momentum_on == "gradient"
     each = 2 * size * (1 + keeps_residuals(config, dtype)) + 2 * FLOAT * (not averaged)
     direction = (FLOAT if averaged else size) + FLOAT * config.has_second_moment
-    total = (
-        each * (elements(matrices) + elements(rest)) + FLOAT * elements(matrices) + direction * elements(rest)
-    )
+    total = each * elements(shapes) + FLOAT * elements(matrices) + direction * elements(rest)
     yield Cost("parameter_step", "write", 1, total)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kradagrad_ext.backends.scalars import sums_of
 from kradagrad_ext.block_layout import Blocked
 from kradagrad_ext.bucket import Bucket, as_tensor
 from kradagrad_ext.config import Config
@@ -32,6 +33,9 @@ from .exchange import Buffer, Pending, Route
 from .layout import Rows, rows_of
 from .pieces import Piece
 from .stored import PieceState, Place
+
+Norms = tuple[Tensor, Tensor]
+"""Squared norms ``[M]`` float64 of grafting updates and of preconditioned ones."""
 
 
 class Ledger:
@@ -67,6 +71,7 @@ class Ledger:
         self.numel = like.new_tensor(numels)
         self.preconditioned = torch.tensor(blocked, device=like.device)
         self.rows = rows_of(rows, like.device)
+        self._each = torch.arange(len(rows) + 1, device=like.device)  # norms are of whole matrices
 
     def adopt(self, states: Sequence[State]) -> None:
         """Put the scalars of its parameters side by side; see `state.Batch`."""
@@ -93,12 +98,20 @@ class Ledger:
 
     def scale(self, graft_norms: Tensor, update_norms: Tensor, settings: Settings) -> None:
         """The lengths of this step's updates."""
-        dtype, config = self.scalars.dtype, settings.config.for_blocks(self.has_blocks)
-        graft, update = graft_norms[self.rows].to(dtype), update_norms[self.rows].to(dtype)
-        taken = self.preconditioned & settings.preconditions
-        self.backend.scale_updates_(
-            self.guard.coefficients, self.scalars, graft, update, self.numel, taken, config.scalar_rule
-        )
+        dtype, rule = self.scalars.dtype, settings.config.for_blocks(self.has_blocks).scalar_rule
+        if self.has_blocks or not rule.keeps_grafts:
+            self.backend.scale_updates_(
+                self.guard.coefficients,
+                self.scalars,
+                graft_norms[self.rows].to(dtype),
+                self._each,
+                update_norms[self.rows].to(dtype),
+                self._each[:-1],
+                self._each,
+                self.numel,
+                self.preconditioned & settings.preconditions,
+                rule,
+            )
         self.scalars = self.like  # whose memory is the state's
 
 
@@ -229,14 +242,21 @@ class Share:
     fallbacks: list[Tensor]
 
 
-def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, tuple[Tensor, Tensor]]:
-    """Moments, factors and updates of a part's pieces, and the squared norms of their two updates."""
+def advance(part: Part, taken: Taken, work: Work) -> tuple[Share, Norms | None]:
+    """Moments, factors and updates of a part's pieces, and the squared norms of their two updates.
+
+    No norms where no length depends on them.
+    """
     grads, own = taken.grads, part.bucket.workspace(work.config, work.batches.momenta)
     guard = part.ledger.guard[part.rows]
     graft_norms = accumulate(work, taken.params, grads.tensors, own, guard)
-    updates, norms = precondition(work, grads, own, guard)
+    updates, update_norms = precondition(work, grads, own, guard)
     share = Share(part, work, guard, taken.params, updates, fallbacks_of(work, grads, own))
-    return share, (graft_norms, norms)
+    if not work.scales_updates:
+        return share, None
+    bucket = part.bucket
+    of_updates = sums_of(update_norms[bucket.block_order], bucket.block_offsets)
+    return share, (sums_of(graft_norms, bucket.span_offsets), of_updates)
 
 
 def finish(share: Share) -> None:

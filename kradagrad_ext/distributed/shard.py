@@ -271,10 +271,10 @@ class Shard:
             loads.append(load)
             for part, taken, work in zip(load.chunk.parts, load.taken, works, strict=True):
                 if work is not None:
-                    share, (graft, update) = advance(part, taken, work)
+                    share, own = advance(part, taken, work)
                     shares.append(share)
-                    add_to_rows_(graft_norms, part.matrices, graft)
-                    add_to_rows_(update_norms, part.matrices, update)
+                    for sums, values in zip((graft_norms, update_norms), own or (), strict=False):
+                        add_to_rows_(sums, part.matrices, values)
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for ledger, settings in ledgers:
             ledger.scale(graft_norms, update_norms, settings)

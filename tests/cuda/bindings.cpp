@@ -163,13 +163,14 @@ Plan observe_gradients(const std::array<uintptr_t, 8>& tensors, int64_t count, d
        pointer<bool>(tensors[6]), pointer<float>(tensors[7]), count, kradagrad::rule_of<float>(numbers)});
 }
 
-Plan scale_updates(const std::array<uintptr_t, 6>& tensors, int64_t count, double beta1, bool averaged,
+Plan scale_updates(const std::array<uintptr_t, 9>& tensors, int64_t count, double beta1, bool averaged,
                    const std::string& length) {
   const kradagrad::LengthNumbers numbers{beta1, averaged, kLengths.at(length)};
   return plan_scale_updates({pointer<float>(tensors[0]), pointer<kradagrad::Scalars<float>>(tensors[1]),
-                             pointer<float>(tensors[2]), pointer<float>(tensors[3]),
-                             pointer<float>(tensors[4]), pointer<bool>(tensors[5]), count,
-                             kradagrad::rule_of<float>(numbers)});
+                             pointer<float>(tensors[2]), pointer<int64_t>(tensors[3]),
+                             pointer<float>(tensors[4]), pointer<int64_t>(tensors[5]),
+                             pointer<int64_t>(tensors[6]), pointer<float>(tensors[7]),
+                             pointer<bool>(tensors[8]), count, kradagrad::rule_of<float>(numbers)});
 }
 
 }  // namespace

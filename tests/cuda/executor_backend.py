@@ -36,7 +36,6 @@ SOURCES = {
     "observe_gradients": "scalars",
     "scale_updates": "scalars",
     "accumulate": "accumulate",
-    "sum_spans": "accumulate",
     "parameter_step": "parameter_step",
 }
 """The file of each kernel, by the name's beginning."""
@@ -181,10 +180,21 @@ class Executor:
         self.run(device, toolchain.plans().observe_gradients(addresses, len(scalars), *rule.values))
 
     def scale_updates_(
-        self, coefficients, scalars, graft_norms, update_norms, numel, preconditioned, rule
+        self,
+        coefficients,
+        scalars,
+        graft_norms,
+        graft_offsets,
+        update_norms,
+        update_order,
+        update_offsets,
+        numel,
+        preconditioned,
+        rule,
     ) -> None:
         device = Device()
-        tensors = (coefficients, scalars, graft_norms, update_norms, numel, preconditioned)
+        spans, blocks = (graft_norms, graft_offsets), (update_norms, update_order, update_offsets)
+        tensors = (coefficients, scalars, *spans, *blocks, numel, preconditioned)
         addresses = [device.address(tensor) for tensor in tensors]
         numbers = (rule.beta1, rule.averaged, rule.length)
         self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))

@@ -37,7 +37,7 @@ def test_agrees_with_float64(module: ModuleType, options: dict[str, Any]) -> Non
 def test_any_number_of_matrices_in_one_launch(module: ModuleType, count: int) -> None:
     given, executor = module.inputs(torch.float32), Executor()
     chosen = torch.arange(count) % len(given.numel)
-    ours = module.run(executor, test_observe_gradients.rows(given, chosen))
+    ours = module.run(executor, module.rows(given, chosen))
     assert len(executor.launches) == (count > 0)
     whole = module.run(Executor(), given)
     for name in module.WRITTEN:

@@ -26,7 +26,6 @@ GROUPED = {
 ELEMENTWISE = {
     "observe_gradients": 1,
     "accumulate": 1,
-    "sum_spans": 1,
     "scale_updates": 1,
     "parameter_step": 1,
 }
@@ -142,7 +141,7 @@ def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
     assert kinds[beside[0] - 1]["event"] == "order"
     names = [event.get("name", "joined") for event in kinds[beside[-1] + 1 :]]
     if gpu_backend == "native":
-        assert {kinds[i]["name"] for i in beside} >= {"accumulate", "sum_spans"}
+        assert {kinds[i]["name"] for i in beside} >= {"accumulate"}
         before, after = names[: names.index("joined")], names[names.index("joined") :]
         assert {name for name in before if "update" in name}
         assert {name for name in after if "precondition" in name} >= {"resident_precondition_64_bf16x3"}

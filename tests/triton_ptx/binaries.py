@@ -86,11 +86,14 @@ def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan
     given = test_accumulate.inputs(torch.float32)
     lists = {"grad": given.grads, "momentum": given.momenta, "second_moment": given.second_moments}
     parameters = elements_plan.parameters_of("", given.params, lists)
-    yield "elements", elements_plan.plan_accumulate(parameters, False, architecture)
+    yield (
+        "elements",
+        elements_plan.plan_accumulate(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
+    )
     given = test_parameter_step.inputs(torch.float32)
     lists = {"update": given.updates, "direction": given.directions, "second_moment": given.second_moments}
     parameters = elements_plan.parameters_of("", given.params, lists)
-    yield "elements", elements_plan.plan_parameter_step(parameters, False, architecture)
+    yield "elements", elements_plan.plan_parameter_step(parameters, {"NESTEROV": False}, architecture)
 
 
 @functools.cache

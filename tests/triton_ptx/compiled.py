@@ -199,7 +199,8 @@ class Compiled:
         device = Device()
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
-        plan = self.elements_plan.plan_accumulate(self._lists(device, lists), nesterov, self.architecture)
+        constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(graft_norms))}
+        plan = self.elements_plan.plan_accumulate(self._lists(device, lists), constants, self.architecture)
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -221,7 +222,8 @@ class Compiled:
         device = Device()
         lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
-        plan = self.elements_plan.plan_parameter_step(self._lists(device, lists), nesterov, self.architecture)
+        own, constants = self._lists(device, lists), {"NESTEROV": nesterov}
+        plan = self.elements_plan.plan_parameter_step(own, constants, self.architecture)
         scalars = {"momentum": momentum, "coefficients": device.address(coefficients)}
         scalars["lr"] = device.address(lr)
         self.run(plan, device, device.address(active), scalars)

@@ -20,8 +20,8 @@ FAULTS = [
         "tl.store(momentum, d, mask=exists)", "tl.store(momentum, d)", "accumulate_", "race",
     ),
     Fault(
-        "the last span is left out", "accumulate.py",
-        "+ SPAN - 1) // SPAN", ") // SPAN", "accumulate_", "values",
+        "an inactive parameter keeps its norm", "accumulate.py",
+        "    elif HAS_NORMS:\n        tl.store(norm, 0.0)\n", "", "accumulate_", "values",
     ),
     Fault(
         "the gradient's scale left out", "accumulate.py",
@@ -34,6 +34,10 @@ FAULTS = [
     Fault(
         "a scale that is not finite is taken", "parameter_step.py",
         'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
+    ),
+    Fault(
+        "all spans' norms in one place", "accumulate.py",
+        " + tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)", "", "accumulate_", "race",
     ),
     Fault(
         "the second moment in the unit of before", "accumulate.py",

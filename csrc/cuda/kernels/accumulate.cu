@@ -2,10 +2,9 @@
 //
 //   g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
 //   d = m, beta1 m + (1 - beta1) g (nesterov), or g;   v = beta2 c4^2 v + weight2 g^2
-//   partial = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
+//   graft_norm = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 //
-// sum_spans: a parameter's norm from its spans' partial sums, in a fixed order; one CTA a parameter. Threads
-// take four neighbouring elements at a time (elementwise.cuh). Traffic: every tensor once.
+// Threads take four neighbouring elements at a time (elementwise.cuh). Traffic: every tensor once.
 //
 // A CTA takes spans in turns. One CTA a multiprocessor is enough to keep memory busy where elements are
 // contiguous: each thread has all that it reads of eight elements under way at once, 12 KB a CTA. It runs at
@@ -62,24 +61,18 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 5) accumulate(cons
 #pragma unroll 1
   for (int64_t span = blockIdx.x; span < in.spans; span += gridDim.x) {
     const int index = parameter_of(in.parameters, in.count, span);
-    if (!in.active[index]) continue;
+    if (!in.active[index]) {
+      if (threadIdx.x == 0 && in.graft_norms) in.graft_norms[span] = 0;
+      continue;
+    }
     fetch(parameter, in.parameters[index]);
     float sum = 0;
     for_each_position(parameter, span, [&](const auto& at) {
       sum += accumulate_elements(in, at, in.coefficients + kCoefficients * index);
     });
     sum = team_sum<kElementThreads / 32>(sum);
-    if (threadIdx.x == 0) in.partial[span] = sum;
+    if (threadIdx.x == 0 && in.graft_norms) in.graft_norms[span] = sum;
   }
-}
-
-extern "C" __global__ void __launch_bounds__(kElementThreads) sum_spans(const SumSpans in) {
-  const Parameter& of = in.parameters[blockIdx.x];
-  const int64_t spans = in.active[blockIdx.x] ? (of.numel + kSpan - 1) / kSpan : 0;
-  float sum = 0;
-  for (int64_t i = threadIdx.x; i < spans; i += kElementThreads) sum += in.partial[of.first_span + i];
-  sum = team_sum<kElementThreads / 32>(sum);
-  if (threadIdx.x == 0) in.norms[blockIdx.x] = sum;
 }
 
 }  // namespace kradagrad::cuda

@@ -1,4 +1,5 @@
-// Tables of the kernels that work element by element on all parameters at once.
+// Tables of the kernels that work element by element on all parameters at once; a CTA works off a span of
+// kSpan elements at a time.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,6 @@
 namespace kradagrad::cuda {
 
 constexpr int kMaxDims = 5;
-constexpr int kSpan = 4096;  // elements of a parameter that a CTA works off at a time
 constexpr int kElementThreads = 128;
 
 // One tensor of a parameter; `data` null: there is none.
@@ -35,15 +35,8 @@ struct Accumulate {
   float beta1, rest1, beta2, weight2;
   const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
-  int64_t spans;              // of all parameters
-  float* partial;             // [spans]: |graft|^2
-};
-
-struct SumSpans {
-  const Parameter* parameters;
-  const bool* active;
-  const float* partial;
-  float* norms;  // [P]
+  int64_t spans;              // of kSpan elements, of all parameters
+  float* graft_norms;         // [spans]: |graft|^2; null: nobody asks
 };
 
 struct ParameterStep {

@@ -22,11 +22,15 @@ struct ObserveGradients {
 };
 
 struct ScaleUpdates {
-  float* coefficients;                              // [M, kCoefficients]
-  Scalars<float>* scalars;                          // [M]
-  const float *graft_norms, *update_norms, *numel;  // [M]
-  const bool* preconditioned;                       // [M]
-  int64_t count;                                    // M
+  float* coefficients;                           // [M, kCoefficients]
+  Scalars<float>* scalars;                       // [M]
+  const float* graft_norms;                      // [S]
+  const int64_t* graft_offsets;                  // [M + 1]
+  const float* update_norms;                     // [B]
+  const int64_t *update_order, *update_offsets;  // [B], [M + 1]
+  const float* numel;                            // [M]
+  const bool* preconditioned;                    // [M]
+  int64_t count;                                 // M
   LengthRule<float> rule;
 };
 

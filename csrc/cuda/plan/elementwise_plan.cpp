@@ -138,15 +138,12 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   const std::vector<Parameter> table = table_of(inputs, spans);
   const Parameter* const parameters = planner.add(table);
   const auto count = static_cast<int32_t>(table.size());
-  float* const partial = planner.floats(spans);
   // What is not contiguous takes arithmetic, too, and many threads.
   const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& own) { return own.flat; });
   const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
   planner.launch("accumulate", ctas, kElementThreads, 0,
                  Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
-                            rule.weight2, inputs.coefficients, inputs.active, spans, partial});
-  planner.launch("sum_spans", count, kElementThreads, 0,
-                 SumSpans{parameters, inputs.active, partial, graft_norms});
+                            rule.weight2, inputs.coefficients, inputs.active, spans, graft_norms});
   return planner.take();
 }
 

@@ -4,19 +4,20 @@ namespace kradagrad::cuda {
 namespace {
 
 template <class Parameters>
-Plan plan_of(const char* kernel, const Parameters& parameters) {
+Plan plan_of(const char* kernel, int64_t ctas, const Parameters& parameters) {
   Planner planner;
-  const int64_t grid = (parameters.count + kScalarThreads - 1) / kScalarThreads;
-  planner.launch(kernel, grid, kScalarThreads, 0, parameters);
+  planner.launch(kernel, ctas, kScalarThreads, 0, parameters);
   return planner.take();
 }
 
 }  // namespace
 
 Plan plan_observe_gradients(const ObserveGradients& parameters) {
-  return plan_of("observe_gradients", parameters);
+  return plan_of("observe_gradients", (parameters.count + kScalarThreads - 1) / kScalarThreads, parameters);
 }
 
-Plan plan_scale_updates(const ScaleUpdates& parameters) { return plan_of("scale_updates", parameters); }
+Plan plan_scale_updates(const ScaleUpdates& parameters) {
+  return plan_of("scale_updates", parameters.count, parameters);
+}
 
 }  // namespace kradagrad::cuda

@@ -68,12 +68,34 @@ FAULTS = [
     _scale("the ratio of what was not taken", "if (sound) s.ratio = scale;", "s.ratio = scale;"),
     _scale("the gradient's unit left out", "    scale *= unit;\n    graft", "    graft"),
     _scale("the graft's unit left out", "graft_scale *= unit;\n", ""),
-    Fault(
-        "one matrix more",
-        "scalars.cu",
-        "if (i >= in.count) return;\n  scale",
-        "if (i > in.count) return;\n  scale",
-        SCALE,
-        "values",
+    *(
+        Fault(name, "scalars.cu", old, new, SCALE, layer)
+        for name, layer, old, new in (
+            (
+                "two for one matrix",
+                "race",
+                "const int64_t i = blockIdx.x;",
+                "const int64_t i = blockIdx.x / 2;",
+            ),
+            (
+                "the first span left out",
+                "values",
+                "span = in.graft_offsets[i] +",
+                "span = in.graft_offsets[i] + 1 +",
+            ),
+            (
+                "the first block left out",
+                "values",
+                "at = in.update_offsets[i] +",
+                "at = in.update_offsets[i] + 1 +",
+            ),
+            ("one span more", "values", "span < spans", "span <= spans"),
+            ("one block more", "values", "at < blocks", "at <= blocks"),
+            ("every thread adds all spans", "values", "span += kScalarThreads", "++span"),
+            ("spans of one warp alone", "values", "graft += grafts[warp];", "graft = grafts[warp];"),
+            ("blocks of one warp alone", "values", "update += updates[warp];", "update = updates[warp];"),
+            ("blocks as they come", "values", "update_norms[in.update_order[at]]", "update_norms[at]"),
+            ("every thread scales", "race", "  if (threadIdx.x != 0) return;\n", ""),
+        )
     ),
 ]

@@ -77,6 +77,8 @@ class Probe:
         result = copied(self.given, dtype)
         options = DEFAULTS[self.op] | self.options
         getattr(backend, self.op)(*vars(result).values(), *options.values())
+        if self.op == "accumulate_":
+            test_accumulate.add_up_(result.graft_norms, result.params)
         return result
 
     @functools.cached_property
@@ -173,7 +175,6 @@ MAKERS = {
     "observe_gradients": scalar_probes.observe,
     "scale_updates": scalar_probes.scale,
     "accumulate": accumulate,
-    "sum_spans": accumulate,
     "parameter_step": parameter_step,
     **{
         f"resident_{stage}_{side}_bf16x3": functools.partial(maker, side)

@@ -20,9 +20,16 @@ MARGIN = 3
 """Matrices behind those of a call that it must not write."""
 
 
+PARTS = ("graft_norms", "update_norms", "update_order")
+"""Of spans and blocks, not of matrices."""
+
+
 def all_but_the_last(given: SimpleNamespace) -> SimpleNamespace:
     """The matrices that a call is given, in the memory of all."""
-    each = {name: value if value.ndim == 0 else value[:-MARGIN] for name, value in vars(given).items()}
+    each = {
+        name: value if value.ndim == 0 or name in PARTS else value[:-MARGIN]
+        for name, value in vars(given).items()
+    }
     return SimpleNamespace(**each)
 
 
