@@ -1,27 +1,27 @@
-# Each target sets up what it needs in $(VENV); a second call skips what is done.
+# Each target installs its requirements into $(VENV); a second call skips finished steps.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-# The environment of test-fake-gpu, and the torch that it gets: a CUDA build.
+# The environment of test-fake-gpu, and its torch: a CUDA build.
 VENV_CUDA ?= .venv-cuda
 TORCH_CUDA ?= torch==2.14.1
 PYTEST_ARGS ?=
-# The suite's processes; each computes on one thread.
+# Processes of the test suite; each computes on one thread.
 JOBS ?= auto
 STEPS ?= 300
-# The oldest Triton that is supported, in the second environment; its interpreter needs an older NumPy.
+# The oldest supported Triton, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
-# The Triton that GPU images carry, and for which architectures test-triton-budgets has it compile: where `auto` takes its kernels.
+# The Triton of common GPU images. test-triton-budgets compiles with it for the architectures where `auto` selects Triton's kernels.
 OTHER_TRITON ?= triton==3.6.0
 OTHER_TRITON_FOR ?= sm_90 or sm_100
-# The ops' tests, which run on Triton's interpreter, too: on one thread a process, for NumPy's products as well.
+# Tests of the ops also run on Triton's interpreter: one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
 ELEMENTWISE := $(addprefix tests/test_,accumulate.py parameter_step.py)
 ON_FACTORS := tests/test_square_root_step.py
 
-# What compilers and Triton have made of the same sources in another clone is taken from here; empty: nothing is.
+# Cache of compiled files and of Triton's results, shared between clones; empty: no cache.
 export KRADAGRAD_CACHE ?= $(HOME)/.cache/kradagrad_ext
-# The tests that the lack of a native library makes a difference to.
+# Tests whose outcome depends on the presence of the native library.
 WITHOUT_LIBRARY := $(addprefix tests/test_,env_report.py packaging.py registry.py optimizer.py checkpoint.py \
     packed.py capturable.py opcheck.py train_gpt.py)
 
@@ -32,7 +32,7 @@ PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.cs
 .PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
-# Both at their own tuned learning rates, which are the example's defaults.
+# Each optimizer at its tuned learning rate, which is the example's default.
 demo: $(VENV)/demo
 	rm -rf runs/demo
 	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw
@@ -42,15 +42,15 @@ demo: $(VENV)/demo
 test: $(VENV)/installed
 	$(BIN)/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS)
 
-# What `test` leaves out: sweeps of faults, budgets of machine code for every architecture, long runs.
+# The tests that `test` leaves out: sweeps of faults, budgets of machine code for every architecture, long runs.
 test-slow: $(VENV)/installed
 	$(BIN)/pytest -n $(JOBS) -m slow $(PYTEST_ARGS)
 
-# An ordinary installation of the pure-Python package: what it is, and what takes a backend by itself.
+# A regular installation of the pure-Python package: its contents, and the code that selects a backend.
 test-none: $(VENV)-none/installed
 	$(VENV)-none/bin/pytest -n $(JOBS) -m "not slow" $(PYTEST_ARGS) $(WITHOUT_LIBRARY)
 
-# The Triton kernels on Triton's interpreter: the ops on the newest, and what depends on the interpreter on the oldest.
+# The Triton kernels on Triton's interpreter: the ops on the newest Triton, and the parts that depend on the interpreter on the oldest.
 test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(BIN)/pytest -n $(JOBS) -k "triton and not threads" $(PYTEST_ARGS) $(ELEMENTWISE) \
 	    tests/test_trajectory.py
@@ -59,12 +59,12 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 	$(INTERPRETED) $(VENV)-none/bin/pytest -n $(JOBS) -W ignore::DeprecationWarning \
 	    -k "triton and dtype2" $(PYTEST_ARGS) $(ELEMENTWISE)
 
-# The budgets of the default precision's kernels, which test-slow holds the newest Triton to, with another one.
+# The budgets of the default precision's kernels with another Triton; test-slow checks them with the newest.
 test-triton-budgets: $(VENV)-$(subst ==,-,$(OTHER_TRITON))/installed
 	PYTHONPATH=$(abspath $(<D)) $(BIN)/pytest -n $(JOBS) -k "specialisation and bf16x3 and ($(OTHER_TRITON_FOR))" \
 	    $(PYTEST_ARGS) tests/test_triton_budgets.py
 
-# The native library beside the oldest torch, the newest and some between, in environments that take many GB.
+# The native library with the oldest torch, the newest and some between, in environments of many GB.
 test-torch-versions:
 	$(PYTHON) tests/torch_versions.py $(TORCH_VERSIONS_ARGS)
 
@@ -87,7 +87,7 @@ bench: $(VENV)/bench
 	$(BIN)/python bench/bench_step.py
 	$(BIN)/python bench/plot.py
 
-# The native library for one architecture, to carry to a machine with a GPU (docs/gpu-check.md).
+# The native library for one architecture, to copy to a machine with a GPU (docs/gpu-check.md).
 gpu-bundle: $(VENV)/installed
 	cd bench && $(abspath $(BIN))/python -m gpu_check.package .gpu-bundle
 
@@ -96,7 +96,7 @@ clean:
 	rm -f kradagrad_ext/_native.abi3.so kradagrad_ext/_build.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Whatever else is installed into an environment, and any isolated build, keeps to its torch.
+# Later installations into an environment, and isolated builds, keep its torch.
 INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 %/constraints.txt:
@@ -107,7 +107,7 @@ INSTALL = PIP_CONSTRAINT=$(abspath $(@D))/constraints.txt $(@D)/bin/pip install
 
 $(VENV)-none/constraints.txt: CONSTRAINTS = $(OLDEST_TRITON)
 
-# What the examples need, and no more; -v shows the progress of the build.
+# Only the requirements of the examples; -v shows the progress of the build.
 $(VENV)/demo: $(VENV)/constraints.txt $(NATIVE)
 	$(INSTALL) -v -e '.[examples]'
 	touch $@
@@ -124,7 +124,7 @@ $(VENV)/bench: $(VENV)/installed
 	$(INSTALL) -e '.[bench]'
 	touch $@
 
-# Another Triton alone, for the first environment's packages.
+# Only another Triton; all other packages are those of the first environment.
 $(VENV)-triton-%/installed: $(VENV)/installed
 	rm -rf $(@D)
 	$(BIN)/pip install --no-deps --target $(@D) 'triton==$*'

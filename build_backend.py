@@ -1,8 +1,8 @@
-"""PEP 517 backend: setuptools, and what it shall build.
+"""PEP 517 backend: setuptools, plus the decision whether to build the native library and for what.
 
-torch is needed to build the native library but is no fixed build requirement: an isolated build would fetch
-a second torch, often several GB, although nothing but its headers and one library to link is used, and those
-of the environment that is installed into serve. So torch is required only where that environment has none.
+Building the native library needs torch, but torch is not a fixed build requirement. An isolated build would
+fetch a second torch, often several GB, for its headers and one library to link, and those of the target
+environment serve as well. The backend requires torch only if the target environment has none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from setuptools import build_meta
-from setuptools.build_meta import (  # noqa: F401  (hooks of the backend, as setuptools has them)
+from setuptools.build_meta import (  # noqa: F401  (hooks that are setuptools' unchanged)
     build_editable,
     build_sdist,
     build_wheel,
@@ -39,24 +39,24 @@ Settings = Mapping[str, str | list[str] | None] | None
 
 @dataclass(frozen=True)
 class Decision:
-    """What KRADAGRAD_BUILD and this machine amount to."""
+    """The result of KRADAGRAD_BUILD and the compilers of this machine."""
 
     requested: str
     compiler: tuple[str, ...] | None
-    """Command of the C++ compiler; None: install the Python package alone."""
+    """Command of the C++ compiler; None: install only the Python package."""
     nvcc: tuple[str, ...] | None
-    """Command of CUDA's compiler; None: no CUDA kernels."""
+    """Command of the CUDA compiler; None: no CUDA kernels."""
     reason: str | None
-    """Why there is no native library, or no CUDA kernels in it; None where there is nothing to say."""
+    """Reason for a missing native library or for missing CUDA kernels; None if nothing is missing."""
 
     @property
     def native(self) -> str:
-        """What the library will serve: ``cuda`` (and the CPU), ``cpu`` or ``none``."""
+        """Devices that the library will support: ``cuda`` (and the CPU), ``cpu`` or ``none``."""
         return "none" if self.compiler is None else "cpu" if self.nvcc is None else "cuda"
 
 
 def decide() -> Decision:
-    """Read KRADAGRAD_BUILD; exits with an error when it cannot be met."""
+    """Read KRADAGRAD_BUILD and decide what to build; exit with an error if it cannot be satisfied."""
     requested = os.environ.get("KRADAGRAD_BUILD") or "auto"
     if requested not in MODES:
         stop(f"must be one of {', '.join(MODES)}, got {requested!r}")
@@ -79,18 +79,18 @@ def decide() -> Decision:
 
 
 def find_nvcc() -> tuple[str, ...] | None:
-    """CUDA's compiler: that of CUDA_HOME, on PATH, or in the toolkit's usual place."""
+    """Return nvcc's command: from CUDA_HOME or CUDA_PATH, on PATH, or in the toolkit's usual place."""
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [str(Path(home, "bin")) for home in homes if home]
     for place in [*folders, None, "/usr/local/cuda/bin"]:
-        found = shutil.which("nvcc", path=place)
-        if found:
-            return (found,)
+        nvcc = shutil.which("nvcc", path=place)
+        if nvcc:
+            return (nvcc,)
     return None
 
 
 def torch_has_cuda() -> bool:
-    """Whether the torch that is built for is a CUDA build, read from its version, without importing it."""
+    """Return True if the target torch is a CUDA build. Read its version file; do not import torch."""
     distribution = find_torch()
     if distribution is None:
         return False
@@ -99,12 +99,12 @@ def torch_has_cuda() -> bool:
 
 
 def stop(message: str) -> NoReturn:
-    """End the build with a message that names the variable in charge."""
+    """End the build with an error message that names KRADAGRAD_BUILD and its value."""
     sys.exit(f"error: KRADAGRAD_BUILD={os.environ.get('KRADAGRAD_BUILD') or 'auto'}: {message}")
 
 
 def find_compiler() -> tuple[tuple[str, ...] | None, str]:
-    """The C++ compiler's command, or None, and what was looked for."""
+    """Return the command of the C++ compiler, or None, and a description of the candidates."""
     named = os.environ.get("CXX")
     candidates = [tuple(shlex.split(named))] if named else [(name,) for name in COMPILERS]
     sought = f"CXX={named}" if named else f"{', '.join(COMPILERS)} on PATH"
@@ -114,10 +114,10 @@ def find_compiler() -> tuple[tuple[str, ...] | None, str]:
 
 
 def find_torch() -> metadata.Distribution | None:
-    """torch >= 2.10, importable here or in the environment that an isolated build will install into.
+    """Find torch >= 2.10, importable here or in the target environment of an isolated build.
 
-    Front ends such as pip run an isolated build with the target's interpreter, whose install paths sysconfig
-    still gives.
+    Front ends such as pip run an isolated build with the target's interpreter. sysconfig still returns the
+    install paths of that interpreter.
     """
     paths = [*sys.path, sysconfig.get_path("platlib"), sysconfig.get_path("purelib")]
     for distribution in metadata.distributions(name="torch", path=paths):
@@ -128,14 +128,14 @@ def find_torch() -> metadata.Distribution | None:
 
 
 def compiler_version(command: tuple[str, ...]) -> str:
-    """The line of ``<compiler> --version`` with a version, or the command where there is none."""
+    """Return the line of ``<compiler> --version`` that has the version, or the command if no line has one."""
     result = subprocess.run([*command, "--version"], capture_output=True, text=True)
     lines = (line for line in result.stdout.splitlines() if re.search(r"\d\.\d", line))
     return next(lines, shlex.join(command))
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """setuptools' requirements; to compile, ninja, and torch where the target environment has none."""
+    """Return setuptools' requirements and, to compile, ninja and torch if the target lacks it."""
     requirements: list[str] = build_meta.get_requires_for_build_wheel(config_settings)
     if decide().compiler:
         requirements.append("ninja")

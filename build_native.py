@@ -1,4 +1,4 @@
-"""How the native library is built: C++ with the C++ compiler, kernels with nvcc, linked into one file."""
+"""Build of the native library: C++ by the C++ compiler, kernels by nvcc, linked into one file."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ninja_rules import GIB, ROOT, Build, BuildError, Compiler, environment_fact
 
 # The stable ABI of torch 2.10: one binary for that release and every later one.
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-# The two -fno flags change no value; without them loops with square roots and divisions are not vectorised.
+# The two -fno flags change no result. Without them, loops with square roots and divisions are not vectorised.
 COMPILE_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
 COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
-# Source lines, for profilers and compute-sanitizer, change no code. Architectures, and the kernels of a file,
-# are compiled side by side.
+# -lineinfo is for profilers and compute-sanitizer and changes no code. Architectures, and the kernels of one
+# file, are compiled in parallel.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=0", "--split-compile=0"]
 NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
-"""Default of TORCH_CUDA_ARCH_LIST; +PTX is what later chips compile their code from."""
+"""Default of TORCH_CUDA_ARCH_LIST. Later GPUs compile their code from the PTX that +PTX adds."""
 VIRTUAL_ARCHITECTURE = "compute_80"
 CUDA_LIBRARIES = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
 
 
 def found(*patterns: str) -> list[Path]:
-    """Files of the tree, from its root."""
+    """Return the files of the tree that match the patterns, relative to its root."""
     return [path.relative_to(ROOT) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
@@ -43,18 +43,18 @@ CPU_SOURCES = found("csrc/ops.cpp", "csrc/cpu/*.cpp")
 CUDA_SOURCES = found("csrc/cuda/*.cpp", "csrc/cuda/plan/*.cpp")
 KERNELS = found("csrc/cuda/kernels/*.cu")
 KERNELS_INCLUDE = ("csrc/scalar_rules.h",)
-"""Headers elsewhere that kernels share with the CPU."""
+"""Headers outside the kernels' folder, shared with the CPU code."""
 
 CXX_MEMORY, NVCC_MEMORY = GIB // 2, 3 * GIB
 
 
 def sources(decision: Decision) -> list[Path]:
-    """What a decision compiles; kernels first, which take longest."""
+    """Return the sources that a decision compiles; the kernels take longest and come first."""
     return [*KERNELS, *CUDA_SOURCES, *CPU_SOURCES] if decision.nvcc else CPU_SOURCES
 
 
 def kernels_digest() -> str:
-    """A hash of the kernels' sources, by which a library tells whether it was built from them."""
+    """Hash the kernels' sources, to compare a built library with the tree."""
     digest = hashlib.sha256()
     shared = [ROOT / name for name in KERNELS_INCLUDE]
     for path in (*sorted((ROOT / "csrc/cuda/kernels").iterdir()), *shared):
@@ -63,10 +63,10 @@ def kernels_digest() -> str:
 
 
 def architecture_flags() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``.
+    """Return nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``.
 
-    The kernels use what every architecture from 8.0 on has: one PTX is what the machine code of each is made
-    from, what +PTX adds to the library, and what the tests execute.
+    The kernels use only features that every architecture from 8.0 on has. So the machine code of each
+    architecture is compiled from one PTX. +PTX adds the same PTX to the library, and the tests execute it.
     """
     codes = []
     for item in (os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
@@ -79,10 +79,10 @@ def architecture_flags() -> list[str]:
 
 
 def build_native(decision: Decision) -> type[build_ext]:
-    """The command that builds what was decided."""
+    """Return the setuptools command that builds a decision's library."""
 
     class BuildNative(build_ext):
-        """One library of operators, loaded by ``torch.ops.load_library``: it needs nothing from Python."""
+        """The build of one operator library. ``torch.ops.load_library`` loads it; it does not link Python."""
 
         def get_ext_filename(self, fullname: str) -> str:
             return str(Path(*fullname.split("."))) + ".abi3.so"
@@ -98,7 +98,7 @@ def build_native(decision: Decision) -> type[build_ext]:
 
 
 def build_library(decision: Decision) -> str:
-    """Compile what has changed, and link it; the library's path."""
+    """Compile the changed sources, link the library and return its path."""
     torch = find_torch()
     if torch is None:
         stop("torch >= 2.10 is needed for the native library: install it first, or build with isolation")
@@ -116,10 +116,10 @@ def build_library(decision: Decision) -> str:
 
 
 def compilers_of(decision: Decision, headers: str, torch: str) -> dict[str, Compiler]:
-    """The compilers of a decision, by the suffix of their sources, for a version of torch and its headers."""
+    """Return the compilers of a decision by source suffix, for a version of torch and its headers."""
     if decision.compiler is None:
         raise ValueError(f"nothing is compiled: {decision.reason}")
-    # -isystem: warnings are for our own sources. Objects name the same files wherever torch lies.
+    # -isystem: no warnings from torch's headers. The prefix map makes objects independent of torch's folder.
     system = ["-isystem", headers, f"-ffile-prefix-map={headers}=include"]
     command = [*decision.compiler, *COMPILE_FLAGS, *environment_flags("CXXFLAGS"), "-c"]
     version = f"{compiler_version(decision.compiler)} {environment_facts('CPATH', 'CPLUS_INCLUDE_PATH')}"
@@ -136,10 +136,12 @@ def compilers_of(decision: Decision, headers: str, torch: str) -> dict[str, Comp
 
 
 def link(decision: Decision, build: Build, objects: list[str], torch: str) -> str:
-    """One shared library of all objects; CUDA's runtime goes in statically, so that it loads without CUDA.
+    """Add the shared library of all objects and return its path.
+
+    CUDA's runtime is linked statically, so that the library loads on a machine without CUDA.
 
     Args:
-        torch: the folder of torch's libraries.
+        torch: folder of torch's libraries.
     """
     libraries = [f"-L{torch}", "-ltorch_cpu"]
     if decision.nvcc:
@@ -149,16 +151,16 @@ def link(decision: Decision, build: Build, objects: list[str], torch: str) -> st
 
 
 def toolkit_flags(decision: Decision, name: str) -> list[str]:
-    """The toolkit's own INCLUDES or LIBRARIES, as nvcc gives them: nvcc may be a wrapper, or lie anywhere."""
+    """Return the toolkit's INCLUDES or LIBRARIES as nvcc prints them: nvcc may be a wrapper in any folder."""
     result = subprocess.run(
         [*(decision.nvcc or ()), "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
     )
-    found = [line for line in result.stderr.splitlines() if line.startswith(f"#$ {name}=")]
-    if not found:
-        stop(f"nvcc --dryrun does not tell its {name}: {result.stderr}")
-    return shlex.split(found[0].partition("=")[2])
+    lines = [line for line in result.stderr.splitlines() if line.startswith(f"#$ {name}=")]
+    if not lines:
+        stop(f"nvcc --dryrun does not print its {name}: {result.stderr}")
+    return shlex.split(lines[0].partition("=")[2])
 
 
 def environment_flags(name: str) -> list[str]:
-    """Flags that the packager's environment adds."""
+    """Return the flags that an environment variable adds."""
     return shlex.split(os.environ.get(name, ""))

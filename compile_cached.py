@@ -1,9 +1,10 @@
-"""Runs one compiler for ninja, or takes what it would make from a cache outside the tree.
+"""Run one compiler for ninja, or take its output from a cache outside the tree.
 
-``compile_cached.py VERSION OUTPUT SYSTEM -- COMMAND`` runs COMMAND and the words of SYSTEM: folders of
-headers that VERSION stands for. The cache is the folder KRADAGRAD_CACHE; unset or empty, there is none. An
-entry is found by VERSION, COMMAND and the contents of every file that the compiler read last time, so that a
-fresh clone finds what another has compiled. Nothing depends on it: what is missing or damaged is compiled.
+``compile_cached.py VERSION OUTPUT SYSTEM -- COMMAND`` runs COMMAND with the words of SYSTEM appended. SYSTEM
+names folders of headers, and VERSION stands for their contents. The cache is in the folder KRADAGRAD_CACHE;
+if the variable is unset or empty, there is no cache. The key of an entry is VERSION, COMMAND and the contents
+of every file that the compiler read last time, so clones share their entries. The build does not depend on
+the cache: an output whose entry is missing or damaged is compiled.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ MOST_BYTES = 2 * 1024**3
 
 
 def cache_folder(kind: str = "compiled") -> Path | None:
-    """Where files of a kind are kept outside the tree, or None."""
+    """Return the cache folder for files of a kind, outside the tree; None without a cache."""
     named = os.environ.get("KRADAGRAD_CACHE")
     return Path(named).expanduser() / kind if named else None
 
 
 def fetch(entry: Path) -> bytes | None:
-    """The content of an entry; None where there is none, or where it is not what was stored."""
+    """Return the content of an entry; None if the entry is missing or damaged."""
     try:
         stored = entry.read_bytes()
-        os.utime(entry)  # what is used stays
+        os.utime(entry)  # so that prune keeps entries in use
     except OSError:
         return None
     digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
@@ -41,7 +42,7 @@ def fetch(entry: Path) -> bytes | None:
 
 
 def store(entry: Path, content: bytes) -> None:
-    """Write an entry; other processes see all of it or nothing."""
+    """Write an entry atomically: other processes see all of it or nothing."""
     partial = entry.with_name(f"{entry.name}.{os.getpid()}")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +53,9 @@ def store(entry: Path, content: bytes) -> None:
 
 
 def prune() -> None:
-    """Remove what was not used for 30 days, and the oldest beyond 2 GiB, of each kind.
+    """Remove, for each kind, entries unused for 30 days and the oldest beyond 2 GiB.
 
-    Triton has a folder for each of its results, and the day that counts is the one when it was written.
+    Triton has a folder per result; the age of a folder counts from the time when it was written.
     """
     for folder in (cache_folder("compiled"), cache_folder("triton")):
         entries = []
@@ -70,7 +71,7 @@ def prune() -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, which another process may be removing."""
+    """Remove a file or a folder that another process may remove at the same time."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -78,12 +79,12 @@ def remove(path: Path) -> None:
 
 
 def key(*parts: bytes) -> str:
-    """A hash of several texts."""
+    """Hash several texts."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def key_of_contents(command_key: str, read: list[str]) -> str | None:
-    """The key of a compiler's output, from all files that it reads; None where one is gone."""
+    """Return the key of a compiler's output, from all files that it reads; None if a file is missing."""
     try:
         contents = [Path(name).read_bytes() for name in read]
     except OSError:
@@ -92,7 +93,7 @@ def key_of_contents(command_key: str, read: list[str]) -> str | None:
 
 
 def take(folder: Path, command_key: str, output: Path) -> list[str] | None:
-    """Take an output from the cache; the files that it was made from, or None."""
+    """Copy an output from the cache and return the files that it was made from; None without an entry."""
     names = fetch(folder / f"{command_key}.read")
     if names is None:
         return None
@@ -108,7 +109,7 @@ def take(folder: Path, command_key: str, output: Path) -> list[str] | None:
 
 
 def keep(folder: Path, command_key: str, output: Path, read: list[str]) -> None:
-    """Put an output into the cache."""
+    """Store an output in the cache."""
     contents_key = key_of_contents(command_key, read)
     if contents_key:
         store(folder / contents_key, output.read_bytes())
@@ -116,16 +117,16 @@ def keep(folder: Path, command_key: str, output: Path, read: list[str]) -> None:
 
 
 def compile_file(command: list[str], output: Path) -> list[str]:
-    """Run the compiler; the files that it read, without headers of the system. Exits where it fails."""
+    """Run the compiler and return the files that it read, except system headers. Exit if it fails."""
     partial = output.with_name(f"{output.name}.{os.getpid()}")
     dependencies = partial.with_name(f"{partial.name}.d")
     environment = dict(os.environ)
     if Path("/proc/self/cwd").exists():
-        # nvcc writes absolute names of sources into line tables; so they are the same in every clone.
+        # nvcc writes absolute names of sources into line tables; this makes them equal in every clone.
         environment["PWD"] = "/proc/self/cwd"
-    made = ["-MMD", "-MF", str(dependencies), "-o", str(partial)]
+    outputs = ["-MMD", "-MF", str(dependencies), "-o", str(partial)]
     try:
-        done = subprocess.run([*command, *made], env=environment)
+        done = subprocess.run([*command, *outputs], env=environment)
         if done.returncode:
             sys.exit(done.returncode)
         rule = dependencies.read_text()
@@ -137,14 +138,14 @@ def compile_file(command: list[str], output: Path) -> list[str]:
 
 
 def main(version: str, target: str, system: str, command: list[str]) -> None:
-    """Make the target, and the dependencies that ninja reads beside it."""
+    """Make the target and, beside it, the file of dependencies that ninja reads."""
     output, folder = Path(target), cache_folder()
     command_key = key(version.encode(), shlex.join(command).encode())
     read = take(folder, command_key, output) if folder else None
     if read is None:
         start = time.time()
         read = compile_file([*command, *shlex.split(system)], output)
-        # A file that was edited meanwhile may not be what was compiled.
+        # The compiler may have read an earlier version of a file that was edited meanwhile.
         if folder and all(Path(name).stat().st_mtime < start for name in read):
             keep(folder, command_key, output, read)
     names = [name.replace(" ", "\\ ") for name in read]

@@ -1,4 +1,4 @@
-"""Builds by ninja: which command makes which file, for the native library and for what the tests compile."""
+"""Builds by ninja: the command of every output file, for the native library and for programs of the tests."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import compile_cached
 
 ROOT = Path(__file__).resolve().parent
 PROGRESS = "[%f/%t, %es] "
-"""Commands finished, of how many, and seconds since the start; a line for each command that has finished."""
+"""Finished commands, all commands and seconds since the start; ninja prints a line per finished command."""
 
 GIB = 1024**3
 
 
 class BuildError(RuntimeError):
-    """What ended a build."""
+    """An error that ended a build."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A command that makes one file of a source.
+    """A command that makes one output file from one source.
 
     Args:
-        name: a word, shown beside every file.
-        system: flags for folders of headers outside the tree; ``version`` stands for what these contain.
-        version: whatever else the results depend on, such as the compiler's own version.
-        memory: the most bytes that one command takes.
+        name: a word, printed before every file.
+        system: flags for folders of headers outside the tree; ``version`` stands for their contents.
+        version: everything else that the output depends on, such as the version of the compiler.
+        memory: maximum bytes that one command uses.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Compiler:
 
 
 def environment_facts(*names: str) -> str:
-    """Variables that compilers read themselves."""
+    """Return the environment variables of these names that are set, as one text."""
     return " ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
 
 
 class Build:
-    """A build.ninja in a folder below the root, from where all commands run.
+    """A build.ninja in a folder below the root; all commands run from the root.
 
-    ninja keeps there what it knows of earlier runs: a file is made again after a change of its command, or of
-    one of the files that its compiler read, and if the command that made it did not end.
+    ninja records its runs in that folder. It remakes a file after a change of its command or of a file that
+    its compiler read, and if the command that made it did not finish.
     """
 
     def __init__(self, folder: Path, root: Path = ROOT) -> None:
@@ -63,7 +63,7 @@ class Build:
         self._edges: list[str] = []
 
     def compile(self, compiler: Compiler, source: Path | str, output: str) -> str:
-        """Add a file that a compiler makes of a source, in the build's folder."""
+        """Add the output of a compiler for a source, in the build's folder, and return its path."""
         version = compile_cached.key(compiler.version.encode())
         words = [*map(quoted, [sys.executable, str(ROOT / "compile_cached.py"), version]), "$out"]
         words += [*map(quoted, [shlex.join(compiler.system), "--", *compiler.command]), "$in"]
@@ -76,7 +76,7 @@ class Build:
     def link(
         self, command: Sequence[str], objects: Sequence[str], libraries: Sequence[str], output: str
     ) -> str:
-        """Add a shared library."""
+        """Add a shared library and return its path."""
         words = [*map(quoted, command), "-shared", "$in", "-o", "$out", *map(quoted, libraries)]
         lines = [f"  command = {' '.join(words)}", "  description = LINK $out"]
         self._rules["LINK"] = ["rule LINK", *lines]
@@ -88,15 +88,15 @@ class Build:
         return path
 
     def run(self, show: bool = False) -> None:
-        """Make what is not up to date; one process at a time.
+        """Make all outputs that are out of date; one process at a time.
 
         Args:
-            show: print progress and what compilers say, which is otherwise part of the error.
+            show: print progress and the compilers' messages, which are otherwise part of the error.
 
         Raises:
             BuildError: a command failed.
         """
-        import fcntl  # which Windows lacks, where this file is only imported
+        import fcntl  # not on Windows, where this file is only imported
 
         self.folder.mkdir(parents=True, exist_ok=True)
         rules = [line for rule in self._rules.values() for line in rule]
@@ -110,23 +110,23 @@ class Build:
                 path.write_text(text)
             done = subprocess.run(command, cwd=self.root, env=environment, capture_output=not show, text=True)
         if done.returncode:
-            said = ", see above" if show else f":\n{done.stdout}{done.stderr}"
-            raise BuildError(f"{shlex.join(command)} failed{said}")
+            output = ", see above" if show else f":\n{done.stdout}{done.stderr}"
+            raise BuildError(f"{shlex.join(command)} failed{output}")
         compile_cached.prune()
 
 
 def escaped(path: str) -> str:
-    """A path in a build statement."""
+    """Escape a path for a build statement."""
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def quoted(word: str) -> str:
-    """A word of a command, which a shell reads."""
+    """Quote a word of a command, which a shell reads."""
     return shlex.quote(word).replace("$", "$$")
 
 
 def jobs(memory: int = 0) -> int:
-    """How many commands may run at once: MAX_JOBS, or what cores, and the memory of each, allow."""
+    """Return how many commands may run at once: MAX_JOBS, or the limit by cores and memory per command."""
     named = os.environ.get("MAX_JOBS")
     if named:
         if not named.isdecimal() or int(named) < 1:
@@ -137,19 +137,19 @@ def jobs(memory: int = 0) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that processes can take without swapping; where no file tells, as many as anybody needs."""
+    """Return the bytes that processes can use without swapping; 1 TiB if /proc/meminfo does not exist."""
     path = Path("/proc/meminfo")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.exists() else None
-    return int(found[1]) * 1024 if found else 1024 * GIB
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", path.read_text(), re.MULTILINE) if path.exists() else None
+    return int(match[1]) * 1024 if match else 1024 * GIB
 
 
 def find_ninja() -> str:
-    """The ninja of PyPI's package, else one on PATH."""
+    """Return the path of the ninja in PyPI's package, else of one on PATH."""
     if importlib.util.find_spec("ninja"):
         import ninja
 
         return str(Path(ninja.BIN_DIR, "ninja"))
-    found = shutil.which("ninja")
-    if found is None:
+    path = shutil.which("ninja")
+    if path is None:
         raise BuildError("no ninja found: pip install ninja")
-    return found
+    return path

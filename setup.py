@@ -1,4 +1,4 @@
-"""The native library and where the packages lie; build_backend.py decides what is built."""
+"""Setuptools configuration: packages and native library. build_backend.py decides what is built."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECISION = decide()
 
 
 class BuildPython(build_py):
-    """The Python files, and a record of what was built, which the installed package reads."""
+    """The command that copies the Python files and writes the record of the build that the package reads."""
 
     def run(self) -> None:
         super().run()
@@ -33,14 +33,14 @@ class BuildPython(build_py):
                 record["kernels"] = kernels_digest()
         else:
             self.warn(f"installing kradagrad_ext without its native library: {DECISION.reason}")
-            (folder / LIBRARY).unlink(missing_ok=True)  # that an earlier editable install left
+            (folder / LIBRARY).unlink(missing_ok=True)  # of an earlier editable install
         (folder / BUILD_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 native = Extension("kradagrad_ext._native", [str(path) for path in sources(DECISION)], py_limited_api=True)
 
 setup(
-    # PyPI has a distribution named triton_kernels: ours is installed inside the package.
+    # PyPI has a distribution named triton_kernels, so this one is installed inside the package.
     packages=[*find_packages(include=["kradagrad_ext", "kradagrad_ext.*"]), "kradagrad_ext.triton_kernels"],
     package_dir={"kradagrad_ext.triton_kernels": "triton_kernels"},
     package_data={

@@ -33,11 +33,11 @@ def make_case(dtype: str) -> Case:
         writes=("momenta", "second_moments", "graft_norms"),
         shape=SHAPE,
         blocks=len(grads),
-        # Both moments read and written, the gradient read.
+        # Both moments are read and written, the gradient is read.
         bytes=LAYER_ELEMENTS * (4 * 4 + grads[0].element_size()),
         bound=1e-5,
         dtype=dtype,
-        canonical=lambda results: [*results[:-1], results[-1].sum()[None]],  # of all spans
+        canonical=lambda results: [*results[:-1], results[-1].sum()[None]],  # the sum over all spans
     )
 
 

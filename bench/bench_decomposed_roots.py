@@ -21,7 +21,7 @@ def make_case(side: int) -> Case:
         shape=f"{side}x{side}",
         blocks=BLOCKS[side],
         bound=1e-5,
-        canonical=lambda results: results[:1],  # residuals are rounding
+        canonical=lambda results: results[:1],  # residuals are only rounding errors
     )
 
 

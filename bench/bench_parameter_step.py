@@ -33,7 +33,7 @@ def make_case(dtype: str) -> Case:
         writes=("params",),
         shape=SHAPE,
         blocks=len(momenta),
-        # The update read, the parameter read and written: the graft itself is needed only where c3 is bad.
+        # The update is read, the parameter read and written. The graft is needed only where c3 is not finite.
         bytes=LAYER_ELEMENTS * (4 + 2 * size),
         bound=1e-5 if dtype == "float32" else 4e-3,
         dtype=dtype,

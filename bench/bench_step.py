@@ -1,12 +1,12 @@
 """Whole optimizer steps against rivals, and the table of bounds.
 
-    python bench/bench_step.py                     # everything, a few minutes
+    python bench/bench_step.py                     # all parts, a few minutes
     python bench/bench_step.py --only race         # race, shares, scaling, memory, build
     python bench/bench_step.py --layers 2 --whole-dims
 
-Work: the matrices of a GPT-2 layer, float32, blocks of 256, roots every 10 steps, 20 steps after 10 of
-warm-up, roots included. Prints the steps' times and the bounds, appends all to the CSV. The exit status says
-nothing about speed.
+Work: the matrices of a GPT-2 layer, float32, blocks of 256, roots every 10 steps; 20 steps after 10 steps of
+warm-up, roots included. The script prints the steps' times and the bounds, and appends all rows to the CSV.
+The exit status does not depend on speed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MATRIX_RIVALS = ("ScalableShampoo", "SOAP whole dims", "SOAP blocks", "KL-SOAP b
 
 
 def race_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """Every optimizer in turn on the same gradients."""
+    """Time every optimizer in turn on the same gradients."""
     for backend in usable_backends():
         print(f"KrADagrad on {backend}: {verify_steps(backend):.1e} from float64 after a dozen steps")
     contenders = [*ours(), published(), *matrix_rivals(options.whole_dims), *baselines()]
@@ -58,7 +58,7 @@ def race_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
 
 
 def race_bounds(raced: dict[str, Contender]) -> list[Bound]:
-    """The ratios of the table that come out of the race."""
+    """Return the bounds whose ratios come from the race."""
     backend = usable_backends()[0]
     mean = {label: contender.mean for label, contender in raced.items()}
     loop = mean["published formulas (plain loop)"]
@@ -89,7 +89,7 @@ def median(values: list[float]) -> float:
 
 
 def shares_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """`kron_step_` against the machine's own product rate, interleaved with it, by least flops."""
+    """Compare `kron_step_`, by its least flops, with the machine's rate of matrix products, interleaved."""
     backend = usable_backends()[0]
     bounds, rows = [], []
     for side in SIDES:
@@ -125,7 +125,7 @@ def shares_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
 
 
 def scaling_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """One layer against two, in turn."""
+    """Time one layer against two, in turn."""
     backend = usable_backends()[0]
     one, two = kradagrad("default", backend), kradagrad("default", backend)
     two.layers = 2
@@ -134,7 +134,7 @@ def scaling_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
 
 
 def memory_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """Peaks of a step; all blocks of a GPT-2 layer have one shape, so the largest group is the layer."""
+    """Measure peaks of a step. A GPT-2 layer's blocks have one shape, so the largest group is the layer."""
     backend = usable_backends()[0]
     contender = kradagrad("default", backend)
     measured: dict[str, Memory | None] = {
@@ -156,7 +156,7 @@ def memory_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
 
 
 def build_part(options: argparse.Namespace) -> tuple[list[Bound], list[Row]]:
-    """The extension from the committed sources."""
+    """Time the build of the extension from the committed sources."""
     seconds = build_seconds()
     row = Row("build", "native", "", "", 0, "s", seconds or 0.0, seconds or 0.0, seconds or 0.0)
     return [Bound("build of the CPU extension", 90, seconds, unit=" s")], [row] if seconds else []
@@ -177,7 +177,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1, help="GPT-2 layers of the race")
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--whole-dims", action="store_true", help="heavyball's SOAP on whole dims as well")
+    parser.add_argument(
+        "--whole-dims", action="store_true", help="run heavyball's SOAP on whole dims as well"
+    )
     options = parser.parse_args()
     print(f"{git_sha()}; {machine()}; {versions()}; backends: {', '.join(usable_backends())}")
     torch.manual_seed(0)

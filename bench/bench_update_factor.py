@@ -13,7 +13,7 @@ from op_case import Arguments, Case
 from workload import gradient
 
 WIDE = (64, 576, 64)
-"""d, k and N of a 3 x 3 convolution with 64 channels on each side, cut into blocks of 64."""
+"""d, k and N of a 3 x 3 convolution with 64 input and 64 output channels, cut into blocks of 64."""
 
 
 def square_arguments(side: int) -> Arguments:

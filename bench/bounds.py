@@ -1,4 +1,4 @@
-"""The bounds that the project sets itself on a CPU, and a table of how a run meets them."""
+"""The project's performance bounds on a CPU, and a table of a run's measurements against them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bound:
-    """One line of the table; `measured` is None where this run could not tell."""
+    """One line of the table; `measured` is None if this run could not measure it."""
 
     measure: str
     limit: float
@@ -33,6 +33,6 @@ class Bound:
 
 
 def table(bounds: list[Bound]) -> str:
-    """Markdown."""
+    """Return the bounds as a Markdown table."""
     head = "| measure | bound | measured | |\n|---|---|---|---|"
     return "\n".join([head, *(bound.line() for bound in bounds)])

@@ -1,4 +1,4 @@
-"""Time to build the package from a clean checkout of the committed sources, and after changes of it."""
+"""Time the build of the package from a clean checkout of the committed sources, and after changes to it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CHANGES = {
     "every operator's header": "csrc/checks.h",
     "nothing, again": None,
 }
-"""A comment is added to the file of each, one after the other."""
+"""The changes in order; each appends a comment to its file."""
 LIBRARY = "import build_backend, build_native; build_native.build_library(build_backend.decide())"
 SDIST = "import build_backend; build_backend.build_sdist('dist')"
 
 
 def build_seconds() -> float | None:
-    """Seconds of building a wheel for the CPU from the committed sources; None outside a checkout."""
+    """Return the seconds to build a CPU wheel from the committed sources; None outside a checkout."""
     if not (REPOSITORY / ".git").exists():
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -35,13 +35,13 @@ def build_seconds() -> float | None:
 
 
 def wheel_command(folder: str) -> list[str]:
-    """What makes a wheel of the sources in the current folder."""
+    """Return the command that makes a wheel of the sources in the current folder."""
     options = ["--no-build-isolation", "--no-deps", "--wheel-dir", folder]
     return [sys.executable, "-m", "pip", "wheel", *options, "."]
 
 
 def checkout(folder: Path) -> Path:
-    """The committed sources."""
+    """Extract the committed sources and return their folder."""
     archive, sources = folder / "sources.tar", folder / "checkout"
     subprocess.run(["git", "archive", "-o", archive, "HEAD"], cwd=REPOSITORY, check=True)
     with tarfile.open(archive) as packed:
@@ -50,7 +50,7 @@ def checkout(folder: Path) -> Path:
 
 
 def unpacked_sdist(sources: Path) -> Path:
-    """The sources of a source distribution."""
+    """Make a source distribution, extract it and return its folder."""
     seconds_of([sys.executable, "-c", SDIST], sources, "none")
     (archive,) = (sources / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as packed:
@@ -59,10 +59,10 @@ def unpacked_sdist(sources: Path) -> Path:
 
 
 def seconds_of(command: list[str], sources: Path, build: str) -> float:
-    """Seconds that a command takes, without the cache of compiled files.
+    """Return the seconds that a command takes, without the cache of compiled files.
 
     Raises:
-        RuntimeError: it failed; the message ends with what it printed last.
+        RuntimeError: it failed; the message ends with its last output.
     """
     environment = dict(os.environ, KRADAGRAD_BUILD=build, KRADAGRAD_CACHE="")
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def seconds_of(command: list[str], sources: Path, build: str) -> float:
 
 
 def report(build: str, sdist: bool) -> None:
-    """Print the time of the library alone after each change, and of a whole wheel."""
+    """Print the build time of the library alone after each change, and of a complete wheel."""
     with tempfile.TemporaryDirectory() as folder:
         sources = checkout(Path(folder))
         if sdist:
@@ -94,6 +94,8 @@ def report(build: str, sdist: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build", choices=("cpu", "cuda"), default="cpu", help="KRADAGRAD_BUILD")
-    parser.add_argument("--sdist", action="store_true", help="from a source distribution, not the checkout")
+    parser.add_argument(
+        "--sdist", action="store_true", help="build from a source distribution instead of the checkout"
+    )
     options = parser.parse_args()
     report(options.build, options.sdist)

@@ -1,7 +1,7 @@
-"""Measuring, verifying and recording: what every bench shares.
+"""Measurement, verification and recording, shared by all benches.
 
 A result is verified against the float64 reference before it is timed. Times come from interleaved repeats
-after a warm-up and are told by their 20th, 50th and 80th percentile; each run appends rows to one tidy CSV.
+after a warm-up; the 20th, 50th and 80th percentile are reported. Each run appends rows to one tidy CSV.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CIRCUMSTANCES = ("git_sha", "machine", "versions", "date")
 
 @dataclass(frozen=True)
 class Row:
-    """One measured quantity of one op: its percentiles, and what was measured."""
+    """One measured quantity of one op: its percentiles and a description of the measurement."""
 
     op: str
     backend: str
@@ -46,7 +46,7 @@ class Row:
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile, by linear interpolation."""
+    """Return the 20th, 50th and 80th percentile, by linear interpolation."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     cuts = statistics.quantiles(values, n=10, method="inclusive")
@@ -65,10 +65,10 @@ def interleave(
     warmup: int = 2,
     prepare: Callable[[str], object] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of every call, all of them once a round, each round starting with another one.
+    """Return the seconds of every call. A round times all calls once; each round starts with another call.
 
     Args:
-        calls: what to time, by name.  repeats, warmup: timed and untimed rounds.
+        calls: functions to time, by name.  repeats, warmup: timed and untimed rounds.
         prepare: called with the name before each call, outside the time.
     """
     names = list(calls)
@@ -85,7 +85,7 @@ def interleave(
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
-    """|got - want|_F / |want|_F in float64; infinite where `got` is not finite."""
+    """Return |got - want|_F / |want|_F in float64; infinite if `got` is not finite."""
     got, want = got.detach().double(), want.detach().double()
     if got.shape != want.shape or not torch.isfinite(got).all():
         return float("inf")
@@ -93,7 +93,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def verify(name: str, got: Tensor, want: Tensor, bound: float) -> float:
-    """The relative error of `got`.
+    """Check the relative error of `got` against a bound and return it.
 
     Raises:
         RuntimeError: the error exceeds `bound`; a wrong result must not be timed.
@@ -107,7 +107,7 @@ def verify(name: str, got: Tensor, want: Tensor, bound: float) -> float:
 
 
 class MatmulRate:
-    """The machine's own float32 matrix-product rate: `torch.mm` of two square matrices."""
+    """`torch.mm` of two square float32 matrices, to measure the machine's rate of matrix products."""
 
     def __init__(self, size: int = 2048) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -121,20 +121,20 @@ class MatmulRate:
 
 @cache
 def matmul_rate() -> float:
-    """flop/s of a 2048 float32 product, the best of a few rounds of a process."""
+    """Return the flop/s of a float32 product of size 2048: the best of nine rounds, once per process."""
     product = MatmulRate()
     return product.flops / min(interleave({"mm": product}, repeats=9)["mm"])
 
 
 def usable_backends() -> list[str]:
-    """Names of the backends that run on the CPU here."""
+    """Return the names of the backends that run on the CPU here."""
     reasons = available_backends(torch.device("cpu"))
     return [name for name, reason in reasons.items() if reason is None]
 
 
 @cache
 def git_sha() -> str:
-    """The short commit at the first call, with a + where the tree has changes beside bench/results."""
+    """Return the short commit at the first call, with a + if the tree has changes outside bench/results."""
     commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
     try:
         sha, changes = (
@@ -149,7 +149,7 @@ def git_sha() -> str:
 
 
 def machine() -> str:
-    """CPU model and the cores this process may use."""
+    """Return the CPU model, the cores that this process may use and torch's threads."""
     model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -161,17 +161,17 @@ def machine() -> str:
 
 def versions() -> str:
     packages = ("torch", "kradagrad-ext", "pytorch_optimizer", "heavyball")
-    found = [f"python {platform.python_version()}"]
+    installed = [f"python {platform.python_version()}"]
     for package in packages:
         try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
+            installed.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    return "; ".join(found)
+    return "; ".join(installed)
 
 
 def append_rows(rows: Iterable[Row], path: Path = RESULTS) -> None:
-    """Appends the rows with the circumstances of this run; the header goes into a new file."""
+    """Append the rows with the circumstances of this run; write the header into a new file."""
     circumstances = (
         git_sha(),
         machine(),

@@ -18,14 +18,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Backends vary fastest, so that they share a case and its float64 result."""
+    """Let the backend vary fastest, so that all backends share a case and its float64 result."""
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", usable_backends())
 
 
 @pytest.fixture
 def time_op(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[[Case, str], None]:
-    """Verifies a case on a backend, times it and keeps the rows for the CSV."""
+    """Return a function that verifies a case on a backend, times it and keeps the rows for the CSV."""
     if benchmark.disabled:
         pytest.skip("benchmarks are disabled")
 

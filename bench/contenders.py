@@ -1,4 +1,4 @@
-"""Optimizers side by side: the same gradients, one step each in turn, in one process."""
+"""Comparison of optimizers: the same gradients, one step each in turn, in one process."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BLOCK = 256
 
 @dataclass
 class Contender:
-    """One optimizer on parameters of its own.
+    """One optimizer with a private copy of the parameters.
 
     Attributes:
-        name: of the optimizer.  implementation: the backend, or the package it comes from.
-        factory: makes it from parameters.  layers: GPT-2 layers whose matrices it trains.
-        extra_warmup: steps more than the others take before the race, a multiple of `ROOT_EVERY`; for
-            those that compile themselves on first use.
+        name: the optimizer's name.  implementation: its backend, or the package that it comes from.
+        factory: makes the optimizer from parameters.  layers: GPT-2 layers whose matrices it trains.
+        extra_warmup: additional steps before the race, a multiple of `ROOT_EVERY`; for optimizers that
+            compile on first use.
         profiled: time the matrix work inside the step as well, for `outside`.
-        seconds: of each timed step.  outside: of each, without its matrix products and roots.
+        seconds: time of each timed step.  outside: the same without matrix products and roots.
     """
 
     name: str
@@ -54,15 +54,15 @@ class Contender:
         self.optimizer = self.factory(self.params)
 
     def finish(self) -> None:
-        """Drops the optimizer and its state. Raises RuntimeError if a parameter is not finite."""
+        """Drop the optimizer and its state. Raise RuntimeError if a parameter is not finite."""
         if not all(torch.isfinite(p).all() for p in self.params):
             raise RuntimeError(f"{self.label}: parameters are not finite after the timed steps")
         del self.params, self.optimizer
 
     def step(self, grads: Sequence[Tensor], record: bool) -> None:
-        """One step on the first of the gradients, its time kept if `record`.
+        """Take one step on the first of the gradients and keep its time if `record`.
 
-        Gradients are copied: some optimizers write into them.
+        Gradients are copied, because some optimizers write into them.
         """
         for param, grad in zip(self.params, grads[: len(self.params)], strict=True):
             param.grad = grad.clone()
@@ -84,7 +84,7 @@ class Contender:
         return self.layers * LAYER_ELEMENTS // BLOCK**2
 
     def rows(self) -> list[Row]:
-        """Milliseconds of a step, and their mean with the spread over windows of one root period."""
+        """Return rows of a step's milliseconds and of their mean, with its spread over root periods."""
         windows = [self.seconds[i : i + ROOT_EVERY] for i in range(len(self.seconds) - ROOT_EVERY + 1)]
         fast, _, slow = percentiles([sum(window) / ROOT_EVERY for window in windows])
         where = (
@@ -102,9 +102,9 @@ class Contender:
 
 @contextmanager
 def matrix_work_timed(backend_name: str, inside: list[float]) -> Iterator[None]:
-    """Appends the seconds of every factor update, product and refresh of roots to `inside`."""
+    """Append the seconds of every factor update, product and refresh of roots to `inside`."""
     backend = resolve(backend_name, torch.device("cpu"), torch.float32)
-    # A refresh calls the backend's decompositions, which are not listed, so nothing is counted twice.
+    # A refresh calls the backend's decompositions, which are not in this list, so nothing is counted twice.
     targets = [(backend, "kron_step_"), (backend, "update_factor_"), (roots, "refresh_")]
     with ExitStack() as patches:
         for owner, name in targets:
@@ -123,9 +123,9 @@ def timed(function: Callable[..., object], inside: list[float]) -> Callable[...,
 
 
 def race(contenders: Sequence[Contender], warmup: int, steps: int) -> None:
-    """Steps all contenders in turn and fills in their times.
+    """Step all contenders in turn and record their times.
 
-    At every step each takes the same gradients, and another one goes first.
+    In every step all contenders get the same gradients, and another contender is first.
     """
     layers = max(contender.layers for contender in contenders)
     for contender in contenders:

@@ -12,13 +12,13 @@ SHAPE = "gpt2-layer"
 
 
 def moments() -> tuple[list[Tensor], list[Tensor]]:
-    """First and second moment of a run's middle, float32."""
+    """Return first and second moments as in the middle of a run, float32."""
     first = gradients(1, 1)
     return first, [0.5 * tensor.square() + 1e-7 for tensor in gradients(1, 2)]
 
 
 def coefficients(count: int) -> Tensor:
-    """c0 to c9 of the adam graft after a dozen steps, ``[P, 10]``; weight decay is decoupled."""
+    """Return c0 to c9 of the adam graft after a dozen steps, ``[P, 10]``; weight decay is decoupled."""
     return torch.tensor([1.4, 9.0, 1e-11, 0.8, 1.0, 10.0, 12.0, 0.0, 0.0, 0.01]).repeat(count, 1)
 
 

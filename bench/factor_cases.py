@@ -16,21 +16,21 @@ RECIPES = {
     "products kl": dict(method="products", refine=2, coupled=True),
 }
 PARAMETERS = ((1024, 1024), (1024, 1024))
-"""Cut into blocks of any of the sides timed, without a rest."""
+"""Parameter shapes that are multiples of every timed block size."""
 
 
 def spd(blocks: int, side: int, seed: int) -> Tensor:
-    """Symmetric positive definite matrices with eigenvalues from 0.01 to about 1, ``[N, d, d]``."""
+    """Return symmetric positive definite matrices with eigenvalues from 0.01 to about 1, ``[N, d, d]``."""
     source = torch.Generator().manual_seed(seed)
     square = torch.randn(blocks, side, side, generator=source)
     return (square @ square.mT) / (4 * side) + 0.01 * torch.eye(side)
 
 
 def side_of_a_run(blocks: int, d: int, k: int, rms: float, seed: int) -> Side:
-    """A side in the middle of a run: F upper triangular, F F^T near the inverse of k rms^2 I, roots near I.
+    """Make a side as in the middle of a run: F upper triangular, F F^T near (k rms^2 I)^-1, roots near I.
 
     Args:
-        k: columns of the unfoldings.  rms: of the gradients' entries.
+        k: columns of the unfoldings.  rms: root mean square of the gradients' entries.
     """
     root = spd(blocks, d, seed)
     factor = torch.linalg.cholesky(root).mT / (rms * k**0.5)
@@ -40,7 +40,7 @@ def side_of_a_run(blocks: int, d: int, k: int, rms: float, seed: int) -> Side:
 
 
 def matrix_block_group(side: int, parameters: tuple[tuple[int, int], ...] = PARAMETERS) -> BlockGroup:
-    """Square blocks of gradients of some parameters."""
+    """Return a group of square blocks of some parameters' gradients."""
     gradients = [gradient(shape, index, 0) for index, shape in enumerate(parameters)]
     directions = [gradient(shape, index, 1) for index, shape in enumerate(parameters)]
     blocks = sum(rows * columns for rows, columns in parameters) // side**2
@@ -55,11 +55,11 @@ def matrix_block_group(side: int, parameters: tuple[tuple[int, int], ...] = PARA
 
 
 def update_flops(d: int, k: int, recipe: str) -> float:
-    """Least flops of one factor's update from an unfolding ``[d, k]`` (docs/concepts.md).
+    """Return the least flops of one factor's update from an unfolding ``[d, k]`` (docs/concepts.md).
 
-    By Cholesky F is upper triangular: B takes d^2 k, H d^2 k, the factorisation and the new F d^3 / 3 each.
-    By products B takes 2 d^2 k, H d^2 k, the polynomial of refine 2 three symmetric products, F R 2 d^3.
-    Coupling takes a product with the other side's root.
+    Cholesky, F upper triangular: B takes d^2 k, H d^2 k, the factorisation and the new F d^3 / 3 each.
+    Products: B takes 2 d^2 k, H d^2 k, the polynomial of refine 2 three symmetric products, F R 2 d^3.
+    Coupling adds a product with the other side's root.
     """
     coupling = 2.0 * d * k * k if recipe.endswith("kl") else 0.0
     if recipe.startswith("cholesky"):
@@ -68,5 +68,5 @@ def update_flops(d: int, k: int, recipe: str) -> float:
 
 
 def product_flops(m: int, n: int) -> float:
-    """Flops of P_left D P_right for one block ``[m, n]``."""
+    """Return the flops of P_left D P_right for one block ``[m, n]``."""
     return 2.0 * m * n * (m + n)

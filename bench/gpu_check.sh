@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks and times every kernel on a machine with an NVIDIA GPU, in less than ten minutes and without a network.
+# Check and time every kernel on a machine with an NVIDIA GPU, in less than ten minutes and without a network.
 #
-#   make gpu-bundle && bash bench/gpu_check.sh        # the first half where there is a compiler, the second anywhere
+#   make gpu-bundle && bash bench/gpu_check.sh        # make needs a compiler, the script does not
 #   bash bench/gpu_check.sh --only 'native/accumulate*' --blocking --memcheck
 #   PYTHON=/path/to/python bash bench/gpu_check.sh    # another interpreter than the python3 that has torch
 #
-# docs/gpu-check.md says what it does and how to read the result; --help lists the options.
+# docs/gpu-check.md describes the check and its results; --help lists the options.
 set -euo pipefail
 bench=$(cd "$(dirname "$0")" && pwd)
 
@@ -13,7 +13,7 @@ has_torch() { command -v "$1" >/dev/null && "$1" -c 'import importlib.util as u,
 
 for python in ${PYTHON:-python3 python "$bench/../.venv/bin/python"}; do
   if has_torch "$python"; then
-    # Whatever the caller's folder, relative names in the options are of it.
+    # No cd: relative paths in the options refer to the caller's folder.
     export PYTHONUNBUFFERED=1 PYTHONPATH="$bench${PYTHONPATH:+:$PYTHONPATH}"
     exec "$python" -m gpu_check "$@"
   fi

@@ -1,6 +1,6 @@
-"""What the CUDA and Triton kernels move and multiply, counted by the PTX executor, and the least to move.
+"""Bytes and products of the CUDA and Triton kernels, counted by the PTX executor, and the least bytes.
 
-tests/test_cuda_budgets.py holds the counts to budgets, gpu_evidence.py lists them.
+tests/test_cuda_budgets.py compares the counts with budgets, gpu_evidence.py lists them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-import test_accumulate
-import test_parameter_step
 from cuda import binaries, toolchain
 from cuda.executor_backend import Executor
+from inputs import accumulate as accumulate_inputs
+from inputs import parameter_step as parameter_step_inputs
 from inputs import square_root
 
 from kradagrad_ext.backends.base import COEFFICIENTS
@@ -36,13 +36,13 @@ __all__ = [
     "binaries",
     "count",
     "toolchain",
-]  # and what gpu_evidence finds through here
+]  # with the names that gpu_evidence imports from here
 
 SECTOR = 32
 BLOCKS = 2
 NUMEL = 1 << 17
 REFINE = 2
-"""Of the steps' updates."""
+"""`refine` of the steps' updates."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Case:
     """A call to count.
 
     Attributes:
-        side: of a step's blocks, whose updates are coupled.
+        side: side of a step's blocks, whose updates are coupled; 0 for elementwise ops.
     """
 
     op: str
@@ -66,19 +66,19 @@ class Case:
 
 
 class Runner(Protocol):
-    """A backend whose kernels the executor runs: the CUDA kernels, or Triton's (tests/triton_ptx)."""
+    """A backend whose kernels run on the executor: CUDA kernels, or Triton's (tests/triton_ptx)."""
 
     launches: list[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
 class Count:
-    """Sums over the launches of a call, and what its tensors need at least, in bytes."""
+    """Sums over the launches of a call, and the least bytes that its tensors need."""
 
     kernels: tuple[str, ...]
     footprint: int  # distinct sectors of every launch
     requested: int  # sectors of every request of every warp
-    floor: int  # every tensor once for every read and write that the call cannot do without
+    floor: int  # every tensor once for every necessary read and write
     mma: int
     shared_loads: int  # warp instructions
     conflicts_of_loads: int  # wavefronts of shared loads beyond the ideal
@@ -91,39 +91,39 @@ def size(tensors: Sequence[Tensor]) -> int:
 
 
 def _kron_step(case: Case, executor: Runner) -> int:
-    """The floor is what the roofline takes a call to move."""
+    """Run a step; return as the floor the bytes that the roofline assumes for it."""
     rule = replace(square_root.RULE, method="products", refine=REFINE, precision=case.precision, coupled=True)
     group = square_root.group(BLOCKS, (case.side, case.side), view_dtype=case.dtype)
-    given = square_root.given([group], rule)
-    given.scales.fill_(1)
-    square_root.run(executor, given)
+    inputs = square_root.given([group], rule)
+    inputs.scales.fill_(1)
+    square_root.run(executor, inputs)
     call = Call(rule, grad=case.dtype.itemsize, direction=case.dtype.itemsize)
     return int(sum(cost.bytes for cost in step_costs([Blocks(BLOCKS, case.side, case.side)], call)))
 
 
-def _one_parameter(given: SimpleNamespace, kinds: dict[str, torch.dtype]) -> SimpleNamespace:
-    """An elementwise op's arguments with one parameter in place of their own."""
+def _one_parameter(inputs: SimpleNamespace, kinds: dict[str, torch.dtype]) -> SimpleNamespace:
+    """Replace the tensors of an elementwise op's arguments by those of one parameter."""
     for name, dtype in kinds.items():
-        setattr(given, name, [torch.rand(NUMEL).to(dtype)])
-    given.coefficients, given.active = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
-    return given
+        setattr(inputs, name, [torch.rand(NUMEL).to(dtype)])
+    inputs.coefficients, inputs.active = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
+    return inputs
 
 
 def _accumulate(case: Case, executor: Runner) -> int:
     kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
     kinds |= {"grads": case.dtype, "params": case.dtype}
-    given = _one_parameter(test_accumulate.inputs(case.dtype), kinds)
-    given.graft_norms = torch.zeros(spans_of(NUMEL))
-    test_accumulate.run(executor, given)
-    return size(given.grads) + 2 * size([*given.momenta, *given.second_moments])
+    inputs = _one_parameter(accumulate_inputs.make(case.dtype), kinds)
+    inputs.graft_norms = torch.zeros(spans_of(NUMEL))
+    accumulate_inputs.run(executor, inputs)
+    return size(inputs.grads) + 2 * size([*inputs.momenta, *inputs.second_moments])
 
 
 def _parameter_step(case: Case, executor: Runner) -> int:
     kinds = dict.fromkeys(("momenta", "updates", "second_moments"), torch.float32)
     kinds |= {"params": case.dtype, "directions": case.dtype}
-    given = _one_parameter(test_parameter_step.inputs(case.dtype), kinds)
-    test_parameter_step.run(executor, given)
-    return size(given.updates) + 2 * size(given.params)
+    inputs = _one_parameter(parameter_step_inputs.make(case.dtype), kinds)
+    parameter_step_inputs.run(executor, inputs)
+    return size(inputs.updates) + 2 * size(inputs.params)
 
 
 OPS = {
@@ -135,7 +135,7 @@ OPS = {
 
 @functools.cache
 def count(case: Case, make: Callable[[], Runner] = Executor) -> Count:
-    """Run a call on the executor, checked as every launch there is, and sum up its counters."""
+    """Run a call on the executor, with its usual checks of every launch, and sum up the counters."""
     torch.manual_seed(0)
     executor = make()
     floor = OPS[case.op](case, executor)
@@ -166,7 +166,7 @@ def _steps(precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequ
 
 
 STEPS = _steps(["bf16x3"], DTYPES, (64, 128, 256))
-# Bytes do not depend on the precision, arithmetic and shared memory do.
+# Bytes do not depend on the precision; arithmetic and shared memory do.
 ARITHMETIC = _steps(["tf32x3", "fp32"], DTYPES[:1], (64, 128, 256))
 ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
 CASES = [*STEPS, *ELEMENTWISE, *ARITHMETIC]

@@ -1,8 +1,8 @@
-"""What is known of the CUDA and Triton kernels without a GPU, as tables in docs/gpu-evidence.md.
+"""Facts about the CUDA and Triton kernels that need no GPU, as tables in docs/gpu-evidence.md.
 
     KRADAGRAD_BUILD=cuda pip install -e .[test] && python bench/gpu_evidence.py
 
-The numbers are those that tests/test_cuda_budgets.py holds to budgets.
+tests/test_cuda_budgets.py compares the same numbers with budgets.
 """
 
 from __future__ import annotations
@@ -35,43 +35,47 @@ HEADER = """\
 # Evidence without a GPU
 
 `python bench/gpu_evidence.py` writes this page; `tests/test_cuda_budgets.py` and
-`tests/test_triton_budgets.py` hold the same numbers to budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No number
-here was measured on a GPU.
+`tests/test_triton_budgets.py` compare the same numbers with budgets. nvcc {nvcc}, cuobjdump {cuobjdump}. No
+number here was measured on a GPU.
 
-**What it shows.** The first tables are the machine code in the native library: whether a kernel spills, how
-many of its CTAs fit an SM, and that tensor cores and asynchronous copies are used. The last table is counted
-while the PTX that all of it is made from runs on the CPU (`tests/ptx`), over whole calls of an op: the bytes
-that it moves if the L2 keeps all within a launch and nothing between launches, those that its warps request,
-its passes through shared memory, and the mma instructions for each load from it.
+**Content.** The first tables describe the machine code in the native library: the spills of each kernel, the
+CTAs that fit an SM, and the use of tensor cores and asynchronous copies. The last table has counts of whole
+calls of an op, taken while the PTX of the same machine code runs on the CPU (`tests/ptx`): the bytes moved if
+the L2 keeps everything within a launch and nothing between launches, the bytes that warps request, the passes
+through shared memory, and the mma instructions per load from shared memory.
 
-**What it does not show.** Times. Whether the L2 keeps what these counts take it to keep. How ptxas orders
-instructions and hides latencies, and how often an instruction of the first tables runs. How shared memory
-serves asynchronous copies, which are counted like stores. `bench/gpu_check.sh` measures on a GPU.
+**Limits.** The page has no times. It does not show if the L2 keeps the data that these counts assume, how
+ptxas orders instructions and hides latencies, or how often an instruction of the first tables runs. It does
+not show how shared memory serves asynchronous copies; they are counted like stores. `bench/gpu_check.sh`
+measures on a GPU.
 
-After the CUDA kernels come Triton's: every row of the tuning table, compiled for four architectures, and the
-counts for the two whose PTX the executor runs.
+Triton's kernels follow the CUDA kernels: every row of the tuning table, compiled for four architectures, and
+the counts for the two architectures whose PTX the executor runs.
 
-**Launches.** 2 for all blocks of up to 64, 96, 128 or 256 a side each, 1 for their roots and for those of up
-to 512 or 1024 each, 12 for larger blocks at refine 2, whatever their number; 2 for `accumulate_`, 1 for
-`observe_gradients_`, `scale_updates_` and `parameter_step_`. `test_square_root_kernels.py`,
-`test_scalar_kernels.py` and `test_elementwise_kernels.py` in `tests/cuda` count them. Of Triton's kernels 1
-for blocks of up to 64 a side where they fit, 13 for others at refine 2, 14 where sides are coupled
-(`tests/test_triton_plans.py`).
+**Launches of the CUDA kernels.** All blocks of up to 64, 96, 128 or 256 a side take 2 launches each. Their
+roots, and those of blocks of up to 512 or 1024, take 1 each. Larger blocks take 12 at refine 2, for any
+number of blocks. `accumulate_` takes 2; `observe_gradients_`, `scale_updates_` and `parameter_step_` take 1
+each. `test_square_root_kernels.py`, `test_scalar_kernels.py` and `test_elementwise_kernels.py` in
+`tests/cuda` count them.
+
+**Launches of Triton's kernels.** Blocks of up to 64 a side take 1 launch where they fit. Other blocks take 13
+at refine 2, or 14 where sides are coupled (`tests/test_triton_plans.py`).
 """
 
 BINARIES = """\
 ## Compiled for {architecture}
 
-Shared memory: static + dynamic bytes, as the plans launch it. LDL, STL, HMMA, LDS and LDGSTS: instructions in
-the code, not executions.
+Shared memory: static + dynamic bytes of a launch. LDL, STL, HMMA, LDS and LDGSTS: instructions in the code,
+not executions.
 
 """
 
 TRITON_BINARIES = """\
 ## Triton {version}, compiled for {architecture}
 
-Every row of the tuning table, the largest or, of the instructions that must be there, the smallest number of
-its specialisations with the default recipe. Spilled: bytes of stack, loads and stores of local memory.
+One line per row of the tuning table, over its specialisations with the default recipe. Numbers are the
+largest, except the smallest number of tensor-core instructions. Spilled: bytes of stack, loads and stores of
+local memory.
 
 """
 
@@ -79,10 +83,9 @@ COUNTS = """\
 ## Counted by the executor
 
 {blocks} blocks a call, or one parameter of {numel} elements. Bytes: distinct 32-byte sectors of each launch,
-tables included. The floor of the CUDA kernels' steps is what the roofline takes each of their launches to
-move, that of the others every tensor once for every read and write. Requested: the sectors of every request
-of a warp. Conflicts of loads: passes beyond the ideal of all reads of shared memory;
-wavefronts are those of all accesses.
+tables included. Floor: for the CUDA kernels' steps, the bytes that the roofline assumes for each launch; for
+all others, every tensor once for every read and write. Requested: the sectors of every request of a warp.
+Conflicts of loads: passes beyond the ideal of all reads of shared memory. Wavefronts: passes of all accesses.
 
 """
 
@@ -95,56 +98,57 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def binary_rows(architecture: str) -> Iterable[Iterable[object]]:
     shapes = binaries.launch_shapes()
-    for name, made in sorted(binaries.all_binaries(architecture).items()):
-        shape, code = shapes[name], made.instructions
+    for name, binary in sorted(binaries.all_binaries(architecture).items()):
+        shape, code = shapes[name], binary.instructions
         yield (
             f"`{name}`",
             shape.threads,
-            made.registers,
-            made.stack,
+            binary.registers,
+            binary.stack,
             code["LDL"] + code["STL"],
-            f"{made.static_shared} + {shape.dynamic_shared}",
-            binaries.ctas_of_sm(made, shape, architecture),
-            f"{binaries.occupancy(made, shape, architecture):.0%}",
+            f"{binary.static_shared} + {shape.dynamic_shared}",
+            binaries.ctas_of_sm(binary, shape, architecture),
+            f"{binaries.occupancy(binary, shape, architecture):.0%}",
             *(code[opcode] for opcode in ("HMMA", "LDS", "LDGSTS")),
         )
 
 
 def count_row(case: Case, make: Callable[[], Runner] = Executor) -> Iterable[object]:
-    of = count(case, make)
+    counts = count(case, make)
     return (
-        f"`{next((k for k in of.kernels if 'product' in k), of.kernels[0])}`",
+        f"`{next((k for k in counts.kernels if 'product' in k), counts.kernels[0])}`",
         case,
-        f"{of.footprint / of.floor:.3f}",
-        f"{of.requested / of.floor:.3f}",
-        of.conflicts_of_loads,
-        f"{of.wavefronts / of.ideal_wavefronts:.4f}" if of.ideal_wavefronts else "",
-        f"{of.mma / of.shared_loads:.2f}" if of.mma else "",
+        f"{counts.footprint / counts.floor:.3f}",
+        f"{counts.requested / counts.floor:.3f}",
+        counts.conflicts_of_loads,
+        f"{counts.wavefronts / counts.ideal_wavefronts:.4f}" if counts.ideal_wavefronts else "",
+        f"{counts.mma / counts.shared_loads:.2f}" if counts.mma else "",
     )
 
 
 def triton_rows(architecture: str) -> Iterable[Iterable[object]]:
-    """Kernels by row of the tuning table."""
+    """Yield a line per row of the tuning table."""
     rows: dict[tuple[str, str, str], list[triton_binaries.Made]] = {}
     for precision in triton_binaries.PRECISIONS:
-        for of in triton_binaries.made(precision, architecture):
-            own = precision if "PRECISION" in of.constants else ""
-            rows.setdefault((of.kernel, of.shape, own), []).append(of)
+        for kernel in triton_binaries.made(precision, architecture):
+            column = precision if "PRECISION" in kernel.constants else ""
+            rows.setdefault((kernel.kernel, kernel.shape, column), []).append(kernel)
     for key, same in sorted(rows.items()):
         wanted = triton_binaries.tensor_cores(same[0], architecture)
         spilled = [
-            of.binary.stack + of.binary.instructions["LDL"] + of.binary.instructions["STL"] for of in same
+            kernel.binary.stack + kernel.binary.instructions["LDL"] + kernel.binary.instructions["STL"]
+            for kernel in same
         ]
         yield (
             f"`{key[0]}`",
             *key[1:],
             same[0].constants.get("BM", same[0].constants.get("SPAN", "")),
             same[0].launched.threads,
-            len({str(of.constants) for of in same}),
-            max(of.binary.registers for of in same),
+            len({str(kernel.constants) for kernel in same}),
+            max(kernel.binary.registers for kernel in same),
             max(spilled),
-            max(of.launched.dynamic_shared for of in same),
-            f"{min(of.binary.instructions[wanted] for of in same)} {wanted}" if wanted else "",
+            max(kernel.launched.dynamic_shared for kernel in same),
+            f"{min(kernel.binary.instructions[wanted] for kernel in same)} {wanted}" if wanted else "",
         )
 
 
@@ -157,11 +161,11 @@ def triton_page() -> Iterable[str]:
 
 
 def release(text: str) -> str:
-    """The version in what one of NVIDIA's tools says of itself."""
-    found = re.search(r"V(\d[\d.]*\d)", text)
-    if found is None:
+    """Return the version in the output of one of NVIDIA's tools."""
+    match = re.search(r"V(\d[\d.]*\d)", text)
+    if match is None:
         raise RuntimeError(f"no version in {text!r}")
-    return found.group(1)
+    return match.group(1)
 
 
 def page() -> str:

@@ -1,18 +1,18 @@
-"""Host time of a step: everything but the ops, which a backend that does nothing stands in for.
+"""Host time of a step: all work except the ops, with a backend whose ops do nothing.
 
     python bench/host_time.py                              # 400 parameters; prints Markdown
     python bench/host_time.py --parameters 100 --steps 50 --block-size 16
 
-The parameters are those of a transformer in miniature, so that torch's own arithmetic on the CPU takes next
-to no time. Gradients are other tensors than on the step before. The local engine and the sharded one are
-measured beside `AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
+The parameters are those of a miniature transformer, so that torch's arithmetic on the CPU takes almost no
+time. Every step has other gradient tensors than the step before. The local and the sharded engine are
+compared with `AdamW(foreach=True)`, whose time on a CPU includes its arithmetic.
 
-Three things in a step are not the host's own work but that of a device or a network, for which it waits here:
-the gradients' norms, copies into buffers and out of them, and collectives. Their times are told apart, each
-the least of all steps, to which a busy machine adds nothing. The host's own time is that of as many more
-steps in which they do nothing either: the memory that they go through would take the host's out of the
-processor's caches, as no device does. With one rank, gloo does collectives; those of the first of two ranks
-are fake.
+Three parts of a step are work of a device or a network, not of the host, which waits for them here: the
+gradients' norms, copies into and out of buffers, and collectives. Their times are reported separately. Each
+is the minimum over all steps, which excludes delays by other processes. The host's time comes from the same
+number of additional steps in which these parts do nothing: on a CPU, the memory that they access would evict
+the host's data from the caches, which a device does not do. With one rank, gloo runs the collectives. The
+collectives of the first of two ranks are fake.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from torch.nn import Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kradagrad_ext import KrADagrad, backends
-from kradagrad_ext.clock import SETTLED
-from kradagrad_ext.distributed import exchange
-from kradagrad_ext.distributed.pieces import Box
+from kradagrad_ext.distributed import collectives
+from kradagrad_ext.distributed.partition import Box
 from kradagrad_ext.norms import GradientNorms
+from kradagrad_ext.schedule import SETTLED
 
 LAYER = ((32, 32),) * 4 + ((64, 32),) * 2 + ((32, 64),) + ((32,),) * 3
 """Shapes of one layer: attention, gated feed-forward, norms and a bias."""
@@ -53,27 +53,27 @@ NOT_THE_HOSTS: dict[str, list[tuple[Any, str]]] = {
     "collectives": [
         (dist, "all_reduce"),
         (dist, "all_to_all_single"),
-        (exchange, "all_gather"),
-        (exchange.Pending, "wait"),
+        (collectives, "all_gather"),
+        (collectives.PendingExchange, "wait"),
     ],
 }
-"""Functions, by what they do."""
+"""Functions that stand for work of a device or a network, by kind."""
 
-Made = list[Parameter]
-Held = tuple[Sequence[tuple[int, ...]], Sequence[Box]]
-"""Shapes of all parameters, and what a rank has of each."""
+Parameters = list[Parameter]
+RankBoxes = tuple[Sequence[tuple[int, ...]], Sequence[Box]]
+"""Shapes of all parameters, and a rank's box of each."""
 
-Given = ParamSpec("Given")
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 @contextmanager
 def timed_apart() -> Iterator[dict[str, float]]:
-    """Seconds spent in each kind of `NOT_THE_HOSTS` so far."""
+    """Yield the seconds spent so far in each kind of `NOT_THE_HOSTS`."""
     spent = dict.fromkeys(NOT_THE_HOSTS, 0.0)
 
-    def timed(kind: str, call: Callable[Given, Result]) -> Callable[Given, Result]:
-        def instead(*arguments: Given.args, **options: Given.kwargs) -> Result:
+    def timed(kind: str, call: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        def instead(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
             start = time.perf_counter()
             try:
                 return call(*arguments, **options)
@@ -92,7 +92,7 @@ def timed_apart() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Nothing of `NOT_THE_HOSTS` is done: norms are 1, and buffers hold what they held."""
+    """Replace the functions of `NOT_THE_HOSTS`: norms are 1, and buffers keep their content."""
     ones = functools.cache(functools.partial(torch.ones, dtype=torch.float64))
 
     def norms(_: GradientNorms, grads: list[Tensor], host_looks: bool) -> Tensor:
@@ -106,7 +106,7 @@ def left_out() -> Iterator[None]:
 
 
 def nothing(*_: object, **__: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 @dataclass
@@ -114,18 +114,18 @@ class Times:
     """Seconds of steps.
 
     Attributes:
-        whole: of each.  apart: of each how many were not the host's own, by kind.
-        own: of more steps, in which nothing but the host's work was done.
+        whole: seconds of each step.  apart: of these, the seconds of a device or network, by kind.
+        host: seconds of additional steps with only the host's work.
     """
 
     whole: list[float] = field(default_factory=list)
     apart: list[dict[str, float]] = field(default_factory=list)
-    own: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
 
     def row(self, label: str) -> str:
-        """Percentiles of the whole; the least of the whole, of its shares and of the host's own; in ms."""
+        """Return a table row in ms: percentiles and minimum of whole steps, minima of their parts."""
         shares = [min(apart[kind] for apart in self.apart) for kind in NOT_THE_HOSTS]
-        values = [*percentiles(self.whole), min(self.whole), *shares, min(self.own)]
+        values = [*percentiles(self.whole), min(self.whole), *shares, min(self.host)]
         return f"| {label} | " + " | ".join(f"{1e3 * value:.2f}" for value in values) + " |"
 
 
@@ -134,55 +134,56 @@ class Contender:
     """An optimizer and its parameters.
 
     Attributes:
-        root_every: steps between those that make roots; 0 for an optimizer without any.
+        root_every: steps between refreshes of roots; 0 for an optimizer without roots.
     """
 
     label: str
-    params: Made
+    params: Parameters
     optimizer: torch.optim.Optimizer
     root_every: int = 0
 
     def seconds(self, steps: int) -> tuple[Times, Times]:
-        """Of every step, those without roots and those with roots."""
-        found = Times(), Times()
-        for times in self._of_kind(found, steps):
+        """Return the times of steps without roots and of steps with roots."""
+        kinds = Times(), Times()
+        for times in self._of_kind(kinds, steps):
             with timed_apart() as apart:
                 times.whole.append(seconds_of(self.optimizer.step))
             times.apart.append(apart)
         with left_out():
-            for times in self._of_kind(found, steps):
-                times.own.append(seconds_of(self.optimizer.step))
-        return found
+            for times in self._of_kind(kinds, steps):
+                times.host.append(seconds_of(self.optimizer.step))
+        return kinds
 
-    def _of_kind(self, found: tuple[Times, Times], steps: int) -> Iterator[Times]:
-        """Sets gradients for so many steps, each of which enters what is given."""
+    def _of_kind(self, kinds: tuple[Times, Times], steps: int) -> Iterator[Times]:
+        """Set the gradients of each step, then yield the times of its kind."""
         gradients = [list(map(torch.ones_like, self.params)) for _ in range(2)]
         for number in range(1, steps + 1):
             for p, grad in zip(self.params, gradients[number % 2], strict=True):
                 p.grad = grad
-            yield found[bool(self.root_every) and number % self.root_every == 0]
+            yield kinds[bool(self.root_every) and number % self.root_every == 0]
 
 
-def parameters(count: int) -> Made:
+def parameters(count: int) -> Parameters:
     return [Parameter(torch.zeros(shape)) for shape in itertools.islice(itertools.cycle(LAYER), count)]
 
 
-def shards(count: int) -> Made:
-    """The same, of which this rank holds the first half of the rows."""
+def shards(count: int) -> Parameters:
+    """Return the same parameters as shards, with the first half of the rows on this rank."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     rows = [p.detach()[: len(p) // mesh.size()] for p in parameters(count)]
-    return [Parameter(DTensor.from_local(own, mesh, [Shard(0)])) for own in rows]
+    return [Parameter(DTensor.from_local(local, mesh, [Shard(0)])) for local in rows]
 
 
 def contenders(count: int, block_size: int) -> Iterator[Contender]:
-    """AdamW, and KrADagrad with either engine; each has taken its first steps."""
+    """Yield AdamW, and KrADagrad with either engine, after their first steps."""
 
-    def ours(own: Made) -> KrADagrad:
+    def ours(params: Parameters) -> KrADagrad:
         group = dist.group.WORLD if dist.is_initialized() else None
         of_a_gpu = {"factor_update": "products", "root_method": "polar"}
-        return KrADagrad(own, block_size=block_size, backend="idle", process_group=group, **of_a_gpu)
+        return KrADagrad(params, block_size=block_size, backend="idle", process_group=group, **of_a_gpu)
 
-    yield _started("AdamW(foreach=True)", parameters(count), lambda own: torch.optim.AdamW(own, foreach=True))
+    adamw = functools.partial(torch.optim.AdamW, foreach=True)
+    yield _started("AdamW(foreach=True)", parameters(count), adamw)
     yield _started("KrADagrad, local engine", parameters(count), ours)
     with one_rank():
         yield _started("KrADagrad, sharded engine, 1 rank", parameters(count), ours)
@@ -191,25 +192,27 @@ def contenders(count: int, block_size: int) -> Iterator[Contender]:
         yield _started("KrADagrad, sharded engine, of 2 ranks, shards", shards(count), ours)
 
 
-def _started(label: str, params: Made, make: Callable[[Made], torch.optim.Optimizer]) -> Contender:
+def _started(
+    label: str, params: Parameters, make: Callable[[Parameters], torch.optim.Optimizer]
+) -> Contender:
     optimizer = make(params)
     contender = Contender(label, params, optimizer, optimizer.defaults.get("root_every", 0))
     contender.seconds(2)
-    if contender.root_every:  # as later in training: at first, roots are made more often
+    if contender.root_every:  # later in training, roots are refreshed less often than at first
         optimizer.param_groups[0]["step"] = SETTLED
     return contender
 
 
 @contextmanager
 def idle_backend() -> Iterator[None]:
-    """The backend ``idle`` by its name."""
+    """Register the backend ``idle``."""
     with mock.patch.dict(backends._REGISTRY, idle="idle_backend"):
         yield
 
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
+    """Start a process group of this process alone."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"tcp://localhost:{free.getsockname()[1]}"
@@ -222,14 +225,14 @@ def one_rank() -> Iterator[None]:
 
 @contextmanager
 def first_of_two_ranks() -> Iterator[None]:
-    """A process group whose other rank has the same, or the other half of the rows, and sends nothing."""
+    """Start a group whose other rank has equal parameters or the other half of the rows and sends nothing."""
 
     def of_the_other(box: Box, shape: tuple[int, ...]) -> Box:
         return box if box.shape == shape else replace(box, offset=(box.shape[0], *box.offset[1:]))
 
-    def all_gather_object(found: list[Held], own: Held, group: object = None) -> None:
-        shapes, boxes = own
-        found[:] = [own, (shapes, tuple(map(of_the_other, boxes, shapes)))]
+    def all_gather_object(gathered: list[RankBoxes], sent: RankBoxes, group: object = None) -> None:
+        shapes, boxes = sent
+        gathered[:] = [sent, (shapes, tuple(map(of_the_other, boxes, shapes)))]
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
@@ -247,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     name = f"{options.parameters} parameters, ms a step"
-    columns = [name, "p20", "p50", "p80", "least", *NOT_THE_HOSTS, "the host's own"]
+    columns = [name, "p20", "p50", "p80", "least", *NOT_THE_HOSTS, "the host"]
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     with idle_backend():
         for contender in contenders(options.parameters, options.block_size):

@@ -1,4 +1,4 @@
-"""A backend whose ops do nothing: what is left of a step is the host's own work (`host_time`)."""
+"""A backend whose ops do nothing: only the host's work remains of a step (`host_time`)."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ name = "idle"
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """None: it runs everywhere."""
+    """Return None: the backend runs on every device."""
     return None
 
 
 def update_factor_(*_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def kron_step_(*_: object, update: bool, precondition: bool) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def observe_gradients_(
     scalars: Tensor, coefficients: Tensor, active: Tensor, restarts: Tensor, *_: object
 ) -> None:
-    """All gradients as they are."""
+    """Mark all gradients as active and leave them unscaled."""
     coefficients.fill_(1)
     active.fill_(True)
     restarts.fill_(False)
 
 
 def accumulate_(*_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def scale_updates_(*_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def parameter_step_(*_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def polar_roots_(*_: object) -> None:
-    """Nothing."""
+    """Do nothing."""
 
 
 def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
-    """The factors as their roots, with residuals of 0."""
+    """Return the factors as their roots, with residuals of 0."""
     return factors, torch.zeros_like(factors[:, 0, 0])

@@ -1,6 +1,6 @@
-"""The launches of ``kron_step_`` on CUDA, after csrc/cuda/plan and the kernels' own comments.
+"""Costs of the launches of ``kron_step_`` on CUDA, after csrc/cuda/plan and the kernels' comments.
 
-Not counted: a block's statistics and norms, a few numbers beside its matrices.
+A block's statistics and norms are not counted: they are a few numbers, compared with its matrices.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kradagrad_ext.backends.base import UpdateRule
+from kradagrad_ext.blocking import iteration_products
 from kradagrad_ext.cost.blocks import (
     FLOAT,
     KINDS,
@@ -20,32 +21,31 @@ from kradagrad_ext.cost.blocks import (
     product_tile,
 )
 from kradagrad_ext.cost.gpus import Cost
-from kradagrad_ext.plan import iteration_products
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth
-WIDE_TILE = WHOLE_SIDE // 2  # of C
+WIDE_TILE = WHOLE_SIDE // 2  # side of a tile of C
 STATIC_BYTES = 1024  # kStaticShared
 SPLITS = {"bf16x3": 2, "tf32x3": 2, "fp32": 1}
-"""Terms of an operand."""
+"""Terms of an operand, by precision."""
 
 SCRATCH_BYTES = 256 << 20
 SHARED_BYTES = 227 << 10
-"""That a CTA may have on an H100 or B200; on an A100 it is 163 KB, which only refine 3 and more feel."""
+"""Shared memory of a CTA on an H100 or B200. An A100 has 163 KB, which matters only for refine 3 and more."""
 
 Side = tuple[str, int, int]
 """A side's name, its d and its k."""
 
 
 def ceil_to(size: int, unit: int) -> int:
-    """The least multiple of a unit that is not smaller."""
+    """Return the least multiple of `unit` that is not below `size`."""
     return -(-size // unit) * unit
 
 
 def terms(precision: str, exact_a: bool = False, exact_b: bool = False) -> int:
-    """Products of a split product: terms i and j with i + j < the number of terms of an operand.
+    """Count the products of a split product: terms i and j with i + j < the number of terms of an operand.
 
-    A bf16 operand is exact in its first term: the products with its others are left out.
+    A bf16 operand is exact in its first term, so products with its other terms are left out.
     """
     count = SPLITS[precision]
     pairs = [(i, j) for i in range(count) for j in range(count - i)]
@@ -53,14 +53,14 @@ def terms(precision: str, exact_a: bool = False, exact_b: bool = False) -> int:
 
 
 def lower_elements(side: int) -> int:
-    """Elements of the 16 x 16 tiles on and below the diagonal."""
+    """Count the elements of the 16 x 16 tiles on and below the diagonal."""
     whole, rest = divmod(side, TILE)
     return TILE * TILE * whole * (whole + 1) // 2 + rest * side
 
 
 @dataclass
 class Work:
-    """Of one block in one launch: bytes by operand, each once, executed and least flops."""
+    """Work of one block in one launch: bytes by operand, each once; executed and least flops."""
 
     operands: dict[str, float] = field(default_factory=dict)
     flops: float = 0.0
@@ -94,12 +94,12 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Call:
-    """What all blocks of a call share.
+    """Options that all blocks of a call share.
 
     Attributes:
         grad, direction, factor, root: bytes of an element.
-        scratch_bytes: of a slice of the grouped products.
-        shared_bytes: that a CTA may have.
+        scratch_bytes: scratch memory of a slice of the grouped products.
+        shared_bytes: shared memory of a CTA.
     """
 
     rule: UpdateRule
@@ -113,7 +113,7 @@ class Call:
     shared_bytes: int = SHARED_BYTES
 
     def kernel_side(self, longest: int) -> int | None:
-        """Of the smallest kernels that take a block as a whole, and for which there is the shared memory."""
+        """Return the side of the smallest kernels that take a whole block and fit the shared memory."""
         side = kernel_side(longest, self.rule.precision)
         while side in RESIDENT_SIDES and resident_shared(side, self) > self.shared_bytes:
             side = kernel_side(side + 1, self.rule.precision)
@@ -129,7 +129,10 @@ class Call:
 
 
 def resident_shared(side: int, call: Call) -> int:
-    """Bytes of a CTA: a matrix and a second one, or lower tiles of symmetric ones; one team, or two."""
+    """Return the shared bytes of a CTA of one or two teams.
+
+    A team has a matrix, and a second one or the lower tiles of two or three symmetric matrices.
+    """
     tiles = side // TILE
     lower = ceil_to(tiles * (tiles + 1) // 2, 2)
     symmetric = (3 if call.update and call.rule.refine > 2 else 2) * lower
@@ -137,10 +140,10 @@ def resident_shared(side: int, call: Call) -> int:
 
 
 def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
-    """The launches of one call with all groups; the resident ones first.
+    """Return the launches of one call with all groups, the resident ones first.
 
     Raises:
-        ValueError: updates by Cholesky, which no kernel makes.
+        ValueError: updates by Cholesky, which no kernel computes.
     """
     if call.update and call.rule.method == "cholesky":
         raise ValueError("no kernel serves updates by Cholesky, which are torch's")
@@ -153,7 +156,7 @@ def step_costs(groups: Sequence[Blocks], call: Call) -> list[Cost]:
 
 
 def whole_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cost]:
-    """The update and the product of blocks by the kernels of a side, one launch each."""
+    """Yield the update and the product of blocks by the kernels of a side, one launch each."""
     resident = side in RESIDENT_SIDES
     halves: list[tuple[str, bool, Callable[[Blocks, int, Call], Work]]] = [
         ("update", call.update, resident_update if resident else wide_update),
@@ -163,13 +166,13 @@ def whole_costs(groups: Sequence[Blocks], side: int, call: Call) -> Iterator[Cos
         if not wanted:
             continue
         works = [(group.count, make(group, side, call)) for group in groups]
-        # CTAs that keep a block on chip ask for the next one's matrices while they multiply.
+        # CTAs that keep a block on chip load the next block's matrices while they multiply.
         cost = _cost(kernel_name(name, side, call.rule.precision), name, 1, works, call)
         yield replace(cost, overlaps=resident)
 
 
 def _cost(kernel: str, step: str, launches: int, works: Sequence[tuple[int, Work]], call: Call) -> Cost:
-    """Of launches with so many blocks of each work."""
+    """Return the cost of launches from pairs of a number of blocks and the work of each."""
     size = sum(count * work.bytes for count, work in works)
     flops = sum(count * work.flops for count, work in works)
     least = sum(count * work.least_flops for count, work in works)
@@ -177,7 +180,7 @@ def _cost(kernel: str, step: str, launches: int, works: Sequence[tuple[int, Work
 
 
 class _Resident:
-    """Products of a CTA, whose warps' shares are fixed: a smaller matrix is padded to the kernel's side."""
+    """Products of a CTA with fixed shares of its warps: a smaller matrix is padded to the kernel's side."""
 
     def __init__(self, side: int, call: Call) -> None:
         self.side, self.precision, self.work = side, call.rule.precision, Work()
@@ -193,51 +196,51 @@ class _Resident:
 
 
 def resident_update(block: Blocks, side: int, call: Call) -> Work:
-    """Both factors of one block."""
-    own, rule = _Resident(side, call), call.rule
+    """Return the work on both factors of one block."""
+    cta, rule = _Resident(side, call), call.rule
     factor, grad, root = call.factor == 2, call.grad == 2, call.root == 2
-    own.work.move({"grad": call.grad * block.m * block.n})
+    cta.work.move({"grad": call.grad * block.m * block.n})
     for name, d, k in block.sides:
-        own.work.move({f"{name} read": call.factor * d * d, f"{name} written": call.factor * d * d})
+        cta.work.move({f"{name} read": call.factor * d * d, f"{name} written": call.factor * d * d})
         if rule.coupled:
-            own.work.move({f"root of {name}": call.root * lower_elements(k)})
-            own.full(block.m, block.n, k, grad, root)
-        own.full(d, k, d, factor, grad and not rule.coupled)
+            cta.work.move({f"root of {name}": call.root * lower_elements(k)})
+            cta.full(block.m, block.n, k, grad, root)
+        cta.full(d, k, d, factor, grad and not rule.coupled)
         if call.damps:
-            own.lower(d, d, factor)
-        own.lower(d, k)
+            cta.lower(d, d, factor)
+        cta.lower(d, k)
         for _ in range(iteration_products(rule.refine)):
-            own.lower(d, d)
-        own.full(d, d, d, factor)
-    return own.work
+            cta.lower(d, d)
+        cta.full(d, d, d, factor)
+    return cta.work
 
 
 def resident_precondition(block: Blocks, side: int, call: Call) -> Work:
-    """The two-sided product of one block."""
-    own, (m, n) = _Resident(side, call), (block.m, block.n)
-    own.work.move({"direction": call.direction * m * n, "out": FLOAT * m * n})
+    """Return the work on the two-sided product of one block."""
+    cta, (m, n) = _Resident(side, call), (block.m, block.n)
+    cta.work.move({"direction": call.direction * m * n, "out": FLOAT * m * n})
     roots = {"left root": call.root * lower_elements(m), "right root": call.root * lower_elements(n)}
-    own.work.move(roots)
-    own.full(m, n, n, call.direction == 2, call.root == 2)
-    own.full(m, n, m, call.root == 2)
-    return own.work
+    cta.work.move(roots)
+    cta.full(m, n, n, call.direction == 2, call.root == 2)
+    cta.full(m, n, m, call.root == 2)
+    return cta.work
 
 
 class _Wide:
-    """Products of a CTA, whose matrices are grids in memory of its own: each is read and written there."""
+    """Products of a CTA whose matrices are grids in its global scratch memory, read and written there."""
 
     def __init__(self, call: Call) -> None:
         self.call, self.work = call, Work()
         self.grids = 0.0
 
     def read(self, elements: int, size: int) -> None:
-        """A matrix, made a grid."""
+        """Count the conversion of a matrix to a grid."""
         self.grids += elements * (size + FLOAT)
 
     def product(
         self, rows: int, cols: int, depth: int, *exact: bool, symmetric: bool = False, writes: bool = True
     ) -> None:
-        """Of two grids to a third."""
+        """Count the product of two grids into a third."""
         high, wide = math.ceil(rows / WIDE_TILE), math.ceil(cols / WIDE_TILE)
         tiles = high * (high + 1) // 2 if symmetric else high * wide
         self.work.flops += 2 * tiles * WIDE_TILE**2 * ceil_to(depth, DEPTH) * terms("bf16x3", *exact)
@@ -250,39 +253,39 @@ class _Wide:
 
 
 def wide_update(block: Blocks, side: int, call: Call) -> Work:
-    """Both factors of one block."""
-    own, rule = _Wide(call), call.rule
+    """Return the work on both factors of one block."""
+    cta, rule = _Wide(call), call.rule
     factor, grad, root = call.factor == 2, call.grad == 2, call.root == 2
     for _, d, k in block.sides:
-        own.read(block.m * block.n, call.grad)
+        cta.read(block.m * block.n, call.grad)
         if rule.coupled:
-            own.read(k * k, call.root)
-            own.product(block.m, block.n, k, grad, root)
-        own.read(d * d, call.factor)
-        own.product(d, k, d, factor, grad and not rule.coupled)
-        own.product(d, d, k, symmetric=True)
+            cta.read(k * k, call.root)
+            cta.product(block.m, block.n, k, grad, root)
+        cta.read(d * d, call.factor)
+        cta.product(d, k, d, factor, grad and not rule.coupled)
+        cta.product(d, d, k, symmetric=True)
         if call.damps:
-            own.product(d, d, d, factor, factor, symmetric=True, writes=False)
+            cta.product(d, d, d, factor, factor, symmetric=True, writes=False)
         for _ in range(iteration_products(rule.refine)):
-            own.product(d, d, d, symmetric=True)
-        own.product(d, d, d, factor)
-        own.grids += call.factor * d * d
-    return own.done()
+            cta.product(d, d, d, symmetric=True)
+        cta.product(d, d, d, factor)
+        cta.grids += call.factor * d * d
+    return cta.done()
 
 
 def wide_precondition(block: Blocks, side: int, call: Call) -> Work:
-    """The two-sided product of one block."""
-    own, (m, n) = _Wide(call), (block.m, block.n)
-    own.read(m * n, call.direction)
-    own.read(n * n, call.root)
-    own.product(m, n, n, call.direction == 2, call.root == 2)
-    own.read(m * m, call.root)
-    own.product(m, n, m, call.root == 2)
-    return own.done()
+    """Return the work on the two-sided product of one block."""
+    cta, (m, n) = _Wide(call), (block.m, block.n)
+    cta.read(m * n, call.direction)
+    cta.read(n * n, call.root)
+    cta.product(m, n, n, call.direction == 2, call.root == 2)
+    cta.read(m * m, call.root)
+    cta.product(m, n, m, call.root == 2)
+    return cta.done()
 
 
 class GroupedCosts:
-    """The launches of blocks with longer sides."""
+    """Launches of blocks with longer sides, as grouped products."""
 
     def __init__(self, groups: Sequence[Blocks], call: Call) -> None:
         self.groups, self.call = groups, call
@@ -290,7 +293,7 @@ class GroupedCosts:
         self.kernel = f"square_root_product_{self.tile}_{call.rule.precision}"
 
     def launches(self) -> Iterator[Cost]:
-        """In the order of one slice; each is launched once a slice."""
+        """Yield the launches in the order of one slice; each is launched once per slice."""
         slices, call = self.slices(), self.call
         if call.update:
             yield self.between("gradient_norms", slices, self.gradient)
@@ -326,7 +329,7 @@ class GroupedCosts:
         return Work({name: (FLOAT + self.call.factor) * d * d for name, d, _ in group.sides})
 
     def slices(self) -> int:
-        """How many slices the scratch memory makes of the blocks, as many blocks as fit in each."""
+        """Return the number of slices; each has as many blocks as fit the scratch memory."""
         count, used = 1, 0
         for group in self.groups:
             each, left = self.scratch(group), group.count
@@ -339,7 +342,7 @@ class GroupedCosts:
         return count
 
     def scratch(self, group: Blocks) -> int:
-        """Bytes of one block's."""
+        """Return the scratch bytes of one block."""
         call, refine = self.call, self.call.rule.refine
         floats = group.m * group.n * (call.precondition + 2 * (call.update and call.rule.coupled))
         squares = 1 + (1, 3, 5)[min(refine, 3) - 1]
@@ -348,24 +351,24 @@ class GroupedCosts:
         return max(FLOAT * floats, 1)
 
     def steps(self, group: Blocks) -> dict[str, Work]:
-        """Work of one block by launch."""
+        """Return the work of one block by launch."""
         call, (m, n) = self.call, (group.m, group.n)
-        made: dict[str, Work] = {}
-        first, half = made.setdefault("first products", Work()), FLOAT * m * n
+        works: dict[str, Work] = {}
+        first, half = works.setdefault("first products", Work()), FLOAT * m * n
         if call.precondition:
             read = {"direction": call.direction * m * n, "right root": call.root * n * n, "half": half}
             self.add(first, m, n, n, read, (call.direction == 2, call.root == 2))
         if call.update:
             self.couple(first, group)
             for name, d, k in group.sides:
-                self.side(made, name, d, k)
+                self.side(works, name, d, k)
         if call.precondition:
             read = {"left root": call.root * m * m, "half": half, "out": half}
-            self.add(made.setdefault("V", Work()), m, n, m, read, (call.root == 2, False))
-        return {step: work for step, work in made.items() if work.operands}
+            self.add(works.setdefault("V", Work()), m, n, m, read, (call.root == 2, False))
+        return {step: work for step, work in works.items() if work.operands}
 
     def couple(self, work: Work, group: Blocks) -> None:
-        """G P_r for the left side, P_l G for the right one."""
+        """Add G P_r for the left side, P_l G for the right one."""
         call, other = self.call, {"left": "right", "right": "left"}
         for name, _, k in group.sides if call.rule.coupled else ():
             grad, root = call.grad * group.m * group.n, call.root * k * k
@@ -373,8 +376,8 @@ class GroupedCosts:
             operands = {"grad": grad, f"{other[name]} root": root, f"{name} u": unfolding}
             self.add(work, group.m, group.n, k, operands, (call.grad == 2, call.root == 2))
 
-    def side(self, made: dict[str, Work], name: str, d: int, k: int) -> None:
-        """B, M, the iteration and F R of one side."""
+    def side(self, works: dict[str, Work], name: str, d: int, k: int) -> None:
+        """Add B, M, the iteration and F R of one side."""
         call, refine = self.call, self.call.rule.refine
         columns, square = k + d * call.damps, FLOAT * d * d
         factor, exact = {f"{name} factor": call.factor * d * d}, call.factor == 2
@@ -384,17 +387,17 @@ class GroupedCosts:
             f"{name} u" if call.rule.coupled else "grad": u * d * k,
             f"{name} b": FLOAT * d * k,
         }
-        self.add(made.setdefault("B", Work()), d, k, d, operands, (exact, u == 2))
+        self.add(works.setdefault("B", Work()), d, k, d, operands, (exact, u == 2))
         operands = {f"{name} b": FLOAT * d * columns, f"{name} m": square}
-        self.add(made.setdefault("M", Work()), d, d, columns, operands, symmetric=True)
+        self.add(works.setdefault("M", Work()), d, d, columns, operands, symmetric=True)
         for step in range(2, refine + 1):
-            # From the third step on, Y is made beside the Z of the step before.
+            # From the third step on, Y is computed in the same launch as the Z of the step before.
             y = "Y1" if step == 2 else f"Z{step - 1}"
             for launch, read in ((y, ("y", "t")), (f"T{step}", ("z", "y")), (f"Z{step}", ("t", "z"))):
                 operands = {f"{name} {operand}": square for operand in (*read, f"new in {launch}")}
-                self.add(made.setdefault(launch, Work()), d, d, d, operands, symmetric=True)
+                self.add(works.setdefault(launch, Work()), d, d, d, operands, symmetric=True)
         operands = {**factor, f"{name} z": square, f"{name} updated": square}
-        self.add(made.setdefault("F R", Work()), d, d, d, operands, (exact, False))
+        self.add(works.setdefault("F R", Work()), d, d, d, operands, (exact, False))
 
     def add(
         self,
@@ -406,7 +409,7 @@ class GroupedCosts:
         exact: tuple[bool, bool] = (False, False),
         symmetric: bool = False,
     ) -> None:
-        """One more product of a launch."""
+        """Add one product to a launch."""
         work.move(operands)
         tile_rows, tile_cols = math.ceil(rows / self.tile), math.ceil(cols / self.tile)
         tiles = tile_rows * (tile_rows + 1) // 2 if symmetric else tile_rows * tile_cols

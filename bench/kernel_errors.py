@@ -1,9 +1,10 @@
-"""How far the CUDA kernels' factors and products are from float64: the table of docs/kernels.md.
+"""Errors of the CUDA kernels' factors and products against float64: the table of docs/kernels.md.
 
-    python bench/kernel_errors.py                  # about ten minutes; --only 128 for some rows
+    python bench/kernel_errors.py                  # about ten minutes; --only 128: some rows
 
-The PTX executor runs them. Largest relative Frobenius error of any block after one call, coupled and not,
-float32 and bfloat16 gradients, contiguous, as parts of a transposed parameter and with rows apart.
+The PTX executor runs the kernels. An error is the largest relative Frobenius error of a block after one call.
+Calls are coupled and uncoupled, on float32 and bfloat16 gradients that are contiguous, parts of a transposed
+parameter, or have padding between rows.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from kernel_costs import SHARED_BYTES
 
 from kradagrad_ext.backends import square_root as reference
 
-from cuda.executor_backend import GroupedExecutor  # isort: skip  (gpu_counts has made the tests' modules known)
+from cuda.executor_backend import GroupedExecutor  # isort: skip  (gpu_counts adds tests/ to sys.path)
 
 Shapes = Sequence[tuple[int, int]]
 
 
 class LargeExecutor(Executor):
-    """A GPU whose CTAs have the shared memory for three symmetric matrices."""
+    """A GPU whose CTAs have shared memory for three symmetric matrices."""
 
     shared_limit = SHARED_BYTES
 
@@ -43,13 +44,13 @@ ROWS: tuple[tuple[str, Shapes, str, type[Executor]], ...] = (
 )
 REFINEMENTS = (1, 2, 3)
 FIRST_REFINE = 4
-"""Of an update by a first gradient, before which F is a multiple of I."""
+"""`refine` of an update by a first gradient, before which F is a multiple of I."""
 LAYOUTS = ("contiguous", "grid", "wide_rows")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def calls(shapes: Shapes, precision: str, refine: int, first: bool = False) -> Iterator[square_root.Given]:
-    """Of one rule, coupled and not, on gradients of both dtypes and every layout."""
+    """Yield the calls of a rule, coupled and uncoupled, on gradients of both dtypes and every layout."""
     for coupled, dtype, layout in product((False, True), DTYPES, LAYOUTS):
         torch.manual_seed(0)
         groups = [square_root.group(2, shape, layout, view_dtype=dtype) for shape in shapes]
@@ -57,33 +58,33 @@ def calls(shapes: Shapes, precision: str, refine: int, first: bool = False) -> I
             for side in (side for group in groups for side in (group.left, group.right)):
                 side.statistics.zero_()
         options = {"refine": refine, "coupled": coupled, "precision": precision}
-        given = square_root.given(groups, replace(square_root.RULE, method="products", **options))
-        given.scales.fill_(1)
-        yield given
+        inputs = square_root.given(groups, replace(square_root.RULE, method="products", **options))
+        inputs.scales.fill_(1)
+        yield inputs
 
 
 def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """Of the worst block."""
+    """Return the error of the worst block."""
     norm = torch.linalg.matrix_norm
     return (norm(ours.double() - exact) / norm(exact)).max().item()
 
 
-def errors(given: square_root.Given, executor: type[Executor]) -> tuple[float, float]:
-    """Of factors and of V."""
-    ours = square_root.run(executor(races=False), square_root.copied(given))
-    exact = square_root.run(reference, square_root.copied(given, torch.float64))
+def errors(inputs: square_root.Given, executor: type[Executor]) -> tuple[float, float]:
+    """Return the largest errors of factors and of V."""
+    ours = square_root.run(executor(races=False), square_root.copied(inputs))
+    exact = square_root.run(reference, square_root.copied(inputs, torch.float64))
     pairs = list(zip(ours.groups, exact.groups, strict=True))
     factors = [(a.factor, b.factor) for g, h in pairs for a, b in ((g.left, h.left), (g.right, h.right))]
-    products = [own for g, h in pairs for own in zip(g.out, h.out, strict=True)]
+    products = [pair for g, h in pairs for pair in zip(g.out, h.out, strict=True)]
     return max(error(a, b) for a, b in factors), max(error(a, b) for a, b in products)
 
 
 def row(shapes: Shapes, precision: str, executor: type[Executor]) -> Iterator[str]:
-    """Of the table: the most of all calls."""
+    """Yield the cells of a table row: the largest errors over all calls."""
 
     def most(refine: int, first: bool = False) -> tuple[float, float]:
         factors, products = zip(
-            *(errors(given, executor) for given in calls(shapes, precision, refine, first)), strict=True
+            *(errors(inputs, executor) for inputs in calls(shapes, precision, refine, first)), strict=True
         )
         return max(factors), max(products)
 
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted({name for name, *_ in ROWS}), help="rows of this name")
     options = parser.parse_args()
     columns = ("blocks", "precision", "factor, refine 1, 2, 3", f"first gradient, refine {FIRST_REFINE}", "V")
-    rows = (row(*own) for name, *own in ROWS if options.only in (None, name))
+    rows = (row(*options_of_row) for name, *options_of_row in ROWS if options.only in (None, name))
     print(table(columns, map(tuple, rows)))
 
 

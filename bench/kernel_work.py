@@ -1,14 +1,15 @@
-"""What each CUDA kernel does in one CTA, for every architecture: the data of the time model.
+"""Work of each CUDA kernel in one CTA, for every architecture: the data of the time model.
 
     python bench/kernel_work.py                 # a table; writes kradagrad_ext/cost/kernel_work.csv
     python bench/kernel_work.py --lines resident_update_128_bf16x3 --architecture sm_90
 
 Nothing here was measured on a GPU. The PTX executor runs calls and counts products, passes through shared
-memory, bytes and barriers; how often the machine code runs follows from it (tests/cuda/issue_slots.py), and
-with it the instructions that each of an SM's four schedulers issues. CTAs of most kernels take several turns:
-all numbers are what one more turn takes, the difference between a call of twice as many blocks and one.
+memory, bytes and barriers. The execution counts of the machine code follow from these
+(tests/cuda/issue_slots.py), and from them the instructions that each of an SM's four schedulers issues. CTAs
+of most kernels take several turns. All numbers are for one additional turn: the difference between a call
+with twice as many blocks and a call.
 
-`--lines` shows what takes the slots of the busiest scheduler, by source line and by what it is inlined into.
+`--lines` shows the issue slots of the busiest scheduler by source line, and by the line that inlines it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from kradagrad_ext.cost.blocks import RESIDENT_SIDES
 from kradagrad_ext.cost.gpus import GPUS
 from kradagrad_ext.cost.work import FILE, KernelWork
 
-import ptx  # isort: skip  (gpu_counts has made the tests' modules known)
+import ptx  # isort: skip  (gpu_counts adds tests/ to sys.path)
 from cuda import issue_slots, sass, waits  # isort: skip
 from cuda.executor_backend import kernel  # isort: skip
 from inputs.roots import RULE as ROOT_RULE, root_side  # isort: skip
@@ -46,9 +47,9 @@ class Call:
     """One call of `kron_step_` with square blocks, or of `polar_roots_` with one side of each.
 
     Attributes:
-        blocks: so many that each CTA has a turn.
-        damped: whether F^T F is added, as on one of ten steps.
-        shared_limit: bytes that a CTA may have; calls that need more than an A100 has leave that out.
+        blocks: number of blocks with which each CTA has a turn.
+        damped: True if F^T F is added, as on one of ten steps.
+        shared_limit: shared bytes of a CTA; a call that needs more than an A100 has does not run on it.
     """
 
     side: int
@@ -61,22 +62,22 @@ class Call:
 
     @property
     def multiprocessors(self) -> int:
-        """One, or one for each turn of wide blocks, whose CTAs move matrices that the L2 cannot hold."""
+        """Number of SMs: 1; wide blocks get one per turn, because the L2 cannot hold their CTAs' matrices."""
         return 1 if self.side <= RESIDENT_SIDES[-1] else 100
 
     def twice(self) -> Call:
-        """With twice as many blocks."""
+        """Return the call with twice as many blocks."""
         return replace(self, blocks=2 * self.blocks)
 
     def turns(self, kernel: str, ctas: int) -> int:
-        """Of all CTAs of a kernel: work items, which a CTA of two teams takes in pairs."""
+        """Count the turns of all CTAs of a kernel: work items, or pairs of items if a CTA has two teams."""
         if "product" in kernel:
             return ctas
         items = self.blocks * (2 if "update" in kernel else 1)
         return items // (2 if re.search("_(64|96)_", kernel) else 1)
 
     def runs_on(self, architecture: str) -> bool:
-        """Whether an SM has the shared memory."""
+        """Return True if an SM of the architecture has enough shared memory."""
         reserved = binaries.RESERVED_SHARED
         return self.shared_limit + reserved <= binaries.SM_SHARED[architecture]
 
@@ -105,7 +106,7 @@ CALLS = (
     Call(64, blocks=4, roots=True, precision="tf32x3"),
     Call(128, roots=True, precision="tf32x3"),
 )
-"""The first call of a kernel is the one that predictions are made from."""
+"""Calls to record; predictions use the first call of a kernel."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +118,16 @@ class Launched:
     turns: int
 
     def total(self, *counters: str) -> float:
-        return sum(own[counter] for own in self.counters for counter in counters)
+        return sum(launch[counter] for launch in self.counters for counter in counters)
 
     def mma(self) -> list[float]:
-        """Of each scheduler."""
-        return [sum(own) for own in zip(*(c["scheduler_mma"] for c in self.counters), strict=True)]
+        """Return the mma instructions of each scheduler."""
+        return [sum(launches) for launches in zip(*(c["scheduler_mma"] for c in self.counters), strict=True)]
 
 
 @functools.cache
 def run(call: Call) -> dict[str, Launched]:
-    """What a call launches, by kernel."""
+    """Run a call and return its launches by kernel."""
     torch.manual_seed(0)
     executor = Executor(races=False)
     executor.shared_limit, executor.multiprocessors = call.shared_limit, call.multiprocessors
@@ -143,27 +144,27 @@ def run(call: Call) -> dict[str, Launched]:
             damped_updates=damped,
             precision=call.precision,
         )
-        given = square_root.given([square_root.group(call.blocks, (call.side, call.side))], rule)
-        given.scales.fill_(1)
-        square_root.run(executor, given)
-    found = defaultdict(list)
+        inputs = square_root.given([square_root.group(call.blocks, (call.side, call.side))], rule)
+        inputs.scales.fill_(1)
+        square_root.run(executor, inputs)
+    by_kernel = defaultdict(list)
     for planned, (name, launch) in zip(executor.planned, executor.launches, strict=True):
-        found[name].append((planned, launch.counters))
+        by_kernel[name].append((planned, launch.counters))
     return {
         name: Launched(
             tuple(counters for _, counters in same),
             binaries.Shape(same[0][0][2], same[0][0][3]),
             call.turns(name, sum(planned[1] for planned, _ in same)),
         )
-        for name, same in found.items()
+        for name, same in by_kernel.items()
     }
 
 
 def record(name: str, call: Call, architecture: str) -> KernelWork:
-    """What a turn of a CTA of one kernel takes on one architecture."""
+    """Return the work of one turn of a CTA of one kernel on one architecture."""
     launched, twice = run(call)[name], run(call.twice())[name]
     turns, warps = twice.turns - launched.turns, math.ceil(launched.shape.threads / WARP)
-    made = sass.registers_and_shared(name, architecture)
+    resources = sass.registers_and_shared(name, architecture)
     weighed = weigh(name, call, architecture)
     small = waits.lookups(twice.counters)
     waited = waits.waits(weighed, small, turns, math.ceil(warps / issue_slots.SCHEDULERS))
@@ -187,14 +188,14 @@ def record(name: str, call: Call, architecture: str) -> KernelWork:
         exposed_trips=round(waited.trips, 1),
         lookups=round(waited.lookups, 1),
         barriers=mean("block_barriers"),
-        registers=made.registers,
-        shared_bytes=binaries.shared_of_cta(made, launched.shape),
-        ctas_of_sm=binaries.ctas_of_sm(made, launched.shape, architecture),
+        registers=resources.registers,
+        shared_bytes=binaries.shared_of_cta(resources, launched.shape),
+        ctas_of_sm=binaries.ctas_of_sm(resources, launched.shape, architecture),
     )
 
 
 def weigh(name: str, call: Call, architecture: str) -> issue_slots.Weighed:
-    """How often the machine code of a kernel runs for as many turns more as a call has."""
+    """Weigh a kernel's machine code by its executions in the additional turns of a doubled call."""
     code = sass.usual_code(name, architecture)
     return issue_slots.weigh(code, run(call.twice())[name].counters) - issue_slots.weigh(
         code, run(call)[name].counters
@@ -202,11 +203,15 @@ def weigh(name: str, call: Call, architecture: str) -> issue_slots.Weighed:
 
 
 def records(architectures: Sequence[str]) -> Iterator[KernelWork]:
-    """Of every kernel on tensor cores that the calls launch."""
+    """Yield the records of all kernels with tensor-core products that the calls launch."""
     for call in CALLS:
         for name, launched in run(call).items():
             if any(counters["mma"] for counters in launched.counters):
-                yield from (record(name, call, own) for own in architectures if call.runs_on(own))
+                yield from (
+                    record(name, call, architecture)
+                    for architecture in architectures
+                    if call.runs_on(architecture)
+                )
 
 
 def write(rows: Sequence[KernelWork], path: Path) -> None:
@@ -224,7 +229,7 @@ COLUMNS = (
 
 
 def line(row: KernelWork) -> Iterator[str]:
-    """Of the table for people: products and slots of the busiest scheduler, cycles as predicted."""
+    """Yield the cells of a row of the printed table: the busiest scheduler's counts, predicted cycles."""
     gpu = next(gpu for gpu in GPUS.values() if gpu.architecture == row.architecture)
     limits = row.limits(gpu.mma_cycles)
     memory = row.bytes / gpu.bytes_a_cycle
@@ -239,13 +244,13 @@ def line(row: KernelWork) -> Iterator[str]:
 
 
 def lines(name: str, architecture: str, most: int) -> str:
-    """Issue slots of the busiest scheduler by place, the largest first, and their opcodes."""
+    """Return tables of the busiest scheduler's issue slots by place, the largest first, with opcodes."""
     call = next(call for call in CALLS if name in run(call))
     weighed, turns = weigh(name, call, architecture), run(call.twice())[name].turns - run(call)[name].turns
     busiest = max(range(issue_slots.SCHEDULERS), key=lambda scheduler: weighed.slots[scheduler])
     chains = issue_slots.chains(kernel(name).text)
     parts = [f"# {name}, {call}, {architecture}\n\n{weighed.slots[busiest] / turns:.0f} issue slots a turn\n"]
-    for title, depth in (("By source line", 0), ("By line of the kernel's own class", -4)):
+    for title, depth in (("By source line", 0), ("By line of the kernel's class", -4)):
         places = weighed.by_place(lambda line, depth=depth: place(chains[line], depth), busiest)
         ordered = sorted(places.items(), key=lambda item: -item[1].total())[:most]
         rows = [
@@ -257,7 +262,10 @@ def lines(name: str, architecture: str, most: int) -> str:
 
 
 def place(chain: issue_slots.Chain, depth: int) -> tuple[str, int]:
-    """A line of a chain, from the inside or, below 0, from the outside; the outermost if it is shorter."""
+    """Return a line of a chain of inlined calls: from the inside or, if `depth` < 0, from the outside.
+
+    A shorter chain gives its outermost line.
+    """
     if not chain:
         return "no line", 0
     return chain[max(depth, -len(chain))]
@@ -271,9 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lines", metavar="KERNEL", help="show where this kernel's issue slots go")
-    parser.add_argument("--architecture", choices=binaries.ARCHITECTURES, help="the only one; else all")
-    parser.add_argument("--most", type=int, default=25, help="lines to show")
+    parser.add_argument("--lines", metavar="KERNEL", help="show this kernel's issue slots by source line")
+    parser.add_argument(
+        "--architecture", choices=binaries.ARCHITECTURES, help="only this architecture; default: all"
+    )
+    parser.add_argument("--most", type=int, default=25, help="lines to show at most")
     options = parser.parse_args(arguments)
     architectures = [options.architecture] if options.architecture else binaries.ARCHITECTURES
     if options.lines:

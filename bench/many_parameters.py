@@ -1,10 +1,10 @@
-"""Steps of many parameters: what looking after state and groups takes, and what each small parameter costs.
+"""Steps of many parameters: the cost of state and group bookkeeping, and of each small parameter.
 
     python bench/many_parameters.py                    # prints Markdown
 
-The first table is of 1,000 parameters of a transformer, by its width; the second of parameters whose first
-gradients come one on each step, and of what their joining adds to these steps; the third of 10,000 tiny ones
-beside `AdamW(foreach=True)`, which takes turns with KrADagrad, step by step.
+The first table has 1,000 parameters of a transformer, by its width. In the second, one parameter gets its
+first gradient on each step; the table shows the time that this joining adds. The third has 10,000 tiny
+parameters, compared with `AdamW(foreach=True)`; the two optimizers alternate step by step.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from host_time import LAYER
 from torch.nn import Parameter
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.local import Local, Roster
+from kradagrad_ext.engine import GroupBatches, LocalEngine
 
 WIDTHS = (1, 2, 4, 8)
-"""Times the shapes of `host_time.LAYER`."""
+"""Multiples of the shapes of `host_time.LAYER`."""
 
 JOINING = (50, 100, 200, 400)
 
@@ -43,14 +43,14 @@ def set_gradients(params: list[Parameter]) -> None:
 
 @contextmanager
 def timed(owner: type, name: str) -> Iterator[list[float]]:
-    """Seconds of every call of a method."""
+    """Yield a list that gets the seconds of every call of a method."""
     spent: list[float] = []
     original = getattr(owner, name)
 
     def instead(*arguments: object) -> object:
-        found = []
-        spent.append(seconds_of(lambda: found.append(original(*arguments))))
-        return found[0]
+        results = []
+        spent.append(seconds_of(lambda: results.append(original(*arguments))))
+        return results[0]
 
     with mock.patch.object(owner, name, instead):
         yield spent
@@ -61,7 +61,7 @@ def comparison(width: int, count: int, steps: int) -> str:
     params = parameters(shapes, count)
     optimizer = KrADagrad(params, block_size=128)
     whole = []
-    with timed(Roster, "wanted") as spent:
+    with timed(GroupBatches, "wanted") as spent:
         for _ in range(steps + 2):
             set_gradients(params)
             whole.append(seconds_of(optimizer.step))
@@ -73,7 +73,7 @@ def joining(count: int) -> str:
     params = parameters([(64, 64)], count)
     optimizer = KrADagrad(params, block_size=64)
     whole = 0.0
-    with timed(Local, "_with") as spent:
+    with timed(LocalEngine, "_with") as spent:
         for last in range(1, count + 1):
             set_gradients(params[:last])
             whole += seconds_of(optimizer.step)
@@ -91,8 +91,8 @@ def of_tiny(count: int, steps: int) -> Iterator[str]:
         for name, params in groups.items():
             set_gradients(params)
             times[name].append(seconds_of(optimizers[name].step))
-    for name, own in times.items():
-        kept = [1e3 * value for value in own[2:]]
+    for name, seconds in times.items():
+        kept = [1e3 * value for value in seconds[2:]]
         yield f"| {name} | {statistics.median(kept):.0f} | {min(kept):.0f} to {max(kept):.0f} |"
 
 

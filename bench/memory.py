@@ -1,9 +1,9 @@
 """Memory of a step beyond the optimizer's state, measured twice.
 
-`allocated` follows torch's allocator through the profiler: the peak of what a step allocates, and the tensors
-that the optimizer keeps between steps without saving them. `resident` watches the process from the kernel's
-side, so it also sees buffers that C++ code takes from malloc, but counts in pages and with the allocator's
-own overhead.
+`allocated` follows torch's allocator through the profiler: the peak of a step's allocations, and the tensors
+that the optimizer keeps between steps without saving them. `resident` reads the process's memory from the
+operating system. It includes buffers that C++ code allocates by malloc, but counts pages and includes the
+allocator's overhead.
 
     python bench/memory.py        # the child process of `resident`; prints JSON
 """
@@ -25,7 +25,7 @@ from torch.nn import Parameter
 from torch.profiler import ProfilerActivity, profile
 from workload import gradient, gradients
 
-# The profiler's library tells its own start and stop on stderr, unless it is quiet.
+# At the default log level, the profiler's library prints its start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 STATUS = Path("/proc/self/status")
@@ -42,7 +42,7 @@ class Memory:
 
 
 def storage_bytes(tensors: list[Tensor]) -> dict[int, int]:
-    """Bytes of each storage, by address."""
+    """Return the bytes of each storage, by address."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
 
 
@@ -57,7 +57,7 @@ def state_storages(optimizer: torch.optim.Optimizer) -> dict[int, int]:
 
 
 def peak_of_step(contender: Contender, grads: list[Tensor]) -> int:
-    """Most bytes allocated at once during one step, over what was there before it."""
+    """Return the peak of bytes allocated during one step, relative to its start."""
     for param, grad in zip(contender.params, grads, strict=True):
         param.grad = grad
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
@@ -71,7 +71,7 @@ def peak_of_step(contender: Contender, grads: list[Tensor]) -> int:
 
 
 def allocated(contender: Contender) -> Memory:
-    """By torch's allocator, on the steps before and at the second refresh of the roots."""
+    """Measure memory by torch's allocator, on the step before the second refresh of the roots and at it."""
     contender.start()
     before = live_storages()
     for step in range(1, 2 * ROOT_EVERY - 1):
@@ -92,9 +92,9 @@ def status_bytes(key: str) -> int:
 
 
 def resident_here(contender: Contender) -> Memory:
-    """By the resident set of this process, which should have done nothing else; Linux only.
+    """Measure memory by the resident set of this process, which must do nothing else; Linux only.
 
-    One block is stepped first: code, imports and the threads' own buffers are there whatever the model.
+    One block is stepped first, because code, imports and the threads' buffers do not depend on the model.
     """
     warm = torch.nn.Parameter(torch.zeros(BLOCK, BLOCK))
     warm.grad = gradient((BLOCK, BLOCK), 0, 0)
@@ -118,10 +118,10 @@ def resident_here(contender: Contender) -> Memory:
 
 
 def resident() -> Memory | None:
-    """By the resident set of a child process of its own; None where the kernel does not tell."""
+    """Measure memory by the resident set of a child process; None if the kernel does not report it."""
     if not CLEAR_PEAK.exists():
         return None
-    # Freed memory goes back to the kernel at once, so that the resident set follows what is in use.
+    # Freed memory returns to the kernel at once, so that the resident set follows the memory in use.
     environment = dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     child = subprocess.run(
         [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""One op on one input: run it on any backend, check it against float64, time it under pytest-benchmark."""
+"""One op on one input: runs on any backend, checks against float64, times under pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def identity(results: list[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Case:
-    """An op's arguments and what is known of them.
+    """An op's arguments, with their description and bounds.
 
     Attributes:
-        op: the backend's function.  arguments: by name.  writes: the names it writes, none if functional.
-        shape: of one block, for names.  blocks: how many.  recipe: what else varies, for names.
+        op: name of the backend's function.  arguments: its keywords.
+        writes: names of the arguments that it writes; empty if it is functional.
+        shape: shape of one block, for names.  blocks: their number.  recipe: other options, for names.
         flops, bytes: least work of a call; 0 leaves the rate out.
         bound: on the relative Frobenius error of every result, against the float64 reference.
         dtype: of gradients and parameters, for names.
-        canonical: what is compared of the results, where not all of it.
+        canonical: selects the results to compare, if not all.
     """
 
     op: str
@@ -56,13 +57,13 @@ class Case:
 
     @cached_property
     def expected(self) -> list[Tensor]:
-        """The float64 reference's results."""
+        """Results of the float64 reference."""
         arguments = copies(self.arguments, torch.float64)
         return self.canonical(run(self, "reference", arguments, torch.float64))
 
 
 def run(case: Case, backend: str, arguments: Arguments, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Runs the op in `dtype` and gives what it returned, or else what it wrote."""
+    """Run the op in `dtype`; return its results, or else the tensors that it wrote."""
     returned = getattr(resolve(backend, torch.device("cpu"), dtype), case.op)(**arguments)
     if returned is not None:
         return list(returned) if isinstance(returned, tuple) else [returned]
@@ -74,7 +75,7 @@ def tensors(arguments: Arguments, names: tuple[str, ...]) -> list[Tensor]:
 
 
 def written(value: object) -> list[Tensor]:
-    """What an op writes of an argument: of a group of blocks, factors, statistics and the product."""
+    """Return the tensors of an argument that an op writes; of a group: factors, statistics, the product."""
     if isinstance(value, list):
         return [tensor for item in value for tensor in written(item)]
     if isinstance(value, BlockGroup):
@@ -85,7 +86,7 @@ def written(value: object) -> list[Tensor]:
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> object:
-    """A copy with the strides of the original; floating tensors in `dtype`, if one is given."""
+    """Copy an argument with its strides; floating tensors in `dtype` if not None."""
     if isinstance(value, list):
         return [copied(item, dtype) for item in value]
     if isinstance(value, (BlockGroup, Side)):
@@ -101,10 +102,10 @@ def copies(arguments: Arguments, dtype: torch.dtype | None = None) -> Arguments:
 
 
 def verify_case(case: Case, backend: str) -> float:
-    """The largest relative error of the op's results.
+    """Return the largest relative error of the op's results.
 
     Raises:
-        RuntimeError: one exceeds the case's bound.
+        RuntimeError: an error exceeds the case's bound.
     """
     results = case.canonical(run(case, backend, copies(case.arguments)))
     name = f"{case.label} on {backend}"
@@ -112,7 +113,7 @@ def verify_case(case: Case, backend: str) -> float:
 
 
 class Runner:
-    """Repeated calls of a case on a backend, each from the same state of what the op writes."""
+    """Repeated calls of a case on a backend; `reset` restores the tensors that the op writes."""
 
     def __init__(self, case: Case, backend: str) -> None:
         self.case, self.backend = case, backend
@@ -129,7 +130,7 @@ class Runner:
 
 
 def bench(benchmark: BenchmarkFixture, case: Case, backend: str) -> list[Row]:
-    """Verifies, then times in rounds of one call each; the rows for the CSV."""
+    """Verify a case, time it in rounds of one call each, and return the rows for the CSV."""
     error = verify_case(case, backend)
     runner = Runner(case, backend)
     runner.reset()
@@ -143,7 +144,7 @@ def bench(benchmark: BenchmarkFixture, case: Case, backend: str) -> list[Row]:
 
 
 def rows_of(case: Case, backend: str, seconds: list[float]) -> list[Row]:
-    """Milliseconds of a call and, where its work is known, the rates. p20 is always the smaller value."""
+    """Return rows of a call's milliseconds and, if its work is known, its rates. p20 is the smaller value."""
     fast, middle, slow = percentiles(seconds)
     metrics = {"ms": (1e3 * fast, 1e3 * middle, 1e3 * slow)}
     if case.flops:

@@ -1,4 +1,4 @@
-"""Plots from the CSV alone, the latest run of each measurement.
+"""Plots of the latest run of each measurement in the CSV.
 
 python bench/plot.py [--csv bench/results/benchmarks.csv] [--out docs/images]
 """
@@ -22,16 +22,16 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150
 
 
 def latest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The last measured row of every op, backend, dtype, shape and metric."""
+    """Return the last row of every op, backend, dtype, shape and metric."""
     keys = ["op", "backend", "dtype", "shape", "metric"]
     return rows.sort_values("date", kind="stable").drop_duplicates(keys, keep="last")
 
 
 def plot_steps(rows: pd.DataFrame) -> Figure | None:
-    """Mean milliseconds of a step, every optimizer, with the spread over root periods."""
+    """Plot the mean milliseconds of every optimizer's step, with the spread over root periods."""
     chosen = rows[rows["op"].str.startswith("step ") & (rows["metric"] == "mean_ms")]
     chosen = chosen[(chosen["shape"] == "gpt2-layer x1") & ~chosen["op"].str.endswith(UNTIMED)]
-    chosen = chosen[chosen["date"] == chosen["date"].max()]  # rivals that took turns in one process
+    chosen = chosen[chosen["date"] == chosen["date"].max()]  # only rivals from the same process
     if chosen.empty:
         return None
     chosen = chosen.sort_values("p50", ascending=False)
@@ -57,7 +57,7 @@ def plot_steps(rows: pd.DataFrame) -> Figure | None:
 
 
 def plot_shares(rows: pd.DataFrame) -> Figure | None:
-    """`kron_step_` as a share of the machine's product rate, over the side of a block."""
+    """Plot `kron_step_` as a share of the machine's product rate, over the side of a block."""
     chosen = rows[rows["metric"] == "share_of_matmul_on_least_flops"].copy()
     if chosen.empty:
         return None
@@ -89,12 +89,12 @@ def lines_with_spread(
 
 
 def plot_roots(rows: pd.DataFrame) -> Figure | None:
-    """Error of the roots over the condition number, one panel a root order."""
+    """Plot the error of the roots over the condition number, one panel per root order."""
     chosen = rows[rows["op"].str.startswith("root ") & (rows["metric"] == "relative_error")].copy()
     if chosen.empty:
         return None
     chosen["condition"] = chosen["shape"].str.split("condition ").str[1].astype(float)
-    # The identity's root is exact by most ways: it would only stretch the axis.
+    # Most methods compute the identity's root exactly: it would only stretch the axis.
     chosen = chosen[chosen["condition"] > 1]
     chosen[["order", "method"]] = chosen["op"].str.split(" ", expand=True)[[1, 2]].to_numpy()
     orders = sorted(chosen["order"].unique(), reverse=True, key=lambda order: -int(order.split("/")[1]))

@@ -1,4 +1,4 @@
-"""The optimizers that are compared: ours, other matrix preconditioners, and cheap baselines."""
+"""The compared optimizers: the project's, other matrix preconditioners, and cheap baselines."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from common import usable_backends
 from contenders import BLOCK, ROOT_EVERY, Contender
 
 from kradagrad_ext import KrADagrad, PublishedKrADagrad
-from kradagrad_ext.clock import SETTLED
+from kradagrad_ext.schedule import SETTLED
 
 RECIPES = {
     "default": {},
     "uncoupled": dict(coupling="none"),
     "products": dict(factor_update="products"),
 }
-"""The default is coupled; on a CPU it updates factors by Cholesky."""
+"""Options by recipe. The default is coupled; on a CPU it updates factors by Cholesky."""
 
 REFERENCE_RECIPES = ("default", "products")
 
@@ -36,7 +36,7 @@ def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:
 
 
 def unpreconditioned(backend: str) -> Contender:
-    """Everything of a step but the blocks: guard, moments, graft, write and Python."""
+    """Return a contender whose step has no blocks: guard, moments, graft, write and Python."""
 
     def factory(params: list[torch.nn.Parameter]) -> KrADagrad:
         return KrADagrad([{"params": params, "precondition": False}], backend=backend)
@@ -59,7 +59,7 @@ def published() -> Contender:
 
 
 class MuonInFloat32(torch.optim.Muon):
-    """Muon whose products are not in bfloat16, which is far slower where the processor lacks it."""
+    """Muon with float32 products: bfloat16 is much slower on a processor without it."""
 
     def step(self) -> None:
         with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone):
@@ -76,16 +76,16 @@ def baselines() -> list[Contender]:
 
 
 def matrix_rivals(whole: bool) -> list[Contender]:
-    """Matrix-preconditioned optimizers of other packages, where these are installed.
+    """Return the matrix-preconditioned optimizers of other packages that are installed.
 
-    All refresh every 10 steps. ScalableShampoo, heavyball's SOAP, and its KL-SOAP, which couples factors
-    as our default does, cut into blocks of 256 as ours does. pytorch_optimizer's SOAP cannot: a dimension
-    limit of 256 would leave nothing preconditioned, so it takes whole dimensions, its default.
+    All refresh every 10 steps. ScalableShampoo and heavyball's SOAP and KL-SOAP use blocks of 256, like
+    KrADagrad; KL-SOAP couples factors, like KrADagrad's default. pytorch_optimizer's SOAP has no blocks: a
+    dimension limit of 256 would leave no parameter preconditioned, so it takes whole dimensions, its default.
 
     Args:
-        whole: heavyball's SOAP on whole dimensions as well (minutes of compilation).
+        whole: True to add heavyball's SOAP on whole dimensions (minutes of compilation).
     """
-    found = []
+    rivals = []
     if importlib.util.find_spec("pytorch_optimizer"):
         from pytorch_optimizer import SOAP, ScalableShampoo
 
@@ -96,18 +96,18 @@ def matrix_rivals(whole: bool) -> list[Contender]:
             start_preconditioning_step=1,
         )
         soap = functools.partial(SOAP, precondition_frequency=ROOT_EVERY)
-        found.append(Contender("ScalableShampoo", "pytorch_optimizer", shampoo))
-        found.append(Contender("SOAP whole dims", "pytorch_optimizer", soap))
+        rivals.append(Contender("ScalableShampoo", "pytorch_optimizer", shampoo))
+        rivals.append(Contender("SOAP whole dims", "pytorch_optimizer", soap))
     if importlib.util.find_spec("heavyball"):
-        found.append(of_heavyball("SOAP", "SOAP blocks", max_precond_dim=BLOCK, split=True))
-        found.append(of_heavyball("KLSOAP", "KL-SOAP blocks", max_precond_dim=BLOCK, split=True))
+        rivals.append(of_heavyball("SOAP", "SOAP blocks", max_precond_dim=BLOCK, split=True))
+        rivals.append(of_heavyball("KLSOAP", "KL-SOAP blocks", max_precond_dim=BLOCK, split=True))
         if whole:
-            found.append(of_heavyball("SOAP", "SOAP whole dims", max_precond_dim=1 << 20))
-    return found
+            rivals.append(of_heavyball("SOAP", "SOAP whole dims", max_precond_dim=1 << 20))
+    return rivals
 
 
 def of_heavyball(optimizer: str, name: str, **options: object) -> Contender:
-    """Compiled, as the package means it to run, but without minutes of kernel search."""
+    """Return an optimizer of heavyball, compiled as the package intends, but without minutes of tuning."""
     import heavyball
 
     heavyball.utils.compile_mode = "default"

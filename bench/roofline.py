@@ -1,4 +1,4 @@
-"""What an optimizer step on a GPU costs at least, kernel by kernel, and a prediction of its time.
+"""Least cost of an optimizer step on a GPU, kernel by kernel, and a prediction of its time.
 
     python bench/roofline.py                                  # GPT-3 XL at the default options
     python bench/roofline.py --model 7b --block-size 128,256,1024 --gpu H100
@@ -6,21 +6,20 @@
     python bench/roofline.py --shapes 2304x768,768x768*12 --dtype bfloat16 --refine 0 --csv roofline.csv
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
-that csrc/cuda/plan makes. A kernel's CTA takes the largest of what tensor cores, schedulers, shared memory
-and DRAM need for it, and what it waits for where few share an SM (`kradagrad_ext.cost.work`, counted by
-bench/kernel_work.py); flops tell how many CTAs there are. Of a kernel without counted work a time is the
-larger of bytes over bandwidth and flops over the arithmetic rate, each with the share of its peak that
-`kradagrad_ext.cost.gpus` states and argues. Blocks that no kernel serves are torch's products.
+of csrc/cuda/plan. The time of a kernel's CTA is the largest of its times on tensor cores, schedulers, shared
+memory and DRAM, plus its waits if few CTAs share an SM (`kradagrad_ext.cost.work`, counted by
+bench/kernel_work.py); the number of CTAs follows from the flops. For a kernel without counted work, the time
+is the larger of bytes over bandwidth and flops over the arithmetic rate. `kradagrad_ext.cost.gpus` states the
+share of each peak, with reasons. Blocks without a kernel take torch's products.
 
-Bytes: each launch's operands once, as if the L2 kept what several CTAs read and nothing between launches.
-Flops: what the tensor cores execute. bf16x3 is three bf16 products (two where an operand is bf16), tf32x3
-three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
-Left out: the microseconds that a launch takes by itself, the last wave of CTAs that does not fill the GPU,
-and the host.
+Bytes: each launch's operands once, as if the L2 kept data shared by CTAs of a launch, and nothing between
+launches. Flops: those that the tensor cores execute. bf16x3 is three bf16 products (two if an operand is
+bf16), tf32x3 three in tf32, fp32 multiply-adds; of symmetric products only the lower tiles; padding included.
+Left out: the microseconds of a launch, the last wave of CTAs that does not fill the GPU, and the host.
 
-A step updates the factors and refreshes no root. Roots have lines of their own, divided by `root_every`. The
-training step that all of it is a share of: 6 flops a parameter and token, 64k tokens, 45% of the dense bf16
-peak. AdamW fused moves parameter, gradient and both moments; its moments have the parameters' dtype.
+A step updates the factors and refreshes no root. Roots have separate lines, divided by `root_every`. Shares
+are of a training step with 6 flops a parameter and token, 64k tokens, and 45% of the dense bf16 peak. AdamW
+fused moves parameter, gradient and both moments; its moments have the parameters' dtype.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ import pandas as pd
 import torch
 from kernel_costs import Blocks, Call, step_costs
 
+from kradagrad_ext.blocking import ShapeGroup, blocking_of, group_by_shape
 from kradagrad_ext.config import COUPLINGS, Config
 from kradagrad_ext.cost.blocks import TERMS, block_costs, root_costs
 from kradagrad_ext.cost.elementwise import CONCURRENT_WITH_ACCUMULATE, elements
@@ -52,36 +52,35 @@ from kradagrad_ext.cost.gpus import (
 )
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
-from kradagrad_ext.cost.steps import Part, kernel_costs, parts_of
-from kradagrad_ext.plan import Group, group_blocks, plan_parameter
+from kradagrad_ext.cost.steps import GroupShapes, kernel_costs, parts_of
 
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
 
 
 def adamw_cost(parameters: int, dtype: torch.dtype) -> Cost:
-    """torch.optim.AdamW(fused=True): reads the gradient, reads and writes parameter and both moments."""
+    """Return the cost of fused AdamW: it reads the gradient, reads and writes parameter and both moments."""
     return Cost("torch: AdamW fused", "all", 1, 7.0 * dtype.itemsize * parameters)
 
 
 def merged(costs: Sequence[Cost]) -> list[Cost]:
-    """Costs of the same kernel and step as one, in the order of their first."""
+    """Merge costs of the same kernel and step, in order of first occurrence."""
     by_name: dict[tuple[str, str, str], Cost] = {}
     for cost in costs:
         key = (cost.kernel, cost.step, cost.concurrent_with)
-        held = by_name.get(key, replace(cost, launches=0, bytes=0.0, flops={}, least_flops=0.0))
-        kinds = {**held.flops, **cost.flops}
+        total = by_name.get(key, replace(cost, launches=0, bytes=0.0, flops={}, least_flops=0.0))
+        kinds = {**total.flops, **cost.flops}
         by_name[key] = replace(
-            held,
-            launches=held.launches + cost.launches,
-            bytes=held.bytes + cost.bytes,
-            flops={kind: held.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
-            least_flops=held.least_flops + cost.least_flops,
+            total,
+            launches=total.launches + cost.launches,
+            bytes=total.bytes + cost.bytes,
+            flops={kind: total.flops.get(kind, 0.0) + cost.flops.get(kind, 0.0) for kind in kinds},
+            least_flops=total.least_flops + cost.least_flops,
         )
     return list(by_name.values())
 
 
 def record(cost: Cost, gpus: Sequence[Gpu]) -> dict[str, Any]:
-    """One line of the table."""
+    """Return one line of the table."""
     times = {f"{gpu.name} ms": cost.milliseconds(gpu) for gpu in gpus}
     return {
         "kernel": cost.kernel,
@@ -95,7 +94,7 @@ def record(cost: Cost, gpus: Sequence[Gpu]) -> dict[str, Any]:
 
 
 def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.DataFrame:
-    """Kernels, their sum, and what to compare it with."""
+    """Return the table: kernels, their sum, and costs for comparison."""
     config = make_config(
         block_size=block_size,
         refine=options.refine,
@@ -104,13 +103,13 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
         precision=options.precision,
     )
     costs = merged(backend_costs(model, config, options))
-    groups = group_blocks([plan_parameter(shape, config) for shape in model.shapes])
+    groups = group_by_shape([blocking_of(shape, config) for shape in model.shapes])
     roots = root_costs(groups, config)
     rows = [record(cost, options.gpu) for cost in costs]
     saved = {f"{gpu.name} ms": -saved_by_concurrency(costs, gpu) for gpu in options.gpu}
     if any(saved.values()):
-        nothing = dict.fromkeys(("launches", "GB", "Tflop", "least Tflop"), 0)
-        rows.append({"kernel": CONCURRENT_WITH_ACCUMULATE, "step": "with accumulate", **nothing, **saved})
+        zeros = dict.fromkeys(("launches", "GB", "Tflop", "least Tflop"), 0)
+        rows.append({"kernel": CONCURRENT_WITH_ACCUMULATE, "step": "with accumulate", **zeros, **saved})
     rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
     circumstances = {
         "model": model.name,
@@ -123,19 +122,19 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
 
 
 def backend_costs(model: Model, config: Config, options: argparse.Namespace) -> list[Cost]:
-    """A step's launches; on request Triton's of the blocks, by the tuning table for the last GPU."""
+    """Return a step's launches; Triton's follow the tuning table for the last GPU of the options."""
     parts = parts_of(model.shapes, config, DTYPES[options.dtype], model.plain_shapes)
     gpu = options.gpu[-1] if options.backend == "triton" else None
     return cuda_costs(parts, gpu)
 
 
-def cuda_costs(parts: Sequence[Part], triton_on: Gpu | None = None) -> list[Cost]:
-    """A step without new roots, by the CUDA kernels, or by Triton's for a GPU."""
+def cuda_costs(parts: Sequence[GroupShapes], triton_on: Gpu | None = None) -> list[Cost]:
+    """Return the costs of a step without new roots, by the CUDA kernels or by Triton's for a GPU."""
     return kernel_costs(parts, functools.partial(costs_on_blocks, triton_on=triton_on))
 
 
-def costs_on_blocks(part: Part, triton_on: Gpu | None) -> list[Cost]:
-    """Launches of the fused kernels, and the least work of blocks that they do not serve."""
+def costs_on_blocks(part: GroupShapes, triton_on: Gpu | None) -> list[Cost]:
+    """Return the launches of the fused kernels, and the least work of the other blocks."""
     config = part.options
     rule = config.update_rule(torch.device("cuda"), damped_updates=1.0)
     fused = [group for group in part.groups if is_fused(group)]
@@ -157,15 +156,15 @@ def costs_on_blocks(part: Part, triton_on: Gpu | None) -> list[Cost]:
     return [*costs, *block_costs(rest, config, part.dtype)]
 
 
-def is_fused(group: Group) -> bool:
-    """Whether one kernel serves both sides."""
+def is_fused(group: ShapeGroup) -> bool:
+    """Return True if one kernel updates both sides."""
     return len(group.block_shape) == 2 and all(group.factored)
 
 
 def comparison(
     rows: list[dict[str, Any]], roots: Sequence[Cost], parameters: int, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The sum of the kernels' lines, roots, and both as shares of a training step; AdamW fused."""
+    """Return the sum of the kernels' lines, roots, both as shares of a training step, and fused AdamW."""
     times = {gpu: f"{gpu.name} ms" for gpu in options.gpu}
     columns = ["launches", "GB", "Tflop", "least Tflop", *times.values()]
     step = {column: sum(row[column] for row in rows) for column in columns}
@@ -185,7 +184,7 @@ def comparison(
 
 
 def show(model: Model, frame: pd.DataFrame) -> str:
-    """A table for people."""
+    """Format a table for printing."""
     first = frame.iloc[0]
     parameters = elements(model.shapes + model.plain_shapes)
     title = (
@@ -215,11 +214,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=MODELS, default="1.3b")
-    what.add_argument("--shapes", type=parse_shapes, help="such as 2304x768,768x768*12")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", choices=MODELS, default="1.3b")
+    models.add_argument("--shapes", type=parse_shapes, help="such as 2304x768,768x768*12")
     parser.add_argument("--block-size", type=sizes, default=list(DEFAULT_BLOCKS))
-    parser.add_argument("--backend", choices=("native", "triton"), default="native", help="of the blocks")
+    parser.add_argument(
+        "--backend", choices=("native", "triton"), default="native", help="kernels of the blocks"
+    )
     parser.add_argument("--refine", type=int, default=make_config().refine)
     parser.add_argument("--coupling", choices=COUPLINGS, default=make_config().coupling)
     parser.add_argument(
@@ -228,11 +229,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=16384,
         help="the package's default, 8192, would leave the 11008 side of a Llama 7B without factors",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
-    parser.add_argument("--precision", choices=TERMS, default="bf16x3", help="of the products")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of parameters and gradients"
+    )
+    parser.add_argument("--precision", choices=TERMS, default="bf16x3", help="precision of the products")
     parser.add_argument("--gpu", type=gpu_list, default=[GPUS[name] for name in DEFAULT_GPUS])
     parser.add_argument("--json", action="store_true", help="print records instead of tables")
-    parser.add_argument("--csv", type=Path, help="write the records there as well")
+    parser.add_argument("--csv", type=Path, help="file for the records, in addition")
     return parser.parse_args(arguments)
 
 

@@ -2,9 +2,9 @@
 
     python bench/roots_accuracy.py        # prints Markdown, appends to the CSV
 
-Factors F = Q diag(l^(1/2)) R^T with orthogonal Q and R, the eigenvalues l of X = F F^T spaced evenly in log
-from 1 to 1 / condition, rounded to the dtype; the true root is Q diag(l^(1/p)) Q^T in float64, so that the
-rounding of F counts as error, too.
+Factors are F = Q diag(l^(1/2)) R^T with orthogonal Q and R, rounded to the dtype. The eigenvalues l of
+X = F F^T are spaced evenly in log from 1 to 1 / condition. The true root is Q diag(l^(1/p)) Q^T in float64,
+so the error includes the rounding of F.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ METHODS = {"eigh": decomposed_roots, "polar": polar_roots}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the root is computed and stored in."""
+    """The dtypes in which a root is computed and stored."""
 
     name: str
     compute: torch.dtype
@@ -42,7 +42,7 @@ ARITHMETICS = (
 
 
 def factors(condition: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues ``[d]``, and Q and R ``[2, N, d, d]``, float64."""
+    """Return eigenvalues ``[d]``, and Q and R ``[2, N, d, d]``, float64."""
     source = torch.Generator().manual_seed(0)
     square = torch.randn(2, SAMPLES, SIDE, SIDE, dtype=torch.float64, generator=source)
     values = condition ** -torch.linspace(0, 1, SIDE, dtype=torch.float64)
@@ -50,7 +50,7 @@ def factors(condition: float) -> tuple[Tensor, Tensor]:
 
 
 def errors(condition: float, p: int, method: str, arithmetic: Arithmetic) -> tuple[list[float], bool]:
-    """Relative Frobenius error of every sample, and whether the residual check would refuse one."""
+    """Return the relative Frobenius error of every sample, and True if the check would refuse a root."""
     values, (vectors, right) = factors(condition)
     f = (vectors * values.sqrt()) @ right.mT
     want = (vectors * values ** (1 / p)) @ vectors.mT
@@ -61,7 +61,7 @@ def errors(condition: float, p: int, method: str, arithmetic: Arithmetic) -> tup
 
 
 def print_table(p: int) -> Iterator[Row]:
-    """Prints one line per condition and gives the rows behind it."""
+    """Print one line per condition and yield its rows."""
     columns = [(method, arithmetic) for method in METHODS for arithmetic in ARITHMETICS]
     print(f"\nX^(1/{p}):\n")
     print("| condition | " + " | ".join(f"{method}, {a.name}" for method, a in columns) + " |")
@@ -80,7 +80,7 @@ def print_table(p: int) -> Iterator[Row]:
 
 def main() -> None:
     rows = [row for p in ORDERS for row in print_table(p)]
-    print(f"\n`*`: the residual is above {RESIDUAL_BOUND:g}, and the old root would stay.")
+    print(f"\n`*`: the residual is above {RESIDUAL_BOUND:g}, and the optimizer would keep the old root.")
     append_rows(rows)
 
 

@@ -1,4 +1,4 @@
-"""Whole steps against the float64 reference, before any of them is timed."""
+"""Check of whole steps against the float64 reference, before they are timed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kradagrad_ext import KrADagrad
 SHAPES = ((320, 192), (256, 256), (70,))
 STEPS = 12
 BOUND = 1e-3
-"""On the parameters' displacement from where they started."""
+"""Bound on the relative error of the parameters' displacement from their start."""
 
 
 def displacement(backend: str, recipe: str, dtype: torch.dtype) -> list[Tensor]:
@@ -28,10 +28,10 @@ def displacement(backend: str, recipe: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def verify_steps(backend: str) -> float:
-    """Largest error of float32 steps on a backend, over all recipes.
+    """Return the largest error of float32 steps on a backend, over all recipes.
 
     Raises:
-        RuntimeError: it exceeds `BOUND`.
+        RuntimeError: an error exceeds `BOUND`.
     """
     worst = 0.0
     for recipe in RECIPES:

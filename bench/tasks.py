@@ -1,9 +1,9 @@
-"""Training tasks on which options are compared: text, drawn curves and images, all made or found on the spot.
+"""Training tasks for the comparison of options: text, drawn curves and images, without any download.
 
 - ``text``: the example's byte-level transformer on the Python standard library's sources; nats a byte.
 - ``curves``: a deep autoencoder of curves of 28 x 28 pixels, 784-400-200-100-50-25-6 and back; cross-entropy
   an image, in nats.
-- ``images``: a small vision transformer that tells sixteen kinds of drawn figures apart; nats.
+- ``images``: a small vision transformer that classifies sixteen kinds of drawn figures; nats.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gpt.optimizers import split_parameters
 from gpt.options import Options
 
 SIDE = 28
-"""Of an image, in pixels."""
+"""Side of an image, in pixels."""
 
 POINTS = 48
-"""On a curve, each a soft dot."""
+"""Number of points of a curve, each a soft dot."""
 
 DOT = 0.8
 """Width of a dot, in pixels."""
@@ -41,8 +41,8 @@ class Task(Protocol):
     """A model, its data and its loss, for one seed.
 
     Attributes:
-        steps: of a run.
-        precondition_ends: whether embeddings and output layers are preconditioned where a run says nothing.
+        steps: default number of steps of a run.
+        precondition_ends: default for the preconditioning of embeddings and output layers.
     """
 
     steps: int
@@ -50,17 +50,17 @@ class Task(Protocol):
     model: nn.Module
 
     def parameters(self) -> tuple[Parameters, Parameters, Parameters]:
-        """Matrices within the model; embeddings and output layers; vectors."""
+        """Return inner matrices; embeddings and output layers; vectors."""
 
     def loss(self) -> Tensor:
-        """On the next batch."""
+        """Return the loss on the next batch."""
 
     def validate(self) -> float:
-        """Mean loss on the fixed validation data."""
+        """Return the mean loss on the fixed validation data."""
 
 
 class Text:
-    """See the module; 16 windows of 128 bytes a step."""
+    """The task ``text``, with 16 windows of 128 bytes a step."""
 
     steps, precondition_ends = 300, False
 
@@ -85,10 +85,10 @@ class Text:
 
 
 def draw(points: Tensor) -> Tensor:
-    """Images ``[N, 28, 28]`` in [0, 1] of quadratic Bezier curves.
+    """Draw images ``[N, 28, 28]`` in [0, 1] of quadratic Bezier curves.
 
     Args:
-        points: ``[N, curves, 3, 2]``, the corners of each curve, in [0, 1] across the image.
+        points: ``[N, curves, 3, 2]``, the control points of each curve, in [0, 1] across the image.
     """
     t = torch.linspace(0, 1, POINTS)[:, None]
     a, b, c = (SIDE * points[:, :, i, None] for i in range(3))
@@ -99,12 +99,12 @@ def draw(points: Tensor) -> Tensor:
 
 
 def cross_entropy_an_image(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of pixels ``[N, pixels]``, summed over an image."""
+    """Return the cross-entropy of pixels ``[N, pixels]``, summed over an image, mean over images."""
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
 
 class _Images:
-    """Batches of drawn images, what is asked of the model for each, and the loss."""
+    """A task with batches of drawn images."""
 
     steps: int
     precondition_ends = True
@@ -117,7 +117,7 @@ class _Images:
         measure: Callable[[Tensor, Tensor], Tensor],
         seed: int,
     ) -> None:
-        """`make`: that many images and targets.  `measure`: the loss of the model's outputs and targets."""
+        """Set the source of images and targets (`make(count)`) and the loss (`measure(outputs, targets)`)."""
         self._make, self._measure = make, measure
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -136,7 +136,7 @@ class _Images:
 
 
 class Curves(_Images):
-    """See the module; one curve an image."""
+    """The task ``curves``, with one curve an image."""
 
     steps, batch = 400, 256
     sizes = (SIDE * SIDE, 400, 200, 100, 50, 25, 6)
@@ -163,7 +163,7 @@ class Curves(_Images):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 4 x 4 as tokens, their mean to the classes: ``[B, 28, 28] -> [B, classes]``."""
+    """A classifier of patches of 4 x 4 by the mean of their tokens: ``[B, 28, 28] -> [B, classes]``."""
 
     def __init__(self, width: int, heads: int, layers: int, classes: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class VisionTransformer(nn.Module):
 
 
 class Images(_Images):
-    """See the module; a kind is three curves, of which every image shakes the corners, under noise."""
+    """The task ``images``: a kind is three curves; an image shifts their control points and adds noise."""
 
     steps, batch = 200, 128
     kinds, curves = 16, 3

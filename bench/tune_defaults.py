@@ -5,10 +5,10 @@
     python bench/tune_defaults.py --one-at-a-time --vary refine 1 2 4 --vary embeddings True False
 
 Every combination of the varied options (with --one-at-a-time: each alone, the rest at their defaults) is
-trained for every seed and appended to the CSV; runs that it holds already are skipped. Options are
-`KrADagrad`'s own (`bfloat16` names the dtype), `lr`, and `embeddings`: whether embeddings and head are
-preconditioned. Prints the median validation loss over the seeds and its spread, best first. The tasks are
-told in tasks.py.
+trained for every seed and appended to the CSV; the script skips runs that are in the CSV. Options are those
+of `KrADagrad` (`bfloat16` names the dtype), `lr`, and `embeddings`: True to precondition embeddings and head.
+The script prints the median validation loss over the seeds and its spread, best first. tasks.py describes
+the tasks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Settings = dict[str, object]
 
 
 def parsed(text: str) -> object:
-    """A Python literal, or else the text itself."""
+    """Return the value of a Python literal, or else the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -66,7 +66,7 @@ def grid(varied: dict[str, list[object]], one_at_a_time: bool) -> Iterator[Setti
 
 
 def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer]:
-    """The optimizers that together hold every parameter of a task's model."""
+    """Return optimizers that together have every parameter of a task's model."""
     options = {key: torch.bfloat16 if v == "bfloat16" else v for key, v in settings.items() if key != "lr"}
     lr = float(str(settings.get("lr", DEFAULT_LR[name])))
     matrices, ends, vectors = task.parameters()
@@ -80,10 +80,10 @@ def make_optimizers(name: str, task: Task, settings: Settings) -> list[Optimizer
 
 
 def run(task_name: str, optimizer: str, settings: Settings, steps: int, seed: int) -> dict[str, float]:
-    """Trains once; NaN as the loss of a run whose training loss stops being finite."""
+    """Train once; the validation loss is NaN if the training loss stops being finite."""
     task = TASKS[task_name](seed)
     optimizers = make_optimizers(optimizer, task, settings)
-    schedulers = [LambdaLR(own, learning_rate_factor(steps)) for own in optimizers]
+    schedulers = [LambdaLR(one, learning_rate_factor(steps)) for one in optimizers]
     start, by_optimizer = time.perf_counter(), 0.0
     for _ in range(steps):
         loss = task.loss()
@@ -93,9 +93,9 @@ def run(task_name: str, optimizer: str, settings: Settings, steps: int, seed: in
         if optimizer in MAX_GRADIENT_NORM:
             clip_grad_norm_(task.model.parameters(), MAX_GRADIENT_NORM[optimizer])
         before = time.perf_counter()
-        for own, scheduler in zip(optimizers, schedulers, strict=True):
-            own.step()
-            own.zero_grad()
+        for one, scheduler in zip(optimizers, schedulers, strict=True):
+            one.step()
+            one.zero_grad()
             scheduler.step()
         by_optimizer += time.perf_counter() - before
     seconds = time.perf_counter() - start
@@ -125,7 +125,7 @@ def append(path: Path, row: dict[str, object]) -> None:
 
 
 def print_summary(rows: list[dict[str, str]]) -> None:
-    """Markdown, best median first."""
+    """Print a Markdown table, best median first."""
     by_settings: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         by_settings[row["task"], row["optimizer"], row["settings"], row["steps"]].append(row)
@@ -146,7 +146,7 @@ def print_summary(rows: list[dict[str, str]]) -> None:
         "| task | optimizer | settings | steps | seeds | median loss | spread | optimizer's share of time |"
     )
     print("|---" * 8 + "|")
-    # A diverged run has no loss: last.
+    # A diverged run has no loss and comes last.
     for *_, line in sorted(lines, key=lambda item: (item[0], item[1] != item[1], item[1])):
         print(line)
 
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--vary", nargs="+", action="append", default=[], metavar=("OPTION", "VALUE"))
     parser.add_argument("--one-at-a-time", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="the task's own by default")
+    parser.add_argument("--steps", type=int, help="default: the task's")
     parser.add_argument("--csv", type=Path, default=HERE / "results" / "tuning.csv")
     arguments = parser.parse_args()
     varied = {name: [parsed(value) for value in values] for name, *values in arguments.vary}

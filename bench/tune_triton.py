@@ -1,15 +1,15 @@
-"""Measures Triton's tuning table on this GPU and writes its rows, as data, into a copy of the table.
+"""Measure Triton's tuning table on this GPU and write the best rows into a copy of the table.
 
     python bench/tune_triton.py                          # all rows of this GPU's architecture, some minutes
     python bench/tune_triton.py --precision bf16x3 --out triton_kernels/tuning.csv
 
-For every op, shape class and precision each candidate that fits the GPU is timed: a whole call of
-`kron_step_` on 4096 x 4096 elements in blocks of the class, or of the elementwise op, with this row exchanged
-and all others as they are. The fastest median by CUDA events stays. A candidate whose result differs from the
-present one's by more than the precision allows ends the run. Rows that spill are not told from others here:
+For every op, shape class and precision, each candidate that fits the GPU is timed: a whole call of
+`kron_step_` on 4096 x 4096 elements in blocks of the class, or of the elementwise op, with only this row
+replaced. The row with the fastest median by CUDA events is kept. A candidate whose result differs from the
+current row's by more than the precision allows ends the run. Rows that spill are not detected here;
 tests/test_triton_budgets.py refuses them.
 
-Exit status: 0; 2 without a GPU.
+Exit status: 0, or 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ ROUNDS, SECONDS = 20, 2.0
 
 
 def candidates(key: Key) -> list[Choice]:
-    """The present row first."""
-    now = tuning.table()[key]
+    """Return the candidates of a row, the current one first."""
+    current = tuning.table()[key]
     if key.shape == "elements":
         others = ELEMENTS
     elif key.op == "square_root_resident":
         others = [Choice(int(key.shape), 0, warps, 1) for warps in (1, 2, 4, 8)]
     else:
         others = PRODUCTS
-    return [now, *(other for other in others if other != now)]
+    return [current, *(other for other in others if other != current)]
 
 
 def case_of(key: Key, device: torch.device) -> Case:
-    """A call that launches the row's kernel."""
+    """Return a call that launches the row's kernel."""
     if key.shape == "elements":
         return Case(elementwise(f"{key.op}_", TIMED, TIMED[:1]), device)
     side = SIDES[key.shape]
@@ -66,7 +66,7 @@ def case_of(key: Key, device: torch.device) -> Case:
 
 @contextlib.contextmanager
 def exchanged(key: Key, choice: Choice) -> Iterator[None]:
-    """The table with another row; plans that were made from the old one are dropped."""
+    """Replace a row of the table; drop the plans that were made from the old one."""
     table = tuning.table()
     before = table[key]
     table[key] = choice
@@ -84,7 +84,7 @@ def forget() -> None:
 
 
 def tune(key: Key, device: torch.device) -> Choice:
-    """The fastest candidate of a row."""
+    """Return the fastest candidate of a row."""
     case = case_of(key, device)
     expected = case.results("triton")
     best, fastest = tuning.table()[key], float("inf")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--precision", help="of the rows to tune; default: all")
+    parser.add_argument("--precision", help="tune only rows of this precision; default: all")
     parser.add_argument("--out", type=Path, default=Path("tuning.csv"))
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

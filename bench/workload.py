@@ -1,4 +1,4 @@
-"""What is timed: the matrices of GPT-2 layers, their gradients, and parameters cut into block views."""
+"""The timed workload: the matrices of GPT-2 layers, their gradients, and views of blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GRADIENT_SCALE = 1e-3
 
 
 def generator(*key: int) -> torch.Generator:
-    """A generator of its own for each key, so that a step's gradient depends on its index alone."""
+    """Return a generator seeded by the key, so that a step's gradient depends only on its index."""
     seed = 0
     for part in key:
         seed = (seed * 1_000_003 + part + 1) % (2**63)
@@ -20,10 +20,10 @@ def generator(*key: int) -> torch.Generator:
 
 
 def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
-    """Half its energy in a subspace of rank 16 that stays while its coefficients change, half noise.
+    """Make a gradient ``[m, n]``, float32: half its energy in a fixed subspace of rank 16, half noise.
 
-    Gradients of a network are far from white. Plain noise would flatter the methods whose roots converge
-    the faster the better conditioned their statistics are. ``[m, n]`` float32.
+    The coefficients in the subspace change with the step. Gradients of a network are far from white. Plain
+    noise would favour methods whose roots converge faster for better conditioned statistics.
     """
     bases, fresh = generator(index), generator(index, step)
     left = torch.randn(shape[0], GRADIENT_RANK, generator=bases)
@@ -34,17 +34,17 @@ def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
 
 
 def gradients(layers: int, step: int) -> list[Tensor]:
-    """One gradient a matrix, the same for every optimizer at this step."""
+    """Return one gradient per matrix, the same for every optimizer at this step."""
     return [gradient(shape, index, step) for index, shape in enumerate(GPT2_LAYER * layers)]
 
 
 def parameters(layers: int) -> list[torch.nn.Parameter]:
-    """The matrices of `layers` GPT-2 layers at their usual scale, float32."""
+    """Return the matrices of `layers` GPT-2 layers at their usual scale, float32."""
     source = generator(layers)
     return [torch.nn.Parameter(0.02 * torch.randn(shape, generator=source)) for shape in GPT2_LAYER * layers]
 
 
 def block_view(param: Tensor, rows: int, columns: int) -> Tensor:
-    """The blocks of a matrix as a strided view, ``[M / rows, N / columns, rows, columns]``."""
+    """Return the blocks of a matrix as a strided view, ``[M / rows, N / columns, rows, columns]``."""
     height, width = param.shape
     return param.view(height // rows, rows, width // columns, columns).transpose(1, 2)

@@ -1,6 +1,5 @@
-// The arguments of the ops on factors, checked and cut into groups: N_i blocks [m_i, n_i] each.
-// The lists of block views hold the blocks of all groups, one group after the other, and so do `norms` and
-// `scales`.
+// The arguments of the ops on factors, checked and split into groups of N_i blocks [m_i, n_i] each.
+// The lists of block views contain the blocks of all groups, group by group, and so do `norms` and `scales`.
 #pragma once
 
 #include <string>
@@ -12,7 +11,7 @@
 
 namespace kradagrad {
 
-// Tensors of all groups, a group each or in lists of block views.
+// Tensors of all groups: one per group, or lists of block views.
 struct GroupArguments {
   Tensors left, right, left_statistics, right_statistics;
   Tensors out;
@@ -63,7 +62,7 @@ inline FactorRule factor_rule(const Checks& checks, double decay, double weight,
           coupled};
 }
 
-// A side's factors and statistics; `suffix` and `prefix` of their names.
+// Checks a side's factors and statistics; `side` is the letter of their size in error messages.
 inline void check_side(const Checks& checks, const std::string& factor_name, const Tensor& factor,
                        const std::string& statistics_name, const Tensor& statistics, const Dim& count,
                        const char* side, ScalarType dtype) {
@@ -71,28 +70,28 @@ inline void check_side(const Checks& checks, const std::string& factor_name, con
   checks.contiguous(statistics_name, statistics, {factor.size(0), kStatistics}, {dtype});
 }
 
-// Takes the views of one group after the other off a list; those of no blocks are passed over.
+// Distributes the views of a list to consecutive groups; views without blocks are skipped.
 class GroupViews {
  public:
   GroupViews(const Checks& checks, std::string name, const Tensors& views, DTypes dtypes)
       : checks_(checks), name_(std::move(name)), views_(views), dtypes_(std::move(dtypes)) {}
 
   Tensors take(const BlockGroup& group, size_t index) {
-    Tensors taken;
-    int64_t held = 0;
-    for (; held < group.blocks && next_ < views_.size(); ++next_) {
+    Tensors views;
+    int64_t blocks = 0;
+    for (; blocks < group.blocks && next_ < views_.size(); ++next_) {
       if (Checks::block_count(views_[next_]) == 0) continue;
       const std::string name = Checks::item(name_, next_);
       checks_.block_view(name, views_[next_], group.m, group.n, dtypes_);
-      held += Checks::block_count(views_[next_]);
-      taken.push_back(views_[next_]);
+      blocks += Checks::block_count(views_[next_]);
+      views.push_back(views_[next_]);
     }
-    if (held != group.blocks) {
+    if (blocks != group.blocks) {
       checks_.fail(name_,
                    "views of " + std::to_string(group.blocks) + " blocks for group " + std::to_string(index),
-                   std::to_string(held) + " blocks");
+                   std::to_string(blocks) + " blocks");
     }
-    return taken;
+    return views;
   }
 
   void finish() const {
@@ -138,7 +137,7 @@ inline BlockGroup checked_sides(const Checks& checks, const GroupArguments& in, 
   return group;
 }
 
-// Throws, before anything is written, where an argument is not as base.py says. Roots are there where a
+// Throws, before anything is written, if an argument is not as base.py specifies. Roots are present if a
 // product or a coupled update needs them.
 inline std::vector<BlockGroup> checked_block_groups(const Checks& checks, const GroupArguments& in,
                                                     const FactorRule& rule,

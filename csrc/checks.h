@@ -1,6 +1,6 @@
 // Argument checks of every op, for every device, in one style of message:
 //   kron_step_: `left[0]` must be [N, m, m] float32 or float64, got [2, 3, 3] bfloat16
-// An op runs all of its checks before it writes anything.
+// An op runs all its checks before it writes anything.
 #pragma once
 
 #include <torch/csrc/stable/device.h>
@@ -89,7 +89,7 @@ inline std::string shape_text(const Dims& dims) {
   return bracketed(join(dims, ", ", [](const Dim& dim) { return dim.text; }));
 }
 
-// The checks of one call of one op. `like` gives the device that every tensor must be on.
+// The checks of one call of an op. Every tensor must be on the device of `like`.
 class Checks {
  public:
   Checks(const char* op, const Tensor& like) : op_(op), device_(like.device()) {}
@@ -98,7 +98,7 @@ class Checks {
     throw std::runtime_error(std::string(op_) + ": `" + name + "` must be " + expected + ", got " + got);
   }
 
-  // A tensor of these dims (a letter twice means twice the same size), one of `dtypes`.
+  // Requires a tensor of these dims and of one of `dtypes`; dims with the same letter have the same size.
   void tensor(const std::string& name, const Tensor& got, const Dims& dims, const DTypes& dtypes) const {
     const bool fits = same_shape(got, dims) && holds(dtypes, got.scalar_type());
     if (!fits) fail(name, shape_text(dims) + " " + either(dtypes), describe(got));
@@ -112,7 +112,7 @@ class Checks {
     if (!got.is_contiguous()) fail(name, "contiguous", "strides " + shape_text(got.strides()));
   }
 
-  // A view `[*, m, n]` of blocks.
+  // Requires a view `[*, rows, cols]` of blocks.
   void block_view(const std::string& name, const Tensor& view, const Dim& rows, const Dim& cols,
                   const DTypes& dtypes) const {
     Dims dims(std::max<int64_t>(view.dim() - 2, 1), Dim("*"));
@@ -121,27 +121,27 @@ class Checks {
     tensor(name, view, dims, dtypes);
   }
 
-  // Views that hold `count` blocks in all.
+  // Requires views that contain `count` blocks in all.
   void block_views(const std::string& name, const Tensors& views, int64_t count, const Dim& rows,
                    const Dim& cols, const DTypes& dtypes) const {
-    int64_t held = 0;
+    int64_t blocks = 0;
     for (size_t i = 0; i < views.size(); ++i) {
       block_view(item(name, i), views[i], rows, cols, dtypes);
-      held += block_count(views[i]);
+      blocks += block_count(views[i]);
     }
-    if (held != count) {
-      fail(name, "views of " + std::to_string(count) + " blocks in all", std::to_string(held) + " blocks");
+    if (blocks != count) {
+      fail(name, "views of " + std::to_string(count) + " blocks in all", std::to_string(blocks) + " blocks");
     }
   }
 
-  // A list of `count` tensors, or an empty one where that is allowed.
+  // Requires a list of `count` tensors, or an empty one if `may_be_empty`.
   void length(const std::string& name, const Tensors& list, size_t count, bool may_be_empty = false) const {
     if (list.size() == count || (may_be_empty && list.empty())) return;
     const std::string expected = "a list of " + std::to_string(count) + " tensors";
     fail(name, expected + (may_be_empty ? ", or empty" : ""), std::to_string(list.size()));
   }
 
-  // A tensor of its parameter's shape.
+  // Requires a tensor of its parameter's shape.
   void like_parameter(const std::string& name, size_t index, const Tensor& got, const Tensor& parameter,
                       const DTypes& dtypes) const {
     Dims dims;
@@ -149,7 +149,7 @@ class Checks {
     tensor(item(name, index), got, dims, dtypes);
   }
 
-  // A list of one such tensor for each parameter, or an empty one where that is allowed.
+  // Requires a list of one such tensor for each parameter, or an empty one if `may_be_empty`.
   void like_parameters(const std::string& name, const Tensors& list, const Tensors& parameters,
                        const DTypes& dtypes, bool may_be_empty = false) const {
     length(name, list, parameters.size(), may_be_empty);

@@ -1,4 +1,4 @@
-// The arguments of the ops that work element by element on all parameters, and their checks.
+// The arguments of the elementwise ops on all parameters, and their checks.
 #pragma once
 
 #include "checks.h"
@@ -28,14 +28,15 @@ struct ParameterScalars {
   bool nesterov;
 };
 
-// Spans of kSpan elements, of all parameters.
+// Number of the spans of kSpan elements of all parameters.
 inline int64_t spans_of(const Tensors& params) {
   int64_t spans = 0;
   for (const Tensor& param : params) spans += (param.numel() + kSpan - 1) / kSpan;
   return spans;
 }
 
-// `dtypes`: of the coefficients and all that has their dtype; `view_dtypes`: of gradients and parameters.
+// `dtypes`: those allowed for the coefficients, whose dtype others share; `view_dtypes`: for gradients and
+// parameters.
 inline void check_accumulate(const Checks& checks, const AccumulateArguments& in,
                              const AccumulateScalars& scalars, const DTypes& dtypes,
                              const DTypes& view_dtypes) {

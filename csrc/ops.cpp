@@ -1,15 +1,15 @@
-// Every op's schema. Shapes and formulas are told once, in kradagrad_ext/backends/base.py.
+// The schemas of all ops. kradagrad_ext/backends/base.py specifies shapes and formulas.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
-  // Both factor updates of order-2 blocks and the two-sided product, of several groups in one call.
+  // Both factor updates of order-2 blocks, and the two-sided product, for several groups in one call.
   m.def(
       "kron_step_(Tensor(a!)[] left, Tensor(b!)[] right, Tensor(c!)[] left_statistics, "
       "Tensor(d!)[] right_statistics, Tensor(e!)[] out, Tensor(f!) norms, Tensor[] grad, "
       "Tensor[] direction, Tensor[] left_root, Tensor[] right_root, Tensor scales, float decay, "
       "float weight, float damping, float prior, float damped_updates, str method, int refine, "
       "str precision, bool coupled, bool update, bool precondition) -> ()");
-  // One mode's factor update, for blocks of any order.
+  // The factor update of one mode, for blocks of any order.
   m.def(
       "update_factor_(Tensor(a!) factor, Tensor(b!) statistics, Tensor[] unfolding, Tensor scales, "
       "float decay, float weight, float damping, float prior, float damped_updates, str method, int refine, "
@@ -35,9 +35,9 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor(c!)[] residuals, Tensor[] updates, "
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
       "Tensor lr, float momentum, bool nesterov) -> ()");
-  // Roots of F F^T and their residuals, one matrix a core.
+  // Roots of F F^T and their residuals, one matrix per core.
   m.def("decomposed_roots(Tensor factors, int p) -> (Tensor, Tensor)");
-  // Square roots of F F^T by products alone, of the blocks of several sides that are due.
+  // Square roots of F F^T by products alone, for the due blocks of several sides.
   m.def(
       "polar_roots_(Tensor(a!)[] roots, Tensor(b!)[] root_statistics, Tensor[] factors, "
       "Tensor[] factor_statistics, Tensor[] active, int[] columns, Tensor? counter, int turn, int turns, "

@@ -1,15 +1,15 @@
-// The scalars of a factor update in the square-root form (kradagrad_ext/backends/base.py, UpdateRule): plain
-// C++, for checks, CPU, plans and kernels alike.
+// The scalars of a factor update in the square-root form (kradagrad_ext/backends/base.py, UpdateRule). Plain
+// C++, used by checks, CPU code, plans and kernels.
 #pragma once
 
 #include <cstdint>
 
 namespace kradagrad {
 
-// How R with R R^T = H^-1 is made: by a factorisation, or by a polynomial of H.
+// The way to make R with R R^T = H^-1: by a factorisation, or by a polynomial of H.
 enum class Method { kCholesky, kProducts };
 
-// How float32 products are made on tensor cores.
+// The way to make float32 products on tensor cores.
 enum class Precision { kBf16x3, kTf32x3, kFp32 };
 
 // Columns of a side's statistics [N, 4].

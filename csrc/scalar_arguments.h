@@ -1,4 +1,4 @@
-// The arguments of the ops on the scalars of matrices, and their checks.
+// The arguments of the ops on matrices' scalars, and their checks.
 #pragma once
 
 #include "checks.h"
@@ -27,7 +27,7 @@ inline void check_beta(const Checks& checks, const char* name, double beta) {
   checks.scalar(name, beta >= 0 && beta < 1, "in [0, 1)", beta);
 }
 
-// `dtypes`: of the scalars and all that has their dtype.
+// `dtypes`: those allowed for the scalars, whose dtype other tensors share.
 inline void check_observe(const Checks& checks, const ObserveArguments& in, const ObserveNumbers& numbers,
                           const DTypes& dtypes) {
   checks.contiguous("scalars", in.scalars, {"M", kScalars}, dtypes);

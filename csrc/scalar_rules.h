@@ -1,5 +1,5 @@
-// What a step makes of one matrix's scalars, on a CPU and on a GPU alike; formulas in
-// kradagrad_ext/backends/base.py.
+// The rules by which a step updates one matrix's scalars, for CPU and GPU; kradagrad_ext/backends/base.py has
+// the formulas.
 #pragma once
 
 #include <cmath>
@@ -15,9 +15,9 @@
 
 namespace kradagrad {
 
-constexpr int kCoefficients = 10;  // c0 to c9 of a matrix, or of a parameter that is one
-constexpr int kSpan = 4096;        // elements of a parameter whose grafting update has a norm of its own
-constexpr int kGradientDecay = 7;  // weight decay is added to gradients; 8: to updates, 9: decoupled
+constexpr int kCoefficients = 10;  // c0 to c9 of a matrix, or of a parameter that is one matrix
+constexpr int kSpan = 4096;        // elements of a span, whose grafting update has a separate norm
+constexpr int kGradientDecay = 7;  // c7: weight decay added to gradients; c8: to updates, c9: decoupled
 
 // The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).
 template <class T>
@@ -35,7 +35,7 @@ constexpr double kLargestMove = 10;
 constexpr double kSpent = 0.5;
 constexpr double kUnitsApart = 1099511627776.0;  // 2^40
 
-// The numbers of observe_gradients_, as they are given.
+// The scalar arguments of observe_gradients_.
 struct ObserveNumbers {
   double spike_limit, beta1;
   bool averaged, nesterov;
@@ -45,19 +45,19 @@ struct ObserveNumbers {
   Length length;
 };
 
-// The same as T, as a matrix is observed with them.
+// The same in T, in the form in which a matrix is observed.
 template <class T>
 struct ObserveRule {
   T spike_limit;
-  T log_beta1, log_bias2;  // 0: no bias is taken away
-  T lead;                  // 1 with Nesterov's step ahead
+  T log_beta1, log_bias2;  // 0: no bias correction
+  T lead;                  // 1 with Nesterov momentum, which looks one step ahead
   T decay2, weight2, eps;
   T largest;
   int32_t decayed;
   int32_t by_chance;
 };
 
-// The numbers of scale_updates_.
+// The scalar arguments of scale_updates_.
 struct LengthNumbers {
   double beta1;
   bool averaged;
@@ -68,7 +68,7 @@ template <class T>
 struct LengthRule {
   Length length;
   int32_t averaged;
-  T noise;  // what it leaves in a momentum, over the gradients, below which updates are shorter
+  T noise;  // ratio of a momentum to the usual gradient below which updates are shorter
 };
 
 template <class T>
@@ -99,7 +99,7 @@ KRADAGRAD_EITHER T without_bias(T log_beta, T steps) {
   return log_beta == 0 ? T(1) : -1 / std::expm1(steps * log_beta);
 }
 
-// 2^floor(log2 size), within what T holds without loss, as is its reciprocal.
+// 2^floor(log2 size), limited so that T represents it and its reciprocal exactly.
 template <class T>
 KRADAGRAD_EITHER T power_of_two_below(T size) {
   constexpr int kLeast = std::numeric_limits<T>::min_exponent - 1;
@@ -108,7 +108,7 @@ KRADAGRAD_EITHER T power_of_two_below(T size) {
   return std::scalbn(T(1), exponent);
 }
 
-// Gives a matrix a unit where it has none, or one too far from its gradients, and returns c4.
+// Gives a matrix a new unit if it has none, or if its unit is too far from its gradients; returns c4.
 template <class T>
 KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T>& rule, bool& restarts) {
   constexpr T kApart = T(kUnitsApart);
@@ -129,7 +129,7 @@ KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T
   return shift;
 }
 
-// Takes in a gradient of this root mean square; returns c3 and sets c4 and `restarts`.
+// Updates the scalars with a gradient of this root mean square; returns c3, and sets c4 and `restarts`.
 template <class T>
 KRADAGRAD_EITHER T observe_gradient(Scalars<T>& s, T rms, T weight_decay, const ObserveRule<T>& rule,
                                     T& shift, bool& restarts) {
@@ -141,15 +141,15 @@ KRADAGRAD_EITHER T observe_gradient(Scalars<T>& s, T rms, T weight_decay, const 
   s.spikes += is_spike;
   s.in_a_row = is_spike ? s.in_a_row + 1 : T(0);
   if (rms > 0) {
-    const T counted = rms < largest ? rms : largest;  // so that what comes often is a spike no more
+    const T counted = rms < largest ? rms : largest;  // so that frequent large gradients become usual
     const bool is_mean = is_known && !restarts;
     s.usual = is_mean ? std::hypot(T(kUsualKept) * usual, T(kUsualTaken) * counted) : rms;
   }
   shift = renew_unit(s, weight_decay, rule, restarts);
   const T unit = s.unit > 0 ? s.unit : T(1);
   const T scale = is_spike ? usual / unit / rms : 1 / unit;
-  const T taken = scale * rms;
-  s.energy = rule.decay2 * s.energy + rule.weight2 * taken * taken;
+  const T scaled_rms = scale * rms;
+  s.energy = rule.decay2 * s.energy + rule.weight2 * scaled_rms * scaled_rms;
   return scale;
 }
 
@@ -166,7 +166,7 @@ KRADAGRAD_EITHER void observe_matrix(Scalars<T>& s, T* c, bool& active, bool& re
   } else if (present) {
     s.skipped += 1;
   }
-  const T steps = s.steps > 1 ? s.steps : T(1);  // of a matrix that is not yet seen, anything finite
+  const T steps = s.steps > 1 ? s.steps : T(1);  // for a matrix without a gradient so far, any finite value
   const T c1 = without_bias(rule.log_bias2, steps);
   c[0] = without_bias(rule.log_beta1, steps + rule.lead);
   c[1] = c1;

@@ -18,7 +18,7 @@ PLOT = "comparison.png"
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders that train_gpt.py wrote"
+        "runs", nargs="+", type=Path, metavar="RUN_DIR", help="folders written by train_gpt.py"
     )
     parser.add_argument("--out", type=Path, required=True, help=f"folder for {PLOT}")
     chosen = parser.parse_args(arguments)
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(results: pandas.DataFrame) -> str:
-    """One line a run, best first; with several seeds of one setting, their mean and range below."""
+    """Format one line per run, best first; with several seeds of a setting, also their mean and range."""
     columns = ["optimizer", "lr", "seed", "steps", "val_loss", "seconds", "optimizer_seconds"]
     runs = results[columns].sort_values("val_loss")
     runs = runs.assign(ms_per_step=1000 * runs["seconds"] / runs["steps"])

@@ -1,15 +1,15 @@
 """Train a small Llama with transformers' Trainer: schedule, accumulation, checkpoints, health in the logs.
 
-The model starts from random weights and reads bytes, by default those of the standard library's sources:
-nothing is downloaded. Needs transformers, accelerate and tensorboard, the extra ``integrations``.
+The model starts from random weights and reads bytes, by default those of the standard library's sources.
+Nothing is downloaded. The extra ``integrations`` installs transformers, accelerate and tensorboard.
 
     python examples/huggingface_trainer.py --out runs/huggingface
     python examples/huggingface_trainer.py --out runs/huggingface --resume
     torchrun --nproc-per-node 2 examples/huggingface_trainer.py --out runs/two
     tensorboard --logdir runs/huggingface
 
-A run that was stopped goes on from its last checkpoint with ``--resume`` and the options that it had, bit for
-bit. On several ranks, each one has the optimizer's state and work for a share of the blocks.
+With ``--resume`` and the same options, a stopped run continues from its last checkpoint bit for bit. On
+several ranks, each rank has the optimizer's state and work of a share of the blocks.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from gpt.errors import UsageError
 from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
 
-from kradagrad_ext import KrADagrad, diagnostics, param_groups
+from kradagrad_ext import KrADagrad, param_groups, read_diagnostics
 
 CONTEXT = 64
 EVALUATED = 256
-"""Windows of the validation text, spread over all of it."""
+"""Number of validation windows, spread over the whole text."""
 
 PRECISIONS = ("float32", "bf16-mixed", "bfloat16")
 
 
 class Windows(torch.utils.data.Dataset):
-    """A text ``[length]`` uint8 as examples of `CONTEXT` bytes each, int64; the model shifts the labels."""
+    """Examples of `CONTEXT` bytes, int64, of a text ``[length]`` uint8; the model shifts the labels."""
 
     def __init__(self, text: Tensor) -> None:
         self.text = text
@@ -52,23 +52,23 @@ class Windows(torch.utils.data.Dataset):
 
 
 class HealthTrainer(transformers.Trainer):
-    """Logs the optimizer's health with the loss, on the progress bar and wherever else the logs go.
+    """A trainer that logs the optimizer's health with the loss, on the progress bar and in all logs.
 
-    On several ranks it is that of the blocks of the rank which logs.
+    On several ranks, the health is that of the blocks of the rank that logs.
     """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            groups = diagnostics(self.optimizer)
-            conditions = [own["condition"] for own in groups if not math.isnan(own["condition"])]
+            groups = read_diagnostics(self.optimizer)
+            conditions = [group["condition"] for group in groups if not math.isnan(group["condition"])]
             logs |= {"condition": max(conditions)} if conditions else {}
             counts = ("roots_kept", "non_finite_gradients")
-            logs |= {name: sum(own[name] for own in groups) for name in counts}
+            logs |= {name: sum(group[name] for group in groups) for name in counts}
         super().log(logs, start_time)
 
 
 class Consolidate(transformers.TrainerCallback):
-    """Brings the whole state of a sharded optimizer to rank 0, before Trainer saves it there alone."""
+    """A callback that gathers a sharded optimizer's state on rank 0, where Trainer saves it."""
 
     def __init__(self, optimizer: KrADagrad) -> None:
         self.optimizer = optimizer
@@ -100,31 +100,33 @@ def make_model(precision: str) -> transformers.PreTrainedModel:
     return model.to(torch.bfloat16) if precision == "bfloat16" else model
 
 
-def make_trainer(given: argparse.Namespace) -> transformers.Trainer:
-    """All that a run consists of. Raises UsageError if there is too little text."""
-    text = load_text(given.data, CONTEXT)
+def make_trainer(options: argparse.Namespace) -> transformers.Trainer:
+    """Make the trainer of a run. Raise UsageError if there is too little text."""
+    text = load_text(options.data, CONTEXT)
     arguments = transformers.TrainingArguments(
-        output_dir=str(given.out),
-        max_steps=given.steps,
-        per_device_train_batch_size=given.batch // given.accumulate,
-        per_device_eval_batch_size=given.batch,
-        gradient_accumulation_steps=given.accumulate,
-        bf16=given.precision == "bf16-mixed",
+        output_dir=str(options.out),
+        max_steps=options.steps,
+        per_device_train_batch_size=options.batch // options.accumulate,
+        per_device_eval_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate,
+        bf16=options.precision == "bf16-mixed",
         use_cpu=not torch.cuda.is_available(),
-        logging_steps=max(1, given.steps // 20),
-        save_steps=given.save_every,
+        logging_steps=max(1, options.steps // 20),
+        save_steps=options.save_every,
         save_total_limit=2,
         ddp_find_unused_parameters=False,
-        seed=given.seed,
+        seed=options.seed,
         report_to="tensorboard",
     )
-    transformers.set_seed(given.seed)
-    model = make_model(given.precision)
-    # Where torchrun started several ranks, the arguments have joined them: they can share out the work.
+    transformers.set_seed(options.seed)
+    model = make_model(options.precision)
+    # Under torchrun, TrainingArguments has started the process group: the ranks can share the work.
     group = dist.group.WORLD if dist.is_initialized() else None
     show = print if arguments.process_index == 0 else None
-    optimizer = KrADagrad(param_groups(model, show=show), lr=given.lr, weight_decay=0.1, process_group=group)
-    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, given.steps // 10, given.steps)
+    optimizer = KrADagrad(
+        param_groups(model, show=show), lr=options.lr, weight_decay=0.1, process_group=group
+    )
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, options.steps // 10, options.steps)
     held_out = Windows(text.validation)
     stride = max(1, len(held_out) // EVALUATED)
     return HealthTrainer(
@@ -139,40 +141,44 @@ def make_trainer(given: argparse.Namespace) -> transformers.Trainer:
 
 def parse(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a text file or folder; default: the standard library's sources")
+    parser.add_argument("--data", help="text file or folder; default: the standard library's sources")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32, help="examples of a step, on every rank")
-    parser.add_argument("--accumulate", type=int, default=2, help="parts that a batch is worked off in")
+    parser.add_argument("--batch", type=int, default=32, help="examples per step on every rank")
+    parser.add_argument(
+        "--accumulate", type=int, default=2, help="parts of a batch, with accumulated gradients"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
-    parser.add_argument("--lr", type=float, default=1e-2, help="the largest learning rate")
+    parser.add_argument("--lr", type=float, default=1e-2, help="peak learning rate")
     parser.add_argument("--save-every", type=int, default=50, help="steps between two checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/huggingface"), help="of checkpoints and logs")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/huggingface"), help="folder of checkpoints and logs"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+    options = parser.parse_args(arguments)
     for option in ("steps", "batch", "accumulate", "save_every"):
-        if getattr(given, option) < 1:
-            parser.error(f"--{option.replace('_', '-')}: must be at least 1, got {getattr(given, option)}")
-    if given.batch % given.accumulate:
-        parser.error(f"--accumulate: must divide --batch {given.batch}, got {given.accumulate}")
-    last = get_last_checkpoint(str(given.out)) if given.out.is_dir() else None
-    if given.resume and last is None:
-        parser.error(f"--resume: {given.out} holds no checkpoint")
-    if last is not None and not given.resume:
+        if getattr(options, option) < 1:
+            parser.error(f"--{option.replace('_', '-')}: must be at least 1, got {getattr(options, option)}")
+    if options.batch % options.accumulate:
+        parser.error(f"--accumulate: must divide --batch {options.batch}, got {options.accumulate}")
+    last = get_last_checkpoint(str(options.out)) if options.out.is_dir() else None
+    if options.resume and last is None:
+        parser.error(f"--resume: {options.out} holds no checkpoint")
+    if last is not None and not options.resume:
         parser.error(f"--out: {last} is another run's checkpoint; go on with --resume, or remove it")
-    return parser, given
+    return parser, options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser, given = parse(arguments)
+    parser, options = parse(arguments)
     try:
-        trainer = make_trainer(given)
+        trainer = make_trainer(options)
     except UsageError as error:
         parser.error(str(error))
     try:
-        trainer.train(resume_from_checkpoint=given.resume)
+        trainer.train(resume_from_checkpoint=options.resume)
     except KeyboardInterrupt:
-        print(f"Stopped; --resume goes on from the last checkpoint in {given.out}", file=sys.stderr)
+        print(f"Stopped; --resume goes on from the last checkpoint in {options.out}", file=sys.stderr)
         return 130
     trainer.log_metrics("eval", trainer.evaluate())
     return 0

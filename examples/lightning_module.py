@@ -1,15 +1,15 @@
 """Train a small classifier with Lightning: schedule, accumulation, checkpoints, bfloat16, several ranks.
 
-Inputs are random, and their classes are those that another random network tells: nothing is downloaded. Needs
-lightning and tensorboard, the extra ``integrations``.
+Inputs are random, and another random network determines their classes. Nothing is downloaded. The extra
+``integrations`` installs lightning and tensorboard.
 
     python examples/lightning_module.py --out runs/lightning
     python examples/lightning_module.py --out runs/lightning --resume
     python examples/lightning_module.py --out runs/two --ranks 2
     tensorboard --logdir runs/lightning
 
-A run that was stopped goes on from its last checkpoint with ``--resume`` and the options that it had, bit for
-bit. On several ranks, each one has the optimizer's state and work for a share of the blocks.
+With ``--resume`` and the same options, a stopped run continues from its last checkpoint bit for bit. On
+several ranks, each rank has the optimizer's state and work of a share of the blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset, random_split
 
-from kradagrad_ext import KrADagrad, Reading, param_groups
+from kradagrad_ext import AsyncDiagnostics, KrADagrad, param_groups
 
 INPUTS, CLASSES, EXAMPLES = 64, 10, 8192
 LAST = "checkpoints/last.ckpt"
@@ -36,9 +36,9 @@ PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 
 
 class Data(lightning.LightningDataModule):
-    """Correlated inputs, and their classes.
+    """Correlated inputs and their classes.
 
-    The order of the training examples follows from seed and epoch alone, so that a resumed run goes on in it.
+    The order of the training examples depends only on seed and epoch, so that a resumed run continues in it.
     """
 
     def __init__(self, batch: int, seed: int) -> None:
@@ -46,8 +46,8 @@ class Data(lightning.LightningDataModule):
         self.batch, self.seed = batch, seed
         inputs = torch.randn(EXAMPLES, INPUTS) @ torch.randn(INPUTS, INPUTS) / INPUTS**0.5
         with torch.no_grad():
-            told = nn.Sequential(nn.Linear(INPUTS, 32), nn.Tanh(), nn.Linear(32, CLASSES))(inputs)
-        self.examples, self.held_out = random_split(TensorDataset(inputs, told.argmax(1)), [0.9, 0.1])
+            scores = nn.Sequential(nn.Linear(INPUTS, 32), nn.Tanh(), nn.Linear(32, CLASSES))(inputs)
+        self.examples, self.held_out = random_split(TensorDataset(inputs, scores.argmax(1)), [0.9, 0.1])
 
     def train_dataloader(self) -> DataLoader:
         ranks = {"num_replicas": self.trainer.world_size, "rank": self.trainer.global_rank}
@@ -59,7 +59,7 @@ class Data(lightning.LightningDataModule):
 
 
 class Classifier(lightning.LightningModule):
-    """A network of two layers."""
+    """A classifier with two layers."""
 
     def __init__(self, lr: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Classifier(lightning.LightningModule):
         self.network = nn.Sequential(nn.Linear(INPUTS, 128), nn.ReLU(), nn.Linear(128, CLASSES))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Lightning asks for these when its ranks have met, so that there is a group to share the work in."""
+        """Make optimizer and schedule. Lightning calls this with the process group of its ranks started."""
         group = dist.group.WORLD if dist.is_initialized() else None
         groups = param_groups(self, show=print if self.global_rank == 0 else None)
         optimizer = KrADagrad(groups, lr=self.hparams.lr, weight_decay=0.01, process_group=group)
@@ -91,22 +91,22 @@ class Classifier(lightning.LightningModule):
 
 
 class Health(lightning.Callback):
-    """Logs the optimizer's diagnostics beside the loss, without holding up a step.
+    """A callback that logs the optimizer's diagnostics with the loss, without delaying a step.
 
-    Whenever Lightning logs, the reading before is written if it has arrived, and another one is started. On
-    several ranks it is that of the blocks of the first one.
+    Whenever Lightning logs, the callback writes the last reading if it has arrived, and starts the next. On
+    several ranks, the reading is that of the first rank's blocks.
     """
 
     def __init__(self) -> None:
         self._started = 0
-        self._pending: Reading | None = None
+        self._pending: AsyncDiagnostics | None = None
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:  # noqa: ANN401
         step = trainer.global_step
         due = step % trainer.log_every_n_steps == 0 and step != self._started  # a step takes several batches
         if due and (self._pending is None or self._pending.ready()):
             self._write(trainer)
-            self._started, self._pending = step, Reading(trainer.optimizers[0])
+            self._started, self._pending = step, AsyncDiagnostics(trainer.optimizers[0])
 
     def on_train_end(self, trainer: lightning.Trainer, _: lightning.LightningModule) -> None:
         self._write(trainer)
@@ -117,18 +117,18 @@ class Health(lightning.Callback):
         self._pending = None
 
 
-def make_trainer(given: argparse.Namespace) -> lightning.Trainer:
-    checkpoints = ModelCheckpoint((given.out / LAST).parent, save_last=True, save_on_train_epoch_end=True)
+def make_trainer(options: argparse.Namespace) -> lightning.Trainer:
+    checkpoints = ModelCheckpoint((options.out / LAST).parent, save_last=True, save_on_train_epoch_end=True)
     return lightning.Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=given.ranks,
-        strategy="ddp" if given.ranks > 1 else "auto",
-        precision=given.precision,
-        max_epochs=given.epochs,
-        accumulate_grad_batches=given.accumulate,
+        devices=options.ranks,
+        strategy="ddp" if options.ranks > 1 else "auto",
+        precision=options.precision,
+        max_epochs=options.epochs,
+        accumulate_grad_batches=options.accumulate,
         log_every_n_steps=10,
         use_distributed_sampler=False,
-        logger=TensorBoardLogger(given.out, name="", version=""),
+        logger=TensorBoardLogger(options.out, name="", version=""),
         callbacks=[checkpoints, LearningRateMonitor("step"), Health()],
     )
 
@@ -136,35 +136,41 @@ def make_trainer(given: argparse.Namespace) -> lightning.Trainer:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=256, help="examples of a step, on every rank")
-    parser.add_argument("--accumulate", type=int, default=2, help="parts that a batch is worked off in")
+    parser.add_argument("--batch", type=int, default=256, help="examples per step on every rank")
+    parser.add_argument(
+        "--accumulate", type=int, default=2, help="parts of a batch, with accumulated gradients"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16-mixed")
-    parser.add_argument("--lr", type=float, default=1e-2, help="the largest learning rate")
-    parser.add_argument("--ranks", type=int, default=1, help="processes, or GPUs where there are any")
+    parser.add_argument("--lr", type=float, default=1e-2, help="peak learning rate")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="number of processes, or of GPUs if there are any"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/lightning"), help="of checkpoints and logs")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/lightning"), help="folder of checkpoints and logs"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+    options = parser.parse_args(arguments)
     for option in ("epochs", "batch", "accumulate", "ranks"):
-        if getattr(given, option) < 1:
-            parser.error(f"--{option}: must be at least 1, got {getattr(given, option)}")
-    if given.batch % given.accumulate:
-        parser.error(f"--accumulate: must divide --batch {given.batch}, got {given.accumulate}")
-    saved = (given.out / LAST).exists()
-    if given.resume and not saved:
-        parser.error(f"--resume: {given.out} holds no checkpoint")
-    if saved and not given.resume:
-        parser.error(f"--out: {given.out} holds another run's checkpoint; use --resume, or remove it")
-    return given
+        if getattr(options, option) < 1:
+            parser.error(f"--{option}: must be at least 1, got {getattr(options, option)}")
+    if options.batch % options.accumulate:
+        parser.error(f"--accumulate: must divide --batch {options.batch}, got {options.accumulate}")
+    saved = (options.out / LAST).exists()
+    if options.resume and not saved:
+        parser.error(f"--resume: {options.out} holds no checkpoint")
+    if saved and not options.resume:
+        parser.error(f"--out: {options.out} holds another run's checkpoint; use --resume, or remove it")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parse(arguments)
-    lightning.seed_everything(given.seed)
-    data = Data(given.batch // given.accumulate, given.seed)
-    model = Classifier(given.lr)
-    trainer = make_trainer(given)
-    trainer.fit(model, data, ckpt_path=str(given.out / LAST) if given.resume else None)
+    options = parse(arguments)
+    lightning.seed_everything(options.seed)
+    data = Data(options.batch // options.accumulate, options.seed)
+    model = Classifier(options.lr)
+    trainer = make_trainer(options)
+    trainer.fit(model, data, ckpt_path=str(options.out / LAST) if options.resume else None)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Train a small model and write loss and diagnostics to TensorBoard, without ever waiting for the device.
+"""Train a small model and write loss and diagnostics to TensorBoard, without a wait for the device.
 
-Whenever they are due, a reading is started and the one of the interval before is written. Needs tensorboard
-(``pip install tensorboard``), and runs on a GPU where there is one.
+At each interval, the script writes the reading of the last interval and starts the next. It needs tensorboard
+(``pip install tensorboard``) and runs on a GPU if there is one.
 
     python examples/log_to_tensorboard.py --out runs/tensorboard
     tensorboard --logdir runs/tensorboard
@@ -19,26 +19,26 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.tensorboard import SummaryWriter
 
-from kradagrad_ext import KrADagrad, Reading
+from kradagrad_ext import AsyncDiagnostics, KrADagrad
 
 INPUTS, CLASSES = 64, 10
 
 
 class Log:
-    """Readings on their way, and the event file that they go to."""
+    """A pending reading and its event file."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = SummaryWriter(str(folder))
-        self._pending: tuple[int, Reading] | None = None
+        self._pending: tuple[int, AsyncDiagnostics] | None = None
 
     def offer(self, step: int, optimizer: KrADagrad, loss: Tensor) -> None:
-        """Write the last reading and start the next one; neither where the last one is still on its way."""
+        """Write the last reading and start the next; do neither if the last has not arrived."""
         if self._pending is None or self._pending[1].ready():
             self._write()
-            self._pending = step, Reading(optimizer, {"train/loss": loss})
+            self._pending = step, AsyncDiagnostics(optimizer, {"train/loss": loss})
 
     def close(self) -> None:
-        """Write the last reading, which the run is over for, and the file."""
+        """Write the last reading, waiting for it, and close the file."""
         self._write()
         self._writer.close()
 
@@ -60,7 +60,7 @@ class Log:
 
 
 def make_task(device: torch.device) -> tuple[nn.Module, Callable[[], tuple[Tensor, Tensor]]]:
-    """A model, and a source of batches: correlated inputs and the classes that a random network tells."""
+    """Make a model and a source of batches: correlated inputs, with classes by a random network."""
     inputs = torch.randn(8192, INPUTS) @ torch.randn(INPUTS, INPUTS) / INPUTS**0.5
     with torch.no_grad():
         classes = nn.Sequential(nn.Linear(INPUTS, 32), nn.Tanh(), nn.Linear(32, CLASSES))(inputs).argmax(1)
@@ -101,20 +101,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=20, help="steps between two readings")
     parser.add_argument("--out", type=Path, default=Path("runs/tensorboard"), help="folder of the event file")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for option in ("steps", "every"):
-        if getattr(given, option) < 1:
-            parser.error(f"--{option}: must be at least 1, got {getattr(given, option)}")
-    if given.out.is_dir() and any(given.out.glob("events.out.tfevents.*")):
-        parser.error(f"--out: {given.out} holds another run's events; name another folder, or remove it")
-    torch.manual_seed(given.seed)
+        if getattr(options, option) < 1:
+            parser.error(f"--{option}: must be at least 1, got {getattr(options, option)}")
+    if options.out.is_dir() and any(options.out.glob("events.out.tfevents.*")):
+        parser.error(f"--out: {options.out} holds another run's events; name another folder, or remove it")
+    torch.manual_seed(options.seed)
     try:
         train(
-            given.steps, given.every, given.out, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            options.steps,
+            options.every,
+            options.out,
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         )
     except OSError as error:
         parser.error(f"--out: cannot use {error.filename}: {error.strerror}")
-    print(f"Written to {given.out}; look at it with: tensorboard --logdir {given.out}")
+    print(f"Written to {options.out}; look at it with: tensorboard --logdir {options.out}")
     return 0
 
 

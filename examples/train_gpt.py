@@ -7,17 +7,16 @@
     torchrun --standalone --nproc-per-node 2 examples/train_gpt.py --parallel ddp --out runs/ddp
     torchrun --standalone --nproc-per-node 4 examples/train_gpt.py --parallel fsdp --out runs/ddp --resume
 
-Writes log.csv, loss.png, result.json and a checkpoint to --out. The last line of stdout is the result as
-JSON. Ctrl-C and SIGTERM save a checkpoint and say how to go on; a resumed run equals an unbroken one bit
-for bit, with the same number of threads.
+The script writes log.csv, loss.png, result.json and a checkpoint to --out. The last line of stdout is the
+result as JSON. After Ctrl-C or SIGTERM, it saves a checkpoint and prints the command that resumes the run.
+With the same number of threads, a resumed run equals an unbroken one bit for bit.
 
-A GPU is taken where there is one; --device cpu or cuda:1 says otherwise.
+The script uses a GPU if there is one; --device cpu or cuda:1 selects another device.
 
-Under torchrun the ranks share out every batch, so that their number changes rounding alone, and a run can go
-on with another number of ranks or another --parallel. Each takes a GPU of its
-own where there are any. Ranks on several
-machines need --out on a file system that they share. To save after Ctrl-C they have torchrun's
---shutdown-timeout, 30 s by default.
+Under torchrun, the ranks share every batch, so their number changes only rounding. A run can be resumed with
+another number of ranks or another --parallel. Each rank uses a separate GPU if there are any. Ranks on
+several machines need --out on a shared file system. After Ctrl-C, the ranks have torchrun's
+--shutdown-timeout, 30 s by default, to save.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from tqdm import tqdm
 
 
 class StopRequest:
-    """SIGINT or SIGTERM, noted between steps; a second one acts as if this were not here."""
+    """A record of SIGINT or SIGTERM, read between steps; a second signal has its usual effect."""
 
     def __init__(self) -> None:
         self._noted = 0
@@ -63,7 +62,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def requested(self, ranks: Ranks) -> bool:
-        """Whether any rank has got one; all are told the same."""
+        """Return True on all ranks if any rank got a signal."""
         self.signal = ranks.largest(self._noted) or None
         return self.signal is not None
 
@@ -73,21 +72,21 @@ class StopRequest:
 
 
 class DivergedError(Exception):
-    """The training loss is no longer a number."""
+    """A training loss that is not finite."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 1 after divergence, 2 if it is wrong, 128 + signal number."""
+    """Run the command line. Return 0, 1 after divergence, 2 for a wrong option, 128 + signal number."""
     parser = options.make_parser(__doc__.splitlines()[0])
     with Ranks() as ranks, StopRequest() as stop:
         parser.silent = not ranks.first
-        # The trainer goes before the process group does: were DistributedDataParallel the last to hold it, it
-        # would wait, with the interpreter's lock, for the group's threads, which may wait for that lock.
+        # `run` frees the trainer before the process group ends. If DistributedDataParallel had the last
+        # reference to the group, it would wait with the interpreter's lock for threads that may need it.
         return run(parser, arguments, ranks, stop)
 
 
 def run(parser: options.Parser, arguments: list[str] | None, ranks: Ranks, stop: StopRequest) -> int:
-    """What `main` does, on ranks that are there."""
+    """Run the command line on started ranks and return the exit status."""
     speak = functools.partial(print, file=sys.stderr) if ranks.first else lambda line: None
     try:
         trainer, store = prepare(parser, arguments, ranks)
@@ -108,7 +107,7 @@ def run(parser: options.Parser, arguments: list[str] | None, ranks: Ranks, stop:
 
 
 def how_to_go_on(ranks: Ranks, folder: Path) -> list[str]:
-    """The command line; of ranks on several machines, each adds where they meet."""
+    """Return the command that resumes the run; on several machines, add torchrun's rendezvous options."""
     command = [sys.executable]
     if ranks.launched:
         machines = "--standalone" if ranks.nodes == 1 else f"--nnodes={ranks.nodes}"
@@ -118,16 +117,16 @@ def how_to_go_on(ranks: Ranks, folder: Path) -> list[str]:
 
 
 def prepare(parser: options.Parser, arguments: list[str] | None, ranks: Ranks) -> tuple[Trainer, Store]:
-    """The run that the command line describes, new or resumed. Writes nothing before all is found well.
+    """Make the run of the command line, new or resumed; write no file before all checks have passed.
 
-    Raises UsageError on every rank.
+    Raise UsageError on every rank.
     """
     with ranks.together():
-        given, resume = options.parse(parser, arguments)
-        ranks.choose_device(given.get("device"))
-        store = Store(Path(given["out"]), ranks)
+        specified, resume = options.parse(parser, arguments)
+        ranks.choose_device(specified.get("device"))
+        store = Store(Path(specified["out"]), ranks)
         saved = store.load() if resume else None
-        chosen = Options(**given) if saved is None else options.resumed(saved["options"], given)
+        chosen = Options(**specified) if saved is None else options.resumed(saved["options"], specified)
         chosen = fit_to(ranks, chosen)
         if saved is None:
             refuse_unfinished(store.folder)
@@ -144,7 +143,7 @@ def prepare(parser: options.Parser, arguments: list[str] | None, ranks: Ranks) -
 
 
 def fit_to(ranks: Ranks, chosen: Options) -> Options:
-    """The options of a run on these ranks. Raises UsageError where there is no such."""
+    """Return the options of a run on these ranks. Raise UsageError if they do not allow it."""
     if not ranks.launched:
         if chosen.parallel is not None:
             raise UsageError("--parallel is for ranks that torchrun starts, this is a single process")
@@ -155,15 +154,15 @@ def fit_to(ranks: Ranks, chosen: Options) -> Options:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """A finished run may be replaced, one that can still go on may not."""
+    """Raise UsageError if the folder has an unfinished run; a finished run may be replaced."""
     if checkpoint.exists(folder) and not (folder / report.RESULT).exists():
         raise UsageError(f"--out: {folder} holds an unfinished run; go on with --resume, or remove it")
 
 
 def make_ready(folder: Path, new: bool) -> None:
-    """Make the folder, without the result and, of another run, the checkpoints.
+    """Make the folder; remove an old result and, for a new run, old checkpoints.
 
-    Raises UsageError if it cannot be used.
+    Raise UsageError if the folder cannot be used.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +174,7 @@ def make_ready(folder: Path, new: bool) -> None:
 
 
 def train(trainer: Trainer, store: Store, stop: StopRequest) -> None:
-    """Steps until the last one or a signal to any rank, then a checkpoint. Raises DivergedError."""
+    """Train up to the last step or a signal to any rank, then save. Raise DivergedError on divergence."""
     steps, every = trainer.options.steps, trainer.options.checkpoint_every
     with contextlib.ExitStack() as stack:
         if trainer.ranks.first:
@@ -202,7 +201,7 @@ def train(trainer: Trainer, store: Store, stop: StopRequest) -> None:
 
 
 def progress_bar(trainer: Trainer) -> tqdm:
-    """On a terminal only; elsewhere the lines of `show` are enough."""
+    """Return a progress bar, shown only on a terminal; elsewhere the lines of `show` are enough."""
     shape = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
     return tqdm(
         desc=trainer.options.optimizer,
@@ -215,7 +214,7 @@ def progress_bar(trainer: Trainer) -> tqdm:
 
 
 def show(bar: tqdm, trainer: Trainer, number: int) -> None:
-    """Losses and step time on the bar, and a line to keep after each validation; of a step in the log."""
+    """Show losses and step time of a logged step on the bar; after a validation, print a permanent line."""
     recent = trainer.log[max(0, number - 20) : number]
     step, seconds, train_loss, val_loss, _, _ = recent[-1]
     elapsed = seconds - (recent[0][1] if len(recent) > 1 else 0.0)
@@ -230,7 +229,7 @@ def show(bar: tqdm, trainer: Trainer, number: int) -> None:
 
 
 def finish(trainer: Trainer, folder: Path) -> None:
-    """Plot, result file, and the result as the last line of stdout."""
+    """Write plot and result file, and print the result as the last line of stdout."""
     _, seconds, _, val_loss, _, optimizer_seconds = trainer.log[-1]
     chosen = trainer.options
     result = {

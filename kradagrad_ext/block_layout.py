@@ -1,4 +1,4 @@
-"""Where the blocks of parameters lie, and views of them."""
+"""Layouts of blocks in parameters' memory, and views of blocks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .plan import ParameterPlan, Region, Shape
+from .blocking import BlockGrid, Blocking, Shape
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How the blocks of one region lie in a contiguous parameter.
+    """How the blocks of one block grid are placed in a contiguous parameter.
 
     Attributes:
         merged_shape: of the parameter.
-        cuts: (dim, offset, length) where the region is shorter than the parameter.
-        split: the region as ``grid[0], side[0], grid[1], side[1], ...``, sides of batch dims left out.
-        order: of these dims, those of the grid first.
-        size, stride, offset: of the same view.
+        cuts: (dim, offset, length) for each dim in which the grid's box is shorter than the parameter.
+        split: shape of the box as ``grid[0], side[0], grid[1], side[1], ...``, without sides of batch dims.
+        order: the permutation of these dims that puts those of the grid first.
+        size, stride, offset: of the resulting view.
     """
 
     merged_shape: Shape
@@ -33,29 +33,32 @@ class BlockLayout:
     offset: int
 
     @classmethod
-    def of(cls, plan: ParameterPlan, region: Region) -> BlockLayout | None:
-        """The layout of one of the plan's regions; None for one block that is the whole parameter."""
-        merged, sides, batch = plan.merged_shape, region.block_shape, plan.batch_dims
-        if sides == plan.shape:
+    def of(cls, blocking: Blocking, grid: BlockGrid) -> BlockLayout | None:
+        """Return the layout of one block grid; None for a single block that is the whole parameter."""
+        merged, sides, batch = blocking.merged_shape, grid.block_shape, blocking.batch_dims
+        if sides == blocking.shape:
             return None
-        ends = [(o, g * d) for o, g, d in zip(region.offset, region.grid, sides, strict=True)]
+        ends = [(o, g * d) for o, g, d in zip(grid.offset, grid.counts, sides, strict=True)]
         cuts = [(dim, *end) for dim, end in enumerate(ends) if end[1] != merged[dim]]
-        pairs = zip(region.grid[batch:], sides[batch:], strict=True)
-        split = (*region.grid[:batch], *itertools.chain(*pairs))
+        pairs = zip(grid.counts[batch:], sides[batch:], strict=True)
+        split = (*grid.counts[:batch], *itertools.chain(*pairs))
         modes = range(batch, len(split), 2)
         order = (*range(batch), *modes, *(dim + 1 for dim in modes))
         steps = [math.prod(merged[dim + 1 :]) for dim in range(len(merged))]
         stride = (*(step * d for step, d in zip(steps, sides, strict=True)), *steps[batch:])
-        offset = sum(step * o for step, o in zip(steps, region.offset, strict=True))
-        return cls(merged, tuple(cuts), split, order, (*region.grid, *sides[batch:]), stride, offset)
+        offset = sum(step * o for step, o in zip(steps, grid.offset, strict=True))
+        return cls(merged, tuple(cuts), split, order, (*grid.counts, *sides[batch:]), stride, offset)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The blocks ``[*grid, *block_shape]`` of a tensor of the parameter's shape, of a copy if need be."""
+        """Return the blocks ``[*grid, *block_shape]`` of a tensor of the parameter's shape.
+
+        They are a view of the tensor if it is contiguous, else of a contiguous copy.
+        """
         whole = tensor.contiguous()
         return whole.as_strided(self.size, self.stride, whole.storage_offset() + self.offset)
 
     def view_in_graph(self, tensor: Tensor) -> Tensor:
-        """As `view`, by operations that torch.compile can write through."""
+        """Return the same as `view`, by operations that torch.compile can write through."""
         whole = tensor.contiguous().view(self.merged_shape)
         for dim, offset, length in self.cuts:
             whole = whole.narrow(dim, offset, length)
@@ -63,7 +66,7 @@ class BlockLayout:
 
 
 def divided(tensor: Tensor, divisions: Sequence[tuple[int, Shape]]) -> list[Tensor]:
-    """Views of a tensor's parts, cut along some dims into some lengths, in row-major order."""
+    """Return views of a tensor's parts, in row-major order; `divisions` are (dim, lengths of its parts)."""
     parts = [tensor]
     for dim, lengths in divisions:
         parts = [part for whole in parts for part in whole.split_with_sizes(lengths, dim)]
@@ -72,7 +75,7 @@ def divided(tensor: Tensor, divisions: Sequence[tuple[int, Shape]]) -> list[Tens
 
 @dataclass(frozen=True)
 class Blocked:
-    """One tensor for each parameter of a bucket, and views of the blocks in them, a list for each group."""
+    """One tensor per parameter of a param batch, and views of their blocks, a list for each shape group."""
 
     tensors: list[Tensor]
     views: list[list[Tensor]]
@@ -80,14 +83,15 @@ class Blocked:
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a bucket's step makes of the gradients.
+    """Buffers for the directions and updates of a param batch's step.
 
     Attributes:
-        written: directions that no state keeps, a tensor for each parameter, or none.
-        directions: what is preconditioned.
-        updates: the preconditioned directions; an empty tensor for a parameter without blocks. They take the
-            place of those that are written.
-        fallbacks: what a parameter goes by whose update is not sound; None where it is the direction.
+        written: buffers for directions that are not state tensors, one per parameter; empty if the directions
+            are the momenta.
+        directions: the tensors that are preconditioned.
+        updates: the preconditioned directions; an empty tensor for a parameter without blocks. They overwrite
+            the directions in `written`.
+        fallbacks: tensors that replace updates that are not sound; None if the directions do.
     """
 
     written: list[Tensor]

@@ -1,6 +1,6 @@
-"""Block views ``[*grid, *block_shape]`` of parameters and batches of blocks ``[N, *block_shape]``.
+"""Block views ``[*grid, *block_shape]`` of parameters, and stacked blocks ``[N, *block_shape]``.
 
-The batch of a list of views has their blocks one after the other.
+The blocks of a list of views are stacked in the order of the list, each view's in row-major order.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from torch import Tensor
 
 
 def gather(views: Sequence[Tensor], order: int, dtype: torch.dtype) -> Tensor:
-    """Views as one batch.  `order`: dimensions of a block."""
+    """Stack the blocks of some views.
+
+    Args:
+        order: number of dims of a block.  dtype: of the result.
+    """
     return torch.cat([view.reshape(_blocks(view, order), *_block_shape(view, order)) for view in views]).to(
         dtype
     )
 
 
 def with_blocks(views: Sequence[Tensor], order: int) -> Iterator[tuple[Tensor, slice]]:
-    """Each view and where its blocks are in the batch."""
+    """Yield each view and the slice of its blocks among the stacked blocks."""
     first = 0
     for view in views:
         last = first + _blocks(view, order)
@@ -29,7 +33,7 @@ def with_blocks(views: Sequence[Tensor], order: int) -> Iterator[tuple[Tensor, s
 
 
 def squared_norms(blocks: Tensor) -> Tensor:
-    """|block|_F^2 ``[N]``, summed in float64."""
+    """Return |block|_F^2 ``[N]``, summed in float64."""
     return blocks.flatten(1).double().square().sum(1)
 
 
@@ -42,7 +46,7 @@ def _block_shape(view: Tensor, order: int) -> torch.Size:
 
 
 def multiply_modes(blocks: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Mode products ``blocks x_1 matrices[0] ... x_k matrices[k-1]``, as a new contiguous tensor.
+    """Return the mode products ``blocks x_1 matrices[0] ... x_k matrices[k-1]`` as a new contiguous tensor.
 
     Args:
         blocks: ``[N, d_1, ..., d_k]``, any strides.

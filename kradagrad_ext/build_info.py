@@ -1,4 +1,4 @@
-"""What this installation was built with: the record that setup.py leaves in the package."""
+"""Record of this installation's build, which setup.py writes into the package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class BuildInfo:
     """The build's choices and tools."""
 
     requested: str | None
-    """KRADAGRAD_BUILD of the build; None where there is no record of one."""
+    """Value of KRADAGRAD_BUILD in the build; None without a record."""
     native: str
-    """What the native library serves: ``cpu``, ``cuda`` (and the CPU), or ``none``: there is no library."""
+    """Devices of the native library: ``cpu``, ``cuda`` (and the CPU), or ``none`` without a library."""
     reason: str | None
-    """Why there is no native library, or no CUDA kernels in it."""
+    """Reason why there is no native library, or why it has no CUDA kernels."""
     compiler: str | None = None
     nvcc: str | None = None
     kernels: str | None = None
@@ -28,7 +28,7 @@ class BuildInfo:
 
 
 def read() -> BuildInfo:
-    """The record of this installation's build, read once."""
+    """Return the record of this installation's build; the file is read once."""
     return _read(RECORD)
 
 

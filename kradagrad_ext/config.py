@@ -1,7 +1,7 @@
-"""Options of a parameter group: one frozen dataclass that checks itself.
+"""Options of a parameter group: one frozen dataclass with all checks.
 
-Every option can vary between the parameter groups of one optimizer and, where it does not change the shape
-of the state (`STRUCTURAL` lists those that do), in mid-run.
+Every option can differ between the parameter groups of one optimizer. An option can also change during
+training, unless it shapes the state (see `STRUCTURAL`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ FACTOR_UPDATES = ("auto", *METHODS)
 COUPLINGS = ("none", "kl")
 GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
 OWN_LENGTHS = ("rms", "whitened")
+"""Grafting methods that give lengths to blocks' updates only; parameters without blocks take Adam."""
+
 _LENGTH_OF = {"sgd": "gradient", "rms": "rms", "whitened": "whitened"}
-"""Of `ScalarRule`, by grafting method; those left out take ``graft``."""
+"""``length`` of `ScalarRule` by grafting method; other methods take ``graft``."""
 
 MOMENTUM_ON = ("gradient", "update")
 ROOT_METHODS = ("auto", "eigh", "polar")
@@ -33,8 +35,8 @@ STORAGE_DTYPES = (None, torch.bfloat16)
 LARGEST_REFINE = 6
 LARGEST_RATE = torch.finfo(torch.float32).max
 PRIOR = 0.03
-"""What a new factor holds before its first gradient, relative to that, where old statistics are forgotten.
-With less of it, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
+"""Statistics that a new factor holds before its first gradient, relative to that gradient's, with forgetting.
+With a smaller prior, the first roots equalise what one gradient shows by chance (docs/tuning.md)."""
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _LAYOUT, _LAYOUTS = operator.attrgetter("layout"), {torch.strided}
@@ -54,32 +56,32 @@ STRUCTURAL = (
     "root_dtype",
     "packed",
 )
-"""Options that decide which tensors the state holds: they cannot change once the state exists."""
+"""Options that shape the state: they cannot change once the state exists."""
 
 
 def default_block_size(device: torch.device) -> int:
-    """The longest side of blocks on a device: 256 on a CPU, elsewhere 128, of which a chip holds a block."""
+    """Return the default `block_size`: 256 on a CPU, else 128, as a chip holds a block of that size."""
     return 256 if device.type == "cpu" else 128
 
 
 def require(condition: bool, option: str, expected: str, got: object) -> None:
-    """Raise ValueError, with the option, what it must be and what it was, unless the condition holds."""
+    """Raise ValueError with the option, the expected value and the actual one, unless the condition holds."""
     if not condition:
         raise ValueError(f"KrADagrad: `{option}` must be {expected}, got {got!r}")
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a finite number; a bool is none."""
+    """Return True for a finite int or float, not for a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_int(value: object) -> bool:
-    """Whether a value is an integer; a bool is none."""
+    """Return True for an int, not for a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401
-    """A value as Python has it: numbers of NumPy as numbers, lists as tuples; others as they are."""
+    """Convert NumPy scalars to Python numbers and lists to tuples; return any other value unchanged."""
     if isinstance(value, (list, tuple)):
         values = tuple(map(plain, value))
         return value if type(value) is tuple and all(map(operator.is_, values, value)) else values
@@ -91,7 +93,8 @@ def check_rate(option: str, value: object, looks: bool = True) -> None:
     """Raise ValueError unless this is a number >= 0 that float32 holds, or a one-element floating tensor.
 
     Args:
-        looks: at the value of a tensor on the CPU; at that of another the host never looks, as it would wait.
+        looks: check the value of a tensor on the CPU. Values on other devices are never checked, because
+            the host would wait for them.
     """
     if isinstance(value, torch.Tensor):
         is_one = value.numel() == 1 and value.is_floating_point()
@@ -106,40 +109,44 @@ def check_rate(option: str, value: object, looks: bool = True) -> None:
 def check_process_group(group: object) -> None:
     """Raise ValueError unless this is None or a process group that this rank is in."""
     if group is not None:
-        import torch.distributed as dist  # is not part of every torch
+        import torch.distributed as dist  # some builds of torch lack it
 
         is_one = dist.is_available() and isinstance(group, dist.ProcessGroup)
         require(is_one, "process_group", "None or a process group of which this rank is one", group)
 
 
 def parameter_name(position: int, place: int) -> str:
-    """What messages call a parameter, by the position of its parameter group and its place there."""
+    """Return a parameter's name for messages, from its parameter group's position and its index there."""
     return f"parameter {place} of parameter group {position}"
 
 
 def check_tensor(tensor: torch.Tensor, position: str) -> None:
-    """Raise TypeError unless a parameter or gradient is one that the ops take."""
+    """Raise TypeError unless the ops support a parameter or gradient.
+
+    Args:
+        position: name of the tensor in the message.
+    """
     if tensor.layout != torch.strided or tensor.dtype not in SUPPORTED_DTYPES:
         kind = f"{tensor.layout} {tensor.dtype} {list(tensor.shape)}".replace("torch.", "")
         raise TypeError(f"KrADagrad: {position} must be dense float32, float64 or bfloat16, got {kind}")
-    if getattr(tensor, "_fsdp_flattened", False):  # as FullyShardedDataParallel marks what it has flattened
+    if getattr(tensor, "_fsdp_flattened", False):  # FullyShardedDataParallel's mark of a flat shard
         raise TypeError(
-            f"KrADagrad: {position} must have its own shape, got a flat shard {list(tensor.shape)} of "
+            f"KrADagrad: {position} must keep its shape, got a flat shard {list(tensor.shape)} of "
             "FullyShardedDataParallel; use torch.distributed.fsdp.fully_shard"
         )
 
 
 def check_no_overlap(p: torch.Tensor, name: str) -> None:
-    """Raise ValueError if elements of a parameter share memory, so that no write can keep them apart."""
+    """Raise ValueError if elements of a parameter share memory: writes to them would overwrite each other."""
     if p.layout == torch.strided and torch._debug_has_internal_overlap(p) == 1:
         raise ValueError(
-            f"KrADagrad: {name} must have an element of memory for each of its own, got {list(p.shape)} with "
+            f"KrADagrad: {name} must have an element of memory for each element, got {list(p.shape)} with "
             f"strides {list(p.stride())}; clone() makes one"
         )
 
 
 def all_supported(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether the ops take tensors of these layouts and dtypes."""
+    """Return True if the ops support the layouts and dtypes of all tensors."""
     return set(map(_LAYOUT, tensors)) <= _LAYOUTS and set(map(_DTYPE, tensors)) <= _DTYPES
 
 
@@ -148,7 +155,7 @@ class Config:
     """The options of one parameter group, as `KrADagrad` documents them, without `lr` and `params`.
 
     Raises:
-        ValueError: an option is out of range; the message names it, what it must be and what came.
+        ValueError: an option is out of range; the message gives its name, the expected and the actual value.
     """
 
     betas: tuple[float, float]
@@ -188,7 +195,7 @@ class Config:
 
     @classmethod
     def of(cls, param_group: Mapping[str, Any]) -> Config:
-        """The checked options of a `torch.optim` parameter group."""
+        """Return the checked options of a `torch.optim` parameter group."""
         missing = [field.name for field in fields(cls) if field.name not in param_group]
         if missing:
             raise ValueError(f"KrADagrad: a parameter group lacks the options {missing}")
@@ -269,29 +276,32 @@ class Config:
         return abs(1 / self.exponent - round(1 / self.exponent)) < 1e-6
 
     def root_order(self, order: int) -> int:
-        """The p of the root X^(1/p) for a block with `order` dims (docs/concepts.md, exponents)."""
+        """Return the p of the root X^(1/p) for a block with `order` dims (docs/concepts.md, exponents)."""
         return max(order, 2) if self.exponent is None else round(1 / self.exponent)
 
     def factor_method(self, device: torch.device) -> str:
-        """`factor_update` as the ops take it: ``auto`` is Cholesky where that is cheap, on a CPU."""
+        """Return `factor_update`, with ``auto`` resolved: Cholesky on a CPU, where it is cheap."""
         if self.factor_update != "auto":
             return self.factor_update
         return "cholesky" if device.type == "cpu" and not self.capturable else "products"
 
     @property
     def polar_steps(self) -> int:
-        """`root_steps`; by default fewer with ``root_every=1`` (docs/tuning.md)."""
+        """`root_steps`, or its default: 6 with ``root_every=1``, else 8 (docs/tuning.md)."""
         if self.root_steps is not None:
             return self.root_steps
         return 6 if self.root_every == 1 else 8
 
     @property
     def wanted_root_method(self) -> str:
-        """`root_method`; with `capturable` by products, where the host looks at nothing."""
+        """`root_method`; with `capturable` always products, as they need no host sync."""
         return "polar" if self.capturable else self.root_method
 
     def update_rule(self, device: torch.device, damped_updates: float) -> UpdateRule:
-        """The scalars of a factor update; without forgetting, statistics are sums, else running means."""
+        """Return the scalars of a factor update.
+
+        Statistics are sums with ``factor_decay=1``, else running means.
+        """
         return UpdateRule(
             decay=self.factor_decay,
             weight=1.0 if self.factor_decay == 1 else 1 - self.factor_decay,
@@ -305,7 +315,10 @@ class Config:
         )
 
     def for_blocks(self, has_blocks: bool) -> Config:
-        """The options of parameters with blocks, or without, which take Adam where lengths are of blocks."""
+        """Return the options of parameters with or without blocks.
+
+        Parameters without blocks take Adam if the grafting method is one of `OWN_LENGTHS`.
+        """
         return self if has_blocks or self.graft not in OWN_LENGTHS else self._with_adam
 
     @functools.cached_property
@@ -314,19 +327,19 @@ class Config:
 
     @property
     def has_second_moment(self) -> bool:
-        """Whether the grafting method keeps one."""
+        """True if the grafting method keeps a second moment."""
         return self.graft in ("adam", "rmsprop", "adagrad")
 
     @property
     def second_moment_rule(self) -> tuple[float, float]:
-        """(decay, weight) of v = decay v + weight g^2; (1, 0) without one."""
+        """(decay, weight) of v = decay v + weight g^2; (1, 0) without a second moment."""
         if not self.has_second_moment:
             return (1.0, 0.0)
         return (1.0, 1.0) if self.graft == "adagrad" else (self.betas[1], 1 - self.betas[1])
 
     @functools.cached_property
     def scalar_rule(self) -> ScalarRule:
-        """What guards gradients and scales updates."""
+        """The rule by which gradients are guarded and updates scaled."""
         coupled = GRADIENT_DECAY if self.momentum_on == "gradient" else UPDATE_DECAY
         decay2, weight2 = self.second_moment_rule
         return ScalarRule(
@@ -345,31 +358,31 @@ class Config:
 
     @property
     def writes_directions(self) -> bool:
-        """Whether directions are tensors that no state keeps: Nesterov's, or gradients over their units."""
+        """True if directions are no state tensors: Nesterov's directions, or gradients over their units."""
         return self.nesterov or self.momentum_on == "update"
 
     def packs_factors(self, device: torch.device) -> bool:
-        """Whether factors are stored as triangles: those that updates by Cholesky leave are."""
+        """Return True if factors are stored as triangles, which only updates by Cholesky produce."""
         return self.packed and self.factor_method(device) == "cholesky"
 
 
-class KeptConfigs:
-    """The options of parameter groups, checked again where any of them is another object than it was."""
+class ConfigCache:
+    """The checked options of parameter groups; a group is checked again if any option is another object."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[tuple[object, ...], Config]] = {}
 
     def of(self, position: int, param_group: Mapping[str, Any]) -> Config:
-        """As `Config.of`, of the parameter group at this position."""
+        """Return `Config.of` the parameter group at this position."""
         values = tuple(map(param_group.get, OPTIONS))
         kept = self._kept.get(position)
         if kept is not None and all(map(operator.is_, values, kept[0])):
             return kept[1]
         config = Config.of(param_group)
-        if all(map(operator.is_, map(plain, values), values)):  # others could change and be the same object
+        if all(map(operator.is_, map(plain, values), values)):  # a list could change and stay the same object
             self._kept[position] = values, config
         return config
 
 
 OPTIONS = tuple(field.name for field in fields(Config))
-"""Names of all options but `lr`."""
+"""Names of all options except `lr`."""

@@ -1,4 +1,4 @@
-"""What of a model is preconditioned: options that would do nothing are refused; what is left out is told."""
+"""The share of a model that is preconditioned: refuse options without effect, report what is left out."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from typing import Any
 
 from torch import Tensor
 
+from .blocking import blocking_of
 from .config import OPTIONS, Config, parameter_name
-from .plan import plan_parameter
 
 LEAST_SHARE = 0.9
-"""Of the elements of matrices that is to be preconditioned."""
+"""Least share of the elements of matrices that must be preconditioned."""
 
 FLAT = 1 << 16
-"""Elements from which a vector may be a model's weights, put in a row by a trainer."""
+"""Number of elements from which a vector may be a flat shard of a model's weights."""
 
 NAMED = 3
-"""Parameters that a message names, the largest first."""
+"""Number of parameters that a message names, the largest first."""
 
 
 def check_options(position: int, group: Mapping[str, Any], config: Config) -> None:
-    """Raise ValueError for an option of a parameter group that none of its parameters can take.
+    """Raise ValueError for a misspelt option of a parameter group, or one without effect on its parameters.
+
+    Warn if `max_factor_dim` is smaller than `block_size`.
 
     Args:
-        position: of the group.
+        position: of the parameter group.
     """
     for key in sorted(set(group) - {"lr", "params", *OPTIONS}):
         meant = difflib.get_close_matches(key, ("params", *OPTIONS), n=1, cutoff=0.8)
@@ -57,7 +59,7 @@ def check_options(position: int, group: Mapping[str, Any], config: Config) -> No
 
 
 def warn(message: str) -> None:
-    """Warn of the line that called the optimizer, which torch has wrapped."""
+    """Issue a warning at the caller's line outside this package and torch, which wraps the optimizer."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get("__name__", "").startswith(("kradagrad_ext.", "torch.")):
         frame, depth = frame.f_back, depth + 1
@@ -66,7 +68,7 @@ def warn(message: str) -> None:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A parameter that has the size of a matrix and takes the grafting method alone."""
+    """A parameter of a matrix's size that is not preconditioned."""
 
     name: str
     shape: tuple[int, ...]
@@ -81,30 +83,31 @@ class LeftOut:
 
 
 def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, first: int = 0) -> None:
-    """See that most elements of matrices are preconditioned, where that is not turned off.
+    """Warn if less than `LEAST_SHARE` of the elements of matrices are preconditioned.
 
-    Vectors do not count, unless they are so long that they may be weights in a row.
+    Parameter groups with ``precondition=False`` do not count, nor do vectors, unless they are long enough for
+    flat shards. The message names the parameters that are left out.
 
     Args:
-        strict: whether to raise.  first: position of the first of these groups.
+        strict: raise instead of warning.  first: position of the first of these parameter groups.
 
     Raises:
-        ValueError: they are not, and `strict`; else it is a warning. The message says what is left out.
+        ValueError: the share is too small and `strict` is set.
     """
     left_out: list[LeftOut] = []
     preconditioned = 0
     for position, group in enumerate(param_groups, first):
         config, names = Config.of(group), group.get("param_names")
         for i, p in enumerate(group["params"] if config.precondition else ()):
-            if plan_parameter(p.shape, config).regions:
+            if blocking_of(p.shape, config).grids:
                 preconditioned += math.prod(p.shape)
             elif reason := _reason(p, config):
                 name = names[i] if names else parameter_name(position, i)
                 left_out.append(LeftOut(name, tuple(p.shape), reason))
-    whole = preconditioned + sum(own.elements for own in left_out)
+    whole = preconditioned + sum(param.elements for param in left_out)
     if preconditioned >= LEAST_SHARE * whole:
         return
-    left_out.sort(key=lambda own: own.elements, reverse=True)
+    left_out.sort(key=lambda param: param.elements, reverse=True)
     named = "; ".join(map(str, left_out[:NAMED])) + (" and more" if len(left_out) > NAMED else "")
     message = (
         f"KrADagrad: {preconditioned / whole:.0%} of the elements of matrices are preconditioned; left out: "
@@ -116,7 +119,7 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, firs
 
 
 def _reason(p: Tensor, config: Config) -> str | None:
-    """Why a parameter without blocks has none; None for one of which nothing else is expected."""
+    """Return why a parameter has no blocks; None for a vector or an empty tensor, which needs none."""
     sides = [size for size in p.shape if size != 1]
     if len(sides) < 2:
         flat = "one-dimensional: a flat shard, as of ZeRO or FullyShardedDataParallel, has no blocks"

@@ -1,6 +1,6 @@
-"""Roots P = X^(1/p) of X = F F^T by the eigendecomposition of X, of any order p; in float64 where need be.
+"""Roots P = X^(1/p) of X = F F^T by the eigendecomposition of X, for any p, in float64 where necessary.
 
-The residual |P^p - X|_F / |X|_F tells a bad root. Units as in `roots`: F has none.
+The residual |P^p - X|_F / |X|_F identifies a bad root. F has no units here, as in `roots`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from .linalg import identity_like
+
 logger = logging.getLogger("kradagrad_ext")
 
 EIGH_CONDITION = 1e-3
@@ -20,7 +22,7 @@ times the largest, divided by this."""
 
 
 def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
-    """See `Backend.decomposed_roots`."""
+    """Return roots and residuals; see `Backend.decomposed_roots`."""
     f, usable = usable_factors(factors)
     x = f @ f.mT
     rooted = _root(f, x, p) if p > 1 and x.numel() > 0 else x
@@ -28,18 +30,13 @@ def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
 
 
 def usable_factors(factors: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors, identities for those that are zero or not finite, and which were neither ``[N]``."""
+    """Replace factors that are zero or not finite by identities; return them and which are usable ``[N]``."""
     usable = factors.isfinite().all(-1).all(-1) & (factors != 0).any(-1).any(-1)
     return torch.where(usable[:, None, None], factors, identity_like(factors)), usable
 
 
-def identity_like(matrix: Tensor) -> Tensor:
-    """I ``[d, d]`` for matrices ``[..., d, d]``."""
-    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-
-
 def residuals(rooted: Tensor, x: Tensor, p: int, usable: Tensor) -> Tensor:
-    """|P^p - X|_F / |X|_F ``[N]``, NaN where there was nothing to root."""
+    """Return |P^p - X|_F / |X|_F ``[N]``, NaN where the factor was not usable."""
     size = torch.linalg.matrix_norm(x)
     residual = torch.linalg.matrix_norm(torch.linalg.matrix_power(rooted, p) - x) / size
     return torch.where(usable, residual, math.nan)
@@ -60,9 +57,9 @@ def _root(f: Tensor, x: Tensor, p: int) -> Tensor:
 
 
 def _careful_root(f: Tensor, p: int) -> Tensor:
-    """The same where F F^T is badly conditioned: by eigenvalues in float64; float64 F by singular values.
+    """Return the root of a badly conditioned F F^T: by eigenvalues in float64; float64 F by singular values.
 
-    NaN, which the residual check refuses, if LAPACK does not converge.
+    It is NaN, which the residual check refuses, if LAPACK does not converge.
     """
     try:
         if f.dtype == torch.float64:

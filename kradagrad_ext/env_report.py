@@ -1,6 +1,6 @@
-"""``python -m kradagrad_ext.env_report``: versions, and which backends run here and why not.
+"""Report of versions and backends, with the reasons why backends cannot run.
 
-Paste its output into a bug report.
+Paste the output of ``python -m kradagrad_ext.env_report`` into a bug report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .backends import available_backends
 
 
 def report() -> str:
-    """The report, one fact a line."""
+    """Return the report, one fact per line."""
     rows = {**_versions(), **_machine()}
     for device in _devices():
         for name, reason in available_backends(device).items():

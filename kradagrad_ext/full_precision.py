@@ -1,4 +1,4 @@
-"""Full float32 in an optimizer's products, whatever a training script allows for those of its model."""
+"""Full float32 for an optimizer's products, whatever precision a training script sets for its model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 def full_float32() -> Iterator[None]:
     """Make torch's float32 products round as float32 does: no TF32, no bfloat16, no autocast.
 
-    A root by products in TF32 has a residual of 2e-2 to 9e-2 and is refused, so that preconditioning would be
-    off in silence. These settings belong to the process and are restored on the way out.
+    A root by products in TF32 has a residual of 2e-2 to 9e-2 and is refused, so preconditioning would be off
+    silently. These settings are global to the process and are restored on exit.
     """
     with ExitStack() as settings:
         for device in AUTOCAST_DEVICES:
@@ -29,7 +29,7 @@ def full_float32() -> Iterator[None]:
 
 @contextmanager
 def _highest_precision() -> Iterator[None]:
-    """Set both of torch's interfaces, since it refuses a product where they contradict each other."""
+    """Set both of torch's interfaces, because torch refuses a product if they contradict each other."""
     legacy, before = _legacy_precision(), [matmul.fp32_precision for matmul in MATMULS]
     torch.set_float32_matmul_precision("highest")
     try:
@@ -37,19 +37,19 @@ def _highest_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(legacy)
         for matmul, precision in zip(MATMULS, before, strict=True):
-            matmul.fp32_precision = "none"  # as `torch.backends.fp32_precision` says
+            matmul.fp32_precision = "none"  # defer to `torch.backends.fp32_precision`
             if matmul.fp32_precision != precision:
                 matmul.fp32_precision = precision
 
 
 def _legacy_precision() -> str:
-    """What `torch.set_float32_matmul_precision` set; its getter raises where the new interface differs."""
+    """Return the `torch.set_float32_matmul_precision` setting, also where torch's getter raises."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         matmul = torch.backends.cuda.matmul
     try:
         tf32 = matmul.allow_tf32
-    except RuntimeError:  # the new interface says the opposite
+    except RuntimeError:  # the new interface has the opposite setting
         tf32 = matmul.fp32_precision != "tf32"
     return "high" if tf32 else "highest"

@@ -1,12 +1,12 @@
-"""Norms of many gradients at once, by what a device does fastest, in float64, which holds every square.
+"""Norms of many gradients at once, by the fastest method of a device, in float64, which holds every square.
 
-On a GPU, that is a list of them in a few launches. On a CPU, torch takes the norms of a list one by one:
+On a GPU, torch computes the norms of a list in a few launches. On a CPU, it computes them one by one, so:
 
-- small gradients of one shape are put together as the rows of one tensor, whose norms have the same bits;
-- large ones are dot products in float32, where the host may look whether they are sound: several threads make
-  one.
+- small gradients of one shape are copied to the rows of one tensor, whose norms have the same bits;
+- norms of large gradients are dot products in float32, which several threads compute, if the host may read
+  values to check the result.
 
-The squares of float64 gradients are those of their share of the largest element.
+float64 gradients are divided by their largest element before they are squared.
 """
 
 from __future__ import annotations
@@ -18,51 +18,57 @@ import torch
 from torch import Tensor
 
 LARGE = 1 << 15
-"""Elements from which, on a CPU, a dot product is faster than a norm."""
+"""Number of elements from which, on a CPU, a dot product is faster than a norm."""
 
 SMALL = 1 << 12
-"""Elements up to which, on a CPU, the call of a norm takes longer than the norm itself."""
+"""Number of elements up to which, on a CPU, the call of a norm takes longer than the norm itself."""
 
 ROWS_BYTES = 1 << 20
-"""Of the rows of one tensor, which a processor's cache holds."""
+"""Most bytes in the rows of one tensor, so that a processor's cache holds them."""
 
 FEWEST_ROWS = 4
+"""Fewest gradients of one shape that are copied to rows."""
 
 SOUND = (1e-16, 1e34)
-"""Squared norms between which a sum of squares in float32 has lost nothing that counts."""
+"""Bounds of squared norms between which a float32 sum of squares is accurate enough."""
 
 Way = Callable[[list[Tensor]], Tensor]
-"""Norms ``[n]`` of n gradients, float64."""
+"""A function that returns the norms ``[n]`` of n gradients, float64."""
 
 Share = tuple[Way, list[int]]
-"""A way, and the numbers of the gradients that it is for."""
+"""A way, and the indices of the gradients that it is used for."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """Which gradient's norm is made which way; `order`: where each one's is when all have been made."""
+    """The way by which each gradient's norm is computed.
+
+    Attributes:
+        shares: which together have every gradient once.
+        order: ``[P]``, position of each gradient's norm among the concatenated results of all shares.
+    """
 
     shares: list[Share]
     order: Tensor
 
     @classmethod
     def of(cls, shares: list[Share], device: torch.device) -> Division:
-        made = [number for _, numbers in shares for number in numbers]
-        places = {number: place for place, number in enumerate(made)}
-        return cls(shares, torch.tensor([places[i] for i in range(len(made))], device=device))
+        concatenated = [number for _, numbers in shares for number in numbers]
+        places = {number: place for place, number in enumerate(concatenated)}
+        return cls(shares, torch.tensor([places[i] for i in range(len(concatenated))], device=device))
 
     def norms(self, grads: Sequence[Tensor]) -> Tensor:
-        """``[P]``."""
-        made = [way([grads[i] for i in numbers]) for way, numbers in self.shares]
-        return made[0] if len(made) == 1 else torch.cat(made)[self.order]
+        """Return the norms ``[P]`` of P gradients."""
+        norms = [way([grads[i] for i in numbers]) for way, numbers in self.shares]
+        return norms[0] if len(norms) == 1 else torch.cat(norms)[self.order]
 
 
 class GradientNorms:
-    """|g|_F of the gradients of some parameters.
+    """A function for |g|_F of the gradients of some parameters.
 
     Args:
         params: at least one, all on one device.
-        dots: whether large gradients' may be dot products on a CPU, which have other bits.
+        dots: allow dot products for large gradients on a CPU, whose results have other bits.
     """
 
     def __init__(self, params: Sequence[Tensor], *, dots: bool = True) -> None:
@@ -78,37 +84,37 @@ class GradientNorms:
         self._of_contiguous = Division.of([*dotted, *rows, *_lists(params, sorted(alone))], device)
 
     def of(self, grads: Sequence[Tensor], host_looks: bool) -> Tensor:
-        """Of one gradient for each parameter ``[P]`` float64; not finite where any element is not.
+        """Return the norms ``[P]`` float64 of one gradient per parameter; not finite if any element is not.
 
         Args:
-            host_looks: whether the host may wait for values.
+            host_looks: true if the host may wait for values.
         """
         if not host_looks or torch.compiler.is_compiling():
             return self._of_any.norms(grads)
-        # A norm adds up in the order in which elements lie, which is that of rows for these alone.
+        # A norm sums in memory order, so only contiguous gradients have the same bits in rows.
         are_rows = all(map(Tensor.is_contiguous, grads))
         return (self._of_contiguous if are_rows else self._with_dots).norms(grads)
 
 
 def _lists(params: Sequence[Tensor], numbers: Iterable[int]) -> Iterator[Share]:
-    """One list for each dtype, as a launch takes them."""
+    """Yield one list for each dtype, as a launch takes tensors of one dtype."""
     by_dtype: dict[torch.dtype, list[int]] = {}
     for i in numbers:
         by_dtype.setdefault(params[i].dtype, []).append(i)
-    for dtype, own in by_dtype.items():
-        yield (_norms_of_shares if dtype == torch.float64 else _list_norms), own
+    for dtype, members in by_dtype.items():
+        yield (_norms_of_shares if dtype == torch.float64 else _list_norms), members
 
 
 def _rows(params: Sequence[Tensor], numbers: set[int]) -> Iterator[Share]:
-    """Of each shape that several small ones have, as many at once as fit."""
+    """Yield small gradients of equal shape, at least `FEWEST_ROWS` and at most `ROWS_BYTES` in one share."""
     by_shape: dict[torch.Size, list[int]] = {}
     for i in sorted(numbers):
         if 0 < params[i].numel() <= SMALL and params[i].dtype != torch.float64:
             by_shape.setdefault(params[i].shape, []).append(i)
-    for shape, own in by_shape.items():
+    for shape, members in by_shape.items():
         most = ROWS_BYTES // (shape.numel() * torch.float64.itemsize)
-        for first in range(0, len(own) - FEWEST_ROWS + 1, most):
-            yield _row_norms, own[first : first + most]
+        for first in range(0, len(members) - FEWEST_ROWS + 1, most):
+            yield _row_norms, members[first : first + most]
 
 
 def _list_norms(grads: list[Tensor]) -> Tensor:
@@ -129,7 +135,7 @@ def _row_norms(grads: list[Tensor]) -> Tensor:
 
 def _dots(grads: list[Tensor]) -> Tensor:
     flat = [grad.reshape(-1).float() for grad in grads]
-    squares = torch.stack([torch.dot(own, own) for own in flat]).double()
+    squares = torch.stack([torch.dot(grad, grad) for grad in flat]).double()
     least, most = SOUND
     doubtful = ((squares > least) & (squares < most)).logical_not_()
     norms = squares.sqrt_()

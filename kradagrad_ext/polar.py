@@ -1,7 +1,7 @@
 """Square roots P of X = F F^T by products alone: P = F Q^T, Q the orthogonal polar factor of F.
 
-Q comes from minimax polynomials of degree 5 in F. The host looks at nothing, so that a CUDA graph can hold
-it. X is not formed: the condition of F is the square root of its.
+Q comes from minimax polynomials of degree 5 in F. There is no host sync, so a CUDA graph can capture it. The
+iteration does not form X: the condition of F is the square root of that of X.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from .backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Turn
 from .decomposed_roots import residuals, usable_factors
+from .linalg import symmetric
 
 Polynomial = tuple[float, float, float]
 RootFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From F ``[N, d, d]`` without units, float32 or float64, to P ``[N, d, d]`` and the residuals ``[N]``."""
+"""A function of F ``[N, d, d]`` without units, float32 or float64; returns P ``[N, d, d]`` and the residuals
+``[N]``."""
 
 FLOORS = {5: 5.5e-3, 6: 1.1e-3, 7: 3e-4, 8: 2e-4}
-"""By the number of steps, the smallest singular value, over a bound of the largest, that they are shaped for.
-Relative damping of 1e-3 leaves the F of blocks of 256 one of about 1e-3. What is smaller gets less than its
-root."""
+"""By the number of steps: the smallest singular value, relative to a bound of the largest, that the
+polynomials are optimised for. With a relative damping of 1e-3, the smallest one of F is about 1e-3 for blocks
+of 256. Smaller singular values get less than their root."""
 
 POLYNOMIALS: dict[int, tuple[Polynomial, ...]] = {
     5: (
@@ -61,20 +63,22 @@ POLYNOMIALS: dict[int, tuple[Polynomial, ...]] = {
         (1.87501821, -1.25002023, 0.375002019),
     ),
 }
-"""(a, b, c) of a x + b x^3 + c x^5, step by step: the one nearest to 1 on the interval that the steps before
-map [floor, 1] to (Amsel et al., 2025, section 3), made 1% wider but for the last step: beyond an
-interval's upper end the next polynomials multiply what rounding adds. Eight steps end within 5e-8 of 1, fewer
-within 1e-3."""
+"""(a, b, c) of a x + b x^3 + c x^5 for every step. Each polynomial is the nearest to 1 on the interval to
+which the steps before map [floor, 1] (Amsel et al., 2025, section 3). Except for the last step, the interval
+is made 1% wider, because beyond its upper end the next polynomials amplify rounding errors. Eight steps end
+within 5e-8 of 1, fewer within 1e-3."""
 
 SMALLEST = torch.finfo(torch.float32).tiny
-"""What stands for a residual of 0, which says that no root was made."""
+"""Stored instead of a residual of 0, because 0 means that no root was computed."""
 
 SLICE_ELEMENTS = {"cpu": 1 << 18, "accelerator": 1 << 26}
 """Factors are rooted in slices of about this many elements, which bounds the memory of a refresh."""
 
 
 def units(factor_stats: Tensor, k: int) -> Tensor:
-    """sqrt(w k) rms ``[N]``: times it, F has no units, and F F^T a mean inverse near 1; 0 before a gradient.
+    """Return sqrt(w k) rms ``[N]``, 0 before a gradient.
+
+    Multiplied by it, F has no units, and the mean of (F F^T)^-1 is near 1.
 
     Args:
         factor_stats: ``[N, 4]``.  k: columns of the side's unfoldings.
@@ -82,15 +86,10 @@ def units(factor_stats: Tensor, k: int) -> Tensor:
     return (factor_stats[:, WEIGHT] * k).sqrt() * factor_stats[:, RMS]
 
 
-def symmetric(matrix: Tensor) -> Tensor:
-    """The symmetric part."""
-    return (matrix + matrix.mT) / 2
-
-
 def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Tensor, Tensor]:
-    """P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`.
+    """Return P ``[N, d, d]`` of F without units, and the residuals ``[N]``; see `Backend.polar_roots_`.
 
-    A step is three products and what touches a diagonal.
+    A step is three products and an addition to a diagonal.
     """
     f, usable = usable_factors(factors)
     gram = f.mT @ f
@@ -105,55 +104,67 @@ def polar_roots(factors: Tensor, polynomials: Sequence[Polynomial]) -> tuple[Ten
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-    """See `Backend.polar_roots_`."""
-    for of in sides:
-        due = due_blocks(of, turn, host_looks=of.active.device.type == "cpu" and turn.counter is None)
-        refresh_(of, partial(polar_roots, polynomials=rule.polynomials), rule.bound, due)
+    """Refresh the roots of all sides that are due; see `Backend.polar_roots_`."""
+    for root_side in sides:
+        due = due_blocks(
+            root_side, turn, host_looks=root_side.active.device.type == "cpu" and turn.counter is None
+        )
+        refresh_(root_side, partial(polar_roots, polynomials=rule.polynomials), rule.bound, due)
 
 
 def slice_length(factors: Tensor, share: int = 1) -> int:
-    """How many blocks to work on at once, which bounds memory.
+    """Return the number of blocks to work on at a time, which bounds memory.
 
     Args:
-        share: `SLICE_ELEMENTS` are divided by it, for work that needs so many times the memory.
+        share: divisor of `SLICE_ELEMENTS`, for work that needs `share` times the memory.
     """
     elements = SLICE_ELEMENTS["cpu" if factors.device.type == "cpu" else "accelerator"]
     return max(1, elements // max(1, share * factors[:1].numel()))
 
 
-def refresh_(of: RootSide, root_function: RootFunction, bound: float, due: Tensor, least: int = 1) -> None:
-    """Replace the roots of active blocks that are due by those of their factors that pass the residual check.
+def refresh_(
+    root_side: RootSide, root_function: RootFunction, bound: float, due: Tensor, least: int = 1
+) -> None:
+    """Replace the roots of active blocks that are due by new ones that pass the residual check.
 
-    A block without a gradient keeps its root; infinity stands for a residual that is NaN.
+    A block that has had no gradient keeps its root. A residual of NaN is stored as infinity.
 
     Args:
         due: indices of the blocks, see `due_blocks`.
-        least: blocks to work on at once, at least.
+        least: least number of blocks to work on at a time.
     """
-    factors, stats, roots = of.side.factor, of.side.statistics, of.side.root
+    factors, stats, roots = root_side.side.factor, root_side.side.statistics, root_side.side.root
     if factors.numel() == 0:
         return
-    for own in torch.split(due, max(least, slice_length(factors))):
-        unit = units(stats[own], of.columns)
-        new, residual = root_function(factors[own].to(stats.dtype) * unit[:, None, None])
-        store(roots, of.root_stats, own, of.active[own] & (unit > 0), new, residual, bound)
+    for blocks in torch.split(due, max(least, slice_length(factors))):
+        unit = units(stats[blocks], root_side.columns)
+        new, residual = root_function(factors[blocks].to(stats.dtype) * unit[:, None, None])
+        store(
+            roots, root_side.root_stats, blocks, root_side.active[blocks] & (unit > 0), new, residual, bound
+        )
 
 
-def due_blocks(of: RootSide, turn: Turn, host_looks: bool) -> Tensor:
-    """Indices of the blocks that are due.
+def due_blocks(root_side: RootSide, turn: Turn, host_looks: bool) -> Tensor:
+    """Return the indices of the blocks that are due.
+
+    Blocks without a root are due in addition to those of the turn.
 
     Args:
-        host_looks: whether the host may wait for values. Where it may not, as many blocks are due as have
-            their turn, and those without a root come first: the last of the others make room for them.
+        host_looks: true if the host may wait for values. If not, the number of due blocks is the turn's:
+            blocks without a root come first, and replace the last of the others.
     """
-    device, count = of.active.device, len(of.active)
+    device, count = root_side.active.device, len(root_side.active)
     due = turn.due(count, device)
     if len(due) == count:
         return due
-    new = of.active & (of.root_stats[:, RESIDUAL] == 0) & (units(of.side.statistics, of.columns) > 0)
+    new = (
+        root_side.active
+        & (root_side.root_stats[:, RESIDUAL] == 0)
+        & (units(root_side.side.statistics, root_side.columns) > 0)
+    )
     if host_looks:
         return torch.cat([due, new.index_fill(0, due, False).nonzero()[:, 0]])
-    is_due = torch.zeros_like(of.active).index_fill(0, due, True)
+    is_due = torch.zeros_like(root_side.active).index_fill(0, due, True)
     return (~is_due).long().sub(2 * new.long()).argsort(stable=True)[: len(due)]
 
 
@@ -169,12 +180,13 @@ def store(
     """Write the chosen new roots that pass the residual check, and count those that do not.
 
     Args:
-        roots: ``[N, d, d]``.  root_stats: ``[N, 4]``.  due: indices ``[n]``; the rest is theirs, in order.
+        roots: ``[N, d, d]``.  root_stats: ``[N, 4]``.  due: indices ``[n]`` of the blocks.
+        chosen, new, residual: of these n blocks, in their order.
     """
     good = residual <= bound
     roots[due] = torch.where((chosen & good)[:, None, None], new.to(roots.dtype), roots[due])
-    made = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype).clamp_min(SMALLEST)
+    finite = residual.nan_to_num(nan=math.inf, posinf=math.inf).to(root_stats.dtype).clamp_min(SMALLEST)
     stats = root_stats[due]
     stats[:, REFUSALS] += chosen & ~good
-    stats[:, RESIDUAL] = torch.where(chosen, made, stats[:, RESIDUAL])
+    stats[:, RESIDUAL] = torch.where(chosen, finite, stats[:, RESIDUAL])
     root_stats[due] = stats

@@ -3,14 +3,14 @@
 Source: Mei, Moreno and Walters, KrADagrad, UAI 2023 (PMLR 216:1412-1422), and the authors' code.
 
 A parameter's neighbouring dims are merged, the result is cut into blocks, and every block G of order k is
-a problem of its own. Mode i has the unfolding A_i = mat_i(G) ``[d_i, numel / d_i]``, a factor X_i
+preconditioned separately. Mode i has the unfolding A_i = mat_i(G) ``[d_i, numel / d_i]``, a factor X_i
 ``[d_i, d_i]`` that approximates the inverse of the sum of all A_i A_i^T, and the factor's root P_i. The
 factor update of both optimizers needs no inversion (the KrAD lemma, docs/concepts.md)::
 
     Y = X A,   X <- X - Y Y^T / t,   t >= the largest eigenvalue of I + A^T X A
 
-What differs is t, which modes are updated on a step, and from what: `star_step` and `plain_step`. What
-happens to a whole parameter is in `PublishedKrADagrad`.
+The optimizers differ in t, in the modes that a step updates, and in the gradient that it uses: see
+`star_step` and `plain_step`. `PublishedKrADagrad` has the step of a whole parameter.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .state import compute_dtype
 VARIANTS = ("star", "plain")
 
 RIDGE = 1e-8
-"""What is added to a factor's diagonal before each eigendecomposition."""
+"""Added to a factor's diagonal before each eigendecomposition."""
 
 Options = Mapping[str, Any]  # a parameter group
 
@@ -39,17 +39,17 @@ Options = Mapping[str, Any]  # a parameter group
 class PublishedKrADagrad(Optimizer):
     """KrADagrad* (``star``) and KrADagrad (``plain``), as the paper's authors published them.
 
-    On step n = 1, 2, ... of a parameter p, with U put together from the blocks' updates::
+    On step n = 1, 2, ... of a parameter p, with U assembled from the blocks' updates::
 
         U = G                             before start_step
-        U <- U |G| / (|U| + 1e-16)        star alone: the length of the gradient, over the whole parameter
+        U <- U |G| / (|U| + 1e-16)        star only: the length of the gradient, over the whole parameter
         m <- momentum m + U + weight_decay p
         p <- p - lr m
 
-    Factors, roots and m are float64 for a float64 parameter, else float32; products are made in that
-    dtype even where TF32 or autocast is on. A parameter whose merged shape has no dims takes U = G. A
-    gradient with NaN or Inf, or whose squared norm overflows, leaves its parameter and all its state as they
-    were. The defects of the authors' code are left out (docs/concepts.md).
+    Factors, roots and m are float64 for a float64 parameter, else float32. Products are computed in that
+    dtype even if TF32 or autocast is on. A parameter whose merged shape has no dims takes U = G. A gradient
+    with NaN or Inf, or whose squared norm overflows, leaves its parameter and all its state as they were. The
+    defects of the authors' code are not reproduced (docs/concepts.md).
 
     Every option can be overridden in a parameter group.
 
@@ -58,9 +58,9 @@ class PublishedKrADagrad(Optimizer):
         variant: ``star`` or ``plain``.
         lr: a number or a one-element tensor.
         momentum, weight_decay: heavy-ball momentum and coupled decay, both of the finished update.
-        matrix_eps: a star factor starts at I / matrix_eps; the plain one's damping.
-        beta2: what a factor is divided by before its update; 1 for no forgetting.
-        block_size: longest side of a block, and what merged dims stay within.
+        matrix_eps: ``star``: a factor starts at I / matrix_eps.  ``plain``: the damping.
+        beta2: divisor of a factor before its update; 1 for no forgetting.
+        block_size: longest side of a block, and limit of the product of merged dims.
         factor_every, root_every: steps between updates of the factors, and of their roots.
         start_step: first step that is preconditioned.
         ons_exponent: twice the power: X^(1/k) for X^(1/2k) (star), X for X^(1/2) (plain).
@@ -92,7 +92,7 @@ class PublishedKrADagrad(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with options that override the optimizer's; raises as the class."""
+        """Add parameters, with options that override the optimizer's; raise as the class does."""
         super().add_param_group(param_group)
         try:
             check_options(self.param_groups[-1])
@@ -104,7 +104,7 @@ class PublishedKrADagrad(Optimizer):
         self._warn_of_vectors(len(self.param_groups) - 1)
 
     def _warn_of_vectors(self, position: int) -> None:
-        """Say once if the group's block size makes vectors of matrices, which then have one large factor."""
+        """Warn once if the group's block size merges a matrix into a vector, which has one large factor."""
         group = self.param_groups[position]
         for i, p in enumerate(group["params"]):
             is_matrix = p.numel() > 0 and sum(size != 1 for size in p.shape) > 1
@@ -123,11 +123,17 @@ class PublishedKrADagrad(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Step every parameter that has a gradient; the loss of `closure`, which re-evaluates the model.
+        """Step every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
 
         Raises:
-            ValueError, TypeError: as the class.
-            torch.linalg.LinAlgError: an eigendecomposition does not converge. None of them changes anything.
+            ValueError, TypeError: as for the class; nothing is changed.
+            torch.linalg.LinAlgError: an eigendecomposition does not converge; nothing is changed.
         """
         loss = None
         if closure is not None:
@@ -151,7 +157,7 @@ class PublishedKrADagrad(Optimizer):
         return loss
 
     def _stepped(self, p: Tensor, gradient: Tensor, options: Options) -> tuple[dict[str, Any], Tensor]:
-        """State and value of a parameter after this step; those that it has stay as they are."""
+        """Return state and value of a parameter after this step, without changing the current ones."""
         grad = gradient.to(compute_dtype(p.dtype))
         old = self.state[p] if p in self.state else new_state(grad, options)
         factors, roots = ([list(modes) for modes in old[key]] for key in ("factors", "roots"))
@@ -161,10 +167,10 @@ class PublishedKrADagrad(Optimizer):
         return state, p.to(grad.dtype) - float(options["lr"]) * state["momentum"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict` to the bit; `torch.optim.Optimizer` alone would round it to bfloat16.
+        """Restore a `state_dict`, bit for bit; `torch.optim.Optimizer` alone would round it to bfloat16.
 
         Raises:
-            ValueError: it does not fit this optimizer. Nothing is loaded then.
+            ValueError: the state dict does not fit this optimizer. Nothing is loaded then.
         """
         for group in state_dict["param_groups"]:
             check_options(group)
@@ -176,16 +182,16 @@ class PublishedKrADagrad(Optimizer):
 
 
 def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """A parameter's saved state with dicts and lists of its own, its tensors on a device."""
+    """Copy the dicts and lists of a parameter's saved state, with its tensors on a device."""
     if isinstance(value, dict):
-        return {key: _moved(own, device) for key, own in value.items()}
+        return {key: _moved(entry, device) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_moved(own, device) for own in value]
+        return [_moved(entry, device) for entry in value]
     return value.to(device) if isinstance(value, Tensor) else value
 
 
 def check_options(options: Options) -> None:
-    """Raise ValueError, naming it, if an option of a parameter group is missing or out of range."""
+    """Raise ValueError, naming the option, if one of a parameter group is missing or out of range."""
     expected: list[tuple[str, str, Callable[[Any], bool]]] = [
         ("variant", f"one of {VARIANTS}", lambda value: value in VARIANTS),
         ("momentum", "a number in [0, 1)", lambda value: is_number(value) and 0 <= value < 1),
@@ -207,11 +213,11 @@ def check_options(options: Options) -> None:
 
 
 def new_state(grad: Tensor, options: Options) -> dict[str, Any]:
-    """The state of a parameter before its first step.
+    """Return the state of a parameter before its first step.
 
     Returns:
-        ``step`` (an int), ``momentum`` (like `grad`), and ``factors`` and ``roots``: for every block, and
-        in it for every mode, ``[d, d]``. P = I; X = I / matrix_eps (star) or I (plain).
+        ``step`` (an int), ``momentum`` (like `grad`), and ``factors`` and ``roots``: lists over blocks of
+        lists over modes of ``[d, d]``. P = I; X = I / matrix_eps (star) or I (plain).
     """
     scale = options["matrix_eps"] if options["variant"] == "star" else 1.0
     blocks = cut(grad.reshape(merged_shape(grad.shape, options["block_size"])), options["block_size"])
@@ -221,7 +227,7 @@ def new_state(grad: Tensor, options: Options) -> dict[str, Any]:
 
 
 def preconditioned(grad: Tensor, state: Mapping[str, Any], options: Options) -> Tensor:
-    """U of a whole parameter, before weight decay; factors and roots of its blocks are replaced.
+    """Return U of a whole parameter, before weight decay; replace factors and roots of its blocks.
 
     Args:
         grad: G, float32 or float64, of the parameter's shape.
@@ -246,7 +252,7 @@ def preconditioned(grad: Tensor, state: Mapping[str, Any], options: Options) -> 
 def star_step(
     block: Tensor, factors: list[Tensor], roots: list[Tensor], step: int, options: Options
 ) -> Tensor:
-    """KrADagrad* on a block: all modes on every step, from the gradient itself::
+    """Take a step of KrADagrad* on a block: all modes on every step, from the gradient itself::
 
         X_i <- X_i / beta2,   then the KrAD update with A = mat_i(G) and t = d_i (1 + tr(A^T X_i A))
         P_i = X_i^(1/2k)                                          (X_i^(1/k) with the ONS exponent)
@@ -255,7 +261,7 @@ def star_step(
     Args:
         block: G ``[d_1, ..., d_k]``.
         factors, roots: X_i and P_i ``[d_i, d_i]``, replaced where they are due.
-        step: n = 1, 2, ...; factors and roots are due where factor_every and root_every divide it.
+        step: n = 1, 2, ...; factors and roots are due if factor_every and root_every divide it.
 
     Returns:
         U, like G.
@@ -273,15 +279,15 @@ def star_step(
 def plain_step(
     block: Tensor, factors: list[Tensor], roots: list[Tensor], step: int, options: Options
 ) -> Tensor:
-    """KrADagrad on a block: one mode i a step, from the gradient preconditioned on all others::
+    """Take a step of KrADagrad on a block: one mode i, from the gradient preconditioned on all others::
 
-        G' = G with P_j on every mode j but i
+        G' = G with P_j on every mode j except i
         X_i <- X_i / beta2,   X_i <- X_i - matrix_eps X_i^2
         then the KrAD update with A = mat_i(G') and t = 1 + |X_i A A^T|_F
         P_j = X_j^(1/2) for all modes j with a turn since the last roots  (X_j with the ONS exponent)
         U = G' x_i P_i
 
-    Arguments and result are those of `star_step`, but roots are due where root_every divides n - 1.
+    Arguments and result are those of `star_step`, except that roots are due if root_every divides n - 1.
     """
     i, every = plain_mode(step - 1, block.shape), options["root_every"]
     others = mode_products(block, roots, [j for j in range(block.dim()) if j != i])
@@ -297,7 +303,7 @@ def plain_step(
 
 
 def plain_mode(turn: int, shape: Sequence[int]) -> int:
-    """The mode i whose turn it is, on turn s = 0, 1, ...: ever more often the longest.
+    """Return the mode i of turn s = 0, 1, ...; with growing s, it is the longest mode ever more often.
 
     i = s mod k while s < k^2; then e = s - floor(sqrt(s))^2 if e < k, else the first of the longest.
     """
@@ -309,10 +315,12 @@ def plain_mode(turn: int, shape: Sequence[int]) -> int:
 
 
 def krad_update(factor: Tensor, unfolding: Tensor, bound: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """X - Y Y^T / t with Y = X A, symmetric to the bit: at least (X^-1 + A A^T)^-1, so positive definite.
+    """Return X - Y Y^T / t with Y = X A, exactly symmetric.
+
+    It dominates (X^-1 + A A^T)^-1, so it is positive definite.
 
     Args:
-        factor: X ``[d, d]``.  unfolding: A ``[d, k]``.  bound: makes t ``[]`` from Y and A.
+        factor: X ``[d, d]``.  unfolding: A ``[d, k]``.  bound: computes t ``[]`` from Y and A.
     """
     y = factor @ unfolding
     updated = factor - y @ y.mT / bound(y, unfolding)
@@ -320,17 +328,17 @@ def krad_update(factor: Tensor, unfolding: Tensor, bound: Callable[[Tensor, Tens
 
 
 def trace_dim_bound(y: Tensor, unfolding: Tensor) -> Tensor:
-    """t = d (1 + tr(A^T X A)) from Y = X A and A ``[d, k]``."""
+    """Return t = d (1 + tr(A^T X A)) from Y = X A and A ``[d, k]``."""
     return len(y) * (1 + (unfolding * y).sum())
 
 
 def product_bound(y: Tensor, unfolding: Tensor) -> Tensor:
-    """t = 1 + |X A A^T|_F from Y = X A and A ``[d, k]``."""
+    """Return t = 1 + |X A A^T|_F from Y = X A and A ``[d, k]``."""
     return 1 + (y @ unfolding.mT).square().sum().sqrt()
 
 
 def root_of(factor: Tensor, p: int) -> Tensor:
-    """P = (X + 1e-8 I)^(1/p) ``[d, d]`` by an eigendecomposition, negative eigenvalues taken as 0."""
+    """Return P = (X + 1e-8 I)^(1/p) ``[d, d]`` by eigendecomposition; negative eigenvalues count as 0."""
     ridge = RIDGE * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     values, vectors = torch.linalg.eigh(factor + ridge)
     root: Tensor = vectors * values.clamp_min(0) ** (1 / p) @ vectors.mT
@@ -338,24 +346,24 @@ def root_of(factor: Tensor, p: int) -> Tensor:
 
 
 def finite_or(new: Tensor, old: Tensor) -> Tensor:
-    """The new factor, or the old one if the new one has overflowed."""
+    """Return the new factor, or the old one if the new one is not finite."""
     return new if new.isfinite().all() else old
 
 
 def unfold(block: Tensor, mode: int) -> Tensor:
-    """mat_i(G) ``[d_i, numel / d_i]``: the mode's dim against all others."""
+    """Return mat_i(G) ``[d_i, numel / d_i]``: the mode's dim against all others."""
     return block.movedim(mode, 0).reshape(block.shape[mode], -1)
 
 
 def mode_products(block: Tensor, matrices: Sequence[Tensor], modes: Iterable[int]) -> Tensor:
-    """G x_i M_i over some modes i: each M_i ``[d_i, d_i]`` times the mode's unfolding, folded back."""
+    """Return G x_i M_i over some modes i: each M_i ``[d_i, d_i]`` times the mode's unfolding, folded back."""
     for i in modes:
         block = torch.tensordot(matrices[i], block, dims=([1], [i])).movedim(0, i)
     return block
 
 
 def merged_shape(shape: Sequence[int], block_size: int) -> list[int]:
-    """The shape without dims of 1, neighbours multiplied from the left while they stay in `block_size`."""
+    """Return the shape without dims of 1, neighbours multiplied from the left up to `block_size`."""
     merged: list[int] = []
     for size in shape:
         if size == 1:
@@ -368,7 +376,7 @@ def merged_shape(shape: Sequence[int], block_size: int) -> list[int]:
 
 
 def cut(tensor: Tensor, block_size: int) -> list[Tensor]:
-    """Views of a tensor's blocks in row-major order; the last along a dim may be shorter."""
+    """Return views of a tensor's blocks in row-major order; the last along a dim may be shorter."""
     blocks = [tensor]
     for dim in range(tensor.dim()):
         blocks = [part for block in blocks for part in torch.split(block, block_size, dim)]

@@ -1,11 +1,11 @@
-"""Roots P = X^(1/p) of X = F F^T from F itself, in units of the gradients: of w rms^2 k X.
+"""Roots P = X^(1/p) of X = F F^T from F itself, without the gradients' units: roots of w rms^2 k X.
 
 X is not formed where that would cost digits: the condition of F is the square root of X's. Two methods:
 
 - ``polar``, products alone (`polar`); for p = 4, 8, ... the coupled iteration takes square roots of P.
-- ``eigh``: the backend's `decomposed_roots`. Any p.
+- ``eigh``: the backend's `decomposed_roots`, for any p.
 
-A root is checked by its residual |P^p - X|_F / |X|_F on the device, and a bad one never replaces a good one.
+A root is checked by its residual |P^p - X|_F / |X|_F on the device; a bad root never replaces the old one.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from torch import Tensor
 
 from . import polar
 from .backends.base import RootSide, Turn
-from .decomposed_roots import identity_like, residuals, usable_factors
-from .polar import Polynomial, RootFunction, symmetric
+from .decomposed_roots import residuals, usable_factors
+from .linalg import identity_like, symmetric
+from .polar import Polynomial, RootFunction
 
 RESIDUAL_BOUND = 1e-2
-"""A root with a larger residual is refused; sound ones stay well under it (docs/numerics.md)."""
+"""A root with a larger residual is refused; sound roots are well below it (docs/numerics.md)."""
 
 
 def supports_polar(p: int) -> bool:
-    """Whether X^(1/p) is reached by the polar factor and square roots."""
+    """Return True if X^(1/p) can be computed from the polar factor and square roots: p = 2, 4, 8, ..."""
     return p > 1 and p & (p - 1) == 0
 
 
 def resolve_method(method: str, p: int, device: torch.device) -> str:
-    """The method that serves p: polar where wanted (``auto``: on CUDA) and able, else eigh."""
+    """Return ``polar`` if `method` asks for it (``auto`` does on CUDA) and p allows it, else ``eigh``."""
     wanted = method == "polar" or (method == "auto" and device.type == "cuda")
     return "polar" if wanted and supports_polar(p) else "eigh"
 
 
 def _even_part(g: Tensor, polynomial: Polynomial) -> Tensor:
-    """A I + b G + c G^2."""
+    """Return a I + b G + c G^2."""
     a, b, c = polynomial
     return a * identity_like(g) + b * g + c * (g @ g)
 
 
 def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]) -> Tensor:
-    """X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b G + c G^2, G = Z Y, with Y -> X^(1/2) and Z -> X^(-1/2).
+    """Return X^(1/2) by Y <- Y T, Z <- T Z, T = a I + b G + c G^2, G = Z Y; Y -> X^(1/2), Z -> X^(-1/2).
 
-    Only Y and Z are made symmetric: doing it to T loses two digits.
+    Only Y and Z are made symmetric: making T symmetric loses two digits.
     """
     row_sum = matrices.abs().sum(-1).amax(-1)
     bound = torch.minimum(torch.linalg.matrix_norm(matrices), row_sum)[:, None, None]
@@ -58,7 +59,7 @@ def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]
 def polar_roots(
     factors: Tensor, p: int, polynomials: Sequence[Polynomial] = polar.POLYNOMIALS[8]
 ) -> tuple[Tensor, Tensor]:
-    """As `Backend.decomposed_roots`, by products alone, for p a power of two from 2 on."""
+    """Return the same as `Backend.decomposed_roots` by products alone, for p = 2, 4, 8, ..."""
     root, residual = polar.polar_roots(factors, polynomials)
     if p == 2:
         return root, residual
@@ -68,13 +69,14 @@ def polar_roots(
     return root, residuals(root, f @ f.mT, p, usable)
 
 
-def refresh_(of: RootSide, root_function: RootFunction, factorised: bool, turn: Turn) -> None:
-    """As `polar.refresh_`, with the bound of all roots.
+def refresh_(root_side: RootSide, root_function: RootFunction, factorised: bool, turn: Turn) -> None:
+    """Refresh the roots that are due by `polar.refresh_`, with the bound of all roots.
 
     Args:
-        root_function: a method for one p.  factorised: whether each factor is factorised by one core.
+        root_function: a method for one p.
+        factorised: true if a decomposition takes one core per factor, so that a slice needs one per thread.
     """
-    on_cpu = of.side.factor.device.type == "cpu"
+    on_cpu = root_side.side.factor.device.type == "cpu"
     least = torch.get_num_threads() if on_cpu and factorised else 1
-    due = polar.due_blocks(of, turn, host_looks=on_cpu or factorised)
-    polar.refresh_(of, root_function, RESIDUAL_BOUND, due, least)
+    due = polar.due_blocks(root_side, turn, host_looks=on_cpu or factorised)
+    polar.refresh_(root_side, root_function, RESIDUAL_BOUND, due, least)

@@ -1,4 +1,4 @@
-"""A side stream of CUDA: kernels that move memory while others compute."""
+"""A CUDA side stream: its kernels move memory while others compute."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def _stream_of(device: torch.device) -> torch.cuda.Stream:
 
 
 class SideStream:
-    """Launches that may run at the same time as later ones of the current stream, until it waits for them.
+    """A stream for launches that may overlap with later launches of the current stream, until it is joined.
 
-    On a CPU, or where `torch.compile` traces the step, there is none and everything runs in order. What is
-    launched on it must neither write what runs at the same time reads, nor read what that writes.
+    On a CPU, or while `torch.compile` traces the step, there is no side stream and all launches run in order.
+    Its kernels must not write memory that overlapping kernels read, nor read memory that they write.
     """
 
     def __init__(self, device: torch.device, wanted: bool) -> None:
@@ -29,12 +29,12 @@ class SideStream:
 
     @property
     def is_open(self) -> bool:
-        """Whether there are launches that nobody has waited for."""
+        """True if there are launches that the current stream has not waited for."""
         return self._is_open
 
     @contextmanager
     def launches(self) -> Iterator[None]:
-        """Puts launches on the stream, which waits for what came before."""
+        """Put launches on the side stream, which first waits for earlier ones of the current stream."""
         if self._stream is None:
             yield
             return
@@ -48,7 +48,7 @@ class SideStream:
             raise
 
     def join(self) -> None:
-        """Makes the current stream wait for the launches, if it has not yet."""
+        """Make the current stream wait for the launches, unless it has already."""
         if self._stream is not None and self._is_open:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         self._is_open = False

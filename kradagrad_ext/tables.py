@@ -1,4 +1,4 @@
-"""Rows of text as aligned columns, for what the package prints."""
+"""Rows of text as aligned columns, for tables that the package prints."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int]) -> list[str]:
-    """One line a row, its columns as wide as their longest cell.
+    """Return one line per row; every column is as wide as its longest cell.
 
     Args:
-        numbers: columns that are aligned to the right.
+        numbers: indices of the columns that are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -1,4 +1,4 @@
-"""Small tensors that the host makes, put on a device without waiting for it."""
+"""Uploads of small host tensors to a device without waiting for it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 MOST_MASKS = 64
-"""Masks that are kept, for gradients that come and go."""
+"""Largest number of masks that are kept, for sets of gradients that change between steps."""
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """A copy of a host tensor on a device. From page-locked memory, as any other copy makes the host wait."""
+    """Copy a host tensor to a device, from page-locked memory: any other copy makes the host wait."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether the device's current stream is being captured into a graph."""
+    """Return True if the device's current stream is being captured into a graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Masks:
-    """Boolean masks on a device by their content, the last used of them kept."""
+    """Boolean masks on a device by their content; a cache of the most recently used."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -35,13 +35,13 @@ class Masks:
         return mask in self._kept
 
     def of(self, mask: tuple[bool, ...]) -> Tensor:
-        """The mask as a tensor; one that a graph was captured with stays where it is for ever."""
-        found = self._kept.pop(mask, None)
-        if found is None:
-            found = upload(torch.tensor(mask, dtype=torch.bool, device="cpu"), self.device)
-        self._kept[mask] = found
+        """Return the mask as a tensor; one that a graph has captured is never freed."""
+        tensor = self._kept.pop(mask, None)
+        if tensor is None:
+            tensor = upload(torch.tensor(mask, dtype=torch.bool, device="cpu"), self.device)
+        self._kept[mask] = tensor
         if len(self._kept) > MOST_MASKS:
             self._kept.popitem(last=False)
         if is_capturing(self.device):
-            self._captured[mask] = found
-        return found
+            self._captured[mask] = tensor
+        return tensor

@@ -1,4 +1,4 @@
-"""Steps that are taken whole or not at all."""
+"""Steps that are completed or change nothing; a step that breaks off in between makes later ones raise."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from types import FrameType
 import torch
 
 BROKEN = (
-    "KrADagrad: a step broke off after it had begun to change parameters and state: both must be loaded anew "
-    "before the optimizer steps or is saved"
+    "KrADagrad: a step broke off after it had begun to change parameters and state: both must be loaded "
+    "again before the optimizer steps or is saved"
 )
 
 
 class WholeSteps:
-    """Whether the last step was taken whole.
+    """State of the last step: completed or broken off.
 
-    What fails before a step has begun to change anything leaves all as it was. What fails later is told, and
-    no step is taken from there.
+    A failure before the first change of a step leaves everything as it was. A later failure raises, and every
+    further step is refused until parameters and state are loaded again.
     """
 
     def __init__(self) -> None:
@@ -35,14 +35,14 @@ class WholeSteps:
             raise RuntimeError(BROKEN)
 
     def mend(self) -> None:
-        """All is whole again, since it was loaded."""
+        """Allow steps again, after a state dict was loaded."""
         self.is_broken = False
 
     @contextmanager
     def step(self) -> Iterator[Callable[[], None]]:
-        """A step; what it gives is to be called before the first change.
+        """Run a step; it must call the yielded function before its first change.
 
-        Signals that Python handles, such as Ctrl-C, wait for its end.
+        Signals that Python handles, such as Ctrl-C, are deferred to its end.
 
         Raises:
             RuntimeError: the step failed after its first change; the cause is the error itself.
@@ -60,7 +60,7 @@ class WholeSteps:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Make tensors that later steps can change; without a graph all the same."""
+    """Leave inference mode, so that later steps can change the tensors created here; keep autograd off."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -70,25 +70,25 @@ def outside_inference_mode() -> Iterator[None]:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Let handlers of SIGINT and SIGTERM run at the end, where they are Python's and run in this thread."""
+    """Defer SIGINT and SIGTERM to the end, if their handlers are Python's and this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def later(number: int, _: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
 
     def deliver(number: int) -> None:
-        if number in came:
+        if number in received:
             signal.raise_signal(signal.Signals(number))
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    ours = [number for number, handler in handlers.items() if callable(handler)]
-    with ExitStack() as at_the_end:  # which does all of it, whatever a handler raises
-        for number in ours:
+    deferred = [number for number, handler in handlers.items() if callable(handler)]
+    with ExitStack() as at_the_end:  # runs all callbacks, even if a handler raises
+        for number in deferred:
             at_the_end.callback(deliver, number)
-        for number in ours:
+        for number in deferred:
             at_the_end.callback(signal.signal, number, handlers[number])
             signal.signal(number, later)
         yield

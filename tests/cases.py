@@ -122,3 +122,8 @@ def factors(n: int, d: int, condition: float) -> Tensor:
 def exact_root(f: Tensor, p: int) -> Tensor:
     vectors, values, _ = torch.linalg.svd(f.double())
     return vectors * values[:, None, :] ** (2 / p) @ vectors.mT
+
+
+def tensors_of(result: object, name: str) -> list[torch.Tensor]:
+    value = getattr(result, name)
+    return value if isinstance(value, list) else [value]

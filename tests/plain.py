@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext.backends.scalars import LARGEST_MOVE, MOST_SPIKES, RMS_LENGTH, SPENT, USUAL_DECAY
-from kradagrad_ext.clock import Clock
 from kradagrad_ext.config import PRIOR, Config
+from kradagrad_ext.schedule import Schedule
 
 KNOWN = {
     "graft": ("adam", "rms"),
@@ -52,14 +52,14 @@ class PlainKrADagrad:
             assert all(getattr(config, option) in values for option, values in KNOWN.items())
             for p in group["params"]:
                 if p.grad is not None:
-                    self._step_parameter(p, config, float(group["lr"]), Clock(number))
+                    self._step_parameter(p, config, float(group["lr"]), Schedule(number))
 
-    def _step_parameter(self, p: Tensor, config: Config, lr: float, clock: Clock) -> None:
+    def _step_parameter(self, p: Tensor, config: Config, lr: float, schedule: Schedule) -> None:
         value = self.values[p]
         pieces = list(matrices(tuple(p.shape), config))
         states = self.state.setdefault(p, [{} for _ in pieces])
         for where, state in zip(pieces, states, strict=True):
-            step_matrix(value[where], p.grad.double()[where], state, config, lr, clock)
+            step_matrix(value[where], p.grad.double()[where], state, config, lr, schedule)
 
 
 def matrices(shape: tuple[int, ...], config: Config) -> Iterator[Slices]:
@@ -83,7 +83,7 @@ def blocks(matrix: Tensor, config: Config) -> Iterator[Slices]:
 
 
 def step_matrix(
-    value: Tensor, grad: Tensor, state: dict[str, Any], config: Config, lr: float, clock: Clock
+    value: Tensor, grad: Tensor, state: dict[str, Any], config: Config, lr: float, schedule: Schedule
 ) -> None:
     """One step of one matrix, whose value and state are written."""
     places = list(blocks(value, config))
@@ -109,9 +109,9 @@ def step_matrix(
         graft = corrected / rms * length_of(rms, state, config) if rms > 0 else corrected
     update = torch.zeros_like(value)
     for where, block in zip(places, state["blocks"], strict=True):
-        update[where] = step_block(grad[where], direction[where], block, config, clock)
+        update[where] = step_block(grad[where], direction[where], block, config, schedule)
     norm = float(update.norm())
-    if norm > 0 and clock.preconditions(config):
+    if norm > 0 and schedule.preconditions(config):
         update *= float(graft.norm()) / norm
     else:
         update = graft
@@ -146,19 +146,19 @@ def length_of(rms: float, state: dict[str, Any], config: Config) -> float:
 
 
 def step_block(
-    grad: Tensor, direction: Tensor, block: dict[str, Any], config: Config, clock: Clock
+    grad: Tensor, direction: Tensor, block: dict[str, Any], config: Config, schedule: Schedule
 ) -> Tensor:
     """Factors, roots and the preconditioned direction of a block."""
     if not block:
         eyes = [torch.eye(d, dtype=grad.dtype) for d in grad.shape]
         block.update(w=0.0, rms=0.0, is_rooted=False, statistics=eyes, roots=eyes)
     left, right = block["roots"]
-    if (clock.factors_due(config) or block["w"] == 0) and float(grad.square().sum()) > 0:
+    if (schedule.factors_due(config) or block["w"] == 0) and float(grad.square().sum()) > 0:
         unfoldings = (grad, grad.mT)
         if config.coupling == "kl":
             unfoldings = tuple(u * grad.norm() / u.norm() for u in (grad @ right, (left @ grad).mT))
-        update_statistics(unfoldings, root_mean_square(grad), block, config, clock)
-    is_due = clock.turn(config, in_turns=False) is not None or not block["is_rooted"]
+        update_statistics(unfoldings, root_mean_square(grad), block, config, schedule)
+    is_due = schedule.turn(config, in_turns=False) is not None or not block["is_rooted"]
     if is_due and block["w"] > 0:
         sides = zip(block["statistics"], (grad.shape[1], grad.shape[0]), strict=True)
         block["roots"] = [root_of(s, math.sqrt(block["w"] * k) * block["rms"]) for s, k in sides]
@@ -168,7 +168,7 @@ def step_block(
 
 
 def update_statistics(
-    unfoldings: tuple[Tensor, ...], g: float, block: dict[str, Any], config: Config, clock: Clock
+    unfoldings: tuple[Tensor, ...], g: float, block: dict[str, Any], config: Config, schedule: Schedule
 ) -> None:
     """S <- decay S + weight U U^T + the damping, of both sides; `g`: root mean square of the gradient."""
     decay, weight = config.factor_decay, 1 - config.factor_decay
@@ -179,7 +179,7 @@ def update_statistics(
         d, k = u.shape
         eye = torch.eye(d, dtype=u.dtype)
         old = s if block["w"] > 0 else max(PRIOR, config.damping) * k * rms**2 * eye
-        damping = clock.damped_updates(config, False) * weight * config.damping * k * rms**2
+        damping = schedule.damped_updates(config, False) * weight * config.damping * k * rms**2
         statistics.append(decay * old + weight * u @ u.mT + damping * eye)
     block.update(w=w, rms=rms, statistics=statistics)
 

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from kradagrad_ext.distributed import exchange
+from kradagrad_ext.distributed import collectives
 
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "block_size": 16, "root_every": 3, "max_factor_dim": 64}
 """Blocks that cross the borders of shards, a dim without factors, several refreshes of the roots."""
@@ -120,7 +120,7 @@ def count_collectives(counts: Counter[str], sizes: list[int]) -> None:
 
     for name in ("all_reduce", "all_to_all_single", "all_gather_object"):
         counting(dist, name)
-    counting(exchange, "all_gather")
+    counting(collectives, "all_gather")
 
 
 def whole(model: nn.Module) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import kradagrad_ext.step
-from kradagrad_ext import KrADagrad, diagnostics
+from kradagrad_ext import KrADagrad, read_diagnostics
 
 AT, AFTER = 30, 200
 """The step of a spike, and how many come after it."""
@@ -57,7 +57,7 @@ def check(sizes: dict[int, float], seed: int = 0, **options: Any) -> None:
     assert factors
     for factor in factors:
         assert (torch.linalg.eigvalsh(_inverse_statistics(factor)) > 0).all()
-    (row,) = diagnostics(optimizer)
+    (row,) = read_diagnostics(optimizer)
     assert row["graft_fallbacks"] == row["factor_fallbacks"] == 0
     assert row["gradient_spikes"] == (1 if sizes is SPIKE else 2)
 

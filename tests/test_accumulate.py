@@ -2,82 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from types import SimpleNamespace
 from typing import Any
 
 import cases
 import pytest
 import torch
+from inputs.accumulate import OPTIONS, make, run
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.base import COEFFICIENTS
-from kradagrad_ext.backends.scalars import SPAN, spans_of, sums_of
-
-SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"nesterov": True},
-    {"momenta": False},
-    {"second_moments": False},
-    {"decay": 0.1},
-    {"beta2": 1.0, "weight2": 1.0},
-]
-
-
-def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def tensors(
-        positive: bool = False, kind: torch.dtype = compute, as_parameter: bool = False
-    ) -> list[torch.Tensor]:
-        """With `transposed`, matrices lie in padding, parameters and gradients column by column."""
-        found = [torch.randn(shape).to(kind) for shape in SHAPES]
-        found = [t.abs() for t in found] if positive else found
-        return [cases.padded(t, as_parameter) if transposed and t.ndim == 2 else t for t in found]
-
-    count = len(SHAPES)
-    return SimpleNamespace(
-        momenta=tensors(),
-        second_moments=tensors(positive=True),
-        directions=tensors(),
-        graft_norms=torch.full((sum(spans_of(math.prod(shape)) for shape in SHAPES),), 3.0, dtype=compute),
-        grads=tensors(kind=dtype, as_parameter=True),
-        params=tensors(kind=dtype, as_parameter=True),
-        coefficients=torch.rand(count, COEFFICIENTS, dtype=compute) + 0.1,
-        active=torch.arange(count) != 3,
-    )
-
-
-def add_up_(graft_norms: torch.Tensor, params: list[torch.Tensor]) -> None:
-    """Put a parameter's norm in its first span, as the reference does: which has which elements is open."""
-    offsets = list(itertools.accumulate((spans_of(p.numel()) for p in params), initial=0))
-    sums = sums_of(graft_norms, torch.tensor(offsets))
-    graft_norms.zero_()
-    for p, first, norm in zip(params, offsets, sums, strict=False):
-        if p.numel():
-            graft_norms[first] = norm
-
-
-def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
-) -> SimpleNamespace:
-    chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False}
-
-    result = cases.copied(given, dtype)
-    result.coefficients[:, 7] *= options.pop("decay", 0.0)
-    for name in ("momenta", "second_moments"):
-        if not options.pop(name, True):
-            setattr(result, name, [])
-    chosen |= options
-    if not chosen["nesterov"]:
-        result.directions = []
-    backend.accumulate_(*vars(result).values(), *chosen.values())
-    if len(result.graft_norms):
-        add_up_(result.graft_norms, result.params)
-    return result
+from kradagrad_ext.backends.scalars import SPAN, spans_of
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -86,7 +21,7 @@ def run(
 def test_agrees_with_float64(
     dtype: torch.dtype, transposed: bool, options: dict[str, Any], backend: str
 ) -> None:
-    given = inputs(dtype, transposed)
+    given = make(dtype, transposed)
     ours = run(cases.ops(backend, given.graft_norms.dtype), given, **options)
     plain = run(reference, given, **options)
     exact = run(reference, given, torch.float64, **options)
@@ -98,7 +33,7 @@ def test_agrees_with_float64(
 
 
 def test_inactive_parameters_stay(backend: str) -> None:
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     given.grads[3][:] = torch.nan
     ours = run(cases.ops(backend, torch.float32), given, nesterov=True)
     for name in ("momenta", "second_moments", "directions"):
@@ -109,7 +44,7 @@ def test_inactive_parameters_stay(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_that_nobody_asks_for(dtype: torch.dtype, backend: str) -> None:
-    given = inputs(dtype)
+    given = make(dtype)
     asked = run(cases.ops(backend, torch.float32), given)
     given.graft_norms = torch.empty(0)
     ours = run(cases.ops(backend, torch.float32), given)
@@ -132,7 +67,7 @@ def test_a_span_has_no_more_elements_than_it_may(numel: int, backend: str) -> No
 
 def test_zero_over_zero_is_zero(backend: str) -> None:
     """A parameter that never saw a gradient, with eps 0: no update rather than NaN."""
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     for tensors in (given.momenta, given.second_moments, given.grads):
         for tensor in tensors:
             tensor.zero_()
@@ -151,7 +86,7 @@ def test_no_parameters(backend: str) -> None:
 
 def test_same_bits_for_any_number_of_threads(backend: str) -> None:
     ops = cases.ops(backend, torch.float32)
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     threads = torch.get_num_threads()
     try:
         norms = []

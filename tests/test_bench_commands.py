@@ -37,7 +37,7 @@ def test_quadratic(
     monkeypatch.setattr(quadratic, "STEPS", 6)
     quadratic.main(["--sizes", "12", "--rates", "1e-3", "2e-3", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| n | optimizer | lr 0.001 | lr 0.002 | own lr |"
+    assert lines[0] == "| n | optimizer | lr 0.001 | lr 0.002 | other lr |"
     assert len(lines) == 2 + len(quadratic.CONTENDERS)
     assert (tmp_path / "quadratic.png").stat().st_size > 10_000
     rows = (tmp_path / "quadratic.csv").read_text().splitlines()
@@ -66,7 +66,7 @@ def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Every contender, and both kinds of steps of ours."""
     host_time.main(["--parameters", "10", "--steps", "10", "--block-size", "16"])
     header, _, *rows = capsys.readouterr().out.splitlines()
-    columns = "p20 | p50 | p80 | least | norms | copies | collectives | the host's own"
+    columns = "p20 | p50 | p80 | least | norms | copies | collectives | the host"
     assert header == f"| 10 parameters, ms a step | {columns} |"
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
     sharded = ("1 rank", "of 2 ranks, replicas", "of 2 ranks, shards")

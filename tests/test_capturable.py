@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_after
-from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from training import SMALL, parameters, relative_difference, set_gradients, train
+from watching import NoLooking
 
 from kradagrad_ext import KrADagrad, polar, roots
 from kradagrad_ext.backends import reference
@@ -25,16 +25,6 @@ from kradagrad_ext.config import PRIOR
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
 
 SHAPES = ((16, 12), (7,), ())
-LOOKING = (
-    "_local_scalar_dense",
-    "item",
-    "equal",
-    "is_nonzero",
-    "nonzero",
-    "unique",
-    "masked_select",
-    "_to_copy",
-)
 RECIPES: list[dict[str, Any]] = [
     {},
     {"factor_every": 2, "start_step": 5, "packed": True},
@@ -47,16 +37,6 @@ RECIPES: list[dict[str, Any]] = [
         "merge_dims": False,
     },
 ]
-
-
-class NoLooking(TorchDispatchMode):
-    """Raises where the host looks at a value, or copies from it to the device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        copies = name == "_to_copy" and (kwargs or {}).get("device") in (None, args[0].device)
-        assert copies or name not in LOOKING, f"the host looks: {func}"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)

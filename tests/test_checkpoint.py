@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimizer import SMALL, parameters, train
 from torch import nn
+from training import SMALL, parameters, train
 
 from kradagrad_ext import KrADagrad
 
@@ -107,7 +107,7 @@ def refusals() -> list[tuple[Any, str]]:
         (edit(["state", 0, "factor_0_1"], None), r"`state` of parameter 0 lacks \['factor_0_1'\]"),
         (edit(["state", 0, "velocity"], torch.zeros(2)), r"has unknown \['velocity'\]"),
         (
-            edit(["state", 0, "momentum"], torch.zeros(2)),
+            edit(["state", 0, "exp_avg"], torch.zeros(2)),
             r"`momentum` of parameter 0 must be .*\[20, 12\], got",
         ),
         (edit(["state", 0, "factor_0_0"], 3), "`factor_0_0` of parameter 0 must be"),
@@ -166,15 +166,15 @@ def test_hooks_of_loading_see_and_change_what_is_loaded() -> None:
 
     def zero_momentum(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         edited = copy.deepcopy(state_dict)
-        edited["state"][0]["momentum"].zero_()
+        edited["state"][0]["exp_avg"].zero_()
         return edited
 
     optimizer.register_load_state_dict_pre_hook(zero_momentum)
-    optimizer.register_load_state_dict_post_hook(lambda o: o.state[params[0]]["second_moment"].fill_(5))
+    optimizer.register_load_state_dict_post_hook(lambda o: o.state[params[0]]["exp_avg_sq"].fill_(5))
     optimizer.load_state_dict(donor.state_dict())
     state = optimizer.state[params[0]]
-    assert not state["momentum"].any()
-    assert (state["second_moment"] == 5).all()
+    assert not state["exp_avg"].any()
+    assert (state["exp_avg_sq"] == 5).all()
     assert torch.equal(state["factor_0_0"], donor.state[source[0]]["factor_0_0"])
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.clock import GROWTH, Clock
 from kradagrad_ext.config import Config
+from kradagrad_ext.schedule import GROWTH, Schedule
 
 
 def config(**options: object) -> Config:
@@ -21,7 +21,7 @@ def config(**options: object) -> Config:
 
 def root_steps(own: Config, last: int) -> Iterator[int]:
     """The steps up to `last` on which all roots are made."""
-    return (number for number in range(1, last + 1) if Clock(number).turn(own, in_turns=False))
+    return (number for number in range(1, last + 1) if Schedule(number).turn(own, in_turns=False))
 
 
 def test_roots_are_made_on_every_step_at_first() -> None:
@@ -36,9 +36,9 @@ def test_roots_are_made_on_every_step_at_first() -> None:
 def test_no_roots_are_older_than_the_schedule_says(root_every: int, number: int) -> None:
     """New ones come within twice `root_every` steps; once the interval is that long, on its multiples."""
     own = config(root_every=root_every)
-    assert any(Clock(number + later).turn(own, in_turns=False) for later in range(2 * root_every))
+    assert any(Schedule(number + later).turn(own, in_turns=False) for later in range(2 * root_every))
     if number >= GROWTH * min(root_every, GROWTH):
-        assert (Clock(number).turn(own, in_turns=False) is not None) == (number % root_every == 0)
+        assert (Schedule(number).turn(own, in_turns=False) is not None) == (number % root_every == 0)
 
 
 @given(root_every=st.integers(1, 25), blocks=st.integers(1, 60), first=st.integers(1, 500))
@@ -50,7 +50,7 @@ def test_in_turns_all_blocks_have_new_roots_within_the_interval(
     made = torch.zeros(blocks, dtype=torch.bool)
     settled = first >= GROWTH * min(root_every, GROWTH)
     for number in range(first, first + (1 if settled else 2) * root_every):
-        turn = Clock(number).turn(own, in_turns=True)
+        turn = Schedule(number).turn(own, in_turns=True)
         due = turn.due(blocks, device)
         assert len(due) == -(-blocks // turn.turns)
         made[due] = True
@@ -60,7 +60,7 @@ def test_in_turns_all_blocks_have_new_roots_within_the_interval(
 @pytest.mark.parametrize("root_every", [1, 2, 10])
 def test_in_turns_damping_enters_with_every_third_update(root_every: int) -> None:
     own = config(root_every=root_every)
-    entered = [Clock(number).damped_updates(own, in_turns=True) for number in range(1, 61)]
+    entered = [Schedule(number).damped_updates(own, in_turns=True) for number in range(1, 61)]
     assert sum(entered) == 60
     assert max(map(len, "".join("x" if one == 0 else " " for one in entered).split()), default=0) <= 2
 
@@ -71,10 +71,10 @@ def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: 
     own = config(root_every=root_every, factor_every=factor_every)
     updates, damping = 0, 0.0
     for number in range(1, 500):
-        clock = Clock(number)
-        if clock.factors_due(own):
+        schedule = Schedule(number)
+        if schedule.factors_due(own):
             updates += 1
-            damping += clock.damped_updates(own, in_turns=False)
+            damping += schedule.damped_updates(own, in_turns=False)
         if number % root_every == 0:
             assert damping >= updates - 1 - 1e-9
     assert damping <= updates + 2 * root_every
@@ -84,4 +84,4 @@ def test_damping_keeps_up_with_what_is_forgotten(root_every: int, factor_every: 
 @pytest.mark.parametrize("root_every", [1, 10])
 def test_nothing_is_damped_where_nothing_is_forgotten(root_every: int, in_turns: bool) -> None:
     own = config(root_every=root_every, factor_decay=1.0)
-    assert all(Clock(number).damped_updates(own, in_turns) == 0 for number in range(1, 200))
+    assert all(Schedule(number).damped_updates(own, in_turns) == 0 for number in range(1, 200))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from marks import slow
-from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch._dynamo.utils import counters
+from training import SMALL, parameters, relative_difference, set_gradients, train
 
 from kradagrad_ext import KrADagrad
 

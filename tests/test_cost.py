@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kradagrad_ext import KrADagrad, cost, param_groups
+from kradagrad_ext import KrADagrad, estimate_cost, param_groups
 from kradagrad_ext.backends.scalars import COLUMNS
 from kradagrad_ext.cost import traffic
-from kradagrad_ext.distributed import exchange, shard
+from kradagrad_ext.distributed import collectives, sharded_params
 
-KINDS = {"factor": "factors", "root": "roots", "momentum": "moments", "second_moment": "moments"}
+KINDS = {"factor": "factors", "root": "roots", "exp_avg": "moments", "exp_avg_sq": "moments"}
 
 
 def held_bytes(states: Iterable[dict[str, Any]]) -> Counter[str]:
@@ -62,7 +62,7 @@ def test_state_is_what_a_trained_optimizer_holds(options: dict[str, Any], dtype:
     optimizer = KrADagrad(groups, block_size=16, **own)
     model(torch.randn(2, 3, 8, 8, dtype=dtype)).float().square().mean().backward()
     optimizer.step()
-    told = cost(model, block_size=16, device="cpu", **options)
+    told = estimate_cost(model, block_size=16, device="cpu", **options)
     held = held_bytes(optimizer.state.values())
     assert told_bytes(told.most_state) == held
     assert told.most_state.total == held.total()
@@ -84,23 +84,25 @@ def test_parameter_groups_have_their_own_options() -> None:
     for p in (experts, fused, other, embedding):
         p.grad = torch.randn_like(p)
     optimizer.step()
-    told = cost(groups, block_size=16)
+    told = estimate_cost(groups, block_size=16)
     assert told_bytes(told.most_state) == held_bytes(optimizer.state.values())
     shapes = [{**group, "params": [tuple(p.shape) for _, p in group["params"]]} for group in groups]
-    assert cost(shapes, block_size=16) == told
+    assert estimate_cost(shapes, block_size=16) == told
 
 
 def test_a_module_on_the_meta_device() -> None:
     """Shapes alone are read, whatever gives them; frozen parameters are left out."""
     with torch.device("meta"):
         meta = make_model(torch.bfloat16)
-    told = cost(meta, world_size=2)
-    assert told == cost(make_model(torch.bfloat16), world_size=2)
-    assert told == cost(list(meta.named_parameters()), world_size=2)
-    assert told == cost([tuple(p.shape) for p in meta.parameters()], world_size=2, dtype=torch.bfloat16)
-    assert cost(param_groups(meta, show=None)).parameters == told.parameters
+    told = estimate_cost(meta, world_size=2)
+    assert told == estimate_cost(make_model(torch.bfloat16), world_size=2)
+    assert told == estimate_cost(list(meta.named_parameters()), world_size=2)
+    assert told == estimate_cost(
+        [tuple(p.shape) for p in meta.parameters()], world_size=2, dtype=torch.bfloat16
+    )
+    assert estimate_cost(param_groups(meta, show=None)).parameters == told.parameters
     meta[2].requires_grad_(requires_grad=False)
-    assert cost(meta).parameters == told.parameters - meta[2].weight.numel()
+    assert estimate_cost(meta).parameters == told.parameters - meta[2].weight.numel()
 
 
 SIZES: list[dict[str, Any]] = [
@@ -128,7 +130,7 @@ def measured_rank(rank: int) -> dict[str, tuple[Counter[str], int, int]]:
     """In both modes, bytes that this rank holds, and that it sends to others and receives on a step."""
     from torch.distributed.fsdp import fully_shard
 
-    shard.CHUNK_BYTES = CHUNK_BYTES
+    sharded_params.CHUNK_BYTES = CHUNK_BYTES
     carried: Counter[str] = Counter()
     count_bytes(rank, carried)
     measured = {}
@@ -150,7 +152,7 @@ def measured_rank(rank: int) -> dict[str, tuple[Counter[str], int, int]]:
 
 def count_bytes(rank: int, carried: Counter[str]) -> None:
     """From here on, of the collectives that carry gradients and parameters."""
-    all_to_all, all_gather = dist.all_to_all_single, exchange.all_gather
+    all_to_all, all_gather = dist.all_to_all_single, collectives.all_gather
 
     def counted_all_to_all(
         out: Tensor, own: Tensor, expected: list[int], sizes: list[int], **rest: Any
@@ -164,7 +166,7 @@ def count_bytes(rank: int, carried: Counter[str]) -> None:
         carried["received"] += out.numel() - own.numel()
         return all_gather(out, own, **rest)
 
-    dist.all_to_all_single, exchange.all_gather = counted_all_to_all, counted_all_gather
+    dist.all_to_all_single, collectives.all_gather = counted_all_to_all, counted_all_gather
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -175,7 +177,7 @@ def test_every_rank_holds_and_moves_what_is_told(
     monkeypatch.setattr(traffic, "CHUNK_BYTES", CHUNK_BYTES)
     measured = ranks.launch(world, measured_rank, tmp_path)
     for mode in ("ddp", "fsdp"):
-        told = cost(SIZES, world_size=world, replicated=mode == "ddp", **SHARED)
+        told = estimate_cost(SIZES, world_size=world, replicated=mode == "ddp", **SHARED)
         for rank, of_rank in zip(told.ranks, measured, strict=True):
             held, sent, received = of_rank[mode]
             assert told_bytes(rank.state) == held
@@ -187,9 +189,9 @@ def test_every_rank_holds_and_moves_what_is_told(
 def test_ranks_share_out_what_one_has(world: int) -> None:
     """Scalars of parameters are on all ranks, and so are the copies that an exchange takes; else nothing."""
     shapes = [(256, 192)] * 6 + [(64,)] * 3
-    alone = cost(shapes, block_size=32)
+    alone = estimate_cost(shapes, block_size=32)
     for replicated in (False, True):
-        shared = cost(shapes, block_size=32, world_size=world, replicated=replicated)
+        shared = estimate_cost(shapes, block_size=32, world_size=world, replicated=replicated)
         scalars = len(COLUMNS) * 4 * len(shapes)
         total = sum(rank.state.total for rank in shared.ranks)
         assert total == alone.most_state.total + (world - 1) * scalars
@@ -226,10 +228,10 @@ def test_ranks_share_out_what_one_has(world: int) -> None:
 )
 def test_what_cannot_be_told_is_refused(given: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"KrADagrad: {message}"):
-        cost(given, **options)
+        estimate_cost(given, **options)
 
 
 def test_a_parameter_given_twice_is_refused_as_by_the_optimizer() -> None:
     weight = nn.Parameter(torch.zeros(4, 4))
     with pytest.raises(ValueError, match="more than one parameter group"):
-        cost([{"params": [weight]}, {"params": [weight]}])
+        estimate_cost([{"params": [weight]}, {"params": [weight]}])

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from kradagrad_ext import cost
+from kradagrad_ext import estimate_cost
+from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.cost.__main__ import main
 from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, GPUS, TRAINING_MFU
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.plan import group_blocks, plan_parameter
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. `max_factor_dim` should be")
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. `max_factor_dim` shou
 def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) -> tuple[int, int]:
     """Of updates without damping, and of products."""
     config = make_config(**options)
-    groups = group_blocks([plan_parameter(shape, config) for shape in shapes])
+    groups = group_by_shape([blocking_of(shape, config) for shape in shapes])
     return sum(group.update_flops(refine) for group in groups), sum(group.product_flops for group in groups)
 
 
@@ -42,10 +42,10 @@ def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) ->
 def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, Any]) -> None:
     """Updates of the factors by their share; without forgetting there is no damping."""
     options = {"block_size": 128, "refine": 3, "factor_decay": 1, "coupling": "none", **options}
-    told = cost([shape], **options).ranks[0].kernels.flops
+    told = estimate_cost([shape], **options).ranks[0].kernels.flops
     updates, products = planned_flops([shape], **options)
     assert told == pytest.approx(updates + products)
-    seldom = cost([shape], factor_every=4, **options).ranks[0].kernels.flops
+    seldom = estimate_cost([shape], factor_every=4, **options).ranks[0].kernels.flops
     assert seldom == pytest.approx(updates / 4 + products)
 
 
@@ -55,7 +55,7 @@ def test_flops_of_a_square_block_by_hand() -> None:
     options = {"refine": 2, "root_every": 5}
     for coupling, each in (("none", 7), ("kl", 9)):
         for root_method, damped in (("polar", 1 / 3), ("eigh", 1 / 5)):
-            told = cost([(64, 64)], coupling=coupling, root_method=root_method, **options)
+            told = estimate_cost([(64, 64)], coupling=coupling, root_method=root_method, **options)
             assert told.ranks[0].kernels.flops == pytest.approx(64**3 * (2 * (each + damped) + 4))
 
 
@@ -71,13 +71,13 @@ def test_roots_by_hand(exponent: float, method: str, flops: float) -> None:
     """A polar step takes 1 + 1 + 2, one of its square root 4, F Q^T 1; an eigendecomposition 9 and 1; X and
     powers of P for the residual."""
     options = {"exponent": exponent, "root_method": method, "root_every": 5}
-    told = cost([(128, 128)], **options).ranks[0].roots.flops
+    told = estimate_cost([(128, 128)], **options).ranks[0].roots.flops
     assert told == pytest.approx(2 * 128**3 * flops / 5)
 
 
 def test_bytes_and_time_of_moments_by_hand() -> None:
     """Guard, moments and write of a vector; its time is its bytes over the bandwidth."""
-    (rank,) = cost([(1000,)], nesterov=False).ranks
+    (rank,) = estimate_cost([(1000,)], nesterov=False).ranks
     size = 1000 * (4 + (4 + 8 + 8) + (2 * 4 + 8)) + 4 * (2 * 9 + 10)
     assert (rank.kernels.bytes, rank.kernels.flops) == (size, 0)
     for gpu, time in rank.kernels.milliseconds.items():
@@ -86,12 +86,12 @@ def test_bytes_and_time_of_moments_by_hand() -> None:
 
 def test_triangles_are_made_whole() -> None:
     """Roots on every step; they save state and cost bytes."""
-    whole, packed = (cost([(256, 256)], block_size=256, packed=p).ranks[0] for p in (False, True))
+    whole, packed = (estimate_cost([(256, 256)], block_size=256, packed=p).ranks[0] for p in (False, True))
     each = 256**2 + 256 * 257 // 2
     assert packed.kernels.bytes - whole.kernels.bytes == 2 * 4 * each
     assert packed.state.roots == whole.state.roots * 257 / 512
     assert packed.state.factors == whole.state.factors
-    assert cost([(256, 256)], packed=True, device="cpu").ranks[0].state.factors == packed.state.roots
+    assert estimate_cost([(256, 256)], packed=True, device="cpu").ranks[0].state.factors == packed.state.roots
     assert packed.kernels.flops == whole.kernels.flops
 
 
@@ -102,7 +102,8 @@ def test_no_later_step_of_a_large_model_takes_much_longer_than_the_mean(block_si
     model = MODELS["1.3b"]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
     mean, longest = (
-        cost(groups, block_size=block_size, capturable=capturable).ranks[0] for capturable in (False, True)
+        estimate_cost(groups, block_size=block_size, capturable=capturable).ranks[0]
+        for capturable in (False, True)
     )
     for gpu in mean.kernels.milliseconds:
         assert mean.milliseconds(gpu) < longest.milliseconds(gpu) < 1.1 * mean.milliseconds(gpu)
@@ -113,11 +114,11 @@ def test_a_step_of_a_large_model_on_an_h100(options: dict[str, Any], most: float
     """Milliseconds, predicted by what is counted of the kernels."""
     model = MODELS["1.3b"]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
-    assert 0.8 * most < cost(groups, **options).ranks[0].milliseconds("H100") < most
+    assert 0.8 * most < estimate_cost(groups, **options).ranks[0].milliseconds("H100") < most
 
 
 def test_share_of_a_training_step() -> None:
-    told = cost([(512, 512)], world_size=2, tokens=1000)
+    told = estimate_cost([(512, 512)], world_size=2, tokens=1000)
     for gpu in ("A100", "H100", "B200"):
         trained = 1e3 * 6 * 512**2 * 1000 / (TRAINING_MFU * 1e12 * GPUS[gpu].bf16) / 2
         assert told.training_milliseconds(gpu) == pytest.approx(trained)
@@ -127,7 +128,7 @@ def test_share_of_a_training_step() -> None:
 
 
 def test_a_table_says_that_times_are_predicted() -> None:
-    text = str(cost([(1024, 1024)], root_dtype=torch.bfloat16))
+    text = str(estimate_cost([(1024, 1024)], root_dtype=torch.bfloat16))
     assert "PREDICTED, not measured" in text
     rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith(("state", "  ")))
     assert rows["state"].split() == ["21.0", "MB", "21.0", "MB"]
@@ -157,7 +158,7 @@ def test_command_line_options(capsys: pytest.CaptureFixture[str]) -> None:
     more = "--root-every 4 --root-dtype bfloat16 --packed --dtype bfloat16 --tokens 4096 --graft rms"
     stored = "--factor-dtype bfloat16 --device cpu"
     main([*arguments.split(), *more.split(), *stored.split()])
-    told = cost(
+    told = estimate_cost(
         [(96, 64), (96, 64), (64,)], world_size=2, replicated=True, block_size=32, max_factor_dim=80,
         root_every=4, root_dtype=torch.bfloat16, packed=True, dtype=torch.bfloat16, tokens=4096, graft="rms",
         factor_dtype=torch.bfloat16, device="cpu",

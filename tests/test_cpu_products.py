@@ -11,8 +11,7 @@ from pathlib import Path
 import cases
 import pytest
 import torch
-from inputs.square_root import RULE, compare, copied, given, group, run
-from test_square_root_step import RULES
+from inputs.square_root import RULE, RULES, compare, copied, given, group, run
 
 HERE = Path(__file__).parent
 WANTED = "(native and agrees and coupled) or (chunk and float32)"

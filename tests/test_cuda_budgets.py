@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from cuda import binaries
 from cuda.binaries import ARCHITECTURES, KB, PRECISIONS, Binary, Shape
+from cuda.limits import CTA_SHARED, MOST_REGISTERS
 from gpu_counts import ARITHMETIC, ELEMENTWISE, STEPS, Case, count
 
 PRODUCTS = ("square_root_product", "resident", "wide")
@@ -34,9 +35,6 @@ LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3
 LEAST_CTAS |= {"finish_norms": 32}
 LEAST_CTAS |= dict.fromkeys(("accumulate", "parameter_step"), 4)
 LEAST_CTAS |= dict.fromkeys(("observe_gradients", "scale_updates"), 8)
-
-CTA_SHARED = {"sm_80": 163 * KB, "sm_90": 227 * KB, "sm_100": 227 * KB}
-MOST_REGISTERS = 255
 
 
 def faults(kernel: str, made: Binary, shape: Shape, architecture: str) -> list[str]:

@@ -7,36 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from diagnosed import RECIPES, SHAPES, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_optimizer import SMALL, parameters, set_gradients, train
 from torch import Tensor
+from training import SMALL, parameters, set_gradients, train
 
 import kradagrad_ext
-from kradagrad_ext import KrADagrad, Reading, packing, polar, roots
+from kradagrad_ext import AsyncDiagnostics, KrADagrad, linalg, polar, roots
 from kradagrad_ext.backends.base import RMS
 from kradagrad_ext.backends.scalars import UNIT
-from kradagrad_ext.clock import SETTLED
-from kradagrad_ext.diagnostics import _value
-from kradagrad_ext.measures import MEASURES, factor_bounds
+from kradagrad_ext.diagnostics import MEASURES, _value, factor_bounds
+from kradagrad_ext.schedule import SETTLED
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
-
-SHAPES = ((20, 13), (7,), (3, 4, 5), ())
-RECIPES: list[dict[str, Any]] = [
-    {},
-    {"packed": True, "root_dtype": torch.bfloat16},
-    {"max_factor_dim": 10, "merge_dims": False, "precondition_1d": True},
-    {"capturable": True, "exponent": 0.5},
-    {"factor_update": "products", "graft": "whitened", "coupling": "kl", "lr": 1e-3},
-]
-
-
-def trained(recipe: dict[str, Any], dtype: torch.dtype = torch.float32) -> KrADagrad:
-    params = parameters(*SHAPES, dtype=dtype)
-    optimizer = KrADagrad(params, **(SMALL | recipe))
-    train(optimizer, params, range(8))
-    return optimizer
 
 
 def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
@@ -49,8 +33,8 @@ def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
                     continue
                 packed = batch.ndim == 2
                 assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
-                unpack = packing.unpack_upper if name == "factor" else packing.unpack
-                own = (unpack(batch, packing.side_of(batch.shape[-1])) if packed else batch).double()
+                unpack = linalg.unpack_upper if name == "factor" else linalg.unpack_lower
+                own = (unpack(batch, linalg.side_of(batch.shape[-1])) if packed else batch).double()
                 rms = state[key.replace("factor", "factor_stats")][:, RMS] if name == "factor" else 1
                 found += list(own * torch.as_tensor(rms).reshape(-1, 1, 1))
     return found
@@ -65,7 +49,7 @@ def one_factor(factor: Tensor) -> dict[str, float]:
         optimizer.state[p][f"factor_stats_0_{mode}"][0, RMS] = 1
     optimizer.state[p]["factor_0_0"][0] = factor
     optimizer.state[p]["factor_0_1"][0] = torch.eye(3) * factor.diagonal().nan_to_num(1.0).mean().abs()
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     return report
 
 
@@ -74,7 +58,7 @@ def one_factor(factor: Tensor) -> dict[str, float]:
 def test_of_trained_optimizers(recipe: dict[str, Any], dtype: torch.dtype) -> None:
     """Every kind of state: bounds hold and are within what their formulas leave open, d and sqrt(d)."""
     optimizer = trained(recipe, dtype)
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert list(report) == list(MEASURES)
     values = [torch.linalg.svdvals(factor).square().flip(0) for factor in blocks(optimizer, "factor")]
     least, most = min(float(v[0]) for v in values), max(float(v[-1]) for v in values)
@@ -145,7 +129,7 @@ def test_the_residual_is_that_of_the_roots() -> None:
         x = f @ f.mT
         x = x * (p @ p).trace() / x.trace()  # roots have no units
         residuals.append(float(torch.linalg.matrix_norm(p @ p - x) / torch.linalg.matrix_norm(x)))
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert 0.5 * max(residuals) < report["root_residual"] < 2 * max(residuals)
 
 
@@ -157,7 +141,7 @@ def test_a_refused_root_shows() -> None:
     optimizer.state[params[0]]["factor_0_0"].fill_(math.nan)
     optimizer.param_groups[0]["factor_every"] = 100
     train(optimizer, params, range(2, 3))
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["roots_kept"] == 1
     assert report["root_residual"] > roots.RESIDUAL_BOUND
 
@@ -168,11 +152,11 @@ def test_blocks_without_an_update_do_not_count() -> None:
     optimizer = KrADagrad(params, **SMALL, factor_every=3)
     params[0].grad = torch.zeros_like(params[0])
     optimizer.step()
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert math.isnan(report["smallest_eigenvalue"])
     assert math.isnan(report["condition"])
     train(optimizer, params, range(1, 2))
-    assert kradagrad_ext.diagnostics(optimizer)[0]["smallest_eigenvalue"] > 0
+    assert kradagrad_ext.read_diagnostics(optimizer)[0]["smallest_eigenvalue"] > 0
 
 
 def test_groups_without_blocks() -> None:
@@ -180,16 +164,16 @@ def test_groups_without_blocks() -> None:
     params = parameters(*SHAPES)
     optimizer = KrADagrad([{"params": params, "precondition": False}])
     train(optimizer, params, range(3))
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert list(report) == list(MEASURES)
     counts = {name for name, fold in MEASURES.items() if fold.counts}
     assert {name for name, value in report.items() if math.isnan(value)} == set(MEASURES) - counts
-    assert set(Reading(optimizer).metrics()) == {f"kradagrad/group0/{name}" for name in counts}
+    assert set(AsyncDiagnostics(optimizer).metrics()) == {f"kradagrad/group0/{name}" for name in counts}
 
 
 def test_before_the_first_step() -> None:
     optimizer = KrADagrad(parameters((6, 4)))
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["steps"] == report["roots_kept"] == 0
     assert math.isnan(report["largest_graft_ratio"])
 
@@ -198,12 +182,12 @@ def test_skipped_gradients_are_counted_and_change_no_ratio() -> None:
     params = parameters((20, 13), (7,))
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(5))
-    (before,) = kradagrad_ext.diagnostics(optimizer)
+    (before,) = kradagrad_ext.read_diagnostics(optimizer)
     for value in (math.nan, math.inf):
         for p in params:
             p.grad = torch.full_like(p, value)
         optimizer.step()
-    (after,) = kradagrad_ext.diagnostics(optimizer)
+    (after,) = kradagrad_ext.read_diagnostics(optimizer)
     assert after == before | {"steps": 7, "non_finite_gradients": 4}
 
 
@@ -222,8 +206,8 @@ def test_graft_ratios_worked_out_by_hand() -> None:
             optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))
     train(optimizer, params, range(1, 2))
     states = [optimizer.state[p] for p in params[:2]]
-    rms = [float(own["factor_stats_0_0"][0, RMS] * own["scalars"][0, UNIT]) for own in states]
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    rms = [float(own["factor_stats_0_0"][0, RMS] * own["matrix_stats"][0, UNIT]) for own in states]
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["smallest_graft_ratio"] == pytest.approx(rms[0] / 6)
     assert report["largest_graft_ratio"] == pytest.approx(2 * rms[1])
 
@@ -232,10 +216,10 @@ def test_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many blocks are worked on at once."""
     for recipe in ({}, {"packed": True}):
         optimizer = trained(recipe)
-        expected = kradagrad_ext.diagnostics(optimizer)
+        expected = kradagrad_ext.read_diagnostics(optimizer)
         monkeypatch.setitem(polar.SLICE_ELEMENTS, "cpu", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-        (report,) = kradagrad_ext.diagnostics(optimizer)
+        (report,) = kradagrad_ext.read_diagnostics(optimizer)
         assert report == pytest.approx(expected[0], rel=1e-12)
         monkeypatch.undo()
 
@@ -250,7 +234,7 @@ def test_gradients_of_rank_1_leave_factors_sound(damping: float) -> None:
     for _ in range(200):
         p.grad = torch.randn(64, 1, generator=generator) @ row
         optimizer.step()
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["smallest_eigenvalue"] > 0
     assert report["condition"] < math.inf
     assert report["graft_fallbacks"] == report["roots_kept"] == 0
@@ -262,7 +246,7 @@ def test_ten_times_the_gradients_give_the_same_graft_ratio() -> None:
         params = parameters((20, 13))
         optimizer = KrADagrad(params, **SMALL)
         train(optimizer, params, range(5), scale)
-        found.append(kradagrad_ext.diagnostics(optimizer)[0]["largest_graft_ratio"])
+        found.append(kradagrad_ext.read_diagnostics(optimizer)[0]["largest_graft_ratio"])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
@@ -286,4 +270,4 @@ def test_it_is_saved_and_loaded() -> None:
     optimizer.step()
     resumed = KrADagrad(parameters(*SHAPES), **SMALL)
     resumed.load_state_dict(optimizer.state_dict())
-    assert kradagrad_ext.diagnostics(resumed) == kradagrad_ext.diagnostics(optimizer)
+    assert kradagrad_ext.read_diagnostics(resumed) == kradagrad_ext.read_diagnostics(optimizer)

@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from watching import Operations
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.clock import SETTLED
-from kradagrad_ext.distributed import exchange, shard
+from kradagrad_ext.distributed import collectives, sharded_params
+from kradagrad_ext.schedule import SETTLED
 
 
 def small_model() -> nn.Sequential:
@@ -97,7 +97,7 @@ def dying_rank(rank: int, mode: str, collective: str) -> bool:
     optimizer.step()
     ranks.backward(model, 1)
     if rank == 1:
-        setattr(exchange if collective == "all_gather" else dist, collective, lambda *_, **__: os._exit(1))
+        setattr(collectives if collective == "all_gather" else dist, collective, lambda *_, **__: os._exit(1))
     before = [ranks.local(p).clone() for p in model.parameters()]
     with pytest.raises(RuntimeError):
         optimizer.step()
@@ -117,7 +117,7 @@ def test_a_rank_that_dies_in_a_step_raises_and_leaves_the_parameters(
 
 def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
     """Collectives of one step in shards, the bytes that each of them sends, and how many chunks there are."""
-    shard.CHUNK_BYTES = 1 << 14
+    sharded_params.CHUNK_BYTES = 1 << 14
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -144,21 +144,9 @@ def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_pa
         assert max(sizes) <= 1.1 * most
 
 
-class Operations(TorchDispatchMode):
-    """How often each operation is called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def traced_rank(rank: int, layers: int) -> Counter[str]:
     """The operations of a step after the first ones."""
-    shard.CHUNK_BYTES = 1 << 10
+    sharded_params.CHUNK_BYTES = 1 << 10
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(layers)))
     model[-1].bfloat16()
@@ -264,7 +252,7 @@ def flat_rank(rank: int) -> str:
 def test_flat_shards_are_refused(tmp_path: Path) -> None:
     for message in ranks.launch(2, flat_rank, tmp_path):
         assert message.startswith(
-            "KrADagrad: parameter 0 of parameter group 0 must have its own shape, got a flat shard"
+            "KrADagrad: parameter 0 of parameter group 0 must keep its shape, got a flat shard"
         )
         assert message.endswith("use torch.distributed.fsdp.fully_shard")
 

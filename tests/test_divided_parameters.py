@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from test_optimizer import SMALL, parameters, set_gradients
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from training import SMALL, parameters, set_gradients
 
 from kradagrad_ext import KrADagrad
 

@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "capturable": {"capturable": True, "exponent": 0.5, "weight_decay": 0.1, "decoupled_weight_decay": False},
     "bfloat16": {"rounding": "compensated"},
 }
-REFUSED = "must be loaded anew"
+REFUSED = "must be loaded again"
 EVERY = int(os.environ.get("KRADAGRAD_EVERY_FAULT", "29"))
 """So many operations lie between two faults; each recipe begins at another one."""
 
@@ -213,7 +213,7 @@ for room in range(0, 40 << 20, 1 << 20):
         try:
             optimizer.step()
         except RuntimeError as error:
-            assert "must be loaded anew" in str(error)
+            assert "must be loaded again" in str(error)
         else:
             raise AssertionError("a broken step was gone on from")
     else:

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from marks import slow
-from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch import Tensor, nn
 from torch.distributed import checkpoint
+from training import SMALL, parameters, relative_difference, set_gradients, train
 
-from kradagrad_ext import KrADagrad, local
+from kradagrad_ext import KrADagrad, engine
 from kradagrad_ext.whole_steps import BROKEN
 
 SHAPES = ((20, 12), (7,), (12, 20), (3, 8, 5))
@@ -37,25 +37,25 @@ def test_offloaded_state_leaves_no_memory_behind_and_goes_on_when_it_is_back(bac
     train(other, plain, range(4))
     storages = [weakref.ref(value.untyped_storage()) for value in state_tensors(optimizer)]
     for state in optimizer.state.values():
-        state.update({key: own.double() if key == "momentum" else own.clone() for key, own in state.items()})
+        state.update({key: own.double() if key == "exp_avg" else own.clone() for key, own in state.items()})
     gc.collect()
     assert not any(storage() for storage in storages)
     train(optimizer, ours, range(4, 8))
     train(other, plain, range(4, 8))
     assert all(map(torch.equal, ours, plain))
-    assert optimizer.state[ours[0]]["momentum"].dtype == torch.float32
+    assert optimizer.state[ours[0]]["exp_avg"].dtype == torch.float32
 
 
 def test_edited_state_is_what_a_step_goes_by(backend: str) -> None:
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, backend=backend)
     train(optimizer, params, range(3))
-    optimizer.state[params[2]]["momentum"] = torch.full((12, 20), 7.0)
+    optimizer.state[params[2]]["exp_avg"] = torch.full((12, 20), 7.0)
     set_gradients(params, 3)
     optimizer.step()
     assert params[2].grad is not None
     torch.testing.assert_close(
-        optimizer.state[params[2]]["momentum"], 0.9 * 7 + 0.1 * params[2].grad, rtol=1e-5, atol=1e-5
+        optimizer.state[params[2]]["exp_avg"], 0.9 * 7 + 0.1 * params[2].grad, rtol=1e-5, atol=1e-5
     )
 
 
@@ -80,15 +80,15 @@ def test_a_parameter_may_change_its_dtype(backend: str) -> None:
     params = parameters((20, 12), (7,))
     optimizer = KrADagrad(params, **SMALL, backend=backend)
     train(optimizer, params, range(3))
-    momentum = optimizer.state[params[0]]["momentum"].clone()
+    momentum = optimizer.state[params[0]]["exp_avg"].clone()
     for dtype, compute in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         for p in params:
             p.grad, p.data = None, p.data.to(dtype)
         set_gradients(params, 3)
         optimizer.step()
-        assert optimizer.state[params[0]]["momentum"].dtype == compute
+        assert optimizer.state[params[0]]["exp_avg"].dtype == compute
         assert params[0].isfinite().all()
-    assert not torch.equal(optimizer.state[params[0]]["momentum"].float(), momentum)
+    assert not torch.equal(optimizer.state[params[0]]["exp_avg"].float(), momentum)
 
 
 @pytest.mark.parametrize("silent", [30, pytest.param(1000, marks=slow)])
@@ -139,13 +139,13 @@ def test_parameters_that_join_one_by_one_move_little_state() -> None:
     params = parameters(*[(8, 8)] * 64)
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     moved: list[int] = []
-    adopt = local.Bucket.adopt
+    adopt = engine.ParamBatch.adopt
 
-    def counting(bucket: local.Bucket, states: Any) -> None:
+    def counting(bucket: engine.ParamBatch, states: Any) -> None:
         moved.append(len(states))
         adopt(bucket, states)
 
-    with mock.patch.object(local.Bucket, "adopt", counting):
+    with mock.patch.object(engine.ParamBatch, "adopt", counting):
         for count in range(1, 65):
             set_gradients(params[:count], count)
             optimizer.step()
@@ -248,7 +248,10 @@ def test_a_failed_load_mends_no_broken_step() -> None:
         pytest.raises(RuntimeError, match="broke off"),
     ):
         train(optimizer, params, range(1, 2))
-    with mock.patch.object(local.Local, "restore", side_effect=MemoryError), pytest.raises(MemoryError):
+    with (
+        mock.patch.object(engine.LocalEngine, "restore", side_effect=MemoryError),
+        pytest.raises(MemoryError),
+    ):
         optimizer.load_state_dict(saved)
     with pytest.raises(RuntimeError, match="broke off"):
         optimizer.step()
@@ -272,7 +275,7 @@ def test_a_group_that_is_refused_leaves_no_trace() -> None:
         optimizer.add_param_group(group)
     assert group == before
     assert len(optimizer.param_groups) == 1
-    interrupted = mock.patch("kradagrad_ext.optimizer.plan_parameter", side_effect=KeyboardInterrupt)
+    interrupted = mock.patch("kradagrad_ext.optimizer.blocking_of", side_effect=KeyboardInterrupt)
     with interrupted, pytest.raises(KeyboardInterrupt):
         optimizer.add_param_group({"params": parameters((4, 4))})
     assert len(optimizer.param_groups) == 1

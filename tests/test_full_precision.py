@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimizer import SMALL, parameters, relative_difference, train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from training import SMALL, parameters, relative_difference, train
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.diagnostics import report
+from kradagrad_ext.diagnostics import read_diagnostics
 from kradagrad_ext.full_precision import MATMULS, full_float32
 
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
@@ -119,19 +119,19 @@ def test_tf32_for_the_model_changes_no_bit_of_a_step(allow: Any) -> None:
     assert mode.products > 0
     assert mode.reduced == 0
     assert relative_difference(params, expected) == 0
-    assert report(optimizer)[0]["roots_kept"] == 0
+    assert read_diagnostics(optimizer)[0]["roots_kept"] == 0
     assert state_of_torch() == before
 
 
 def test_the_emulation_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the guard, TF32 costs the roots two digits and more."""
     _, plain = trained()
-    monkeypatch.setattr("kradagrad_ext.local.full_float32", contextlib.nullcontext)
+    monkeypatch.setattr("kradagrad_ext.engine.full_float32", contextlib.nullcontext)
     torch.set_float32_matmul_precision("high")
     with Tf32() as mode:
         _, optimizer = trained()
     assert mode.reduced > 0
-    assert report(optimizer)[0]["root_residual"] > 100 * report(plain)[0]["root_residual"]
+    assert read_diagnostics(optimizer)[0]["root_residual"] > 100 * read_diagnostics(plain)[0]["root_residual"]
 
 
 @pytest.mark.parametrize("capturable", [False, True])

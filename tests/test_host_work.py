@@ -15,16 +15,17 @@ import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from test_distributed_edges import SETTLED, Operations
-from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from training import SMALL, parameters, relative_difference, set_gradients, train
+from watching import Operations
 
-from kradagrad_ext import KrADagrad, local
+from kradagrad_ext import KrADagrad, engine
 from kradagrad_ext.backends import reference
-from kradagrad_ext.config import KeptConfigs
-from kradagrad_ext.distributed import shard
+from kradagrad_ext.config import ConfigCache
+from kradagrad_ext.distributed import sharded_params
+from kradagrad_ext.schedule import SETTLED
 
 SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
 LAYERS = (4, 12)
@@ -139,7 +140,7 @@ def steps_around_refused_ones(module: Any, **options: Any) -> tuple[list[int], b
     for step in range(6):
         set_gradients(ours, step)
         if step in (0, 3):
-            with mock.patch.object(module, "plan_work", side_effect=MemoryError), pytest.raises(MemoryError):
+            with mock.patch.object(module, "plan_batch", side_effect=MemoryError), pytest.raises(MemoryError):
                 optimizer.step()
         optimizer.step()
     train(other, plain, range(6))
@@ -148,11 +149,11 @@ def steps_around_refused_ones(module: Any, **options: Any) -> tuple[list[int], b
 
 
 def refusing_rank(rank: int) -> tuple[list[int], bool]:
-    return steps_around_refused_ones(shard, process_group=dist.group.WORLD)
+    return steps_around_refused_ones(sharded_params, process_group=dist.group.WORLD)
 
 
 def test_a_step_that_cannot_be_planned_changes_nothing(backend: str) -> None:
-    assert steps_around_refused_ones(local, backend=backend) == ([6, 6], True)
+    assert steps_around_refused_ones(engine, backend=backend) == ([6, 6], True)
 
 
 def test_a_step_that_cannot_be_planned_changes_nothing_on_any_rank(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_parameter_whose_state_is_gone_starts_anew(backend: str) -> None:
     train(optimizer, params, range(3))
     del optimizer.state[params[0]]
     train(optimizer, params, range(3, 5))
-    assert [int(optimizer.state[p]["scalars"][0, 0]) for p in params] == [2, 5, 5, 5]
+    assert [int(optimizer.state[p]["matrix_stats"][0, 0]) for p in params] == [2, 5, 5, 5]
 
 
 def test_an_option_that_went_bad_is_refused_and_nothing_changes() -> None:
@@ -215,7 +216,7 @@ def test_an_option_that_went_bad_is_refused_and_nothing_changes() -> None:
 
 def test_options_are_checked_once_for_the_same_objects() -> None:
     group = KrADagrad([torch.zeros(2, 2)]).param_groups[0]
-    configs = KeptConfigs()
+    configs = ConfigCache()
     first = configs.of(0, group)
     assert configs.of(0, group) is first
     group["lr"] = 0.5

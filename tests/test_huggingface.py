@@ -226,7 +226,7 @@ def test_accelerate_takes_the_steps_of_a_plain_loop() -> None:
             rates.step()
             own.zero_grad()
     assert all(map(torch.equal, model.parameters(), plain.parameters()))
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["steps"] == 6
 
 

@@ -70,11 +70,11 @@ def test_several_ctas_hide_what_each_waits_for():
 def test_hardware_rates_by_hand():
     """Of the public peaks: 8 cycles a product on an A100, 4 on an H100 if mma.sync reached the peak."""
     a100, h100 = GPUS["A100"], GPUS["H100"]
-    assert a100.clock == pytest.approx(1.41e9, rel=1e-3)
-    assert h100.clock == pytest.approx(1.83e9, rel=1e-3)
+    assert a100.schedule == pytest.approx(1.41e9, rel=1e-3)
+    assert h100.schedule == pytest.approx(1.83e9, rel=1e-3)
     assert a100.mma_cycles == pytest.approx(8)
     assert h100.mma_cycles * h100.mma_sync == pytest.approx(4)
-    assert a100.bytes_a_cycle * a100.sms * a100.clock == pytest.approx(a100.bandwidth)
+    assert a100.bytes_a_cycle * a100.sms * a100.schedule == pytest.approx(a100.bandwidth)
 
 
 def test_a_launch_is_so_many_ctas():
@@ -84,7 +84,7 @@ def test_a_launch_is_so_many_ctas():
     flops = {"bf16": ctas * row.mma * work.MMA_FLOPS["bf16"]}
     cost = Cost(row.kernel, "product", 1, ctas * row.bytes, flops)
     cycles = row.cycles(gpu.mma_cycles, row.bytes / gpu.bytes_a_cycle)
-    assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.clock))
+    assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.schedule))
     assert cost.milliseconds(GPUS["H200"]) < cost.milliseconds(gpu)
 
 

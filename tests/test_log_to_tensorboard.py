@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kradagrad_ext
-from kradagrad_ext.measures import MEASURES
+from kradagrad_ext.diagnostics import MEASURES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -45,7 +45,7 @@ def test_the_event_file_holds_every_reading(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_reading_on_its_way_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU that is behind: the next one is left out, and the last one awaited when the run is over."""
-    monkeypatch.setattr(kradagrad_ext.Reading, "ready", lambda self: False)
+    monkeypatch.setattr(kradagrad_ext.AsyncDiagnostics, "ready", lambda self: False)
     log_to_tensorboard.main(["--steps=6", "--every=2", f"--out={tmp_path}"])
     assert list(written(tmp_path)["train/loss"]) == [2]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from test_optimizer import SMALL, parameters, relative_difference, set_gradients, train
 from tolerances import TRAJECTORY
+from training import SMALL, parameters, relative_difference, set_gradients, train
 
 from kradagrad_ext import KrADagrad
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import cases
 import pytest
-import test_observe_gradients
-import test_scale_updates
 import torch
+from inputs import observe_gradients as observe_gradients_inputs
+from inputs import scale_updates as scale_updates_inputs
 from torch import Tensor
 
 from kradagrad_ext.backends import available_backends, triton
@@ -74,12 +74,12 @@ def parameter_arguments() -> tuple[object, ...]:
 
 
 def observe_arguments() -> tuple[object, ...]:
-    given = test_observe_gradients.rows(test_observe_gradients.inputs(torch.float32), torch.arange(7))
-    return (*vars(given).values(), *ScalarRule(**test_observe_gradients.RULE).values)
+    given = observe_gradients_inputs.rows(observe_gradients_inputs.make(torch.float32), torch.arange(7))
+    return (*vars(given).values(), *ScalarRule(**observe_gradients_inputs.RULE).values)
 
 
 def scale_arguments() -> tuple[object, ...]:
-    given = test_scale_updates.rows(test_scale_updates.inputs(torch.float32), torch.arange(7))
+    given = scale_updates_inputs.rows(scale_updates_inputs.make(torch.float32), torch.arange(7))
     return (*vars(given).values(), 0.9, True, "graft")
 
 

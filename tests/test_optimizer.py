@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,42 +10,12 @@ import pytest
 import torch
 from tolerances import TRAJECTORY
 from torch import Tensor, nn
+from training import SHAPES, SMALL, parameters, relative_difference, set_gradients, train
 
 from kradagrad_ext import KrADagrad
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
 
-SMALL: dict[str, Any] = {"block_size": 8, "root_every": 3, "lr": 1e-2}
-
-
-def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(1)
-    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
-
-
-def set_gradients(params: list[nn.Parameter], step: int, scale: float = 1.0) -> None:
-    """Gradients of a fixed sequence: correlated rows, so that preconditioning matters."""
-    generator = torch.Generator().manual_seed(step)
-    for p in params:
-        gradient = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        if p.ndim >= 2 and p.numel():
-            gradient = gradient * torch.linspace(0.1, 3, p.shape[-1], dtype=torch.float64)
-        p.grad = (gradient * scale).to(p.dtype)
-
-
-def train(optimizer: KrADagrad, params: list[nn.Parameter], steps: range, scale: float = 1.0) -> None:
-    for step in steps:
-        set_gradients(params, step, scale)
-        optimizer.step()
-
-
-def relative_difference(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
-    gap = sum(float((a - b).square().sum()) for a, b in pairs)
-    return math.sqrt(gap / sum(float(b.square().sum()) for _, b in pairs))
-
-
-SHAPES = ((20, 12), (8, 8), (7,), (1,), (1, 1), (), (0, 3), (3, 4, 5), (30, 1), (2, 2, 3, 3))
 
 RECIPES: list[dict[str, Any]] = [
     {},
@@ -108,7 +77,7 @@ def test_parameters_without_a_gradient_and_late_ones(backend: str) -> None:
     train(alone_optimizer, alone, range(9))
     assert relative_difference([params[0], params[2]], [alone[0], alone[2]]) < 0.05
     assert not torch.equal(params[1], start)
-    assert optimizer.state[params[1]]["scalars"][0, 0] == 5
+    assert optimizer.state[params[1]]["matrix_stats"][0, 0] == 5
 
 
 def test_freezing_and_thawing(backend: str) -> None:
@@ -243,4 +212,4 @@ def test_named_parameters_and_a_module_moved_after_construction(backend: str) ->
         optimizer.step()
     state = optimizer.state[model[0].weight]
     assert state["factor_0_0"].dtype == torch.float64
-    assert state["scalars"][0, 0] == 2
+    assert state["matrix_stats"][0, 0] == 2

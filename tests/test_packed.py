@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_optimizer import SHAPES, SMALL, parameters, relative_difference, train
 from tolerances import TRAJECTORY
+from training import SHAPES, SMALL, parameters, relative_difference, train
 
-from kradagrad_ext import KrADagrad, packed, packing
+from kradagrad_ext import KrADagrad, linalg, packed
+from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import group_blocks, plan_parameter
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
 
@@ -23,24 +23,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of
 def test_packing_keeps_every_bit_of_a_symmetric_matrix(n: int, d: int, dtype: torch.dtype) -> None:
     matrices = torch.randn(n, d, d, generator=torch.Generator().manual_seed(d)).to(dtype)
     symmetric = torch.tril(matrices) + torch.tril(matrices, -1).mT
-    triangles = packing.pack(symmetric)
+    triangles = linalg.pack_lower(symmetric)
     assert triangles.shape == (n, d * (d + 1) // 2)
-    assert packing.side_of(triangles.shape[-1]) == d
-    assert torch.equal(packing.unpack(triangles, d), symmetric)
+    assert linalg.side_of(triangles.shape[-1]) == d
+    assert torch.equal(linalg.unpack_lower(triangles, d), symmetric)
 
 
 @given(n=st.integers(0, 4), d=st.integers(0, 40), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_packing_keeps_every_bit_of_a_triangular_matrix(n: int, d: int, dtype: torch.dtype) -> None:
     upper = torch.randn(n, d, d, generator=torch.Generator().manual_seed(d)).to(dtype).triu()
-    triangles = packing.pack_upper(upper)
+    triangles = linalg.pack_upper(upper)
     assert triangles.shape == (n, d * (d + 1) // 2)
-    assert torch.equal(packing.unpack_upper(triangles, d), upper)
+    assert torch.equal(linalg.unpack_upper(triangles, d), upper)
 
 
 def test_packing_goes_row_by_row() -> None:
     matrix = torch.tensor([[1, 2, 4], [2, 3, 5], [4, 5, 6]])
-    assert packing.pack(matrix[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
-    assert packing.pack_upper(matrix.triu()[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert linalg.pack_lower(matrix[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert linalg.pack_upper(matrix.triu()[None]).tolist() == [[1, 2, 3, 4, 5, 6]]
 
 
 @pytest.mark.parametrize("whole_bytes", [1, 1500, packed.WHOLE_BYTES], ids=str)
@@ -73,7 +73,7 @@ def test_steps_are_those_of_whole_matrices(
                 f = other.state[q][key].double()
                 by_products = recipe.get("factor_update") == "products"
                 assert stored.ndim == (3 if by_products else 2)
-                ours_ = (stored if by_products else packing.unpack_upper(stored, f.shape[-1])).double()
+                ours_ = (stored if by_products else linalg.unpack_upper(stored, f.shape[-1])).double()
                 gap = (ours_ @ ours_.mT - f @ f.mT).norm()
                 assert float(gap) <= 0.05 * float((f @ f.mT).norm())
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_kind_of_device_has_the_same_factors(
                 pair = (given_, loaded.state[q][key])
                 assert {t.ndim for t in pair} == {2, 3}
                 ours, theirs = (
-                    packing.unpack_upper(t, packing.side_of(t.shape[-1])).double()
+                    linalg.unpack_upper(t, linalg.side_of(t.shape[-1])).double()
                     if t.ndim == 2
                     else t.double()
                     for t in pair
@@ -153,7 +153,7 @@ def test_runs_hold_every_member_once_and_stay_within_the_bound(
     shapes: list[tuple[int, int]], most: int
 ) -> None:
     config = Config.of(KrADagrad([torch.zeros(1)], block_size=8, packed=True).param_groups[0])
-    groups = group_blocks([plan_parameter(shape, config) for shape in shapes])
+    groups = group_by_shape([blocking_of(shape, config) for shape in shapes])
     sizes = [group.state_bytes() // group.blocks for group in groups]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "WHOLE_BYTES", most)
@@ -163,5 +163,5 @@ def test_runs_hold_every_member_once_and_stay_within_the_bound(
     assert taken == every
     for runs in cut:
         members = [(run.group, m) for run in runs for m in groups[run.group].members[run.first : run.last]]
-        own = [sizes[number] * member.region.blocks for number, member in members]
+        own = [sizes[number] * member.grid.blocks for number, member in members]
         assert len(own) == 1 or sum(own) <= most

@@ -9,67 +9,10 @@ from typing import Any
 import cases
 import pytest
 import torch
+from inputs.parameter_step import OPTIONS, SHAPES, exact_inputs, make, run
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
-from kradagrad_ext.backends.base import COEFFICIENTS
-
-SHAPES = [(), (1,), (0, 3), (7,), (33, 129), (5, 4, 3), (40_000,)]
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"momenta": True},
-    {"momenta": True, "nesterov": True},
-    {"second_moments": False},
-    {"decay": 0.1},
-    {"added": 0.1, "momenta": True},
-]
-
-
-def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    found = {
-        name: [torch.randn(shape).to(kind) for shape in SHAPES]
-        for name, kind in (
-            ("params", dtype),
-            ("momenta", compute),
-            ("residuals", torch.int16),
-            ("updates", compute),
-            ("directions", dtype),
-            ("second_moments", compute),
-        )
-    }
-    found["residuals"] = [torch.randint(-(2**15), 2**15, shape).short() for shape in SHAPES]
-    if transposed:
-        for name, held in found.items():
-            found[name] = [cases.padded(t, name == "params") if t.ndim == 2 else t for t in held]
-    for second_moment in found["second_moments"]:
-        second_moment.abs_()
-    found["updates"][5] = torch.empty(0, dtype=compute)
-    given = SimpleNamespace(**found)
-    given.coefficients = torch.rand(len(SHAPES), COEFFICIENTS, dtype=compute) + 0.1
-    given.coefficients[4, 3] = math.nan
-    given.coefficients[6, 5] = math.inf
-    given.coefficients[:, 6] = 0
-    given.active = torch.arange(len(SHAPES)) != 3
-    given.lr = torch.tensor(0.3, dtype=compute)
-    return given
-
-
-def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
-) -> SimpleNamespace:
-    chosen: dict[str, Any] = {"momentum": 0.9, "nesterov": False}
-
-    result = cases.copied(given, dtype)
-    for column, name in ((8, "added"), (9, "decay")):
-        result.coefficients[:, column] *= options.pop(name, 0.0)
-    for name in ("momenta", "residuals"):
-        if not options.pop(name, False):
-            setattr(result, name, [])
-    if not options.pop("second_moments", True):
-        result.second_moments = []
-    backend.parameter_step_(*vars(result).values(), *(chosen | options).values())
-    return result
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -78,13 +21,13 @@ def run(
 def test_agrees_with_float64(
     dtype: torch.dtype, transposed: bool, options: dict[str, Any], backend: str
 ) -> None:
-    check(backend, inputs(dtype, transposed), **options)
+    check(backend, make(dtype, transposed), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"momenta": True, "added": 0.1}], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_with_residuals_agrees_with_float64(transposed: bool, options: dict[str, Any], backend: str) -> None:
-    check(backend, inputs(torch.bfloat16, transposed), residuals=True, **options)
+    check(backend, make(torch.bfloat16, transposed), residuals=True, **options)
 
 
 def check(backend: str, given: SimpleNamespace, **options: Any) -> None:
@@ -101,29 +44,13 @@ def check(backend: str, given: SimpleNamespace, **options: Any) -> None:
 
 def test_a_scale_that_is_not_finite_takes_the_graft(backend: str) -> None:
     """Where c3 is NaN the update, whatever it holds, does not reach the parameter."""
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     given.updates[4][:] = math.nan
     ours = run(cases.ops(backend, torch.float32), given)
     c0, c1, c2, _, _, largest, *_ = given.coefficients[4]
     graft = c0 * given.directions[4] / ((c1 * given.second_moments[4]).sqrt() + c2)
     graft = graft.clamp(-largest, largest)
     torch.testing.assert_close(ours.params[4], given.params[4] - given.lr * graft)
-
-
-def exact_inputs(count: int) -> SimpleNamespace:
-    """Bfloat16 parameters whose new values float32 holds exactly, in whatever order they are made.
-
-    Args:
-        count: what chance depends on; 0 for none.
-    """
-    given = inputs(torch.float32)
-    for i, shape in enumerate(SHAPES):
-        whole = torch.randint(-255, 256, shape)
-        given.params[i] = whole.to(torch.bfloat16)
-        given.updates[i] = torch.randint(-99, 100, shape) / 64
-    given.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count, 0.0, 0.0, 0.0])
-    given.lr = torch.tensor(2.0**-7)
-    return given
 
 
 @pytest.mark.parametrize("count", [1, 7, 2**23 + 1])
@@ -193,7 +120,7 @@ def test_what_is_not_finite_stays_so(rounded: bool, backend: str) -> None:
 
 
 def test_inactive_momenta_stay(backend: str) -> None:
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     given.directions[3][:] = math.inf
     given.updates[3][:] = math.nan
     ours = run(cases.ops(backend, torch.float32), given, momenta=True)

@@ -7,13 +7,13 @@ from collections import Counter
 
 import pytest
 import torch
+from blockings import config, divisions
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import config, divisions
 
+from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.cost.models import MODELS
-from kradagrad_ext.distributed.pieces import Box, bytes_of, cost_of, deal
-from kradagrad_ext.plan import group_blocks, plan_parameter
+from kradagrad_ext.distributed.partition import Box, assign_pieces, bytes_of, cost_of
 
 
 @pytest.mark.parametrize("ranks", [8, 64, 512])
@@ -21,7 +21,7 @@ def test_a_large_model_is_shared_out_evenly(ranks: int) -> None:
     """GPT-3 XL, its embeddings without blocks."""
     model = MODELS["1.3b"]
     configs = [config()] * len(model.shapes) + [config(precondition=False)] * len(model.plain_shapes)
-    dealt = deal([*model.shapes, *model.plain_shapes], configs, ranks)
+    dealt = assign_pieces([*model.shapes, *model.plain_shapes], configs, ranks)
     for measure in (cost_of, bytes_of):
         shares = [sum(measure(piece.plan) for piece in own) for own in dealt]
         assert max(shares) <= 1.1 * sum(shares) / ranks, measure.__name__
@@ -48,16 +48,16 @@ def test_pieces_make_up_every_parameter(
     options = {"block_size": block_size, "max_factor_dim": max_factor_dim, "merge_dims": merge_dims}
     sizes = [tuple(shape) for shape in shapes]
     configs = [config(**options, **data.draw(divisions(shape))) for shape in sizes]
-    pieces = list(itertools.chain(*deal(sizes, configs, ranks)))
+    pieces = list(itertools.chain(*assign_pieces(sizes, configs, ranks)))
     for parameter, (shape, own) in enumerate(zip(sizes, configs, strict=True)):
         counted = torch.zeros(shape, dtype=torch.int64)
         blocks: Counter[object] = Counter()
         for piece in (piece for piece in pieces if piece.parameter == parameter):
             counted[piece.box.within(Box((0,) * len(shape), shape))] += 1
             assert piece.plan.shape == piece.box.shape
-            blocks.update({group.block_shape: group.blocks for group in group_blocks([piece.plan])})
+            blocks.update({group.block_shape: group.blocks for group in group_by_shape([piece.plan])})
         assert (counted == 1).all()
-        expected = group_blocks([plan_parameter(shape, own)])
+        expected = group_by_shape([blocking_of(shape, own)])
         assert blocks == {group.block_shape: group.blocks for group in expected}
 
 

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from blockings import config, divisions, parts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.config import Config
-from kradagrad_ext.plan import Group, cut, group_blocks, merge_dims, plan_parameter
-
-DEFAULTS: dict[str, Any] = vars(Config.of(KrADagrad([torch.zeros(1)]).param_groups[0]))
-
-
-def config(**options: Any) -> Config:
-    return Config(**{**DEFAULTS, **options})
-
+from kradagrad_ext.blocking import ShapeGroup, blocking_of, cut, group_by_shape, merge_dims
 
 shapes = st.lists(st.integers(1, 40), max_size=4).map(tuple)
-
-
-@st.composite
-def divisions(draw: st.DrawFn, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Batch dims and a split that fit a shape."""
-    batch_dims = draw(st.integers(0, len(shape)))
-    if batch_dims == len(shape):
-        return {"batch_dims": batch_dims}
-    dim = draw(st.integers(batch_dims, len(shape) - 1))
-    borders = sorted(draw(st.sets(st.integers(1, shape[dim]), max_size=3)) - {shape[dim]})
-    lengths = [b - a for a, b in itertools.pairwise([0, *borders, shape[dim]])]
-    equal = draw(st.sampled_from([n for n in range(1, shape[dim] + 1) if shape[dim] % n == 0]))
-    return {"batch_dims": batch_dims, "split_dim": dim, "split": draw(st.sampled_from([lengths, equal]))}
-
-
-def parts_of(shape: tuple[int, ...], options: Config) -> Sequence[int]:
-    split, size = options.split, shape[options.split_dim]
-    return [size // split] * split if isinstance(split, int) else split
 
 
 @settings(deadline=None, max_examples=300)
@@ -63,18 +36,18 @@ def test_blocks_tile_the_parameter_exactly_once(
         precondition_1d=True,
         **data.draw(divisions(shape)),
     )
-    plan = plan_parameter(shape, options)
+    plan = blocking_of(shape, options)
     assert math.prod(plan.merged_shape) == math.prod(shape)
-    if not plan.regions:
+    if not plan.grids:
         assert not any(plan.factored) or math.prod(shape) == 0
         return
     count = np.zeros(plan.merged_shape, dtype=int)
-    for region in plan.regions:
-        for cell in np.ndindex(*region.grid):
+    for region in plan.grids:
+        for cell in np.ndindex(*region.counts):
             corner = [o + c * d for o, c, d in zip(region.offset, cell, region.block_shape, strict=True)]
             count[tuple(slice(c, c + d) for c, d in zip(corner, region.block_shape, strict=True))] += 1
     assert (count == 1).all()
-    for region in plan.regions:
+    for region in plan.grids:
         assert region.block_shape[: plan.batch_dims] == (1,) * plan.batch_dims
         modes = [*zip(region.block_shape, plan.factored, plan.merged_dims, strict=True)][plan.batch_dims :]
         for dim, (side, factored, dims) in enumerate(modes, plan.batch_dims):
@@ -86,20 +59,20 @@ def test_blocks_tile_the_parameter_exactly_once(
 @settings(deadline=None, max_examples=100)
 @given(st.lists(shapes, max_size=6), st.integers(1, 20))
 def test_groups_hold_every_block_once_in_order(all_shapes: list[tuple[int, ...]], block: int) -> None:
-    plans = [plan_parameter(shape, config(block_size=block, precondition_1d=True)) for shape in all_shapes]
-    groups = group_blocks(plans)
+    plans = [blocking_of(shape, config(block_size=block, precondition_1d=True)) for shape in all_shapes]
+    groups = group_by_shape(plans)
     assert len({(g.block_shape, g.factored) for g in groups}) == len(groups)
     seen = set()
     for group in groups:
         start = 0
         for member in group.members:
-            assert member.region == plans[member.parameter].regions[member.region_index]
-            assert member.region.block_shape == group.block_shape
+            assert member.grid == plans[member.parameter].grids[member.grid_index]
+            assert member.grid.block_shape == group.block_shape
             assert member.start == start
-            start += member.region.blocks
-            seen.add((member.parameter, member.region_index))
+            start += member.grid.blocks
+            seen.add((member.parameter, member.grid_index))
         assert start == group.blocks
-    assert seen == {(i, r) for i, plan in enumerate(plans) for r in range(len(plan.regions))}
+    assert seen == {(i, r) for i, plan in enumerate(plans) for r in range(len(plan.grids))}
 
 
 @pytest.mark.parametrize(
@@ -128,8 +101,8 @@ def test_cut_puts_the_rest_last() -> None:
 
 
 def regions_of(shape: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
-    regions = plan_parameter(shape, config(**options)).regions
-    return [(region.offset, region.grid, region.block_shape) for region in regions]
+    regions = blocking_of(shape, config(**options)).grids
+    return [(region.offset, region.counts, region.block_shape) for region in regions]
 
 
 def test_no_block_reaches_from_one_part_into_the_next() -> None:
@@ -143,28 +116,28 @@ def test_no_block_reaches_from_one_part_into_the_next() -> None:
 
 
 def test_a_part_decides_whether_a_dim_has_a_factor() -> None:
-    assert plan_parameter((12, 5), config(max_factor_dim=4)).factored == (False, False)
-    assert plan_parameter((12, 5), config(max_factor_dim=5, split=3)).factored == (True, True)
-    unfactored = plan_parameter((12, 4), config(max_factor_dim=4, split=(5, 7)))
-    assert [region.block_shape for region in unfactored.regions] == [(5, 4), (7, 4)]
+    assert blocking_of((12, 5), config(max_factor_dim=4)).factored == (False, False)
+    assert blocking_of((12, 5), config(max_factor_dim=5, split=3)).factored == (True, True)
+    unfactored = blocking_of((12, 4), config(max_factor_dim=4, split=(5, 7)))
+    assert [region.block_shape for region in unfactored.grids] == [(5, 4), (7, 4)]
 
 
 def test_batch_dims_count_matrices() -> None:
     """Blocks of all experts are blocks of one group, of order 2."""
-    plan = plan_parameter((3, 10, 4), config(block_size=8, batch_dims=1, split=2, split_dim=1))
+    plan = blocking_of((3, 10, 4), config(block_size=8, batch_dims=1, split=2, split_dim=1))
     assert plan.merged_dims == ((0,), (1,), (2,))
-    (group,) = group_blocks([plan])
+    (group,) = group_by_shape([plan])
     assert (group.block_shape, group.factored, group.blocks) == ((5, 4), (True, True), 6)
-    vectors = plan_parameter((3, 10), config(batch_dims=1))
-    assert vectors.regions == ()
-    assert plan_parameter((3, 2, 5, 4), config(batch_dims=2)).merged_shape == (3, 2, 5, 4)
+    vectors = blocking_of((3, 10), config(batch_dims=1))
+    assert vectors.grids == ()
+    assert blocking_of((3, 2, 5, 4), config(batch_dims=2)).merged_shape == (3, 2, 5, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": 3}, r"`split` must make up dim 0 of a \[10, 4\] parameter in whole, got 3"),
-        ({"split": (5, 4)}, r"`split` must make up dim 0 of a \[10, 4\] parameter in whole, got \(5, 4\)"),
+        ({"split": 3}, r"`split` must add up to dim 0 of a \[10, 4\] parameter, got 3"),
+        ({"split": (5, 4)}, r"`split` must add up to dim 0 of a \[10, 4\] parameter, got \(5, 4\)"),
         ({"split": 2, "split_dim": 2}, r"`split_dim` must be a dim of a \[10, 4\] parameter .*, got 2"),
         ({"split": 2, "batch_dims": 1}, r"after its 1 batch dims, got 0"),
         ({"batch_dims": 3}, r"`batch_dims` must be dims of a \[10, 4\] parameter, got 3"),
@@ -174,7 +147,7 @@ def test_options_that_do_not_fit_a_shape_are_refused_before_anything_is_made(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        plan_parameter((10, 4), config(**options))
+        blocking_of((10, 4), config(**options))
     optimizer = KrADagrad([torch.nn.Parameter(torch.zeros(4, 4))])
     with pytest.raises(ValueError, match=message):
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(10, 4))], **options})
@@ -183,20 +156,20 @@ def test_options_that_do_not_fit_a_shape_are_refused_before_anything_is_made(
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1), (0, 3), (5,)])
 def test_parameters_left_to_the_grafting_method(shape: tuple[int, ...]) -> None:
-    assert plan_parameter(shape, config()).regions == ()
-    assert plan_parameter((4, 4), config(precondition=False)).regions == ()
+    assert blocking_of(shape, config()).grids == ()
+    assert blocking_of((4, 4), config(precondition=False)).grids == ()
 
 
 def test_a_dim_beyond_max_factor_dim_has_no_factor_and_is_not_cut() -> None:
-    plan = plan_parameter((1000, 30), config(block_size=16, max_factor_dim=500))
+    plan = blocking_of((1000, 30), config(block_size=16, max_factor_dim=500))
     assert plan.factored == (False, True)
-    assert {region.block_shape for region in plan.regions} == {(1000, 16), (1000, 14)}
+    assert {region.block_shape for region in plan.grids} == {(1000, 16), (1000, 14)}
 
 
 def test_costs() -> None:
-    plans = [plan_parameter((512, 256), config()), plan_parameter((256, 256), config())]
-    (group,) = group_blocks(plans)
-    assert isinstance(group, Group)
+    plans = [blocking_of((512, 256), config()), blocking_of((256, 256), config())]
+    (group,) = group_by_shape(plans)
+    assert isinstance(group, ShapeGroup)
     assert group.blocks == 3
     assert group.factor_elements == 3 * 2 * 256 * 256
     assert group.state_bytes(root_size=2) == 3 * 2 * 256 * 256 * (4 + 2)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimizer import parameters, set_gradients
 from torch import Tensor, nn
+from training import parameters, set_gradients
 
 from kradagrad_ext import KrADagrad, PublishedKrADagrad
 from kradagrad_ext.published import cut, merged_shape, plain_mode

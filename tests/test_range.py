@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from marks import slow
-from test_optimizer import relative_difference
 from torch import Tensor, nn
+from training import relative_difference
 
 import kradagrad_ext
 from kradagrad_ext import KrADagrad
@@ -53,7 +53,7 @@ def trained(constant: float, dtype: torch.dtype, shapes: list[tuple[int, ...]], 
     optimizer = KrADagrad(params, lr=1e-2, block_size=16, **options)
     for number in range(12):
         step(optimizer, params, number, constant)
-    (report,) = kradagrad_ext.diagnostics(optimizer)
+    (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["non_finite_gradients"] == report["graft_fallbacks"] == report["factor_fallbacks"] == 0
     assert 0 < report["smallest_eigenvalue"] < report["largest_eigenvalue"] < math.inf
     return params
@@ -110,7 +110,7 @@ def test_gradients_that_shrink_and_grow_by_any_factor(graft: str) -> None:
             generator = torch.Generator().manual_seed(number)
             own[0].grad = (torch.randn(7, generator=generator) * constant).to(own[0].dtype)
             optimizer.step()
-        units.add(float(ours.state[params[0]]["scalars"][0, UNIT]))
+        units.add(float(ours.state[params[0]]["matrix_stats"][0, UNIT]))
     assert len(units) == 3
     assert relative_difference(params, exact) < 1e-5
 
@@ -122,7 +122,7 @@ def test_a_new_unit_lets_factors_start_anew() -> None:
         step(optimizer, params, number, 1.0)
     for number in range(5, 9):
         step(optimizer, params, number, 1e20)
-        scalars = optimizer.state[params[0]]["scalars"][0]
+        scalars = optimizer.state[params[0]]["matrix_stats"][0]
         assert 1 / UNITS_APART < scalars[USUAL] / scalars[UNIT] < UNITS_APART
         weights = optimizer.state[params[0]]["factor_stats_0_0"][:, 1]
         assert (weights <= 1 - 0.8 ** (number - 4) + 1e-6).all()
@@ -245,9 +245,9 @@ def test_added_weight_decay_beside_gradients_of_any_size(exponent: int) -> None:
         watched.step()
     for p in params:
         state = watched.optimizer.state[p]
-        assert state["second_moment"].isfinite().all()
-        assert state["momentum"].isfinite().all()
-        assert state["momentum"].abs().max() > 0
+        assert state["exp_avg_sq"].isfinite().all()
+        assert state["exp_avg"].isfinite().all()
+        assert state["exp_avg"].abs().max() > 0
 
 
 def test_units_are_kept_with_the_state() -> None:
@@ -272,5 +272,5 @@ def test_squares_of_second_moments(backend: str) -> None:
     params = made(shapes=[(24, 16)])
     optimizer = KrADagrad(params, lr=1e-2, block_size=16, backend=backend)
     step(optimizer, params, 0, 1e-30)
-    second: Tensor = optimizer.state[params[0]]["second_moment"]
+    second: Tensor = optimizer.state[params[0]]["exp_avg_sq"]
     assert 1e-3 < float(second.mean()) < 1

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_optimizer import SMALL, parameters, relative_difference, train
+from training import SMALL, parameters, relative_difference, train
 
 from kradagrad_ext import KrADagrad
 

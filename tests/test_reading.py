@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from test_capturable import NoLooking
-from test_diagnostics import RECIPES, trained
-from test_optimizer import SMALL, parameters, train
+from diagnosed import RECIPES, trained
 from torch import Tensor, nn
+from training import SMALL, parameters, train
+from watching import NoLooking
 
 import kradagrad_ext
-from kradagrad_ext import KrADagrad, Reading
-from kradagrad_ext.measures import MEASURES, tally_group
+from kradagrad_ext import AsyncDiagnostics, KrADagrad
+from kradagrad_ext.diagnostics import MEASURES, measure_group
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
 
@@ -25,9 +25,9 @@ def test_a_reading_looks_at_nothing(recipe: dict[str, Any]) -> None:
     """Until its result is asked for."""
     optimizer = trained(recipe)
     with NoLooking():
-        reading = Reading(optimizer, {"loss": torch.ones(1)})
+        reading = AsyncDiagnostics(optimizer, {"loss": torch.ones(1)})
     assert reading.ready()
-    assert reading.result() == kradagrad_ext.diagnostics(optimizer)
+    assert reading.result() == kradagrad_ext.read_diagnostics(optimizer)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -38,7 +38,7 @@ def test_all_work_stays_on_the_device(recipe: dict[str, Any]) -> None:
     states = [{key: tensor.to("meta") for key, tensor in s.items()} for s in optimizer.state.values()]
     step = group["step"].to("meta") if isinstance(group["step"], Tensor) else group["step"]
     rows = {
-        device.type: tally.row() for device, tally in tally_group({**group, "step": step}, states).items()
+        device.type: tally.row() for device, tally in measure_group({**group, "step": step}, states).items()
     }
     assert set(rows) == ({"meta"} if isinstance(step, Tensor) else {"cpu", "meta"})
     assert all(row.device.type == kind for kind, row in rows.items())
@@ -50,7 +50,10 @@ def test_a_reading_is_of_its_own_time() -> None:
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(3))
     loss = torch.tensor(2.0)
-    reading, expected = Reading(optimizer, {"train/loss": loss}), kradagrad_ext.diagnostics(optimizer)
+    reading, expected = (
+        AsyncDiagnostics(optimizer, {"train/loss": loss}),
+        kradagrad_ext.read_diagnostics(optimizer),
+    )
     loss.zero_()
     train(optimizer, params, range(3, 6))
     assert reading.result() == expected
@@ -62,7 +65,7 @@ def test_names_of_groups() -> None:
     shapes = [(6, 4)] * 4
     names = [{"name": "embeddings"}, {}, {"name": "twice"}, {"name": "twice"}]
     groups = [{"params": [p], **own} for p, own in zip(parameters(*shapes), names, strict=True)]
-    found = Reading(KrADagrad(groups)).metrics("health")
+    found = AsyncDiagnostics(KrADagrad(groups)).metrics("health")
     assert {name.split("/")[1] for name in found} == {"embeddings", "group1", "group2", "group3"}
     assert {name.split("/")[0] for name in found} == {"health"}
     assert all(isinstance(value, float) for value in found.values())
@@ -71,13 +74,13 @@ def test_names_of_groups() -> None:
 def test_bad_arguments() -> None:
     params = parameters((6, 4))
     with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got SGD"):
-        kradagrad_ext.diagnostics(torch.optim.SGD(params, lr=0.1))
+        kradagrad_ext.read_diagnostics(torch.optim.SGD(params, lr=0.1))
     with pytest.raises(TypeError, match="`optimizer` must be a KrADagrad, got Linear"):
-        Reading(nn.Linear(1, 1))  # type: ignore[arg-type]
+        AsyncDiagnostics(nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`also\['loss'\]` must be a tensor, got float"):
-        Reading(KrADagrad(params), {"loss": 1.0})  # type: ignore[dict-item]
+        AsyncDiagnostics(KrADagrad(params), {"loss": 1.0})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=r"`also\['loss'\]` must be a one-element tensor, got \[2\]"):
-        Reading(KrADagrad(params), {"loss": torch.ones(2)})
+        AsyncDiagnostics(KrADagrad(params), {"loss": torch.ones(2)})
 
 
 def reports_of_a_rank(rank: int, options: dict[str, Any]) -> list[dict[str, float]]:
@@ -90,7 +93,7 @@ def reports_of_a_rank(rank: int, options: dict[str, Any]) -> list[dict[str, floa
         for step in range(5):
             ranks.backward(model, step)
             optimizer.step()
-        found += kradagrad_ext.diagnostics(optimizer)
+        found += kradagrad_ext.read_diagnostics(optimizer)
     return found
 
 
@@ -102,7 +105,7 @@ def test_two_ranks_tell_together_what_one_does(options: dict[str, Any], tmp_path
     for step in range(5):
         ranks.backward(model, step)
         optimizer.step()
-    (alone,) = kradagrad_ext.diagnostics(optimizer)
+    (alone,) = kradagrad_ext.read_diagnostics(optimizer)
     for first, second in zip(*ranks.launch(2, reports_of_a_rank, tmp_path, options), strict=True):
         for name, fold in MEASURES.items():
             together = fold.join(torch.tensor([first[name], second[name]], dtype=torch.float64))

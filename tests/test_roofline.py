@@ -208,7 +208,7 @@ def planned(call: Call) -> Counter[str]:
             "left_root": tensor(count, m, m), "right_root": tensor(count, n, n),
         })  # fmt: skip
     rule = call.rule
-    plan = toolchain.plans().square_root_step(
+    plan = toolchain.blockings().square_root_step(
         groups, rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates, rule.refine,
         rule.precision, rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes,
         SHARED_BYTES, 108,

@@ -114,7 +114,7 @@ def test_rounding_may_change_between_two_steps() -> None:
     optimizer.param_groups[0]["rounding"] = "compensated"
     train(optimizer, params, range(2, 4))
     assert all(optimizer.state[p]["residual"].abs().max() > 0 for p in params)
-    assert all(optimizer.state[p]["scalars"][0, 0] == 4 for p in params)
+    assert all(optimizer.state[p]["matrix_stats"][0, 0] == 4 for p in params)
     optimizer.param_groups[0]["rounding"] = "stochastic"
     train(optimizer, params, range(4, 6))
     assert all("residual" not in optimizer.state[p] for p in params)

@@ -2,111 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import cases
 import pytest
 import torch
-from test_observe_gradients import RULE
+from inputs.scale_updates import OPTIONS, WRITTEN, make, rows, run, sums
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
-from kradagrad_ext.backends.base import COEFFICIENTS
-from kradagrad_ext.backends.scalars import COLUMNS, LENGTHS, UNIT, USUAL, ScalarRule, sums_of
-
-OPTIONS: list[dict[str, Any]] = [
-    {"length": length, "averaged": averaged} for length in LENGTHS for averaged in (True, False)
-] + [{"length": "rms", "beta1": 0.0}]
-GRAFTS, UPDATES = [0.0, 1.7, 1e-20, 1e20, math.inf, math.nan], [0.0, 2.3, 1e-30, 1e30, math.inf, math.nan]
-UNITS = [(0.0, 0.0), (1.3, 1.0), (1e-20, 2.0**-66), (1e9, 2.0**-9)]  # USUAL, UNIT
-
-
-SPANS, BLOCKS = (1, 3, 200, 2, 1), (2, 1, 1, 130)
-"""Of one matrix after the other, in turns; a norm of zero has no part at all for every second matrix."""
-
-
-def parts_of(
-    norms: Sequence[float], counts: Sequence[int], dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms of spans or blocks, which are equal parts of those of matrices, and their offsets."""
-    parts: list[float] = []
-    offsets = [0]
-    for i, norm in enumerate(norms):
-        count = counts[i % len(counts)] if norm != 0 or i % 2 else 0
-        parts += [norm / max(count, 1)] * count
-        offsets.append(len(parts))
-    return torch.tensor(parts, dtype=dtype), torch.tensor(offsets)
-
-
-def sums(given: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms ``[M]`` of grafting updates and updates."""
-    return (
-        sums_of(given.graft_norms, given.graft_offsets),
-        sums_of(given.update_norms[given.update_order], given.update_offsets),
-    )
-
-
-def rows(given: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
-    """The same of some of the matrices, one of which may come several times."""
-    of_matrices = {
-        name: getattr(given, name)[chosen] for name in ("coefficients", "scalars", "numel", "preconditioned")
-    }
-    parts = {}
-    for name in ("graft", "update"):
-        offsets = getattr(given, f"{name}_offsets")
-        places = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen.tolist()]
-        parts[name] = torch.cat([torch.empty(0, dtype=torch.int64), *places])
-        counts = torch.tensor([0, *map(len, places)])
-        of_matrices[f"{name}_offsets"] = counts.cumsum(0)
-    norms = given.update_norms[given.update_order[parts["update"]]]
-    of_matrices |= {"graft_norms": given.graft_norms[parts["graft"]], "update_norms": norms.flip(0)}
-    of_matrices["update_order"] = torch.arange(len(norms)).flip(0)
-    return SimpleNamespace(**{name: of_matrices[name] for name in vars(given)})
-
-
-def inputs(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
-    """Whatever norms may be of a matrix in whatever state."""
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    found = list(itertools.product(GRAFTS, UPDATES, UNITS))
-    count = len(found)
-    scalars = torch.rand(count, len(COLUMNS), dtype=compute) * 9
-    for i, column in enumerate((USUAL, UNIT)):
-        scalars[:, column] = torch.tensor([own[i] for *_, own in found], dtype=compute)
-    graft_norms, graft_offsets = parts_of([graft for graft, *_ in found], SPANS, compute)
-    update_norms, update_offsets = parts_of([update for _, update, _ in found], BLOCKS, compute)
-    order = torch.randperm(len(update_norms))
-    return SimpleNamespace(
-        coefficients=torch.rand(count, COEFFICIENTS, dtype=compute) + 0.1,
-        scalars=scalars,
-        graft_norms=graft_norms,
-        graft_offsets=graft_offsets,
-        update_norms=update_norms[order.argsort()],
-        update_order=order,
-        update_offsets=update_offsets,
-        numel=torch.tensor([1.0, 7, 4096, 1e9, 33], dtype=compute).repeat(count)[:count],
-        preconditioned=torch.arange(count) % 7 != 6,
-    )
-
-
-def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
-) -> SimpleNamespace:
-    result = cases.copied(given, dtype)
-    backend.scale_updates_(*vars(result).values(), ScalarRule(**(RULE | options)))
-    return result
-
-
-WRITTEN = ("coefficients", "scalars")
+from kradagrad_ext.backends.scalars import LENGTHS
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_with_float64(dtype: torch.dtype, options: dict[str, Any], backend: str) -> None:
-    given = inputs(dtype)
+    given = make(dtype)
     ours = run(cases.ops(backend, dtype), given, **options)
     plain, exact = run(reference, given, **options), run(reference, given, torch.float64, **options)
     for name in WRITTEN:
@@ -115,7 +27,7 @@ def test_agrees_with_float64(dtype: torch.dtype, options: dict[str, Any], backen
 
 @pytest.mark.parametrize("count", [0, 1, 129, 3000])
 def test_any_number_of_matrices(count: int, backend: str) -> None:
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     chosen = torch.arange(count) % len(given.numel)
     ours, whole = (run(cases.ops(backend, torch.float32), own) for own in (rows(given, chosen), given))
     for name in WRITTEN:
@@ -124,7 +36,7 @@ def test_any_number_of_matrices(count: int, backend: str) -> None:
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_an_update_without_a_sound_length_gives_way(length: str, backend: str) -> None:
-    given = inputs(torch.float32)
+    given = make(torch.float32)
     ours = run(cases.ops(backend, torch.float32), given, length=length)
     graft_norms, update_norms = sums(given)
     sound = given.preconditioned & (update_norms > 0) & (update_norms < math.inf)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimizer import SMALL, parameters, train
 from torch.optim import lr_scheduler
+from training import SMALL, parameters, train
 
 from kradagrad_ext import KrADagrad
 

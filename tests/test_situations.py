@@ -107,7 +107,7 @@ def copy_tensors(job: Job) -> None:
 
 def edit_values(job: Job) -> None:
     for p in job.params:
-        job.optimizer.state[p]["scalars"][:, 0] += 3
+        job.optimizer.state[p]["matrix_stats"][:, 0] += 3
         for own in job.plain.state[p]:
             own["steps"] += 3
 
@@ -182,6 +182,6 @@ def test_a_parameter_that_was_taken_out_keeps_no_memory() -> None:
     job = Job()
     job.steps(2)
     p = job.groups[0]["params"].pop(0)
-    held = weakref.ref(job.optimizer.state.pop(p)["momentum"])
+    held = weakref.ref(job.optimizer.state.pop(p)["exp_avg"])
     assert held() is None
     job.steps(1)

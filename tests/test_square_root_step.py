@@ -9,20 +9,12 @@ import cases
 import pytest
 import torch
 from inputs import layouts, square_root
-from inputs.square_root import RULE, compare, copied, given, group
+from inputs.square_root import RULES, compare, copied, given, group
 
 from kradagrad_ext.backends import native, triton
 from kradagrad_ext.backends.base import METHODS, BlockGroup
 
 SHAPES = [(1, 1), (1, 7), (7, 33), (33, 7), (64, 64), (129, 65), (40, 129), (130, 30)]
-RULES = {
-    "cholesky": RULE,
-    "cholesky, undamped": replace(RULE, damped_updates=0.0),
-    "products": replace(RULE, method="products"),
-    "one product": replace(RULE, method="products", refine=1),
-    "coupled": replace(RULE, coupled=True),
-    "coupled products": replace(RULE, method="products", refine=3, coupled=True),
-}
 
 
 @pytest.fixture(params=[name for name in cases.SQUARE_ROOT_BACKENDS if name != "reference"])

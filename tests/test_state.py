@@ -7,25 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from test_plan import config
+from blockings import config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kradagrad_ext.backends.scalars import sums_of
-from kradagrad_ext.bucket import Bucket, as_tensor
-from kradagrad_ext.plan import group_blocks, plan_parameter
-from kradagrad_ext.state import Batches, State
+from kradagrad_ext.blocking import blocking_of, group_by_shape
+from kradagrad_ext.param_batch import ParamBatch, as_tensor
+from kradagrad_ext.state import BatchState, State
 
 SHAPES = [(20, 12), (7,), (3, 4, 5), (9, 9), (0, 4), (2, 8)]
 
 
-def bucket(shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any) -> Bucket:
+def bucket(shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any) -> ParamBatch:
     params, own = [nn.Parameter(torch.randn(shape)) for shape in shapes], config(block_size=8, **options)
-    return Bucket(params, own, [plan_parameter(shape, own) for shape in shapes])
+    return ParamBatch(params, own, [blocking_of(shape, own) for shape in shapes])
 
 
-def batches(made: Bucket, states: list[State]) -> Batches:
-    return made.batches([states[i][key] for i, key in made.wanted])
+def batches(made: ParamBatch, states: list[State]) -> BatchState:
+    return made.state([states[i][key] for i, key in made.wanted])
 
 
 @pytest.mark.parametrize("options", [{}, {"precondition_1d": True}, {"max_factor_dim": 10}], ids=str)
@@ -41,16 +41,16 @@ def test_views_cover_every_element_once_and_norms_add_up(options: dict[str, obje
         blocks = torch.cat([v.reshape(-1, *group.block_shape) for v in of_values])
         block_norms.append(blocks.flatten(1).square().sum(1))
     norms = sums_of(torch.cat(block_norms)[state.block_order], state.block_offsets).float()
-    for plan, count, value, norm in zip(state.plans, counts, values, norms, strict=True):
-        assert (count == (1 if plan.regions else 0)).all()
-        assert state.preconditioned.tolist() == [bool(p.regions) for p in state.plans]
-        torch.testing.assert_close(norm, value.square().sum() if plan.regions else torch.zeros(()))
+    for plan, count, value, norm in zip(state.blockings, counts, values, norms, strict=True):
+        assert (count == (1 if plan.grids else 0)).all()
+        assert state.preconditioned.tolist() == [bool(p.grids) for p in state.blockings]
+        torch.testing.assert_close(norm, value.square().sum() if plan.grids else torch.zeros(()))
 
 
 def test_state_weighs_what_the_plan_says() -> None:
     made, states = bucket(), [{} for _ in SHAPES]
     made.adopt(states)
-    planned = group_blocks([plan_parameter(shape, config(block_size=8)) for shape in SHAPES])
+    planned = group_by_shape([blocking_of(shape, config(block_size=8)) for shape in SHAPES])
     held = sum(t.nbytes for group in batches(made, states).groups for t in [*group.factors, *group.roots])
     assert held == sum(group.state_bytes() for group in planned)
 

@@ -20,10 +20,10 @@ pytest.importorskip("triton")
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 
 from cuda.binaries import KB, Binary, Counter, Shape
+from cuda.limits import CTA_SHARED, MOST_REGISTERS
 from gpu_counts import ELEMENTWISE, Case, count
 from ptx import Counters
 from roofline_triton import costs_of_blocks
-from test_cuda_budgets import CTA_SHARED, MOST_REGISTERS
 from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
 from triton_ptx.compiled import Compiled
 

@@ -1,10 +1,10 @@
-"""accumulate, for the elements of all parameters in one launch::
+"""The kernel of accumulate_: the elements of all parameters in one launch::
 
     g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
     d = m, beta1 m + (1 - beta1) g (NESTEROV), or g;   v = beta2 c4^2 v + weight2 g^2
     norm = |graft|^2 of the span,  graft = c0 d / (sqrt(c1 v) + c2), or c0 d
 
-Every tensor is read and written once. See elements.py for the mapping.
+Every tensor is read and written once. elements.py describes how programs map to elements.
 """
 
 from __future__ import annotations

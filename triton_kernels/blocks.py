@@ -1,8 +1,8 @@
-"""Where blocks lie in memory, as the kernels' tables tell it.
+"""Locations of blocks in memory, as the kernels' tables describe them.
 
-A table is int64 ``[entries, WIDTH]`` on the device: one entry for every stretch of blocks that a launch
-works off alike. A kernel finds its entry by binary search over the entries' first programs, so that one
-launch serves blocks of any number, shape and layout, in place.
+A table is int64 ``[entries, WIDTH]`` on the device: one entry for every range of blocks that a launch
+processes alike. A program finds its entry by binary search over the entries' first programs, so that one
+launch processes blocks of any number, shape and layout, in place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VECTOR_BYTES = 16
 
 @dataclass(frozen=True)
 class View:
-    """Blocks `first` to `first + count`.
+    """Location of the blocks from `first` to before `first + count`.
 
     Block ``first + i`` starts ``i // inner * outer_stride + i % inner * inner_stride`` elements after `data`.
     """
@@ -35,7 +35,7 @@ class View:
     col_stride: int
 
     def words(self, scratch: bool) -> list[int]:
-        """The fields that `find.matrix` reads."""
+        """Return the fields that `entry.matrix` reads."""
         strides = [self.inner, self.outer_stride, self.inner_stride, self.row_stride, self.col_stride]
         return [self.data, int(scratch), self.first, *strides]
 
@@ -45,7 +45,7 @@ class Matrices:
     """One matrix ``[rows, cols]`` for every block of a group.
 
     Args:
-        scratch: `data` counts from the start of the launch's scratch memory, in bytes.
+        scratch: True if the views' `data` is an offset in bytes into the launch's scratch memory.
     """
 
     views: tuple[View, ...]
@@ -56,14 +56,14 @@ class Matrices:
 
     @functools.cached_property
     def order(self) -> str:
-        """``row`` where rows are contiguous, ``col`` where columns are, else ``any``."""
+        """``row`` if rows are contiguous, ``col`` if columns are, else ``any``."""
         if all(view.col_stride == 1 for view in self.views):
             return "row"
         return "col" if all(view.row_stride == 1 for view in self.views) else "any"
 
     @functools.cached_property
     def aligned(self) -> bool:
-        """Whether every contiguous row or column starts at a multiple of 16 bytes."""
+        """True if every contiguous row or column starts at a multiple of 16 bytes."""
         if self.order == "any":
             return False
         size, by_rows = self.dtype.itemsize, self.order == "row"
@@ -79,16 +79,16 @@ class Matrices:
         return replace(self, views=views, rows=self.cols, cols=self.rows)
 
     def cuts(self) -> set[int]:
-        """The blocks at which a view begins."""
+        """Return the blocks at which a view begins."""
         return {view.first for view in self.views}
 
     def at(self, block: int) -> View:
-        """The view that holds a block."""
+        """Return the view that contains a block."""
         return next(view for view in self.views if view.first <= block < view.first + view.count)
 
 
 def matrices_of(tensors: list[Tensor]) -> Matrices:
-    """A list of block views ``[*, rows, cols]`` of one dtype, of at least one block."""
+    """Describe a list of block views ``[*, rows, cols]`` of one dtype that contain at least one block."""
     views: list[View] = []
     first = 0
     for tensor in tensors:
@@ -100,13 +100,13 @@ def matrices_of(tensors: list[Tensor]) -> Matrices:
 
 
 def scratch_matrices(offset: int, first: int, count: int, rows: int, cols: int) -> Matrices:
-    """Contiguous float32 matrices of the blocks from `first` on, in scratch memory from `offset` bytes on."""
+    """Describe contiguous float32 matrices of `count` blocks from `first` on, `offset` bytes into scratch."""
     view = View(offset, first, count, count, 0, rows * cols, cols, 1)
     return Matrices((view,), rows, cols, torch.float32, scratch=True)
 
 
 def _views_of(tensor: Tensor, first: int) -> Iterator[View]:
-    """A table's view takes two leading dims; of more, the outer ones are listed index by index."""
+    """Yield a tensor's views: a view has two leading dims, so every index of the other dims has its own."""
     if tensor.numel() == 0:
         return
     dims = _leading_dims(tensor)
@@ -124,7 +124,7 @@ def _views_of(tensor: Tensor, first: int) -> Iterator[View]:
 
 
 def _leading_dims(tensor: Tensor) -> list[tuple[int, int]]:
-    """Sizes and strides before the last two dims, neighbours that are one dim merged, none of size 1."""
+    """Return sizes and strides before the last two dims, contiguous dims merged, dims of size 1 dropped."""
     dims: list[tuple[int, int]] = []
     for size, stride in zip(tensor.shape[:-2], tensor.stride()[:-2], strict=True):
         if size == 1:

@@ -1,4 +1,4 @@
-"""accumulate_ and parameter_step_: from tensors to a plan of launches."""
+"""Plans of accumulate_ and parameter_step_: from tensors to launches."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .launch import TYPES, Launch, Plan
 from .parameter_step import parameter_step
 
 Constants = Mapping[str, bool]
-"""Of a kernel, beside those that follow from the tensors."""
+"""Constants of a kernel besides those that follow from the tensors."""
 
 MOST_DIMS = fields.DIMS.value
 TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update", "residual")
-"""In the order of their numbers in an entry."""
+"""Names of the tensors, in the order of their numbers in an entry."""
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter's tensors by name; one that is missing, or has no elements, is left out."""
+class ElementsParam:
+    """A parameter's tensors by name, without those that are missing or have no elements."""
 
     number: int
     tensors: Mapping[str, Tensor]
 
     def layout(self) -> list[tuple[int, dict[str, int]]]:
-        """Sizes and strides of the dims in the order of the parameter's memory, merged where they are one."""
+        """Return the dims' sizes and strides in the parameter's memory order, contiguous dims merged."""
         param = self.tensors["param"]
         order = [dim for dim in range(param.ndim) if param.shape[dim] != 1]
         order.sort(key=lambda dim: -param.stride(dim))
@@ -46,14 +46,14 @@ class Parameter:
         return dims or [(1, dict.fromkeys(self.tensors, 1))]
 
     def flat(self) -> bool:
-        """Whether the kernels may take the elements in vectors (elements.py)."""
+        """Return True if the kernels may read the elements in vectors (FLAT in elements.py)."""
         dims = self.layout()
         contiguous = len(dims) == 1 and all(stride == 1 for stride in dims[0][1].values())
         whole = self.tensors["param"].numel() % entry.SIZE_MULTIPLE.value == 0
         return contiguous and whole and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors.values())
 
     def words(self, first_program: int, first_span: int) -> list[int]:
-        """The entry."""
+        """Return the entry's words."""
         words = [0] * entry.WIDTH.value
         words[entry.FIRST_PROGRAM.value] = first_program
         words[fields.PARAMETER.value] = self.number
@@ -71,25 +71,25 @@ class Parameter:
 
 def parameters_of(
     op: str, params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]]
-) -> list[Parameter]:
-    """The parameters of an op's lists of tensors, of which each may be empty.
+) -> list[ElementsParam]:
+    """Return the parameters of an op's lists of tensors; each list may be empty.
 
     Raises:
         RuntimeError: a parameter's tensors have too many dims that cannot be merged.
     """
-    found = []
+    parameters = []
     for number, param in enumerate(params):
         tensors = {"param": param}
-        tensors |= {name: given[number] for name, given in lists.items() if given and given[number].numel()}
-        parameter = Parameter(number, tensors)
+        tensors |= {name: items[number] for name, items in lists.items() if items and items[number].numel()}
+        parameter = ElementsParam(number, tensors)
         dims = len(parameter.layout())
         if dims > MOST_DIMS:
             raise RuntimeError(
                 f"{op}: `params[{number}]` and its tensors must have at most {MOST_DIMS} dims that are not "
                 f"contiguous with each other, got {dims}"
             )
-        found.append(parameter)
-    return found
+        parameters.append(parameter)
+    return parameters
 
 
 def accumulate_all(
@@ -99,7 +99,7 @@ def accumulate_all(
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Run `accumulate` on the lists of tensors, by their names in `TENSORS`."""
+    """Run `accumulate`; `lists`: tensors of all parameters by their names in `TENSORS`."""
     constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(scalars["norms"]))}
     _run("accumulate_", plan_accumulate, params, lists, constants, active, scalars)
 
@@ -111,13 +111,13 @@ def step_all(
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Run `parameter_step`, likewise."""
+    """Run `parameter_step`; `lists`: tensors of all parameters by their names in `TENSORS`."""
     _run("parameter_step_", plan_parameter_step, params, lists, {"NESTEROV": nesterov}, active, scalars)
 
 
 def _run(
     op: str,
-    make: Callable[[list[Parameter], Constants, str], Plan],
+    make: Callable[[list[ElementsParam], Constants, str], Plan],
     params: Sequence[Tensor],
     lists: Mapping[str, Sequence[Tensor]],
     constants: Constants,
@@ -125,42 +125,45 @@ def _run(
     scalars: Mapping[str, Any],
 ) -> None:
     architecture = tuning.architecture_of(active.device)
-    symbols = kept_plans.Symbols()
-    own, given = symbols.all(params), {name: symbols.all(tensors) for name, tensors in lists.items()}
-    key = (op, *constants.values(), architecture, own, *given.items())
-    kept_plans.run(
-        key, symbols, lambda: make(parameters_of(op, own, given), constants, architecture), active, scalars
-    )
+    symbols = kept_plans.TensorSymbols()
+    symbolic = symbols.all(params)
+    symbolic_lists = {name: symbols.all(tensors) for name, tensors in lists.items()}
+    key = (op, *constants.values(), architecture, symbolic, *symbolic_lists.items())
+
+    def plan() -> Plan:
+        return make(parameters_of(op, symbolic, symbolic_lists), constants, architecture)
+
+    kept_plans.run(key, symbols, plan, active, scalars)
 
 
-def plan_accumulate(parameters: list[Parameter], constants: Constants, architecture: str) -> Plan:
+def plan_accumulate(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
     return _plan(accumulate, parameters, constants, architecture, ("param", "grad"))
 
 
-def plan_parameter_step(parameters: list[Parameter], constants: Constants, architecture: str) -> Plan:
+def plan_parameter_step(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
     return _plan(parameter_step, parameters, constants, architecture, ("param", "direction"))
 
 
 def _plan(
     kernel: Any,  # noqa: ANN401
-    parameters: list[Parameter],
+    parameters: list[ElementsParam],
     constants: Constants,
     architecture: str,
     typed: tuple[str, ...],
 ) -> Plan:
-    """One launch for each specialisation: dtypes, which tensors there are, and whether they are flat."""
+    """Plan one launch for each specialisation: dtypes, the tensors that exist, and FLAT."""
     plan, config = Plan(), tuning.config(kernel, "elements", "fp32", architecture)
     counts = [-(-p.tensors["param"].numel() // config.constants["SPAN"]) for p in parameters]
     first_spans = list(itertools.accumulate(counts, initial=0))
-    classes: dict[tuple[tuple[str, Any], ...], list[Parameter]] = {}
+    classes: dict[tuple[tuple[str, Any], ...], list[ElementsParam]] = {}
     for parameter in parameters:
         if not counts[parameter.number]:
             continue
-        own = dict(constants) | {"FLAT": parameter.flat()}
-        own |= {f"{name.upper()}_TYPE": TYPES[parameter.tensors[name].dtype] for name in typed}
-        own |= {f"HAS_{name.upper()}": name in parameter.tensors for name in TENSORS}
-        own = {name: value for name, value in own.items() if name in kernel.arg_names}
-        classes.setdefault(tuple(own.items()), []).append(parameter)
+        options = dict(constants) | {"FLAT": parameter.flat()}
+        options |= {f"{name.upper()}_TYPE": TYPES[parameter.tensors[name].dtype] for name in typed}
+        options |= {f"HAS_{name.upper()}": name in parameter.tensors for name in TENSORS}
+        options = {name: value for name, value in options.items() if name in kernel.arg_names}
+        classes.setdefault(tuple(options.items()), []).append(parameter)
     for key, same in classes.items():
         first, programs = len(plan.words), 0
         for parameter in same:

@@ -1,9 +1,9 @@
 """M = H - decay I = B B^T + C^T C for every block, and |M|_F^2.
 
-C = rms' sqrt(damped_updates weight damping k) F, with k the columns of B; the term is left out where no
-damping enters. F is scaled as it is loaded, since F^T F may overflow. A new F is start I, with which C^T C is
-damped_updates weight damping / prior I. B is matrix 0 of the entry and its transpose matrix 1, F matrix 2;
-see multiply.py for the mapping.
+C = rms' sqrt(damped_updates weight damping k) F, with k the columns of B; without damping the term is left
+out. F is scaled as it is loaded, because F^T F may overflow. A new F is start I; then C^T C is
+damped_updates weight damping / prior I. B is matrix 0 of the entry, its transpose is matrix 1 and F is
+matrix 2; multiply.py describes how programs map to tiles.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _add_gram_of_factor(
     VECTOR: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Sum + C^T C with C = scale F."""
+    """Return sum + C^T C with C = scale F."""
     d = size(entry, ROWS, VECTOR)
     f, stride, _step = matrix(entry, 2, block, scratch, F_TYPE, VECTOR)
     for start in range(0, d, BK):

@@ -1,4 +1,4 @@
-"""What a call of kron_step_ or update_factor_ gives of one group, and of its rule."""
+"""The arguments of kron_step_ and update_factor_: the tensors of one group, and the rule."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from .kept_plans import Symbols
+from .kept_plans import TensorSymbols
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The scalars that decide what is launched, and the architecture (tuning.py).
+class StepRule:
+    """The scalars that determine the launches, and the architecture (tuning.py).
 
     Args:
-        damped: whether damping enters with the update.
+        damped: True if damping is added with the update.
     """
 
     refine: int
@@ -27,13 +27,13 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Group:
-    """N blocks ``[m, n]``; lists of views hold them in one order.
+class KernelGroup:
+    """The tensors of N blocks ``[m, n]``; all lists of views contain the blocks in one order.
 
     Args:
         left, right: factor and statistics, or None.
-        grad: needed where there is a factor.
-        direction, out, left_root, right_root: of the two-sided product, or empty and None.
+        grad: required if there is a factor.
+        direction, out, left_root, right_root: tensors of the two-sided product, or empty and None.
     """
 
     blocks: int
@@ -48,14 +48,14 @@ class Group:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """m and n."""
+        """The sizes m and n."""
         rows, cols = (self.grad or self.out)[0].shape[-2:]
         return rows, cols
 
-    def symbolic(self, symbols: Symbols) -> Group:
-        """All that a plan may know of it, hashable."""
+    def symbolic(self, symbols: TensorSymbols) -> KernelGroup:
+        """Return everything that a plan may know of the group, hashable."""
         of: Any = symbols.of  # symbols stand in for tensors
         roots = [root if root is None else of(root) for root in (self.left_root, self.right_root)]
         sides = [side and (of(side[0]), of(side[1])) for side in (self.left, self.right)]
         lists = [tuple(map(of, views)) for views in (self.grad, self.direction, self.out)]
-        return Group(self.blocks, self.first_block, lists[0], *sides, *lists[1:], *roots)
+        return KernelGroup(self.blocks, self.first_block, lists[0], *sides, *lists[1:], *roots)

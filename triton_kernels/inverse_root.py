@@ -1,23 +1,24 @@
 """An iterate of the polynomial R = q(H) near H^(-1/2), H = M + decay I, for every block.
 
-Coupled Newton-Schulz with minimax scaling on Y0 = H / t, t = decay + |M|_F, where every eigenvalue lies in
-(0, 1]; Y goes to Y0^(1/2), Z to Y0^(-1/2), and f is where sqrt(decay / t) has gone (square_root.py)::
+Coupled Newton-Schulz with minimax scaling on Y0 = H / t, t = decay + |M|_F, whose eigenvalues are all in
+(0, 1]; Y converges to Y0^(1/2), Z to Y0^(-1/2), and f is the value that the steps so far have given to
+sqrt(decay / t) (square_root.py)::
 
     T = a I - b Z Y;   Y <- Y T;   Z <- T Z;      a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
     f <- min(1, f (a - b f^2))
     R = Z / (sqrt(decay) times the product of all a - b f^2)
 
-Y0 is never stored: M is scaled by 1 / t as it is loaded, and the products with decay / t I are added after.
-Every product is of symmetric matrices that commute, hence symmetric. STEP::
+Y0 is never stored: M is scaled by 1 / t as it is loaded, and the products with decay / t I are added later.
+Every product is of symmetric matrices that commute, and is therefore symmetric. STEP::
 
-    "only"        Z1 = a1 I - b1 Y0                        no product, and all there is for one refinement
+    "only"        Z1 = a1 I - b1 Y0                        no product; the only step with one refinement
     "first"       Y1 = a1 Y0 - b1 Y0 Y0
     "second"      T2 = a2 I - b2 (a1 Y1 - b1 Y0 Y1)        Z1 Y1, without Z1
     "third"       Z2 = a1 T2 - b1 Y0 T2                    T2 Z1, without Z1
-    "polynomial"  T = a I - b Z Y, the coefficients those of step NUMBER
+    "polynomial"  T = a I - b Z Y, with the coefficients of step NUMBER
     "product"     Y T, or T Z
 
-Matrix 2 of an entry is what is added to the product. See multiply.py for the mapping.
+Matrix 2 of an entry is added to the product. multiply.py describes how programs map to tiles.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from .multiply import load_square, multiply, store_symmetric, tile_corner, total
 
 @triton.jit
 def _bound(entry, block, scratch, decay):
-    """t of a block, which no eigenvalue of H exceeds."""
+    """Return t of a block, which no eigenvalue of H exceeds."""
     return decay + tl.sqrt(total(entry, block, scratch, BOUND, BOUNDS)).to(tl.float32)
 
 
 @triton.jit
 def _coefficients(floor):
-    """a and b of a step, and the f that follows over the one before."""
+    """Return a and b of a step, and the ratio of the next f, not yet limited to 1, to this one."""
     s = tl.sqrt_rn(3 / (1 + floor + floor * floor))
     a, b = 1.5 * s, 0.5 * s * s * s
     return a, b, a - b * floor * floor
@@ -45,7 +46,7 @@ def _coefficients(floor):
 
 @triton.jit
 def floor_after(floor, STEPS: tl.constexpr):
-    """Where f is after some steps, and what they have made of decay: the product of all a - b f^2."""
+    """Return f after some steps, and the product of all their a - b f^2."""
     at_decay = 1.0
     for _ in tl.static_range(STEPS):
         _a, _b, shrunk = _coefficients(floor)
@@ -56,14 +57,14 @@ def floor_after(floor, STEPS: tl.constexpr):
 
 @triton.jit
 def restored(t, decay, REFINE: tl.constexpr):
-    """R / Z, with which R = decay^(-1/2) where H is decay."""
+    """Return R / Z, the scale that gives R = decay^(-1/2) at the eigenvalue decay of H."""
     _floor, at_decay = floor_after(tl.sqrt_rn(decay / t), REFINE)
     return 1 / (tl.sqrt_rn(decay) * at_decay)
 
 
 @triton.jit
 def root_scale(entry, block, scratch, decay, REFINE: tl.constexpr):
-    """The same for a block."""
+    """Return R / Z of a block."""
     return restored(_bound(entry, block, scratch, decay), decay, REFINE)
 
 
@@ -80,7 +81,7 @@ def _product(
     VECTOR: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """A B, with M / t for M."""
+    """Return A B, with M / t in place of M."""
     if STEP == "first":
         a_scale, b_scale = over_t, over_t
     elif STEP == "second" or STEP == "third":
@@ -107,7 +108,7 @@ def _product(
 
 @triton.jit
 def iterate(c, held, one, floor, least, over_t, STEP: tl.constexpr, NUMBER: tl.constexpr):
-    """What a step makes of the product c and of matrix 2; `least` is decay / t."""
+    """Return a step's result from the product c and matrix 2, `held`; `least` is decay / t."""
     a, b, _shrunk = _coefficients(floor)
     if STEP == "only":
         return (a - b * least) * one - b * over_t * held

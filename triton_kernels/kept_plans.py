@@ -1,7 +1,7 @@
-"""Plans are made once: they know all of a call's tensors but where these lie.
+"""Cache of plans: a plan depends on all properties of a call's tensors except their addresses.
 
-A plan is made from `Symbol`s, tensors without storage, whose addresses are numbers of their own. Its table
-with the real addresses is made from it by one addition, when tensors have moved, and uploaded.
+A plan is made from `TensorSymbol`s: tensors without storage, which have distinct symbolic addresses. When
+tensors have moved, one addition makes the table with the real addresses from it, and the table is uploaded.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from . import launch
 from .launch import Plan
 
 ADDRESS_BITS = 44
-"""A symbol's address is its number from this bit on; no tensor is as large, no other word of a table."""
+"""Bit from which a symbol's address contains its number; all sizes and other words of a table are smaller."""
 OFFSET_MASK = (1 << ADDRESS_BITS) - 1
 ALIGNMENT = 16
 MOST_KEPT = 128
-"""Plans that are kept."""
+"""Number of plans that are kept."""
 MOST_TABLES = 4
-"""Tables of one plan that are kept: for tensors that change places with each other."""
+"""Number of tables of one plan that are kept, for tensors that swap their memory."""
 
 
-class Symbol(NamedTuple):
-    """What a plan knows of a tensor, with the methods of one."""
+class TensorSymbol(NamedTuple):
+    """The properties of a tensor that a plan may use, with a tensor's methods."""
 
     number: int
     dtype: torch.dtype
@@ -55,28 +55,28 @@ class Symbol(NamedTuple):
         return ((self.number + 1) << ADDRESS_BITS) + self.misalignment
 
 
-class Symbols:
-    """The tensors of a call, numbered as they come; one that comes again keeps its number."""
+class TensorSymbols:
+    """The tensors of a call, numbered in the order of their first use."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Symbol] = {}
+        self._known: dict[int, TensorSymbol] = {}
         self.addresses: list[int] = []
 
-    def of(self, tensor: Tensor) -> Symbol:
+    def of(self, tensor: Tensor) -> TensorSymbol:
         known = self._known.get(id(tensor))
         if known is None:
             address = tensor.data_ptr()
-            own = (tensor.dtype, tuple(tensor.shape), tensor.stride(), address % ALIGNMENT)
-            known = self._known[id(tensor)] = Symbol(len(self.addresses), *own)
+            layout = (tensor.dtype, tuple(tensor.shape), tensor.stride(), address % ALIGNMENT)
+            known = self._known[id(tensor)] = TensorSymbol(len(self.addresses), *layout)
             self.addresses.append(address)
         return known
 
-    def all(self, tensors: Iterable[Tensor]) -> tuple[Symbol, ...]:
+    def all(self, tensors: Iterable[Tensor]) -> tuple[TensorSymbol, ...]:
         return tuple(map(self.of, tensors))
 
 
-class Table(NamedTuple):
-    """On a device; and the host's memory that it is copied from, which a captured graph copies again."""
+class UploadedTable(NamedTuple):
+    """A table on a device, and the host memory of its upload: a captured graph repeats the upload."""
 
     device: Tensor
     pinned: Tensor
@@ -87,7 +87,7 @@ class Kept:
     """A plan, and its latest tables by device, stream and addresses."""
 
     plan: Plan
-    tables: OrderedDict[Hashable, Table] = field(default_factory=OrderedDict)
+    tables: OrderedDict[Hashable, UploadedTable] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self.words = torch.tensor(self.plan.words, dtype=torch.int64, device="cpu")
@@ -96,31 +96,31 @@ class Kept:
         self.numbers = (symbolic >> ADDRESS_BITS) - 1
         self.offsets = symbolic & OFFSET_MASK
 
-    def table(self, addresses: list[int], device: torch.device) -> Table:
-        """The words with real addresses, on their way to the device."""
+    def table(self, addresses: list[int], device: torch.device) -> UploadedTable:
+        """Return the words with real addresses, and start their upload to the device."""
         words = self.words.clone()
         aligned = [address - address % ALIGNMENT for address in addresses]
         starts = torch.tensor(aligned, dtype=torch.int64, device="cpu")
         words.view(-1)[self.places] = starts[self.numbers] + self.offsets
         pinned = words.pin_memory() if device.type == "cuda" else words
-        return Table(pinned.to(device, non_blocking=True), pinned)
+        return UploadedTable(pinned.to(device, non_blocking=True), pinned)
 
 
 _KEPT: OrderedDict[Hashable, Kept] = OrderedDict()
-_CAPTURED: list[Table] = []
-"""What CUDA graphs use: for ever, since a graph may be replayed at any time."""
+_CAPTURED: list[UploadedTable] = []
+"""Tables that CUDA graphs use; they are never freed, since a graph may be replayed at any time."""
 _LOCK = threading.Lock()
 
 
 def forget() -> None:
-    """Make all plans anew: what they were made from has changed."""
+    """Drop all plans, because something that they were made from has changed."""
     _KEPT.clear()
 
 
 def plan_of(
     key: Hashable, addresses: list[int], device: torch.device, make: Callable[[], Plan]
 ) -> tuple[Plan, Tensor]:
-    """The plan of this key, and its table for these addresses on a device's current stream."""
+    """Return the plan of this key, and its table for these addresses on a device's current stream."""
     stream, capturing = 0, False
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
@@ -133,13 +133,13 @@ def plan_of(
         table = known or kept.table(addresses, device)
         if capturing:
             _CAPTURED.append(table)
-        if known or not capturing:  # an upload that is captured happens when the graph runs, not before
+        if known or not capturing:  # a captured upload runs only when the graph is replayed
             _keep(kept.tables, place, table, MOST_TABLES)
     return kept.plan, table.device
 
 
 def _keep(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int) -> None:  # noqa: ANN401
-    """As the latest, with at most so many in all."""
+    """Add a value as the latest, and drop the oldest one if there are more than `most`."""
     kept[key] = value
     if len(kept) > most:
         kept.popitem(last=False)
@@ -147,11 +147,11 @@ def _keep(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int
 
 def run(
     key: Hashable,
-    symbols: Symbols,
+    symbols: TensorSymbols,
     make: Callable[[], Plan],
     taking_part: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Launch the plan that `key` names, made from `symbols` where it is not kept."""
+    """Launch the plan that `key` names; `make` makes it from `symbols` if it is not kept."""
     plan, table = plan_of(key, symbols.addresses, taking_part.device, make)
     launch.run(plan, table, taking_part, scalars)

@@ -1,6 +1,6 @@
-"""Launches as data: which kernel, over which entries of one table, with which constants.
+"""Launches as data: a kernel, its entries of the plan's table, and its constants.
 
-A plan is made from dtypes, shapes, strides and addresses alone (kept_plans.py). `run` launches it through
+A plan depends only on dtypes, shapes, strides and addresses (kept_plans.py). `run` launches it through
 Triton; tests launch the same plan in other ways.
 """
 
@@ -23,8 +23,8 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 
 @dataclass(frozen=True)
-class Config:
-    """How a kernel is cut and compiled (tuning.py)."""
+class KernelConfig:
+    """Tile sizes of a kernel, and the options of its compilation (tuning.py)."""
 
     constants: Mapping[str, int]
     warps: int
@@ -35,18 +35,18 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one kernel does to blocks `start` to `end` of a group.
+class BlockWork:
+    """The work of one kernel on blocks `start` to before `end` of a group.
 
     Args:
-        kernel: the Triton function.  constants: of its specialisation, besides the configuration's.
-        fields: of its entries, by their place (entry.py).
-        matrices: by their number in the entry.
-        tiles: programs of one block.
+        kernel: the Triton function.  constants: its specialisation, besides the configuration's constants.
+        fields: values of its entries by index (entry.py).
+        matrices: matrices by their number in the entry.
+        tiles: number of programs of one block.
     """
 
     kernel: Any
-    config: Config
+    config: KernelConfig
     constants: Mapping[str, Any]
     fields: Mapping[int, int]
     matrices: Mapping[int, Matrices]
@@ -55,13 +55,13 @@ class Work:
     tiles: int = 1
 
     def pieces(self) -> Iterable[tuple[int, int]]:
-        """The blocks, cut where a view of a matrix begins."""
+        """Return the ranges of blocks between the beginnings of the matrices' views."""
         cuts = {self.start}.union(*(matrices.cuts() for matrices in self.matrices.values()))
         inner = sorted(cut for cut in cuts if self.start <= cut < self.end)
         return zip(inner, [*inner[1:], self.end], strict=True)
 
     def entries(self) -> Iterable[tuple[list[int], int]]:
-        """Entries and their numbers of programs."""
+        """Yield the entries and their numbers of programs."""
         for start, end in self.pieces():
             words = [0] * fields.WIDTH.value
             words[fields.STATE.value] = -1
@@ -79,7 +79,7 @@ class Launch:
     """A kernel over `count` entries from `first` on."""
 
     kernel: Any
-    config: Config
+    config: KernelConfig
     constants: Mapping[str, Any]
     programs: int
     first: int
@@ -87,18 +87,18 @@ class Launch:
 
     @property
     def scalars(self) -> list[str]:
-        """Names of the kernel's arguments after those that all have, which the caller gives by name."""
+        """Names of the kernel's arguments after the common ones; the caller passes them by name."""
         names = self.kernel.arg_names[COMMON:]
         return [name for name in names if name not in self.constants and name not in self.config.constants]
 
 
 COMMON = 4
-"""Of a kernel's arguments: `table`, `count`, `scratch`, and `active` or, of one on blocks, `scales`."""
+"""Number of the arguments that all kernels have: `table`, `count`, `scratch`, and `active` or `scales`."""
 
 
 @dataclass
 class Plan:
-    """Launches in their order, their table, and the bytes of scratch memory that they share."""
+    """Launches in order, their table, and the bytes of scratch memory that they share."""
 
     launches: list[Launch] = field(default_factory=list)
     words: list[list[int]] = field(default_factory=list)
@@ -106,26 +106,26 @@ class Plan:
     _used: int = 0
 
     def floats(self, count: int) -> int:
-        """Room for float32 in scratch memory, as an offset in bytes."""
+        """Reserve scratch memory for `count` float32, and return its offset in bytes."""
         place = self._used
         self._used += -(-4 * count // ALIGNMENT) * ALIGNMENT
         self.scratch = max(self.scratch, self._used)
         return place
 
     def doubles(self, count: int) -> int:
-        """Room for float64."""
+        """Reserve scratch memory for `count` float64, and return its offset in bytes."""
         return self.floats(2 * count)
 
     def mark(self) -> int:
         return self._used
 
     def release(self, mark: int) -> None:
-        """Give back all that was taken since `mark`: launches that come later may take it again."""
+        """Release the scratch memory reserved since `mark`, for reuse by later launches."""
         self._used = mark
 
-    def step(self, works: Iterable[Work]) -> None:
-        """Works that do not depend on each other: one launch for each specialisation."""
-        by_launch: dict[Any, list[Work]] = {}
+    def step(self, works: Iterable[BlockWork]) -> None:
+        """Add works that do not depend on each other: one launch for each specialisation."""
+        by_launch: dict[Any, list[BlockWork]] = {}
         for work in works:
             if work.end > work.start and work.tiles > 0:
                 key = (work.kernel.__name__, work.config, tuple(work.constants.items()))
@@ -133,17 +133,17 @@ class Plan:
         for same in by_launch.values():
             first, programs = len(self.words), 0
             for work in same:
-                for words, own in work.entries():
+                for words, programs_of_entry in work.entries():
                     words[fields.FIRST_PROGRAM.value] = programs
                     self.words.append(words)
-                    programs += own
+                    programs += programs_of_entry
             work = same[0]
             count = len(self.words) - first
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 
 def run(plan: Plan, table: torch.Tensor, taking_part: torch.Tensor, scalars: Mapping[str, Any]) -> None:
-    """Launch a plan on the current stream of its device; `scalars`: the arguments that kernels name."""
+    """Launch a plan on the current stream of its device; `scalars`: the kernels' other arguments by name."""
     device = taking_part.device
     scratch = torch.empty(max(plan.scratch, 1), dtype=torch.uint8, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():

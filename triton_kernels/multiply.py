@@ -1,8 +1,8 @@
 """C = A B for one tile of one block's C: the loop of every grouped product.
 
-One program a tile of BM x BN; depth is worked off BK at a time, in the stages of the launch. A is matrix 0
-of the entry, ``[rows, depth]``, B matrix 1, ``[depth, cols]``. Of a symmetric C, only tiles on and below
-the diagonal are made, and those below it stored with their mirror images.
+One program makes one tile of BM x BN. It takes BK of the depth at a time, in the stages of the launch. A is
+matrix 0 of the entry, ``[rows, depth]``, B is matrix 1, ``[depth, cols]``. Only the tiles on and below the
+diagonal of a symmetric C are made; those below it are stored together with their mirror images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .precision import dot
 
 @triton.jit
 def tile_corner(entry, tile, SYMMETRIC: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """First row and column of a tile."""
+    """Return the first row and column of a tile."""
     if SYMMETRIC:
         row = 0
         while (row + 1) * (row + 2) // 2 <= tile:
@@ -43,9 +43,9 @@ def multiply(
     a_scale=None,
     b_scale=None,
 ):
-    """The rows i and columns j of C, float32; of a_scale A and b_scale B where those are given.
+    """Return the rows i and columns j of C, float32; a scale that is not None multiplies A or B.
 
-    They are multiplied as they are loaded: where A B would overflow, the product of the scaled ones may not.
+    A and B are scaled as they are loaded: A B may overflow where the product of the scaled ones does not.
     """
     rows, cols, depth = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR), size(entry, DEPTH, VECTOR)
     a, a_rows, a_cols = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
@@ -65,7 +65,7 @@ def multiply(
 
 @triton.jit
 def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.constexpr):
-    """To matrix 3, ``[rows, cols]``."""
+    """Write the elements (i, j) of matrix 3, ``[rows, cols]``."""
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     out, out_rows, out_cols = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
     tl.store(place(out, out_rows, out_cols, i, j, ORDER), value, mask=inside(i, j, rows, cols))
@@ -73,7 +73,7 @@ def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.co
 
 @triton.jit
 def load_square(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.constexpr):
-    """A tile of a square matrix."""
+    """Return a tile of a square matrix."""
     rows = size(entry, ROWS, VECTOR)
     data, stride, _step = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
     return tl.load(place(data, stride, 1, i, j, "row"), mask=inside(i, j, rows, rows), other=0.0)
@@ -81,9 +81,9 @@ def load_square(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.con
 
 @triton.jit
 def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
-    """A tile on or below the diagonal to matrix 3, and of one below it the mirror image.
+    """Write a tile on or below the diagonal of matrix 3, and the mirror image of one below the diagonal.
 
-    On the diagonal it is symmetric up to rounding: to choose halves takes the registers of another tile.
+    A tile on the diagonal is symmetric up to rounding: to mirror a half takes the registers of another tile.
     """
     rows = size(entry, ROWS, VECTOR)
     out, stride, _step = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
@@ -95,20 +95,20 @@ def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
 
 @triton.jit
 def squared_norm(value):
-    """The sum of squares of a tile, in float64, where no square of a float32 is lost."""
+    """Return the sum of squares of a tile in float64, in which the square of a float32 is exact."""
     wide = value.to(tl.float64)
     return tl.sum(wide * wide)
 
 
 @triton.jit
 def store_partial(entry, block, tile, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr, value):
-    """A tile's share of a sum in float64, which a later launch adds up in a fixed order."""
+    """Write a tile's share of a sum in float64; a later launch adds up the shares in a fixed order."""
     tl.store(floats(entry, scratch, FIELD, tl.float64) + block * tl.load(entry + COUNT) + tile, value)
 
 
 @triton.jit
 def total(entry, block, scratch, FIELD: tl.constexpr, COUNT: tl.constexpr):
-    """The sum of a block's shares."""
+    """Return the sum of a block's shares."""
     count = tl.load(entry + COUNT)
     shares = floats(entry, scratch, FIELD, tl.float64) + block * count
     lanes = tl.arange(0, 128)

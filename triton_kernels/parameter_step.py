@@ -1,12 +1,12 @@
-"""parameter_step, for the elements of all parameters in one launch::
+"""The kernel of parameter_step_: the elements of all parameters in one launch::
 
-    u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
+    u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
     bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
-    q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
+    q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q in its storage dtype
 
-Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q. The tensors that the formula needs
-are read and written once; a span of a parameter that is not active is left alone. See elements.py for the
-mapping.
+If p is bfloat16, c6 > 0 and there are no residuals, q is rounded by chance. The tensors that the formula
+needs are read and written once; parameters that are not active stay unchanged. elements.py describes how
+programs map to elements.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def parameter_step(
             if HAS_RESIDUAL:
                 upper = tl.load(places(entry, PARAM, at, tl.int16, FLAT), mask=exists, other=0)
                 residual = places(entry, RESIDUAL, at, tl.int16, FLAT)
-                own = tl.load(residual, mask=exists, other=0).to(tl.int32)
-                bits = (upper.to(tl.int32) << 16) + tl.where((upper & 0x7FFF) != 0, own, 0)
+                lower = tl.load(residual, mask=exists, other=0).to(tl.int32)
+                bits = (upper.to(tl.int32) << 16) + tl.where((upper & 0x7FFF) != 0, lower, 0)
                 p = bits.to(tl.float32, bitcast=True)
             else:
                 p = tl.load(param, mask=exists, other=0.0).to(tl.float32)
@@ -110,7 +110,7 @@ def parameter_step(
 
 @triton.jit
 def rounded_by_chance(values, made_of, old, count):
-    """Bfloat16 numbers next to the values (kradagrad_ext/backends/base.py); with a count of 0, the values."""
+    """Return the values rounded by chance to bfloat16 (backends/base.py); unchanged if count is 0."""
     bits = values.to(tl.uint32, bitcast=True)
     mixed = made_of.to(tl.uint32, bitcast=True) ^ old.to(tl.uint32, bitcast=True) * 0x85EBCA77
     mixed = mixed ^ count.to(tl.uint32) * 0x9E3779B9

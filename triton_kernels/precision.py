@@ -1,8 +1,8 @@
 """a b for tiles of float32 on tensor cores, from terms that they multiply exactly.
 
 ``bf16x3``: a = ah + al in bfloat16, a b ~ ah bh + ah bl + al bh. ``tf32x3``: the same in tf32. ``fp32``:
-fused multiply-adds. The smallest products are added first. An operand that is bfloat16 is its own first
-term: the products with its other are left out.
+fused multiply-adds. The smallest products are added first. A bfloat16 operand equals its first term, so the
+products with its second one are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def dot(a, b, sum, PRECISION: tl.constexpr):
-    """sum + a b, for a ``[M, K]`` and b ``[K, N]``, each float32 or bfloat16."""
+    """Return sum + a b, for a ``[M, K]`` and b ``[K, N]``, each float32 or bfloat16."""
     if PRECISION == "bf16x3":
         return _dot_bf16x3(a, b, sum)
     INPUT: tl.constexpr = "tf32x3" if PRECISION == "tf32x3" else "ieee"
@@ -22,7 +22,7 @@ def dot(a, b, sum, PRECISION: tl.constexpr):
 
 @triton.jit
 def _rest(value, term):
-    """What a value has beyond its first term."""
+    """Return the difference of a value and its first term."""
     return value - term.to(tl.float32)
 
 

@@ -1,4 +1,4 @@
-"""Grouped products as works of a plan: their entries, tiles and specialisation."""
+"""Works of a plan for grouped products: their entries, tiles and specialisation."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from . import entry as fields
 from . import tuning
 from .blocks import Matrices, scratch_matrices
-from .groups import Rule
-from .launch import TYPES, Config, Plan, Work
+from .groups import StepRule
+from .launch import TYPES, BlockWork, KernelConfig, Plan
 
 
 @dataclass(frozen=True)
 class Product:
-    """C = A B, A ``[rows, depth]``, and what the kernel makes of it.
+    """A product C = A B with A ``[rows, depth]``, and the kernel that uses it.
 
     Args:
         added, out: matrices 2 and 3 of the entry.
-        words: of the entry beside those that follow from the matrices.
-        typed: whether the kernel is told the dtypes of A and B, and the orders of all three.
+        words: words of the entry besides those that follow from the matrices.
+        typed: True if the dtypes of A and B and the orders of all three are constants of the kernel.
     """
 
     kernel: Any
@@ -37,7 +37,7 @@ class Product:
         return {index: matrix for index, matrix in numbered.items() if matrix is not None}
 
     def types(self) -> dict[str, Any]:
-        """Constants that tell of the matrices."""
+        """Return the constants that describe the matrices."""
         if not self.typed:
             return {}
         return {
@@ -53,38 +53,38 @@ class Product:
 
 
 def in_vectors(sizes: Iterable[int], matrices: Mapping[Any, Matrices]) -> bool:
-    """Whether every matrix can be read in vectors of 16 bytes."""
+    """Return True if every matrix can be read in vectors of 16 bytes."""
     multiple = all(size % fields.SIZE_MULTIPLE.value == 0 for size in sizes)
     return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
 @dataclass(frozen=True)
-class Part:
-    """Blocks `start` to `end` of a group, whose shape class decides on the tiles."""
+class DepthRange:
+    """Blocks `start` to before `end` of a group, whose shape class determines the tiles."""
 
     plan: Plan
     first_block: int
     start: int
     end: int
     shape: str
-    rule: Rule
+    rule: StepRule
 
     def matrices(self, rows: int, cols: int) -> Matrices:
-        """Scratch memory for a matrix of every block."""
+        """Reserve scratch memory for one matrix of every block."""
         count = self.end - self.start
         return scratch_matrices(self.plan.floats(count * rows * cols), self.start, count, rows, cols)
 
-    def config(self, kernel: Any) -> Config:  # noqa: ANN401
+    def config(self, kernel: Any) -> KernelConfig:  # noqa: ANN401
         return tuning.config(kernel, self.shape, self.rule.precision, self.rule.architecture)
 
     def tiles(self, kernel: Any, rows: int, cols: int, symmetric: bool = False) -> int:  # noqa: ANN401
-        """Programs of one block's product."""
+        """Return the number of programs of one block's product."""
         tile = self.config(kernel).constants["BM"]
         down, across = -(-rows // tile), -(-cols // tile)
         return down * (down + 1) // 2 if symmetric else down * across
 
-    def work(self, product: Product, **constants: Any) -> Work:  # noqa: ANN401
-        """A product of these blocks."""
+    def work(self, product: Product, **constants: Any) -> BlockWork:  # noqa: ANN401
+        """Return the work that makes a product of these blocks."""
         rows, cols, depth = product.a.rows, product.b.cols, product.a.cols
         words = {
             fields.FIRST_BLOCK.value: self.first_block,
@@ -97,7 +97,9 @@ class Part:
         constants |= product.types() | {"PRECISION": self.rule.precision, "VECTOR": product.vector()}
         tiles = self.tiles(product.kernel, rows, cols, product.symmetric)
         config = self.config(product.kernel)
-        return Work(product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles)
+        return BlockWork(
+            product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles
+        )
 
     def once(
         self,
@@ -106,7 +108,7 @@ class Part:
         words: Mapping[int, int],
         tiles: int = 1,
         **constants: Any,  # noqa: ANN401
-    ) -> Work:
-        """What one program, or one a tile, does to each of these blocks."""
-        own = {fields.FIRST_BLOCK.value: self.first_block, **words}
-        return Work(kernel, self.config(kernel), constants, own, matrices, self.start, self.end, tiles)
+    ) -> BlockWork:
+        """Return a work that runs one program, or one program a tile, for each of these blocks."""
+        words = {fields.FIRST_BLOCK.value: self.first_block, **words}
+        return BlockWork(kernel, self.config(kernel), constants, words, matrices, self.start, self.end, tiles)

@@ -1,15 +1,16 @@
 """out = c A B for every block of every group, and |out|_F^2, in the square-root form.
 
-SCALE says what c is, and A and B are::
+SCALE determines c::
 
-    "one"        1                                        D P_r;  G P_r and G^T P_l^T, which coupling feeds
+    SCALE        c                                        A B
+    "one"        1                                        D P_r;  G P_r and G^T P_l^T for coupled updates
     "whitening"  sqrt(weight) s                           F^T U
-    "root"       what gives q(decay)^2 decay = 1          F Z      (inverse_root.py)
-    "rms"        1 / rms, 0 where there was no gradient   P_l (D P_r)
+    "root"       the scale with q(decay)^2 decay = 1      F Z      (inverse_root.py)
+    "rms"        1 / rms, 0 without a gradient so far     P_l (D P_r)
 
-Where A is a factor that holds nothing yet, start I stands for it, and only B is read. Norms are summed in
-float64: they do not overflow, so that they also say whether every element is finite; that of F R is of what
-the factor's dtype makes of it. See multiply.py for the mapping.
+If A is a factor without a gradient so far, start I replaces it, and only B is read. Norms are summed in
+float64. They do not overflow, so that a norm is finite exactly if every element is finite. The norm of F R is
+taken after its conversion to the factor's dtype. multiply.py describes how programs map to tiles.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .side_state import RMS, START, WHITENING, side_statistics, state
 
 @triton.jit
 def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr, VECTOR: tl.constexpr):
-    """The rows i and columns j of B, which has as many rows as A."""
+    """Return the rows i and columns j of B, which has as many rows as A."""
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     data, row_stride, col_stride = matrix(entry, 1, block, scratch, TYPE, VECTOR)
     places = place(data, row_stride, col_stride, i, j, ORDER)
@@ -46,7 +47,7 @@ def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr
 
 @triton.jit
 def _scale(entry, block, scratch, decay, SCALE: tl.constexpr, REFINE: tl.constexpr):
-    """c, or 1 / c of "rms"; made before the product, whose tile fills the registers that it needs."""
+    """Return c, or 1 / c for "rms"; made before the product, whose tile takes the registers it needs."""
     if SCALE == "whitening":
         return tl.load(state(entry, block, scratch, WHITENING))
     elif SCALE == "root":
@@ -59,7 +60,7 @@ def _scale(entry, block, scratch, decay, SCALE: tl.constexpr, REFINE: tl.constex
 
 @triton.jit
 def _scaled(value, scale, SCALE: tl.constexpr):
-    """c times a tile."""
+    """Return c times a tile."""
     if SCALE == "one":
         return value
     elif SCALE == "rms":
@@ -107,5 +108,5 @@ def scaled_product(
         store(entry, block, scratch, i, j, c, OUT_ORDER, VECTOR)
         if NORM:
             if SCALE == "root":
-                c = c.to(A_TYPE).to(tl.float32)  # as the factor holds it
+                c = c.to(A_TYPE).to(tl.float32)  # as the factor stores it
             store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(c))

@@ -1,10 +1,10 @@
-"""What is done once a block and side in the square-root form: the statistics, and the end of an update.
+"""The statistics of a block's side in the square-root form, and the end of its update.
 
-See kradagrad_ext/backends/base.py for the formulas. `square_gradients` gives a program a tile of G, and
-`finish_sides` a tile of F; `track_statistics` is one program a block and side.
+The formulas are in kradagrad_ext/backends/base.py. A program of `square_gradients` processes a tile of G, one
+of `finish_sides` a tile of F; `track_statistics` runs one program for each block and side.
 
-Between the launches of an update a side keeps arrays ``[blocks]`` of float32 in scratch memory, one after
-the other from STATE on (entry.py). Sums of squares are float64.
+Between the launches of an update a side has arrays ``[blocks]`` of float32 in scratch memory, stored
+consecutively from STATE on (entry.py). Sums of squares are float64.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from .entry import (
 from .multiply import squared_norm, store_partial, tile_corner, total
 
 # The arrays of a side's state:
-TAKEN = tl.constexpr(0)  # 1 where the block takes part, else 0
+TAKEN = tl.constexpr(0)  # 1 if the block takes part, else 0
 NEW_RMS = tl.constexpr(1)
 NEW_WEIGHT = tl.constexpr(2)
-START = tl.constexpr(3)  # F = start I before the first gradient, 0 later: F is the factor's own
-WHITENING = tl.constexpr(4)  # sqrt(weight) s: B = whitening F^T U, with the block's own scale
-STRETCH = tl.constexpr(5)  # |U|_F^2 / |G|_F^2 before coupling's s takes it back
+START = tl.constexpr(3)  # F = start I before the first gradient; later 0, and F is the factor
+WHITENING = tl.constexpr(4)  # sqrt(weight) s with the block's scale: B = whitening F^T U
+STRETCH = tl.constexpr(5)  # |U|_F^2 / |G|_F^2, which the s of coupled updates divides out
 ARRAYS = tl.constexpr(6)
 
-# Columns of a factor's statistics, as base.py has them:
+# Columns of a factor's statistics, as in base.py:
 RMS = tl.constexpr(0)
 WEIGHT = tl.constexpr(1)
 WHITENED_SQUARE = tl.constexpr(2)
@@ -55,13 +55,13 @@ COLUMNS = tl.constexpr(4)
 
 @triton.jit
 def state(entry, block, scratch, ARRAY: tl.constexpr):
-    """Pointer to a block's number in an array of the state."""
+    """Return a pointer to a block's element of an array of the state."""
     return floats(entry, scratch, STATE) + ARRAY * tl.load(entry + BLOCKS) + block
 
 
 @triton.jit
 def side_statistics(entry, block, FIELD: tl.constexpr = STATISTICS):
-    """Pointer to the statistics of a block's side."""
+    """Return a pointer to the statistics of a block's side."""
     return tl.load(entry + FIELD).to(tl.pointer_type(tl.float32)) + COLUMNS * block
 
 
@@ -82,7 +82,7 @@ def square_gradients(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """The tiles' shares of |G|_F^2 of matrix 0."""
+    """Write the tiles' shares of |G|_F^2, with G matrix 0."""
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
@@ -97,7 +97,7 @@ def square_gradients(
 
 @triton.jit
 def new_statistics(rms, weight_before, squared, elements, decay, weight):
-    """rms' and w' after a gradient of this squared norm; the mean is made in float64."""
+    """Return rms' and w' after a gradient of this squared norm; the mean is computed in float64."""
     old_rms = rms.to(tl.float64)
     old_weight = decay * weight_before.to(tl.float64)
     new_weight = old_weight + weight
@@ -107,7 +107,7 @@ def new_statistics(rms, weight_before, squared, elements, decay, weight):
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "decay", "weight", "prior"])
 def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLED: tl.constexpr):
-    """The state of a side ``[ROWS, COLS]`` after its gradient; what is not finite is counted here."""
+    """Write the state of a side ``[ROWS, COLS]`` after its gradient; count blocks with non-finite rms."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     taken = 0.0
@@ -143,7 +143,7 @@ def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLE
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "norms"])
 def finish_norms(table, count, scratch, scales, norms):
-    """norms = |V|_F^2 from its shares, 0 for an inactive block."""
+    """Write norms = |V|_F^2 from its shares, 0 for an inactive block."""
     entry = find(table, count)
     block, _tile = own_block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
@@ -155,7 +155,7 @@ def finish_norms(table, count, scratch, scales, norms):
 
 @triton.jit
 def _write_factor(entry, block, scratch, tile, TYPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """A tile of the factor, matrix 3, from the new one, matrix 0."""
+    """Write a tile of the factor, matrix 3, from the new factor, matrix 0."""
     d = tl.load(entry + ROWS)
     row, col = tile_corner(entry, tile, False, BM, BN)
     i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
@@ -176,7 +176,7 @@ def finish_sides(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Factor and statistics of the blocks whose new factor is finite; the others are counted."""
+    """Write factor and statistics of the blocks whose new factor is finite; count the other blocks."""
     entry = find(table, count)
     block, tile = own_block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):

@@ -1,31 +1,31 @@
-"""Slices: the blocks that are worked off together, so that scratch memory stays bounded."""
+"""Slices: ranges of blocks that are processed together, so that scratch memory is bounded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
-from .groups import Group
+from .groups import KernelGroup
 
 SCRATCH_BYTES = 1 << 30
-"""Of one slice of blocks: all intermediates of a billion parameters would take 30 GB. A launch costs the host
-tens of microseconds, so that slices must not be many."""
+"""Scratch memory of one slice: the intermediates of a billion parameters together would take 30 GB. A launch
+costs the host tens of microseconds, so there must be few slices."""
 
 
 class Sliced(Protocol):
     """The plan of a group."""
 
-    group: Group
+    group: KernelGroup
 
     def scratch_of_block(self) -> int:
-        """Bytes that one block's works take (an upper bound)."""
+        """Return an upper bound of the bytes that one block's works take."""
 
 
 Plans = TypeVar("Plans", bound=Sliced)
 
 
 def slices_of(plans: list[Plans], scratch_bytes: int) -> Iterator[list[tuple[Plans, int, int]]]:
-    """Groups' plans with the blocks, from the first to before the last, that a slice has of them."""
+    """Yield slices: groups' plans with the first block in the slice, and the one after the last."""
     parts: list[tuple[Plans, int, int]] = []
     left = scratch_bytes
     for plan in plans:

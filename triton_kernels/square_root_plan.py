@@ -2,7 +2,7 @@
 
 ::
 
-    U = G P_r, or G^T P_l^T                       scaled_product    with |U|_F^2, where sides are coupled
+    U = G P_r, or G^T P_l^T                       scaled_product    with |U|_F^2, if sides are coupled
     rms', w', start, s                            track_statistics
     B = sqrt(weight) s F^T U                      scaled_product    with |B|_F^2
     M = B B^T + C^T C                             gram              with |M|_F^2
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from . import entry as fields
 from .blocks import Matrices
 from .gram import gram
-from .groups import Rule
+from .groups import StepRule
 from .inverse_root import inverse_root
-from .launch import TYPES, Work
-from .product_plan import Part, Product
+from .launch import TYPES, BlockWork
+from .product_plan import DepthRange, Product
 from .scaled_product import scaled_product
 from .side_state import finish_sides, track_statistics
 
@@ -33,8 +33,8 @@ class SquareRootSide:
 
     Args:
         factor: F ``[d, d]``.  unfolding: G ``[d, k]``, as this side sees it.
-        whitening: what G is multiplied by from the right, ``[k, k]``, where sides are coupled.
-        words: of every entry of this side: where its state and its sums are (entry.py).
+        whitening: the root ``[k, k]`` that multiplies G from the right, if sides are coupled.
+        words: words of every entry of this side: the locations of its state and its sums (entry.py).
         stretched, finished: offsets in scratch memory of the shares of |U|_F^2 and |F'|_F^2.
     """
 
@@ -46,30 +46,30 @@ class SquareRootSide:
     finished: int
 
 
-def squares_of(rule: Rule) -> int:
-    """Matrices ``[d, d]`` in scratch memory: M, F', and what an iteration reads while it makes others."""
+def squares_of(rule: StepRule) -> int:
+    """Return the number of scratch matrices ``[d, d]``: M, F', and the iterates of a step."""
     return (2, 3, 5)[min(rule.refine, 3) - 1]
 
 
 class SquareRootUpdate:
-    """The update of a side for one part of its blocks."""
+    """The update of a side for one range of its blocks."""
 
-    def __init__(self, part: Part, rule: Rule, side: SquareRootSide) -> None:
+    def __init__(self, part: DepthRange, rule: StepRule, side: SquareRootSide) -> None:
         self.part, self.rule, self.side = part, rule, side
         self.d, self.k = side.unfolding.rows, side.unfolding.cols
         self.u = part.matrices(self.d, self.k) if side.whitening else side.unfolding
         self.b = part.matrices(self.d, self.k)
         self.squares = [part.matrices(self.d, self.d) for _ in range(squares_of(rule))]
 
-    def whitened_gradients(self) -> list[Work]:
-        """U, which needs nothing of this side."""
+    def whitened_gradients(self) -> list[BlockWork]:
+        """Return the work that makes U, which needs no result of this side."""
         if self.side.whitening is None:
             return []
         words = self._shares(self.side.stretched, self.k)
         return [scaled(self.part, "one", self.side.unfolding, self.side.whitening, self.u, words, norm=True)]
 
-    def stages(self) -> Iterator[list[Work]]:
-        """One list for each launch that the next waits for."""
+    def stages(self) -> Iterator[list[BlockWork]]:
+        """Yield the works in stages: lists of works, each list waiting for the one before."""
         factor, (m, *rest) = self.side.factor, self.squares
         yield [self._track()]
         words = self._shares(self.side.words[fields.WHITENED.value], self.k)
@@ -81,22 +81,22 @@ class SquareRootUpdate:
         yield [self._finish(new)]
 
     def _shares(self, place: int, cols: int) -> dict[int, int]:
-        """Words that say where the tiles of a product ``[d, cols]`` leave their shares of a sum."""
+        """Return the words that locate the shares of a sum by tile of a product ``[d, cols]``."""
         tiles = self.part.tiles(scaled_product, self.d, cols)
         return {fields.PARTIAL.value: place, fields.PARTIALS.value: tiles}
 
-    def _track(self) -> Work:
-        own = {fields.ROWS.value: self.d, fields.COLS.value: self.k}
-        words = {**self.side.words, **own, **self._shares(self.side.stretched, self.k)}
+    def _track(self) -> BlockWork:
+        sizes = {fields.ROWS.value: self.d, fields.COLS.value: self.k}
+        words = {**self.side.words, **sizes, **self._shares(self.side.stretched, self.k)}
         return self.part.once(track_statistics, {}, words, COUPLED=self.side.whitening is not None)
 
     def _of_factor(
         self, scale: str, factor: Matrices, b: Matrices, out: Matrices, shares: Mapping[int, int]
-    ) -> Work:
+    ) -> BlockWork:
         words, refine = {**self.side.words, **shares}, self.rule.refine if scale == "root" else 0
         return scaled(self.part, scale, factor, b, out, words, norm=True, refine=refine, of_factor=True)
 
-    def _gram(self, m: Matrices) -> Work:
+    def _gram(self, m: Matrices) -> BlockWork:
         product = Product(
             gram,
             self.b,
@@ -108,8 +108,8 @@ class SquareRootUpdate:
         )
         return self.part.work(product, F_TYPE=TYPES[self.side.factor.dtype], DAMPED=self.rule.damped)
 
-    def _iterates(self, m: Matrices, rest: list[Matrices]) -> Iterator[list[Work]]:
-        """Z from M. Places that are free again are taken for what comes next."""
+    def _iterates(self, m: Matrices, rest: list[Matrices]) -> Iterator[list[BlockWork]]:
+        """Yield the stages that make Z from M, and return Z; reuse matrices that nothing needs again."""
         if self.rule.refine == 1:
             yield [self._iterate("only", 1, m, m, m, added=m)]
             return m
@@ -139,21 +139,21 @@ class SquareRootUpdate:
         b: Matrices,
         out: Matrices,
         added: Matrices | None = None,
-    ) -> Work:
+    ) -> BlockWork:
         product = Product(inverse_root, a, b, added=added, out=out, words=self.side.words, symmetric=True)
         return self.part.work(product, STEP=step, NUMBER=number)
 
-    def _finish(self, new: Matrices) -> Work:
-        """F from scratch memory, where it was made since all tiles of the product read the old one."""
+    def _finish(self, new: Matrices) -> BlockWork:
+        """Return the work that copies F' from scratch memory: all tiles of F R read the old F."""
         d, factor = self.d, self.side.factor
-        own = {fields.ROWS.value: d, fields.TILE_COLS.value: self.part.tiles(finish_sides, 1, d)}
-        words = {**self.side.words, **own, **self._shares(self.side.finished, d)}
+        sizes = {fields.ROWS.value: d, fields.TILE_COLS.value: self.part.tiles(finish_sides, 1, d)}
+        words = {**self.side.words, **sizes, **self._shares(self.side.finished, d)}
         tiles = self.part.tiles(finish_sides, d, d)
         return self.part.once(finish_sides, {0: new, 3: factor}, words, tiles, TYPE=TYPES[factor.dtype])
 
 
 def scaled(
-    part: Part,
+    part: DepthRange,
     scale: str,
     a: Matrices,
     b: Matrices,
@@ -163,7 +163,7 @@ def scaled(
     norm: bool = False,
     refine: int = 0,
     of_factor: bool = False,
-) -> Work:
-    """A work of scaled_product; `refine` where the scale is that of a root."""
+) -> BlockWork:
+    """Return a work of scaled_product; `refine` is used by the scale "root" only."""
     product = Product(scaled_product, a, b, out=out, words=words, typed=True)
     return part.work(product, SCALE=scale, REFINE=refine, OF_FACTOR=of_factor, NORM=norm)

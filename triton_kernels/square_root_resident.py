@@ -2,13 +2,14 @@
 
 For each side that has a factor F, with G as that side sees it (kradagrad_ext/backends/base.py)::
 
-    U = s G P, P the other side's root, where sides are coupled; else U = G, times the block's scale
-    rms' and w' of the statistics;   F = start I where there was no gradient before
+    U = s G P, with P the other side's root, if sides are coupled; else U = G, times the block's scale
+    rms' and w' of the statistics;   F = start I before the first gradient
     B = sqrt(weight) F^T U;   M = B B^T + C^T C;   R from M (inverse_root.py);   F = F R
 
-and V = P_l (D P_r) / rms with |V|_F^2, if there is an output. Matrices are held whole, padded to a power of
-two by zeros, which every formula keeps where they matter. What is needed again is loaded again, from a cache,
-rather than held. What is symmetric is so up to rounding, which the iteration does not amplify.
+and V = P_l (D P_r) / rms with |V|_F^2, if there is an output. A program has whole matrices in registers,
+padded to a power of two with zeros, which every formula keeps where they matter. A matrix that is needed
+again is loaded again, from a cache, to save registers. Symmetric results are symmetric up to rounding, which
+the iteration does not amplify.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ RIGHT_ROOT = tl.constexpr(6)
 
 @triton.jit
 def _product(a, b, PRECISION: tl.constexpr):
-    """A B in a region of its own: of products in a chain Triton holds more in registers than there are."""
+    """Return A B from a separate region: a chain of products in one region would exceed the registers."""
     c = tl.zeros((a.shape[0], b.shape[1]), tl.float32)
     if tl.program_id(0) >= 0:
         c = dot(a, b, c, PRECISION)
@@ -71,7 +72,7 @@ def _load(
     entry, INDEX: tl.constexpr, block, scratch, rows, cols,
     M: tl.constexpr, N: tl.constexpr, TYPE: tl.constexpr, ORDER: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """A whole matrix, padded to M x N."""
+    """Return a whole matrix, padded to M x N."""
     i, j = tl.arange(0, M), tl.arange(0, N)
     data, row_stride, col_stride = matrix(entry, INDEX, block, scratch, TYPE, VECTOR)
     return tl.load(place(data, row_stride, col_stride, i, j, ORDER), mask=inside(i, j, rows, cols), other=0.0)
@@ -81,13 +82,13 @@ def _load(
 def _load_square(
     entry, INDEX: tl.constexpr, block, scratch, d, D: tl.constexpr, TYPE: tl.constexpr, VECTOR: tl.constexpr
 ):  # fmt: skip
-    """A factor or a root."""
+    """Return a factor or a root, padded to D x D."""
     return _load(entry, INDEX, block, scratch, d, d, D, D, TYPE, "row", VECTOR)
 
 
 @triton.jit
 def _inverse_root(m, t, decay, REFINE: tl.constexpr, PRECISION: tl.constexpr):
-    """Z of inverse_root.py."""
+    """Return Z of inverse_root.py."""
     one, y0 = _identity(m.shape[0]), m / t  # Y0 without its decay / t I
     least = decay / t
     floor = tl.sqrt_rn(least)
@@ -109,7 +110,7 @@ def _inverse_root(m, t, decay, REFINE: tl.constexpr, PRECISION: tl.constexpr):
 def _gram(
     f, b, start, damping_scale, start_damping, d, DAMPED: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
-    """M = B B^T + C^T C with C = damping_scale F; C^T C = start_damping I for a new F."""
+    """Return M = B B^T + C^T C with C = damping_scale F; C^T C = start_damping I for a new F."""
     m = _product(b, tl.trans(b), PRECISION)
     if DAMPED:
         if start > 0:
@@ -128,7 +129,7 @@ def _updated(
     TYPE: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr, PRECISION: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """F R in the factor's dtype, and `whitened` |B|_F^2; F = start I where that is not 0."""
+    """Return F R in the factor's dtype, and `whitened` |B|_F^2; F = start I unless start is 0."""
     D: tl.constexpr = u.shape[0]
     if start > 0:
         b = start * u.to(tl.float32)
@@ -159,7 +160,7 @@ def _update_side(
     TYPE: tl.constexpr, COUPLED: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr,
     PRECISION: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write one side's factor and statistics, or count what is not finite; the rms that it has then."""
+    """Write one side's factor and statistics, or count a result that is not finite; return its rms."""
     statistics = side_statistics(entry, block, STATISTICS_FIELD)
     rms, old_weight = tl.load(statistics + RMS), tl.load(statistics + WEIGHT)
     fallbacks = tl.load(statistics + FALLBACKS)

@@ -1,4 +1,4 @@
-"""square_root_resident as a work of a plan."""
+"""The work of a plan that runs square_root_resident."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from . import entry as fields
 from . import square_root_resident as kernel
 from . import tuning
 from .blocks import Matrices, matrices_of
-from .groups import Group, Rule
-from .launch import TYPES, Work
+from .groups import KernelGroup, StepRule
+from .launch import TYPES, BlockWork
 from .product_plan import in_vectors
 
 TENSORS = {
@@ -22,18 +22,18 @@ TENSORS = {
     "LEFT_ROOT": kernel.LEFT_ROOT,
     "RIGHT_ROOT": kernel.RIGHT_ROOT,
 }
-"""Matrices of a block by the names that the kernel's constants have, with their numbers in an entry."""
+"""Numbers of a block's matrices in an entry, by the names in the kernel's constants."""
 TYPED = ("GRAD", "DIRECTION", "LEFT", "RIGHT", "LEFT_ROOT", "RIGHT_ROOT")
 ORDERED = ("GRAD", "DIRECTION", "OUT")
 ANY = 32
-"""The largest side of blocks of any shape, whose rows may start anywhere."""
+"""Largest side of blocks of any shape and alignment."""
 
 
-def is_resident(group: Group, rule: Rule) -> bool:
-    """Whether the whole step of a group is one launch.
+def is_resident(group: KernelGroup, rule: StepRule) -> bool:
+    """Return True if the whole step of a group is one launch.
 
-    Blocks of the largest class have both sides in it and are read in vectors: registers do not suffice for
-    the addresses of single elements, nor for products of unlike shapes among 8 warps.
+    Blocks with a side above ANY must have both sides above ANY and be read in vectors: the registers do not
+    suffice for addresses of single elements, nor for products of unlike shapes among 8 warps.
     """
     if not tuning.has(kernel.square_root_resident, *_key(group, rule)):
         return False
@@ -42,20 +42,20 @@ def is_resident(group: Group, rule: Rule) -> bool:
     return min(group.shape) > ANY and is_in_vectors(group)
 
 
-def is_in_vectors(group: Group) -> bool:
-    """Whether a step reads and writes all of the blocks' matrices in vectors, and those in scratch memory."""
+def is_in_vectors(group: KernelGroup) -> bool:
+    """Return True if a step can access the blocks' matrices, and those in scratch memory, in vectors."""
     return in_vectors(group.shape, _matrices(group))
 
 
-def _key(group: Group, rule: Rule) -> tuple[str, str, str]:
-    """Of the table's row."""
+def _key(group: KernelGroup, rule: StepRule) -> tuple[str, str, str]:
+    """Return the key of the group's row in the table, without the op."""
     return str(tuning.padded(max(group.shape))), rule.precision, rule.architecture
 
 
-def resident_work(group: Group, rule: Rule) -> Work:
-    """The step of all of a group's blocks."""
+def resident_work(group: KernelGroup, rule: StepRule) -> BlockWork:
+    """Return the work that is the step of all of a group's blocks."""
     rows, cols = group.shape
-    held = _matrices(group)
+    by_name = _matrices(group)
     words = {
         fields.FIRST_BLOCK.value: group.first_block,
         fields.ROWS.value: rows,
@@ -63,10 +63,10 @@ def resident_work(group: Group, rule: Rule) -> Work:
         fields.STATISTICS.value: group.left[1].data_ptr() if group.left else 0,
         fields.RIGHT_STATISTICS.value: group.right[1].data_ptr() if group.right else 0,
     }
-    matrices = {TENSORS[name].value: own for name, own in held.items()}
+    matrices = {TENSORS[name].value: matrix for name, matrix in by_name.items()}
     constants = {
-        **{f"{name}_TYPE": TYPES[held[name].dtype if name in held else torch.float32] for name in TYPED},
-        **{f"{name}_ORDER": held[name].order if name in held else "any" for name in ORDERED},
+        **{f"{n}_TYPE": TYPES[by_name[n].dtype if n in by_name else torch.float32] for n in TYPED},
+        **{f"{n}_ORDER": by_name[n].order if n in by_name else "any" for n in ORDERED},
         "UPDATE": bool(group.grad),
         "HAS_RIGHT": bool(group.grad) and group.right is not None,
         "HAS_OUT": bool(group.out),
@@ -74,16 +74,16 @@ def resident_work(group: Group, rule: Rule) -> Work:
         "DAMPED": rule.damped,
         "REFINE": rule.refine,
         "PRECISION": rule.precision,
-        "VECTOR": in_vectors((rows, cols), held),
+        "VECTOR": in_vectors((rows, cols), by_name),
         "M": tuning.padded(rows),
         "N": tuning.padded(cols),
     }
     config = tuning.config(kernel.square_root_resident, *_key(group, rule))
-    return Work(kernel.square_root_resident, config, constants, words, matrices, 0, group.blocks)
+    return BlockWork(kernel.square_root_resident, config, constants, words, matrices, 0, group.blocks)
 
 
-def _matrices(group: Group) -> dict[str, Matrices]:
-    """Those that the step reads or writes."""
+def _matrices(group: KernelGroup) -> dict[str, Matrices]:
+    """Return the matrices that the step reads or writes, by name."""
     tensors: dict[str, list[Tensor]] = {
         "GRAD": list(group.grad),
         "OUT": list(group.out),

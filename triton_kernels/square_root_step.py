@@ -1,6 +1,6 @@
-"""kron_step_ and update_factor_ in the square-root form: from tensors to a plan of launches, and its run.
+"""kron_step_ and update_factor_ in the square-root form: plans of launches from tensors, and their run.
 
-Groups of small blocks are one launch (square_root_resident.py). All others go through the same stages:
+A group of small blocks is one launch (square_root_resident.py). All other groups have the same stages:
 gradients and directions are read first, factors are written next to last, and the second half of the
 two-sided product, which divides by their statistics, comes last.
 """
@@ -16,9 +16,9 @@ from . import entry as fields
 from . import kept_plans, side_state, tuning
 from .blocks import Matrices, matrices_of
 from .gram import gram
-from .groups import Group, Rule
-from .launch import TYPES, Plan, Work
-from .product_plan import Part, in_vectors
+from .groups import KernelGroup, StepRule
+from .launch import TYPES, BlockWork, Plan
+from .product_plan import DepthRange, in_vectors
 from .scaled_product import scaled_product
 from .side_state import finish_norms, square_gradients
 from .slices import SCRATCH_BYTES, slices_of
@@ -29,7 +29,7 @@ from .square_root_resident_plan import is_in_vectors, is_resident, resident_work
 class TwoSidedProduct:
     """V = P_l (D P_r) / rms and |V|_F^2 of a group's blocks."""
 
-    def __init__(self, whole: Part, group: Group) -> None:
+    def __init__(self, whole: DepthRange, group: KernelGroup) -> None:
         self.direction, self.out = matrices_of(list(group.direction)), matrices_of(list(group.out))
         self.left_root, self.right_root = matrices_of([group.left_root]), matrices_of([group.right_root])
         self.whole = whole
@@ -40,24 +40,24 @@ class TwoSidedProduct:
             fields.PARTIALS.value: tiles,
         }
 
-    def half(self, part: Part) -> Matrices:
-        """Scratch memory for D P_r."""
+    def half(self, part: DepthRange) -> Matrices:
+        """Reserve scratch memory for D P_r."""
         return part.matrices(self.out.rows, self.out.cols)
 
-    def first(self, part: Part, half: Matrices) -> Work:
+    def first(self, part: DepthRange, half: Matrices) -> BlockWork:
         return scaled(part, "one", self.direction, self.right_root, half, self.words)
 
-    def second(self, part: Part, half: Matrices) -> Work:
+    def second(self, part: DepthRange, half: Matrices) -> BlockWork:
         return scaled(part, "rms", self.left_root, half, self.out, self.words, norm=True)
 
-    def norms(self) -> Work:
+    def norms(self) -> BlockWork:
         return self.whole.once(finish_norms, {}, self.words)
 
 
 class SquareRootGroup:
     """One group's state in scratch memory, and its works by slices of blocks."""
 
-    def __init__(self, plan: Plan, rule: Rule, group: Group) -> None:
+    def __init__(self, plan: Plan, rule: StepRule, group: KernelGroup) -> None:
         self.plan, self.rule, self.group = plan, rule, group
         self.shape = tuning.shape_class(max(group.shape), is_in_vectors(group))
         self.whole = self.part(0, group.blocks)
@@ -66,8 +66,8 @@ class SquareRootGroup:
         self.sides = list(self._sides(self.grad)) if self.grad else []
         self.product = TwoSidedProduct(self.whole, group) if group.out else None
 
-    def part(self, start: int, end: int) -> Part:
-        return Part(self.plan, self.group.first_block, start, end, self.shape, self.rule)
+    def part(self, start: int, end: int) -> DepthRange:
+        return DepthRange(self.plan, self.group.first_block, start, end, self.shape, self.rule)
 
     def _sides(self, grad: Matrices) -> Iterator[SquareRootSide]:
         tiles = self.whole.tiles(square_gradients, self.rows, self.cols)
@@ -99,15 +99,15 @@ class SquareRootGroup:
         return SquareRootSide(matrices_of([factor]), unfolding, whitening, words, stretched, finished)
 
     def scratch_of_block(self) -> int:
-        """Bytes that one block's works take (an upper bound)."""
+        """Return an upper bound of the bytes that one block's works take."""
         block = self.rows * self.cols
         floats = block if self.product else 0
         for side in self.sides:
             floats += (2 if side.whitening else 1) * block + squares_of(self.rule) * side.factor.rows**2
         return 4 * floats
 
-    def stages(self, start: int, end: int) -> Iterator[list[Work]]:
-        """The works of blocks `start` to `end`, a list for each launch that the next waits for."""
+    def stages(self, start: int, end: int) -> Iterator[list[BlockWork]]:
+        """Yield the works of blocks `start` to before `end` in stages, each waiting for the one before."""
         part, product = self.part(start, end), self.product
         updates = [SquareRootUpdate(part, self.rule, side) for side in self.sides]
         first = [work for update in updates for work in update.whitened_gradients()]
@@ -118,11 +118,11 @@ class SquareRootGroup:
             first.append(product.first(part, half))
         yield first
         for works in zip(*(update.stages() for update in updates), strict=True):
-            yield [work for own in works for work in own]
+            yield [work for works_of_side in works for work in works_of_side]
         if product:
             yield [product.second(part, half)]
 
-    def _square_gradients(self, part: Part, grad: Matrices) -> Work:
+    def _square_gradients(self, part: DepthRange, grad: Matrices) -> BlockWork:
         words = {
             fields.ROWS.value: self.rows,
             fields.COLS.value: self.cols,
@@ -136,8 +136,8 @@ class SquareRootGroup:
         return part.once(square_gradients, {0: grad}, words, tiles, **constants, VECTOR=vector)
 
 
-def plan_groups(groups: list[Group], rule: Rule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
-    """All launches of a call on groups of blocks that have elements."""
+def plan_groups(groups: list[KernelGroup], rule: StepRule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
+    """Plan all launches of a call on groups of blocks that have elements."""
     plan = Plan()
     plan.step(resident_work(group, rule) for group in groups if is_resident(group, rule))
     plans = [SquareRootGroup(plan, rule, group) for group in groups if not is_resident(group, rule)]
@@ -150,8 +150,8 @@ def plan_groups(groups: list[Group], rule: Rule, scratch_bytes: int = SCRATCH_BY
     return plan
 
 
-def run(groups: list[Group], rule: Rule, scales: Tensor, scalars: Mapping[str, Any]) -> None:
-    """Plan and launch; `scalars`: the kernels' arguments by name."""
-    symbols = kept_plans.Symbols()
+def run(groups: list[KernelGroup], rule: StepRule, scales: Tensor, scalars: Mapping[str, Any]) -> None:
+    """Plan and launch a call; `scalars`: the kernels' arguments by name."""
+    symbols = kept_plans.TensorSymbols()
     symbolic = [group.symbolic(symbols) for group in groups]
     kept_plans.run((rule, *symbolic), symbols, lambda: plan_groups(symbolic, rule), scales, scalars)

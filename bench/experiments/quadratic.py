@@ -1,13 +1,13 @@
-"""The paper's synthetic experiment: an ill-conditioned quadratic, and which optimizer float32 is enough for.
+"""The paper's synthetic experiment: optimizers in float32 and float64 on an ill-conditioned quadratic.
 
-    python bench/experiments/quadratic.py                        # n = 128 and 512, some ten minutes
+    python bench/experiments/quadratic.py                        # n = 128 and 512, about ten minutes
     python bench/experiments/quadratic.py --sizes 1536 --rates 5e-3
 
-The loss is sum(W * (H0 W H1)) for a matrix W [n, n], in float64; H0 and H1 have eigenvalues 10^(-r^2), r
-from 0 to -2, scaled to at most 10, in random orthogonal bases: condition 1e4 each, 1e8 in all. 250 steps,
-momentum 0.9, roots of order 4 every third step (by KrADagrad more often in the first forty), one block
-(the synthetic experiment of Mei, Moreno and Walters, UAI 2023). Every optimizer computes in the dtype of
-its row, and W is stored in it. Results go to a CSV; docs/quadratic.md has the table and the plot.
+The experiment is the synthetic one of Mei, Moreno and Walters, UAI 2023. The loss is sum(W * (H0 W H1)) for a
+matrix W [n, n], in float64. H0 and H1 have eigenvalues 10^(-r^2), r from 0 to -2, scaled to at most 10, in
+random orthogonal bases: condition 1e4 each, 1e8 together. A run has 250 steps, momentum 0.9, one block, and
+roots of order 4 every third step (KrADagrad: more often in the first forty). Every optimizer computes in the
+dtype of its row, and W is stored in it. Results go to a CSV; docs/quadratic.md has the table and the plot.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Factory = Callable[[list[torch.nn.Parameter], float], Optimizer]
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimizer in a dtype.
+    """An optimizer and the dtype that it computes in.
 
     Attributes:
-        factory: makes it from parameters and a learning rate.
-        rates: its own learning rates; None for those of the command line.
+        factory: makes the optimizer from parameters and a learning rate.
+        rates: learning rates of this optimizer; None for those of the command line.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Contender:
 
 
 def ours(**options: object) -> Factory:
-    """KrADagrad with the experiment's schedule, exponent and momentum; nothing is forgotten."""
+    """Return KrADagrad with the experiment's schedule, exponent and momentum; statistics do not decay."""
 
     def make(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
         return KrADagrad(
@@ -70,7 +70,7 @@ def ours(**options: object) -> Factory:
 
 
 def published(variant: str) -> Factory:
-    """The authors' formulas."""
+    """Return an optimizer with the authors' formulas."""
 
     def make(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
         return PublishedKrADagrad(
@@ -103,7 +103,7 @@ CONTENDERS = (
 
 @dataclass(frozen=True)
 class Quadratic:
-    """H0 and H1 ``[n, n]`` and the start of W, float64."""
+    """H0 and H1 ``[n, n]`` and the initial W, float64."""
 
     left: Tensor
     right: Tensor
@@ -120,7 +120,7 @@ class Quadratic:
         return cls(left, right, torch.randn(n, n, dtype=torch.float64))
 
     def gradient(self, w: Tensor) -> Tensor:
-        """In float64, whatever the dtype of w."""
+        """Return the gradient in float64 for any dtype of w."""
         return 2 * self.left @ w.double() @ self.right
 
     def loss(self, w: Tensor) -> float:
@@ -128,7 +128,7 @@ class Quadratic:
 
 
 def losses(problem: Quadratic, contender: Contender, lr: float) -> Iterator[float]:
-    """After every step; what follows a loss that is not finite is left out."""
+    """Yield the loss after every step; stop after the first loss that is not finite."""
     w = torch.nn.Parameter(problem.start.to(contender.dtype))
     optimizer = contender.factory([w], lr)
     for _ in range(STEPS):
@@ -141,7 +141,7 @@ def losses(problem: Quadratic, contender: Contender, lr: float) -> Iterator[floa
 
 
 def run(sizes: Sequence[int], rates: Sequence[float]) -> pd.DataFrame:
-    """One row a step of every contender, size and learning rate."""
+    """Run every contender, size and learning rate; return one row per step."""
     runs = [(n, contender, lr) for n in sizes for contender in CONTENDERS for lr in contender.rates or rates]
     rows = []
     with tqdm(total=STEPS * len(runs), desc="quadratic", disable=None) as progress:
@@ -154,9 +154,9 @@ def run(sizes: Sequence[int], rates: Sequence[float]) -> pd.DataFrame:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The loss after the last step, by learning rate; of those with a rate of their own, beside it."""
+    """Return a table of final losses by learning rate; optimizers with fixed rates have a separate column."""
     rates = sorted(rows.loc[rows["optimizer"].isin(common_labels()), "lr"].unique())
-    head = "| n | optimizer | " + " | ".join(f"lr {lr:g}" for lr in rates) + " | own lr |"
+    head = "| n | optimizer | " + " | ".join(f"lr {lr:g}" for lr in rates) + " | other lr |"
     lines = [head, "|---" * (3 + len(rates)) + "|"]
     for (n, optimizer), runs in rows.groupby(["n", "optimizer"], sort=False):
         ends = runs[runs["step"] == STEPS].set_index("lr")["loss"].to_dict()
@@ -168,22 +168,22 @@ def markdown(rows: pd.DataFrame) -> str:
 
 
 def common_labels() -> list[str]:
-    """Of the optimizers that run at the learning rates of the command line."""
+    """Return the labels of the optimizers that run at the learning rates of the command line."""
     return [contender.label for contender in CONTENDERS if contender.rates is None]
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:
-    """Loss over steps, each optimizer at its best learning rate, one panel a size."""
+    """Plot the loss over steps, each optimizer at its best learning rate, one panel per size."""
     sizes = rows["n"].unique()
     style = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
     with mpl.rc_context(style):
         figure, panels = plt.subplots(1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False)
         for n, axes in zip(sizes, panels[0], strict=True):
-            for optimizer, own in rows[rows["n"] == n].groupby("optimizer", sort=False):
-                ends = own[own["step"] == STEPS].set_index("lr")["loss"]
+            for optimizer, runs in rows[rows["n"] == n].groupby("optimizer", sort=False):
+                ends = runs[runs["step"] == STEPS].set_index("lr")["loss"]
                 if ends.empty:
                     continue
-                best = own[own["lr"] == ends.idxmin()]
+                best = runs[runs["lr"] == ends.idxmin()]
                 axes.plot(best["step"], best["loss"], label=optimizer, **line_of(optimizer))
             axes.set(yscale="log", xlabel="step", title=f"n = {n}")
         panels[0][0].set_ylabel("loss")
@@ -194,7 +194,7 @@ def plot(rows: pd.DataFrame, path: Path) -> None:
 
 
 def line_of(optimizer: str) -> dict[str, Any]:
-    """The two that coincide are seen both: a wide line below a dashed one."""
+    """Return an optimizer's line style; of two curves that coincide, one is wide and the other dashed."""
     if optimizer == "KrADagrad, float32":
         return {"linewidth": 4, "color": "#f0b27a"}
     if optimizer == "Shampoo, float64":

@@ -1,11 +1,11 @@
-"""Shampoo for one matrix, as the paper compares with it: sums of statistics, and their inverse fourth roots.
+"""Shampoo as in the paper's comparison: sums of statistics, and their inverse fourth roots.
 
 ::
 
     L = L + G G^T,  R = R + G^T G,   U = L^(-1/4) G R^(-1/4),   U = U |G| / |U|
     B = momentum B + U,  W = W - lr B
 
-Everything is computed in the parameter's dtype, which is what the experiment is about.
+All computations are in the parameter's dtype, because the experiment compares dtypes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 TINY = 1e-16
-"""In the division by |U|, as in the published code."""
+"""Constant added to |U| before the division, as in the published code."""
 
 
 class Shampoo(Optimizer):
-    """One block a matrix.
+    """Shampoo with one block per matrix.
 
     Args:
         params: matrices.
-        eps: the statistics start at eps I, and no eigenvalue is taken to be smaller.
-        root_every: steps between roots, of which the first are taken on step `root_every`; before, U = G.
+        eps: the statistics start at eps I, and smaller eigenvalues are replaced by eps.
+        root_every: steps between roots; the first roots are computed in step `root_every`, U = G before.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Shampoo(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One step over all parameters that have a gradient."""
+        """Take one step on all parameters that have a gradient."""
         if closure is not None:
             raise ValueError("Shampoo: `closure` must be None, got one")
         for group in self.param_groups:
@@ -71,6 +71,6 @@ class Shampoo(Optimizer):
 
 
 def inverse_fourth_root(statistics: Tensor, eps: float) -> Tensor:
-    """S^(-1/4), eigenvalues below eps taken as eps."""
+    """Return S^(-1/4), with eigenvalues below eps replaced by eps."""
     values, vectors = torch.linalg.eigh(statistics)
     return vectors * values.clamp_min(eps) ** -0.25 @ vectors.mT

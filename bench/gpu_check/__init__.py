@@ -1,5 +1,5 @@
-"""The check of a GPU, `bash bench/gpu_check.sh`: is everything right there, and how fast (docs/gpu-check.md).
+"""The check of a GPU, `bash bench/gpu_check.sh`: correctness and speed of every kernel (docs/gpu-check.md).
 
-The driver (check, sections, pool, process, record, package) needs Python alone, so that it outlives what it
-starts; the worker imports torch and runs one case after another (worker, and what that imports).
+The driver (check, sections, pool, process, record, package) needs only Python, so that it survives failures
+of its workers. A worker imports torch and runs cases consecutively (worker, and the modules that it imports).
 """

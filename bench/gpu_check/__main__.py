@@ -1,4 +1,4 @@
-"""`python -m gpu_check`, from bench/."""
+"""Entry point of `python -m gpu_check`, run from bench/."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A spec made real on a device: arguments, how backends run it, what it writes, what it should cost."""
+"""A spec on a device: the op's arguments, its call by a backend, its outputs and its predicted cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .inputs import SIDES, Arguments, Source, copied, make, offsets_of
 from .specs import Spec
 
 ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "fp32": 1e-4}
-"""Largest relative Frobenius error against float64: two-term bf16 is good for 2^-16 a product."""
+"""Largest relative Frobenius error against float64: two-term bf16 has an error of 2^-16 per product."""
 ELEMENTWISE_BOUNDS = {"float32": 1e-5, "bfloat16": 8e-3}
 
 WRITES = {
@@ -36,21 +36,21 @@ OVERWRITES = {
     "observe_gradients_": ("coefficients",),
     "accumulate_": ("directions", "graft_norms"),
 }
-"""What is written without being read: NaN in them before a call must be gone after it."""
+"""Outputs that the op does not read: NaN in them before a call must be gone after it."""
 
 REWRITTEN = ("coefficients", "active", "restarts")
-"""What is written of all matrices, whichever take part."""
+"""Outputs that the op writes for all matrices, active or not."""
 
 MASKS = {"observe_gradients_": "present", "scale_updates_": "preconditioned"}
-"""What tells which parameters or matrices take part, where that is not ``active``."""
+"""Arguments that mark the active parameters or matrices, if the name is not ``active``."""
 
 
 @dataclass
 class Case:
-    """An op's call on a device.
+    """A call of an op on a device.
 
     Attributes:
-        arguments: the op's keywords; made from the seed where none are given.
+        arguments: the op's keywords; made from the seed if empty.
     """
 
     spec: Spec
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def bound(self) -> float:
-        """On the relative error of each result."""
+        """Bound on the relative error of each result."""
         spec = self.spec
         if spec.what == "stored":
             return ELEMENTWISE_BOUNDS["bfloat16"]
@@ -75,13 +75,13 @@ class Case:
 
     @property
     def mask(self) -> Tensor:
-        """Which parameters or matrices take part."""
-        given: Tensor = self.arguments[MASKS.get(self.spec.op, "active")]
-        return given
+        """Mask of the active parameters or matrices."""
+        mask: Tensor = self.arguments[MASKS.get(self.spec.op, "active")]
+        return mask
 
     @property
     def active(self) -> Tensor:
-        """What takes part; compared by the host, since a GPU may compute nothing."""
+        """Mask of active blocks, parameters or matrices. The host compares: a fake GPU computes nothing."""
         if not self.spec.factored:
             return self.mask
         scales: Tensor = self.arguments["scales"]
@@ -94,7 +94,7 @@ class Case:
         return op
 
     def call(self, backend: str) -> Callable[[], object]:
-        """The op on the case's own arguments, which it changes."""
+        """Return a call of the op on the arguments of the case, which the call changes."""
         function = self.function(backend)
         return lambda: function(**self.arguments)
 
@@ -103,23 +103,23 @@ class Case:
         return Case(self.spec, self.device, self.seed, arguments)
 
     def results(self, backend: str, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """What the op writes on a copy of its arguments."""
-        own = self.copy(dtype)
-        own.function(backend, dtype or torch.float32)(**own.arguments)
-        return [tensor for tensors in own.written().values() for tensor in tensors]
+        """Run the op on a copy of the arguments and return the tensors that it writes."""
+        copy = self.copy(dtype)
+        copy.function(backend, dtype or torch.float32)(**copy.arguments)
+        return [tensor for tensors in copy.written().values() for tensor in tensors]
 
     def written(self) -> dict[str, list[Tensor]]:
-        """Tensors that the op writes, by name; those of blocks as views."""
-        found = {}
+        """Return the tensors that the op writes, by name; blocks are views."""
+        tensors = {}
         for name in WRITES[self.spec.op]:
             value = self.arguments[name]
-            if name == "graft_norms":  # which of a parameter's spans has which elements is left open
+            if name == "graft_norms":  # backends may assign a parameter's elements to its spans differently
                 value = sums_of(value, offsets_of(self.arguments["params"]))
-            found[name] = value if isinstance(value, list) else [value]
-        return found
+            tensors[name] = value if isinstance(value, list) else [value]
+        return tensors
 
     def masks(self, name: str) -> list[Tensor]:
-        """Of each tensor written by this name, which of its rows are active."""
+        """Return the mask of active rows for each tensor written under this name."""
         active = self.active
         value = self.arguments[name]
         if not isinstance(value, list):
@@ -130,7 +130,7 @@ class Case:
         return list(active[:, None].unbind()) if value else []
 
     def costs(self) -> tuple[Cost, ...]:
-        """What the roofline makes a prediction of; nothing for one side alone."""
+        """Return the costs for the roofline's prediction; none for an update of one side alone."""
         spec, config = self.spec, make_config()
         dtype: torch.dtype = getattr(torch, spec.dtype)
         if spec.factored:
@@ -144,7 +144,7 @@ class Case:
 
 
 def rows(tensor: Tensor, mask: Tensor, factored: bool) -> Tensor:
-    """A written tensor as one row for every element of its mask: a block, or a parameter's elements."""
+    """View a written tensor as one row per element of its mask: a block, or a parameter's elements."""
     if not factored:
         return tensor.reshape(len(mask), -1)
     blocks = tensor.reshape(-1, *tensor.shape[-2:]) if tensor.ndim > 2 else tensor

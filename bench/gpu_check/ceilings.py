@@ -1,4 +1,4 @@
-"""What this card gives to plain copies and products: the two ceilings that all else is held against."""
+"""Rates of plain copies and matrix products on this GPU: the ceilings for all other measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDS, SECONDS = 20, 2.0
 
 
 def measure(name: str, device: torch.device, small: bool, report: Report) -> None:
-    """``copy`` in GB/s read and written, or a product of ``bf16``, ``fp32`` or ``tf32`` in Tflop/s."""
+    """Measure ``copy`` in GB/s read and written, or a ``bf16``, ``fp32`` or ``tf32`` product in Tflop/s."""
     size, side = (BYTES >> 6, SIDE >> 4) if small else (BYTES, SIDE)
     report.fields |= {"op": "ceiling", "backend": "torch", "recipe": name}
     if name == "copy":
@@ -33,7 +33,7 @@ def measure(name: str, device: torch.device, small: bool, report: Report) -> Non
 
 
 def _rate(unit: str, work: float, call: Call, report: Report) -> None:
-    """Of the median time; the 20th percentile of a rate is that of the 80th of times."""
+    """Report the rate of the median time; a rate's 20th percentile belongs to the times' 80th."""
     for _ in range(3):
         call()
     times, start = [], time.monotonic()

@@ -1,4 +1,4 @@
-"""The driver: runs the sections in their order under one deadline, whatever becomes of any of them."""
+"""The driver: it runs the sections in order under one deadline; a failed section does not stop the others."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from .words import FAIL, NOT_RUN, PASS, SKIP
 
 ROOT = package.ROOT
 END_SECONDS = 15
-"""Of the deadline, for plots, summary and archive."""
+"""Part of the deadline reserved for plots, summary and archive."""
 BUILD_SECONDS, COMPILE_SECONDS = 240, 240
 CPU_SLOWER, MEMCHECK_SLOWER = 6, 10
-"""How much longer a case may take where a CPU does the work, or a tool looks on."""
+"""Factors on the time limit of a case on a CPU, and under compute-sanitizer."""
 ON_CPU = ("native", "steps")
 """Sections that make sense without a GPU."""
 
 
 class Check:
-    """One run."""
+    """One run of the check."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.work: Path = options.work.resolve()
-        shutil.rmtree(self.work / "details", ignore_errors=True)  # what Triton compiled stays
+        shutil.rmtree(self.work / "details", ignore_errors=True)  # keeps Triton's cache
         self.options = options
         self.record = Record(options.out.resolve(), self.work / "details")
         self.end = self.record.start + options.deadline - END_SECONDS
@@ -61,23 +61,23 @@ class Check:
         self.building: threading.Thread | None = None
 
     def _environment(self) -> dict[str, str]:
-        """Of workers: the laid out package, one cache, no network, nothing held back."""
-        package_of_ours = [] if self.options.installed else [str(self.work / "package")]
-        paths = [*package_of_ours, os.environ.get("PYTHONPATH", ""), str(ROOT / "bench")]
-        own = {
+        """Return the workers' environment: the laid out package, a Triton cache, no network, no buffering."""
+        packages = [] if self.options.installed else [str(self.work / "package")]
+        paths = [*packages, os.environ.get("PYTHONPATH", ""), str(ROOT / "bench")]
+        added = {
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "PYTHONUNBUFFERED": "1",
             "PIP_NO_INDEX": "1",
             "TRITON_CACHE_DIR": str(self.work / "triton"),
             "PATH": os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"]),
         }
-        own |= {"CUDA_LAUNCH_BLOCKING": "1"} if self.options.blocking else {}
-        own |= {"KRADAGRAD_DRY_RUN": "1"} if self.options.dry_run else {}
+        added |= {"CUDA_LAUNCH_BLOCKING": "1"} if self.options.blocking else {}
+        added |= {"KRADAGRAD_DRY_RUN": "1"} if self.options.dry_run else {}
         inherited = {name: value for name, value in os.environ.items() if name != "KRADAGRAD_BACKEND"}
-        return inherited | own
+        return inherited | added
 
     def run(self) -> int:
-        """All of it; the exit status."""
+        """Run the whole check and return the exit status."""
         try:
             self._look()
             if not self.options.installed:
@@ -93,39 +93,39 @@ class Check:
         return 1 if self.record.failed else 0
 
     def _look(self) -> None:
-        """What the machine says of its GPU, for the log; and its architecture, before torch is imported."""
+        """Log the machine's description of its GPU and find the architecture before torch is imported."""
         self.record.say(f"inputs from seed {self.context.seed}, {self.options.deadline:.0f} s in all")
         os.environ["PATH"] = self.launcher.environment["PATH"]
         for command in (["nvidia-smi"], ["nvcc", "--version"], ["ncu", "--version"]):
             output(command, self.record)
-        found = output(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], self.record)
-        capability = "".join(filter(str.isdigit, next(iter(found.splitlines()), "")))
-        helped = output(["compute-sanitizer", "--help"], None)
+        listed = output(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], self.record)
+        capability = "".join(filter(str.isdigit, next(iter(listed.splitlines()), "")))
+        sanitizer_help = output(["compute-sanitizer", "--help"], None)
         self.context = dataclasses.replace(
-            self.context, capability=int(capability or 90), sanitizer_help=helped
+            self.context, capability=int(capability or 90), sanitizer_help=sanitizer_help
         )
 
     def _library(self) -> None:
-        """The first native library that serves goes into the package, else one that is built meanwhile."""
+        """Put the first usable native library into the package; without one, build it in the background."""
         if self.options.installed or self.options.worker:
             return
         folder, bundle, tree = self.work / "package", self.options.bundle.resolve(), ROOT / "kradagrad_ext"
         for place, look in (
             (bundle, lambda: f"bundle, built from {package.check(bundle)['git_sha']}"),
-            (tree, lambda: f"the tree's own, for {package.installed(self.options.device)['native']}"),
+            (tree, lambda: f"the tree's, for {package.installed(self.options.device)['native']}"),
         ):
             try:
-                said = look()
+                description = look()
                 package.put_library(folder, place)
                 reason = package.loads(sys.executable, folder, self.launcher.environment)
             except package.PackageError as error:
                 self.record.say(str(error))
                 continue
             if reason is None:
-                self.record.verdict("library", "ready", PASS, said)
+                self.record.verdict("library", "ready", PASS, description)
                 return
             package.take_library(folder)
-            self.record.say(f"{said}: it does not load: {reason}")
+            self.record.say(f"{description}: it does not load: {reason}")
         self._build(folder)
 
     def _build(self, folder: Path) -> None:
@@ -150,7 +150,7 @@ class Check:
         self.building.start()
 
     def _compile(self) -> None:
-        """Triton's kernels, in the background from the first second."""
+        """Compile Triton's kernels in the background, from the first second."""
         users = [section for section in sections.SECTIONS if section.name not in ("ceilings", "native")]
         if self.options.device != "cuda" or not any(section.chosen(self.context) for section in users):
             return
@@ -160,7 +160,7 @@ class Check:
         threading.Thread(target=run_tasks, args=arguments, daemon=True).start()
 
     def _machine(self) -> bool:
-        """Whether there is a device to check; what it is goes into every row."""
+        """Describe the device, for every row; return False if there is none."""
         request = Request("facts", self.context.message("machine", "facts"), 60.0)
         run_tasks(self.launcher, "machine", [Task("facts", (request,))], 1, 60.0, self.end)
         for name, reason in self.record.found.get("backends", {}).items():
@@ -168,14 +168,14 @@ class Check:
         return bool(self.record.found)
 
     def _order(self) -> list[Section]:
-        """The sections' own, but what needs no native library first while that is being built."""
+        """Return the sections in order; during a build, those that need no native library come first."""
         if self.building is None:
             return list(sections.SECTIONS)
         first = [section for section in sections.SECTIONS if section.name in ("ceilings", "triton")]
         return first + [section for section in sections.SECTIONS if section not in first]
 
     def _guarded(self, section: Section) -> None:
-        """A section, of which no error ends the others."""
+        """Run a section; an error in it does not end the others."""
         try:
             self._section(section)
         except Exception as error:  # noqa: BLE001
@@ -196,7 +196,7 @@ class Check:
         by_cpu = self.options.dry_run or self.options.device == "cpu"
         slower = MEMCHECK_SLOWER if self.options.memcheck else CPU_SLOWER if by_cpu else 1
         left = self.end - time.monotonic()
-        # A call for a few cases gives each all the time that there is.
+        # With --only, a section may use all remaining time.
         seconds = left if self.context.only else min(slower * section.seconds, left)
         self.record.say(f"{self.record.elapsed():5.0f} s  {section.name}, at most {max(seconds, 0):.0f} s")
         if self.options.memcheck and not tasks[0].command:
@@ -205,7 +205,7 @@ class Check:
         run_tasks(self.launcher, section.name, tasks, section.lanes, limit, time.monotonic() + seconds)
 
     def _reason(self, section: Section) -> tuple[str, str] | None:
-        """Why a section is left out, and what verdict that is."""
+        """Return the verdict and the reason for leaving a section out; None if it can run."""
         if self.options.device == "cpu" and section.name not in ON_CPU:
             return SKIP, "it needs a GPU"
         missing = sections.missing_tool(section)
@@ -219,11 +219,11 @@ class Check:
         return None
 
     def _built_later(self) -> bool:
-        """Whether the library was built after the machine was looked at."""
+        """Return True if the library was built after the machine was described."""
         return (self.work / "package/kradagrad_ext" / package.LIBRARY).exists()
 
     def _finish(self) -> None:
-        """End what is left, and write the rest of the files: the summary first."""
+        """End the remaining workers and write the remaining files, the summary first."""
         self.launcher.end_all()
         try:
             text = "\n\n".join(table.text() for table in tables.tables(tables.words(self.record.rows)))
@@ -247,7 +247,7 @@ def output(
     folder: Path | None = None,
     limit: float = 10.0,
 ) -> str:
-    """What a command prints, which goes into the log, too; nothing where it cannot run."""
+    """Run a command, log its output and return it; return an empty text if it cannot run."""
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -263,7 +263,7 @@ def output(
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """End in order: files are written, workers ended."""
+    """End the check in order: write the files and end the workers."""
     raise SystemExit(128 + number)
 
 

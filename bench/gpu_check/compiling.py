@@ -1,8 +1,8 @@
-"""Triton's kernels compiled ahead of their launches, into the cache that the launches look into.
+"""Compilation of Triton's kernels ahead of their launches, into the cache that the launches read.
 
-A case's op is run on small CPU tensors with a launcher that notes each specialisation instead of launching
-it. `JITFunction.warmup` then compiles that for an architecture by the same way as a launch, so that the
-launch finds it: no GPU is needed, and none is touched.
+The op of a case runs on small CPU tensors, with a launcher that records each specialisation instead of
+launching it. `JITFunction.warmup` then compiles the specialisation for an architecture in the same way as a
+launch does, so the launch finds it in the cache. This needs no GPU and uses none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Key = tuple[str, tuple[tuple[str, Any], ...], launch.Config]
 
 
 class _Driver:
-    """Stands for a GPU's driver where only its architecture is asked for."""
+    """A stand-in for a GPU's driver that knows only the architecture."""
 
     def __init__(self, capability: int) -> None:
         self.target = GPUTarget("cuda", capability, 32)
@@ -44,22 +44,22 @@ class _Driver:
 
 
 def architecture_of(capability: int) -> str:
-    """Of the tuning table; as `tuning.architecture_of` has it for a device."""
+    """Return the tuning table's name of an architecture, as `tuning.architecture_of` does for a device."""
     return {9: "sm_90", 10: "sm_100"}.get(capability // 10, "sm_80")
 
 
 @functools.cache
 def specialisations(capability: int) -> list[tuple[launch.Launch, list[Any]]]:
-    """Every one that the check launches, once, with arguments of its types; in the order of first use."""
-    found: dict[Key, tuple[launch.Launch, list[Any]]] = {}
+    """Return every specialisation of the check once, with arguments of its types, in order of first use."""
+    distinct: dict[Key, tuple[launch.Launch, list[Any]]] = {}
 
     def note(plan: launch.Plan, table: Any, active: Any, scalars: Mapping[str, Any]) -> None:  # noqa: ANN401
-        for own in plan.launches:
-            if own.programs == 0:
+        for item in plan.launches:
+            if item.programs == 0:
                 continue
-            key = (own.kernel.__name__, tuple(own.constants.items()), own.config)
-            given = [torch.zeros(1, dtype=torch.int64), own.count, torch.zeros(1, dtype=torch.uint8), active]
-            found.setdefault(key, (own, [*given, *(scalars[name] for name in own.scalars)]))
+            key = (item.kernel.__name__, tuple(item.constants.items()), item.config)
+            fixed = [torch.zeros(1, dtype=torch.int64), item.count, torch.zeros(1, dtype=torch.uint8), active]
+            distinct.setdefault(key, (item, [*fixed, *(scalars[name] for name in item.scalars)]))
 
     with (
         mock.patch.object(launch, "run", note),
@@ -70,12 +70,12 @@ def specialisations(capability: int) -> list[tuple[launch.Launch, list[Any]]]:
             Case(spec, torch.device("cpu")).call("triton")()
         _optimizer_steps()
     kept_plans.forget()
-    return list(found.values())
+    return list(distinct.values())
 
 
 def _specs() -> Iterator[Spec]:
-    """Of every case that Triton's kernels run, with as little work as makes the same launches."""
-    first = [spec for own in TRITON.values() for spec in own]
+    """Yield the specs of all cases of Triton's kernels, with the least work that has the same launches."""
+    first = [spec for specs in TRITON.values() for spec in specs]
     for spec in dict.fromkeys([*first, *TIMES]):
         yield spec.small() if spec not in first else spec
 
@@ -88,11 +88,11 @@ def _optimizer_steps() -> None:
 
 
 def compile_one(index: int, capability: int) -> str:
-    """Compile a specialisation by its number; what it is. Raises ExhaustedError past the last one."""
-    own = specialisations(capability)
-    if index >= len(own):
+    """Compile the specialisation of this index and describe it. Raise ExhaustedError past the last one."""
+    known = specialisations(capability)
+    if index >= len(known):
         raise ExhaustedError
-    chosen, arguments = own[index]
+    chosen, arguments = known[index]
     triton.runtime.driver.set_active(_Driver(capability))
     chosen.kernel.warmup(
         *arguments,
@@ -109,7 +109,7 @@ def compile_one(index: int, capability: int) -> str:
 
 
 class Compiled:
-    """Counts what Triton takes from its cache and what it compiles, from now on."""
+    """A counter of Triton's cache hits and compilations since its creation."""
 
     def __init__(self) -> None:
         self.hits, self.missed = 0, []
@@ -125,7 +125,7 @@ class Compiled:
             self.missed.append(src.name)
 
     def taken(self) -> str:
-        """In words; counted anew from here."""
+        """Return the counts in words and reset them."""
         hits, missed = self.hits, self.missed
         self.hits, self.missed = 0, []
         if missed:

@@ -1,6 +1,6 @@
-"""Whether an op's results are right: against float64, the same bits twice and from a CUDA graph.
+"""Checks of an op's results: against float64, and the same bits on a second run and from a CUDA graph.
 
-Outputs and free memory are filled with NaN first, so that what is not written, or read too early, shows.
+Outputs and free memory are filled with NaN first, so that elements not written or read too early show.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from .timing import captured
 from .words import Report
 
 WORST_BLOCK = 4
-"""How much larger than the bound of all blocks together one block's error may be."""
+"""Factor of the bound on one block's error over the bound on all blocks together."""
 LARGE_POISON, SMALL_POISON, SMALL_POISONS = 256 << 20, 512 << 10, 64
-"""Bytes of the caching allocator's memory that are filled before a call: one large block, many small ones."""
+"""Bytes of the caching allocator's memory that are filled before a call: one large block, 64 small ones."""
 
 
 def check(case: Case, backend: str, report: Report) -> list[str]:
-    """Run a case; errors are told as rows before anything is judged. What is wrong with it, in words."""
+    """Run a case and return its defects in words. Errors are reported as rows before they are judged."""
     _mask(case)
     exact, plain = _run(case, "reference", torch.float64), _run(case, "reference", torch.float32)
     first, second = _run(case, backend, fill=0xFF), _run(case, backend, fill=0x11)
@@ -43,7 +43,7 @@ def check(case: Case, backend: str, report: Report) -> list[str]:
 
 
 def _mask(case: Case) -> None:
-    """Every third block or parameter takes no part, others are scaled; what is overwritten is NaN before."""
+    """Make every third block or parameter inactive, scale another third, fill write-only outputs with NaN."""
     if case.spec.factored:
         case.arguments["scales"][1::3] = 0
         case.arguments["scales"][2::3] = 0.3
@@ -57,28 +57,28 @@ def _mask(case: Case) -> None:
 
 
 def _run(case: Case, backend: str, dtype: torch.dtype = torch.float32, fill: int | None = None) -> Case:
-    own = case.copy(dtype if dtype == torch.float64 else None)
-    function = own.function(backend, dtype)
+    copy = case.copy(dtype if dtype == torch.float64 else None)
+    function = copy.function(backend, dtype)
     if fill is not None:
         poison(case.device, fill)
-    function(**own.arguments)
+    function(**copy.arguments)
     if case.device.type == "cuda":
         torch.cuda.synchronize(case.device)
-    return own
+    return copy
 
 
 def poison(device: torch.device, value: int) -> None:
-    """Fill memory that the caching allocator will give out next; bytes of 0xFF are NaN."""
+    """Fill the memory that the caching allocator returns next; bytes of 0xFF are NaN."""
     if device.type != "cuda":
         return
     sizes = [LARGE_POISON] + [SMALL_POISON] * SMALL_POISONS
-    held = [torch.full((size,), value, dtype=torch.uint8, device=device) for size in sizes]
+    blocks = [torch.full((size,), value, dtype=torch.uint8, device=device) for size in sizes]
     torch.cuda.synchronize(device)
-    del held
+    del blocks
 
 
 def errors(got: Case, want: Case, name: str) -> tuple[float, float]:
-    """The largest relative error of a tensor's active rows taken together, and of one row alone."""
+    """Return the largest relative error of a tensor's active rows together, and of one row alone."""
     together, alone = 0.0, 0.0
     masks = got.masks(name)
     for ours, exact, mask in zip(got.written()[name], want.written()[name], masks, strict=True):
@@ -95,12 +95,12 @@ def errors(got: Case, want: Case, name: str) -> tuple[float, float]:
 
 
 def numbers(mask: Tensor) -> Tensor:
-    """Of the rows that a mask has; counted by the host, which may not ask a GPU that computes nothing."""
+    """Return the indices of a mask's rows. The host computes them: a fake GPU computes nothing."""
     return mask.cpu().nonzero().flatten().to(mask.device)
 
 
 def _stayed(case: Case, result: Case) -> list[str]:
-    """What changed that must not: inactive rows, but for norms, and the padding around views."""
+    """Return forbidden changes: of inactive rows (their norms must be 0) and of the padding around views."""
     wrong = []
     for name, tensors in result.written().items():
         trios = zip(tensors, case.written()[name], result.masks(name), strict=True)
@@ -119,7 +119,7 @@ def _stayed(case: Case, result: Case) -> list[str]:
 
 
 def _same_padding(after: Tensor, before: Tensor) -> bool:
-    """Whether all of both storages that the view does not show is alike."""
+    """Return True if both storages are equal outside the view."""
     pair = []
     for tensor in (after, before):
         storage = whole(tensor).clone()
@@ -130,25 +130,25 @@ def _same_padding(after: Tensor, before: Tensor) -> bool:
 
 def same_bits(one: Case, other: Case) -> bool:
     pairs = zip(one.written().values(), other.written().values(), strict=True)
-    return all(_equal(a, b) for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True))
+    return all(_equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit, NaN too."""
+    """Compare bit for bit, including NaN."""
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
     return torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
 
 
 def _replayed(case: Case, backend: str) -> Case:
-    """The case's copy after one replay of a graph that holds the call."""
-    own = case.copy()
-    function = own.function(backend)
-    graph = captured(lambda: function(**own.arguments))
+    """Return a copy of the case after one replay of a graph of its call."""
+    copy = case.copy()
+    function = copy.function(backend)
+    graph = captured(lambda: function(**copy.arguments))
     fresh = case.copy()
-    for name, tensors in own.written().items():
+    for name, tensors in copy.written().items():
         for tensor, before in zip(tensors, fresh.written()[name], strict=True):
             tensor.copy_(before)
     poison(case.device, 0x22)
     graph.replay()
     torch.cuda.synchronize(case.device)
-    return own
+    return copy

@@ -35,7 +35,7 @@ def rule_of(spec: Spec, decay: float, damping: float) -> UpdateRule:
 
 
 def side(count: int, d: int, k: int, scale: float, noise: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
-    """F near a multiple of I that whitens gradients of this scale, and its statistics.
+    """Return F, near the multiple of I that whitens gradients of this scale, and its statistics.
 
     Args:
         noise: normal, ``[count, d, d]``.
@@ -48,53 +48,68 @@ def side(count: int, d: int, k: int, scale: float, noise: Tensor, spec: Spec) ->
 
 
 def function(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> Callable[..., None]:
-    """An op that takes the arguments of `inputs.make` as keywords."""
-    resolve(backend, device, dtype)  # which says what is missing
+    """Return an op that takes the arguments of `inputs.make` as keywords."""
+    resolve(backend, device, dtype)  # raises an error that explains why a backend cannot run
     ops: Any = OPS[backend]
     calls = {"kron_step_": _step, "update_factor_": _update, "polar_roots_": _roots}
-    return lambda **own: calls[op](ops, own)
+    return lambda **arguments: calls[op](ops, arguments)
 
 
-def _step(ops: Any, own: Arguments) -> None:  # noqa: ANN401
+def _step(ops: Any, arguments: Arguments) -> None:  # noqa: ANN401
     sides = [
         [
             Side(*tensors)
-            for tensors in zip(own[name], own[f"{name}_statistics"], own[f"{name}_root"], strict=True)
+            for tensors in zip(
+                arguments[name], arguments[f"{name}_statistics"], arguments[f"{name}_root"], strict=True
+            )
         ]
         for name in ("left", "right")
     ]
-    views = [[[view] for view in own[name]] for name in ("grad", "direction", "out")]
+    views = [[[view] for view in arguments[name]] for name in ("grad", "direction", "out")]
     groups = [BlockGroup(*group) for group in zip(*sides, *views, strict=True)]
-    ops.kron_step_(groups, own["scales"], own["norms"], own["rule"], update=own["update"], precondition=True)
+    ops.kron_step_(
+        groups,
+        arguments["scales"],
+        arguments["norms"],
+        arguments["rule"],
+        update=arguments["update"],
+        precondition=True,
+    )
 
 
-def _update(ops: Any, own: Arguments) -> None:  # noqa: ANN401
-    ops.update_factor_(own["factor"], own["statistics"], own["unfolding"], own["scales"], own["rule"])
+def _update(ops: Any, arguments: Arguments) -> None:  # noqa: ANN401
+    ops.update_factor_(
+        arguments["factor"],
+        arguments["statistics"],
+        arguments["unfolding"],
+        arguments["scales"],
+        arguments["rule"],
+    )
 
 
 def root_rule_of(spec: Spec) -> RootRule:
     return RootRule(polar.POLYNOMIALS[8], RESIDUAL_BOUND, spec.precision)
 
 
-def _roots(ops: Any, own: Arguments) -> None:  # noqa: ANN401
-    active = (own["scales"] > 0).split([len(factor) for factor in own["factors"]])
+def _roots(ops: Any, arguments: Arguments) -> None:  # noqa: ANN401
+    active = (arguments["scales"] > 0).split([len(factor) for factor in arguments["factors"]])
     sides = [
         RootSide(Side(factor, statistics, root), stats, mask, k)
         for factor, statistics, root, stats, mask, k in zip(
-            own["factors"],
-            own["statistics"],
-            own["roots"],
-            own["root_stats"],
+            arguments["factors"],
+            arguments["statistics"],
+            arguments["roots"],
+            arguments["root_stats"],
             active,
-            own["columns"],
+            arguments["columns"],
             strict=True,
         )
     ]
-    ops.polar_roots_(sides, own["rule"], Turn())
+    ops.polar_roots_(sides, arguments["rule"], Turn())
 
 
 def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:
-    """What the roofline makes a prediction of; nothing for one side alone."""
+    """Return the costs for the roofline's prediction; none for an update of one side alone."""
     if spec.op != "kron_step_":
         return ()
     groups = [
@@ -108,9 +123,9 @@ def costs(spec: Spec, arguments: Arguments) -> tuple[Cost, ...]:
 
 
 def bmm_products(arguments: Arguments) -> Callable[[], None]:
-    """The products of ``kron_step_`` by torch on contiguous float32 blocks: without norms, guard or gather.
+    """Return ``kron_step_``'s products by torch on contiguous float32 blocks, without norms, guard or gather.
 
-    Values are not looked at: every coefficient is 1. Symmetric products are whole ones here.
+    The values do not matter, so every coefficient is 1. Symmetric products compute the whole matrix here.
     """
     names = ("left", "right", "left_root", "right_root", "grad", "direction")
     groups = [
@@ -131,7 +146,7 @@ def bmm_products(arguments: Arguments) -> Callable[[], None]:
 
 
 def _times_inverse_root(factor: Tensor, unfolding: Tensor, refine: int) -> Tensor:
-    """The products of one side's update."""
+    """Compute the products of one side's update."""
     whitened = torch.bmm(factor.mT, unfolding)
     y = torch.baddbmm(torch.bmm(factor.mT, factor), whitened, whitened.mT)
     z = polynomial = y

@@ -1,4 +1,4 @@
-"""Whole optimizer steps on the layers of GPT-2: by backend, size of blocks, one by one or from a graph."""
+"""Whole optimizer steps on the layers of GPT-2: by backend, block size, and eager or from a graph."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from common import percentiles
 from roofline import cuda_costs
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.clock import SETTLED
+from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.cost.blocks import root_costs
 from kradagrad_ext.cost.gpus import gpu_of, predict
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
 from kradagrad_ext.cost.steps import parts_of
-from kradagrad_ext.plan import group_blocks, plan_parameter
+from kradagrad_ext.schedule import SETTLED
 
 from .timing import Call, device_times, event_time, host_time
 from .words import Report, SkippedError
 
 ROUNDS, WARMUP, SECONDS = 40, 12, 4.0
-"""Four refreshes of the roots are among the rounds."""
+"""Rounds, warm-up steps and most seconds; the rounds include four refreshes of the roots."""
 SHAPES = MODELS["gpt2"].shapes
 """All layers of GPT-2, biases and norms included, without its embeddings."""
 
 
 def parameters(device: torch.device, layers: int | None = None) -> list[torch.nn.Parameter]:
-    """The model's, or a few of them."""
+    """Return the model's parameters, or those of its first layers."""
     generator = torch.Generator(device).manual_seed(0)
-    made = []
+    params = []
     for shape in SHAPES[: 12 * layers] if layers else SHAPES:
         param = torch.nn.Parameter(0.02 * torch.randn(shape, generator=generator, device=device))
         param.grad = 1e-3 * torch.randn(shape, generator=generator, device=device)
-        made.append(param)
-    return made
+        params.append(param)
+    return params
 
 
 def measure(name: str, device: torch.device, layers: int | None, report: Report) -> None:
@@ -52,13 +52,13 @@ def measure(name: str, device: torch.device, layers: int | None, report: Report)
     if backend == "roofline":
         _predict(int(block), device, report)
         return
-    own = KrADagrad(params, lr=1e-4, block_size=int(block), backend=backend, capturable=how == "graph")
-    own.param_groups[0]["step"] = SETTLED
-    (_graph if how == "graph" else _eager)(own.step, report)
+    optimizer = KrADagrad(params, lr=1e-4, block_size=int(block), backend=backend, capturable=how == "graph")
+    optimizer.param_groups[0]["step"] = SETTLED
+    (_graph if how == "graph" else _eager)(optimizer.step, report)
 
 
 def _graph(step: Call, report: Report) -> None:
-    """Every replay does the same work: the roots of a share of the blocks."""
+    """Time replays of one graph; every replay refreshes the roots of the same number of blocks."""
     times = device_times(step, ROUNDS, SECONDS)
     if times.how != "graph":
         raise RuntimeError("the step could not be captured, see the log")
@@ -66,7 +66,7 @@ def _graph(step: Call, report: Report) -> None:
 
 
 def _eager(step: Call, report: Report) -> None:
-    """The GPU's time and the host's apart; most steps refresh no roots, the mean has them in."""
+    """Time the GPU and the host separately; most steps refresh no roots, the means include refreshes."""
     for _ in range(WARMUP):
         step()
     host = host_time(step)
@@ -98,7 +98,7 @@ def _predict(block: int, device: torch.device, report: Report) -> None:
     if gpu is None:
         raise SkippedError("this GPU is not in the table of peaks")
     config = make_config(block_size=block)
-    groups = group_blocks([plan_parameter(shape, config) for shape in SHAPES])
+    groups = group_by_shape([blocking_of(shape, config) for shape in SHAPES])
     kernels = predict(cuda_costs(parts_of(SHAPES, config)), gpu)
     report.row("ms", kernels)
     report.row("mean_ms", kernels + predict(root_costs(groups, config), gpu))

@@ -1,4 +1,4 @@
-"""Random arguments of every op from its spec, and copies of them that keep how they lie in memory."""
+"""Random arguments of every op from its spec, and copies that keep their layout in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LISTS = (*SIDES, "out", "grad", "direction", "left_root", "right_root")
 
 
 class Source:
-    """Random tensors on a device, the same for the same seed."""
+    """A generator of random tensors on a device; equal seeds give equal tensors."""
 
     def __init__(self, device: torch.device, seed: int = 0) -> None:
         self.device = device
@@ -39,7 +39,7 @@ class Source:
         return torch.randn(shape, generator=self.generator, device=self.device).mul_(scale)
 
     def spd(self, blocks: int, side: int, largest: float) -> Tensor:
-        """Symmetric positive definite, eigenvalues from about `largest` / 100, ``[N, d, d]``."""
+        """Return positive definite matrices ``[N, d, d]``, eigenvalues from about `largest` / 100."""
         square = self.normal(blocks, side, side)
         product = torch.bmm(square, square.mT).div_(4 * side)
         product.diagonal(dim1=-2, dim2=-1).add_(0.01)
@@ -47,7 +47,7 @@ class Source:
 
 
 def make(spec: Spec, source: Source) -> Arguments:
-    """The keywords of a spec's op."""
+    """Make the keyword arguments of a spec's op."""
     if spec.op == "kron_step_":
         return kron_arguments(spec, source)
     if spec.op == "polar_roots_":
@@ -64,7 +64,7 @@ def make(spec: Spec, source: Source) -> Arguments:
 
 
 def matrix_of(spec: Spec, block: Sides) -> Sides:
-    """Height and width of the matrix that holds a group's blocks; two blocks where the spec says nothing."""
+    """Return height and width of the matrix of a group's blocks; two blocks if the spec has no shape."""
     (height, width), (m, n) = spec.shape, block
     if (height, width) == (1, 1):
         return 2 * m, n
@@ -72,7 +72,7 @@ def matrix_of(spec: Spec, block: Sides) -> Sides:
 
 
 def laid_out(matrix: Tensor, layout: str) -> Tensor:
-    """The same values as a view with NaN around it."""
+    """Return the same values as a view with NaN around it."""
     if layout == "plain" or matrix.ndim != 2:
         return matrix
     if layout == "transposed":
@@ -83,12 +83,12 @@ def laid_out(matrix: Tensor, layout: str) -> Tensor:
 
 
 def block_views(matrix: Tensor, rows: int, cols: int) -> Tensor:
-    """A matrix's blocks ``[*, *, rows, cols]`` in place; its sides must be multiples."""
+    """Return views of a matrix's blocks ``[*, *, rows, cols]``; its sides must be multiples."""
     return matrix.unflatten(0, (-1, rows)).unflatten(2, (-1, cols)).transpose(1, 2)
 
 
 def kron_arguments(spec: Spec, source: Source) -> Arguments:
-    """Of ``kron_step_``: one group for every block shape, each from a matrix of its own."""
+    """Make arguments of ``kron_step_``: one group per block shape, each from a separate matrix."""
     lists: Arguments = {name: [] for name in LISTS}
     dtypes = {"grad": getattr(torch, spec.dtype), "direction": torch.float32}
     for m, n in spec.blocks:
@@ -117,7 +117,7 @@ def kron_arguments(spec: Spec, source: Source) -> Arguments:
 
 
 def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
-    """Of ``update_factor_``: the left side of the first group."""
+    """Make arguments of ``update_factor_``: the left side of the first group."""
     return dict(
         factor=kron["left"][0],
         statistics=kron["left_statistics"][0],
@@ -128,31 +128,31 @@ def update_arguments(kron: Arguments, spec: Spec) -> Arguments:
 
 
 def root_arguments(kron: Arguments, spec: Spec) -> Arguments:
-    """Of ``polar_roots_``: both sides of every group."""
+    """Make arguments of ``polar_roots_``: both sides of every group."""
     names, sizes = ("left", "right"), [len(factor) for factor in kron["left"]]
     columns = [[k for _, k in spec.blocks], [k for k, _ in spec.blocks]]
     return dict(
         factors=[factor for name in names for factor in kron[name]],
-        statistics=[own for name in names for own in kron[f"{name}_statistics"]],
+        statistics=[tensor for name in names for tensor in kron[f"{name}_statistics"]],
         roots=[torch.zeros_like(root) for name in names for root in kron[f"{name}_root"]],
-        root_stats=[torch.zeros_like(own) for name in names for own in kron[f"{name}_statistics"]],
-        columns=[k for own in columns for k in own],
+        root_stats=[torch.zeros_like(tensor) for name in names for tensor in kron[f"{name}_statistics"]],
+        columns=[k for side in columns for k in side],
         scales=torch.ones(2 * sum(sizes), device=kron["scales"].device),
         rule=factors.root_rule_of(spec),
     )
 
 
 def _elements(spec: Spec, source: Source, names: tuple[str, ...], dtype: torch.dtype) -> list[list[Tensor]]:
-    """Lists of tensors of the parameters' shapes, in memory as the spec says."""
-    made = [[source.normal(*shape, scale=GRADIENT_SCALE).to(dtype) for shape in spec.blocks] for _ in names]
-    return [[laid_out(tensor, spec.layout) for tensor in tensors] for tensors in made]
+    """Make lists of tensors of the parameters' shapes, with the spec's layout."""
+    lists = [[source.normal(*shape, scale=GRADIENT_SCALE).to(dtype) for shape in spec.blocks] for _ in names]
+    return [[laid_out(tensor, spec.layout) for tensor in tensors] for tensors in lists]
 
 
 def _moments(spec: Spec, source: Source) -> list[Tensor]:
     if spec.what == "bare":
         return []
-    made = [1e-6 + source.normal(*shape, scale=GRADIENT_SCALE).square_() for shape in spec.blocks]
-    return [laid_out(tensor, "plain" if spec.layout == "transposed" else spec.layout) for tensor in made]
+    squares = [1e-6 + source.normal(*shape, scale=GRADIENT_SCALE).square_() for shape in spec.blocks]
+    return [laid_out(tensor, "plain" if spec.layout == "transposed" else spec.layout) for tensor in squares]
 
 
 def _per_parameter(spec: Spec, source: Source) -> Arguments:
@@ -166,13 +166,13 @@ def _per_parameter(spec: Spec, source: Source) -> Arguments:
 
 
 def offsets_of(params: list[Tensor]) -> Tensor:
-    """Of the parameters' spans."""
+    """Return the offsets of the parameters' spans."""
     counts = [spans_of(p.numel()) for p in params]
     return torch.tensor([0, *itertools.accumulate(counts)], device=params[0].device)
 
 
 def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
-    """Of ``accumulate_`` with the adam graft, ``bare`` without both moments."""
+    """Make arguments of ``accumulate_`` with the adam graft; ``bare``: without both moments."""
     nesterov, dtype = spec.what == "nesterov", getattr(torch, spec.dtype)
     grads, params = _elements(spec, source, ("grads", "params"), dtype)
     momenta, directions = _elements(spec, source, ("momenta", "directions"), torch.float32)
@@ -192,15 +192,18 @@ def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
 
 
 def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
-    """Of ``parameter_step_`` with decoupled decay; one parameter has no update if options are tried out."""
+    """Make arguments of ``parameter_step_`` with decoupled weight decay.
+
+    With ``momentum`` or ``l2``, the last parameter has no update and c3 of the first is NaN.
+    """
     (params,) = _elements(spec, source, ("params",), getattr(torch, spec.dtype))
     momenta, updates, directions = _elements(
         spec, source, ("momenta", "updates", "directions"), torch.float32
     )
-    momentum, own = spec.what in ("momentum", "l2"), _per_parameter(spec, source)
+    momentum, common = spec.what in ("momentum", "l2"), _per_parameter(spec, source)
     if momentum:
         updates[-1] = updates[-1].new_empty(0)
-        own["coefficients"][0, 3] = math.nan
+        common["coefficients"][0, 3] = math.nan
     return dict(
         params=params,
         momenta=momenta if momentum else [],
@@ -211,20 +214,20 @@ def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
         lr=torch.tensor(1e-3, device=source.device),
         momentum=0.9,
         nesterov=spec.what == "momentum",
-        **own,
+        **common,
     )
 
 
 def _scalars(spec: Spec, source: Source) -> Arguments:
-    """Of as many matrices as the spec's one parameter has elements, after some steps."""
+    """Make scalar state as after some steps, with one row per element of the spec's one parameter."""
     count = math.prod(spec.blocks[0])
-    held = 1 + source.normal(count, len(scalars.COLUMNS)).abs()
-    held[:, scalars.UNIT], held[:, scalars.IN_A_ROW] = 1, 0
-    on = {"device": source.device}
+    table = 1 + source.normal(count, len(scalars.COLUMNS)).abs()
+    table[:, scalars.UNIT], table[:, scalars.IN_A_ROW] = 1, 0
+    where = {"device": source.device}
     return dict(
-        scalars=held,
-        coefficients=torch.rand(count, COEFFICIENTS, generator=source.generator, **on) + 0.1,
-        numel=torch.full((count,), 4096.0, **on),
+        scalars=table,
+        coefficients=torch.rand(count, COEFFICIENTS, generator=source.generator, **where) + 0.1,
+        numel=torch.full((count,), 4096.0, **where),
         rule=scalars.ScalarRule(
             spike_limit=30.0,
             beta1=0.9,
@@ -242,22 +245,22 @@ def _scalars(spec: Spec, source: Source) -> Arguments:
 
 
 def observe_arguments(spec: Spec, source: Source) -> Arguments:
-    """Of ``observe_gradients_``, with spikes among the gradients."""
-    own = _scalars(spec, source)
-    count = len(own["scalars"])
+    """Make arguments of ``observe_gradients_``, with spikes among the gradients."""
+    state = _scalars(spec, source)
+    count = len(state["scalars"])
     norms = source.normal(count, scale=1000.0).abs().double()
     flags = {
-        name: torch.full((count,), as_it_must_not_stay, device=source.device)
-        for name, as_it_must_not_stay in (("active", False), ("restarts", True))
+        name: torch.full((count,), wrong, device=source.device)  # the op must overwrite it
+        for name, wrong in (("active", False), ("restarts", True))
     }
     flags["present"] = torch.ones(count, dtype=torch.bool, device=source.device)
-    return dict(norms=norms, weight_decay=torch.tensor(0.1, device=source.device), **flags, **own)
+    return dict(norms=norms, weight_decay=torch.tensor(0.1, device=source.device), **flags, **state)
 
 
 def scale_arguments(spec: Spec, source: Source) -> Arguments:
-    """Of ``scale_updates_``."""
-    own = _scalars(spec, source)
-    count = len(own["scalars"])
+    """Make arguments of ``scale_updates_``."""
+    state = _scalars(spec, source)
+    count = len(state["scalars"])
     parts = 3 * torch.arange(count + 1, device=source.device)
     graft, update = (source.normal(3 * count).square() + 0.1 for _ in range(2))
     return dict(
@@ -267,12 +270,12 @@ def scale_arguments(spec: Spec, source: Source) -> Arguments:
         update_order=torch.arange(3 * count, device=source.device).flip(0),
         update_offsets=parts,
         preconditioned=torch.ones(count, dtype=torch.bool, device=source.device),
-        **own,
+        **state,
     )
 
 
 def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401
-    """A copy of an argument with its layout and what lies around it; floating tensors in `dtype` if given."""
+    """Copy an argument with its layout and its whole storage; floating tensors in `dtype` if not None."""
     if isinstance(value, list):
         return [copied(item, dtype) for item in value]
     if not isinstance(value, Tensor):
@@ -282,5 +285,5 @@ def copied(value: object, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor's storage."""
+    """Return the whole storage of a tensor as one vector."""
     return tensor.new_empty(0).set_(tensor.untyped_storage())

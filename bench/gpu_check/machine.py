@@ -1,4 +1,4 @@
-"""The card, its driver, the versions, and which backends run: what a reader of the numbers must know."""
+"""Description of the machine for readers of the numbers: GPU, driver, versions and usable backends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .words import Report
 
 
 def describe(device: torch.device, report: Report) -> None:
-    """Print the report and send what the driver goes by: device, capability, backends."""
+    """Print the report and send the facts that the driver uses: device, capability, backends."""
     print(env_report.report(), flush=True)
-    found = {
+    facts = {
         **_card(device),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": next((own.version for own in metadata.distributions(name="triton")), None),
+        "triton": next((package.version for package in metadata.distributions(name="triton")), None),
         "backends": {name: reason or "usable" for name, reason in available_backends(device).items()},
     }
-    for name, value in found.items():
+    for name, value in facts.items():
         print(f"{name}: {value}", flush=True)
-    report.send(facts=found)
+    report.send(facts=facts)
 
 
 def _card(device: torch.device) -> dict[str, object]:

@@ -1,9 +1,9 @@
-"""An importable kradagrad_ext without an installation: the tree's Python files, a library built beforehand.
+"""An importable kradagrad_ext without an installation: the tree's Python files and a prebuilt library.
 
     python -m gpu_check.package .gpu-bundle      # from bench/: build for TORCH_CUDA_ARCH_LIST, by default 9.0
 
-A bundle is a small folder to carry to the machine with the GPU: the native library, the record of its build,
-and what sources it was made from. Where it is missing, or of other sources, the library is built there.
+A bundle is a small folder to copy to the machine with the GPU: the native library, the record of its build,
+and a digest of its sources. If it is missing or of other sources, the library is built on that machine.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ BUILD_FILES = ("build_native.py", "build_backend.py", "compile_cached.py", "ninj
 
 
 class PackageError(Exception):
-    """A bundle that cannot be used, or a build that failed; the message says why."""
+    """A bundle that cannot be used, or a build that failed; the message has the reason."""
 
 
 def digest(root: Path = ROOT) -> str:
-    """A hash of all that the native library is made from."""
-    found = hashlib.sha256()
+    """Hash all sources of the native library."""
+    digest = hashlib.sha256()
     paths = [*(root / name for name in BUILD_FILES), *(root / "csrc").rglob("*")]
     for path in sorted(path for path in paths if path.is_file()):
-        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def git_sha(root: Path = ROOT) -> str:
-    """The commit, with a + where the tree has changes; empty where the tree is no repository."""
+    """Return the commit, with a + if the tree has changes; empty if the tree is not a repository."""
     command = ["git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
     done = _run(command, root) if shutil.which("git") else None
     return done.stdout.strip() if done and done.returncode == 0 else ""
 
 
 def bundled_sha(bundle: Path, root: Path = ROOT) -> str:
-    """The commit that a bundle was built from, for a tree that travelled without its repository."""
+    """Return the commit that a bundle was built from, for a tree that was copied without its repository."""
     try:
         return check(bundle, root)["git_sha"]
     except PackageError:
@@ -52,7 +52,7 @@ def bundled_sha(bundle: Path, root: Path = ROOT) -> str:
 
 
 def build(python: str, bundle: Path, root: Path = ROOT) -> None:
-    """Build the native library with kernels into a bundle, without a network. Raises PackageError."""
+    """Build the library with its kernels into a bundle, without a network. Raise PackageError if it fails."""
     environment = {
         **os.environ,
         "KRADAGRAD_BUILD": "cuda",
@@ -81,13 +81,13 @@ def build(python: str, bundle: Path, root: Path = ROOT) -> None:
 
 
 def check(bundle: Path, root: Path = ROOT) -> dict[str, str]:
-    """A bundle's manifest. Raises PackageError if it is none, damaged, or of other sources than these."""
+    """Return a bundle's manifest. Raise PackageError if it is missing, damaged or of other sources."""
     try:
         manifest: dict[str, str] = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-        held = _file_digest(bundle / LIBRARY)
+        library = _file_digest(bundle / LIBRARY)
     except (OSError, ValueError) as error:
         raise PackageError(f"no bundle in {bundle.name}: {error}") from error
-    if held != manifest.get("library"):
+    if library != manifest.get("library"):
         raise PackageError(f"the library in {bundle.name} is damaged")
     if manifest.get("digest") != digest(root):
         raise PackageError(f"the library in {bundle.name} was built from other sources: make gpu-bundle")
@@ -95,9 +95,9 @@ def check(bundle: Path, root: Path = ROOT) -> dict[str, str]:
 
 
 def installed(kind: str, root: Path = ROOT) -> dict[str, str]:
-    """The record of the library that an editable installation left in the tree.
+    """Return the build record of the library that an editable installation left in the tree.
 
-    Raises PackageError if there is none, or none with kernels where the GPU's (`kind` cuda) are wanted.
+    Raise PackageError if there is no library, or none with CUDA kernels for the `kind` cuda.
     """
     place = root / "kradagrad_ext"
     try:
@@ -105,12 +105,12 @@ def installed(kind: str, root: Path = ROOT) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise PackageError("no library in the tree: it has no editable installation") from error
     if not (place / LIBRARY).exists() or kind not in (record.get("native"), "cpu"):
-        raise PackageError(f"the library in the tree serves {record.get('native')} alone")
+        raise PackageError(f"the library in the tree supports only {record.get('native')}")
     return record
 
 
 def lay_out(folder: Path, root: Path = ROOT) -> None:
-    """Make a complete package in a folder for PYTHONPATH, but for the native library."""
+    """Make a package in a folder for PYTHONPATH, complete except for the native library."""
     package = folder / "kradagrad_ext"
     shutil.rmtree(package, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__", "*.so", BUILD)
@@ -119,7 +119,7 @@ def lay_out(folder: Path, root: Path = ROOT) -> None:
 
 
 def put_library(folder: Path, place: Path) -> None:
-    """Give a laid out package the library, and the record of its build, that lie in another folder."""
+    """Copy the library and the record of its build from another folder into a laid out package."""
     for name in (LIBRARY, BUILD):
         partial = folder / "kradagrad_ext" / f"{name}.partial"
         shutil.copy2(place / name, partial)
@@ -127,20 +127,20 @@ def put_library(folder: Path, place: Path) -> None:
 
 
 def take_library(folder: Path) -> None:
-    """Take it away again."""
+    """Remove the library and its record from a laid out package."""
     for name in (LIBRARY, BUILD):
         (folder / "kradagrad_ext" / name).unlink(missing_ok=True)
 
 
 def loads(python: str, folder: Path, environment: dict[str, str]) -> str | None:
-    """Why the native backend of a laid out package does not run on the CPU; None if it does."""
+    """Return why the native backend of a laid out package does not run on the CPU; None if it does."""
     code = (
         "import torch; from kradagrad_ext.backends import available_backends; "
         "print(available_backends(torch.device('cpu'))['native'])"
     )
-    own = {**environment, "PYTHONPATH": str(folder)}
-    with tempfile.TemporaryDirectory() as empty:  # so that the tree's own package is not imported
-        done = _run([python, "-c", code], Path(empty), own)
+    environment = {**environment, "PYTHONPATH": str(folder)}
+    with tempfile.TemporaryDirectory() as empty:  # so that the tree's package is not imported
+        done = _run([python, "-c", code], Path(empty), environment)
     reason = done.stdout.strip() if done.returncode == 0 else done.stderr.strip()[-300:]
     return None if reason == "None" else reason
 

@@ -1,4 +1,4 @@
-"""Plots of what a check measured, from its CSV alone: `python -m gpu_check.plots gpu_check.csv` in bench/."""
+"""Plots of a check's measurements from its CSV: `python -m gpu_check.plots gpu_check.csv` in bench/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150
 
 
 def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
-    """`kron_step_` of the default recipe over the side of a block, and what does the same."""
+    """Plot `kron_step_` of the default recipe over the side of a block, with its rivals."""
     chosen = rows[(rows["op"] == "kron_step_") & (rows["recipe"] == DEFAULT) & (rows["dtype"] == "float32")]
     chosen = chosen[chosen["case"].str.count("/") == PARTS_OF_A_PLAIN_CASE].copy()
     if chosen.empty:
@@ -49,7 +49,7 @@ def plot_sides(rows: pd.DataFrame, device: str) -> Figure | None:
 
 
 def plot_prediction(rows: pd.DataFrame, device: str) -> Figure | None:
-    """Measured time of every case over its prediction."""
+    """Plot the measured time of every case over its prediction."""
     times = rows[rows["backend"].isin([*OURS, "roofline"])].copy()
     times["spec"] = [case.rpartition("/")[0] for case in times["case"]]
     wide = times.pivot_table(index="spec", columns="backend", values="p50")
@@ -73,7 +73,7 @@ PLOTS = {"sides": plot_sides, "prediction": plot_prediction}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path)
-    parser.add_argument("--out", type=Path, help="default: beside the CSV")
+    parser.add_argument("--out", type=Path, help="folder of the plots; default: the CSV's folder")
     options = parser.parse_args()
     mpl.use("Agg")
     mpl.rcParams.update(STYLE)

@@ -1,4 +1,4 @@
-"""Lanes: each feeds workers with cases, and starts one again at the next case after a crash or a hang."""
+"""Lanes that feed workers with cases; after a crash or a hang, a new worker takes the next case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .words import CRASH, FAIL, HANG, NOT_RUN, SKIP
 
 
 class Lane:
-    """Runs tasks one after another, until a moment; while a worker works, the next one starts already."""
+    """A runner of consecutive tasks up to a deadline; while a worker runs, the next one already starts."""
 
     def __init__(self, launcher: Launcher, section: str, seconds: float, until: float) -> None:
         self.launcher, self.section, self.seconds, self.until = launcher, section, seconds, until
@@ -23,7 +23,7 @@ class Lane:
         self._exhausted = self._numbered = False
 
     def run(self, tasks: queue.SimpleQueue[Task]) -> None:
-        """Take tasks until there are none."""
+        """Run tasks until the queue is empty."""
         while not self._exhausted and not self.launcher.stopped:
             try:
                 task = tasks.get_nowait()
@@ -31,14 +31,14 @@ class Lane:
                 break
             try:
                 self._run(task, more=not tasks.empty())
-            except Exception as error:  # noqa: BLE001  (a fault of the driver's own costs this task alone)
+            except Exception as error:  # noqa: BLE001  (a fault of the driver costs only this task)
                 self.record.log(traceback.format_exc(), self.section)
                 self.record.verdict(self.section, task.name, FAIL, f"{type(error).__name__}: {error}")
         if self._spare is not None:
             self._spare.kill()
 
     def _take(self, task: Task, more: bool) -> Worker:
-        """A worker for a task: the one that was started ahead, if any will do."""
+        """Return a worker for a task: the one started ahead, if the task needs no special command."""
         plain = not task.command and not task.environment
         worker = self._spare if plain and self._spare is not None else self.launcher.start(task)
         if worker is self._spare:
@@ -49,7 +49,7 @@ class Lane:
 
     def _run(self, task: Task, more: bool) -> None:
         worker: Worker | None = None
-        self._numbered = task.numbered  # what is left of these when time is over is no fault
+        self._numbered = task.numbered  # tasks left over at the deadline are not a fault
         for request in task.requests:
             if time.monotonic() >= self.until and task.numbered:
                 self._exhausted = True
@@ -60,7 +60,7 @@ class Lane:
                 continue
             if worker is None:
                 worker = self._take(task, more)
-                asked = bool(task.command)  # it has got all requests
+                asked = bool(task.command)  # it has all requests as arguments
             worker.source = f"{self.section}/{request.name}"
             if not self._ask(worker, request, asked):
                 worker.kill()
@@ -75,7 +75,7 @@ class Lane:
             task.read(self.record)
 
     def _ask(self, worker: Worker, request: Request, asked: bool) -> bool:
-        """Run one case and record how it ended; whether the worker can go on."""
+        """Run one case and record its verdict; return True if the worker can continue."""
         limit = self.seconds if request.seconds is None else request.seconds
         try:
             if not self._is_ready(worker, request):
@@ -125,8 +125,8 @@ class Lane:
     def _verdict(self, request: Request, verdict: str, text: str) -> None:
         if self.launcher.stopped:
             return
-        own = {"backend": request.message.get("backend")}
-        self.record.verdict(self.section, request.name, verdict, text, **own)
+        backend = request.message.get("backend")
+        self.record.verdict(self.section, request.name, verdict, text, backend=backend)
 
 
 def _after(requests: tuple[Request, ...], last: Request) -> tuple[Request, ...]:
@@ -136,7 +136,7 @@ def _after(requests: tuple[Request, ...], last: Request) -> tuple[Request, ...]:
 def run_tasks(
     launcher: Launcher, section: str, tasks: Sequence[Task], lanes: int, seconds: float, until: float
 ) -> None:
-    """Run all tasks of a section, so many at a time; `until` by `time.monotonic`."""
+    """Run all tasks of a section in parallel `lanes`; `until` is a time of `time.monotonic`."""
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
     for task in tasks:
         waiting.put(task)

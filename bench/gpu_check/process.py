@@ -1,4 +1,4 @@
-"""Worker processes: how they are started, asked, listened to and ended."""
+"""Worker processes: start, requests, answers and end."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from typing import Any
 from .record import Record
 
 START_SECONDS = 90.0
-"""For a worker to import torch, from a cold disk."""
+"""Limit for a worker to import torch from a cold disk."""
 END_SECONDS = 5.0
-"""For a process that was told to end."""
+"""Limit for a process to end after a request to do so."""
 STACK_SECONDS = 0.3
 TOOL_END_SECONDS = 20.0
-"""For a profiler, which writes what it found at its end."""
+"""Limit for a profiler to end, because it writes its results then."""
 
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A case of a section, and what the worker is asked.
+    """A case of a section, and the message to the worker.
 
     Attributes:
-        name: of the case in what is recorded.  seconds: at most; the section's where it is None.
+        name: name of the case in the record.  seconds: time limit; None for the section's.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """Cases that one process runs after each other.
+    """Cases that one process runs consecutively.
 
     Attributes:
-        command: before the worker's own, such as a profiler's; cases are then given as arguments.
-        environment: beside the driver's.
-        read: records what such a command wrote, once it has ended.
-        numbered: whether it is one of more than there may be, of which a worker tells where they end.
+        command: prefix of the worker's command, such as a profiler's; the cases are then its arguments.
+        environment: variables in addition to the launcher's.
+        read: records the results that such a command wrote, after its end.
+        numbered: True if the name is an index; a worker reports the end of the valid indices.
     """
 
     name: str
@@ -64,12 +64,12 @@ class Task:
 
 @dataclass
 class Launcher:
-    """How workers are started.
+    """The start of workers, and their end with the driver.
 
     Attributes:
-        command: the worker's.  environment: of the process.  folder: it runs in.
-        living: all that are there, so that none outlives the driver.
-        stopped: whether no more are to be started, and what becomes of those that are left counts no more.
+        command: the worker's command.  environment: the process's.  folder: its working folder.
+        living: all running workers, so that none outlives the driver.
+        stopped: True if no more workers may start; verdicts of the remaining workers do not count then.
     """
 
     command: Sequence[str]
@@ -81,10 +81,10 @@ class Launcher:
     stopped: bool = False
 
     def start(self, task: Task) -> Worker:
-        """A worker for a task's cases."""
-        given = [json.dumps(request.message) for request in task.requests] if task.command else []
+        """Start a worker for a task's cases."""
+        arguments = [json.dumps(request.message) for request in task.requests] if task.command else []
         worker = Worker(
-            [*task.command, *self.command, *given],
+            [*task.command, *self.command, *arguments],
             {**self.environment, **dict(task.environment)},
             self.folder,
             self.record,
@@ -98,7 +98,7 @@ class Launcher:
         return worker
 
     def end_all(self) -> None:
-        """End every worker that is left, and start no more."""
+        """End all remaining workers, and start no more."""
         with self.lock:
             self.stopped = True
             living = list(self.living)
@@ -107,7 +107,7 @@ class Launcher:
 
 
 class Worker:
-    """One process; what it prints goes into the log, what it answers into a queue."""
+    """One process; its output goes into the log, its answers into a queue."""
 
     def __init__(
         self, command: Sequence[str], environment: dict[str, str], folder: Path, record: Record
@@ -140,7 +140,7 @@ class Worker:
                 message = None
             if isinstance(message, dict):
                 self.messages.put(message)
-            else:  # a tool around the worker speaks there, too
+            else:  # a tool around the worker prints there, too
                 self._note(line)
         self.messages.put(None)
 
@@ -151,19 +151,19 @@ class Worker:
 
     def _note(self, line: str) -> None:
         if line.strip():
-            if not line.startswith("Extension modules"):  # of a crash, which is told in the lines above
+            if not line.startswith("Extension modules"):  # after a crash; the lines before describe it
                 self.last_words.append(line.strip()[:200])
             self.record.log(line, self.source or f"worker {self.process.pid}")
 
     def ask(self, message: dict[str, Any]) -> None:
-        """Send a request; a worker that is gone is noticed when its answer is waited for."""
+        """Send a request; the wait for the answer detects a worker that has ended."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
 
     def next(self, until: float) -> Message | None:
-        """Its next message; None if it ended. Raises TimeoutError."""
+        """Return its next message; None if it ended. Raise TimeoutError after `until`."""
         try:
             return self.messages.get(timeout=max(until - time.monotonic(), 0.0))
         except queue.Empty:
@@ -173,7 +173,7 @@ class Worker:
         return self.process.poll() is None
 
     def how_it_ended(self) -> str:
-        """The signal or status, and its last words."""
+        """Return the signal or status, and its last lines of output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(END_SECONDS)
         for reader in self._readers[1:]:
@@ -181,18 +181,18 @@ class Worker:
         status = self.process.returncode
         if status is None:
             return "it closed its output and went on"
-        said = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        return ": ".join([said, *([" | ".join(self.last_words)] if self.last_words else [])])
+        cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        return ": ".join([cause, *([" | ".join(self.last_words)] if self.last_words else [])])
 
     def tell_where(self) -> None:
-        """Let a hung worker print its Python stack into the log; one within a tool is not asked."""
+        """Let a hung worker print its Python stack into the log, except one under a tool."""
         if self.ready and not self.wrapped:
             with contextlib.suppress(OSError):
                 self.process.send_signal(signal.SIGUSR1)
             time.sleep(STACK_SECONDS)
 
     def close(self, seconds: float) -> None:
-        """Let it end by itself, as it does when there are no more requests; else end it."""
+        """Close its input, so that it ends after the last request; kill it after the time limit."""
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -202,7 +202,7 @@ class Worker:
             self.kill()
 
     def kill(self) -> None:
-        """End it with all that it started."""
+        """Kill it with its child processes."""
         with contextlib.suppress(OSError):
             if self.alive() or self.wrapped:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -211,5 +211,5 @@ class Worker:
 
 
 def _own_group() -> dict[str, Any]:
-    """So that a worker ends with its children, and all of them with the driver's session."""
+    """Return options of Popen so that a worker can be killed together with its children."""
     return {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}

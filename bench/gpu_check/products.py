@@ -1,4 +1,4 @@
-"""Whether torch makes float32 products in TF32."""
+"""Control of TF32 in torch's float32 products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether torch's float32 products may use TF32."""
+    """Allow or forbid TF32 in torch's float32 products."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:

@@ -1,6 +1,6 @@
-"""What a run leaves behind, at most six files: a CSV, a log, a summary, two plots, an archive of details.
+"""Result files of a run, at most six: a CSV, a log, a summary, two plots, an archive of details.
 
-Rows and lines are on disk the moment they exist: a run that is killed loses nothing.
+Rows and lines are written to disk at once, so a run that is killed loses none of them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ COLUMNS = (*MEASURED, *VALUES, *CIRCUMSTANCES)
 CSV, LOG, SUMMARY, ARCHIVE = "gpu_check.csv", "gpu_check.log", "summary.txt", "details.tar.gz"
 PLOTS = ("sides.png", "prediction.png")
 MOST_LOG, MOST_ARCHIVED = 12 << 20, 8 << 20
-"""Bytes of the log, and of what goes into the archive before it is packed."""
+"""Maximum bytes of the log, and of the archive's files before compression."""
 
 
 class Record:
     """The files of a run, and its verdicts. All methods may be called from any thread.
 
     Attributes:
-        folder: of the files.  details: of what goes into the archive.  circumstances: of every row.
-        found: facts about the machine.
-        verdicts: section, case, verdict and words, in the order in which they came.
+        folder: folder of the files.  details: folder of files for the archive.
+        circumstances: fields of every row.  found: facts about the machine.
+        verdicts: section, case, verdict and text, in order of arrival.
     """
 
     def __init__(self, folder: Path, details: Path) -> None:
@@ -60,41 +60,41 @@ class Record:
         return time.monotonic() - self.start
 
     def log(self, line: str, source: str = "") -> None:
-        """A line of the log, with its time and who says it."""
+        """Write a line to the log, with the time and its source."""
         with self._lock:
             if self._log.closed or self._log.tell() > MOST_LOG:
                 return
             self._log.write(f"{self.elapsed():7.1f} {source and f'[{source}] '}{line.rstrip()}\n")
             self._log.flush()
 
-    def facts(self, found: Mapping[str, Any]) -> None:
-        """What a worker found out about the machine; some of it goes into every row from now on."""
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Record a worker's facts about the machine; later rows contain some of them."""
         with self._lock:
-            self.found |= found
-            versions = [f"{name} {found[name]}" for name in ("torch", "cuda", "triton") if found.get(name)]
-            self.circumstances |= {"device": str(found["device"]), "versions": "; ".join(versions)}
+            self.found |= facts
+            versions = [f"{name} {facts[name]}" for name in ("torch", "cuda", "triton") if facts.get(name)]
+            self.circumstances |= {"device": str(facts["device"]), "versions": "; ".join(versions)}
 
     def say(self, line: str) -> None:
-        """A line of the log that the one who waits sees, too."""
+        """Write a line to the log and to stdout."""
         with self._lock:
             print(line, flush=True)
             self.log(line)
 
     def row(self, section: str, case: str, values: Mapping[str, Any]) -> None:
-        """One row of the CSV."""
+        """Write one row of the CSV."""
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         row = {**self.circumstances, "date": date, **values, "section": section, "case": case}
-        told = {name: _told(row[name]) for name in COLUMNS if row.get(name) is not None}
+        cells = {name: _told(row[name]) for name in COLUMNS if row.get(name) is not None}
         with self._lock:
             self.rows.append(row)
             if not self._csv.closed:
-                self._writer.writerow(told)
+                self._writer.writerow(cells)
                 self._csv.flush()
-            value = " ".join(told.get(name, "") for name in ("metric", "p50", "note"))
-            self.log(f"{told.get('backend', '')} {value}", f"{section}/{case}")
+            value = " ".join(cells.get(name, "") for name in ("metric", "p50", "note"))
+            self.log(f"{cells.get('backend', '')} {value}", f"{section}/{case}")
 
     def verdict(self, section: str, case: str, verdict: str, text: str, **values: object) -> None:
-        """How a case ended: a row, a line of the log, and in the summary at once."""
+        """Record how a case ended: in a row, in the log and at once in the summary."""
         with self._lock:
             self.verdicts.append((section, case, verdict, text))
             self.row(section, case, {**values, "metric": "verdict", "verdict": verdict, "note": text})
@@ -107,7 +107,7 @@ class Record:
         return any(verdict not in GOOD for _, _, verdict, _ in self.verdicts)
 
     def write_summary(self, more: str = "") -> str:
-        """Sections with how many cases ended how, each case that is not good, then what else is told."""
+        """Write the summary: verdict counts by section, each failed case, then `more`."""
         with self._lock:
             text = "\n".join([*self._sections(), "", *self._failures(), "", more]).rstrip() + "\n"
             partial = self.folder / (SUMMARY + ".partial")
@@ -119,8 +119,8 @@ class Record:
         yield f"{'section':<12} cases"
         for section in dict.fromkeys(section for section, *_ in self.verdicts):
             counts: dict[str, int] = {}
-            for own, _, verdict, _ in self.verdicts:
-                if own == section:
+            for name, _, verdict, _ in self.verdicts:
+                if name == section:
                     counts[verdict] = counts.get(verdict, 0) + 1
             yield f"{section:<12} {', '.join(f'{number} {verdict}' for verdict, number in counts.items())}"
 
@@ -133,7 +133,7 @@ class Record:
                 yield f"skipped {section}/{case}: {text[:200]}"
 
     def archive(self) -> None:
-        """Pack the details, the smallest files first and as many as there is room for."""
+        """Pack the details, the smallest files first, up to the size limit."""
         files = sorted((path for path in self.details.rglob("*") if path.is_file()), key=_size)
         room, buffer = MOST_ARCHIVED, io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as packed:

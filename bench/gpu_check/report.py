@@ -1,6 +1,7 @@
-"""Writes docs/gpu-measurements.md from the CSVs in bench/results/: `python -m gpu_check.report`, from bench/.
+"""Write docs/gpu-measurements.md from the CSVs in bench/results/: `python -m gpu_check.report`, from bench/.
 
-A check's gpu_check.csv goes there as gpu_<card>.csv; tests/test_gpu_check.py holds the page to them.
+Copy the gpu_check.csv of a check there as gpu_<card>.csv. tests/test_gpu_check_cases.py compares the page
+with the CSVs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Nothing has been measured yet: there is no such file. All that is said of speed 
 
 
 def page(paths: Sequence[Path]) -> str:
-    """The page's text."""
+    """Return the page's text."""
     return HEAD + ("".join(map(_card, paths)) or NOTHING)
 
 

@@ -1,4 +1,4 @@
-"""The sections of a check in their order, which tasks each has, and how long it may take."""
+"""The sections of a check in order, with their tasks and time limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .specs import Spec
 STEP_MODES = ("eager", "sync", "capture", "stream", "tf32", "packed", "bfloat16")
 STEP_BACKENDS = ("native", "triton", "auto")
 MOST_SPECIALISATIONS = 500
-"""More than Triton's kernels have, whose number only a worker can tell."""
+"""Upper limit on the specialisations of Triton's kernels; only a worker knows their number."""
 
 MEMCHECKED = {
     "resident_update": ("resident_update_64_bf16x3", "resident_update_128_bf16x3"),
@@ -36,7 +36,7 @@ MEMCHECKED = {
     "scale_updates": ("scale_updates",),
     "parameter_step": ("parameter_step",),
 }
-"""What of a kernel's name memcheck looks for, and the tasks whose cases it watches."""
+"""Part of the kernel's name that memcheck filters by, and the tasks whose cases it runs."""
 RACECHECKED = {
     "resident_update_64": ("resident_update_64_bf16x3",),
     "resident_precondition_64": ("resident_precondition_64_bf16x3",),
@@ -53,20 +53,20 @@ PROFILED = (
     ("triton", "scaled_product", "kron_step_", 256),
     ("triton", "gram", "kron_step_", 256),
 )
-"""Backend, kernel, op, side of the blocks."""
+"""Backend, kernel, op and block side of each profiled case."""
 NCU_SECTIONS = ("SpeedOfLight", "Occupancy", "WarpStateStats", "MemoryWorkloadAnalysis")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What sections go by.
+    """Options of a run that sections use.
 
     Attributes:
-        only: globs of sections, tasks and cases; all where there are none.
-        small: less work, for a dry run.  judged: whether wrong values count.
-        inject: of crash, hang, wrong: put between the cases of the first task.
-        details: folder for what tools write.
-        capability: of the GPU, 90 for 9.0.  sanitizer_help: what compute-sanitizer says of its options.
+        only: globs of sections, tasks and cases; empty for all.
+        small: less work, for a dry run.  judged: True if wrong values count.
+        inject: failures (crash, hang, wrong) to add to the cases of the first task.
+        details: folder for the files of tools.
+        capability: the GPU's, 90 for 9.0.  sanitizer_help: compute-sanitizer's help text.
     """
 
     only: tuple[str, ...] = ()
@@ -86,11 +86,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Section:
-    """Tasks of one kind, and the limits that they have.
+    """Tasks of one kind, and their limits.
 
     Attributes:
-        seconds: of the section at most.  case_seconds: of a case.  lanes: processes at a time.
-        tool: what must be there, beside torch.  native: whether it needs the native library.
+        seconds: limit of the section.  case_seconds: limit of a case.  lanes: parallel processes.
+        tool: required program.  native: True if the section needs the native library.
     """
 
     name: str
@@ -102,14 +102,14 @@ class Section:
     native: bool = False
 
     def chosen(self, context: Context) -> list[Task]:
-        """The tasks, with what `only` leaves of them."""
+        """Return the tasks, with only the cases that `only` matches."""
         tasks = self.tasks(context)
         if not context.only or _matches(context.only, self.name):
             return tasks
         chosen = []
         for task in tasks:
-            own = f"{self.name}/{task.name}"
-            left = [r for r in task.requests if _matches(context.only, own, f"{self.name}/{r.name}")]
+            full_name = f"{self.name}/{task.name}"
+            left = [r for r in task.requests if _matches(context.only, full_name, f"{self.name}/{r.name}")]
             if left:
                 chosen.append(replace(task, requests=tuple(left)))
         return chosen
@@ -126,17 +126,17 @@ def ceilings(context: Context) -> list[Task]:
 
 def _checks(backend: str, groups: dict[str, tuple[Spec, ...]], context: Context) -> list[Task]:
     tasks = []
-    for task, own in groups.items():
+    for task, cases in groups.items():
         requests = [
             Request(f"{task}/{spec.name}", context.message("check", spec.name, backend=backend, small=False))
-            for spec in own
+            for spec in cases
         ]
         tasks.append(Task(task, tuple(requests)))
     return tasks
 
 
 def native(context: Context) -> list[Task]:
-    """Every CUDA kernel in a process of its own."""
+    """Return a task, and so a process, per CUDA kernel."""
     tasks = _checks("native", specs.NATIVE, context)
     made = tuple(Request(f"made to {name}", context.message(name, name)) for name in context.inject)
     first = tasks[0].requests
@@ -148,7 +148,7 @@ def triton(context: Context) -> list[Task]:
 
 
 def steps(context: Context) -> list[Task]:
-    """By backend."""
+    """Return a task per backend."""
     return [
         Task(
             backend,
@@ -162,7 +162,7 @@ def steps(context: Context) -> list[Task]:
 
 
 def times(context: Context) -> list[Task]:
-    """One process for all, so that its start is paid once; every column of a case is a request of its own."""
+    """Return one task, so that a process starts only once, with a request per column of every case."""
     requests = [
         Request(f"{spec.name}/{column}", context.message("time", spec.name, backend=column))
         for spec in specs.TIMES
@@ -172,7 +172,7 @@ def times(context: Context) -> list[Task]:
 
 
 def gpt2(context: Context) -> list[Task]:
-    """One process for all; what is least like a rival comes last."""
+    """Return one task; the comparisons come last."""
     ours, blocks = ("native", "triton", "auto"), specs.GPT2_BLOCKS
     names = [f"{block}/{backend}/{how}" for how in ("eager", "graph") for block in blocks for backend in ours]
     names += [
@@ -183,23 +183,23 @@ def gpt2(context: Context) -> list[Task]:
 
 
 def _under(tool: str, name: str, task: Task, filters: tuple[str, ...], context: Context) -> Task:
-    """A task's cases in one process under compute-sanitizer."""
+    """Return a task with the same cases in one process under compute-sanitizer."""
     log = context.details / f"{tool}-{name}.txt"
     command = ("compute-sanitizer", "--tool", tool, "--log-file", str(log), "--print-limit", "20", *filters)
-    # Without the caching allocator every tensor is an allocation of its own, whose bounds are watched.
+    # Without the caching allocator every tensor is a separate allocation, whose bounds are checked.
     environment = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     read = functools.partial(tools.read_sanitizer, tool, name, log)
     return Task(name, task.requests, command, environment, read)
 
 
 def under_memcheck(task: Task, context: Context) -> Task:
-    """A task of another section, with its eyes on every kernel."""
+    """Return a task of another section under memcheck, which checks every kernel."""
     return _under("memcheck", re.sub(r"[^\w.-]+", "-", task.name), task, (), context)
 
 
 def _watched(tool: str, kernels: dict[str, tuple[str, ...]], most: int, context: Context) -> list[Task]:
-    """Small cases, of which the tool looks at some kernels only."""
-    # The option was named anew; the help tells which one this version has.
+    """Return tasks of small cases in which the tool checks only some kernels."""
+    # The option's name depends on the version of the tool; the help text has it.
     option = "--kernel-name" if "--kernel-name " in context.sanitizer_help else "--kernel-regex"
     tasks = []
     for kernel, groups in kernels.items():
@@ -236,7 +236,7 @@ def ncu(context: Context) -> list[Task]:
 
 
 def compilation(context: Context) -> list[Task]:
-    """Triton's kernels, one a task: any process takes the next one."""
+    """Return a task per specialisation of Triton's kernels: any process takes the next one."""
     tasks = []
     for name in map(str, range(MOST_SPECIALISATIONS)):
         message = context.message("compile", name, capability=context.capability)
@@ -258,20 +258,20 @@ SECTIONS = (
 
 
 def missing_tool(section: Section) -> str | None:
-    """Why a section cannot run on this machine."""
+    """Return why a section cannot run on this machine; None if its tool exists."""
     if section.tool is None or shutil.which(section.tool):
         return None
     return f"there is no {section.tool} on PATH"
 
 
 def compile_lanes() -> int:
-    """Processes that compile in the background: a dozen of sixteen cores."""
+    """Return the number of processes that compile in the background: 12 on 16 cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(12, cores - 4, cores))
 
 
 def names(context: Context) -> Iterator[str]:
-    """Every case of every section, as --only takes it."""
+    """Yield the names of all cases of all sections, as --only takes them."""
     for section in SECTIONS:
         for task in section.chosen(context):
             yield from (f"{section.name}/{request.name}" for request in task.requests)

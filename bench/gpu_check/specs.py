@@ -1,6 +1,6 @@
-"""What is checked and timed, as data: the driver lists it without torch, a worker makes it.
+"""The checked and timed cases as data: the driver lists them without torch, a worker makes the arguments.
 
-A task is a list of cases that one process runs after each other: those of one kernel.
+A task is a list of cases that one process runs consecutively: the cases of one kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Sides = tuple[int, int]
 
 PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 SIDES = (64, 128, 256, 512, 1024)
-"""Of the blocks that are timed."""
+"""Sides of the timed blocks."""
 TIMED = (4096, 4096)
 GPT2_BLOCKS = (128, 256)
 
@@ -22,13 +22,13 @@ class Spec:
     """A call of an op.
 
     Attributes:
-        blocks: shapes of blocks, a group each; of elementwise ops the parameters'.
-        shape: of the matrices that hold the blocks; blocks that are longer have one of their own.
-        coupled: of updates.
-        what: ``all``, or of a step the ``first`` gradients, the ``product`` alone, or factors and roots in
-            bfloat16 (``stored``); of elementwise ops an option that differs.
-        layout: ``plain``, or views with padding around them, whose rows begin at multiples of 16 bytes
-            (``padded``) or anywhere (``ragged``), or column by column (``transposed``).
+        blocks: shapes of blocks, one group per shape; for elementwise ops, shapes of parameters.
+        shape: shape of the matrices that contain the blocks; longer blocks have separate matrices.
+        coupled: True for coupled updates.
+        what: ``all``; for a step, ``first`` gradients, only the ``product``, or factors and roots in bfloat16
+            (``stored``); for elementwise ops, an option.
+        layout: ``plain``, or views with padding around them: rows begin at multiples of 16 bytes
+            (``padded``) or anywhere (``ragged``), or the matrix is ``transposed`` and ragged.
     """
 
     op: str
@@ -43,7 +43,7 @@ class Spec:
 
     @property
     def factored(self) -> bool:
-        """Whether the op has to do with factors; elementwise ops have not."""
+        """True if the op works on factors, False for elementwise ops."""
         return self.op in ("kron_step_", "update_factor_", "polar_roots_")
 
     @property
@@ -56,13 +56,13 @@ class Spec:
         return "x".join(map(str, self.blocks[0])) if len(self.blocks) == 1 else "ragged"
 
     def small(self) -> Spec:
-        """The same kernels, with the same constants, on little work."""
+        """Return a spec with the same kernels and constants, on little work."""
         blocks = tuple(tuple(min(side, 320) for side in block) for block in self.blocks)
         return dataclasses.replace(self, shape=(1, 1), blocks=blocks)
 
     @property
     def name(self) -> str:
-        """Without blanks or signs that a shell looks at."""
+        """Name without blanks and special characters of the shell."""
         blocks = "+".join("x".join(map(str, block)) for block in self.blocks)
         parts = [self.op, blocks, self.recipe, self.dtype]
         parts += [part for part in (self.what, self.layout) if part not in ("all", "plain")]
@@ -87,7 +87,7 @@ LARGEST = ((300, 200), (256, 256), (40, 300))
 
 
 def _updates(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """The whole step of ragged groups by every way through an update."""
+    """Return whole steps of ragged groups by every code path of an update."""
     return (
         kron(*blocks, precision=precision, coupled=True),
         kron(*blocks, precision=precision, refine=1, layout="ragged"),
@@ -99,7 +99,7 @@ def _updates(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
 
 
 def _products(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """The two-sided product alone."""
+    """Return specs of the two-sided product alone."""
     return (
         kron(*blocks, precision=precision, what="product"),
         kron(*blocks, precision=precision, what="product", layout="ragged"),
@@ -107,7 +107,7 @@ def _products(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
 
 
 def _roots(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """New roots of both sides' factors."""
+    """Return specs of new roots of both sides' factors."""
     return (
         Spec("polar_roots_", blocks, precision=precision),
         Spec("polar_roots_", blocks, precision=precision, what="stored"),
@@ -140,8 +140,8 @@ BETWEEN_PRODUCTS = (
 )
 
 GROUPED = {(64, "tf32x3"): LARGE, (128, "bf16x3"): LARGEST, (128, "fp32"): LARGE}
-"""Blocks of grouped products, by the side of their tiles and the precision; of at most 256 a side, bf16x3 has
-wide kernels."""
+"""Blocks of grouped products, by the side of their tiles and the precision; in bf16x3, wide kernels serve
+sides up to 256."""
 
 NATIVE: dict[str, tuple[Spec, ...]] = {
     **{
@@ -169,13 +169,13 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "scale_updates": SCALE,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the CUDA kernel that each is there for, all 35 of them."""
+"""Cases for each of the 35 CUDA kernels, by the kernel's name."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
-    """All ways in the default precision, two in the others: each is another dozen of kernels to compile."""
-    all_ways = (*_updates(blocks, precision), *_products(blocks, precision))
-    return all_ways if precision == PRECISIONS[0] else all_ways[:2]
+    """Return all cases in the default precision, two in the others: each compiles a dozen kernels."""
+    cases = (*_updates(blocks, precision), *_products(blocks, precision))
+    return cases if precision == PRECISIONS[0] else cases[:2]
 
 
 TRITON: dict[str, tuple[Spec, ...]] = {
@@ -186,7 +186,7 @@ TRITON: dict[str, tuple[Spec, ...]] = {
     "accumulate": ACCUMULATE,
     "parameter_step": PARAMETER_STEP,
 }
-"""By the rows of Triton's tuning table: a class of blocks and a precision, or an op."""
+"""Cases by row of Triton's tuning table: a class of blocks and a precision, or an op."""
 
 
 def _timed(side: int, **options: object) -> Spec:
@@ -211,13 +211,13 @@ TIMES: tuple[Spec, ...] = (
     *(_elements(op, "bfloat16") for op in ELEMENTWISE_OPS),
     *(Spec("update_factor_", ((side, side),), TIMED) for side in (128, 256)),
 )
-"""The default recipe first."""
+"""Timed cases, the default recipe first."""
 
 OURS = ("native", "triton")
 
 
 def columns(op: str) -> tuple[str, ...]:
-    """Who is timed on an op's cases, ours first."""
+    """Return the backends and rivals that are timed on an op's cases, the project's first."""
     rivals = {
         "kron_step_": ("torch.bmm fp32", "torch.bmm tf32"),
         "parameter_step_": ("AdamW fused",),
@@ -226,5 +226,6 @@ def columns(op: str) -> tuple[str, ...]:
 
 
 SPECS = {
-    spec.name: spec for spec in (*TIMES, *(s for own in (*NATIVE.values(), *TRITON.values()) for s in own))
+    spec.name: spec
+    for spec in (*TIMES, *(s for cases in (*NATIVE.values(), *TRITON.values()) for s in cases))
 }

@@ -1,4 +1,4 @@
-"""Tables of what was measured, from the CSV's rows alone: for the summary and docs/gpu-measurements.md."""
+"""Tables of a check's measurements from the CSV's rows, for the summary and docs/gpu-measurements.md."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PROFILED = (
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the names of the columns, and lines of words."""
+    """A title, the names of the columns, and lines of cells."""
 
     title: str
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """Aligned by blanks."""
+        """Return the table as text, aligned by blanks."""
         cells = [list(self.header), *map(list, self.lines)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(self.header))]
         rows = [
@@ -50,19 +50,19 @@ class Table:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV."""
+    """Return the rows of a CSV."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def words(rows: Iterable[Mapping[str, object]]) -> list[dict[str, str]]:
-    """Rows that are not yet in a file as those of one."""
+    """Convert rows of a run to the form of rows read from its CSV."""
     return [{name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS} for row in rows]
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """All that there is something to show of."""
-    made = [
+    """Return all tables that have lines."""
+    candidates = [
         _ceilings(rows),
         _times("kron_step_, default recipe, float32, 4096 x 4096: ms", _default(rows), ("shape",)),
         _times("Other recipes and ops, 4096 x 4096: ms", _others(rows), ("op", "shape", "recipe", "dtype")),
@@ -70,12 +70,12 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         _errors(rows),
         _profiles(rows),
     ]
-    return [table for table in made if table.lines]
+    return [table for table in candidates if table.lines]
 
 
 def _ceilings(rows: Sequence[Row]) -> Table:
-    own = [row for row in rows if row["section"] == "ceilings" and row["metric"] in ("GB/s", "Tflop/s")]
-    lines = [[row["recipe"], row["shape"], f"{number(row):.0f} {row['metric']}"] for row in own]
+    rates = [row for row in rows if row["section"] == "ceilings" and row["metric"] in ("GB/s", "Tflop/s")]
+    lines = [[row["recipe"], row["shape"], f"{number(row):.0f} {row['metric']}"] for row in rates]
     return Table("Ceilings of this card", ("what", "size", "rate"), lines)
 
 
@@ -103,43 +103,44 @@ def _steps(rows: Sequence[Row]) -> list[Row]:
 
 
 def _times(title: str, rows: Sequence[Row], keys: Sequence[str]) -> Table:
-    """A line for each combination of `keys`, a column for each backend or rival."""
+    """Return a table with a line per combination of `keys` and a column per backend or rival."""
     columns = [name for name in BACKENDS if any(row["backend"] == name for row in rows)]
-    held: dict[tuple[str, ...], dict[str, str]] = {}
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] for name in keys)
-        held.setdefault(key, {})[row["backend"]] = f"{number(row):.3g}"
-    lines = [[*key, *(values.get(name, "") for name in columns)] for key, values in held.items()]
+        cells.setdefault(key, {})[row["backend"]] = f"{number(row):.3g}"
+    lines = [[*key, *(values.get(name, "") for name in columns)] for key, values in cells.items()]
     return Table(title, [*keys, *columns], lines)
 
 
 def _errors(rows: Sequence[Row]) -> Table:
-    """The largest error by section and task, beside the bound and what torch's float32 errs."""
-    held: dict[tuple[str, str], dict[str, float]] = {}
+    """Return the largest error by section and task, with the bound and torch's float32 error."""
+    largest: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         if row["section"] not in ("native", "triton", "steps") or not row["metric"].startswith("error of"):
             continue
-        own = held.setdefault((row["section"], row["case"].split("/")[0]), {})
+        values = largest.setdefault((row["section"], row["case"].split("/")[0]), {})
         kind = "torch" if ", torch" in row["metric"] else "worst" if "worst" in row["metric"] else "error"
-        own[kind] = max(own.get(kind, 0.0), number(row))
+        values[kind] = max(values.get(kind, 0.0), number(row))
         if kind == "error" and row.get("bound"):
-            own["bound"] = max(own.get("bound", 0.0), float(row["bound"]))
+            values["bound"] = max(values.get("bound", 0.0), float(row["bound"]))
     names = ("error", "worst", "bound", "torch")
     lines = [
-        [*key, *(f"{own[name]:.1e}" if name in own else "" for name in names)] for key, own in held.items()
+        [*key, *(f"{values[name]:.1e}" if name in values else "" for name in names)]
+        for key, values in largest.items()
     ]
     header = ("section", "task", "largest error", "of one block", "bound", "torch float32")
     return Table("Errors against float64", header, lines)
 
 
 def _profiles(rows: Sequence[Row]) -> Table:
-    held: dict[str, dict[str, str]] = {}
+    metrics: dict[str, dict[str, str]] = {}
     for row in rows:
         name = row["metric"].split(" [")[0]
         if row["section"] == "ncu" and name in PROFILED:
             unit = row["metric"].partition(" [")[2].rstrip("]")
-            held.setdefault(row["case"], {}).setdefault(name, f"{number(row):.3g} {unit}".strip())
-    lines = [[case, *(own.get(name, "") for name in PROFILED)] for case, own in held.items()]
+            metrics.setdefault(row["case"], {}).setdefault(name, f"{number(row):.3g} {unit}".strip())
+    lines = [[case, *(values.get(name, "") for name in PROFILED)] for case, values in metrics.items()]
     return Table("Nsight Compute", ("kernel", *PROFILED), lines)
 
 
@@ -148,7 +149,7 @@ def number(row: Row) -> float:
 
 
 def failures(rows: Sequence[Row], good: Sequence[str]) -> Iterator[str]:
-    """Cases that did not end well."""
+    """Yield the cases with a bad verdict."""
     for row in rows:
         if row["metric"] == "verdict" and row["verdict"] not in good:
             yield f"{row['verdict']} {row['section']}/{row['case']}: {row['note']}"

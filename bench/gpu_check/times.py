@@ -1,4 +1,4 @@
-"""Times of a case's op by one backend or rival, what the roofline says, and times by kernel."""
+"""Times of a case's op by one backend or rival, the roofline's prediction, and times by kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .words import Report, SkippedError
 
 ROUNDS, SECONDS = 30, 1.5
 OTHERS = ("Mem", "void", "cuda")
-"""How kernels begin that are not ours."""
+"""First letters of the names of kernels from other libraries."""
 
 
 def measure(case: Case, column: str, report: Report) -> None:
@@ -40,7 +40,7 @@ def measure(case: Case, column: str, report: Report) -> None:
 
 
 def _by_kernel(call: Call, report: Report) -> None:
-    """What the profiler says, where it can be used at all."""
+    """Report times by kernel from the profiler, if the machine permits profiling."""
     try:
         times = kernel_times(call)
     except RuntimeError as error:
@@ -57,7 +57,10 @@ def _time(call: Call, restore: Call, report: Report) -> None:
 
 
 def _restore(case: Case) -> Call:
-    """Puts back what the op works on in place: factors would grow without end, and NaN come of it."""
+    """Return a call that restores the tensors that the op updates in place.
+
+    Without it, factors would grow with every call until they are NaN.
+    """
     changed = {name: tensors for name, tensors in case.written().items() if name not in ("out", "norms")}
     kept = {name: copied(tensors) for name, tensors in changed.items() if tensors}
 
@@ -80,7 +83,7 @@ def _predict(case: Case, report: Report) -> None:
 
 
 def _adamw(arguments: Arguments) -> Call:
-    """AdamW fused on the parameters of an elementwise case."""
+    """Return a step of fused AdamW on the parameters of an elementwise case."""
     params = [torch.nn.Parameter(tensor.clone()) for tensor in arguments["params"]]
     for param in params:
         param.grad = torch.full_like(param, 1e-3)

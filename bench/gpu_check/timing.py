@@ -1,4 +1,4 @@
-"""Times by a GPU's own clock: CUDA events around graph replays, or around calls with a head start."""
+"""Times by the GPU's clock: CUDA events around graph replays, or around calls with a head start."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Call = Callable[[], object]
 Calls = dict[str, Call]
 
 CYCLES_A_MS = 3_000_000
-"""More than any GPU has, so that a head start is never shorter than meant."""
+"""Cycles of a millisecond, more than on any GPU, so that a head start is never too short."""
 LEAST_MS, MOST_REPEATS = 0.5, 20
-"""How long a sample is at least, and how often a short call is repeated within one."""
+"""Least duration of a sample, and most repeats of a short call within one."""
 WARMUP, LEAST_ROUNDS = 3, 5
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one call in every round, and how they were taken: ``graph`` or ``events``."""
+    """Milliseconds of one call in every round, and the method: ``graph`` or ``events``."""
 
     values: list[float]
     how: str
@@ -33,11 +33,11 @@ class Times:
 
 
 def nothing() -> None:
-    """Restores nothing."""
+    """Restore nothing."""
 
 
 def captured(call: Call) -> torch.cuda.CUDAGraph:
-    """A graph of the call, which is made twice before on a stream of its own: it compiles and makes plans."""
+    """Return a graph of the call. Two calls on a side stream come first: they compile and make plans."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -52,11 +52,11 @@ def captured(call: Call) -> torch.cuda.CUDAGraph:
 
 
 def device_times(call: Call, rounds: int, limit: float, restore: Call = nothing) -> Times:
-    """Milliseconds that a call keeps the GPU: of graph replays, or where it cannot be captured of calls.
+    """Measure the GPU milliseconds of a call: of graph replays, or of calls if capture fails.
 
     Args:
-        rounds: samples.  limit: seconds after which no further one is taken.
-        restore: puts back what the call changes, outside the time.
+        rounds: number of samples.  limit: seconds after which no sample starts.
+        restore: restores the tensors that the call changes, outside the time.
     """
     try:
         run, how = captured(call).replay, "graph"
@@ -79,7 +79,7 @@ def device_times(call: Call, rounds: int, limit: float, restore: Call = nothing)
 
 
 def event_time(call: Call, head_start: float, repeats: int = 1) -> float:
-    """Milliseconds of one of `repeats` calls; the GPU waits `head_start` ms while the host queues them."""
+    """Return the milliseconds of one of `repeats` calls; the GPU first waits `head_start` ms per call."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     torch.cuda._sleep(int(CYCLES_A_MS * (0.05 + head_start * repeats)))
@@ -92,7 +92,7 @@ def event_time(call: Call, head_start: float, repeats: int = 1) -> float:
 
 
 def host_time(call: Call) -> float:
-    """Median milliseconds that a call keeps the host: Python, plan, table and launches."""
+    """Return the median host milliseconds of a call: Python, plan, table and launches."""
     times = []
     for _ in range(5):
         torch.cuda.synchronize()
@@ -104,7 +104,7 @@ def host_time(call: Call) -> float:
 
 
 def kernel_times(call: Call) -> dict[str, float]:
-    """Milliseconds of one call by kernel; raises RuntimeError where this machine lets nobody profile."""
+    """Return the milliseconds of one call by kernel. Raise RuntimeError if the machine forbids profiling."""
     call()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

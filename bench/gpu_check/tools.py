@@ -1,4 +1,4 @@
-"""What compute-sanitizer and Nsight Compute wrote, as verdicts and rows."""
+"""Verdicts and rows from the output of compute-sanitizer and Nsight Compute."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ HEADER = '"ID",'
 
 
 def read_sanitizer(tool: str, kernel: str, log: Path, record: Record) -> None:
-    """The verdict of a tool on a kernel: what its log sums up, and the first thing that it found."""
+    """Record a tool's verdict on a kernel: the summary of its log, and the first error."""
     text = log.read_text(errors="replace") if log.exists() else ""
     summary = SUMMARY.search(text)
-    found = FINDING.search(text)
-    first = found.group(1).strip() if found else ""
+    finding = FINDING.search(text)
+    first = finding.group(1).strip() if finding else ""
     if summary is None:
         record.verdict(tool, f"{kernel}/report", FAIL, f"the tool wrote no summary {first}".rstrip())
         return
     errors = int(next(number for number in summary.groups() if number is not None))
     record.row(tool, f"{kernel}/report", {"backend": "native", "metric": "errors", "p50": float(errors)})
-    said = f"{errors} found" + (f", the first: {first}" if first else "")
-    record.verdict(tool, f"{kernel}/report", WRONG if errors else PASS, said)
+    result = f"{errors} found" + (f", the first: {first}" if first else "")
+    record.verdict(tool, f"{kernel}/report", WRONG if errors else PASS, result)
 
 
 def read_profile(backend: str, kernel: str, path: Path, record: Record) -> None:
-    """Rows of every metric of a profile."""
+    """Record a row per metric of a profile."""
     case = f"{backend}/{kernel}"
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     start = next((number for number, line in enumerate(lines) if line.startswith(HEADER)), None)
@@ -39,9 +39,9 @@ def read_profile(backend: str, kernel: str, path: Path, record: Record) -> None:
     for row in values:
         unit = row.get("Metric Unit") or ""
         metric = f"{row['Metric Name']} [{unit}]" if unit else row["Metric Name"]
-        own = {"op": row.get("Kernel Name", kernel), "backend": backend, "metric": metric}
+        fields = {"op": row.get("Kernel Name", kernel), "backend": backend, "metric": metric}
         record.row(
-            "ncu", case, own | {"p50": number(row["Metric Value"]), "note": row.get("Section Name", "")}
+            "ncu", case, fields | {"p50": number(row["Metric Value"]), "note": row.get("Section Name", "")}
         )
     if not values:
         last = " | ".join(lines[-3:])
@@ -49,7 +49,7 @@ def read_profile(backend: str, kernel: str, path: Path, record: Record) -> None:
 
 
 def number(text: str | None) -> float | None:
-    """A number with or without commas between its thousands; None for anything else."""
+    """Convert a number with or without thousands separators; return None for any other text."""
     try:
         return float((text or "").replace(",", ""))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Thirty optimizer steps by a backend: against float64, captured, on a stream, without waits."""
+"""Thirty optimizer steps by a backend: against float64, captured, on a side stream, without waits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from common import relative_error
 from torch import Tensor
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.diagnostics import report as health
+from kradagrad_ext.diagnostics import read_diagnostics as health
 
 from .inputs import Source
 from .products import tf32
 from .words import Report
 
 SHAPES = ((300, 140), (256, 256), (128, 64), (40, 30), (50,))
-"""Blocks that every kernel takes, and a vector."""
+"""Shapes with blocks for every kernel, and a vector."""
 STEPS, FEW_STEPS, WARMUP = 30, 12, 3
-"""Both are past the second refresh of the roots."""
+"""Steps of a run, of a short run, and before a capture; runs go past the second refresh of the roots."""
 LR, RANK, SCALE = 1e-3, 8, 1e-3
 BOUND, BFLOAT16_BOUND = 1e-3, 3e-2
-"""On the displacement of each parameter, relative to that by the reference in float64."""
+"""Bounds on the error of each parameter's displacement, relative to the reference in float64."""
 OPTIONS: dict[str, Any] = {
     "lr": LR, "block_size": 256, "factor_update": "products", "root_method": "polar",
 }  # fmt: skip
@@ -33,7 +33,7 @@ Step = Callable[[int], None]
 
 
 class Run:
-    """Parameters that start at zero and are given the same gradients whatever becomes of them."""
+    """Parameters that start at zero, with gradients that do not depend on them."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Run:
             param.grad = torch.zeros_like(param)
 
     def load(self, step: int) -> None:
-        """Put the step's gradients where the last ones were: half low rank, half noise, bfloat16's bits."""
+        """Write the step's gradients in place: half low rank, half noise, rounded to bfloat16."""
         for index, param in enumerate(self.params):
             source = Source(self.device, self.seed + 1000 * step + index)
             rows, cols = param.shape if param.ndim == 2 else (1, *param.shape)
@@ -76,7 +76,7 @@ def take(run: Run, step: Step | None = None) -> list[Tensor]:
 
 
 def check(backend: str, mode: str, device: torch.device, seed: int, small: bool, report: Report) -> list[str]:
-    """Run one way of stepping; errors are rows before they are judged. What is wrong, in words."""
+    """Run one mode of steps and return its defects in words. Errors are reported before they are judged."""
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
     options = {"packed": {"packed": True}, "capture": {"capturable": True}}.get(mode, {})
     make = functools.partial(Run, steps=FEW_STEPS if small else STEPS, **options)
@@ -90,11 +90,11 @@ def check(backend: str, mode: str, device: torch.device, seed: int, small: bool,
             if name in ("roots_kept", "root_residual", "factor_fallbacks"):
                 report.row(name, value)
     bound = BFLOAT16_BOUND if mode == "bfloat16" else BOUND
-    for shape, got, own, want in zip(SHAPES, ours, plain, exact, strict=True):
+    for shape, got, torch_only, want in zip(SHAPES, ours, plain, exact, strict=True):
         name = "x".join(map(str, shape))
         error = relative_error(got, want)
         report.row(f"error of {name}", error, bound=bound)
-        report.row(f"error of {name}, torch", relative_error(own, want))
+        report.row(f"error of {name}, torch", relative_error(torch_only, want))
         if not error <= bound:
             wrong.append(f"{name}: error {error:.1e}, bound {bound:.0e}")
     if mode in ("capture", "stream"):
@@ -105,7 +105,7 @@ def check(backend: str, mode: str, device: torch.device, seed: int, small: bool,
 
 
 def _captured(run: Run) -> list[Tensor]:
-    """The first steps one by one on another stream, the others as replays of one graph."""
+    """Take the first steps eagerly on a side stream, the others as replays of one graph."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -126,21 +126,21 @@ def _on_a_stream(run: Run) -> list[Tensor]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = take(run)
+        displacements = take(run)
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    return found
+    return displacements
 
 
 def _with_tf32(run: Run) -> list[Tensor]:
-    """As a trainer that allows TF32 does: roots and factors must not depend on it."""
+    """Take steps with TF32 allowed, as some trainers do: roots and factors must not depend on it."""
     with tf32(True):
         return take(run)
 
 
 @contextlib.contextmanager
 def _no_waits() -> Iterator[None]:
-    """Raises RuntimeError where the host waits for the GPU."""
+    """Raise RuntimeError if the host waits for the GPU."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a worker says to the driver, a line of JSON each: rows, remarks, and how a case ended."""
+"""Messages of a worker to the driver, one line of JSON each: rows, facts and verdicts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import IO, Any
 PASS, WRONG, FAIL, SKIP, UNJUDGED = "pass", "WRONG", "FAIL", "skip", "not judged"
 CRASH, HANG, NOT_RUN = "CRASH", "HANG", "NOT RUN"
 GOOD = (PASS, SKIP, UNJUDGED)
-"""Verdicts that leave the check passed."""
+"""Verdicts with which the check passes."""
 
 
 class Report:
-    """The worker's side. `fields` go into every row of the case at hand."""
+    """The worker's end of the channel. `fields` go into every row of the current case."""
 
     def __init__(self, stream: IO[str], judged: bool = True) -> None:
         self._stream, self.judged = stream, judged
@@ -24,22 +24,22 @@ class Report:
         self._stream.flush()
 
     def row(self, metric: str, *values: float, **fields: object) -> None:
-        """One measured quantity: a value, or its 20th, 50th and 80th percentile."""
+        """Send one measured quantity: a value, or its 20th, 50th and 80th percentile."""
         p20, p50, p80 = values if len(values) == 3 else values * 3
         self.send(row={**self.fields, "metric": metric, "p20": p20, "p50": p50, "p80": p80, **fields})
 
-    def end(self, wrong: Sequence[str], said: str = "") -> None:
-        """The verdict of a case: nothing is wrong, or these things are."""
+    def end(self, wrong: Sequence[str], remark: str = "") -> None:
+        """Send the verdict of a case from the list of its defects."""
         verdict = (WRONG if self.judged else UNJUDGED) if wrong else (PASS if self.judged else UNJUDGED)
-        text = "; ".join([*wrong, *([said] if said else [])])
+        text = "; ".join([*wrong, *([remark] if remark else [])])
         self.send(end={"verdict": verdict, "text": text})
 
     def failed(self, text: str, last: bool = False) -> None:
-        """An error; `last` if this process runs no other case."""
+        """Send an error; `last` if this process runs no other case."""
         self.send(end={"verdict": FAIL, "text": text, "last": last})
 
     def exhausted(self) -> None:
-        """No case is left of those that come by number."""
+        """Report that no case with this or a higher index exists."""
         self.send(end={"verdict": SKIP, "text": "", "exhausted": True})
 
     def skipped(self, reason: str) -> None:
@@ -47,8 +47,8 @@ class Report:
 
 
 class SkippedError(Exception):
-    """A case that does not apply here, and why."""
+    """A case that does not apply here; the message has the reason."""
 
 
 class ExhaustedError(Exception):
-    """There is no such case, nor any after it."""
+    """An index past the last case."""

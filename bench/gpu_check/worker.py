@@ -1,7 +1,7 @@
-"""A process that runs cases, one after another, as the driver asks (pool.py): `python -m gpu_check.worker`.
+"""A process that runs the driver's cases consecutively (pool.py): `python -m gpu_check.worker`.
 
-Requests come as lines of JSON on stdin, or as arguments; answers go out on stdout (words.py). Whatever else
-is printed goes to stderr, which the driver keeps in its log.
+Requests come as lines of JSON on stdin, or as arguments; answers go to stdout (words.py). All other output
+goes to stderr, which the driver writes to its log.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ THREADS = 2  # many workers share the cores
 
 
 def answers() -> IO[str]:
-    """Stdout for answers alone: what libraries print there goes to stderr from now on."""
-    own = os.fdopen(os.dup(1), "w")
+    """Reserve stdout for answers and return it; redirect other output on stdout to stderr."""
+    stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    return own
+    return stream
 
 
 def requests(arguments: list[str]) -> Iterator[Request]:
-    """Those of the command line, or of stdin as they come."""
+    """Yield the requests of the command line, or of stdin as they arrive."""
     for line in arguments or iter(sys.stdin.readline, ""):
         yield json.loads(line)
 
@@ -50,7 +50,7 @@ def spec_of(request: Request) -> Any:  # noqa: ANN401
 
 
 def case_of(request: Request, report: Report) -> Any:  # noqa: ANN401
-    """The request's spec on its device; what is said of it goes into its rows."""
+    """Make the request's case on its device; set its fields in the report."""
     from .cases import Case
 
     spec = spec_of(request)
@@ -118,7 +118,7 @@ def do_gpt2(request: Request, report: Report) -> list[str]:
 
 
 def do_run(request: Request, report: Report) -> list[str]:
-    """The op alone, for tools that look on."""
+    """Run only the op, for tools that observe it."""
     case = case_of(request, report)
     case.call(request["backend"])()
     synchronize()
@@ -136,7 +136,7 @@ def do_hang(request: Request, report: Report) -> list[str]:
 
 
 def do_wrong(request: Request, report: Report) -> list[str]:
-    report.judged = True  # whatever else is not judged
+    report.judged = True  # in a dry run, too
     return ["it was made wrong on purpose"]
 
 
@@ -146,21 +146,21 @@ WORK: dict[str, Callable[[Request, Report], list[str]]] = {
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if one was used; raises RuntimeError after an error on it."""
+    """Wait for the GPU, if one was used. Raise RuntimeError after an error on it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def forget() -> None:
-    """Give the memory of one case back, so that the next one has all of it."""
+    """Free the GPU memory of one case for the next one."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def usable() -> bool:
-    """Whether the GPU still answers: after an illegal access nothing runs in this process any more."""
+    """Return True if the GPU still works: after an illegal access, every later call in the process fails."""
     try:
         synchronize()
     except RuntimeError as error:
@@ -170,24 +170,24 @@ def usable() -> bool:
 
 
 def answer(request: Request, report: Report, compiled: Callable[[], str]) -> bool:
-    """Run one case; whatever it raises is its verdict. Whether this process can run another one."""
+    """Run one case; an exception is its verdict. Return True if this process can run another case."""
     report.fields = {}
     report.judged = request.get("judged", True)
     start = time.monotonic()
     try:
         wrong = WORK[request["work"]](request, report)
         synchronize()
-        said = [f"{time.monotonic() - start:.1f} s"] + [words for words in [compiled()] if words]
-        report.end(wrong, ", ".join(said))
+        remarks = [f"{time.monotonic() - start:.1f} s"] + [words for words in [compiled()] if words]
+        report.end(wrong, ", ".join(remarks))
     except ExhaustedError:
         report.exhausted()
     except SkippedError as reason:
         report.skipped(str(reason))
-    except Exception as error:  # noqa: BLE001  (it is told, and costs this case alone)
+    except Exception as error:  # noqa: BLE001  (it is reported, and costs only this case)
         traceback.print_exc()
-        going_on = usable()
-        report.failed(f"{type(error).__name__}: {first_line(error)}", last=not going_on)
-        return going_on
+        can_continue = usable()
+        report.failed(f"{type(error).__name__}: {first_line(error)}", last=not can_continue)
+        return can_continue
     return True
 
 
@@ -196,7 +196,7 @@ def first_line(error: Exception) -> str:
 
 
 def watch_triton() -> Callable[[], str]:
-    """What says how Triton's cache served since the last time; nothing without Triton."""
+    """Return a function that reports Triton's cache hits since its last call; empty without Triton."""
     with contextlib.suppress(ImportError):
         from .compiling import Compiled
 
@@ -207,7 +207,7 @@ def watch_triton() -> Callable[[], str]:
 def main() -> int:
     report = Report(answers())
     faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)  # the driver asks where a hung worker is
+    faulthandler.register(signal.SIGUSR1)  # prints the stack of a hung worker on request
     try:
         import torch
 

@@ -6,7 +6,8 @@
 //   v = beta2 c4^2 v + weight2 g^2
 //   graft = c0 d / (sqrt(c1 v) + c2) or c0 d;   graft_norms = |graft|^2 of every kSpan elements
 //
-// Threads take spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
+// Threads take spans of elements (spans.h). A span is processed in tiles, which stay in the cache for all
+// passes.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -39,7 +40,7 @@ std::vector<Operands> list_operands(const AccumulateArguments& in) {
   return operands;
 }
 
-// One tile; returns its share of the graft's squared norm. `c`: the parameter's coefficients.
+// Processes one tile and returns its share of the graft's squared norm. `c`: the parameter's coefficients.
 template <class T>
 double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, const T* c, int64_t begin,
                        int64_t size) {
@@ -84,7 +85,7 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
   const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));
   const T* const coefficients = static_cast<const T*>(in.coefficients.data_ptr());
-  std::vector<int64_t> first_norms(sizes.size());  // of each parameter
+  std::vector<int64_t> first_norms(sizes.size());  // by parameter
   int64_t count = 0;
   for (size_t p = 0; p < sizes.size(); ++p) {
     first_norms[p] = count;

@@ -1,4 +1,4 @@
-// Packing and unpacking of strided blocks; one thread a call.
+// Packing and unpacking of strided blocks, on the calling thread.
 #include "block_views.h"
 
 #include <algorithm>
@@ -18,8 +18,8 @@ int64_t element_size(ScalarType dtype) {
   return size;
 }
 
-// dst[i, j] = src[i, j] for any strides, by rows where both have them contiguous, else through transposed
-// tiles, so that reading and writing each go along the side that is contiguous there.
+// dst[i, j] = src[i, j] for any strides: row by row if both have contiguous rows, else through transposed
+// tiles, so that reads and writes each follow their contiguous dim.
 template <class To, class From>
 void copy_matrix(To* dst, int64_t dst_row, int64_t dst_col, const From* src, int64_t src_row, int64_t src_col,
                  int64_t rows, int64_t cols) {

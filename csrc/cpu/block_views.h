@@ -1,7 +1,7 @@
-// Blocks in the parameters' own layout: lists of strided views [*, m, n] read and written block by block.
+// Blocks in the layout of their parameters: lists of strided views [*, m, n], accessed block by block.
 //
-// A block is packed into contiguous scratch of the factors' dtype before it is used and the result is written
-// back from scratch, so that everything between is uniform, and an output may be the view that was read.
+// A block is packed into contiguous scratch memory of the factors' dtype before it is used, and the result is
+// written back from there. All code between handles one layout, and an output may be the view that was read.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -31,8 +31,8 @@ void pack(const BlockView& block, int64_t rows, int64_t cols, T* packed);
 template <class T>
 void unpack(const T* packed, int64_t rows, int64_t cols, const BlockView& block);
 
-// Roots or other contiguous tensors read in the factors' dtype: the data from element `offset` on, converted
-// into `scratch` where the dtype differs.
+// Returns `size` elements of a contiguous tensor, such as a root, from element `offset` on in the factors'
+// dtype: the tensor's memory, or a converted copy in `scratch` if the dtype differs.
 template <class T>
 T* read_as(const torch::stable::Tensor& tensor, int64_t offset, int64_t size, T* scratch);
 

@@ -1,4 +1,4 @@
-// Uninitialised scratch memory of one thread, aligned to cache lines.
+// Uninitialised scratch memory of a thread, aligned to cache lines.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace kradagrad::cpu {
 template <class T>
 class Buffer {
  public:
-  // At least `size` elements; what the buffer held is lost when it has to grow.
+  // Returns memory for at least `size` elements; if the buffer has to grow, its contents are lost.
   T* reserve(int64_t size) {
     if (size > size_) {
       data_.reset();

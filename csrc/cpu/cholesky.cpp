@@ -1,11 +1,11 @@
-// Left-looking by panels of `kPanel` columns; U overwrites H, and V has the size of a panel:
+// A left-looking decomposition by panels of `kPanel` columns; U overwrites H, and V has the size of a panel:
 //
 //   H[panel, panel on] -= U[above, panel]^T U[above, panel on]
-//   V = U[panel, panel]^-1                                        a small kernel of our own
+//   V = U[panel, panel]^-1                                        by factor_body
 //   H[panel, right of it] <- V^T H[panel, right of it]
 //   F[:, panel] <- (F[:, panel] - F[:, left of it] U[above, panel]) V
 //
-// so that all but V are matrix products, which alone may take several threads.
+// so that all steps except V are matrix products. Only these may use several threads.
 #include "cholesky.h"
 
 #include <algorithm>
@@ -18,8 +18,8 @@ namespace {
 
 constexpr int kPanel = 32;
 
-// row -= sum over l in [begin, end) of coefficients[l * step] * rows[l], all rows of kPanel elements. The
-// sums stay in registers, two of them so that one's additions do not wait for the other's.
+// row -= sum over l in [begin, end) of coefficients[l * step] * rows[l], where all rows have kPanel elements.
+// There are two sums, in registers, so that additions to one overlap with additions to the other.
 template <class T>
 KRADAGRAD_INLINE void subtract_rows(T* row, const T* coefficients, int64_t step, const T* rows, int begin,
                                     int end) {
@@ -36,8 +36,8 @@ KRADAGRAD_INLINE void subtract_rows(T* row, const T* coefficients, int64_t step,
   for (int c = 0; c < kPanel; ++c) row[c] -= even[c] + odd[c];
 }
 
-// Turns the upper triangle of a symmetric matrix in `tile` [size, kPanel], zeros elsewhere, into U and writes
-// U^-1 to `inverse`, row by row from the last. False where a pivot is bad.
+// Replaces the upper triangle of a symmetric matrix in `tile` [size, kPanel], zero elsewhere, with U, and
+// writes U^-1 to `inverse`, row by row from the last. Returns false if a pivot is not positive and finite.
 template <class T>
 KRADAGRAD_INLINE bool factor_body(T* tile, T* inverse, int size) {
   T reciprocals[kPanel];
@@ -65,8 +65,8 @@ KRADAGRAD_MULTIVERSION bool factor(double* tile, double* inverse, int size) {
   return factor_body(tile, inverse, size);
 }
 
-// V = U^-1 [size, kPanel] of the matrix whose upper triangle is in `source`, row stride `source_row`. On
-// failure V is zero, which keeps the item finite through the products that follow.
+// V = U^-1 [size, kPanel] of the matrix whose upper triangle is in `source` with row stride `source_row`. On
+// failure V is zero, which keeps the item finite in the products that follow.
 template <class T>
 bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
   alignas(64) T tile[kPanel * kPanel] = {};

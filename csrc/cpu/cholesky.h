@@ -9,8 +9,8 @@
 namespace kradagrad::cpu {
 
 // F <- F U^-1 with H = U^T U, for upper triangular F [count, d, d] and symmetric H [count, d, d], both
-// contiguous. Of H the upper triangle is read; it is overwritten. Where a pivot is not positive and finite,
-// `failed[i]` is set and that item's F and H are worthless. `scratch` grows as needed.
+// contiguous. Only the upper triangle of H is read; H is overwritten. If a pivot of item i is not positive
+// and finite, `failed[i]` is set, and the item's F and H are undefined. `scratch` grows as needed.
 template <class T>
 void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* failed, Buffer<T>& scratch);
 

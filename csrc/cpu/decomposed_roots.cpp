@@ -2,8 +2,8 @@
 //
 //   X = F F^T = V diag(e) V^T,   P = X^(1/p) = W^T W, W = diag(e)^(1/2p) V^T,   residual |P^p - X| / |X|
 //
-// torch's own eigh takes the matrices of a batch one after another, with threads inside that a matrix of a
-// few hundred rows cannot use.
+// torch's eigh decomposes the matrices of a batch sequentially, with threads inside each decomposition that a
+// matrix of a few hundred rows cannot use.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -26,8 +26,8 @@
 namespace kradagrad::cpu {
 namespace {
 
-// The eigendecomposition in T is trusted where the smallest eigenvalue of X is at least eps times the
-// largest, divided by this; as in decomposed_roots.py.
+// The eigendecomposition in T is accepted if the smallest eigenvalue of X is at least eps times the largest,
+// divided by this constant; as in decomposed_roots.py.
 constexpr double kEighCondition = 1e-3;
 
 template <class T>
@@ -36,12 +36,13 @@ struct Scratch {
   Buffer<double> f, x64, root;
 };
 
-// P = W^T W: the rows of W are the eigenvectors times the eigenvalues' `power`. The vectors are overwritten.
+// P = W^T W: the rows of W are the eigenvectors times the eigenvalues to the `power`. The vectors are
+// overwritten.
 template <class T>
-void compose(T* root, const Spectrum& found, int64_t d, double power) {
-  const T* const value = static_cast<const T*>(found.values.data_ptr());
-  T* const data = static_cast<T*>(found.vectors.data_ptr());
-  const Matrices<T> w{data, 1, d, d, 0, found.vectors.stride(1), found.vectors.stride(0)};
+void compose(T* root, const Spectrum& spectrum, int64_t d, double power) {
+  const T* const value = static_cast<const T*>(spectrum.values.data_ptr());
+  T* const data = static_cast<T*>(spectrum.vectors.data_ptr());
+  const Matrices<T> w{data, 1, d, d, 0, spectrum.vectors.stride(1), spectrum.vectors.stride(0)};
   for (int64_t i = 0; i < d; ++i) {
     const T scale = static_cast<T>(std::pow(std::max<double>(value[i], 0), power));
     for (int64_t j = 0; j < d; ++j) data[i * w.row_stride + j * w.col_stride] *= scale;
@@ -57,7 +58,7 @@ void gram(T* x, T* f, int64_t d) {
   multiply(Matrices<T>::contiguous(x, 1, d, d), factor, factor.transposed(), kUpperOut);
 }
 
-// The root where the condition of X is too bad for its eigenvalues in T.
+// The root if X is too ill-conditioned for its eigenvalues in T.
 void careful_root(double* root, double* f, int64_t d, int64_t p, Scratch<double>&) {
   compose(root, svd(f, d), d, 1.0 / static_cast<double>(p));
 }
@@ -72,7 +73,7 @@ void careful_root(float* root, float* f, int64_t d, int64_t p, Scratch<float>& s
   for (int64_t i = 0; i < d * d; ++i) root[i] = static_cast<float>(root64[i]);
 }
 
-// Whether an attempt succeeds. That it did not converge cannot be told from other errors of torch.
+// True if an attempt succeeds. A failure to converge cannot be distinguished from torch's other errors.
 template <class Attempt>
 bool succeeds(const Attempt& attempt) {
   try {
@@ -84,14 +85,14 @@ bool succeeds(const Attempt& attempt) {
   }
 }
 
-// False where both decompositions fail.
+// Returns false if both decompositions fail.
 template <class T>
 bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
   const auto plain = [&] {
-    const Spectrum found = eigh(x, d);
-    const T* const value = static_cast<const T*>(found.values.data_ptr());
+    const Spectrum spectrum = eigh(x, d);
+    const T* const value = static_cast<const T*>(spectrum.values.data_ptr());
     if (!(value[0] * kEighCondition >= std::numeric_limits<T>::epsilon() * value[d - 1])) return false;
-    compose(root, found, d, 0.5 / static_cast<double>(p));
+    compose(root, spectrum, d, 0.5 / static_cast<double>(p));
     return true;
   };
   const auto careful = [&] {
@@ -101,7 +102,7 @@ bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
   return succeeds(plain) || succeeds(careful);
 }
 
-// |P^p - X| / |X|, `size` = |X|^2; the upper triangle of X is overwritten.
+// |P^p - X| / |X| with `size` = |X|^2; the upper triangle of X is overwritten.
 template <class T>
 double residual(T* root, T* x, double size, int64_t d, int64_t p, Scratch<T>& scratch) {
   const auto matrix = [d](T* data) { return Matrices<T>::contiguous(data, 1, d, d); };
@@ -118,7 +119,7 @@ double residual(T* root, T* x, double size, int64_t d, int64_t p, Scratch<T>& sc
   return std::sqrt(squared_norm_of_upper(x, d) / size);
 }
 
-// The root of one matrix and its residual; zeros and NaN where there is none.
+// Writes the root of one matrix and returns the residual; zeros and NaN if there is no root.
 template <class T>
 double take_root(T* root, T* f, int64_t d, int64_t p, Scratch<T>& scratch) {
   T* const x = scratch.x.reserve(d * d);

@@ -39,7 +39,7 @@ Tensor triangle_of_qr(T* a, int64_t rows, int64_t d) {
 
 template <class T>
 Spectrum eigh(T* x, int64_t d) {
-  // LAPACK counts by columns: its lower triangle is the upper one here, and the copy it takes is a plain one.
+  // LAPACK is column-major: its lower triangle is the upper one here, and torch copies without a transpose.
   const Tensor by_columns = torch::stable::transpose(tensor_of(x, d, d), 0, 1);
   std::array<StableIValue, 2> stack{stable::from(by_columns), stable::from(std::string("L"))};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));

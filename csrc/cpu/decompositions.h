@@ -1,4 +1,4 @@
-// Decompositions of one contiguous matrix: torch's own, through the stable ABI's dispatcher.
+// Decompositions of one contiguous matrix by torch, through the stable ABI's dispatcher.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,16 +7,18 @@
 
 namespace kradagrad::cpu {
 
-// Eigenvalues or singular values [d], and the vectors that belong to them, columns of [d, d] of any strides.
+// Eigenvalues or singular values [d], and their vectors, the columns of a matrix [d, d] of any strides.
 struct Spectrum {
   torch::stable::Tensor values, vectors;
 };
 
-// Of a symmetric matrix [d, d] whose upper triangle is read; ascending. Throws where it does not converge.
+// Ascending eigenvalues, and eigenvectors, of a symmetric matrix [d, d] whose upper triangle is read. Throws
+// if the decomposition does not converge.
 template <class T>
 Spectrum eigh(T* x, int64_t d);
 
-// Singular values and left vectors of a matrix [d, d], descending. Throws where it does not converge.
+// Descending singular values, and left vectors, of a matrix [d, d]. Throws if the decomposition does not
+// converge.
 template <class T>
 Spectrum svd(T* f, int64_t d);
 

@@ -1,4 +1,4 @@
-// From a dtype known at run time to a type known at compile time.
+// Conversion of a dtype known at run time to a type known at compile time.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -16,7 +16,7 @@ constexpr ScalarType dtype_of = ScalarType::Float;
 template <>
 constexpr ScalarType dtype_of<double> = ScalarType::Double;
 
-// Calls `body` with a value of the type: the factors' dtypes, float32 and float64.
+// Calls `body` with a value of the type of a factors' dtype, float32 or float64.
 template <class Body>
 void with_compute_type(ScalarType dtype, const Body& body) {
   if (dtype == ScalarType::Double) {
@@ -26,8 +26,8 @@ void with_compute_type(ScalarType dtype, const Body& body) {
   }
 }
 
-// The same for what parameters and gradients come in, float32, float64 and bfloat16, and for residuals:
-// int16.
+// The same for the dtypes of parameters and gradients, float32, float64 and bfloat16, and for that of
+// residuals, int16.
 template <class Body>
 void with_storage_type(ScalarType dtype, const Body& body) {
   if (dtype == ScalarType::BFloat16) {
@@ -39,7 +39,7 @@ void with_storage_type(ScalarType dtype, const Body& body) {
   }
 }
 
-// Conversion through float for bfloat16, which knows no other.
+// Conversion through float for bfloat16, which has no other conversions.
 template <class To, class From>
 To convert(From value) {
   if constexpr (std::is_same_v<To, c10::BFloat16>) {

@@ -1,5 +1,5 @@
-// One thread a chunk: products, then passes item by item. Items that are not
-// ready take part in the products, as identities, and are never written.
+// The update of a chunk on one thread: products of all items, then passes item by item. Items that are not
+// ready take part in the products as identities, and are never written.
 #include "factor_update.h"
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace kradagrad::cpu {
 
 namespace {
 
-// Whether a matrix [d, d], contiguous, has nothing below its diagonal.
+// True if a contiguous matrix [d, d] is zero below its diagonal.
 template <class T>
 bool is_upper(const T* f, int64_t d) {
   for (int64_t i = 1; i < d; ++i) {
@@ -53,7 +53,7 @@ void FactorUpdate<T>::apply(const SideArrays<T>& side, const T* scales, const Un
   store(side, scales, unfoldings);
 }
 
-// The statistics after this gradient. A block without one is not ready, one that is not finite is counted.
+// The statistics after this gradient. A block without a gradient is not ready; a non-finite one is counted.
 template <class T>
 typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, double squared_norm,
                                                         double stretch, int64_t elements) const {
@@ -75,7 +75,7 @@ void FactorUpdate<T>::load(const SideArrays<T>& side, const Unfoldings<T>& unfol
   for (int64_t i = 0; i < count; ++i) load_item(side, i, d, k);
 }
 
-// F of an item; a multiple of the identity where it is new.
+// Loads F of an item, or a multiple of the identity if it is new.
 template <class T>
 void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d, int64_t k) {
   T* const f = f_.item(i);
@@ -95,13 +95,13 @@ void FactorUpdate<T>::load_item(const SideArrays<T>& side, int64_t i, int64_t d,
   if (triangular() && !is_upper(f, d)) make_upper(f, d);
 }
 
-// weight s^2, s the factor that gives U the norm of the gradient: what B B^T is multiplied by.
+// weight s^2, the factor of B B^T, where s U has the norm of the gradient.
 template <class T>
 double FactorUpdate<T>::weight_of(const Unfoldings<T>& unfoldings, int64_t i) const {
   return items_[i].ready ? rule_.weight / unfoldings.stretches[i] : 0;
 }
 
-// B^T, and weight s^2 B B^T in H.
+// Makes B^T, and weight s^2 B B^T in H.
 template <class T>
 void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
   multiply(b_, unfoldings.u.transposed(), f_, {Part::kWhole, Part::kWhole, shape()});
@@ -113,7 +113,7 @@ void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
   }
 }
 
-// H += C^T C, C = rms sqrt(damped_updates weight damping k) F, which is scaled first: F^T F might overflow.
+// H += C^T C, C = rms sqrt(damped_updates weight damping k) F. F is scaled first, since F^T F might overflow.
 template <class T>
 void FactorUpdate<T>::add_damping(int64_t k) {
   const int64_t count = f_.count, d = f_.rows;
@@ -135,7 +135,7 @@ void FactorUpdate<T>::times_inverse_root() {
   solve_by_cholesky(f_, h_, failed_.data(), scratch_.product);
 }
 
-// The same for one item, without H: R of [sqrt(decay) I; s B^T; C] is T.
+// The same for one item, without H: T is the R of a QR decomposition of [sqrt(decay) I; s B^T; C].
 template <class T>
 void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings) {
   const int64_t d = f_.rows, k = unfoldings.u.cols, damped = rule_.damped_updates > 0 ? d : 0;
@@ -153,15 +153,15 @@ void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldin
   solve_by_qr(f_.item(i), rows, d + k + damped, d);
 }
 
-// out = a b for symmetric a and b that commute, both triangles.
+// out = a b for symmetric a and b that commute; both triangles of out are written.
 template <class T>
 void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
   multiply(out, a, b, kUpperOut);
   for (int64_t i = 0; i < out.count; ++i) mirror_upper(out.item(i), out.rows);
 }
 
-// F <- F q(H): coupled Newton-Schulz with minimax scaling, see `inverse_root` in backends/square_root.py. H
-// comes without its decay I.
+// F <- F q(H): coupled Newton-Schulz with minimax scaling, as `inverse_root` in backends/square_root.py. h_
+// contains H without its decay I.
 template <class T>
 void FactorUpdate<T>::times_polynomial() {
   const int64_t count = h_.count, d = h_.rows;
@@ -207,7 +207,7 @@ void FactorUpdate<T>::times_polynomial() {
   }
 }
 
-// Factors and statistics of the items that are ready and came out finite; the others are counted.
+// Writes factors and statistics of the ready items whose new factor is finite; counts the other failures.
 template <class T>
 void FactorUpdate<T>::store(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings) {
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows;
@@ -216,7 +216,7 @@ void FactorUpdate<T>::store(const SideArrays<T>& side, const T* scales, const Un
     T* const statistics = side.statistics + i * kStatistics;
     Item& item = items_[i];
     const T* const f = item.ready ? f_.item(i) : nullptr;
-    const auto is_finite = [&](T value) {  // as it is stored
+    const auto is_finite = [&](T value) {  // in its storage dtype
       return std::isfinite(side.bfloat16 ? convert<T>(convert<c10::BFloat16>(value)) : value);
     };
     if (f && !std::all_of(f, f + d * d, is_finite)) {

@@ -3,9 +3,9 @@
 //
 //   B = F^T U,   H = decay I + weight s^2 B B^T + c F^T F,   F <- F R,   R R^T = H^-1 or above it
 //
-// with s the factor that gives U the norm of the gradient. By Cholesky H = T^T T, R = T^-1: F
-// is upper triangular before and after, and every product leaves out what is zero; an F that is none is made
-// one first. F is written last, whole or not at all.
+// where s U has the norm of the gradient. By Cholesky H = T^T T, R = T^-1: F is upper triangular before and
+// after, and every product skips the zero triangle; an F that is not upper triangular is made so first. F is
+// written last, and only if all of it is finite.
 #pragma once
 
 #include <cstdint>
@@ -25,15 +25,15 @@ struct SideArrays {
   T* statistics;  // [count, kStatistics]
 };
 
-// The unfoldings of a chunk's blocks, with the numbers that go with them; of each item.
+// The unfoldings of a chunk's blocks, and numbers of each item.
 template <class T>
 struct Unfoldings {
   Matrices<T> u;                      // [count, d, k]
   std::vector<double> squared_norms;  // of the gradients
-  std::vector<double> stretches;      // |U|_F^2 over those; 1 without coupling
+  std::vector<double> stretches;      // |U|_F^2 / squared_norms; 1 without coupling
 };
 
-// Scratch of one thread, shared by the updates it runs one after another.
+// Scratch memory of a thread, shared by its consecutive updates.
 template <class T>
 struct UpdateScratch {
   Buffer<T> factor, b, h, damped, power, product, root;
@@ -47,11 +47,12 @@ class FactorUpdate {
  public:
   FactorUpdate(const FactorRule& rule, UpdateScratch<T>& scratch) : rule_(rule), scratch_(scratch) {}
 
-  // `scales`: of the gradients, which have been multiplied by them; 0 for a block that is not active.
+  // Updates factors and statistics. `scales`: the scales already applied to the gradients; 0 for an inactive
+  // block.
   void apply(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
 
  private:
-  // New statistics of an item; `ready`: it has a gradient, and they are finite.
+  // New statistics of an item. `ready`: it has a gradient, and they are finite; `counted`: as a fallback.
   struct Item {
     bool ready, counted;
     double rms, weight;
@@ -76,7 +77,7 @@ class FactorUpdate {
   std::vector<Item> items_;
   std::vector<uint8_t> failed_;
   std::vector<double> traces_;
-  Matrices<T> f_, b_, h_;  // B transposed: its products need no transposed panels
+  Matrices<T> f_, b_, h_;  // b_ is B^T, whose products need no transposed panels
 };
 
 }  // namespace kradagrad::cpu

@@ -5,7 +5,7 @@
 //   if precondition:  V = P_l (D / rms) P_r,   norms = |V|_F^2
 //
 // Threads take chunks of consecutive blocks (parallel.h). A chunk's gradients and directions are packed into
-// scratch first and its results written from scratch last, so `out` may be `direction`.
+// scratch memory first, and its results are written from there last, so `out` may be `direction`.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -32,30 +32,30 @@ SideArrays<T> arrays_of(const Tensor& factor, const Tensor& statistics, int64_t 
   return {data + offset, bfloat16, static_cast<T*>(statistics.data_ptr()) + first * kStatistics};
 }
 
-// The blocks from `first` on, packed; those that are not active are zeros, which nothing depends on.
+// The blocks from `first` on, packed; blocks that are not active become zeros, which no result depends on.
 template <class T>
 Matrices<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
                    int64_t rows, int64_t cols, Buffer<T>& buffer) {
-  const auto found = Matrices<T>::contiguous(buffer.reserve(count * rows * cols), count, rows, cols);
+  const auto matrices = Matrices<T>::contiguous(buffer.reserve(count * rows * cols), count, rows, cols);
   for (int64_t i = 0; i < count; ++i) {
     if (scales[first + i] != 0) {
-      pack(blocks[first + i], rows, cols, found.item(i));
+      pack(blocks[first + i], rows, cols, matrices.item(i));
     } else {
-      std::fill_n(found.item(i), rows * cols, T(0));
+      std::fill_n(matrices.item(i), rows * cols, T(0));
     }
   }
-  return found;
+  return matrices;
 }
 
-// Gradients times their scales, in which no square over- or underflows.
+// Gradients times their scales, so that no square over- or underflows.
 template <class T>
 Matrices<T> scaled(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
                    int64_t rows, int64_t cols, Buffer<T>& buffer) {
-  const auto found = packed(blocks, scales, first, count, rows, cols, buffer);
+  const auto matrices = packed(blocks, scales, first, count, rows, cols, buffer);
   for (int64_t i = 0; i < count; ++i) {
-    if (scales[first + i] != 1) scale(found.item(i), scales[first + i], found.item(i), rows * cols);
+    if (scales[first + i] != 1) scale(matrices.item(i), scales[first + i], matrices.item(i), rows * cols);
   }
-  return found;
+  return matrices;
 }
 
 template <class T>
@@ -66,7 +66,7 @@ std::vector<double> squared_norms(const Matrices<T>& matrices) {
   return norms;
 }
 
-// Unfoldings that were whitened on the other side.
+// Unfoldings that are whitened on the other side.
 template <class T>
 Unfoldings<T> coupled(const Matrices<T>& u, const std::vector<double>& gradient_norms,
                       const std::vector<double>& product_norms) {
@@ -77,7 +77,7 @@ Unfoldings<T> coupled(const Matrices<T>& u, const std::vector<double>& gradient_
   return {u, gradient_norms, stretches};
 }
 
-// What all threads read: the blocks of the lists and the arrays by block.
+// Inputs of all threads: the blocks of the lists, and the arrays by block.
 template <class T>
 struct Step {
   const BlockGroup& in;
@@ -88,7 +88,7 @@ struct Step {
   T* norms;
 };
 
-// One thread's scratch, and the step of a chunk of blocks.
+// The scratch memory of a thread, and the step of a chunk of blocks.
 template <class T>
 class Worker {
  public:

@@ -1,5 +1,6 @@
-// Hot loops are compiled for several instruction sets and chosen when the library loads: a wheel must run on
-// any x86-64 and still use what the machine has. Not for templates: their clones would share a symbol.
+// Hot loops are compiled for several instruction sets, and one is chosen when the library loads: a wheel must
+// run on any x86-64 and still use the machine's vectors. Templates cannot use this: their clones would have
+// the same symbol.
 #pragma once
 
 #include <cstdlib>  // defines __GLIBC__, whose loader resolves the clones

@@ -1,4 +1,4 @@
-// Reading and writing of strided elements by runs; one thread a call.
+// Reading and writing of strided elements by runs, on the calling thread.
 #include "operand.h"
 
 #include <algorithm>

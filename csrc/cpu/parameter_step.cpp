@@ -1,11 +1,11 @@
 // parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
 //
-//   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
+//   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
 //   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q in its storage dtype
 //
-// Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q (vector_loops.h). Threads take
-// spans of elements (spans.h); a span is worked off in tiles, pass after pass in the cache.
+// If p is bfloat16, c6 > 0 and there are no residuals, q is rounded by chance (vector_loops.h). Threads take
+// spans of elements (spans.h). A span is processed in tiles, which stay in the cache for all passes.
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
@@ -42,8 +42,8 @@ std::vector<Operands> list_operands(const ParameterArguments& in) {
   return operands;
 }
 
-// Writes the parameter, and what its storage leaves over. `q`: the tile's new values, which may be changed;
-// `chances`: null where none is taken.
+// Writes the parameter, and the residual of its rounding. `q`: the tile's new values, which may be changed;
+// `chances`: null if q is not rounded by chance.
 template <class T>
 void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t begin, int64_t size) {
   if (in.residual) {
@@ -56,7 +56,7 @@ void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t be
   in.param.write(begin, size, q);
 }
 
-// One tile; `c`: the parameter's coefficients.
+// Steps one tile; `c`: the parameter's coefficients.
 template <class T>
 void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
                int64_t size) {

@@ -1,12 +1,12 @@
 // out = alpha a b + beta out by tiles [kRows, 2 vectors] of the output that stay in registers:
 //
 //   panel of b [kDepth, 2 vectors]   packed, on the stack: first-level cache
-//   a                                read where it is, element by element, each multiplied with a row of the
+//   a                                read in place, element by element, each multiplied with a row of the
 //                                    panel
 //
-// Every tile runs over the inner indices at which both triangles have something. The kernel is compiled for
-// three vector widths; BLAS libraries choose theirs by the processor's maker, and on some use vectors of half
-// the width.
+// Every tile runs over the inner indices at which neither triangle is zero. The kernel is compiled for three
+// vector widths; BLAS libraries choose theirs by the processor's vendor, and on some processors use vectors
+// of half the width.
 #include "products.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -21,7 +21,7 @@
 namespace kradagrad::cpu {
 namespace {
 
-constexpr int64_t kStrip = 64;  // columns that a thread takes at once
+constexpr int64_t kStrip = 64;  // columns of a thread's work item
 
 // One product of the batch.
 template <class T>
@@ -49,8 +49,8 @@ void pack_panel(const Matrices<T>& b, Range inner, Range cols, int64_t width, T*
   }
 }
 
-// out[rows, cols] = alpha a b + beta out for one tile: `a` points at its rows' first inner elements, which
-// are `step` apart.
+// out[rows, cols] = alpha a b + beta out for one tile. `a` has pointers to the first inner elements of its
+// rows; inner elements are `step` apart.
 template <int kBytes, int kRows, int kVectors, class T>
 KRADAGRAD_INLINE void multiply_tile(const T* const* a, int64_t step, const T* b, int64_t depth, T alpha,
                                     T beta, T* out, int64_t out_stride, int64_t rows, int64_t cols) {
@@ -82,7 +82,7 @@ KRADAGRAD_INLINE void multiply_tile(const T* const* a, int64_t step, const T* b,
   }
 }
 
-// The columns of a panel, in chunks of the inner dimension.
+// Multiplies the columns of a panel, in chunks of the inner dimension.
 template <int kBytes, int kRows, int kVectors, class T>
 KRADAGRAD_INLINE void multiply_panel(const Product<T>& p, Range cols) {
   constexpr int kCols = kBytes / sizeof(T) * kVectors;
@@ -99,11 +99,11 @@ KRADAGRAD_INLINE void multiply_panel(const Product<T>& p, Range cols) {
       if (p.triangles.a == Part::kLower) inner.end = std::min(inner.end, rows.end);
       if (inner.size() <= 0) {
         if (first > 0) continue;
-        inner = {chunk.begin, chunk.begin};  // beta is still to be applied
+        inner = {chunk.begin, chunk.begin};  // only beta is applied
       }
       const T* a[kRows];
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {  // rows beyond the last are it once more
+      for (int r = 0; r < kRows; ++r) {  // rows beyond the last repeat it
         a[r] = p.a.data + std::min(i + r, rows.end - 1) * p.a.row_stride + inner.begin * p.a.col_stride;
       }
       multiply_tile<kBytes, kRows, kVectors>(a, p.a.col_stride, packed + (inner.begin - chunk.begin) * kCols,
@@ -114,7 +114,7 @@ KRADAGRAD_INLINE void multiply_panel(const Product<T>& p, Range cols) {
   }
 }
 
-// The columns of a strip, panel by panel from the last one: `out` may be `a` where b is upper triangular.
+// Multiplies the columns of a strip, panel by panel from the last: `out` may be `a` if b is upper triangular.
 template <int kBytes, int kRows, class T>
 KRADAGRAD_INLINE void multiply_strip(const Product<T>& p, Range cols) {
   constexpr int64_t kLanes = kBytes / sizeof(T), kCols = 2 * kLanes;
@@ -126,7 +126,7 @@ KRADAGRAD_INLINE void multiply_strip(const Product<T>& p, Range cols) {
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
-// Of the widest vectors that the processor has, and that torch may use: it reads the same variable.
+// Bytes of the processor's widest vectors that torch may use, which reads the same variable.
 int vector_bytes() {
   const char* const limit = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string_view allowed = limit ? limit : "";

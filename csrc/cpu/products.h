@@ -1,5 +1,5 @@
-// Batched products of small strided matrices in memory that the caller owns, on one thread where the caller
-// is one of several, on all of them otherwise.
+// Batched products of small strided matrices in the caller's memory: on one thread if the caller is one of
+// several threads, otherwise on all threads.
 #pragma once
 
 #include <cstdint>
@@ -31,18 +31,18 @@ struct Matrices {
 
 enum class Part { kWhole, kUpper, kLower };
 
-// The triangle of a matrix that counts: outside of it an operand is zero, and an output may get anything. Of
-// `out` and b the upper one or all, of a any.
+// The part of a matrix that is used: outside it an operand is zero, and an output is undefined. `out` and b
+// may be whole or upper, a may be any.
 struct Triangles {
   Part out = Part::kWhole, a = Part::kWhole, b = Part::kWhole;
 };
 constexpr Triangles kUpperOut{Part::kUpper};
 
-// The inner dimension up to which a product may be written over one of its operands.
+// The largest inner dimension with which a product may overwrite one of its operands.
 constexpr int64_t kDepth = 256;
 
-// out = alpha a b + beta out, with flops for the triangles alone; `out` has contiguous rows. It may be `b`,
-// or `a` where b is upper triangular.
+// out = alpha a b + beta out, with flops only for the triangles; `out` has contiguous rows. It may be `b`, or
+// `a` if b is upper triangular.
 template <class T>
 void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b, Triangles triangles = {},
               T alpha = 1, T beta = 0);

@@ -1,5 +1,5 @@
-// observe_gradients_ and scale_updates_: a few numbers for each of M matrices, one after the other
-// (scalar_rules.h has what is done with those of one).
+// observe_gradients_ and scale_updates_: a few numbers for each of M matrices, processed sequentially
+// (scalar_rules.h has the rules of one matrix).
 #include <torch/csrc/stable/library.h>
 
 #include "../scalar_arguments.h"

@@ -1,8 +1,8 @@
 // Threads over the elements of a list of parameters.
 //
-// Parameters are cut into spans of at most `kShare` elements, and consecutive spans make work items of about
-// that size, so that many small parameters and a few large ones load the threads alike. The cuts depend on
-// the sizes alone: a sum by span, added up in the spans' order, is the same for any number of threads.
+// Parameters are split into spans of at most `kShare` elements, and consecutive spans form work items of
+// about that size, so that many small parameters and a few large ones load the threads evenly. The spans
+// depend on the sizes alone: a sum by span, added up in their order, is the same for any number of threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

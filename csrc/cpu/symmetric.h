@@ -1,4 +1,4 @@
-// Passes over one symmetric matrix [n, n] of which only the upper triangle, with the diagonal, is read.
+// Passes over one symmetric matrix [n, n]; they read only the upper triangle, with the diagonal.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace kradagrad::cpu {
 
-// out = a x, the upper triangle alone; `out` may be x.
+// out = a x, upper triangle only; `out` may be x.
 template <class T>
 void scale_upper(T* out, T a, const T* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) scale(out + i * n + i, a, x + i * n + i, n - i);

@@ -1,4 +1,4 @@
-// The multiversioned loops: one body for both dtypes, and a clone of it per dtype and instruction set. The
+// The multiversioned loops: one body for both dtypes, with a clone for each dtype and instruction set. The
 // square root and the select vectorise only under -fno-math-errno and -fno-trapping-math, which change no
 // value.
 #include "vector_loops.h"
@@ -56,9 +56,9 @@ template <class T>
 KRADAGRAD_INLINE void add_residuals_body(T* values, const T* residuals, int64_t size) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < size; ++i) {
-    const int32_t own =
-        values[i] != 0 ? static_cast<int32_t>(residuals[i]) : 0;  // someone may have cleared it
-    const uint32_t bits = bits_of(static_cast<float>(values[i])) + own;
+    // The caller may have zeroed the parameter since.
+    const int32_t residual = values[i] != 0 ? static_cast<int32_t>(residuals[i]) : 0;
+    const uint32_t bits = bits_of(static_cast<float>(values[i])) + residual;
     values[i] = static_cast<T>(__builtin_bit_cast(float, bits));
   }
 }

@@ -22,20 +22,20 @@ void bounded_step(float* p, float keep, float rate, float a, float largest, cons
 void bounded_step(double* p, double keep, double rate, double a, double largest, const double* x,
                   int64_t size);
 
-// Makes values bfloat16 numbers, those next to them, by chance (parameter_step_ in
-// kradagrad_ext/backends/base.py). `chances`: what of it is to be mixed.
+// Rounds values by chance to a neighbouring bfloat16 number (parameter_step_ in
+// kradagrad_ext/backends/base.py). `chances`: the bits to be mixed, from start_chances and add_chances.
 void round_by_chance(float* values, const uint32_t* chances, int64_t size);
 void round_by_chance(double* values, const uint32_t* chances, int64_t size);
 
-// Adds residuals to the bits of bfloat16 parameters as float32, and splits what they have become into values
-// that bfloat16 holds and residuals, which are whole numbers.
+// add_residuals adds residuals, which are integers, to the float32 bits of bfloat16 parameters;
+// split_residuals splits the new values into bfloat16 numbers and residuals.
 void add_residuals(float* values, const float* residuals, int64_t size);
 void add_residuals(double* values, const double* residuals, int64_t size);
 void split_residuals(float* values, float* residuals, int64_t size);
 void split_residuals(double* values, double* residuals, int64_t size);
 
-// What is to be mixed of the old values of bfloat16 parameters, and what their updates are made of; the first
-// call of a tile takes the old values, the second one adds the others.
+// The bits that round_by_chance mixes: start_chances sets them from the old values of bfloat16 parameters,
+// add_chances adds those that the updates are made of.
 void start_chances(uint32_t* chances, uint32_t count, const float* old, int64_t size);
 void start_chances(uint32_t* chances, uint32_t count, const double* old, int64_t size);
 void add_chances(uint32_t* chances, const float* made_of, int64_t size);

@@ -10,7 +10,7 @@
 #include "kernels/square_root_resident.h"
 #include "kernels/wide.h"
 
-// What nvcc makes of `extern "C" __global__`: host functions, whose addresses stand for the kernels.
+// The host functions that nvcc makes of `extern "C" __global__`; their addresses identify the kernels.
 #define FOR_EVERY_KERNEL(KERNEL)                                 \
   KERNEL(square_root_product_64_tf32x3, SquareRootProducts)      \
   KERNEL(square_root_product_128_bf16x3, SquareRootProducts)     \
@@ -58,9 +58,9 @@ const void* kernel_named(const std::string& name) {
 #define ENTRY(name, parameters) {#name, reinterpret_cast<const void*>(&name)},
   static const std::unordered_map<std::string, const void*> kernels = {FOR_EVERY_KERNEL(ENTRY)};
 #undef ENTRY
-  const auto found = kernels.find(name);
-  if (found == kernels.end()) throw std::logic_error("kradagrad_ext: no kernel is named " + name);
-  return found->second;
+  const auto kernel = kernels.find(name);
+  if (kernel == kernels.end()) throw std::logic_error("kradagrad_ext: no kernel is named " + name);
+  return kernel->second;
 }
 
 }  // namespace kradagrad::cuda

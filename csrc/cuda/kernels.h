@@ -1,4 +1,4 @@
-// The kernels' host symbols by name, which plans launch them by.
+// The kernels' host symbols by name; plans name the kernels that they launch.
 #pragma once
 
 #include <string>

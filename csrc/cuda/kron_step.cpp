@@ -11,7 +11,7 @@ namespace {
 
 const DTypes kFloat = {ScalarType::Float};
 
-// The rule of the kernels, which have no Cholesky.
+// The rule in the form of the kernels, which have no Cholesky method.
 SquareRootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& rule, bool update) {
   if (update && rule.method == Method::kCholesky) checks.fail("method", "products on CUDA", "cholesky");
   return {static_cast<float>(rule.decay),
@@ -23,7 +23,7 @@ SquareRootRule kernel_rule(const Checks& checks, const kradagrad::FactorRule& ru
           rule.coupled};
 }
 
-// Sizes that the kernels count in 32 bits.
+// Checks sizes that the kernels count in 32 bits.
 void check_sizes(const Checks& checks, const char* name, int64_t rows, int64_t cols) {
   constexpr int64_t kMost = int64_t{1} << 30;
   checks.scalar(name, rows < kMost && cols < kMost, "blocks of fewer than 2^30 rows and columns",

@@ -15,8 +15,8 @@
 namespace kradagrad::cuda {
 namespace {
 
-constexpr int32_t kDefaultShared = 48 << 10;  // what a kernel may use without asking
-constexpr size_t kTables = 64;                // kept on the devices
+constexpr int32_t kDefaultShared = 48 << 10;  // shared memory that needs no attribute
+constexpr size_t kTables = 64;                // number of tables kept on the devices
 
 void check(const char* op, const std::string& what, cudaError_t status) {
   if (status == cudaSuccess) return;
@@ -25,13 +25,13 @@ void check(const char* op, const std::string& what, cudaError_t status) {
 
 using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
 
-// torch's own function, from the library that a CUDA build of torch has loaded before any tensor on a GPU:
-// one that is linked to it would not load beside a torch without CUDA.
+// Finds torch's function in the library that a CUDA build of torch loads before any tensor is on a GPU. If
+// this extension were linked to that library, it would not load with a torch without CUDA.
 CurrentStream find_current_stream() {
   void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-  void* const found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-  if (found == nullptr) throw std::runtime_error("kradagrad_ext: this torch has no libtorch_cuda.so");
-  return reinterpret_cast<CurrentStream>(found);
+  void* const symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  if (symbol == nullptr) throw std::runtime_error("kradagrad_ext: this torch has no libtorch_cuda.so");
+  return reinterpret_cast<CurrentStream>(symbol);
 }
 
 cudaStream_t current_stream(int32_t device) {
@@ -52,7 +52,7 @@ Tensor bytes_on(const Tensor& like, int64_t size) {
   return torch::stable::new_empty(like, {sizes, 1}, ScalarType::Byte);
 }
 
-// A table on a device, and the pinned memory it is copied from, which a captured graph copies from again.
+// A table on a device, and the pinned memory of its upload, which a captured graph repeats on every replay.
 struct Table {
   std::vector<char> bytes;
   int32_t device;
@@ -64,13 +64,13 @@ struct Table {
   }
 };
 
-// Tables by content, the last used first. One that a graph was captured with lives for ever; one that was
-// uploaded within a capture serves no other call, as it is only there once the graph has run.
+// Tables by content, the last used first. A table that a captured graph uses is never freed. One whose upload
+// was captured serves no other call, since its contents exist only after the graph has run.
 class Tables {
  public:
-  // A table of these bytes. The caller keeps it until its launches are in the stream, since another thread
-  // may take it off the list before; from then on, torch's allocator gives its memory to later work of the
-  // same stream alone, which is the one that it was allocated in.
+  // Returns a table of these bytes. The caller keeps it until its launches are in the stream, because another
+  // thread may remove it from the list before. After that, torch's allocator reuses its memory only for later
+  // work in the stream in which it was allocated, which is the same stream.
   Tensor upload(const char* op, const Tensor& like, cudaStream_t stream, const std::vector<char>& bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool capturing = is_capturing(op, stream);
@@ -104,7 +104,7 @@ class Tables {
 };
 
 Tables& tables() {
-  static auto* const tables = new Tables;  // outlives the CUDA context, and so is never destroyed
+  static auto* const tables = new Tables;  // outlives the CUDA context, so it is never destroyed
   return *tables;
 }
 

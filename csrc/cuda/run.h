@@ -8,7 +8,7 @@
 
 namespace kradagrad::cuda {
 
-// What the kernels read: gradients, parameters and roots; factors and moments are float32.
+// The dtypes of gradients, parameters and roots that the kernels read; moments are float32.
 inline const DTypes kKernelViewDTypes = {ScalarType::Float, ScalarType::BFloat16};
 
 TensorInfo info(const Tensor& tensor);
@@ -20,7 +20,7 @@ T* data(const Tensor& tensor) {
 }
 
 // Sets the device guard, allocates the plan's scratch memory through torch, uploads its table unless an equal
-// one is on the device, and launches. Throws where a launch fails, naming `op`.
+// one is on the device, and launches. Throws, naming `op`, if a launch fails.
 void run(const char* op, const Tensor& like, Plan plan);
 
 Gpu gpu_of(const Tensor& like);

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, read without running code from the file.
+"""Checkpoints: written atomically, read without running code from the file.
 
-A run in one process keeps one file, ranks that torchrun started a folder (`sharded`). Both are read and
-checked here before anything is made of them.
+A run in one process has one file, ranks that torchrun started have a folder (`sharded`). Files of both kinds
+are read and verified here before use.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .trainer import Trainer
 
 NAME = "checkpoint.pt"
 FOLDER = 0x10
-"""The mark of a folder among a ZIP file's names."""
+"""Attribute of a folder in a ZIP file."""
 POINTER = "checkpoint.current"
-"""Names the folder that holds the ranks' last checkpoint."""
+"""File with the name of the ranks' last checkpoint folder."""
 
 PROGRESS = ("text", "log", "schedulers", "batches")
 EVERYTHING = (*PROGRESS, "model", "optimizers")
-"""Parts of a state beside its options, in the order in which they are taken over."""
+"""Parts of a state except its options, in the order in which they are restored."""
 
 FOLDERS = "checkpoint-*"
 PARTIAL_FOLDERS = "checkpoint.tmp-*"
@@ -38,16 +38,16 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 UNREADABLE = (
     *MISFITS, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-"""What taking over values raises that are not of this run's kind, and what reading a damaged file does."""
+"""Errors of restoring values that do not fit (MISFITS), and of reading a damaged file."""
 
 
 def save(state: dict[str, Any], folder: Path) -> None:
-    """Replace `folder`'s checkpoint: after a crash at any moment either the old or the new one is there."""
+    """Replace `folder`'s checkpoint: after a crash at any moment, either the old or the new one exists."""
     replace(folder / NAME, lambda file: torch.save(state, file))
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The state last saved in `folder`. Raises UsageError if there is none or it cannot be read."""
+    """Return the last state saved in `folder`. Raise UsageError if it is missing or cannot be read."""
     path = folder / NAME
     if not path.is_file():
         hint = "; several ranks saved it: go on with torchrun" if (folder / POINTER).exists() else ""
@@ -56,7 +56,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, path: Path, state: dict[str, Any], keys: Iterable[str] = EVERYTHING) -> None:
-    """Take over parts of a state that was read from `path`. Raises UsageError where one does not fit."""
+    """Restore parts of a state that was read from `path`. Raise UsageError if a part does not fit."""
     for key in keys:
         try:
             trainer.loaders[key](state[key])
@@ -73,20 +73,20 @@ def exists(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of a run that another one takes the place of."""
+    """Remove the checkpoints of a run, to replace it by another run."""
     for name in (POINTER, NAME):
         (folder / name).unlink(missing_ok=True)
     remove(folder, (FOLDERS, PARTIAL_FOLDERS))
 
 
 def remove(folder: Path, patterns: Iterable[str], but: str | None = None) -> None:
-    """Remove the folders with such names, all but one."""
-    for found in [found for pattern in patterns for found in folder.glob(pattern) if found.name != but]:
-        shutil.rmtree(found)
+    """Remove the folders that match the patterns, except the one named `but`."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern) if path.name != but]:
+        shutil.rmtree(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote. Raises UsageError if it is damaged, or no dict."""
+    """Read a file of `torch.save`. Raise UsageError if it is damaged or does not contain a dict."""
     try:
         with path.open("rb") as file:
             verify(file)
@@ -99,12 +99,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def verify(file: IO[bytes]) -> None:
-    """Compare what `torch.save` wrote with the sums that it added, which `torch.load` does not.
+    """Compare a file of `torch.save` with its checksums, which `torch.load` does not check.
 
-    Raises zipfile.BadZipFile.
+    Raise zipfile.BadZipFile if they differ.
     """
     with zipfile.ZipFile(file) as parts:
-        # Where a part is marked as a folder, torch leaves its tensor's memory as it was, without an error.
+        # If a part is marked as a folder, torch leaves its tensor's memory uninitialised, without an error.
         folders = (part.filename for part in parts.infolist() if part.external_attr & FOLDER)
         damaged = parts.testzip() or next(folders, None)
     if damaged is not None:
@@ -113,14 +113,14 @@ def verify(file: IO[bytes]) -> None:
 
 
 def require(state: dict[str, Any], keys: Iterable[str], path: Path) -> None:
-    """Raises UsageError unless a state that was read from `path` has these keys."""
+    """Raise UsageError unless a state that was read from `path` has these keys."""
     for key in keys:
         if key not in state:
             raise UsageError(f"--resume: {path} is no checkpoint of this program: it lacks `{key}`")
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file aside, bring it to the disk, and only then give it its name."""
+    """Write a temporary file, sync it to disk, then rename it to `path`."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         write(file)
@@ -131,7 +131,7 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Sync the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

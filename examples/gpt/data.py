@@ -1,4 +1,4 @@
-"""The text: the standard library's own sources by default, any file or folder on request."""
+"""The text: by default the sources of the standard library, else any file or folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from .errors import UsageError
 
 MAX_MEGABYTES = 16
-"""Text read at most; the standard library holds about 10 MB."""
+"""Maximum size of the text; the standard library has about 10 MB."""
 
 VALIDATION_WINDOWS = 256
 VALIDATION_EVERY = 10
-"""One file in ten is for validation; of a single file, its last tenth."""
+"""One file in ten is for validation, or the last tenth of a single file."""
 
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 """Folders of the standard library without ordinary code: other people's packages, tests, tables."""
@@ -27,7 +27,7 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 @dataclass(frozen=True)
 class Text:
-    """Train and validation bytes, uint8 ``[length]`` each, and a digest that tells one text from another."""
+    """Train and validation bytes, uint8 ``[length]`` each, and a digest that identifies the text."""
 
     train: Tensor
     validation: Tensor
@@ -37,14 +37,14 @@ class Text:
 def load_text(data: str | None, context: int) -> Text:
     """Read `data` (a file, a folder, or None for the standard library) and split it.
 
-    Raises UsageError if there is nothing to read or too little for windows of `context` + 1 bytes.
+    Raise UsageError if there is no text, or too little for windows of `context` + 1 bytes.
     """
     contents = _read(_files(data))
     if len(contents) == 1:
         cut = len(contents[0]) - len(contents[0]) // VALIDATION_EVERY
         train, validation = contents[0][:cut], contents[0][cut:]
     else:
-        # Whole files to one side or the other: the halves of one file have too much in common.
+        # Split by whole files: two halves of one file have too much in common.
         held_out = contents[VALIDATION_EVERY - 1 :: VALIDATION_EVERY] or contents[-1:]
         train = b"\n".join(content for content in contents if content not in set(held_out))
         validation = b"\n".join(held_out)
@@ -59,24 +59,24 @@ def load_text(data: str | None, context: int) -> Text:
 
 
 def _files(data: str | None) -> list[Path]:
-    """The files to read, in an order that depends on their names alone."""
+    """Return the files to read, in an order that depends only on their names."""
     root = Path(data) if data is not None else Path(sysconfig.get_path("stdlib"))
     if root.is_file():
         return [root]
     if not root.is_dir():
         raise UsageError(f"--data: no such file or folder: {root}")
-    found = []
+    paths = []
     for folder, subfolders, names in os.walk(root):
         hidden = {name for name in subfolders if name.startswith((".", "__pycache__"))}
         skipped = hidden | SKIPPED_FOLDERS if data is None else hidden
         subfolders[:] = [name for name in subfolders if name not in skipped]
         wanted = [n for n in names if n.endswith(".py") or (data is not None and not n.startswith("."))]
-        found += [Path(folder, name) for name in wanted]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+        paths += [Path(folder, name) for name in wanted]
+    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _read(files: list[Path]) -> list[bytes]:
-    """Contents of the text files, up to `MAX_MEGABYTES`; binary, empty and repeated ones left out."""
+    """Read the text files, up to `MAX_MEGABYTES`, without binary, empty and repeated files."""
     contents: dict[bytes, None] = {}
     room = MAX_MEGABYTES * 1_000_000
     for path in files:
@@ -112,12 +112,12 @@ class Batches:
 
 
 def windows(text: Tensor, starts: Tensor, context: int) -> Tensor:
-    """``[len(starts), context + 1]`` int64: the bytes from each start on."""
+    """Return ``[len(starts), context + 1]`` int64: the bytes from each start on."""
     return text[starts[:, None] + torch.arange(context + 1)].long()
 
 
 def validation_windows(text: Tensor, context: int) -> Tensor:
-    """The fixed validation set: up to `VALIDATION_WINDOWS` windows, evenly spread over the text."""
+    """Return the fixed validation set: up to `VALIDATION_WINDOWS` windows, evenly spread over the text."""
     last = len(text) - context - 1
     count = min(VALIDATION_WINDOWS, 1 + last // context)
     return windows(text, torch.linspace(0, last, count, dtype=torch.float64).long(), context)

@@ -1,5 +1,5 @@
-"""The one exception for what a user can put right."""
+"""The exception for errors that a user can correct."""
 
 
 class UsageError(Exception):
-    """A wrong option or input; the message says which and what was got. Ends the program with status 2."""
+    """A wrong option or input, which ends the program with status 2; the message names it and its value."""

@@ -58,7 +58,7 @@ class GPT(nn.Module):
         self._initialize(layers)
 
     def _initialize(self, layers: int) -> None:
-        """GPT-2's: N(0, 0.02); the two writers of each layer smaller, so that the stream keeps its scale."""
+        """Initialise as GPT-2: N(0, 0.02), smaller for the two projections of a layer to keep the scale."""
         for name, p in self.named_parameters():
             if p.dim() >= 2:
                 std = 0.02 / math.sqrt(2 * layers) if name.endswith("project.weight") else 0.02
@@ -75,7 +75,7 @@ class GPT(nn.Module):
 
 
 def next_byte_loss(network: nn.Module, windows: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per byte of ``[B, T + 1]`` windows; `network`: a GPT, or what wraps one."""
+    """Return the mean cross-entropy of ``[B, T + 1]`` windows in nats per byte by a GPT or its wrapper."""
     logits = network(windows[:, :-1]).flatten(0, 1)
     exact = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(exact), windows[:, 1:].flatten())

@@ -15,14 +15,14 @@ from .optimizers import DEFAULT_LR, NAMES
 from .ranks import MODES
 
 FREE_ON_RESUME = ("out", "eval_every", "checkpoint_every", "threads", "parallel", "device")
-"""Options that change where and when something is done, not what is learned."""
+"""Options that may change on resumption, because they do not affect training."""
 
 DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; None where the choice is left to the optimizer or to torch."""
+    """Options of the command line; None for the default of the optimizer or of torch."""
 
     out: str
     optimizer: str = "kradagrad"
@@ -64,9 +64,9 @@ class Options:
 
     @property
     def of_kradagrad(self) -> dict[str, Any]:
-        """KrADagrad's own options, but those that are left to it."""
-        own = {name: getattr(self, name) for name in ("block_size", "backend", "rounding")}
-        return {name: value for name, value in own.items() if value is not None}
+        """Options for KrADagrad, without those at its defaults."""
+        options = {name: getattr(self, name) for name in ("block_size", "backend", "rounding")}
+        return {name: value for name, value in options.items() if value is not None}
 
     @property
     def learning_rate(self) -> float:
@@ -77,13 +77,13 @@ class Options:
         return Path(self.out)
 
 
-def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
-    """The options of a run that goes on: the saved ones, and of those given what may change.
+def resumed(saved: dict[str, Any], specified: dict[str, Any]) -> Options:
+    """Return a resumed run's options: the saved ones, updated by specified ones that may change.
 
-    Raises UsageError if a given option differs from the run's, or a saved one is none.
+    Raise UsageError if another specified option differs from the run's, or a saved option is invalid.
     """
     known = {field.name for field in dataclasses.fields(Options)}
-    refused = f"--resume: `options` of the checkpoint in {given['out']}"
+    refused = f"--resume: `options` of the checkpoint in {specified['out']}"
     if not isinstance(saved, dict):
         raise UsageError(f"{refused} must be a dict, got {type(saved).__name__}")
     if unknown := sorted(saved.keys() - known):
@@ -92,17 +92,17 @@ def resumed(saved: dict[str, Any], given: dict[str, Any]) -> Options:
         saved = vars(Options(**saved))
     except TypeError as error:
         raise UsageError(f"{refused} does not fit this program: {error}") from error
-    for name, value in given.items():
+    for name, value in specified.items():
         if name not in FREE_ON_RESUME and value != saved[name]:
             raise UsageError(
-                f"--resume: the run in {given['out']} has "
+                f"--resume: the run in {specified['out']} has "
                 f"--{name.replace('_', '-')} {saved[name]}, got {value}"
             )
-    return Options(**{**saved, **given})
+    return Options(**{**saved, **specified})
 
 
 class Parser(argparse.ArgumentParser):
-    """One that leaves it to its caller to refuse a command line, and of several ranks helps on one."""
+    """A parser that raises UsageError for a wrong command line and prints its help on one rank only."""
 
     silent = False
 
@@ -115,57 +115,57 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
-    """The options given and `out`, no others, and whether to resume. Raises UsageError on a wrong one."""
-    given = vars(parser.parse_args(arguments))
-    resume = given.pop("resume", False)
-    if given.get("data") is not None:
-        given["data"] = str(Path(given["data"]).resolve())
-    given.setdefault("out", f"runs/{given.get('optimizer', Options.optimizer)}")
-    return given, resume
+    """Return the specified options with `out`, and True to resume. Raise UsageError on a wrong option."""
+    specified = vars(parser.parse_args(arguments))
+    resume = specified.pop("resume", False)
+    if specified.get("data") is not None:
+        specified["data"] = str(Path(specified["data"]).resolve())
+    specified.setdefault("out", f"runs/{specified.get('optimizer', Options.optimizer)}")
+    return specified, resume
 
 
 def make_parser(description: str) -> Parser:
-    """Every option without a default here, so that `parse` can tell which were given."""
+    """Make a parser without defaults, so that `parse` can detect the specified options."""
     default = {field.name: field.default for field in dataclasses.fields(Options)}
     rates = ", ".join(f"{name} {lr:g}" for name, lr in DEFAULT_LR.items())
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)
-    learning = parser.add_argument_group("what is learned")
-    learning.add_argument("--optimizer", choices=NAMES, help=f"default: {default['optimizer']}")
-    learning.add_argument("--steps", type=int, help=f"default: {default['steps']}")
-    learning.add_argument("--lr", type=float, help=f"peak learning rate; default: {rates}")
-    learning.add_argument("--seed", type=int, help=f"of weights and data order; default: {default['seed']}")
-    learning.add_argument("--block-size", type=int, help="KrADagrad's; default: its own")
-    learning.add_argument(
-        "--backend", help="KrADagrad's: auto, native, triton or reference; default: its own"
+    training = parser.add_argument_group("training")
+    training.add_argument("--optimizer", choices=NAMES, help=f"default: {default['optimizer']}")
+    training.add_argument("--steps", type=int, help=f"default: {default['steps']}")
+    training.add_argument("--lr", type=float, help=f"peak learning rate; default: {rates}")
+    training.add_argument(
+        "--seed", type=int, help=f"seed of weights and data order; default: {default['seed']}"
     )
-    learning.add_argument(
+    training.add_argument("--block-size", type=int, help="KrADagrad's block size; default: KrADagrad's")
+    training.add_argument(
+        "--backend", help="KrADagrad's backend: auto, native, triton or reference; default: KrADagrad's"
+    )
+    training.add_argument(
         "--dtype",
         choices=DTYPES,
-        help=f"of parameters, gradients and activations; default: {default['dtype']}",
+        help=f"dtype of parameters, gradients and activations; default: {default['dtype']}",
     )
-    learning.add_argument(
-        "--rounding", help="KrADagrad's, of bfloat16 parameters: stochastic, compensated or nearest"
+    training.add_argument(
+        "--rounding", help="KrADagrad's rounding of bfloat16 parameters: stochastic, compensated or nearest"
     )
-    learning.add_argument(
+    training.add_argument(
         "--data", help=f"text file or folder, up to {MAX_MEGABYTES} MB; default: Python's standard library"
     )
-    learning.add_argument("--batch", type=int, help=f"windows a step; default: {default['batch']}")
-    learning.add_argument("--context", type=int, help=f"bytes a window; default: {default['context']}")
-    learning.add_argument("--layers", type=int, help=f"default: {default['layers']}")
-    learning.add_argument("--width", type=int, help=f"default: {default['width']}")
-    learning.add_argument("--heads", type=int, help=f"default: {default['heads']}")
-    running = parser.add_argument_group("where and when")
+    training.add_argument("--batch", type=int, help=f"windows a step; default: {default['batch']}")
+    training.add_argument("--context", type=int, help=f"bytes a window; default: {default['context']}")
+    training.add_argument("--layers", type=int, help=f"default: {default['layers']}")
+    training.add_argument("--width", type=int, help=f"default: {default['width']}")
+    training.add_argument("--heads", type=int, help=f"default: {default['heads']}")
+    running = parser.add_argument_group("run")
     running.add_argument("--out", help="folder of the run; default: runs/OPTIMIZER")
-    running.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    running.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     running.add_argument("--eval-every", type=int, help=f"steps; default: {default['eval_every']}")
     running.add_argument(
         "--checkpoint-every", type=int, help=f"steps; default: {default['checkpoint_every']}"
     )
+    running.add_argument("--device", help="auto, cpu, cuda or cuda:N; default: auto, a GPU if there is one")
+    running.add_argument("--threads", type=int, help="threads of torch; default: torch's choice")
     running.add_argument(
-        "--device", help="auto, cpu, cuda or cuda:N; default: auto, a GPU where there is one"
-    )
-    running.add_argument("--threads", type=int, help="default: torch's own choice")
-    running.add_argument(
-        "--parallel", choices=MODES, help=f"what ranks that torchrun started do; default: {MODES[0]}"
+        "--parallel", choices=MODES, help=f"mode of ranks that torchrun started; default: {MODES[0]}"
     )
     return parser

@@ -1,4 +1,4 @@
-"""The ranks of a run: one process, or those of torchrun, and the device of each, a GPU where there is one."""
+"""The ranks of a run, one process or those of torchrun, and the device of each, a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ STEPS_IN_FLIGHT = 10
 Moment = float | torch.cuda.Event
 
 MODES = ("ddp", "fsdp")
-"""Of --parallel: parameters and gradients on every rank, or in shards."""
+"""Values of --parallel: parameters and gradients on every rank, or in shards."""
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; on ranks that torchrun started without the interpreter's own end.
+    """End the process; on ranks that torchrun started, skip the finalization of the interpreter.
 
-    Under FSDP gloo's threads outlive the process group. One that waits for the interpreter's lock when the
-    interpreter ends aborts the process, which torchrun takes for a failure.
+    Under FSDP, gloo's threads outlive the process group. If one of them waits for the interpreter's lock
+    during finalization, it aborts the process, which torchrun treats as a failure.
     """
     if not dist.is_torchelastic_launched():
         sys.exit(status)
@@ -42,7 +42,7 @@ def leave(status: int) -> NoReturn:
 
 
 def seconds(start: Moment, end: Moment) -> float:
-    """Between two moments of one rank; waits for the second."""
+    """Return the seconds between two moments of one rank; wait for the second."""
     if isinstance(start, float) or isinstance(end, float):
         return float(end) - float(start)
     end.synchronize()
@@ -56,12 +56,12 @@ def _why_no_gpu() -> str:
 
 
 class Ranks:
-    """All ranks of a run, seen from one of them; as a context, their process group.
+    """All ranks of a run, from the view of one of them; as a context, their process group.
 
     Attributes:
-        launched: whether torchrun started them; else there is one, and nothing is sent.
-        rank, world: which one this is, of how many.
-        device: of parameters and batches, once `choose_device` was called.
+        launched: True if torchrun started the ranks; else there is one rank and no communication.
+        rank, world: index of this rank, number of ranks.
+        device: device of parameters and batches, set by `choose_device`.
     """
 
     def __init__(self) -> None:
@@ -71,22 +71,22 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self.launched:
-            # The host's own numbers go through gloo even where NCCL carries the gradients.
+            # Numbers on the host go through gloo, also if gradients go through NCCL.
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             self.rank, self.world = dist.get_rank(), dist.get_world_size()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        # After an error of its own, a rank waits for no other: its end is what ends them.
+        # A rank with an error does not wait for the others: its end makes torchrun end them.
         if self.launched and (kind is None or issubclass(kind, SystemExit)):
-            # All end alike here, each with its status; once one has failed, torchrun ends those still there.
+            # All ranks end together here, each with its status: torchrun would end the rest after a failure.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.largest(0)
             dist.destroy_process_group()
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that prints and writes for all."""
+        """True for the rank that prints and writes for all."""
         return self.rank == 0
 
     @property
@@ -94,9 +94,9 @@ class Ranks:
         return self.world // int(os.environ["LOCAL_WORLD_SIZE"]) if self.launched else 1
 
     def choose_device(self, wanted: str | None) -> None:
-        """Take the device of --device: the CPU, a GPU, or by default a GPU where there is one.
+        """Set the device of --device: the CPU, a GPU, or by default a GPU if there is one.
 
-        Raises UsageError where there is no such device, or there are too few for the ranks of this machine.
+        Raise UsageError if the device does not exist, or if this machine has more ranks than GPUs.
         """
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         match = DEVICES.fullmatch(wanted or "auto")
@@ -120,14 +120,14 @@ class Ranks:
 
     @property
     def steps_in_flight(self) -> int:
-        """Steps after which the host reads losses and times: on a GPU that waits for all of them."""
+        """Steps between reads of losses and times: on a GPU, a read waits for all steps."""
         return STEPS_IN_FLIGHT if self.device.type == "cuda" else 1
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What is done within fails on all ranks or on none: each raises a UsageError that any raised.
+        """Make the body fail on all ranks or on none: each rank raises a UsageError of any rank.
 
-        Nothing within may wait for other ranks.
+        The body must not wait for other ranks.
         """
         message: str | None = None
         try:
@@ -137,9 +137,9 @@ class Ranks:
         messages: list[Any] = [message] * self.world
         if self.launched:
             dist.all_gather_object(messages, message)
-        for found in messages:
-            if found is not None:
-                raise UsageError(found)
+        for text in messages:
+            if text is not None:
+                raise UsageError(text)
 
     def sum(self, value: float) -> float:
         return self._reduce(value, torch.float64, dist.ReduceOp.SUM) if self.launched else value
@@ -148,12 +148,12 @@ class Ranks:
         return int(self._reduce(value, torch.int64, dist.ReduceOp.MAX)) if self.launched else value
 
     def share(self, rows: Tensor) -> Tensor:
-        """This rank's rows of those of all, on its device, or on their way there."""
-        own = rows[self.rank :: self.world]
-        return own.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else own
+        """Return this rank's share of the rows on its device; the copy to a GPU is asynchronous."""
+        part = rows[self.rank :: self.world]
+        return part.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else part
 
     def moment(self) -> Moment:
-        """Now, on a GPU as a mark in its queue: the host does not wait."""
+        """Return the current time; on a GPU, an event in its queue, without a wait of the host."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -161,7 +161,7 @@ class Ranks:
         return event
 
     def shard(self, model: GPT) -> None:
-        """FSDP2, a layer at a time: parameters become DTensors."""
+        """Apply FSDP2 layer by layer: parameters become DTensors."""
         mesh = init_device_mesh(self.device.type, (self.world,))
         for block in model.blocks:
             fully_shard(block, mesh=mesh)

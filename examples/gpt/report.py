@@ -1,4 +1,4 @@
-"""What a run leaves behind, and pictures of it: log.csv, result.json, loss.png."""
+"""Result files of a run and their plot: log.csv, result.json, loss.png."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SMOOTHING_STEPS = 20
 
 
 class LogFile:
-    """log.csv, one row a step; flushed, so that it can be watched."""
+    """The file log.csv with one row per step, flushed after each row."""
 
     def __init__(self, folder: Path, rows: Iterable[Row]) -> None:
-        """Begin again with `rows`: what a broken run logged after its last checkpoint is done over."""
+        """Restart the file with `rows`: steps logged after the last checkpoint are run again."""
         self._file = (folder / LOG).open("w", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
         self._writer.writerow(COLUMNS)
@@ -53,16 +53,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def label(result: dict[str, Any]) -> str:
-    """Runs that differ in their seed alone share a label."""
+    """Return a label, shared by runs that differ only in their seed."""
     return f"{result['optimizer']}, lr {result['lr']:g}"
 
 
 def plot(runs: list[tuple[str, pandas.DataFrame]], path: Path) -> None:
-    """Validation loss (marks) and smoothed training loss (thin) against step and against seconds.
+    """Plot validation loss (marks) and smoothed training loss (thin) over steps and over seconds.
 
     Args:
-        runs: a label and a log each; equal labels share a colour and one line of the legend.
-        path: of the PNG.
+        runs: pairs of a label and a log; equal labels share a colour and one line of the legend.
+        path: path of the PNG.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys(name for name, _ in runs))}
@@ -92,7 +92,7 @@ def _draw(panel: Axes, log: pandas.DataFrame, column: str, colour: str) -> None:
 
 
 def _limits(logs: list[pandas.DataFrame]) -> tuple[float, float]:
-    """From below the best value up to where training is after a tenth of its steps: before, all are alike."""
+    """Return limits from the best loss to the loss after a tenth of the steps: earlier losses are similar."""
     best = min(min(_smoothed(log).min(), log["val_loss"].min()) for log in logs)
     early = max(_smoothed(log).iloc[len(log) // 10] for log in logs)
     return best - 0.05 * (early - best) - 0.01, early + 0.05 * (early - best) + 0.01

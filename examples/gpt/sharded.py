@@ -1,15 +1,15 @@
-"""Checkpoints of several ranks, by torch.distributed.checkpoint: any number of ranks goes on with one.
+"""Checkpoints of several ranks, by torch.distributed.checkpoint, for resumption on any number of ranks.
 
 ::
 
-    checkpoint.current       names the folder that counts
-    checkpoint-300/          the state after step 300
-        run.pt               what is no tensor of model or optimizers
-        .metadata            of those tensors: where each box of each lies
-        __0_0.distcp ...     the boxes that rank 0 had, and so on
+    checkpoint.current       name of the current folder
+    checkpoint-300/          state after step 300
+        run.pt               all state except tensors of model and optimizers
+        .metadata            location of each box of each of these tensors
+        __0_0.distcp ...     boxes of rank 0, and so on
 
-The folder is written under another name and synced to the disk; then it gets its own, then the pointer to it
-replaces the last one. A crash at any moment leaves the last checkpoint or the new one.
+The folder is written under a temporary name and synced to disk. Then it is renamed, and finally the pointer
+is replaced. A crash at any moment leaves the last checkpoint or the new one.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def save(trainer: Trainer, folder: Path) -> None:
     """Replace `folder`'s checkpoint; on all ranks.
 
     Raises:
-        CheckpointException: on every rank, where one could not write. OSError: on the first one.
+        CheckpointException: on every rank, if a rank could not write. OSError: on the first rank.
     """
     name = f"checkpoint-{trainer.step}"
     partial = folder / f"checkpoint.tmp-{trainer.step}"
     if trainer.ranks.first:
-        # No other rank writes before this one is back: they plan together first.
+        # No other rank writes before this one calls dcp.save, where all ranks plan together first.
         checkpoint.remove(folder, [checkpoint.PARTIAL_FOLDERS])
     tensors, param_groups = _state(trainer)
     dcp.save(tensors, storage_writer=dcp.FileSystemWriter(partial))
@@ -65,7 +65,7 @@ def save(trainer: Trainer, folder: Path) -> None:
 
 
 def load(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
-    """The folder that counts and what its run.pt holds. Raises UsageError if any of its files is damaged."""
+    """Return the current folder and its run.pt's content. Raise UsageError if one of its files is damaged."""
     path = _current(folder)
     run = checkpoint.read(path / RUN)
     checkpoint.require(run, ("options", *checkpoint.PROGRESS, "param_groups", "metadata"), path / RUN)
@@ -75,7 +75,7 @@ def load(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
 
 
 def restore(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
-    """Take over what `load` found well; on all ranks. Raises UsageError where it does not fit."""
+    """Restore a state that `load` verified; on all ranks. Raise UsageError if it does not fit."""
     checkpoint.restore(trainer, path / RUN, run, checkpoint.PROGRESS)
     tensors, _ = _state(trainer)
     try:
@@ -94,9 +94,10 @@ def restore(trainer: Trainer, path: Path, run: dict[str, Any]) -> None:
 
 
 def _state(trainer: Trainer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All tensors, by the parameters' names, and the parameter groups.
+    """Return all tensors by the parameters' names, and the parameter groups.
 
-    Optimizers without state take a step that changes no parameter: before the first one, theirs is left out.
+    torch lets optimizers without state take a step that changes no parameter. So the optimizers are left out
+    before the first step.
     """
     tensors: dict[str, Any] = {"model": get_model_state_dict(trainer.model)}
     if trainer.step == 0:
@@ -131,11 +132,11 @@ METADATA_CLASSES = {
         "_MEM_FORMAT_ENCODING",
     ),
 }
-"""What metadata consists of, by module; the paths in it have a module that depends on Python."""
+"""Classes of metadata by module, except paths, whose module depends on Python's version."""
 
 
 class MetadataUnpickler(pickle.Unpickler):
-    """Makes what metadata consists of, and nothing else: a pickle may call any function."""
+    """An unpickler that allows only the classes of metadata: a pickle may call any function."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         if name in METADATA_CLASSES.get(module, ()):
@@ -150,9 +151,9 @@ def _digest(path: Path) -> str:
 
 
 def _read_metadata(path: Path, digest: str) -> Metadata:
-    """Raises UsageError if it is damaged."""
+    """Read the metadata. Raise UsageError if it is damaged."""
     try:
-        if _digest(path) != digest:  # a pickle has no sums of its own
+        if _digest(path) != digest:  # a pickle has no checksums
             raise pickle.UnpicklingError(f"it is not what {RUN} belongs to")
         with path.open("rb") as file:
             metadata = MetadataUnpickler(file).load()
@@ -164,7 +165,7 @@ def _read_metadata(path: Path, digest: str) -> Metadata:
 
 
 def _verify(path: Path, metadata: Metadata, ranks: Ranks) -> None:
-    """Read this rank's share of all boxes against their sums. Raises UsageError if one is damaged."""
+    """Verify the checksums of this rank's share of all boxes. Raise UsageError if one is damaged."""
     boxes = sorted(metadata.storage_data.values(), key=lambda box: (box.relative_path, box.offset))
     for box in boxes[ranks.rank :: ranks.world]:
         file = path / box.relative_path
@@ -177,7 +178,7 @@ def _verify(path: Path, metadata: Metadata, ranks: Ranks) -> None:
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads metadata as `MetadataUnpickler` does."""
+    """A reader that unpickles metadata by `MetadataUnpickler`."""
 
     def __init__(self, path: Path, digest: str) -> None:
         super().__init__(path)
@@ -188,7 +189,7 @@ class Reader(dcp.FileSystemReader):
 
 
 class Planner(dcp.DefaultLoadPlanner):
-    """Refuses what would be cast, left out, or left as it was; the message names the key."""
+    """A planner that refuses tensors to cast, unknown or missing ones; the message names the key."""
 
     def create_local_plan(self) -> LoadPlan:
         saved = self.metadata.state_dict_metadata
@@ -204,9 +205,9 @@ class Planner(dcp.DefaultLoadPlanner):
 
 
 def _described(saved: object) -> str:
-    """Dtype and shape of a saved tensor, and how much of it is there."""
+    """Describe a saved tensor: its dtype and shape, and the number of elements if some are missing."""
     if not isinstance(saved, TensorStorageMetadata):
         return "no tensor"
-    held = sum(math.prod(chunk.sizes) for chunk in saved.chunks)
-    part = "" if held == math.prod(saved.size) else f" with {held} elements"
+    elements = sum(math.prod(chunk.sizes) for chunk in saved.chunks)
+    part = "" if elements == math.prod(saved.size) else f" with {elements} elements"
     return f"{saved.properties.dtype} {list(saved.size)}{part}"

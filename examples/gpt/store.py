@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are kept: in one file, or by torch.distributed.checkpoint under torchrun."""
+"""Storage of a run's checkpoints: one file, or torch.distributed.checkpoint under torchrun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Store:
     """The checkpoints of the run in `folder`.
 
     Attributes:
-        saved_step: the last checkpoint's; None if there is none of this run.
+        saved_step: step of this run's last checkpoint; None before the first one.
     """
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
@@ -22,9 +22,9 @@ class Store:
         self.saved_step: int | None = None
 
     def load(self) -> dict[str, Any]:
-        """The last checkpoint, under torchrun without its tensors; waits for no other rank.
+        """Return the last checkpoint, under torchrun without its tensors; do not wait for other ranks.
 
-        Raises UsageError.
+        Raise UsageError if it is missing or damaged.
         """
         if self.ranks.launched:
             self._path, state = sharded.load(self.folder, self.ranks)
@@ -34,13 +34,13 @@ class Store:
         return state
 
     def restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
-        """Take over what `load` returned; on all ranks. Raises UsageError where it does not fit."""
+        """Restore a state that `load` returned; on all ranks. Raise UsageError if it does not fit."""
         restore = sharded.restore if self.ranks.launched else checkpoint.restore
         restore(trainer, self._path, state)
         self.saved_step = trainer.step
 
     def save(self, trainer: Trainer) -> None:
-        """Replace the last checkpoint, if there was a step since; on all ranks."""
+        """Replace the last checkpoint, unless no step was taken since; on all ranks."""
         if trainer.step == self.saved_step:
             return
         if self.ranks.launched:

@@ -1,4 +1,4 @@
-"""One training run: model, optimizers, schedule and data, and how far it has come."""
+"""One training run: model, optimizers, schedule, data and progress."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .ranks import Moment, Ranks, seconds
 
 WARMUP_SHARE = 0.1
 FINAL_LR_SHARE = 0.02
-"""Warm-up's share of the steps, and what is left of the peak learning rate at the end."""
+"""Warm-up's share of the steps, and the final share of the peak learning rate."""
 
 COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr", "optimizer_seconds")
-"""Of a log row. Seconds are summed over the steps so far; validation and checkpoints do not count."""
+"""Columns of the log. Seconds are sums over the steps so far, without validation and checkpoints."""
 
 Row = tuple[int, float, float, float | None, float, float]
 
 
 def learning_rate_factor(steps: int) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine down to `FINAL_LR_SHARE`, as a factor of the peak rate."""
+    """Return the factor of the peak rate: linear warm-up, then half a cosine down to `FINAL_LR_SHARE`."""
     warmup = max(1, round(WARMUP_SHARE * steps))
 
     def factor(step: int) -> float:
@@ -45,13 +45,13 @@ def learning_rate_factor(steps: int) -> Callable[[int], float]:
 
 
 class Trainer:
-    """State of a run; everything that `state_dict` holds decides what comes next, bit for bit.
+    """State of a run; `state_dict` determines the rest of the run bit for bit.
 
-    Every rank learns from its rows of the same batch, so that their number changes rounding alone.
+    Every rank trains on its rows of the same batch, so the number of ranks changes only rounding.
     """
 
     def __init__(self, options: Options, text: Text, ranks: Ranks) -> None:
-        """Raises UsageError where the optimizer refuses its options."""
+        """Build the run. Raise UsageError if the optimizer refuses its options."""
         self.options, self.digest, self.ranks = options, text.digest, ranks
         torch.manual_seed(options.seed)
         self.model = GPT(options.context, options.layers, options.width, options.heads)
@@ -77,8 +77,8 @@ class Trainer:
 
     def _replicate(self) -> nn.Module:
         network = DistributedDataParallel(self.model)
-        # Its buckets follow the order of its first backward pass, and the sums of more than two ranks the
-        # buckets: with that pass behind it, a resumed run adds up as an unbroken one does.
+        # The order of the first backward pass determines DDP's buckets, and with more than two ranks the
+        # buckets determine rounding. After one pass, a resumed run has the same sums as an unbroken one.
         windows = torch.zeros(1, self.options.context + 1, dtype=torch.int64, device=self.ranks.device)
         next_byte_loss(network, windows).backward()
         self.model.zero_grad()
@@ -89,7 +89,10 @@ class Trainer:
         return len(self.log) + len(self._in_flight)
 
     def train_step(self) -> list[Row]:
-        """Learn from the next batch and validate if due; new rows of the log, but on a GPU one."""
+        """Train on the next batch, validate if due, and return the new rows of the log.
+
+        On a GPU, rows come several at a time.
+        """
         lr = self.schedulers[0].get_last_lr()[0]
         moments = [self.ranks.moment()]
         loss = next_byte_loss(self.network, self.ranks.share(self.batches.next()))
@@ -104,14 +107,14 @@ class Trainer:
             optimizer.zero_grad()
             scheduler.step()
         if self.ranks.steps_in_flight == 1:
-            loss = torch.tensor(loss.item(), dtype=loss.dtype)  # within the step's time, as it is part of it
+            loss = torch.tensor(loss.item(), dtype=loss.dtype)  # waits within the measured time
         self._in_flight.append((loss.detach(), lr, [*moments, self.ranks.moment()]))
         if self.step % self.options.eval_every == 0 or self.step == self.options.steps:
             return self.settle(validate=True)
         return self.settle() if len(self._in_flight) >= self.ranks.steps_in_flight else []
 
     def settle(self, validate: bool = False) -> list[Row]:
-        """Wait for the steps whose losses were not read; their rows. On all ranks, which add up losses."""
+        """Wait for the steps in flight and return their rows; on all ranks, which sum up losses."""
         first = len(self.log)
         for loss, lr, (start, before, after, end) in self._in_flight:
             train_loss = self.ranks.sum(loss.item()) / self.ranks.world
@@ -126,16 +129,16 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Mean loss over the fixed validation windows, which the ranks share out."""
+        """Return the mean loss over the fixed validation windows, which the ranks share."""
         shares = [self.ranks.share(chunk) for chunk in self.validation.split(4 * self.options.batch)]
         return self.ranks.sum(sum(map(self._total_loss, shares))) / len(self.validation)
 
     def _total_loss(self, windows: Tensor) -> float:
-        loss = next_byte_loss(self.network, windows)  # of no rows, too: other ranks wait for this one
+        loss = next_byte_loss(self.network, windows)  # also without rows: other ranks wait for this one
         return loss.item() * len(windows) if len(windows) else 0.0
 
     def progress(self) -> dict[str, Any]:
-        """All but the tensors of model and optimizers, which may lie in shards."""
+        """Return all state except the tensors of model and optimizers, which may be shards."""
         return {
             "options": dataclasses.asdict(self.options) | {"lr": self.options.learning_rate},
             "text": self.digest,
@@ -152,7 +155,7 @@ class Trainer:
 
     @property
     def loaders(self) -> dict[str, Callable[[Any], object]]:
-        """What takes over each part of a state; the options make the trainer."""
+        """Functions that restore each part of a state, except the options."""
         return {
             "text": self._check_text,
             "log": self._load_log,
@@ -174,13 +177,13 @@ class Trainer:
 
     def _load_optimizers(self, saved: Sequence[dict[str, Any]]) -> None:
         for optimizer, state in zip(self.optimizers, saved, strict=True):
-            for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
-                # torch would take over another optimizer's.
-                if unknown := sorted(group.keys() - own.keys()):
+            for current, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+                # torch would accept the options of another optimizer.
+                if unknown := sorted(group.keys() - current.keys()):
                     raise ValueError(f"{type(optimizer).__name__} has no option `{unknown[0]}`")
         _load_all(self.optimizers, saved)
 
 
-def _load_all(own: Sequence[Any], saved: Sequence[Any]) -> None:
-    for one, state in zip(own, saved, strict=True):
+def _load_all(objects: Sequence[Any], saved: Sequence[Any]) -> None:
+    for one, state in zip(objects, saved, strict=True):
         one.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""Which backend runs the ops of a group.
+"""Selection of the backend that runs the ops on tensors of a device and dtype.
 
-A backend is one module here with the functions of `base.Backend`, a `name` and ``available(device, dtype)``,
-which gives None or the reason why it cannot run, and one line in the registry. It imports without whatever it
-needs beyond torch.
+A backend is one module of this package, listed by one line in the registry. It has the functions of
+`base.Backend`, a `name`, and ``available(device, dtype)``, which returns None or the reason why the backend
+cannot run. It can be imported without its dependencies beyond torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kradagrad_ext import build_info
 
 from .base import WHOLE_SIDE, Backend
 
-# In the order in which `auto` tries them.
+# `auto` tries them in this order.
 _REGISTRY = {
     "native": "kradagrad_ext.backends.native",
     "triton": "kradagrad_ext.backends.triton",
@@ -27,7 +27,7 @@ _REGISTRY = {
 }
 
 _NEW_TENSOR_CORES = (9, 10)
-"""Major compute capabilities of wgmma and tcgen05; those after them have mma.sync alone."""
+"""Major compute capabilities with wgmma or tcgen05; later ones have mma.sync alone."""
 
 logger = logging.getLogger("kradagrad_ext")
 
@@ -37,23 +37,23 @@ class _BackendModule(Backend, Protocol):
 
 
 def available_backends(device: torch.device) -> dict[str, str | None]:
-    """Every backend by name: None where it can run on the device, else the reason why it cannot."""
+    """Return for every backend, by name, None if it can run on the device, else the reason why it cannot."""
     return {name: _load(name).available(device) for name in _REGISTRY}
 
 
 def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) -> Backend:
-    """The backend for tensors of a device and dtype.
+    """Return the backend for tensors of a device and dtype.
 
     Args:
-        name: of a backend, or ``auto`` for the first that can run. The environment variable
-            KRADAGRAD_BACKEND, where it is set, takes its place.
-        device: of the tensors.
-        dtype: of the factors, float32 or float64.
-        side: the longest of the blocks; 0 for ops on whole parameters.
+        name: a backend's name, or ``auto`` for the first backend that can run. The environment variable
+            KRADAGRAD_BACKEND, if set, overrides it.
+        device: the tensors' device.
+        dtype: the factors' dtype, float32 or float64.
+        side: longest side of the blocks; 0 for ops on whole parameters.
 
     Raises:
-        ValueError: there is no backend of this name.
-        RuntimeError: the backend asked for by name cannot run; the message says why.
+        ValueError: no backend has this name.
+        RuntimeError: the backend requested by name cannot run; the message says why.
     """
     override = os.environ.get("KRADAGRAD_BACKEND")
     option, name = ("KRADAGRAD_BACKEND", override) if override else ("`backend`", name)
@@ -69,7 +69,10 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype, side: int = 0) 
 
 
 def _order(device: torch.device, side: int) -> list[str]:
-    """Triton first for large blocks where it reaches tensor cores that `mma.sync` does not."""
+    """Return the backends' names in order of preference.
+
+    Triton comes first for large blocks if it reaches tensor cores that `mma.sync` does not.
+    """
     names = list(_REGISTRY)
     large = side > WHOLE_SIDE and device.type == "cuda"
     if large and torch.cuda.get_device_capability(device)[0] in _NEW_TENSOR_CORES:
@@ -87,13 +90,13 @@ def _first_available(names: list[str], device: torch.device, dtype: torch.dtype)
                 _log_fallback(device.type, name, tuple(refusals.items()))
             return backend
         refusals[name] = reason
-    told = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
-    raise RuntimeError(f"no backend runs {dtype} on {device.type}: {told}")
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+    raise RuntimeError(f"no backend runs {dtype} on {device.type}: {reasons}")
 
 
 @functools.cache
 def _log_fallback(device_type: str, name: str, refusals: tuple[tuple[str, str], ...]) -> None:
-    """Once for each fallback; a warning where this build was meant to have the native backend."""
+    """Log each fallback once; as a warning if this build was meant to have the native backend."""
     build = build_info.read()
     missing = "native" in dict(refusals) and build.requested != "none"
     expected = missing and device_type in ("cpu", build.native)

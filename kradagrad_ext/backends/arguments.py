@@ -1,9 +1,9 @@
-"""Argument checks of a backend that is written in Python, in one style of message::
+"""Argument checks of a backend that is written in Python, with one style of message::
 
     kron_step_: `left[0]` must be [N, m, m] float32 or bfloat16, got [2, 3, 4] float32
 
-They are those of csrc/checks.h. An op runs all of them before it writes anything. A list is checked at once,
-and tensor by tensor only to say which is wrong.
+They correspond to those of csrc/checks.h. An op runs all of its checks before it writes anything. A list is
+first checked as a whole, and tensor by tensor only to name the tensor that is wrong.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 Dims = Sequence[int | str]
-"""Of an expected shape: sizes, or letters, each of which stands for one size; ``*`` for any."""
-
+"""Expected shape: sizes, letters that each stand for one size, or ``*`` for any size."""
 
 _KIND = operator.attrgetter("device", "dtype")
 _SHAPE = operator.attrgetter("shape")
@@ -46,7 +45,7 @@ def _fits(shape: Sequence[int], dims: Dims) -> bool:
 
 @dataclass(frozen=True)
 class Checks:
-    """The checks of one call of one op, whose tensors must all be on `device`."""
+    """The checks of one call of one op. All of its tensors must be on `device`."""
 
     op: str
     device: torch.device
@@ -55,7 +54,7 @@ class Checks:
         raise RuntimeError(f"{self.op}: `{name}` must be {expected}, got {got}")
 
     def tensor(self, name: str, got: Tensor, dims: Dims, dtypes: Sequence[torch.dtype]) -> None:
-        """A tensor of these dims, of one of the dtypes."""
+        """Require a tensor of these dims and of one of the dtypes."""
         if not _fits(got.shape, dims) or got.dtype not in dtypes:
             shape = f"[{', '.join(map(str, dims))}]"
             expected = f"{shape} {_either([_dtype_name(dtype) for dtype in dtypes])}"
@@ -69,37 +68,38 @@ class Checks:
             self.fail(name, "contiguous", f"strides {list(got.stride())}")
 
     def _are(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> bool:
-        """Whether all are on the device, of one of the dtypes."""
+        """Return True if all tensors are on the device and each has one of the dtypes."""
         return set(map(_KIND, tensors)) <= {(self.device, dtype) for dtype in dtypes}
 
     def views(
         self, name: str, views: Sequence[Tensor], rows: int, cols: int | str, dtypes: Sequence[torch.dtype]
     ) -> None:
-        """A list of block views ``[*, rows, cols]``."""
+        """Require a list of block views ``[*, rows, cols]``."""
         if {view.shape[-2:] for view in views} <= {(rows, cols)} and self._are(views, dtypes):
             return
         for i, view in enumerate(views):
             leading = ["*"] * (view.dim() - 2) if view.dim() > 1 else ["*"]
             self.tensor(f"{name}[{i}]", view, [*leading, rows, cols], dtypes)
 
-    def length(self, name: str, given: Sequence[Tensor], count: int, may_be_empty: bool = False) -> None:
-        """A list of `count` tensors, or an empty one where that is allowed."""
-        if len(given) != count and not (may_be_empty and not given):
-            self.fail(name, f"a list of {count} tensors{', or empty' if may_be_empty else ''}", len(given))
+    def length(self, name: str, tensors: Sequence[Tensor], count: int, may_be_empty: bool = False) -> None:
+        """Require a list of `count` tensors, or an empty list if that is allowed."""
+        if len(tensors) != count and not (may_be_empty and not tensors):
+            self.fail(name, f"a list of {count} tensors{', or empty' if may_be_empty else ''}", len(tensors))
 
     def like_parameters(
         self,
         name: str,
-        given: Sequence[Tensor],
+        tensors: Sequence[Tensor],
         params: Sequence[Tensor],
         dtypes: Sequence[torch.dtype],
         may_be_empty: bool = False,
     ) -> None:
-        """One tensor of its shape for every parameter."""
-        self.length(name, given, len(params), may_be_empty)
-        if not given or (list(map(_SHAPE, given)) == list(map(_SHAPE, params)) and self._are(given, dtypes)):
+        """Require one tensor for every parameter, of the parameter's shape."""
+        self.length(name, tensors, len(params), may_be_empty)
+        shapes_match = list(map(_SHAPE, tensors)) == list(map(_SHAPE, params))
+        if not tensors or (shapes_match and self._are(tensors, dtypes)):
             return
-        for i, tensor in enumerate(given):
+        for i, tensor in enumerate(tensors):
             self.tensor(f"{name}[{i}]", tensor, list(params[i].shape), dtypes)
 
     def scalar(self, name: str, holds: bool, expected: str, got: object) -> None:

@@ -1,13 +1,13 @@
-"""What a backend must do: one function per op, with the formula that defines it.
+"""The contract of a backend: one function per op, with the formula that defines it.
 
-Notation (docs/concepts.md). A *block* is a piece of a parameter, a *group* holds the N blocks of equal
-shape, P counts parameters. F is a factor, X = F F^T the inverse that it stands for, U an unfolding. A *list
-of block views* is a list of strided tensors ``[*, m, n]`` whose leading dims, flattened and concatenated over
-the list, run over the N blocks of the group: gradients are read and updates written in place in the
-parameters' own layout. Compute happens in the statistics' dtype (float32 or float64), not in the views'.
+Notation (docs/concepts.md). A *block* is a piece of a parameter's matrix. A *shape group* has the N blocks of
+one shape. P counts parameters. F is a factor, X = F F^T the inverse that it represents, U an unfolding. A
+*list of block views* is a list of strided tensors ``[*, m, n]`` whose leading dims, flattened and
+concatenated over the list, enumerate the N blocks: gradients are read, and updates written, in the layout of
+the parameters. Ops compute in the statistics' dtype (float32 or float64), not in that of the views.
 
-Every op but ``decomposed_roots`` works in place and returns nothing. An inactive parameter (``active`` false)
-or block (``scales`` 0) keeps all of its tensors, bit for bit, but for what `observe_gradients_` tells of it.
+Every op except ``decomposed_roots`` works in place and returns nothing. The tensors of an inactive parameter
+(``active`` false) or block (``scales`` 0) keep all their bits, except what `observe_gradients_` records.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from .scalars import ScalarRule
 
 PRECISIONS = ("bf16x3", "tf32x3", "fp32")
-"""How products of float32 operands are made where they run on tensor cores; elsewhere they are made in the
-factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/numerics.md)::
+"""Precisions of products of float32 operands on tensor cores. Elsewhere products are computed in the factors'
+dtype, whichever precision is requested. Sums are float32 in every case (docs/numerics.md)::
 
     bf16x3   a = ah + al in bfloat16:  a b ~ ah bh + ah bl + al bh
     tf32x3   the same in tf32
@@ -32,32 +32,32 @@ factors' own dtype, whatever is asked for. Sums are float32 in every case (docs/
 """
 
 WHOLE_SIDE = 256
-"""The longest side of blocks that a native CUDA kernel takes as a whole, from beginning to end in one CTA."""
+"""Longest side of a block that a native CUDA kernel processes whole, from beginning to end in one CTA."""
 
 METHODS = ("cholesky", "products")
-"""How R with R R^T = H^-1 is made::
+"""Methods that compute R with R R^T = H^-1, or above it::
 
-    cholesky   H = L L^T, R = L^-T; exact, and an upper triangular F stays one
+    cholesky   H = L L^T, R = L^-T; exact; an upper triangular F stays upper triangular
     products   R = q(H), a polynomial with q(decay)^2 decay = 1 and q(h)^2 h >= 1 on every eigenvalue h of H
 """
 
 RMS, WEIGHT, WHITENED, FALLBACKS = STATISTICS = range(4)
-"""Columns of a side's statistics ``[N, 4]``: root mean square of the entries of its gradients; sum of the
-weights of the statistics that its factor holds; mean square of the last gradient whitened on both sides (on
-this one alone without coupling), 1 in equilibrium; calls on which an update fell back or was left out."""
+"""Columns of a side's statistics ``[N, 4]``: the root mean square of its gradients' entries; the sum of the
+weights of the statistics in its factor; the mean square of the last gradient whitened on both sides (on this
+side alone without coupling), 1 in equilibrium; the number of updates that fell back or were left out."""
 
 REFUSALS, RESIDUAL, WHITENED_MEAN, WHITENED_WEIGHT = ROOT_STATS = range(4)
-"""Columns of the statistics of a side's roots ``[N, 4]``: refreshes on which a block's old root stayed since
-the new one was bad; the residual of the last root made, accepted or not, 0 only where none was made since the
-factor started; a running mean of the mean square of the whitened gradient and the sum of its weights, both 0
-unless lengths depend on them."""
+"""Columns of the statistics of a side's roots ``[N, 4]``: the number of refreshes on which a block kept its
+old root because the new one was bad; the residual of the last root computed, accepted or refused, 0 only if
+none was computed since the factor started; a running mean of the mean square of the whitened gradient; the
+sum of this mean's weights. The last two are 0 unless lengths depend on them."""
 
 COEFFICIENTS = 10
-"""Columns of the ``coefficients [P, 10]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the graft;
-c3, the gradient's scale, later that of the update; c4, what brings moments to the gradient's unit; c5, the
-largest update of an element; c6, a whole number below 2^24 that chance depends on, 0 for none; c7, c8, c9,
-the weight decay that is added to gradients or to updates, or is decoupled. `observe_gradients_` writes them,
-`scale_updates_` those of lengths."""
+"""Number of columns of the ``coefficients [P, 10]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the
+graft; c3, the scale of the gradient, later of the update; c4, the factor that converts moments to the
+gradient's unit; c5, the largest update of an element; c6, the seed of stochastic rounding, an integer below
+2^24, 0 for none; c7, c8, c9, the weight decay that is added to gradients, added to updates, or decoupled.
+`observe_gradients_` writes them, `scale_updates_` rewrites those of lengths (c0, c3)."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -70,19 +70,19 @@ class UpdateRule:
     """The scalars of a factor update, in the order of the native ops' schemas.
 
     Attributes:
-        decay: of the old statistics, in (0, 1].
-        weight: of the new one, > 0.
+        decay: factor of the old statistics, in (0, 1].
+        weight: weight of the new statistic, > 0.
         damping: relative to the mean eigenvalue of the statistics, > 0.
-        prior: statistics that a new factor holds before its first gradient, relative to that one's mean
-            eigenvalue, > 0.
-        damped_updates: how many updates' worth of damping enters with this one, >= 0.
+        prior: statistics that a new factor represents before its first gradient, relative to the mean
+            eigenvalue of this gradient's statistic, > 0.
+        damped_updates: number of updates whose damping enters with this update, >= 0.
         method: one of `METHODS`.
-        refine: degree of the polynomial q in the sense of `METHODS`, 1 to 6: ``3 (refine - 1)`` products.
+        refine: degree of the polynomial q of `METHODS`, 1 to 6, which takes ``3 (refine - 1)`` products.
         precision: one of `PRECISIONS`.
-        coupled: whether each side sees the gradient whitened on the other one.
+        coupled: True if each side gets the gradient whitened on the other side.
 
     Raises:
-        ValueError: one of them is out of range.
+        ValueError: an attribute is out of range.
     """
 
     decay: float
@@ -108,13 +108,13 @@ class UpdateRule:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of the N blocks of a group.
+    """One side of the N blocks of a shape group.
 
     Attributes:
         factor: F ``[N, d, d]``, contiguous, in the compute dtype or bfloat16; X = F F^T.
         statistics: ``[N, 4]`` in the compute dtype, see `STATISTICS`.
-        root: P ``[N, d, d]``, symmetric, of which a backend may read one triangle alone; contiguous, in the
-            compute dtype or bfloat16: without units, see `roots`.
+        root: P ``[N, d, d]``, symmetric (a backend may read one triangle alone), contiguous, in the compute
+            dtype or bfloat16; without units, see `roots`.
     """
 
     factor: Tensor
@@ -124,10 +124,10 @@ class Side:
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """N blocks ``[m, n]`` of equal shape, as lists of block views ``[*, m, n]`` with N blocks in all.
+    """The N blocks ``[m, n]`` of a shape group, as lists of block views ``[*, m, n]`` with N blocks in total.
 
     Attributes:
-        left, right: sides of m and n.
+        left, right: the sides of lengths m and n.
         grads, directions: float32, float64 or bfloat16; read.
         out: in the compute dtype; written; may be `directions` itself.
     """
@@ -141,15 +141,15 @@ class BlockGroup:
 
 @dataclass(frozen=True)
 class Turn:
-    """Which blocks of a side are due on a step: the next so many, all of them within `turns` steps.
+    """The blocks of a side that are due on a step: the next ones in order, so that `turns` steps cover all.
 
-    Blocks without a root since their factor started are due in any case.
+    Blocks that have no root since their factor started are always due.
 
     Attributes:
-        number: of the turn.
+        number: the turn's number.
         turns: on every turn ``ceil(N / turns)`` of N blocks are due; none with 0.
-        counter: 0-dim int64 on the device that holds the number in place of `number`; for a graph that does
-            the same on every step.
+        counter: 0-dim int64 tensor on the device that replaces `number`, for a CUDA graph, which repeats the
+            same launches on every step.
     """
 
     number: int = 0
@@ -161,11 +161,11 @@ class Turn:
             raise ValueError(f"Turn: `number` and `turns` must be >= 0, got {self.number}, {self.turns}")
 
     def count(self, blocks: int) -> int:
-        """How many of so many blocks have their turn."""
+        """Return how many of `blocks` blocks are due."""
         return -(-blocks // self.turns) if self.turns else 0
 
     def due(self, blocks: int, device: torch.device) -> Tensor:
-        """Indices of the blocks that have their turn, on a device."""
+        """Return the indices of the blocks that are due, on a device."""
         count = self.count(blocks)
         number = self.number if self.counter is None else self.counter
         return (number * count + torch.arange(count, device=device)) % max(blocks, 1)
@@ -173,12 +173,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class RootSide:
-    """One side of the N blocks of a group, for new roots.
+    """One side of the N blocks of a shape group, for new roots.
 
     Attributes:
-        side: its factors are read, its roots written.
+        side: its factors are read, its roots are written.
         root_stats: ``[N, 4]`` in the compute dtype, see `ROOT_STATS`; written.
-        active: ``[N]`` bool: blocks that take part.
+        active: ``[N]`` bool: True for blocks that take part.
         columns: k of the side's unfoldings.
     """
 
@@ -190,11 +190,11 @@ class RootSide:
 
 @dataclass(frozen=True)
 class RootRule:
-    """How roots are made by products.
+    """Settings of roots that are computed by products.
 
     Attributes:
-        polynomials: (a, b, c) of every step ``Q <- Q (a I + b G + c G^2)``; at most 8.
-        bound: a root with a larger residual is refused.
+        polynomials: (a, b, c) of each step ``Q <- Q (a I + b G + c G^2)``; at most 8.
+        bound: largest residual of a root that is accepted.
         precision: one of `PRECISIONS`.
     """
 
@@ -218,10 +218,10 @@ class Backend(Protocol):
     ) -> None:
         """Update the factors of one mode from the unfoldings of their blocks, in place.
 
-        For every active block, with U = scale times its unfolding, g^2 = |U|_F^2 / (d k), and (rms, w) of its
-        statistics::
+        For every active block, with U = scale times its unfolding, g^2 = |U|_F^2 / (d k), and (rms, w) from
+        its statistics::
 
-            nothing at all changes where g = 0
+            nothing changes where g = 0
             w' = decay w + weight,   rms'^2 = (decay w rms^2 + weight g^2) / w'
             where w = 0:  F = I / (rms' sqrt(prior k))
             B  = sqrt(weight) F^T U
@@ -229,10 +229,10 @@ class Backend(Protocol):
             F' = F R,  R R^T = H^-1 or above it                      (by `UpdateRule.method`)
             whitened = w |B|_F^2 / (weight d)
 
-        By Cholesky F' F'^T = (decay X^-1 + weight U U^T + damping I)^-1, the damping as in H; where it fails,
-        the triangle comes from a QR decomposition of [sqrt(decay) I; B^T; the root of the damping's term],
-        for that block, which is counted. By products F' F'^T dominates it (the KrAD lemma, docs/concepts.md).
-        Squares are summed in float64. A block with an rms' or F' that is not finite stays, and is counted.
+        By Cholesky F' F'^T = (decay X^-1 + weight U U^T + damping I)^-1, the damping as in H. If this fails
+        for a block, its triangle comes from a QR decomposition of [sqrt(decay) I; B^T; root of the damping
+        term], which is counted. By products F' F'^T dominates it (the KrAD lemma, docs/concepts.md). Squares
+        are summed in float64. A block keeps its state if rms' or F' is not finite, which is counted, too.
 
         Args:
             factor: F ``[N, d, d]``.  statistics: ``[N, 4]``, in the compute dtype.
@@ -250,23 +250,23 @@ class Backend(Protocol):
         update: bool,
         precondition: bool,
     ) -> None:
-        """Update both factors of every block, and precondition its direction, for several groups in one call.
+        """Update both factors of every block and precondition its direction, for several shape groups.
 
-        With the roots P of both sides as they are, G a block's gradient times its scale, D its direction, and
-        |G| the Frobenius norm::
+        With the present roots P of both sides, G a block's gradient times its scale, D its direction, and |G|
+        the Frobenius norm::
 
             if update:
                 coupled:   U = |G| / |G P_r| G P_r  and  |G| / |P_l G| (P_l G)^T       (scale is not coupled)
                 else:      U = G and G^T
-                update_factor_ of the left side with the first, of the right one with the second
+                update_factor_ of the left side with the first U, of the right side with the second
                 coupled:   whitened times |G P_r|^2 / |G|^2, and |P_l G|^2 / |G|^2
             if precondition:
                 V = P_l (D / rms_l) P_r,   out = V,   norms = |V|_F^2
 
-        An inactive block, and one of no elements, has norm 0; one that has had no gradient has V = 0.
+        An inactive block and a block without elements have norm 0. A block without a gradient yet has V = 0.
 
         Args:
-            groups: the blocks, group after group.
+            groups: the shape groups, in the order of `scales` and `norms`.
             scales: ``[sum of N]`` in the compute dtype, >= 0; 0 for an inactive block.
             norms: ``[sum of N]`` in the compute dtype; written.
         """
@@ -283,10 +283,10 @@ class Backend(Protocol):
         weight_decay: Tensor,
         rule: ScalarRule,
     ) -> None:
-        """Guard M matrices against gradients that are not finite, and spikes; write all coefficients.
+        """Guard M matrices against spikes and gradients that are not finite; write all coefficients.
 
-        A gradient that is present and finite, with rms = norm / sqrt(numel), changes the matrix's scalars,
-        named as their columns, from top to bottom; UNIT is 1 where it is 0::
+        A gradient that is present and finite, with rms = norm / sqrt(numel), updates the matrix's scalars
+        from top to bottom; they are named like their columns. A UNIT of 0 counts as 1::
 
             large  = USUAL > 0 and rms > spike_limit USUAL;   spike = large and IN_A_ROW < MOST_SPIKES
             STEPS + 1;   SPIKES + spike;   IN_A_ROW + 1 with a spike, else 0
@@ -300,19 +300,19 @@ class Backend(Protocol):
             c3     = 1 / UNIT', or with a spike USUAL / UNIT' / rms
             ENERGY = decay2 ENERGY + weight2 (c3 rms)^2
 
-        Any other gives c3 = 0 and c4 = 1, and counts as SKIPPED where it is there. Of all matrices::
+        Otherwise c3 = 0 and c4 = 1, and a gradient that is present is counted as SKIPPED. For all matrices::
 
             c0 = 1 / (1 - beta1^(t + nesterov)) where averaged, else 1;   t = max(STEPS, 1)
             c1 = 1 / (1 - bias2^t);   c2 = eps sqrt(c1 ENERGY);   c5 = `ScalarRule.largest`
-            c6 = STEPS where by chance, else 0;   c7, c8, c9 = 0, but that of `decayed` is weight_decay
+            c6 = STEPS where `by_chance`, else 0;   c7, c8, c9 = 0, but column `decayed` is weight_decay
 
         Args:
             scalars: ``[M, 9]`` float32 or float64, see `scalars.COLUMNS`; the compute dtype.
-            coefficients: ``[M, 10]``.  active, restarts: ``[M]`` bool, which take part, and whose factors
-                start anew. All three are written, whatever they held.
+            coefficients: ``[M, 10]``.  active, restarts: ``[M]`` bool, True for matrices that take part, and
+                for those whose factors restart. All three are written completely.
             norms: |g|_F ``[M]`` float64; not finite where any element is not.
-            numel: elements of each matrix ``[M]``, at least 1.  present: ``[M]`` bool, which have a gradient.
-            weight_decay: 0-dim, the compute dtype.
+            numel: elements of each matrix ``[M]``, at least 1.  present: ``[M]`` bool, True with a gradient.
+            weight_decay: 0-dim, in the compute dtype.
         """
 
     def scale_updates_(
@@ -328,7 +328,7 @@ class Backend(Protocol):
         preconditioned: Tensor,
         rule: ScalarRule,
     ) -> None:
-        """Give the updates of M matrices their lengths: c0 and c3 of their coefficients::
+        """Set the lengths of the updates of M matrices: c0 and c3 of their coefficients::
 
             graft_norm  = sum of graft_norms from graft_offsets[i] to graft_offsets[i + 1]
             update_norm = sum of update_norms[update_order] likewise
@@ -343,7 +343,7 @@ class Backend(Protocol):
             RATIO = s where c3 is a number;   else FALLBACKS + 1 for a preconditioned matrix with a graft
 
         Args:
-            graft_norms, update_norms: squared, of spans ``[S]``, of blocks ``[B]``; summed in float64.
+            graft_norms, update_norms: squared, of spans ``[S]`` and of blocks ``[B]``; summed in float64.
             graft_offsets, update_offsets: ``[M + 1]``, update_order: ``[B]``, int64.  preconditioned: bool.
         """
 
@@ -362,7 +362,7 @@ class Backend(Protocol):
         weight2: float,
         nesterov: bool,
     ) -> None:
-        """Momentum, second moment and the norms of the grafting update, for every active parameter::
+        """Update momentum and second moment and compute the grafting update's norms, for active parameters::
 
             g = c3 (grad + c7 p)
             m = beta1 c4 m + (1 - beta1) g        (if momenta);   d = m, or g without momenta
@@ -373,9 +373,9 @@ class Backend(Protocol):
             graft_norms = |graft|^2 of each span  (0 for an inactive parameter)
 
         Args:
-            momenta, second_moments, directions: P tensors each, or none; the coefficients' dtype.
-            graft_norms: ``[S]``, of each parameter's `scalars.spans_of`, which share out its elements as they
-                like; or ``[0]``, where nobody asks for them.
+            momenta, second_moments, directions: P tensors each in the coefficients' dtype, or none.
+            graft_norms: ``[S]``, `scalars.spans_of` entries for each parameter, over which a backend may
+                distribute its elements freely; or ``[0]`` if the norms are not needed.
             coefficients: ``[P, 10]``, see `COEFFICIENTS`; float32 or float64.
             grads, params: P tensors, float32, float64 or bfloat16, any strides (alike shapes).
             active: ``[P]`` bool.
@@ -395,7 +395,7 @@ class Backend(Protocol):
         momentum: float,
         nesterov: bool,
     ) -> None:
-        """Graft, weight decay, momentum and the write of every active parameter::
+        """Apply graft, weight decay and momentum, and write every active parameter::
 
             u = c3 update,  or where the update is an empty tensor or c3 is not finite
             u = c0 d / (sqrt(c1 v) + c2)          (0 where the denominator is 0), or c0 d without v
@@ -405,46 +405,46 @@ class Backend(Protocol):
             q = (1 - lr c9) q - lr min(max(u, -c5), c5)
             p = q as it is stored
 
-        bits are those of float32; a residual of p = 0 counts as 0. With residuals p has the upper half of
-        bits(q) + 2^15, and the residual is bits(q) - bits(p): nothing of q is lost.
+        bits are those of float32; a residual of p = 0 counts as 0. With residuals p is the upper half of
+        bits(q) + 2^15 and the residual is bits(q) - bits(p), so that nothing of q is lost.
 
-        A bfloat16 parameter with c6 > 0 and no residuals is rounded up or down by chance, to the mean q: its
-        32 bits, with a hash modulo 2^16 added to them, are cut off after 16. Of what u is made of (the update
-        or d) and the old p, float32 bits x and y, the hash is ``mix(x xor (y 0x85EBCA77) xor (c6
-        0x9E3779B9))`` with the finalizer of MurmurHash3: the same wherever an element lies.
+        A bfloat16 parameter with c6 > 0 and no residuals is rounded stochastically, with mean q: a hash
+        modulo 2^16 is added to the 32 bits of q, of which the upper 16 remain. With float32 bits x of the
+        source of u (the update or d) and y of the old p, the hash is ``mix(x xor (y 0x85EBCA77) xor (c6
+        0x9E3779B9))``, mix the finalizer of MurmurHash3. It does not depend on where an element is stored.
 
         Args:
             params: P tensors, float32, float64 or bfloat16.
             momenta, second_moments: P tensors each in the coefficients' dtype, or none.
             residuals: P int16 tensors, or none; with them parameters are bfloat16.
             updates: P tensors in the coefficients' dtype, of the parameter's shape or empty.
-            directions: P tensors d, the coefficients' dtype or the parameters'.
-            coefficients: ``[P, 10]``.  active: ``[P]`` bool.  lr: 0-dim, the coefficients' dtype.
+            directions: P tensors d in the coefficients' dtype or the parameters'.
+            coefficients: ``[P, 10]``.  active: ``[P]`` bool.  lr: 0-dim, in the coefficients' dtype.
         """
 
     def polar_roots_(self, sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-        """Replace the roots of the blocks that are due (`Turn`) by P = (F F^T)^(1/2), by products alone.
+        """Replace the roots of the blocks that are due (`Turn`) by P = (F F^T)^(1/2), with products alone.
 
         For every active block that has had a gradient (w and rms of its statistics are not 0)::
 
             F' = sqrt(w k) rms F                                     without the gradients' units
             Q  = F' / s,  s^2 = |F'^T F'|_F
             Q <- Q (a I + b G + c G^2),  G = Q^T Q                   for (a, b, c) of every step
-            P  = F' Q^T, made symmetric
-            residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it is not a number, not 0
-            root = P where the residual is at most `bound`, else its refusals are counted
+            P  = F' Q^T, symmetrized
+            residual = |P P - F' F'^T|_F / |F' F'^T|_F               infinite where it would be NaN, never 0
+            root = P where the residual is at most `bound`, else the refusal is counted
 
         Args:
-            sides: of any groups.
+            sides: sides of any shape groups.
         """
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
-        """P = (F F^T)^(1/p) by eigenvalues, in float64 where the condition of F F^T asks for it.
+        """Return P = (F F^T)^(1/p) by eigenvalues, in float64 where the condition of F F^T requires it.
 
         Args:
             factors: F ``[N, d, d]`` without units, float32 or float64.  p: at least 1.
 
         Returns:
-            P ``[N, d, d]``, symmetric, and |P^p - F F^T|_F / |F F^T|_F ``[N]``; where F is zero or not
-            finite, or no decomposition converges, NaN, and a P that tells nothing.
+            P ``[N, d, d]``, symmetric, and the residual |P^p - F F^T|_F / |F F^T|_F ``[N]``. Where F is zero
+            or not finite, or no decomposition converges, the residual is NaN and P has no meaning.
         """

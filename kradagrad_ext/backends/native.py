@@ -1,7 +1,7 @@
-"""The ops in C++ (``csrc/``), in a library that is loaded when the backend is first asked for.
+"""The ops in C++ (``csrc/``), in a library that is loaded on the first use of the backend.
 
-The library uses the LibTorch stable ABI: one binary serves every torch from 2.10 on. On a CPU its
-matrix products are its own, decompositions are torch's; it is deterministic for a given number of threads.
+The library uses the LibTorch stable ABI: one binary serves every torch from 2.10 on. On a CPU the library
+computes matrix products, and torch decompositions; results are deterministic for a given number of threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """None where tensors of this device and factors of this dtype can be served, else the reason."""
+    """Return None if tensors of this device and factors of this dtype are supported, else the reason."""
     build = build_info.read()
     if device.type not in _DTYPES or (device.type == "cuda" and build.native not in ("cuda", "none")):
         return f"no kernels for {device.type} in this build"
@@ -52,7 +52,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
 
 @functools.cache
 def _load() -> str | None:
-    """Load the library beside the package and register the fake kernels: None, or why that failed."""
+    """Load the library beside the package and register the fake kernels; return None, or why that failed."""
     path = next(Path(__file__).parent.parent.glob("_native*.so"), None)
     if path is None:
         return "not built: there is no _native*.so in the package"
@@ -70,7 +70,7 @@ def _fake_decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
 
 
 def op(name: str) -> Any:  # noqa: ANN401
-    """An op's one overload; calling that skips a lookup by name on every call."""
+    """Return the only overload of an op, which saves a lookup by name on every call."""
     if not _OVERLOADS:
         reason = _load()
         if reason is not None:
@@ -81,7 +81,7 @@ def op(name: str) -> Any:  # noqa: ANN401
 def update_factor_(
     factor: Tensor, statistics: Tensor, unfolding: Sequence[Tensor], scales: Tensor, rule: UpdateRule
 ) -> None:
-    """See `Backend.update_factor_`. On CUDA, whose kernels have no Cholesky, that is torch's."""
+    """See `Backend.update_factor_`. The CUDA kernels have no Cholesky decomposition: torch computes it."""
     if rule.method == "cholesky" and statistics.device.type == "cuda":
         square_root.update_factor_(factor, statistics, unfolding, scales, rule)
         return
@@ -97,7 +97,7 @@ def kron_step_(
     update: bool,
     precondition: bool,
 ) -> None:
-    """See `Backend.kron_step_`; updates by Cholesky as in `update_factor_`."""
+    """See `Backend.kron_step_`. Updates by Cholesky are computed as in `update_factor_`."""
     if update and rule.method == "cholesky" and norms.device.type == "cuda":
         square_root.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
         return
@@ -228,17 +228,18 @@ def parameter_step_(
 
 
 def decomposed_roots(factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
-    """See `Backend.decomposed_roots`; torch's own decompositions on CUDA."""
-    ours = by_torch.decomposed_roots if factors.device.type == "cuda" else op("decomposed_roots")
-    roots, residuals = ours(factors, p)
+    """See `Backend.decomposed_roots`. On CUDA torch computes the decompositions."""
+    compute = by_torch.decomposed_roots if factors.device.type == "cuda" else op("decomposed_roots")
+    roots, residuals = compute(factors, p)
     return roots, residuals
 
 
 def _longest_root_side(sides: Sequence[RootSide], precision: str, turns: int) -> int:
-    """Of factors that kernels root, by the shared memory of a CTA and how many are due; 0 on a CPU.
+    """Return the longest side of factors whose roots the kernels compute; 0 on a CPU.
 
-    Beyond `WHOLE_SIDE` a root takes one CTA so long that torch's products, which have the GPU for each, are
-    done with a quarter as many roots as there are multiprocessors: fewer are torch's.
+    It depends on the shared memory of a CTA and on how many roots are due. Beyond `WHOLE_SIDE`, while one CTA
+    computes one root, torch's products, which use the whole GPU for each root, compute a quarter as many
+    roots as there are multiprocessors. Fewer roots than that are left to torch.
     """
     device = sides[0].active.device
     if device.type != "cuda":
@@ -246,35 +247,37 @@ def _longest_root_side(sides: Sequence[RootSide], precision: str, turns: int) ->
     properties = torch.cuda.get_device_properties(device)
     optin = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     longest = _root_side_within(optin, precision)
-    long = sum(
-        -(-len(of.active) // turns) for of in sides if WHOLE_SIDE < of.side.factor.shape[-1] <= longest
+    due = sum(
+        -(-len(root_side.active) // turns)
+        for root_side in sides
+        if WHOLE_SIDE < root_side.side.factor.shape[-1] <= longest
     )
-    return longest if 4 * long >= properties.multi_processor_count else min(longest, WHOLE_SIDE)
+    return longest if 4 * due >= properties.multi_processor_count else min(longest, WHOLE_SIDE)
 
 
 def _root_side_within(shared: int, precision: str) -> int:
-    """The longest of factors that kernels root in a CTA's shared memory of so many bytes; 0 for none."""
-    known = ((97, 1024), (73, 64)) if precision == "bf16x3" else ((137, 128), (73, 64))
-    return next((side for kilobytes, side in known if shared >= kilobytes << 10), 0)
+    """Return the longest side of factors whose roots fit a CTA with `shared` bytes of memory; 0 for none."""
+    sides = ((97, 1024), (73, 64)) if precision == "bf16x3" else ((137, 128), (73, 64))
+    return next((side for kilobytes, side in sides if shared >= kilobytes << 10), 0)
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-    """See `Backend.polar_roots_`; torch's products on a CPU, and for longer sides than kernels take."""
-    rooted: list[RootSide] = []
-    others: list[RootSide] = []
+    """See `Backend.polar_roots_`. torch computes roots on a CPU, and those too large for the kernels."""
+    kernel_sides: list[RootSide] = []
+    torch_sides: list[RootSide] = []
     longest = _longest_root_side(sides, rule.precision, turn.turns) if sides else 0
-    for of in sides:
-        (rooted if of.side.factor.shape[-1] <= longest else others).append(of)
-    polar.polar_roots_(others, rule, turn)
-    if not rooted:
+    for root_side in sides:
+        (kernel_sides if root_side.side.factor.shape[-1] <= longest else torch_sides).append(root_side)
+    polar.polar_roots_(torch_sides, rule, turn)
+    if not kernel_sides:
         return
     op("polar_roots_")(
-        [of.side.root for of in rooted],
-        [of.root_stats for of in rooted],
-        [of.side.factor for of in rooted],
-        [of.side.statistics for of in rooted],
-        [of.active for of in rooted],
-        [of.columns for of in rooted],
+        [root_side.side.root for root_side in kernel_sides],
+        [root_side.root_stats for root_side in kernel_sides],
+        [root_side.side.factor for root_side in kernel_sides],
+        [root_side.side.statistics for root_side in kernel_sides],
+        [root_side.active for root_side in kernel_sides],
+        [root_side.columns for root_side in kernel_sides],
         turn.counter,
         turn.number,
         turn.turns,

@@ -1,7 +1,7 @@
-"""The definition of correct: every op of `base.py` in plain PyTorch, on any device.
+"""The definition of correct results: every op of `base.py` in plain PyTorch, on any device.
 
-Results are computed for every block, kept for the active ones. `square_root` has the ops on factors,
-`scalars` those on the scalars of matrices.
+Results are computed for every block and kept for the active ones. `square_root` has the ops on factors,
+`scalars` has the ops on the scalars of matrices.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ name = "reference"
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """None: the reference runs everywhere."""
+    """Return None: the reference runs everywhere."""
     return None
 
 
 def _graft_update(direction: Tensor, second_moment: Tensor | None, coefficients: Tensor) -> Tensor:
-    """c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0; c0 d without a second moment."""
+    """Return c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0; c0 d without a second moment."""
     c0, c1, c2, *_ = coefficients.unbind()
     update = c0 * direction.to(coefficients.dtype)
     if second_moment is None:
@@ -62,7 +62,7 @@ def accumulate_(
 ) -> None:
     """See `Backend.accumulate_`."""
     dtype = coefficients.dtype
-    of_parameters = (
+    span_norms = (
         graft_norms.split_with_sizes([spans_of(p.numel()) for p in params]) if len(graft_norms) else None
     )
     for i, keep in enumerate(active.unbind()):
@@ -79,9 +79,9 @@ def accumulate_(
         if second_moments:
             v = beta2 * c4.square() * second_moments[i] + weight2 * g.square()
             second_moments[i].copy_(torch.where(keep, v, second_moments[i]))
-        if of_parameters is not None and len(of_parameters[i]):
+        if span_norms is not None and len(span_norms[i]):
             norm = _graft_update(d, v, coefficients[i]).square().sum()
-            of_parameters[i].zero_()[0] = torch.where(keep, norm, 0)
+            span_norms[i].zero_()[0] = torch.where(keep, norm, 0)
 
 
 def parameter_step_(
@@ -103,11 +103,11 @@ def parameter_step_(
         if residuals:
             p = _with_residual(p, residuals[i])
         u = _graft_update(directions[i], second_moments[i] if second_moments else None, coefficients[i])
-        made_of = directions[i].to(coefficients.dtype)
+        source = directions[i].to(coefficients.dtype)
         if updates[i].numel() > 0:
             scale = coefficients[i, 3]
             u = torch.where(scale.isfinite(), scale * updates[i], u)
-            made_of = torch.where(scale.isfinite(), updates[i], made_of)
+            source = torch.where(scale.isfinite(), updates[i], source)
         u = u + coefficients[i, 8] * p
         if momenta:
             buffer = momentum * momenta[i] + u
@@ -116,7 +116,7 @@ def parameter_step_(
         largest, decay = coefficients[i, 5], coefficients[i, 9]
         p = (1 - lr * decay) * p - lr * u.clamp(-largest, largest)
         if params[i].dtype == torch.bfloat16 and not residuals:
-            chosen = _rounded_by_chance(p, made_of, old, coefficients[i, 6])
+            chosen = _rounded_by_chance(p, source, old, coefficients[i, 6])
             p = torch.where(coefficients[i, 6] > 0, chosen, p)
         if params[i].dtype == torch.bfloat16 and residuals:
             bits = p.float().view(torch.int32)
@@ -127,26 +127,26 @@ def parameter_step_(
 
 
 def _with_residual(values: Tensor, residual: Tensor) -> Tensor:
-    """Whose float32 bits both are of."""
-    own = torch.where(values != 0, residual.int(), 0)
-    return (values.float().view(torch.int32) + own).view(torch.float32).to(values.dtype)
+    """Return the values with their residuals added to their float32 bits, in the values' dtype."""
+    added = torch.where(values != 0, residual.int(), 0)
+    return (values.float().view(torch.int32) + added).view(torch.float32).to(values.dtype)
 
 
 _WORD, _LARGEST_BF16 = 0xFFFFFFFF, 0x7F7F0000
 
 
 def _bits(values: Tensor) -> Tensor:
-    """Of float32, as int64."""
+    """Return the float32 bits as int64, without sign."""
     return values.float().view(torch.int32).long() & _WORD
 
 
-def _rounded_by_chance(values: Tensor, made_of: Tensor, old: Tensor, count: Tensor) -> Tensor:
-    """Values that are bfloat16 numbers, those next to the given ones, in their dtype.
+def _rounded_by_chance(values: Tensor, source: Tensor, old: Tensor, count: Tensor) -> Tensor:
+    """Return the values rounded stochastically to neighbouring bfloat16 numbers, in their dtype.
 
-    What is not finite, or might no longer be, stays.
+    Values that are not finite, or might not be finite after rounding, stay unchanged.
     """
     bits = _bits(values)
-    mixed = (_bits(made_of) ^ _bits(old) * 0x85EBCA77 ^ count.long() * 0x9E3779B9) & _WORD
+    mixed = (_bits(source) ^ _bits(old) * 0x85EBCA77 ^ count.long() * 0x9E3779B9) & _WORD
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ mixed >> shift) * factor & _WORD
     mixed = mixed ^ mixed >> 16

@@ -1,4 +1,6 @@
-"""Grafting: the preconditioned update gives the direction, a simpler method the length, per matrix.
+"""Grafting, units and spikes: the ops on the scalars of matrices.
+
+Grafting takes the direction from the preconditioned update, and the length from a simpler method, per matrix.
 
 With d the direction, v the second moment, t the number of gradients seen and e the mean of v::
 
@@ -7,26 +9,27 @@ With d the direction, v the second moment, t the number of gradients seen and e 
     adagrad   the same with v = v + g^2
     sgd       d
     rms       the update scaled to a root mean square of 0.2, less where the momentum has run out
-    whitened  the update as it is: its blocks have been divided by the root mean square of their whitened
+    whitened  the update unchanged: its blocks have been divided by the root mean square of their whitened
               gradients
 
-The last two keep no second moment; where no preconditioned update can be taken, d gets the length of `rms`.
+The last two keep no second moment. Where a preconditioned update cannot be used, d gets the length of `rms`.
 
-`eps` multiplies rms = sqrt(e), bias-corrected like v: a relative eps keeps the step unchanged when every
-gradient is multiplied by a constant, which an absolute one does not.
+`eps` multiplies rms = sqrt(e), bias-corrected like v. A relative eps keeps the step unchanged when every
+gradient is multiplied by a constant; an absolute eps does not.
 
-Everything that is made of a matrix's gradients is made of them over a unit of the matrix's own, a power of
-two near the root mean square of its first gradient, so that no square over- or underflows whatever the
-gradients' scale. If that changes by more than `UNITS_APART`, the matrix gets a new unit: moments are brought
-to it, exactly, and factors start anew.
+All that is computed from a matrix's gradients is computed from the gradients divided by the matrix's unit, a
+power of two near the root mean square of its first gradient. So no square overflows or underflows, whatever
+the gradients' scale. If this scale changes by more than `UNITS_APART`, the matrix gets a new unit: its
+moments are converted to it, exactly, and its factors restart.
 
-But for `sgd`, no element moves by more than `LARGEST_MOVE` times the learning rate, beside weight decay.
+Except with `sgd`, no element moves by more than `LARGEST_MOVE` times the learning rate, plus weight decay.
 
-A spike, a gradient of more than `spike_limit` times its matrix's usual root mean square, is scaled down to
-the usual one before anything is made of it: factors and moments would remember it for hundreds of steps. The
-third one in a row is a change of scale: it is taken as it is, and the factors start anew.
+A spike is a gradient of more than `spike_limit` times its matrix's usual root mean square. It is scaled down
+to the usual one before it is used: factors and moments would remember it for hundreds of steps. The third
+spike in a row is a change of scale: the gradient is used unscaled, and the factors restart.
 
-`observe_gradients_` and `scale_updates_` do all of it; here in plain PyTorch, which defines what is correct.
+`observe_gradients_` and `scale_updates_` do all of this. Here they are plain PyTorch, the definition of
+correct results.
 """
 
 from __future__ import annotations
@@ -39,47 +42,48 @@ import torch
 from torch import Tensor
 
 STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO, UNIT = COLUMNS = range(9)
-"""Columns of the ``scalars [M, 9]``: gradients seen; mean of v, 0 without one; running root mean square of
-the gradients that are not zero; spikes in a row, up to the latest gradient; spikes in all; gradients skipped
-because they were not finite; steps on which the preconditioned update was not finite and the graft's was
-taken; the factor that gave the last preconditioned update its length, 0 before the first; and the unit of all
-that is made of the gradients, 0 (it is 1) before the first one that is not zero."""
+"""Columns of the ``scalars [M, 9]``: number of gradients seen; mean of v, 0 without a second moment; running
+root mean square of the gradients that are not zero; number of spikes in a row, up to the latest gradient;
+number of spikes in total; number of gradients skipped because they were not finite; number of steps on which
+the preconditioned update was zero or not finite and the grafting update was used instead; the factor that
+gave the last preconditioned update its length, 0 before the first; and the unit of all that is computed from
+the gradients, 0 (which counts as 1) before the first gradient that is not zero."""
 
 USUAL_DECAY = 0.95
-"""Of the running mean square behind USUAL, which the first gradient starts."""
+"""Decay of the running mean square behind USUAL, which starts with the first gradient."""
 
 MOST_SPIKES = 2
-"""In a row; one more of that size is no spike."""
+"""Largest number of spikes in a row; one more gradient of that size is not a spike."""
 
 RMS_LENGTH = 0.2
-"""Root mean square of an update with `rms`, near that of Adam's in training."""
+"""Root mean square of an update with `rms`, near that of Adam's updates in training."""
 
 SPENT = 0.5
-"""Of what noise alone leaves of gradients in a momentum: less than that, and the update is shorter, too."""
+"""Share of the root mean square that noise alone leaves in a momentum; below it, updates are shorter, too."""
 
 LARGEST_MOVE = 10.0
-"""Of an element, over the learning rate; with momentum of the updates, so many times 1 / (1 - beta1)."""
+"""Largest move of an element over the learning rate; with momentum of updates, times 1 / (1 - beta1)."""
 
 UNITS_APART = 2.0**40
 """A matrix whose gradients differ from its unit by more than this factor gets a new unit."""
 
 LARGEST_SHIFT = {torch.float32: 2.0**60, torch.float64: 2.0**500}
-"""How far apart two units may be, so that the square of what brings moments from one to the other is finite.
-Moments that lie farther apart are nothing beside each other."""
+"""Largest ratio of two units, for which the square of the factor that converts moments is finite. Moments
+whose units differ by more are negligible beside each other."""
 
 SPAN = 4096
-"""Elements of a parameter whose grafting update has a squared norm of its own; the last span has fewer."""
+"""Elements of a parameter whose grafting update has a separate squared norm; the last span may have fewer."""
 
 GRADIENT_DECAY, UPDATE_DECAY, DECOUPLED_DECAY = range(7, 10)
-"""Columns of the coefficients that weight decay is in: added to gradients or to updates, or decoupled."""
+"""Columns of the coefficients of weight decay: added to gradients, added to updates, or decoupled."""
 
 LENGTHS = ("graft", "gradient", "rms", "whitened")
-"""What gives a preconditioned update its length::
+"""Lengths of a preconditioned update::
 
     graft      the norm of the grafting update
-    gradient   the same, in the gradients' own unit and without a bound
+    gradient   the same, times the gradients' unit, and without a bound
     rms        a root mean square of `RMS_LENGTH`, less for a momentum that has run out
-    whitened   its own: its blocks have been divided by the root mean square of their whitened gradients
+    whitened   unchanged: its blocks have been divided by the root mean square of their whitened gradients
 """
 
 
@@ -90,13 +94,13 @@ class ScalarRule:
     Attributes:
         spike_limit: a gradient of more than this times its usual root mean square is a spike; > 1.
         beta1: decay of the momentum, in [0, 1).
-        averaged: whether it is a mean of gradients, of which c0 takes away the bias; else it is of updates.
-        nesterov: whether that mean looks one step ahead.
-        bias2: decay of the mean v whose bias c1 takes away; 0 where it has none.
-        decay2, weight2: of the second moment v; 1 and 0 without one.
+        averaged: True if the momentum is a mean of gradients, whose bias c0 corrects; else it is of updates.
+        nesterov: True if that mean looks one step ahead.
+        bias2: decay of the mean v whose bias c1 corrects; 0 if it has none.
+        decay2, weight2: those of the second moment v; 1 and 0 without one.
         eps: relative to the root of v's mean, >= 0.
-        decayed: the column that weight decay is in, `GRADIENT_DECAY` to `DECOUPLED_DECAY`.
-        by_chance: whether parameters are rounded by chance.
+        decayed: the column of weight decay, `GRADIENT_DECAY` to `DECOUPLED_DECAY`.
+        by_chance: True if parameters are rounded stochastically.
         length: one of `LENGTHS`.
     """
 
@@ -114,17 +118,17 @@ class ScalarRule:
 
     @functools.cached_property
     def values(self) -> tuple[float | str, ...]:
-        """Of all attributes, in their order."""
+        """The values of all attributes, in order."""
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     @property
     def keeps_grafts(self) -> bool:
-        """Whether grafting updates have their own length, which `scale_updates_` leaves as it is."""
+        """True if `scale_updates_` leaves the lengths of grafting updates unchanged."""
         return self.averaged and self.length == "graft"
 
     @property
     def largest(self) -> float:
-        """Of an update's elements: infinite where lengths are the gradients' own."""
+        """Largest element of an update; infinite if lengths are those of gradients."""
         if self.length == "gradient":
             return math.inf
         return LARGEST_MOVE if self.averaged else LARGEST_MOVE / (1 - self.beta1)
@@ -154,7 +158,8 @@ def observe_gradients_(
     column[SPIKES].add_(is_spike)
     column[SKIPPED].add_(present ^ active)
     column[IN_A_ROW].add_(is_spike).masked_fill_(active ^ is_spike, 0)
-    counted = torch.minimum(rms, largest)  # so that what comes often is a spike no more
+    # Spikes are clipped, not left out: frequent ones raise USUAL until they are no spikes.
+    counted = torch.minimum(rms, largest)
     mean = torch.hypot(math.sqrt(USUAL_DECAY) * usual, math.sqrt(1 - USUAL_DECAY) * counted)
     latest = torch.where(is_known ^ restarts, mean, rms)
     usual.copy_(torch.where(active & (rms > 0), latest, usual))
@@ -168,21 +173,21 @@ def observe_gradients_(
 
 
 def _units(scalars: Tensor) -> Tensor:
-    """``[M]``, 1 for a matrix that has none yet."""
+    """Return the units ``[M]``, 1 for a matrix without one yet."""
     return torch.where(scalars[:, UNIT] > 0, scalars[:, UNIT], 1)
 
 
 def _renew_units_(
     scalars: Tensor, active: Tensor, weight_decay: Tensor, rule: ScalarRule
 ) -> tuple[Tensor, Tensor]:
-    """Give matrices a unit that have none, or one that is too far from their gradients.
+    """Set the units of matrices that have none, or one too far from their gradients.
 
     Returns:
-        What their moments are to be multiplied by, and which of them have a new unit; ``[M]``.
+        The factors that convert the matrices' moments, and True for matrices with a new unit; ``[M]`` each.
     """
     old, limits = _units(scalars), torch.finfo(scalars.dtype)
     size = torch.maximum(scalars[:, USUAL], scalars[:, ENERGY].sqrt() * old)
-    if rule.decayed == GRADIENT_DECAY:  # of which moments are made, too
+    if rule.decayed == GRADIENT_DECAY:  # which moments contain, too
         size = torch.where(size > 0, torch.maximum(size, weight_decay / UNITS_APART), 0)
     bounded = size.clamp(limits.tiny, 1 / limits.tiny)
     unit = bounded / torch.frexp(bounded).mantissa / 2
@@ -204,31 +209,31 @@ def _write_coefficients(
     weight_decay: Tensor,
     rule: ScalarRule,
 ) -> None:
-    steps = scalars[:, STEPS].clamp_min(1)  # of a matrix that is not yet seen, anything finite
+    steps = scalars[:, STEPS].clamp_min(1)  # a matrix without gradients may have any finite coefficients
     c0 = _without_bias(rule.beta1 if rule.averaged else 0, steps + rule.nesterov)
     c1 = _without_bias(rule.bias2, steps)
     c2 = rule.eps * (c1 * scalars[:, ENERGY]).sqrt()
-    chance = scalars[:, STEPS] if rule.by_chance else torch.zeros_like(steps)
-    own = (c0, c1, c2, scales, shifts, torch.full_like(steps, rule.largest), chance)
-    coefficients[:, :7] = torch.stack(own, 1)
+    seeds = scalars[:, STEPS] if rule.by_chance else torch.zeros_like(steps)
+    columns = (c0, c1, c2, scales, shifts, torch.full_like(steps, rule.largest), seeds)
+    coefficients[:, :7] = torch.stack(columns, 1)
     coefficients[:, GRADIENT_DECAY:] = 0
     coefficients[:, rule.decayed] = weight_decay
 
 
 def _without_bias(beta: float, steps: Tensor) -> Tensor:
-    """1 / (1 - beta^steps) without cancellation in float32; 1 for beta = 0.  `steps`: at least 1."""
+    """Return 1 / (1 - beta^steps) without cancellation in float32; 1 for beta = 0.  `steps`: at least 1."""
     if beta == 0:
         return torch.ones_like(steps)
     return (steps * math.log(beta)).expm1_().reciprocal_().neg_()
 
 
 def spans_of(numel: int) -> int:
-    """How many spans a parameter of so many elements has."""
+    """Return the number of spans of a parameter of `numel` elements."""
     return -(-numel // SPAN)
 
 
 def sums_of(values: Tensor, offsets: Tensor) -> Tensor:
-    """Sums ``[M]`` of the values from each of the ``[M + 1]`` offsets to the next, float64."""
+    """Return the sums ``[M]`` float64 of the values from each of the ``[M + 1]`` offsets to the next."""
     return torch.segment_reduce(values.double(), "sum", offsets=offsets, initial=0)
 
 
@@ -265,6 +270,6 @@ def scale_updates_(
 
 
 def _share_left(scalars: Tensor, rms: Tensor, beta1: float) -> Tensor:
-    """1, and less for a momentum that has run out; `rms`: of the direction, ``[M]``."""
+    """Return 1, or less for a momentum that has run out, ``[M]``; `rms`: that of the directions."""
     noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * scalars[:, USUAL] / scalars[:, UNIT]
     return torch.where(noise > 0, rms / noise, 1).clamp_max_(1)

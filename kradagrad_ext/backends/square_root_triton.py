@@ -1,6 +1,6 @@
 """The ops on factors as Triton kernels (``triton_kernels/``).
 
-An update by Cholesky, and all compute in float64, is torch's.
+Updates by Cholesky, and all computation in float64, are left to torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _READ = (torch.float32, torch.bfloat16)
 
 @functools.cache
 def kernel_module(module: str) -> Any:  # noqa: ANN401
-    """A module of the kernels by its name; Triton is imported with it."""
+    """Return a module of the kernels by its name; Triton is imported with it."""
     return importlib.import_module(f"kradagrad_ext.triton_kernels.{module}")
 
 
@@ -64,7 +64,7 @@ def kron_step_(
     checks.tensor("norms", norms, ["N"], _COMPUTE)
     for i, group in enumerate(groups):
         _check_sides(checks, i, group, norms.dtype, rooted)
-    read = [_views_of(checks, i, group, norms.dtype, update, precondition) for i, group in enumerate(groups)]
+    views = [_views_of(checks, i, group, norms.dtype, update, precondition) for i, group in enumerate(groups)]
     sizes = [len(group.left.factor) for group in groups]
     checks.contiguous("norms", norms, [sum(sizes)], _COMPUTE)
     checks.contiguous("scales", scales, [sum(sizes)], (norms.dtype,))
@@ -72,7 +72,7 @@ def kron_step_(
         square_root.kron_step_(groups, scales, norms, rule, update=update, precondition=precondition)
         return
     present, first = [], 0
-    for blocks, group in zip(sizes, read, strict=True):
+    for blocks, group in zip(sizes, views, strict=True):
         if 0 in (group.left.factor.shape[-1], group.right.factor.shape[-1]):
             if precondition:
                 norms[first : first + blocks].zero_()
@@ -101,13 +101,13 @@ def _run(
 
 
 def _of_kernels(group: BlockGroup, first: int, rooted: bool) -> Any:  # noqa: ANN401
-    """The group as the kernels take it (triton_kernels/groups.py)."""
+    """Return the shape group in the form that the kernels read (triton_kernels/groups.py)."""
     left, right = group.left, group.right
     sides = (left.factor, left.statistics), (right.factor, right.statistics)
     roots = (left.root, right.root) if rooted else (None, None)
     blocks = len(left.factor)
-    of_kernels = kernel_module("groups").Group
-    return of_kernels(blocks, first, group.grads, *sides, group.directions, group.out, *roots)
+    kernel_group = kernel_module("groups").Group
+    return kernel_group(blocks, first, group.grads, *sides, group.directions, group.out, *roots)
 
 
 def _check_sides(checks: Checks, i: int, group: BlockGroup, dtype: torch.dtype, rooted: bool) -> None:
@@ -129,7 +129,7 @@ def _check_factor(
     dims: tuple[int | str, str],
     dtype: torch.dtype,
 ) -> None:
-    """Factors ``[N, d, d]`` and their statistics; `dims`: N and the letter for d."""
+    """Check factors ``[N, d, d]`` and their statistics; `dims`: N and the letter for d."""
     (count, letter), (factor_name, statistics_name) = dims, names
     checks.contiguous(factor_name, factor, [count, letter, letter], (dtype, torch.bfloat16))
     checks.contiguous(statistics_name, statistics, [len(factor), len(STATISTICS)], (dtype,))
@@ -138,11 +138,11 @@ def _check_factor(
 def _views_of(
     checks: Checks, i: int, group: BlockGroup, dtype: torch.dtype, update: bool, precondition: bool
 ) -> BlockGroup:
-    """The group with the views that are asked for, as kernels read them."""
+    """Return the shape group with the views that the call needs, checked, as kernels read them."""
     shape = len(group.left.factor), group.left.factor.shape[-1], group.right.factor.shape[-1]
 
-    def views(name: str, given: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-        return _views(checks, name, given, shape, dtypes, f" for group {i}")
+    def views(name: str, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+        return _views(checks, name, tensors, shape, dtypes, f" for group {i}")
 
     return replace(
         group,
@@ -155,21 +155,21 @@ def _views_of(
 def _views(
     checks: Checks,
     name: str,
-    given: Sequence[Tensor],
+    views: Sequence[Tensor],
     shape: tuple[int, int, int | str],
     dtypes: Sequence[torch.dtype],
     where: str = "",
 ) -> list[Tensor]:
-    """Block views of N, rows and columns, checked; those of no blocks are left out."""
+    """Return block views of N, rows and columns, checked; views without blocks are left out."""
     blocks, rows, columns = shape
-    checks.views(name, given, rows, columns, dtypes)
-    counts = [math.prod(view.shape[:-2]) for view in given]
-    held = sum(counts)
-    checks.scalar(name, held == blocks, f"views of {blocks} blocks{where}", f"{held} blocks")
-    return of_one_dtype(list(itertools.compress(given, counts)))
+    checks.views(name, views, rows, columns, dtypes)
+    counts = [math.prod(view.shape[:-2]) for view in views]
+    total = sum(counts)
+    checks.scalar(name, total == blocks, f"views of {blocks} blocks{where}", f"{total} blocks")
+    return of_one_dtype(list(itertools.compress(views, counts)))
 
 
 def of_one_dtype(views: list[Tensor]) -> list[Tensor]:
-    """What is read, as copies in float32 where a list holds two dtypes, or one that kernels do not take."""
+    """Return the views, as float32 copies if they have two dtypes, or one that the kernels do not read."""
     dtypes = {view.dtype for view in views}
     return views if len(dtypes) <= 1 and dtypes <= set(_READ) else [view.float() for view in views]

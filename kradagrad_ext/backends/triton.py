@@ -1,8 +1,8 @@
 """The ops as Triton kernels (``triton_kernels/``): float32 factors, on any device that Triton compiles for.
 
-Triton is imported when the backend is first asked for. With TRITON_INTERPRET=1 it runs on the CPU, slowly,
-for development. Updates by Cholesky are torch's; roots and what concerns the scalars of matrices are the
-native backend's where that runs, or torch's.
+Triton is imported on the first use of the backend. With TRITON_INTERPRET=1 it runs on the CPU, slowly, for
+development. Updates by Cholesky are left to torch. Roots and the ops on the scalars of matrices are left to
+the native backend if it runs, else to torch.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BF16 = (torch.bfloat16,)
 
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """None where tensors of this device and factors of this dtype can be served, else the reason."""
+    """Return None if tensors of this device and factors of this dtype are supported, else the reason."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cpu" and not interpreted:
         return "no Triton kernels for cpu, but with TRITON_INTERPRET=1 for development"
@@ -68,7 +68,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
 
 @functools.cache
 def _gpu_reason(device: torch.device) -> str | None:
-    """Why Triton cannot compile for a GPU: its driver needs a C compiler, which a machine may lack."""
+    """Return why Triton cannot compile for a GPU, or None; its driver needs a C compiler."""
     if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
         return "its kernels are for compute capability 8.0 and later"
     driver = importlib.import_module("triton.runtime").driver
@@ -80,14 +80,14 @@ def _gpu_reason(device: torch.device) -> str | None:
 
 
 def _has_native(device: torch.device) -> bool:
-    """Whether tensors are on a GPU that the native backend serves, too."""
+    """Return True if tensors are on a GPU that the native backend supports, too."""
     return device.type == "cuda" and native.available(device) is None
 
 
 def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
-    """See `Backend.polar_roots_`; all sides are on one device."""
-    by_kernels = bool(sides) and _has_native(sides[0].active.device)
-    (native if by_kernels else polar).polar_roots_(sides, rule, turn)
+    """See `Backend.polar_roots_`. All sides are on one device."""
+    by_native = bool(sides) and _has_native(sides[0].active.device)
+    (native if by_native else polar).polar_roots_(sides, rule, turn)
 
 
 def observe_gradients_(
@@ -157,15 +157,15 @@ def accumulate_(
     checks.like_parameters("params", params, params, _VIEWS)
     checks.like_parameters("grads", grads, params, _VIEWS)
     moments = {"momenta": momenta, "second_moments": second_moments, "directions": directions}
-    for name_, given in moments.items():
-        checks.like_parameters(name_, given, params, _FLOAT, may_be_empty=True)
+    for name_, tensors in moments.items():
+        checks.like_parameters(name_, tensors, params, _FLOAT, may_be_empty=True)
     for name_, beta in (("beta1", beta1), ("beta2", beta2)):
         checks.scalar(name_, 0 <= beta <= 1, "in [0, 1]", beta)
     checks.not_negative("weight2", weight2)
     lists = {"grad": grads, "momentum": momenta, "second_moment": second_moments, "direction": directions}
-    tensors: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
+    arguments: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
     scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
-    kernel_module("elements_plan").accumulate_all(params, lists, nesterov, active, tensors | scalars)
+    kernel_module("elements_plan").accumulate_all(params, lists, nesterov, active, arguments | scalars)
 
 
 def parameter_step_(

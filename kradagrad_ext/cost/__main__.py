@@ -1,4 +1,4 @@
-"""``python -m kradagrad_ext.cost``: what training with the optimizer costs, as a table or JSON."""
+"""``python -m kradagrad_ext.cost``: the costs of training with the optimizer, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from kradagrad_ext.config import GRAFTS
 
-from . import cost
+from . import estimate_cost
 from .gpus import TOKENS
 from .models import MODELS, Model, parse_shapes
 from .parameters import DTYPES, make_config
@@ -35,54 +35,52 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--model", choices=MODELS, default="7b", help="embeddings and heads without blocks")
-    what.add_argument("--shapes", type=_shapes, help="of parameters, such as 2304x768,768x768*12")
-    parser.add_argument("--world-size", type=_count, default=1, help="ranks that share out state and work")
-    parser.add_argument(
-        "--replicated", action="store_true", help="parameters lie on all ranks, not in shards"
-    )
+    what.add_argument("--model", choices=MODELS, default="7b", help="its embeddings and heads have no blocks")
+    what.add_argument("--shapes", type=_shapes, help="shapes of parameters, such as 2304x768,768x768*12")
+    parser.add_argument("--world-size", type=_count, default=1, help="ranks that share state and work")
+    parser.add_argument("--replicated", action="store_true", help="all ranks hold all parameters, not shards")
     parser.add_argument("--block-size", type=_count, help="128 on cuda and 256 on cpu, unless given")
     parser.add_argument("--max-factor-dim", type=_count, default=defaults.max_factor_dim)
     parser.add_argument("--root-every", type=_count, default=defaults.root_every)
     parser.add_argument("--root-steps", type=_count, help="5 to 8; 6 with --root-every 1, else 8")
-    parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="of roots, as stored")
-    parser.add_argument("--factor-dtype", choices=DTYPES, default="float32", help="of factors, as stored")
-    parser.add_argument("--packed", action="store_true", help="roots as triangles, on a CPU factors, too")
+    parser.add_argument("--root-dtype", choices=DTYPES, default="float32", help="dtype of stored roots")
+    parser.add_argument("--factor-dtype", choices=DTYPES, default="float32", help="dtype of stored factors")
+    parser.add_argument("--packed", action="store_true", help="roots, and on a CPU factors, as triangles")
     parser.add_argument("--graft", choices=GRAFTS, default=defaults.graft)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where the state lies")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and gradients")
-    parser.add_argument("--tokens", type=_count, default=TOKENS, help="of a training step, over all ranks")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device of the state")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="that of parameters and gradients")
+    parser.add_argument("--tokens", type=_count, default=TOKENS, help="those of a training step on all ranks")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the estimate that the arguments ask for."""
+    """Print the estimate for command-line arguments."""
     parser = _parser()
-    given = parser.parse_args(arguments)
-    model = given.shapes or MODELS[given.model]
+    args = parser.parse_args(arguments)
+    model = args.shapes or MODELS[args.model]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
-    stored = [None if text == "float32" else DTYPES[text] for text in (given.factor_dtype, given.root_dtype)]
+    stored = [None if text == "float32" else DTYPES[text] for text in (args.factor_dtype, args.root_dtype)]
     try:
-        estimate = cost(
+        estimate = estimate_cost(
             [group for group in groups if group["params"]],
-            world_size=given.world_size,
-            replicated=given.replicated,
-            dtype=DTYPES[given.dtype],
-            tokens=given.tokens,
-            **({} if given.block_size is None else {"block_size": given.block_size}),
-            max_factor_dim=given.max_factor_dim,
-            root_every=given.root_every,
-            root_steps=given.root_steps,
+            world_size=args.world_size,
+            replicated=args.replicated,
+            dtype=DTYPES[args.dtype],
+            tokens=args.tokens,
+            **({} if args.block_size is None else {"block_size": args.block_size}),
+            max_factor_dim=args.max_factor_dim,
+            root_every=args.root_every,
+            root_steps=args.root_steps,
             factor_dtype=stored[0],
             root_dtype=stored[1],
-            packed=given.packed,
-            graft=given.graft,
-            device=given.device,
+            packed=args.packed,
+            graft=args.graft,
+            device=args.device,
         )
     except ValueError as error:
         parser.error(str(error))
-    print(json.dumps(estimate.as_dict(), indent=1) if given.json else estimate)
+    print(json.dumps(estimate.as_dict(), indent=1) if args.json else estimate)
 
 
 if __name__ == "__main__":

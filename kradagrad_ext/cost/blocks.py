@@ -1,8 +1,8 @@
-"""The least work on blocks on a step, from their shapes: what no kernel for these formulas can do without.
+"""The least work on blocks on a step, from their shapes: the minimum for any kernel of these formulas.
 
-Flops are one multiplication and one addition a term, half of it where a product is symmetric. Bytes are every
-operand of an update and of a product once: gradient, roots as triangles, factor in and out; direction, roots,
-update. What launches move between one another comes on top (bench/roofline.py counts it).
+Flops are one multiplication and one addition per term, half of it where a product is symmetric. Bytes count
+every operand of an update and of a product once: gradient, roots as triangles, factor in and out; direction,
+roots, update. Bytes that launches pass to each other are not included (bench/roofline.py counts them).
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from kradagrad_ext.backends.base import WHOLE_SIDE
-from kradagrad_ext.clock import damping_interval
+from kradagrad_ext.blocking import ShapeGroup
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import Group
 from kradagrad_ext.roots import resolve_method
+from kradagrad_ext.schedule import damping_interval
 
 from .gpus import Cost
 
 FLOAT = 4  # bytes
 TERMS = {"bf16x3": 3, "tf32x3": 3, "fp32": 1}
-"""Products on tensor cores that one of float32 operands takes."""
+"""Number of products on tensor cores per product of float32 operands."""
 
 KINDS = {"bf16x3": "bf16", "tf32x3": "tf32", "fp32": "fp32"}
 
 RESIDENT_SIDES = (64, 96, 128)
-"""Of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h). Up to
-`WHOLE_SIDE` others work on it in memory, in bf16x3 alone, by tiles of half that."""
+"""Sides of the kernels that keep a block on chip; shorter sides are padded (csrc/cuda/plan/block_kernel.h).
+Other kernels process blocks up to `WHOLE_SIDE` in memory, in bf16x3 alone, by tiles of half that side."""
 
 ROOT_SIDES = (*RESIDENT_SIDES, WHOLE_SIDE, 512, 1024)
-"""Of factors whose roots one launch makes, by one of these kernels (csrc/cuda/plan/root_plan.cpp)."""
+"""Longest sides of factors whose roots share a launch of one kernel (csrc/cuda/plan/root_plan.cpp)."""
 
 EIGH_FLOPS = 9
-"""Of d^3, for all eigenvalues and vectors by the QR algorithm; what a GPU makes of it takes far longer."""
+"""Flops over d^3 of all eigenvalues and eigenvectors by the QR algorithm; a GPU takes far longer."""
 
 
 def kernel_side(longest: int, precision: str) -> int | None:
-    """The side of the kernel that takes a block as a whole; None where none does."""
+    """Return the side of the kernel that processes a block whole; None if no kernel does."""
     sides = (
         (*RESIDENT_SIDES, WHOLE_SIDE) if precision == "bf16x3" else (RESIDENT_SIDES[0], RESIDENT_SIDES[-1])
     )
@@ -47,29 +47,29 @@ def kernel_side(longest: int, precision: str) -> int | None:
 
 
 def kernel_name(op: str, side: int, precision: str) -> str:
-    """Of a kernel that takes a block as a whole."""
+    """Return the name of a kernel that processes a block whole."""
     return f"wide_{op}" if side >= WHOLE_SIDE else f"resident_{op}_{side}_{precision}"
 
 
 def root_side(d: int, precision: str) -> int | None:
-    """What the kernel that makes the root of a factor pads it to; None where none does."""
+    """Return the side to which the root kernel pads a factor; None if no kernel computes its root."""
     if d <= WHOLE_SIDE or precision != "bf16x3" or d > ROOT_SIDES[-1]:
         return kernel_side(d, precision)
     return -(-d // (WHOLE_SIDE // 2)) * (WHOLE_SIDE // 2)
 
 
 def launch_side(side: int) -> int:
-    """The longest of factors whose roots share a launch with those of a padded side."""
+    """Return the longest side of the factors whose roots share a launch with those of a padded side."""
     return next(longest for longest in ROOT_SIDES if side <= longest)
 
 
 def product_tile(precision: str) -> int:
-    """Side of the CTA tiles of products of blocks with longer sides."""
+    """Return the side of the CTA tiles of products, for blocks too large to be processed whole."""
     return 64 if precision == "tf32x3" else 128
 
 
-def _kernels(group: Group, precision: str) -> tuple[str, str]:
-    """Which do most of a group's update and of its product; one name for what is left to torch."""
+def _kernels(group: ShapeGroup, precision: str) -> tuple[str, str]:
+    """Return the kernels of most of a shape group's update and product; one name for what torch computes."""
     if len(group.block_shape) != 2 or not all(group.factored):
         return "kron_step", "kron_step"
     longest = max(group.block_shape)
@@ -79,8 +79,8 @@ def _kernels(group: Group, precision: str) -> tuple[str, str]:
     return kernel_name("update", side, precision), kernel_name("precondition", side, precision)
 
 
-def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
-    """Factor updates and products by kernel; `dtype`: of parameters and gradients."""
+def block_costs(groups: Sequence[ShapeGroup], config: Config, dtype: torch.dtype) -> Iterator[Cost]:
+    """Yield the costs of factor updates and products by kernel; `dtype`: of parameters and gradients."""
     least, size = defaultdict[str, float](float), defaultdict[str, float](float)
     share = 1 / config.factor_every
     for group in groups:
@@ -96,8 +96,11 @@ def block_costs(groups: Sequence[Group], config: Config, dtype: torch.dtype) -> 
         yield _packing_cost(groups, config)
 
 
-def _update_flops(group: Group, config: Config) -> float:
-    """With coupling every mode's unfolding is whitened on the others; damping adds F^T F where it enters."""
+def _update_flops(group: ShapeGroup, config: Config) -> float:
+    """Return the flops of factor updates.
+
+    With coupling every mode's unfolding is whitened on the other modes. Damping, where it enters, adds F^T F.
+    """
     flops = float(group.update_flops(config.refine))
     modes = sum(map(bool, group.factor_dims))
     if config.coupling == "kl":
@@ -109,45 +112,45 @@ def _update_flops(group: Group, config: Config) -> float:
     return flops + damped * group.blocks * sum(d**3 for d in group.factor_dims)
 
 
-def _update_bytes(group: Group, config: Config, dtype: torch.dtype) -> float:
-    """Gradient, factors read and written, and for coupled updates the roots."""
+def _update_bytes(group: ShapeGroup, config: Config, dtype: torch.dtype) -> float:
+    """Return the bytes of the gradient, the factors read and written, and for coupled updates the roots."""
     elements = group.blocks * math.prod(group.block_shape)
     roots = _root_bytes(config) * _triangles(group) if config.coupling == "kl" else 0
     return dtype.itemsize * elements + FLOAT * 2 * group.factor_elements + roots
 
 
-def _product_bytes(group: Group, config: Config, dtype: torch.dtype) -> float:
-    """Direction and update, and the roots."""
+def _product_bytes(group: ShapeGroup, config: Config, dtype: torch.dtype) -> float:
+    """Return the bytes of direction and update, and of the roots."""
     direction = FLOAT if config.momentum_on == "gradient" else dtype.itemsize
     elements = group.blocks * math.prod(group.block_shape)
     return (direction + FLOAT) * elements + _root_bytes(config) * _triangles(group)
 
 
 def _root_bytes(config: Config) -> int:
-    """Of an element."""
+    """Return the bytes of an element of a root."""
     return FLOAT if config.root_dtype is None else config.root_dtype.itemsize
 
 
-def _triangles(group: Group) -> int:
-    """Elements of symmetric matrices as large as the factors."""
+def _triangles(group: ShapeGroup) -> int:
+    """Return the number of distinct elements of symmetric matrices of the factors' sizes."""
     return sum(group.blocks * d * (d + 1) // 2 for d in group.factor_dims)
 
 
-def _packing_cost(groups: Sequence[Group], config: Config) -> Cost:
-    """Roots made whole on every step, from triangles."""
+def _packing_cost(groups: Sequence[ShapeGroup], config: Config) -> Cost:
+    """Return the cost of unpacking roots from triangles on every step."""
     elements = sum(group.factor_elements for group in groups)
     triangles = sum(map(_triangles, groups))
     return Cost("torch: index", "triangles", 2 * len(groups), _root_bytes(config) * (elements + triangles))
 
 
-def _root_method(group: Group, config: Config) -> tuple[int, str]:
-    """p, and how a GPU makes the root."""
+def _root_method(group: ShapeGroup, config: Config) -> tuple[int, str]:
+    """Return p, and the method of the root on a GPU."""
     p = config.root_order(len(group.block_shape))
     return p, resolve_method(config.wanted_root_method, p, torch.device("cuda"))
 
 
-def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
-    """New roots, a step, which makes one of `root_every` of them: by a kernel, and by torch's products."""
+def root_costs(groups: Sequence[ShapeGroup], config: Config) -> list[Cost]:
+    """Return the costs of new roots per step (one of `root_every` is due), by kernels or torch's products."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 3)
     launches: dict[str, dict[tuple[int, ...], float]] = defaultdict(dict)
     share = 1 / config.root_every
@@ -160,11 +163,11 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
             kernel = kernel_name("root", side, config.precision) if side else "torch: bmm"
             shared = (launch_side(side),) if side else (number, mode)
             launches[kernel][shared] = 1.0 if method == "polar" else share  # in turns on every step
-            own = (
+            of_block = (
                 _root_of_kernel(d, side, config) if side else _root_of_torch(d, p, method, config.polar_steps)
             )
-            each = (group.blocks * share * work for work in own)
-            sums[kernel] = [total + work for total, work in zip(sums[kernel], each, strict=True)]
+            of_group = (group.blocks * share * work for work in of_block)
+            sums[kernel] = [total + work for total, work in zip(sums[kernel], of_group, strict=True)]
     costs = []
     for kernel, (size, executed, least) in sums.items():
         kind = "cublas fp32" if kernel == "torch: bmm" else KINDS[config.precision]
@@ -173,9 +176,9 @@ def root_costs(groups: Sequence[Group], config: Config) -> list[Cost]:
 
 
 def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, float]:
-    """Bytes, executed and least flops of one block by a kernel, which pads it to its side.
+    """Return bytes, executed and least flops of one block's root by a kernel, which pads it to its side.
 
-    Matrices of long sides are larger than an L2 in all: both operands are read for every tile of a product.
+    Matrices with long sides together exceed an L2 cache: both operands are read for every tile of a product.
     """
     products, extra = _of_root(2, "polar", config.polar_steps)
     flops = products + 2 + extra  # X and P^2 for the residual
@@ -186,9 +189,9 @@ def _root_of_kernel(d: int, side: int, config: Config) -> tuple[float, float, fl
 
 
 def _root_of_torch(d: int, p: int, method: str, steps: int) -> tuple[float, float, float]:
-    """The same by float32 products: X, the powers of P for the residual, and the products of `_of_root`.
+    """Return the same for float32 products by torch: X, powers of P for the residual, those of `_of_root`.
 
-    All but one a polar step are symmetric, which torch's products make no use of.
+    All except one per polar step are symmetric, which torch's products do not exploit.
     """
     products, extra = _of_root(p, method, steps)
     products += p.bit_length() + p.bit_count() - 1
@@ -197,10 +200,10 @@ def _root_of_torch(d: int, p: int, method: str, steps: int) -> tuple[float, floa
 
 
 def _of_root(p: int, method: str, steps: int) -> tuple[int, int]:
-    """Products that make a root, and what they take beyond symmetric products, of d^3.
+    """Return the number of products of a root, and the flops over d^3 beyond those of symmetric products.
 
-    A polar step has G, G^2 and Q times their sum, which is not symmetric; one that halves the exponent of P
-    has four symmetric products. An eigendecomposition counts by its flops, which is less than what it takes.
+    A polar step has G, G^2 and Q times their sum, which is not symmetric; a step that halves the exponent of
+    P has four symmetric products. An eigendecomposition is counted by its flops, which underestimates it.
     """
     if p == 1:
         return 0, 0

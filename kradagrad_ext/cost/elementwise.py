@@ -1,4 +1,4 @@
-"""The launches of a step on elements and on scalars: norms, moments and the write, from shapes."""
+"""Costs of a step's launches on elements and on scalars: norms, moments and the write, from shapes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ import torch
 
 from kradagrad_ext.backends.base import COEFFICIENTS
 from kradagrad_ext.backends.scalars import COLUMNS, GRADIENT_DECAY, spans_of
+from kradagrad_ext.blocking import Shape
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import Shape
 from kradagrad_ext.state import keeps_residuals
 
 from .blocks import FLOAT
 from .gpus import Cost
 
 CONCURRENT_WITH_ACCUMULATE = "resident_update_128_bf16x3"
-"""What leaves an SM enough registers for a CTA of `accumulate`, launched before it on a stream of its own."""
-
+"""The kernel that leaves an SM registers for a CTA of `accumulate`, launched before it on a side stream."""
 
 SCALARS = len(COLUMNS) + COEFFICIENTS
-"""Of a matrix."""
+"""Number of scalars and coefficients of a matrix."""
 
 
 def elements(shapes: Sequence[Shape]) -> int:
-    """Of all shapes together."""
+    """Return the number of elements of all shapes together."""
     return sum(math.prod(shape) for shape in shapes)
 
 
 def before_blocks(
     matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
 ) -> Iterator[Cost]:
-    """The guard against non-finite gradients, moments, and norms of the grafting updates.
+    """Yield the costs of the guard against non-finite gradients, moments, and norms of the grafting updates.
 
     Args:
         matrices, rest: shapes of parameters with and without blocks.
-        dtype: of parameters and gradients.
+        dtype: that of parameters and gradients.
     """
     shapes = [*matrices, *rest]
     if not shapes:
@@ -58,14 +57,18 @@ def _spans(shapes: Sequence[Shape]) -> int:
 
 
 def _scales_updates(matrices: Sequence[Shape], config: Config) -> bool:
-    """As `step.Work.scales_updates`."""
+    """Return `step.BatchStep.scales_updates` of these matrices."""
     return bool(matrices) or not config.scalar_rule.keeps_grafts
 
 
 def parameter_step_costs(
     matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
 ) -> Iterator[Cost]:
-    """Lengths, graft, weight decay, momentum of the update, and the write; as `before_blocks`."""
+    """Yield the costs of lengths, graft, weight decay, momentum of the update and the write.
+
+    Args:
+        matrices, rest, dtype: see `before_blocks`.
+    """
     shapes = [*matrices, *rest]
     if not shapes:
         return

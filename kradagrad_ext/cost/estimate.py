@@ -1,4 +1,4 @@
-"""What training with the optimizer costs, rank by rank, and a table of it."""
+"""The costs of training with the optimizer, rank by rank, and their table."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
-class Load:
-    """Work on a rank on a step, on average.
+class RankLoad:
+    """The mean work of a rank on a step.
 
     Attributes:
-        flops: least ones, of factors and blocks; of what is elementwise none is counted.
-        bytes: of memory, that the launches read and write.
-        milliseconds: predicted, by the name of the GPU.
+        flops: the least flops on factors and blocks; elementwise flops are not counted.
+        bytes: bytes of memory that launches read and write.
+        milliseconds: the predicted time, by the name of the GPU.
     """
 
     flops: float
@@ -29,8 +29,8 @@ class Load:
     milliseconds: dict[str, float]
 
     @classmethod
-    def of(cls, costs: Sequence[Cost]) -> Load:
-        """The sum of launches."""
+    def of(cls, costs: Sequence[Cost]) -> RankLoad:
+        """Return the sum of launches."""
         return cls(
             sum(cost.least_flops for cost in costs),
             sum(cost.bytes for cost in costs),
@@ -40,22 +40,22 @@ class Load:
 
 @dataclass(frozen=True)
 class RankEstimate:
-    """What one rank has to keep and to do.
+    """The state and work of one rank.
 
     Attributes:
-        kernels: all of a step but new roots; with the damping, a mean of steps with it and without.
-        roots: their share of a step, one `root_every`-th (more at first).
+        kernels: the launches of a step except new roots, a mean of the steps with and without damping.
+        roots: the share of new roots on a step, one `root_every`-th of them (more at first).
         sent, received: bytes to and from other ranks a step.
     """
 
     state: StateBytes
-    kernels: Load
-    roots: Load
+    kernels: RankLoad
+    roots: RankLoad
     sent: int
     received: int
 
     def milliseconds(self, gpu: str) -> float:
-        """Predicted, of a step."""
+        """Return the predicted milliseconds of a step on a GPU."""
         return self.kernels.milliseconds[gpu] + self.roots.milliseconds[gpu]
 
 
@@ -65,17 +65,17 @@ ROWS: tuple[tuple[str, str, Callable[[RankEstimate], float]], ...] = (
     ("bytes sent", "B", lambda rank: rank.sent),
     ("bytes received", "B", lambda rank: rank.received),
 )
-"""What a rank does on a step: name, unit and number."""
+"""Rows of the table on a rank's step: name, unit and number."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What training with the optimizer costs; times are predictions, nothing is measured.
+    """The costs of training with the optimizer; times are predictions, nothing is measured.
 
     Attributes:
-        parameters: their number.  tokens: of a training step, over all ranks.
-        replicated: whether parameters and gradients lie on all ranks, or in shards.
-        ranks: of every rank.
+        parameters: number of their elements.  tokens: those of a training step, over all ranks.
+        replicated: True if all ranks hold all parameters and gradients, False if they hold shards.
+        ranks: the estimates of every rank.
     """
 
     parameters: int
@@ -85,35 +85,35 @@ class Estimate:
 
     @property
     def most_state(self) -> StateBytes:
-        """Of the rank that has the most."""
+        """The state of the rank that has the most."""
         return max((rank.state for rank in self.ranks), key=lambda state: state.total)
 
     @property
     def mean_state(self) -> StateBytes:
-        """Of all ranks."""
+        """The mean state of all ranks."""
         return sum((rank.state for rank in self.ranks), StateBytes()).divided(len(self.ranks))
 
     def slowest(self, gpu: str) -> RankEstimate:
-        """The rank that the others wait for on a GPU."""
+        """Return the slowest rank on a GPU, for which the others wait."""
         return max(self.ranks, key=lambda rank: rank.milliseconds(gpu))
 
     def training_milliseconds(self, gpu: str) -> float:
-        """Forward and backward of a training step on one of the ranks."""
+        """Return the milliseconds of forward and backward of a training step on one of the ranks."""
         return training_step(self.parameters, GPUS[gpu], self.tokens) / len(self.ranks)
 
     def share(self, gpu: str) -> float:
-        """The optimizer's time as a share of forward and backward, 0.01 for one percent."""
+        """Return the optimizer's time as a share of forward and backward, 0.01 for one percent."""
         return self.slowest(gpu).milliseconds(gpu) / self.training_milliseconds(gpu)
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers and names alone, for JSON; of all ranks the most and the mean."""
+        """Return numbers and names alone, for JSON: the most and the mean over the ranks."""
         states = {"most": self.most_state, "mean": self.mean_state}
         return {
             "parameters": self.parameters,
             "world_size": len(self.ranks),
             "replicated": self.replicated,
             "tokens": self.tokens,
-            "state_bytes": {name: {**asdict(own), "total": own.total} for name, own in states.items()},
+            "state_bytes": {name: {**asdict(state), "total": state.total} for name, state in states.items()},
             "step": {name: dict(zip(states, self._spread(of), strict=True)) for name, _, of in ROWS},
             "predicted_milliseconds": {
                 gpu: {
@@ -127,7 +127,7 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        """A table for people."""
+        """Return a table to read."""
         alone = len(self.ranks) == 1
         placed = "replicated" if self.replicated else "sharded"
         where = "1 rank" if alone else f"{len(self.ranks)} ranks, {placed}"
@@ -144,7 +144,7 @@ class Estimate:
         return "\n".join(lines if alone else [*lines, "Not in the times: what ranks send one another."])
 
     def _size_rows(self) -> list[tuple[str, ...]]:
-        """State, work and traffic."""
+        """Return the rows of state, work and traffic."""
         most, mean = self.most_state, self.mean_state
         sizes = [("state", most.total, mean.total)]
         sizes += [(f"  {name}", size, asdict(mean)[name]) for name, size in asdict(most).items()]
@@ -153,26 +153,26 @@ class Estimate:
         return [("a rank", "most", "mean"), *rows, *spreads]
 
     def _time_rows(self) -> list[tuple[str, ...]]:
-        """By GPU, of the slowest rank."""
+        """Return the rows of times by GPU, those of the slowest rank."""
         slowest = {gpu: self.slowest(gpu) for gpu in DEFAULT_GPUS}
         return [
             ("milliseconds a step, PREDICTED", *DEFAULT_GPUS),
-            ("kernels", *(f"{own.kernels.milliseconds[gpu]:.2f}" for gpu, own in slowest.items())),
-            ("new roots", *(f"{own.roots.milliseconds[gpu]:.2f}" for gpu, own in slowest.items())),
+            ("kernels", *(f"{rank.kernels.milliseconds[gpu]:.2f}" for gpu, rank in slowest.items())),
+            ("new roots", *(f"{rank.roots.milliseconds[gpu]:.2f}" for gpu, rank in slowest.items())),
             ("forward and backward", *(f"{self.training_milliseconds(gpu):.1f}" for gpu in DEFAULT_GPUS)),
             ("share of these", *(f"{self.share(gpu):.1%}" for gpu in DEFAULT_GPUS)),
         ]
 
     def _spread(self, of: Callable[[RankEstimate], float]) -> tuple[float, float]:
-        """The most and the mean of all ranks."""
+        """Return the most and the mean of all ranks."""
         values = [of(rank) for rank in self.ranks]
         return max(values), sum(values) / len(values)
 
 
 def _unit(value: float, unit: str) -> str:
-    """Three digits and a prefix."""
+    """Return a value with three digits and a prefix."""
     if value < 1000:
         return f"{value:.0f} {unit}"
-    scale, prefix = next(own for own in PREFIXES if value >= own[0])
+    scale, prefix = next((scale, prefix) for scale, prefix in PREFIXES if value >= scale)
     scaled = value / scale
     return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {prefix}{unit}"

@@ -1,4 +1,4 @@
-"""GPUs as a roofline sees them: public peaks, and the share of each that these kernels can hope for."""
+"""GPUs in a roofline model: public peaks, and the share of each peak that these kernels can reach."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass, field
 from .work import MMA_FLOPS, work_of
 
 BANDWIDTH_FRACTION = 0.90
-"""Of the HBM bandwidth. Long streams of whole sectors reach 90 to 93% of the datasheet (BabelStream)."""
+"""Share of the HBM bandwidth. Long streams of whole sectors reach 90 to 93% of the peak (BabelStream)."""
 
 FEED_FRACTION = 0.35
-"""Of what mma.sync reaches, for kernels whose work is not counted (`work`): what the prediction for
-`square_root_product` comes to on an H100, which splits float32 operands when it reads them, as these do."""
+"""Share of the mma.sync rate, for kernels whose work is not counted (`work`). It is the predicted share of
+`square_root_product` on an H100, which splits float32 operands when it reads them, as these kernels do."""
 
 FMA_FRACTION = 0.50
-"""Of the FP32 peak, for `fp32`. Six 8-byte reads of shared memory feed 16 multiply-adds of a lane: the
+"""Share of the FP32 peak, for `fp32`. Six 8-byte reads of shared memory feed 16 multiply-adds of a lane: the
 reads take 1.5 times as long as the multiply-adds where an SM issues 128 of them a clock."""
 
 CUBLAS_FRACTION = 0.80
-"""Of the FP32 peak, for batched float32 products of cuBLAS without TF32."""
+"""Share of the FP32 peak, for batched float32 products of cuBLAS without TF32."""
 
 TRITON_FRACTION = 0.50
-"""Of the tensor peak, for Triton's products, which reach wgmma and tcgen05: assumed, half of it for splitting
-float32 operands between them. The first measurement on a GPU is to replace it."""
+"""Share of the tensor peak, for Triton's products, which reach wgmma and tcgen05. Assumed: splitting float32
+operands between them takes half of it. The first measurement on a GPU is to replace it."""
 
 TRAINING_MFU = 0.45
 """Model flops utilisation of the training step that the optimizer's time is compared with."""
 
 TOKENS = 64 * 1024
-"""Of that training step."""
+"""Number of tokens of that training step."""
 
 DEFAULT_GPUS = ("A100", "H100", "B200")
 
@@ -39,11 +39,11 @@ class Gpu:
     """Dense peaks at boost clock, without sparsity.
 
     Attributes:
-        bf16, tf32, fp32: Tflop/s of the tensor cores, and of FP32 multiply-adds.
-        flops_a_cycle: in bf16, of one SM.
+        bf16, tf32, fp32: Tflop/s of the tensor cores (bf16, tf32), and of FP32 multiply-adds.
+        flops_a_cycle: flops of one SM in bf16.
         hbm: GB/s.  sms: streaming multiprocessors.  l2: MB.
         mma_sync: share of the tensor peak that warp-level mma.sync reaches, which our CUDA kernels use.
-        sources: titles of the documents that the peaks are from.
+        sources: titles of the documents with the peaks.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Gpu:
     sources: tuple[str, ...]
 
     def rate(self, kind: str) -> float:
-        """Achievable flop/s of a kind of arithmetic (`Cost.flops`)."""
+        """Return the achievable flop/s of a kind of arithmetic (`Cost.flops`)."""
         tensor = FEED_FRACTION * self.mma_sync
         teraflops = {
             "bf16": tensor * self.bf16,
@@ -79,25 +79,25 @@ class Gpu:
 
     @property
     def clock(self) -> float:
-        """Cycles/s that the peaks are for."""
+        """Cycles/s of the peaks."""
         return 1e12 * self.bf16 / (self.sms * self.flops_a_cycle)
 
     @property
     def bytes_a_cycle(self) -> float:
-        """Of memory, an SM's share."""
+        """An SM's share of the achievable bytes of memory per cycle."""
         return self.bandwidth / (self.sms * self.clock)
 
     @property
     def mma_cycles(self) -> float:
-        """That one of an SM's four tensor cores takes for a product."""
+        """Cycles that one of an SM's four tensor cores takes for a product."""
         return 4 * MMA_FLOPS["bf16"] / (self.flops_a_cycle * self.mma_sync)
 
 
-# flops_a_cycle. A100, H100: from the architecture papers. B200: twice the H100's, as its peak an SM is.
+# flops_a_cycle. A100, H100: from the architecture papers. B200: twice the H100's, like its peak per SM.
 # mma_sync. A100: it is the native instruction. H100, H200: only wgmma reaches the peak; microbenchmarks
 # ("Dissecting the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level Analysis",
-# arXiv 2501.12084) put mma.sync at roughly 0.6 of it. B200: only tcgen05 reaches the peak; assumed is the
-# H100's mma.sync rate an SM, which is 0.62 x (148 SMs x 989.4) / (132 SMs x 2250) = 0.31. The first
+# arXiv 2501.12084) measure roughly 0.6 of it for mma.sync. B200: only tcgen05 reaches the peak; assumed: the
+# H100's rate of mma.sync per SM, which is 0.62 x (148 SMs x 989.4) / (132 SMs x 2250) = 0.31. The first
 # measurement on such a GPU is to replace these two.
 GPUS = {
     gpu.name: gpu
@@ -114,7 +114,7 @@ GPUS = {
             "H200", "sm_90", 989.4, 494.7, 66.9, 4096, 4800, 132, 50, 0.62,
             ("NVIDIA H200 Tensor Core GPU datasheet (SXM)", "NVIDIA H100 Tensor Core GPU Architecture"),
         ),
-        # SMs and L2: not in the brief; counted on the device by the article.
+        # SMs and L2: not in the brief; the article counts them on the device.
         Gpu(
             "B200", "sm_100", 2250, 1125, 80, 8192, 8000, 148, 126, 0.31,
             (
@@ -127,7 +127,7 @@ GPUS = {
 
 
 def gpu_of(device_name: str) -> Gpu | None:
-    """The GPU that a device's name speaks of; None where the table has none, or another board of its kind."""
+    """Return the GPU of a device's name; None if the table lacks it, or has another board of its kind."""
     if "PCIe" in device_name or "NVL" in device_name or "40GB" in device_name:
         return None
     return next((gpu for name, gpu in GPUS.items() if name in device_name), None)
@@ -138,12 +138,12 @@ class Cost:
     """The least work of the launches of one kernel at one point of a step.
 
     Attributes:
-        kernel: as a launch names it; "torch: " before what torch does.  step: what it makes.
-        launches: a step; a fraction where it happens on some steps only.
-        bytes: of global memory, every operand of a launch once.
-        flops: by kind of arithmetic, as executed: split products counted term by term, padding included.
-        least_flops: one multiplication and addition a term of the formula, half of it where C is symmetric.
-        overlaps: whether memory and arithmetic of different CTAs overlap on an SM, where work is not counted.
+        kernel: its name at launch; "torch: " precedes torch's.  step: the part of the step that it computes.
+        launches: launches per step; a fraction if they occur on some steps only.
+        bytes: bytes of global memory, every operand of a launch once.
+        flops: flops by kind of arithmetic, as executed: every term of split products, padding included.
+        least_flops: one multiplication and addition per term of the formula, half of it if C is symmetric.
+        overlaps: True if memory and arithmetic of different CTAs overlap on an SM, for work not counted.
         concurrent_with: the kernel that this one shares the SMs with, if it is launched on the same step.
     """
 
@@ -157,9 +157,9 @@ class Cost:
     concurrent_with: str = ""
 
     def milliseconds(self, gpu: Gpu) -> float:
-        """By what is counted of the kernel.
+        """Return the time from the counted work of the kernel.
 
-        Else the larger of both roofs, or their sum where the phases of a CTA have the SM to themselves.
+        If it is not counted, the time is the larger of both roofs, or their sum if phases do not overlap.
         """
         counted = self._counted(gpu)
         if counted:
@@ -169,12 +169,12 @@ class Cost:
         return max(memory, arithmetic) if self.overlaps else memory + arithmetic
 
     def waiting_share(self, gpu: Gpu) -> float:
-        """The share of its time in which its CTAs wait for memory to deliver; 0 where work is not counted."""
+        """Return the share of its time in which CTAs wait for memory; 0 if its work is not counted."""
         counted = self._counted(gpu)
         return counted[1] / counted[0] if counted else 0.0
 
     def _counted(self, gpu: Gpu) -> tuple[float, float] | None:
-        """Milliseconds by what is counted of the kernel, and those in which its CTAs wait for bytes."""
+        """Return the milliseconds from the counted work, and those in which CTAs wait for bytes, or None."""
         work = work_of(self.kernel, gpu.architecture)
         if work is None or not self.flops:
             return None
@@ -185,24 +185,24 @@ class Cost:
 
 
 def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
-    """Milliseconds on a GPU: a prediction, without the few microseconds that a launch takes by itself."""
+    """Predict the milliseconds on a GPU, without the few microseconds of overhead of each launch."""
     gpu = GPUS[gpu] if isinstance(gpu, str) else gpu
-    given = list(costs)
-    return sum(cost.milliseconds(gpu) for cost in given) - saved_by_concurrency(given, gpu)
+    costs = list(costs)
+    return sum(cost.milliseconds(gpu) for cost in costs) - saved_by_concurrency(costs, gpu)
 
 
 def saved_by_concurrency(costs: Sequence[Cost], gpu: Gpu) -> float:
-    """Milliseconds that launches which share the SMs take less than one after the other.
+    """Return the milliseconds that launches save by sharing the SMs, compared with consecutive launches.
 
-    A guest's bytes come while its host computes. While that waits for bytes of its own, the guest takes as
-    long as by itself. Both together take no less than memory does for their bytes.
+    A guest's bytes are loaded while its host computes. While the host waits for its bytes, the guest takes as
+    long as when alone. Both together take at least the time that memory takes for their bytes.
     """
     saved = 0.0
     for kernel in {cost.concurrent_with for cost in costs}:
         hosts = [cost for cost in costs if cost.kernel == kernel]
         guests = [cost for cost in costs if cost.concurrent_with == kernel]
         if kernel and hosts:
-            host, guest = (sum(cost.milliseconds(gpu) for cost in own) for own in (hosts, guests))
+            host, guest = (sum(cost.milliseconds(gpu) for cost in part) for part in (hosts, guests))
             together = host + guest * max(cost.waiting_share(gpu) for cost in hosts)
             memory = 1e3 * sum(cost.bytes for cost in [*hosts, *guests]) / gpu.bandwidth
             saved += max(0.0, host + guest - max(together, memory))
@@ -210,5 +210,5 @@ def saved_by_concurrency(costs: Sequence[Cost], gpu: Gpu) -> float:
 
 
 def training_step(parameters: int, gpu: Gpu, tokens: int = TOKENS) -> float:
-    """Milliseconds of forward and backward on one GPU, at 6 flops a parameter and token."""
+    """Return the milliseconds of forward and backward on one GPU, at 6 flops per parameter and token."""
     return 1e3 * 6 * parameters * tokens / (TRAINING_MFU * 1e12 * gpu.bf16)

@@ -1,4 +1,4 @@
-"""Bytes of a rank's state, as it is allocated (state.py, distributed/parts.py)."""
+"""Bytes of a rank's state, as it is allocated (state.py, distributed/owned.py)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from kradagrad_ext.backends.base import ROOT_STATS, STATISTICS
 from kradagrad_ext.backends.scalars import COLUMNS
 from kradagrad_ext.state import compute_dtype, keeps_residuals
 
-from .steps import Part
+from .steps import GroupShapes
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes of optimizer state on a rank; buffers of a step are not among them.
+    """Bytes of optimizer state on a rank, without the buffers of a step.
 
     Attributes:
-        factors, roots: of blocks.
-        moments: of the gradients, first and second.
-        rest: of statistics of blocks, scalars of parameters, and what rounding leaves over of their elements.
+        factors, roots: those of blocks.
+        moments: first and second moments of the gradients.
+        rest: statistics of blocks, scalars of parameters, and residuals of the rounding of their elements.
     """
 
     factors: float = 0
@@ -39,15 +39,15 @@ class StateBytes:
         return StateBytes(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def divided(self, ranks: int) -> StateBytes:
-        """The mean of so many ranks whose sum it is."""
+        """Return the mean, if this is a sum over `ranks` ranks."""
         return StateBytes(*(size / ranks for size in astuple(self)))
 
 
-def state_bytes(part: Part, device: torch.device) -> StateBytes:
-    """Of all but scalars, which every rank has of all parameters.
+def state_bytes(part: GroupShapes, device: torch.device) -> StateBytes:
+    """Return the bytes of all state except scalars, which every rank keeps of all parameters.
 
     Args:
-        device: where the state lies, which decides whether packed factors are triangles.
+        device: device of the state, which determines if packed factors are triangles.
     """
     config, size = part.options, compute_dtype(part.dtype).itemsize
     factor_size = size if config.factor_dtype is None else config.factor_dtype.itemsize
@@ -59,7 +59,7 @@ def state_bytes(part: Part, device: torch.device) -> StateBytes:
         triangles += group.blocks * sum(d * (d + 1) // 2 for d in dims)
         factors += group.blocks * len(dims)
     moments = 1 + config.has_second_moment
-    elements = sum(math.prod(plan.shape) for plan in part.plans)
+    elements = sum(math.prod(blocking.shape) for blocking in part.blockings)
     return StateBytes(
         factor_size * (triangles if config.packs_factors(device) else whole),
         root_size * (triangles if config.packed else whole),
@@ -69,12 +69,12 @@ def state_bytes(part: Part, device: torch.device) -> StateBytes:
     )
 
 
-def scalar_bytes(parts: Sequence[Part]) -> StateBytes:
-    """Of whole parameters: the scalars of their matrices."""
+def scalar_bytes(parts: Sequence[GroupShapes]) -> StateBytes:
+    """Return the bytes of the scalars of whole parameters' matrices."""
     return StateBytes(
         rest=sum(
-            len(COLUMNS) * compute_dtype(own.dtype).itemsize * plan.matrices
-            for own in parts
-            for plan in own.plans
+            len(COLUMNS) * compute_dtype(part.dtype).itemsize * blocking.matrices
+            for part in parts
+            for blocking in part.blockings
         )
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kradagrad_ext.plan import Shape
+from kradagrad_ext.blocking import Shape
 
 SHAPE = re.compile(r"(\d+(?:x\d+)*)(?:\*(\d+))?")
 
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters to precondition, and those left to the grafting method: embeddings and heads."""
+    """Shapes of parameters to precondition, and of those left to the grafting method (embeddings, heads)."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -20,7 +20,7 @@ class Model:
 
 
 def gpt(name: str, layers: int, width: int, context: int, vocabulary: int = 50257) -> Model:
-    """A GPT-2 or GPT-3, with biases; the head is the embedding."""
+    """Return a GPT-2 or GPT-3, with biases; the head is the embedding."""
     matrices = ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
     vectors = ((3 * width,), (4 * width,), *((width,),) * 6)
     embeddings = ((vocabulary, width), (context, width))
@@ -30,10 +30,10 @@ def gpt(name: str, layers: int, width: int, context: int, vocabulary: int = 5025
 def llama(
     name: str, layers: int, width: int, hidden: int, keys: int | None = None, vocabulary: int = 32000
 ) -> Model:
-    """A Llama 2; the head is a matrix of its own.
+    """Return a Llama 2; the head is a separate matrix.
 
     Args:
-        keys: rows of the projections to keys and values; fewer than `width` where queries are grouped.
+        keys: rows of the projections to keys and values; fewer than `width` if queries are grouped.
     """
     projections = (*((width, width),) * 2, *((keys or width, width),) * 2)
     matrices = (*projections, *((hidden, width),) * 2, (width, hidden))
@@ -50,15 +50,15 @@ MODELS = {
 
 
 def parse_shapes(text: str) -> Model:
-    """``2304x768,768x768*12``: shapes with how many of each.
+    """Return the model of a text such as ``2304x768,768x768*12``: shapes, and the number of each.
 
     Raises:
-        ValueError: a part is none.
+        ValueError: a part is not a shape.
     """
     shapes: list[Shape] = []
     for part in text.split(","):
-        found = SHAPE.fullmatch(part.strip())
-        if found is None:
+        match = SHAPE.fullmatch(part.strip())
+        if match is None:
             raise ValueError(f"a shape must be like 2304x768 or 768x768*12, got {part!r}")
-        shapes += [tuple(map(int, found[1].split("x")))] * int(found[2] or 1)
+        shapes += [tuple(map(int, match[1].split("x")))] * int(match[2] or 1)
     return Model(text, tuple(shapes))

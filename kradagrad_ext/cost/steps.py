@@ -1,4 +1,4 @@
-"""What a rank launches on a step, on average over many, from the plans of what it has."""
+"""The mean launches of a rank on a step, from the blockings of its parameters or pieces."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kradagrad_ext.blocking import Blocking, Shape, ShapeGroup, blocking_of, group_by_shape
 from kradagrad_ext.config import Config
-from kradagrad_ext.plan import Group, ParameterPlan, Shape, group_blocks, plan_parameter
 
 from .blocks import block_costs
 from .blocks import root_costs as root_costs_of
@@ -18,31 +18,31 @@ from .gpus import Cost
 
 
 @dataclass(frozen=True)
-class Part:
+class GroupShapes:
     """Parameters or pieces of one parameter group, dtype and graft.
 
     Attributes:
-        dtype: of parameters and gradients.
+        dtype: that of parameters and gradients.
     """
 
-    plans: tuple[ParameterPlan, ...]
+    blockings: tuple[Blocking, ...]
     config: Config
     dtype: torch.dtype
 
     @functools.cached_property
-    def groups(self) -> tuple[Group, ...]:
-        return group_blocks(self.plans)
+    def groups(self) -> tuple[ShapeGroup, ...]:
+        return group_by_shape(self.blockings)
 
     @property
     def options(self) -> Config:
-        """As they are for these parameters."""
+        """The options that apply to these parameters."""
         return self.config.for_blocks(bool(self.groups))
 
     @property
     def shapes(self) -> tuple[list[Shape], list[Shape]]:
-        """Of those with blocks, and of the rest."""
-        blocked = [plan.shape for plan in self.plans if plan.regions]
-        return blocked, [plan.shape for plan in self.plans if not plan.regions]
+        """The shapes of those with blocks, and of the rest."""
+        blocked = [blocking.shape for blocking in self.blockings if blocking.grids]
+        return blocked, [blocking.shape for blocking in self.blockings if not blocking.grids]
 
 
 def parts_of(
@@ -50,35 +50,35 @@ def parts_of(
     config: Config,
     dtype: torch.dtype = torch.float32,
     plain_shapes: Sequence[Shape] = (),
-) -> list[Part]:
-    """Of two parameter groups on one rank; `plain_shapes`: of parameters with ``precondition=False``."""
+) -> list[GroupShapes]:
+    """Return the shapes of two parameter groups on one rank; `plain_shapes` have ``precondition=False``."""
     plain = replace(config, precondition=False)
-    given = ((shapes, config), (plain_shapes, plain))
-    plans = [(plan_parameter(shape, options), options) for each, options in given for shape in each]
-    return split_parts(plans, dtype)
+    groups = ((shapes, config), (plain_shapes, plain))
+    blockings = [(blocking_of(shape, options), options) for members, options in groups for shape in members]
+    return split_parts(blockings, dtype)
 
 
-def split_parts(plans: Iterable[tuple[ParameterPlan, Config]], dtype: torch.dtype) -> list[Part]:
-    """Plans of one dtype by their options, and by what gives updates their lengths."""
-    found: dict[tuple[int, str], tuple[list[ParameterPlan], Config]] = {}
-    for plan, config in plans:
-        key = id(config), config.for_blocks(bool(plan.regions)).graft
-        found.setdefault(key, ([], config))[0].append(plan)
-    return [Part(tuple(members), config, dtype) for members, config in found.values()]
+def split_parts(blockings: Iterable[tuple[Blocking, Config]], dtype: torch.dtype) -> list[GroupShapes]:
+    """Sort blockings of one dtype by their options, and by the method that gives updates their lengths."""
+    parts: dict[tuple[int, str], tuple[list[Blocking], Config]] = {}
+    for blocking, config in blockings:
+        key = id(config), config.for_blocks(bool(blocking.grids)).graft
+        parts.setdefault(key, ([], config))[0].append(blocking)
+    return [GroupShapes(tuple(members), config, dtype) for members, config in parts.values()]
 
 
-def least_costs_on_blocks(part: Part) -> list[Cost]:
-    """The least work of a part's blocks, whatever kernels do it."""
+def least_costs_on_blocks(part: GroupShapes) -> list[Cost]:
+    """Return the least work on a part's blocks, for any kernels."""
     return list(block_costs(part.groups, part.options, part.dtype))
 
 
 def kernel_costs(
-    parts: Sequence[Part], costs_on_blocks: Callable[[Part], list[Cost]] = least_costs_on_blocks
+    parts: Sequence[GroupShapes], costs_on_blocks: Callable[[GroupShapes], list[Cost]] = least_costs_on_blocks
 ) -> list[Cost]:
-    """A step without new roots; one of `factor_every` updates the factors.
+    """Return the costs of a step without new roots; one of `factor_every` steps updates the factors.
 
     Args:
-        costs_on_blocks: of a part's blocks by the kernels in question.
+        costs_on_blocks: returns the costs on a part's blocks, of the kernels in question.
     """
     costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
     costs += [cost for part in parts for cost in costs_on_blocks(part)]
@@ -87,6 +87,6 @@ def kernel_costs(
     ]
 
 
-def root_costs(parts: Sequence[Part]) -> list[Cost]:
-    """New roots, of which one of `root_every` steps makes all."""
+def root_costs(parts: Sequence[GroupShapes]) -> list[Cost]:
+    """Return the costs of new roots, all of which are computed within `root_every` steps."""
     return [cost for part in parts for cost in root_costs_of(part.groups, part.config)]

@@ -1,7 +1,7 @@
-"""What ranks exchange on a step (distributed/shard.py), in bytes.
+"""Bytes that ranks exchange on a step (distributed/sharded_params.py).
 
-A gradient and a parameter come to the owner of a piece from the ranks that hold them, and the parameter goes
-back. Left out are two small sums over all ranks, of norms, and what fills up to 16 bytes.
+The ranks that hold a gradient and a parameter send them to the owner of each piece, which sends the parameter
+back. Two small sums of norms over all ranks, and padding to 16 bytes, are left out.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kradagrad_ext.distributed.pieces import CHUNK_BYTES, Piece, in_chunks
+from kradagrad_ext.distributed.partition import CHUNK_BYTES, Piece, split_by_bytes
 
 from .gpus import Cost
-from .parameters import Parameter
+from .parameters import ParamShape
 
 
 @dataclass
 class Traffic:
-    """Of one rank.
+    """Bytes of one rank.
 
     Attributes:
-        sent, received: to and from other ranks.
-        held: parameters that lie on it.  owned: of its pieces.
+        sent, received: bytes to and from other ranks.
+        held: bytes of the parameters that it holds.  owned: bytes of the parameters of its pieces.
     """
 
     sent: int = 0
@@ -32,25 +32,25 @@ class Traffic:
     owned: int = 0
 
     def copies(self, replicated: bool) -> Cost:
-        """Into the buffers of the collectives and out of them: every copy is read and written.
+        """Return the cost of copies into and out of the collectives' buffers: each is read and written.
 
-        Of replicas: gradient and parameter of own pieces, these packed and filled up, all parameters staged
-        and written. Of shards: gradient and parameter packed and unpacked, the parameter packed, staged and
-        written.
+        Replicas: gradient and parameter of owned pieces, these packed and padded, and all parameters staged
+        and written. Shards: gradient and parameter packed and unpacked, and the parameter packed, staged
+        and written.
         """
         size = 2 * (4 * self.owned + 2 * self.held) if replicated else 2 * (3 * self.owned + 4 * self.held)
         return Cost("torch: foreach_copy", "exchange", 0, size)
 
 
 def traffic_of(
-    parameters: Sequence[Parameter], dealt: Sequence[Sequence[Piece]], replicated: bool
+    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], replicated: bool
 ) -> list[Traffic]:
-    """Of every rank.
+    """Return the traffic of every rank.
 
     Args:
         dealt: the pieces of every rank.
-        replicated: parameters and gradients lie on all ranks; else in shards of rows, as `fully_shard` cuts
-            them.
+        replicated: True if all ranks hold all parameters and gradients, False if they hold shards of rows, as
+            `fully_shard` cuts them.
     """
     ranks = [Traffic() for _ in dealt]
     if len(ranks) > 1:
@@ -60,26 +60,27 @@ def traffic_of(
 
 
 def _exchange_replicas(
-    parameters: Sequence[Parameter], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
+    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
 ) -> None:
-    """All have the gradients; in every chunk all send as many parameters as the one with the most."""
+    """Add the traffic of replicas: all have the gradients; in every chunk all ranks pad to the largest."""
     sizes = [p.dtype.itemsize for p in parameters]
 
     def size(pieces: Sequence[Piece]) -> int:
         return sum(piece.box.numel * sizes[piece.parameter] for piece in pieces)
 
-    chunks = itertools.zip_longest(*(in_chunks(own, sizes, CHUNK_BYTES) for own in dealt), fillvalue=())
+    by_rank = (split_by_bytes(pieces, sizes, CHUNK_BYTES) for pieces in dealt)
+    chunks = itertools.zip_longest(*by_rank, fillvalue=())
     passed = (len(ranks) - 1) * sum(max(map(size, chunk)) for chunk in chunks)
     held = sum(math.prod(p.shape) * p.dtype.itemsize for p in parameters)
-    for own, pieces in zip(ranks, dealt, strict=True):
-        own.sent = own.received = passed
-        own.held, own.owned = held, size(pieces)
+    for rank, pieces in zip(ranks, dealt, strict=True):
+        rank.sent = rank.received = passed
+        rank.held, rank.owned = held, size(pieces)
 
 
 def _exchange_shards(
-    parameters: Sequence[Parameter], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
+    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
 ) -> None:
-    """Two go to the owner of what another rank holds, one comes back."""
+    """Add the traffic of shards: gradients and parameters are sent to owners, parameters are sent back."""
     for owner, pieces in zip(ranks, dealt, strict=True):
         for piece in pieces:
             p = parameters[piece.parameter]

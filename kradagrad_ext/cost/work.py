@@ -1,7 +1,7 @@
-"""What the CUDA kernels do in one CTA, as counted without a GPU, and the time that an SM takes for it.
+"""The work of the CUDA kernels in one CTA, counted without a GPU, and the time that an SM takes for it.
 
-Nothing is measured. The table is made by bench/kernel_work.py; every limit in it is a count, and what turns
-counts into cycles is either a rate of the hardware (`gpus`) or one of the four assumptions here.
+Nothing is measured. bench/kernel_work.py writes the table. Every limit in it is a count, which is converted
+to cycles by a rate of the hardware (`gpus`) or by one of the four assumptions here.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 FILE = Path(__file__).with_name("kernel_work.csv")
 
 MMA_FLOPS = {"bf16": 16 * 8 * 16 * 2, "tf32": 16 * 8 * 8 * 2}
-"""Of one mma.sync by what it multiplies; both take a tensor core as long."""
+"""Flops of one mma.sync by the dtype that it multiplies; both take a tensor core the same time."""
 
 BUSY_FRACTION = 0.80
 """Assumed: the share of time that the busiest of tensor cores, schedulers and shared memory is busy while a
-CTA computes. With two warps a scheduler and limits that lie close together, each waits for the others."""
+CTA computes. With two warps per scheduler and limits close to each other, each waits for the others."""
 
 PHASE_CYCLES = 100
-"""Assumed: what a barrier costs beside the slots. The last products end and the first reads of the next phase
-arrive while nothing else runs: ldmatrix, mma.sync and a store, at about 30 cycles each ("Dissecting Tensor
-Cores via Microbenchmarks", arXiv 2206.02874, measures the first two)."""
+"""Assumed: the cost of a barrier beside the slots. The last products end and the first reads of the next
+phase arrive while nothing else runs: ldmatrix, mma.sync and a store, at about 30 cycles each ("Dissecting
+Tensor Cores via Microbenchmarks", arXiv 2206.02874, measures the first two)."""
 
 LATENCY_CYCLES = 500
-"""Assumed: from a load of global memory to its data. Pointer chasing takes 450 to 500 cycles on idle GPUs
-("Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv 2402.13499)."""
+"""Assumed: the time from a load of global memory to its data. Pointer chasing takes 450 to 500 cycles on idle
+GPUs ("Benchmarking and Dissecting the Nvidia Hopper GPU Architecture", arXiv 2402.13499)."""
 
 LOOKUP_CYCLES = 100
-"""Assumed: the same of a launch's tables, which every CTA reads: between the L1's 40 and the L2's 265 cycles
+"""Assumed: the same for a launch's tables, which every CTA reads: between the L1's 40 and the L2's 265 cycles
 (ibid.)."""
 
 
@@ -41,12 +41,12 @@ class KernelWork:
 
     Attributes:
         call: side of its blocks, and options.
-        mma: products on tensor cores, of all warps; `mma_most`, `mma_least`: of one of the four schedulers.
+        mma: mma.sync products of all warps; `mma_most`, `mma_least`: those of one of the four schedulers.
         slots_most, slots_least: instructions that a scheduler issues.
-        wavefronts: passes through shared memory, one a cycle.
-        bytes: distinct sectors of global memory.
-        exposed_bytes: of these, what is loaded while the CTA has nothing else to do.
-        exposed_trips, lookups: loads of matrices and of tables, one after another, that it waits for.
+        wavefronts: passes through shared memory, one per cycle.
+        bytes: bytes of distinct sectors of global memory.
+        exposed_bytes: those of them that are loaded while the CTA has nothing else to do.
+        exposed_trips, lookups: consecutive loads of matrices and of tables that the CTA waits for.
         ctas_of_sm: CTAs that an SM holds at once.
     """
 
@@ -70,12 +70,12 @@ class KernelWork:
 
     @classmethod
     def of_row(cls, row: Mapping[str, str]) -> KernelWork:
-        """A row of the table."""
+        """Return the work of a row of the table."""
         numbers = (float(row[field.name]) for field in fields(cls)[3:])
         return cls(row["kernel"], row["call"], row["architecture"], *numbers)
 
     def limits(self, mma_cycles: float) -> dict[str, float]:
-        """Cycles that an SM's units are busy for a CTA; `mma_cycles`: of a scheduler for one product."""
+        """Return the cycles that an SM's units are busy for a CTA; `mma_cycles`: cycles per product."""
         return {
             "tensor cores": self.mma_most * mma_cycles,
             "issue slots": self.slots_most,
@@ -83,13 +83,14 @@ class KernelWork:
         }
 
     def cycles(self, mma_cycles: float, memory_cycles: float) -> float:
-        """Of an SM for one CTA of many.
+        """Return an SM's cycles for one CTA of many.
 
-        Several CTAs hide each other's waiting: the busiest unit, or memory, is the limit. One CTA waits for
-        its loads, but for those that it has asked for early; and so do a few that wait most of their time.
+        Several CTAs hide each other's waiting: the busiest unit, or memory, is the limit. A single CTA waits
+        for its loads, except those issued early; and so do a few CTAs that wait most of their time.
 
         Args:
-            memory_cycles: that the SM's share of the bandwidth takes for the CTA's bytes.
+            mma_cycles: see `limits`.
+            memory_cycles: cycles that the SM's share of the bandwidth takes for the CTA's bytes.
         """
         busy = max(self.limits(mma_cycles).values()) / BUSY_FRACTION
         waiting = self.exposed_trips * LATENCY_CYCLES + self.lookups * LOOKUP_CYCLES
@@ -98,12 +99,12 @@ class KernelWork:
         return max(busy, memory_cycles, (busy + waiting) / self.ctas_of_sm)
 
     def exposed_cycles(self, memory_cycles: float) -> float:
-        """Of `memory_cycles`, those in which a CTA has nothing else to do."""
+        """Return the part of `memory_cycles` in which a CTA has nothing else to do."""
         return memory_cycles * self.exposed_bytes / self.bytes
 
 
 def read() -> list[KernelWork]:
-    """All rows of the table."""
+    """Return all rows of the table."""
     with FILE.open(newline="") as file:
         return [KernelWork.of_row(row) for row in csv.DictReader(file)]
 
@@ -114,5 +115,5 @@ def _first_calls() -> dict[tuple[str, str], KernelWork]:
 
 
 def work_of(kernel: str, architecture: str) -> KernelWork | None:
-    """Of a kernel's first call in the table."""
+    """Return the work of a kernel's first call in the table; None if it has none."""
     return _first_calls().get((kernel, architecture))

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import test_accumulate
-import test_observe_gradients
-import test_parameter_step
-import test_scale_updates
 import torch
 from compiled_module import compile_cached
+from inputs import accumulate as accumulate_inputs
+from inputs import observe_gradients as observe_gradients_inputs
+from inputs import parameter_step as parameter_step_inputs
 from inputs import roots, square_root
+from inputs import scale_updates as scale_updates_inputs
 
 from kradagrad_ext import build_info
 from kradagrad_ext.backends.base import Turn
@@ -193,8 +193,8 @@ def launch_shapes() -> dict[str, Shape]:
             root_rule = replace(roots.RULE, precision=precision)
             planner.polar_roots_([roots.root_side(1, side)], root_rule, Turn())
             launches += planner.planned
-    for module in (test_observe_gradients, test_accumulate, test_scale_updates, test_parameter_step):
-        module.run(planner, module.inputs(torch.float32))
+    for module in (observe_gradients_inputs, accumulate_inputs, scale_updates_inputs, parameter_step_inputs):
+        module.run(planner, module.make(torch.float32))
         launches += planner.planned
     shapes = {name: Shape(threads, shared) for name, _, threads, shared, _ in launches}
     assert all(shapes[name] == Shape(threads, shared) for name, _, threads, shared, _ in launches)

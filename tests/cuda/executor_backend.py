@@ -155,7 +155,7 @@ class Executor:
 
     def _run_step(self, device, groups, rule, update, precondition, scales, norms) -> None:
         scalars = (rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates)
-        plan = toolchain.plans().square_root_step(
+        plan = toolchain.blockings().square_root_step(
             groups,
             *scalars,
             rule.refine,
@@ -177,7 +177,7 @@ class Executor:
         device = Device()
         tensors = (scalars, coefficients, active, restarts, norms, numel, present, weight_decay)
         addresses = [device.address(tensor) for tensor in tensors]
-        self.run(device, toolchain.plans().observe_gradients(addresses, len(scalars), *rule.values))
+        self.run(device, toolchain.blockings().observe_gradients(addresses, len(scalars), *rule.values))
 
     def scale_updates_(
         self,
@@ -197,7 +197,7 @@ class Executor:
         tensors = (coefficients, scalars, *spans, *blocks, numel, preconditioned)
         addresses = [device.address(tensor) for tensor in tensors]
         numbers = (rule.beta1, rule.averaged, rule.length)
-        self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))
+        self.run(device, toolchain.blockings().scale_updates(addresses, len(scalars), *numbers))
 
     def accumulate_(
         self,
@@ -220,7 +220,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, nesterov)
         norms = device.address(graft_norms)
-        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms, self.multiprocessors))
+        self.run(device, toolchain.blockings().accumulate(lists, *fixed, norms, self.multiprocessors))
 
     def parameter_step_(
         self,
@@ -242,7 +242,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), momentum, nesterov)
         rate = device.address(lr)
-        self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
+        self.run(device, toolchain.blockings().parameter_step(lists, *fixed, rate))
 
     def polar_roots_(self, sides, rule, turn) -> None:
         device = Device()
@@ -261,7 +261,7 @@ class Executor:
         ]
         counter = 0 if turn.counter is None else device.address(turn.counter)
         scalars = (rule.polynomials, rule.bound, rule.precision, turn.number, turn.turns, counter)
-        plan = toolchain.plans().roots(described, *scalars, self.shared_limit, self.multiprocessors)
+        plan = toolchain.blockings().roots(described, *scalars, self.shared_limit, self.multiprocessors)
         self.run(device, plan)
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:

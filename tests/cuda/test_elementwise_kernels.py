@@ -6,9 +6,10 @@ from typing import Any
 
 import cases
 import pytest
-import test_accumulate
-import test_parameter_step
 import torch
+from cases import tensors_of
+from inputs import accumulate as accumulate_inputs
+from inputs import parameter_step as parameter_step_inputs
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -17,7 +18,7 @@ from kradagrad_ext.backends.base import COEFFICIENTS
 from .executor_backend import Executor
 
 DTYPES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
-MODULES = {"accumulate_": test_accumulate, "parameter_step_": test_parameter_step}
+MODULES = {"accumulate_": accumulate_inputs, "parameter_step_": parameter_step_inputs}
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
@@ -25,16 +26,11 @@ WRITTEN = {
 CASES = [(op, options) for op, module in MODULES.items() for options in module.OPTIONS]
 
 
-def tensors_of(result: object, name: str) -> list[torch.Tensor]:
-    value = getattr(result, name)
-    return value if isinstance(value, list) else [value]
-
-
 @pytest.mark.parametrize(("op", "options"), CASES, ids=str)
 @pytest.mark.parametrize(("dtype", "transposed"), DTYPES)
 def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool) -> None:
     module = MODULES[op]
-    given = module.inputs(dtype, transposed)
+    given = module.make(dtype, transposed)
     ours = module.run(Executor(), given, **options)
     plain = module.run(reference, given, **options)
     exact = module.run(reference, given, torch.float64, **options)
@@ -50,9 +46,9 @@ def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtyp
 @pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
 def test_rounding(count: int, residuals: bool) -> None:
     """Where arithmetic is exact, the same bits."""
-    given = test_parameter_step.exact_inputs(count)
+    given = parameter_step_inputs.exact_inputs(count)
     ours, plain = (
-        test_parameter_step.run(own, given, residuals=residuals) for own in (Executor(), reference)
+        parameter_step_inputs.run(own, given, residuals=residuals) for own in (Executor(), reference)
     )
     for name in ("params", "residuals"):
         assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
@@ -61,7 +57,7 @@ def test_rounding(count: int, residuals: bool) -> None:
 @pytest.mark.parametrize("op", MODULES)
 def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
     module = MODULES[op]
-    given = module.inputs(torch.float32)
+    given = module.make(torch.float32)
     results = [module.run(Executor(seed), given) for seed in (0, 1, 2)]
     for name in WRITTEN[op]:
         for first, *others in zip(*(tensors_of(result, name) for result in results), strict=True):
@@ -71,7 +67,7 @@ def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
 @pytest.mark.parametrize("op", MODULES)
 def test_one_launch_serves_all_parameters(op: str) -> None:
     executor = Executor()
-    MODULES[op].run(executor, MODULES[op].inputs(torch.float32))
+    MODULES[op].run(executor, MODULES[op].make(torch.float32))
     assert len(executor.launches) == 1
 
 

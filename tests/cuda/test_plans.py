@@ -32,7 +32,7 @@ def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, s
         for m, n in shapes
     ]  # fmt: skip
     rule = (0.95, 0.05, 1e-3, 0.03, 1.0, refine, "bf16x3", True)
-    return toolchain.plans().square_root_step(
+    return toolchain.blockings().square_root_step(
         groups, *rule, True, True, 4096, 4096, scratch_bytes, 163 << 10, 108
     )
 

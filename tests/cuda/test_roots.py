@@ -119,7 +119,7 @@ def test_python_knows_which_sides_fit(precision: str) -> None:
     """As the plans, whatever shared memory a GPU has."""
     for kilobytes in range(256):
         for shared in (kilobytes << 10, (kilobytes << 10) - 1):
-            planned = toolchain.plans().longest_root_side(precision, shared)
+            planned = toolchain.blockings().longest_root_side(precision, shared)
             assert native._root_side_within(shared, precision) == planned, shared
 
 

@@ -6,22 +6,22 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import test_observe_gradients
-import test_scale_updates
 import torch
+from inputs import observe_gradients as observe_gradients_inputs
+from inputs import scale_updates as scale_updates_inputs
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
 
 from .executor_backend import Executor
 
-MODULES = (test_observe_gradients, test_scale_updates)
+MODULES = (observe_gradients_inputs, scale_updates_inputs)
 CASES = [(module, options) for module in MODULES for options in module.OPTIONS]
 
 
 @pytest.mark.parametrize(("module", "options"), CASES, ids=str)
 def test_agrees_with_float64(module: ModuleType, options: dict[str, Any]) -> None:
-    given = module.inputs(torch.float32)
+    given = module.make(torch.float32)
     ours, plain = (module.run(backend, given, **options) for backend in (Executor(), reference))
     exact = module.run(reference, given, torch.float64, **options)
     for name in module.WRITTEN:
@@ -35,7 +35,7 @@ def test_agrees_with_float64(module: ModuleType, options: dict[str, Any]) -> Non
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("count", [0, 1, 128, 129])
 def test_any_number_of_matrices_in_one_launch(module: ModuleType, count: int) -> None:
-    given, executor = module.inputs(torch.float32), Executor()
+    given, executor = module.make(torch.float32), Executor()
     chosen = torch.arange(count) % len(given.numel)
     ours = module.run(executor, module.rows(given, chosen))
     assert len(executor.launches) == (count > 0)
@@ -46,7 +46,7 @@ def test_any_number_of_matrices_in_one_launch(module: ModuleType, count: int) ->
 
 @pytest.mark.parametrize("module", MODULES)
 def test_same_bits_for_any_order_of_blocks_and_warps(module: ModuleType) -> None:
-    given = module.inputs(torch.float32)
+    given = module.make(torch.float32)
     first, *others = (module.run(Executor(seed), given) for seed in (0, 1, 2))
     for name in module.WRITTEN:
         for other in others:

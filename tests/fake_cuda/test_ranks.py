@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ranks import launch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from kradagrad_ext.distributed import shard
+from kradagrad_ext.distributed import sharded_params
 
 from . import recorded
 from .training import BACKENDS, assert_free_of_waits, kernels, make, needs_fake_gpu, parameters, steady
@@ -26,7 +26,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch):
         found[:] = [own] * len(found)
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
-    monkeypatch.setattr(shard, "CHUNK_BYTES", 1 << 15)  # several chunks
+    monkeypatch.setattr(sharded_params, "CHUNK_BYTES", 1 << 15)  # several chunks
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     yield dist.group.WORLD
     dist.destroy_process_group()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kradagrad_ext import KrADagrad
-from kradagrad_ext.clock import SETTLED
+from kradagrad_ext.schedule import SETTLED
 
 from . import Recording, is_active, recorded
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import test_accumulate
-import test_observe_gradients
-import test_parameter_step
-import test_scale_updates
 import torch
+from inputs import accumulate as accumulate_inputs
+from inputs import observe_gradients as observe_gradients_inputs
+from inputs import parameter_step as parameter_step_inputs
 from inputs import roots, square_root
+from inputs import scale_updates as scale_updates_inputs
 from tolerances import assert_as_accurate, assert_each_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
@@ -26,7 +26,10 @@ RULES: list[dict[str, Any]] = [
     {"refine": 3, "coupled": True},
     {"refine": 1, "damped_updates": 0.0},
 ]
-ELEMENTWISE = [(test_accumulate, ("momenta", "second_moments")), (test_parameter_step, ("params", "momenta"))]
+ELEMENTWISE = [
+    (accumulate_inputs, ("momenta", "second_moments")),
+    (parameter_step_inputs, ("params", "momenta")),
+]
 
 
 def ops(backend: str) -> Any:
@@ -64,7 +67,7 @@ def test_a_whole_step(
 def test_elementwise(
     module: Any, names: tuple[str, ...], dtype: torch.dtype, transposed: bool, gpu_backend: str
 ) -> None:
-    given = on(module.inputs(dtype, transposed))
+    given = on(module.make(dtype, transposed))
     for options in module.OPTIONS:
         ours = module.run(ops(gpu_backend), given, **options)
         plain = module.run(reference, given, **options)
@@ -74,9 +77,9 @@ def test_elementwise(
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
 
 
-@pytest.mark.parametrize("module", [test_observe_gradients, test_scale_updates])
+@pytest.mark.parametrize("module", [observe_gradients_inputs, scale_updates_inputs])
 def test_scalars(module: Any, gpu_backend: str) -> None:
-    given = on(module.inputs(torch.float32))
+    given = on(module.make(torch.float32))
     for options in module.OPTIONS:
         ours, plain = (module.run(own, given, **options) for own in (ops(gpu_backend), reference))
         exact = module.run(reference, given, torch.float64, **options)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_optimizer import SMALL
 from tolerances import TRAJECTORY
 from torch import Tensor
+from training import SMALL
 
 from kradagrad_ext import KrADagrad
 

@@ -194,3 +194,13 @@ def assert_untouched(before: Given, after: Given) -> None:
             assert torch.equal(layouts.whole(was_view).isnan(), layouts.whole(now_view).isnan())
         blocks = [torch.cat([v.flatten(0, -3) for v in group.out]) for group in (old, new)]
         assert torch.equal(blocks[0][kept], blocks[1][kept])
+
+
+RULES = {
+    "cholesky": RULE,
+    "cholesky, undamped": replace(RULE, damped_updates=0.0),
+    "products": replace(RULE, method="products"),
+    "one product": replace(RULE, method="products", refine=1),
+    "coupled": replace(RULE, coupled=True),
+    "coupled products": replace(RULE, method="products", refine=3, coupled=True),
+}

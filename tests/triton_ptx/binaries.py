@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import test_accumulate
-import test_parameter_step
 import torch
 from cuda import binaries as cuda_binaries
 from cuda.binaries import Binary, Shape
+from inputs import accumulate as accumulate_inputs
+from inputs import parameter_step as parameter_step_inputs
 from inputs import square_root
 
 from kradagrad_ext.backends import square_root_triton
@@ -83,14 +83,14 @@ def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan
     yield from _square_root_plans(precision, architecture)
     if precision != "fp32":
         return
-    given = test_accumulate.inputs(torch.float32)
+    given = accumulate_inputs.make(torch.float32)
     lists = {"grad": given.grads, "momentum": given.momenta, "second_moment": given.second_moments}
     parameters = elements_plan.parameters_of("", given.params, lists)
     yield (
         "elements",
         elements_plan.plan_accumulate(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
     )
-    given = test_parameter_step.inputs(torch.float32)
+    given = parameter_step_inputs.make(torch.float32)
     lists = {"update": given.updates, "direction": given.directions, "second_moment": given.second_moments}
     parameters = elements_plan.parameters_of("", given.params, lists)
     yield "elements", elements_plan.plan_parameter_step(parameters, {"NESTEROV": False}, architecture)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import test_accumulate
-import test_parameter_step
 import torch
+from inputs import accumulate as accumulate_inputs
+from inputs import parameter_step as parameter_step_inputs
 from marks import slow
 
+from .checks import check_elements, check_rounding
 from .compiled import Compiled
 from .mutants import Fault, edited, layer_that_notices
-from .test_elements import check_elements, check_rounding
 
 FAULTS = [
     Fault(
@@ -63,9 +63,9 @@ def run(probe: str, backend: Any) -> None:
     if probe == "rounding":
         check_rounding(backend, 5, False)
     elif probe == "accumulate_":
-        check_elements(probe, backend, test_accumulate.inputs(torch.float32, True), nesterov=True)
+        check_elements(probe, backend, accumulate_inputs.make(torch.float32, True), nesterov=True)
     else:
-        check_elements(probe, backend, test_parameter_step.inputs(torch.float32), momenta=True)
+        check_elements(probe, backend, parameter_step_inputs.make(torch.float32), momenta=True)
 
 
 def found(fault: Fault | None, probe: str) -> str | None:

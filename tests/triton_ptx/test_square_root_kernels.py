@@ -13,32 +13,22 @@ from typing import Any
 import pytest
 import torch
 from inputs import layouts, square_root
-from inputs.square_root import check_overflow_in_rounding, compare, copied, given, group
+from inputs.square_root import check_overflow_in_rounding, copied, given, group
 from marks import slow, slow_after
-from tolerances import FACTOR, precision_atol
 
 from kradagrad_ext.backends import square_root as reference
 from kradagrad_ext.backends.base import FALLBACKS, PRECISIONS, RMS, WEIGHT
 
+from .checks import COUPLED, GROUPED, RESIDENT, RULE, check, several
 from .compiled import Compiled
 
 ARCHITECTURES = ["sm_80", "sm_90"]
-RULE = replace(square_root.RULE, method="products")
-COUPLED = replace(RULE, coupled=True)
-GROUPED, RESIDENT = (70, 20), (9, 16)
 SHAPES = [GROUPED, RESIDENT, (1, 1), (1, 7), (7, 30), (33, 64), (64, 64), (130, 40), (33, 200), (256, 5)]
 
 
 @pytest.fixture(params=ARCHITECTURES)
 def arch(request: pytest.FixtureRequest) -> str:
     return request.param
-
-
-def check(call: square_root.Given, backend: Any) -> square_root.Given:
-    """Run a call and compare it with the reference in float32 and float64."""
-    rule = call.rule
-    atol = max(precision_atol(rule.precision, rule.refine), FACTOR[call.groups[0].left.factor.dtype])
-    return compare(call, backend, atol)
 
 
 @pytest.mark.parametrize("rule", slow_after(1, [COUPLED, RULE]), ids=["coupled", "apart"])
@@ -106,18 +96,6 @@ def test_the_halves_of_a_step_are_the_whole(shape: tuple[int, int], arch: str) -
     assert torch.equal(halves.groups[0].out[0][active], whole.groups[0].out[0][active])
     halves = replace(halves, groups=[replace(halves.groups[0], out=whole.groups[0].out)])
     assert same_bits(whole, halves)
-
-
-def several() -> list[Any]:
-    """Resident groups and others, some without blocks or elements."""
-    return [
-        group(5, (70, 9)),
-        group(3, (3, 2), "several"),
-        group(2, (0, 4)),
-        group(0, (4, 4)),
-        group(4, (16, 9), "experts"),
-        group(2, (70, 130), "grid"),
-    ]
 
 
 @slow

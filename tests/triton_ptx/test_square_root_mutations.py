@@ -12,9 +12,9 @@ from inputs import square_root
 from inputs.square_root import check_overflow_in_rounding, given, group
 from marks import slow, slow_after
 
+from .checks import COUPLED, RULE, check, several
 from .compiled import Compiled
 from .mutants import Fault, edited, layer_that_notices
-from .test_square_root_kernels import COUPLED, RULE, check, several
 
 PRODUCT, GRAM, ROOT, STATE = "scaled_product.py", "gram.py", "inverse_root.py", "side_state.py"
 SHARED, WHOLE = "multiply.py", "square_root_resident.py"

@@ -1,4 +1,4 @@
-// accumulate, for the elements of all parameters in one launch:
+// The kernel of accumulate_: the elements of all parameters in one launch:
 //
 //   g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
 //   d = m, beta1 m + (1 - beta1) g (nesterov), or g;   v = beta2 c4^2 v + weight2 g^2
@@ -6,10 +6,10 @@
 //
 // Threads take four neighbouring elements at a time (elementwise.cuh). Traffic: every tensor once.
 //
-// A CTA takes spans in turns. One CTA a multiprocessor is enough to keep memory busy where elements are
-// contiguous: each thread has all that it reads of eight elements under way at once, 12 KB a CTA. It runs at
-// the same time as resident_update and fits the registers that this leaves free: 96 a thread, at one warp for
-// each scheduler.
+// CTAs take spans in rounds: CTA i takes spans i, i + grid, ... One CTA per multiprocessor is enough to keep
+// memory busy if elements are contiguous: each thread has all its reads of eight elements in flight at once,
+// 12 KB per CTA. The kernel runs at the same time as resident_update and fits into the registers that this
+// leaves free: 96 a thread, at one warp for each scheduler.
 #include "elementwise.cuh"
 #include "reduce.cuh"
 

@@ -1,5 +1,5 @@
-// Reading and writing of elements of any layout, four neighbours at a time where they are contiguous. The
-// elements of all parameters are shared out in spans of kSpan elements of one parameter.
+// Reading and writing of elements of any layout, four neighbours at a time if they are contiguous. The
+// elements of all parameters are distributed in spans of kSpan elements of one parameter.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,8 +9,8 @@
 
 namespace kradagrad::cuda {
 
-// Elements of a flat parameter, four neighbours at a time: those from `index` on, and those that lie a round
-// of the CTA's threads behind. What is read of both is under way at once.
+// Elements of a flat parameter, four neighbours at a time: those from `index` on, and those that follow
+// kDistance elements later, after one round of the CTA's threads. The reads of both are in flight at once.
 struct Whole {
   static constexpr int kFours = 2, kElements = 4 * kFours;
   static constexpr int kDistance = 4 * kElementThreads, kRound = kFours * kDistance;
@@ -39,7 +39,7 @@ struct Single {
 template <class T>
 __device__ __forceinline__ T* data_of(const Elements& of) {
   void* const data = of.data;
-  __builtin_assume(__isGlobal(data));  // or every access would have to find out
+  __builtin_assume(__isGlobal(data));  // else every access would test the address space
   return static_cast<T*>(data);
 }
 
@@ -86,7 +86,7 @@ __device__ __forceinline__ void write(const float (&value)[1], const Elements& t
   }
 }
 
-// Residuals, each in the lower half of a word.
+// Reads residuals, each into the lower half of a word.
 __device__ __forceinline__ void read_halves(uint32_t (&halves)[Whole::kElements], const Elements& from,
                                             const Whole& at) {
 #pragma unroll
@@ -124,16 +124,16 @@ __device__ __forceinline__ int parameter_of(const Parameter* parameters, int cou
   return search(count, span, [&](int i) { return parameters[i].first_span; });
 }
 
-// A copy in shared memory, which no store to a tensor can change: it is read once.
-__device__ __forceinline__ void fetch(Parameter& own, const Parameter& parameter) {
+// Copies a parameter to shared memory, which no store to a tensor can change: it is read once.
+__device__ __forceinline__ void fetch(Parameter& copy, const Parameter& parameter) {
   static_assert(sizeof(Parameter) % sizeof(int) == 0);
   for (int i = threadIdx.x; i < sizeof(Parameter) / sizeof(int); i += kElementThreads) {
-    reinterpret_cast<int*>(&own)[i] = reinterpret_cast<const int*>(&parameter)[i];
+    reinterpret_cast<int*>(&copy)[i] = reinterpret_cast<const int*>(&parameter)[i];
   }
   __syncthreads();
 }
 
-// Calls use(Whole) for whole rounds of a span and use(Single) for what is left of it.
+// Calls use(Whole) for whole rounds of a span and use(Single) for its remaining elements.
 template <class Use>
 __device__ __forceinline__ void for_each_position(const Parameter& parameter, int64_t span, const Use& use) {
   int64_t begin = (span - parameter.first_span) * kSpan;
@@ -146,7 +146,7 @@ __device__ __forceinline__ void for_each_position(const Parameter& parameter, in
   for (int64_t i = begin + threadIdx.x; i < end; i += kElementThreads) use(Single{parameter, i});
 }
 
-// c0 d / (sqrt(c1 v) + c2), 0 where the denominator is 0.
+// c0 d / (sqrt(c1 v) + c2), or 0 if the denominator is 0.
 __device__ __forceinline__ float adaptive(float d, float v, const float* c) {
   const float denominator = sqrtf(c[1] * v) + c[2];
   return denominator > 0 ? c[0] * d / denominator : 0;

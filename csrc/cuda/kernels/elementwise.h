@@ -1,5 +1,5 @@
-// Tables of the kernels that work element by element on all parameters at once; a CTA works off a span of
-// kSpan elements at a time.
+// Tables of the elementwise kernels, which process all parameters at once; a CTA processes one span of kSpan
+// elements at a time.
 #pragma once
 
 #include <cstdint>
@@ -11,14 +11,14 @@ namespace kradagrad::cuda {
 constexpr int kMaxDims = 5;
 constexpr int kElementThreads = 128;
 
-// One tensor of a parameter; `data` null: there is none.
+// One tensor of a parameter; `data` is null if it is missing.
 struct Elements {
   void* data;
   int64_t strides[kMaxDims];
   int32_t bf16;
 };
 
-// A parameter and its tensors, all of one shape; neighbouring dims that are one in every tensor are merged.
+// A parameter and its tensors, all of one shape; dims that are contiguous in every tensor are merged.
 struct Parameter {
   int64_t first_span;
   int64_t numel;
@@ -35,8 +35,8 @@ struct Accumulate {
   float beta1, rest1, beta2, weight2;
   const float* coefficients;  // [P, kCoefficients]
   const bool* active;         // [P]
-  int64_t spans;              // of kSpan elements, of all parameters
-  float* graft_norms;         // [spans]: |graft|^2; null: nobody asks
+  int64_t spans;              // number of the spans of all parameters
+  float* graft_norms;         // [spans]: |graft|^2; or null if not needed
 };
 
 struct ParameterStep {

@@ -1,11 +1,11 @@
-// The largest of a team's numbers.
+// The maximum of a team's numbers.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace kradagrad::cuda {
 
-// As `team_sum`, the maximum of numbers that are not negative.
+// The maximum of the team's non-negative numbers, for every thread; otherwise as `team_sum`.
 template <int kWarps>
 __device__ __forceinline__ float team_max(float value) {
   __shared__ float partial[kMostWarps];

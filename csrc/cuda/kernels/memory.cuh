@@ -1,4 +1,4 @@
-// Blocks in global memory: finding them, filling tiles of shared memory from them, and writing to them.
+// Blocks in global memory: finding them, filling tiles of shared memory from them, and writing them.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,7 +20,7 @@ __device__ __forceinline__ int search(int count, int64_t value, const First& fir
   return low;
 }
 
-// One block's matrix. Elements outside of [rows, cols] are never touched; reading gives zeros there.
+// One block's matrix. Elements outside [rows, cols] are never accessed; reads return zeros there.
 struct Matrix {
   void* data;
   int64_t row_stride, col_stride;
@@ -31,8 +31,8 @@ struct Matrix {
 
   __device__ __forceinline__ Matrix(const View* views, const Matrices& of, int64_t block, int rows, int cols)
       : rows(rows), cols(cols), bf16(of.bf16), aligned(of.aligned) {
-    const View* const own = views + of.first_view;
-    const View& view = own[search(of.views, block, [&](int i) { return own[i].first; })];
+    const View* const all = views + of.first_view;
+    const View& view = all[search(of.views, block, [&](int i) { return all[i].first; })];
     const int64_t index = block - view.first;
     const int64_t start = index / view.inner * view.outer_stride + index % view.inner * view.inner_stride;
     data = static_cast<char*>(view.data) + start * (bf16 ? 2 : 4);
@@ -40,7 +40,7 @@ struct Matrix {
     col_stride = view.col_stride;
   }
 
-  // No rows and no columns.
+  // A matrix without rows and columns.
   static __device__ __forceinline__ Matrix empty() {
     Matrix result;
     result.data = nullptr;
@@ -51,7 +51,7 @@ struct Matrix {
     return result;
   }
 
-  // The first element of a row of neighbours.
+  // The address of the first element of a contiguous row.
   template <class Element>
   __device__ __forceinline__ Element* row(int row) const {
     Element* const element = static_cast<Element*>(data) + row * row_stride;
@@ -59,7 +59,7 @@ struct Matrix {
     return element;
   }
 
-  // The element (row, col), in global memory, which every access would have to find out.
+  // The address of the element (row, col), known to be global, so that accesses need not test the space.
   template <class Element>
   __device__ __forceinline__ Element* at(int row, int col) const {
     Element* const element = static_cast<Element*>(data) + offset(row, col);
@@ -67,10 +67,10 @@ struct Matrix {
     return element;
   }
 
-  // Whether it lies in whole quadruples of neighbours, each with an alignment of its size.
+  // True if rows consist of whole groups of four contiguous elements, each aligned to its size.
   __device__ __forceinline__ bool in_fours() const { return aligned && cols % 4 == 0; }
 
-  // The part of this matrix from (row, col) on, of at most `count_rows` x `count_cols`.
+  // The part of this matrix from (row, col) on, with at most `count_rows` x `count_cols` elements.
   __device__ __forceinline__ Matrix part(int row, int col, int count_rows, int count_cols) const {
     Matrix result = *this;
     result.data = static_cast<char*>(data) + offset(row, col) * (bf16 ? 2 : 4);
@@ -89,8 +89,8 @@ struct Matrix {
     return bf16 ? __bfloat162float(*at<const __nv_bfloat16>(row, col)) : *at<const float>(row, col);
   }
 
-  // Elements (row, col) to (row, col + 3), col divisible by 4, where they lie within, in the dtype of the
-  // matrix.
+  // Writes the elements (row, col) to (row, col + 3) that are inside the matrix, in its dtype; col is
+  // divisible by 4.
   __device__ __forceinline__ void write_four(int row, int col, const float (&four)[4]) const {
     if (aligned && !bf16 && cols % 4 == 0) {
       if (row >= rows || col >= cols) return;
@@ -101,14 +101,14 @@ struct Matrix {
     }
   }
 
-  // Elements (row, col) and (row, col + 1), where they lie within, in the dtype of the matrix.
+  // Writes the elements (row, col) and (row, col + 1) that are inside the matrix, in its dtype.
   __device__ __forceinline__ void write(int row, int col, float2 pair) const {
     if (row >= rows) return;
     if (col < cols) store(row, col, pair.x);
     if (col + 1 < cols) store(row, col + 1, pair.y);
   }
 
-  // Elements (row, col) and (row, col + 1), col even, of float32, where they lie within.
+  // Writes the float32 elements (row, col) and (row, col + 1) that are inside the matrix; col is even.
   __device__ __forceinline__ void write_pair(int row, int col, float2 pair) const {
     if (row >= rows) return;
     if (aligned && col + 1 < cols) {
@@ -119,8 +119,8 @@ struct Matrix {
     }
   }
 
-  // Elements (row, col) and (row, col + 1) of a symmetric matrix and their mirror images, where they lie on
-  // or below the diagonal; row < rows, col even and at most `row`.
+  // Writes those of the elements (row, col) and (row, col + 1) of a symmetric matrix that are on or below the
+  // diagonal, and their mirror images; row < rows, col is even and at most `row`.
   __device__ __forceinline__ void write_symmetric(int row, int col, float2 pair) const {
     if (!bf16 && aligned && col < row) {
       *reinterpret_cast<float2*>(at<float>(row, col)) = pair;
@@ -132,7 +132,7 @@ struct Matrix {
     if (col + 1 < row) store(col + 1, row, pair.y);
   }
 
-  // In the dtype of the matrix.
+  // Writes one element in the dtype of the matrix.
   __device__ __forceinline__ void store(int row, int col, float value) const {
     if (bf16) {
       *at<__nv_bfloat16>(row, col) = __float2bfloat16_rn(value);
@@ -141,7 +141,7 @@ struct Matrix {
     }
   }
 
-  // The same elements, zero above the diagonal, where another thread may be writing.
+  // Reads the same two elements; zero above the diagonal, where another thread may be writing.
   __device__ __forceinline__ float2 read_symmetric(int row, int col) const {
     return col < row ? read_pair(row, col) : float2{*at<const float>(row, col), 0};
   }
@@ -154,7 +154,7 @@ struct Matrix {
   }
 };
 
-// Four neighbours as they lie in memory, by the dtype.
+// The type of four contiguous elements in memory.
 template <class Element>
 struct FourOf;
 template <>
@@ -175,7 +175,7 @@ __device__ __forceinline__ void unpack(uint2 four, float (&to)[4]) {
   to[2] = __uint_as_float(four.y << 16), to[3] = __uint_as_float(four.y & 0xffff0000u);
 }
 
-// Four neighbours at `from`, or zeros.
+// Reads four contiguous elements at `from`, or zeros.
 template <class Element>
 __device__ __forceinline__ void read_four(const Element* from, bool inside, float (&to)[4]) {
   typename FourOf<Element>::Type four{};
@@ -183,8 +183,8 @@ __device__ __forceinline__ void read_four(const Element* from, bool inside, floa
   unpack(four, to);
 }
 
-// Four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory: asynchronously for
-// float32, which takes effect with the copy's group.
+// Copies four elements from (row, col) on, col a multiple of 4, to 16 bytes of shared memory as float32. The
+// copy of float32 is asynchronous and completes with its group.
 __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row, int col) {
   const bool inside = row < from.rows;
   if (from.bf16) {
@@ -210,15 +210,15 @@ __device__ __forceinline__ void copy_four(Shared to, const Matrix& from, int row
 
 constexpr int kTileChunks = kTileFloats / 4;
 
-// The i-th four elements of a tile at tile coordinates of a matrix. Eight neighbouring lanes fill two rows of
-// a tile, and so all banks: two sectors of each row.
+// Copies the i-th four elements of the tile at tile coordinates of a matrix. Eight neighbouring lanes fill
+// two rows of a tile, and thus all banks, from two sectors of each row.
 __device__ __forceinline__ void copy_chunk(Shared tile, const Matrix& from, int tile_row, int tile_col,
                                            int i) {
   const int row = i / 4, col = i % 4 * 4;
   copy_four(tile + 4 * FloatTiles::offset(row, col), from, tile_row * kTile + row, tile_col * kTile + col);
 }
 
-// Fills a grid of tile_rows x tile_cols tiles from a matrix, zeros around it.
+// Fills a grid of tile_rows x tile_cols tiles from a matrix, with zeros around it.
 template <int kThreads>
 __device__ __forceinline__ void copy_grid(Shared tiles, const Matrix& from, int tile_rows, int tile_cols) {
   for (int i = threadIdx.x; i < tile_rows * tile_cols * kTileChunks; i += kThreads) {
@@ -227,7 +227,7 @@ __device__ __forceinline__ void copy_grid(Shared tiles, const Matrix& from, int 
   }
 }
 
-// Ends the copies of the CTA's threads and shows them to all.
+// Completes the copies of the CTA's threads and makes them visible to all.
 __device__ __forceinline__ void finish_copies() {
   copy_async_commit();
   copy_async_wait<0>();

@@ -1,19 +1,19 @@
-// parameter_step, for the elements of all parameters in one launch:
+// The kernel of parameter_step_: the elements of all parameters in one launch:
 //
-//   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d where there is no update or c3 is not finite
+//   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
 //   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
-//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q as it is stored
+//   q = (1 - lr c9) q - lr min(max(u, -c5), c5);   p = q in its storage dtype
 //
-// Where p is bfloat16, c6 > 0 and there are no residuals, chance rounds q.
+// If p is bfloat16, c6 > 0 and there are no residuals, q is rounded by chance.
 //
 // Threads take four neighbouring elements at a time (elementwise.cuh). Traffic: the tensors that the formula
-// needs, once; a span of a parameter that is not active is left alone.
+// needs, once; nothing for the spans of inactive parameters.
 #include "elementwise.cuh"
 
 namespace kradagrad::cuda {
 namespace {
 
-// Reads what the update is made of, mixes it into `chances`, and makes the update of it.
+// Reads the tensor that the update is made of, mixes its bits into `chances`, and computes the update u.
 template <class Position>
 __device__ __forceinline__ void finished_update(float (&u)[Position::kElements],
                                                 uint32_t (&chances)[Position::kElements], const Position& at,
@@ -37,7 +37,7 @@ __device__ __forceinline__ void finished_update(float (&u)[Position::kElements],
   }
 }
 
-// One of the bfloat16 numbers next to a value (kradagrad_ext/backends/base.py).
+// One of the bfloat16 neighbours of a value, chosen by chance (kradagrad_ext/backends/base.py).
 __device__ __forceinline__ float rounded_by_chance(float value, uint32_t mixed) {
   constexpr uint32_t kLargestBf16 = 0x7f7f0000;
   const uint32_t bits = __float_as_uint(value);
@@ -63,8 +63,8 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
     uint32_t residuals[kElements];
     read_halves(residuals, of.residual, at);
     for (int i = 0; i < kElements; ++i) {
-      const int own = p[i] != 0 ? static_cast<int16_t>(residuals[i]) : 0;
-      p[i] = __uint_as_float(__float_as_uint(p[i]) + own);
+      const int residual = p[i] != 0 ? static_cast<int16_t>(residuals[i]) : 0;
+      p[i] = __uint_as_float(__float_as_uint(p[i]) + residual);
     }
   }
   for (int i = 0; i < kElements; ++i) u[i] += c[8] * p[i];

@@ -4,12 +4,12 @@
 //   tf32x3   a = ah + al in tf32,  the same                               error about 2^-21 |a| |b|
 //   fp32     fused multiply-adds, no tensor cores
 //
-// An operand that came from bf16 is exact in its first term; the product with its other, which is zero, is
-// left out where `Exact` says so. Sums are float32 in every case.
+// An operand that was converted from bf16 equals its first term. Products with its second term, which is
+// zero, are left out if `Exact` is set. Sums are float32 in every case.
 //
-// A warp's tiles are told by a shape: kA row tiles of A, kB of B, and for every slot of C which of each. Row
-// tiles kFirst to kEnd of A are there, and a term of all their slots is added before the next: the tensor
-// cores never wait for a sum.
+// A shape describes a warp's tiles: kA row tiles of A, kB of B, and the pair of them that makes each slot of
+// C. Row tiles [kFirst, kEnd) of A have been read. One term of all their slots is added before the next term,
+// so that the tensor cores never wait for a sum.
 #pragma once
 
 #include "table.h"
@@ -17,34 +17,34 @@
 
 namespace kradagrad::cuda {
 
-// Which operands hold bf16 values.
+// States which operands have bf16 values.
 struct Exact {
   bool a, b;
 };
 
-// Slot s of a warp's C is the row tile `a` of A times the row tile `b` of B, by their number among those
-// read.
+// Slot s of a warp's C is row tile `a` of A times row tile `b` of B, numbered among the tiles that the warp
+// reads.
 struct Slot {
   int a, b;
 };
 
-// A lane's part of a tile: four pairs of neighbouring k, of A in the order of (row half, k half) 00, 10, 01,
-// 11, of B in that of 00, 01, 10, 11, since 8 rows of B are one instruction's.
+// A lane's part of a tile: four pairs of neighbouring k. The order of (row half, k half) is 00, 10, 01, 11
+// for A and 00, 01, 10, 11 for B, because one instruction takes 8 rows of B.
 constexpr __device__ int row_of_pair(int pair, bool of_b) { return 8 * (of_b ? pair / 2 : pair % 2); }
 constexpr __device__ int k_of_pair(int pair, bool of_b) { return 8 * (of_b ? pair % 2 : pair / 2); }
 
-// In two terms of bf16.
+// A fragment as two terms of bf16.
 struct Bf16Terms {
   uint32_t term[2][4];
 
-  // c += term i of a times term j of 8 rows of b.
+  // c += (term i of a) times (term j of 8 rows of b).
   static __device__ __forceinline__ void multiply(float (&c)[4], const Bf16Terms& a, const Bf16Terms& b,
                                                   int i, int j, int half) {
     mma_bf16(c, a.term[i], {b.term[j][2 * half], b.term[j][2 * half + 1]});
   }
 };
 
-// Of tiles that hold them.
+// Of tiles that store both terms: they are read as they are.
 struct PlaneFragment : Bf16Terms {
   using Format = PlaneTiles;
 
@@ -55,7 +55,7 @@ struct PlaneFragment : Bf16Terms {
   }
 };
 
-// Split when they are read.
+// Terms that are split as they are read.
 struct SplitFragment : Bf16Terms {
   using Format = FloatTiles;
 
@@ -73,11 +73,11 @@ struct SplitFragment : Bf16Terms {
   }
 };
 
-// In two terms of tf32. The first of a pair is k = t of an instruction, the second k = t + 4, for A and B
-// alike.
+// A fragment as two terms of tf32. The first of a pair is k = t of an instruction, the second is k = t + 4,
+// for both A and B.
 struct Tf32Fragment {
   using Format = FloatTiles;
-  // Term, half of k; of A rows g, g + 8 of either k, of B both k of row g, then of g + 8.
+  // [term][half of k][value]; values of A: rows g, g + 8 of each k; of B: both k of row g, then of g + 8.
   float term[2][2][4];
 
   template <bool kOfB, Order kOrder>
@@ -105,7 +105,7 @@ struct Tf32Fragment {
   }
 };
 
-// On tensor cores, the smallest terms first.
+// Products on tensor cores, the smallest terms first.
 template <class AnyFragment>
 struct TensorCores {
   using Fragment = AnyFragment;
@@ -133,7 +133,7 @@ struct TensorCores {
   }
 };
 
-// Without tensor cores: every lane reads the whole rows of its elements, two k at a time.
+// Products without tensor cores: every lane reads the whole rows of its elements, two k at a time.
 struct FusedMultiplyAdds {
   struct Fragment {
     using Format = FloatTiles;
@@ -195,7 +195,7 @@ struct MultiplierOf<Precision::kFp32> {
   using Type = FusedMultiplyAdds;
 };
 
-// Of matrices that are stored in the format of the precision's fragments.
+// The multiplier for matrices that are stored in the format of the precision's fragments.
 template <Precision kPrecision>
 using Multiplier = typename MultiplierOf<kPrecision>::Type;
 

@@ -1,4 +1,4 @@
-// One block in a two-sided product: what the kernels that take it as a whole need to know of it.
+// The work item of the two-sided product of one block, for the kernels that process whole blocks.
 #pragma once
 
 #include "memory.cuh"
@@ -7,7 +7,7 @@
 
 namespace kradagrad::cuda {
 
-// Of no rows and columns where nothing is to be done. It lies in shared memory, so that it takes no registers
+// An item has no rows and columns if there is no work. It is in shared memory, so that it takes no registers
 // from products; one warp finds it.
 struct ProductItem {
   enum { kDirection, kRightRoot, kLeftRoot, kOut, kMatrices };
@@ -18,8 +18,8 @@ struct ProductItem {
   float* norm;
   bool active;
 
-  // Becomes the first of the work items `from`, from + step, ... whose block takes part; the norms of those
-  // before it are zero. Every lane finds a matrix.
+  // Becomes the first of the work items `from`, from + step, ... whose block takes part; sets the norms of
+  // the items before it to zero. Each of the first kMatrices lanes finds one matrix.
   __device__ __forceinline__ void find(const ResidentPrecondition& in, int64_t from, int64_t step, int lane) {
     if (lane >= kMatrices) return;
     for (; from < in.items; from += step) {

@@ -1,12 +1,12 @@
-// The only inline PTX of the project: copies global -> shared that run asynchronously, wide stores,
-// conversions, and the tensor cores' products. Everything here exists from sm_80 on.
+// The only inline PTX of the project: asynchronous copies global -> shared, wide stores, conversions, and the
+// tensor cores' products. Everything here exists from sm_80 on.
 #pragma once
 
 #include <cstdint>
 
 namespace kradagrad::cuda {
 
-// An address in shared memory, in bytes: half the registers and arithmetic of a pointer.
+// An address in shared memory, in bytes; it takes half the registers and arithmetic of a pointer.
 using Shared = uint32_t;
 
 __device__ __forceinline__ Shared shared_address(const void* pointer) {
@@ -18,22 +18,22 @@ __device__ __forceinline__ T& memory_at(Shared address) {
   return *static_cast<T*>(__cvta_shared_to_generic(address));
 }
 
-// The same in global memory.
+// The same for global memory.
 template <class T>
 __device__ __forceinline__ T& memory_at(char* address) {
   __builtin_assume(__isGlobal(address));
   return *reinterpret_cast<T*>(address);
 }
 
-// The same value, about which the compiler knows nothing: what is computed from it is computed again rather
-// than kept in registers from one phase of a kernel to the next.
+// Returns the same value, hidden from the compiler: values that depend on it are computed again instead of
+// occupying registers from one phase of a kernel to the next.
 __device__ __forceinline__ uint32_t forget(uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// Copies `bytes` (0 to kSize) from global to shared memory and zeros up to kSize: 4, 8 or 16, of which both
-// addresses are multiples.
+// Copies `bytes` (0 to kSize) from global to shared memory, with zeros up to kSize. kSize is 4, 8 or 16; both
+// addresses are multiples of it.
 template <int kSize>
 __device__ __forceinline__ void copy_async(Shared to, const void* from, int bytes) {
   if constexpr (kSize == 16) {
@@ -46,10 +46,10 @@ __device__ __forceinline__ void copy_async(Shared to, const void* from, int byte
   }
 }
 
-// Ends a group of this thread's copies.
+// Closes a group of this thread's copies.
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
-// Waits until at most kPending of this thread's latest groups are still under way.
+// Waits until at most kPending of this thread's latest groups are still in flight.
 template <int kPending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
@@ -74,8 +74,8 @@ __device__ __forceinline__ float round_tf32(float value) {
   return __uint_as_float(rounded);
 }
 
-// Four 8 x 8 matrices of bf16 from shared memory: lane 8 i + r gives the address of row r of matrix i, 16
-// bytes, and gets of every matrix two neighbours of row lane / 4, or of its transpose.
+// Loads four 8 x 8 matrices of bf16 from shared memory: lane 8 i + r passes the address of row r of matrix i,
+// 16 bytes, and receives from every matrix, or its transpose, two neighbours of row lane / 4.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], S
                : "memory");
 }
 
-// The transpose of an 8 x 8 matrix of bf16 of which every lane holds two neighbours of row lane / 4.
+// Transposes an 8 x 8 matrix of bf16, of which every lane has two neighbours of row lane / 4.
 __device__ __forceinline__ uint32_t transpose_matrix(uint32_t words) {
   uint32_t transposed;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(words));
@@ -116,7 +116,7 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const float (&a)[4], con
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
-// One store of 8 or 16 bytes to global memory: the compiler may split an assignment.
+// Stores 8 or 16 bytes to global memory in one instruction; the compiler may split an assignment.
 __device__ __forceinline__ void store_8(void* to, uint2 value) {
   asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(value.x),
                "r"(value.y)

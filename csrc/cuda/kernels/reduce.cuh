@@ -1,4 +1,4 @@
-// Sums in a fixed order: the same bits on every run.
+// Sums in a fixed order, with the same bits on every run.
 #pragma once
 
 namespace kradagrad::cuda {
@@ -12,14 +12,14 @@ __device__ __forceinline__ T warp_sum(T value) {
   return value;
 }
 
-constexpr int kMostWarps = 8;  // of a CTA
+constexpr int kMostWarps = 8;  // per CTA
 
-// The sum over the team of kWarps warps that a thread belongs to, for every thread; all of the CTA take part.
+// The sum over the thread's team of kWarps warps, for every thread; all threads of the CTA must take part.
 template <int kWarps>
 __device__ __forceinline__ float team_sum(float value) {
   __shared__ float partial[kMostWarps];
   value = warp_sum(value);
-  __syncthreads();  // whoever reads those of the last sum is done
+  __syncthreads();  // all reads of the last sum's values are complete
   const int warp = threadIdx.x / 32;
   if (threadIdx.x % 32 == 0) partial[warp] = value;
   __syncthreads();

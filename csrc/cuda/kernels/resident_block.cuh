@@ -1,9 +1,9 @@
-// What the kernels of whole blocks on chip share: the teams of a CTA, their work items, and how a product is
-// written.
+// Common parts of the kernels that keep whole blocks on chip: the teams of a CTA, their work items, and the
+// writing of a product.
 //
-// A CTA has 256 threads: one team for sides of up to 128, two for smaller ones, which do the same steps at
-// the same time on a work item each. Barriers are the CTA's, so a team that has nothing to do goes along with
-// a matrix of no rows. As many CTAs as the GPU holds take all work items in turns.
+// A CTA has 256 threads: one team for sides of up to 128, two teams for smaller ones, which do the same steps
+// at the same time, each on one work item. Barriers apply to the CTA, so a team without work takes part with
+// a matrix of no rows. As many CTAs as fit the GPU at once take all work items in rounds.
 #pragma once
 
 #include "memory.cuh"
@@ -13,8 +13,7 @@
 
 namespace kradagrad::cuda {
 
-// What every thread knows about its place, made anew whenever it is asked for: it takes no registers from
-// products.
+// A thread's position, computed again at every use, so that it takes no registers from products.
 template <int kTiles>
 struct Worker {
   static constexpr int kWarps = Team<kTiles>::kWarps;
@@ -27,24 +26,24 @@ struct Worker {
   }
   static __device__ __forceinline__ int thread() {
     return forget(threadIdx.x) % kTeamThreads;
-  }  // of the team
+  }  // within the team
   static __device__ __forceinline__ int warp() { return thread() / 32; }
   static __device__ __forceinline__ Lane lane() { return Lane(thread()); }
 
-  // A tile of the team's shared memory, of which it has `places`.
+  // The address of a tile of the team's shared memory, which has `places` tiles.
   static __device__ __forceinline__ Shared place(int places, int tile) {
     extern __shared__ float4 memory[];
     return shared_address(memory) + (team() * places + tile) * kTileBytes;
   }
 
-  // The second team counts from the other end: schedulers that had less of the first team's tiles get more.
+  // The second team numbers its warps in reverse: schedulers with fewer tiles of the first team get more.
   static __device__ __forceinline__ LowerShare<kTiles> share() {
     return {team() % 2 == 0 ? warp() : kWarps - 1 - warp(), lane()};
   }
 };
 
-// Writes a product to a matrix. `place`: shared memory of kTiles^2 tiles that nobody reads any more, which
-// pairs pass through that are not written as 8 bytes of float32.
+// Writes a product to a matrix. `place`: shared memory of kTiles^2 tiles that is free; pairs that cannot be
+// written as 8 bytes of float32 pass through it.
 template <int kTiles, class Product>
 __device__ __forceinline__ void write_product(Product& product, const Matrix& to, Shared place) {
   if (!to.bf16 && to.aligned && to.cols % 2 == 0) {
@@ -74,9 +73,9 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
   }
 }
 
-// The work items of a team, in shared memory: the one that it works on and the one after. A team takes items
-// i, i + step, ...; one of its warps finds the next while the others multiply, so that its matrices can be
-// asked for before the current one ends.
+// The work items of a team, in shared memory: the current one and the next. A team takes items i, i + step,
+// ...; one of its warps finds the next item while the others multiply, so that its matrices can be requested
+// before the current item ends.
 template <int kTiles, class Item>
 class Items {
  public:
@@ -88,7 +87,7 @@ class Items {
   __device__ __forceinline__ Item& current() const { return items_[turn_ * Here::kTeams + Here::team()]; }
   __device__ __forceinline__ Item& next() const { return items_[(1 - turn_) * Here::kTeams + Here::team()]; }
 
-  // Finds the first one; whether there is one for any team of the CTA.
+  // Finds the first item; returns true if any team of the CTA has one.
   template <class Parameters>
   __device__ __forceinline__ bool start(const Parameters& in) const {
     find(current(), in, int64_t{blockIdx.x} * Here::kTeams + Here::team());
@@ -96,13 +95,13 @@ class Items {
     return __syncthreads_or(current().active);
   }
 
-  // Finds the next one, which is known after a barrier.
+  // Finds the next item, which all threads see after a barrier.
   template <class Parameters>
   __device__ __forceinline__ void find_next(const Parameters& in) const {
     find(next(), in, current().index + step());
   }
 
-  // Goes on to the next one; whether there is one for any team.
+  // Advances to the next item; returns true if any team has one.
   __device__ __forceinline__ bool advance() {
     turn_ = 1 - turn_;
     return __syncthreads_or(current().active);

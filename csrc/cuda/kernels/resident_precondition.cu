@@ -1,17 +1,17 @@
 // resident_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of up to 16 kTiles a side, and norms =
-// |V|^2 (kradagrad_ext/backends/base.py), on chip from the reading of D to the writing of V.
+// |V|^2 (kradagrad_ext/backends/base.py), on chip from the read of D to the write of V.
 //
-// Teams take blocks in turns (resident_block.cuh); a team finds a block's group by binary search over the
+// Teams take blocks in rounds (resident_block.cuh); a team finds a block's group by binary search over the
 // groups' first items. Shared memory of a team, in tiles (T = 8: 136 KB):
 //
 //             first, T^2     second, two symmetric places of T (T + 1) / 2
 //   D P_r     D              lower tiles of P_r;  free
-//   P_l H     H = D P_r      the next block's P_r on its way;  lower tiles of P_l
+//   P_l H     H = D P_r      the next block's P_r, in flight;  lower tiles of P_l
 //
-// Nothing waits for memory but on a team's first turn: P_l, in registers, arrives during the first product,
-// the next block's D, in registers, and P_r during the second.
+// Only a team's first item waits for memory. P_l arrives in registers during the first product; the next
+// block's D, in registers, and P_r arrive during the second.
 //
-// Traffic: D and the lower triangles of both roots once, V and its norm written once.
+// Traffic: D and the lower triangles of both roots are read once, V and its norm are written once.
 #include "product_item.cuh"
 #include "staged_matrix.cuh"
 
@@ -63,13 +63,13 @@ class ResidentProduct {
   __device__ __forceinline__ int m_tiles() const { return tiles_of(item().m); }
   __device__ __forceinline__ int n_tiles() const { return tiles_of(item().n); }
 
-  // Asks for a block's D and P_r, the latter in its place, which nobody reads any more.
+  // Starts to read a block's D and P_r; P_r goes to its place, which is free.
   __device__ __forceinline__ void request(const ProductItem& of, Staged& direction) const {
     direction.start(of.direction());
     StagedRoot().start_copy(of.right_root(), right_place());
   }
 
-  // What was asked for, in `first` and in its place.
+  // Stores the requested D in `first` and P_r in its place.
   __device__ __forceinline__ void load_direction(Staged& direction) const {
     StagedRoot right_root;
     direction.finish(item().direction(), first());
@@ -80,7 +80,7 @@ class ResidentProduct {
     __syncthreads();
   }
 
-  // D P_r in the place of D, and P_l in its own.
+  // Writes D P_r to the place of D, and P_l to its place.
   __device__ __forceinline__ void multiply_right(StagedRoot& left_root) const {
     Full half(Here::warp(), Here::lane());
     half.add(PlainTiles{first(), kTiles}, SymmetricTiles{right_place()}, m_tiles(), n_tiles(), n_tiles(),
@@ -92,7 +92,7 @@ class ResidentProduct {
     __syncthreads();
   }
 
-  // V to its matrix; |V|^2, for every thread.
+  // Writes V to its matrix; returns |V|^2 to every thread.
   __device__ __forceinline__ float multiply_left() const {
     Full whole(Here::warp(), Here::lane());
     whole.add(SymmetricTiles{left_place()}, TransposedTiles{first(), kTiles}, m_tiles(), n_tiles(), m_tiles(),
@@ -102,7 +102,7 @@ class ResidentProduct {
     return norm;
   }
 
-  // Divides by the root mean square of the block's gradients; this thread's part of the squared norm.
+  // Divides by the root mean square of the block's gradients; returns this thread's part of the squared norm.
   __device__ __forceinline__ float over_rms(Full& product) const {
     const float rms = item().rms;
     float norm = 0;
@@ -129,7 +129,7 @@ __device__ __forceinline__ void resident_precondition(const ResidentPrecondition
 
 }  // namespace
 
-// One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
+// One kernel for each side and precision; `ctas` CTAs must fit the registers of an SM.
 #define KRADAGRAD_KERNEL(side, ctas, name, precision)                        \
   extern "C" __global__ void __launch_bounds__(kResidentThreads, ctas)       \
       resident_precondition_##side##_##name(const ResidentPrecondition in) { \

@@ -1,20 +1,21 @@
-// resident_root: P = (F F^T)^(1/2) of factors F [d, d] of up to 16 kTiles, on chip from the reading of F to
-// the writing of P (kradagrad_ext/polar.py), in units without the gradients': F is taken times sqrt(w k) rms.
+// resident_root: P = (F F^T)^(1/2) of factors F [d, d] of up to 16 kTiles, on chip from the read of F to the
+// write of P (kradagrad_ext/polar.py). F is multiplied by sqrt(w k) rms, so that P is independent of the
+// gradients' unit.
 //
 //   Q = F / s,  s^2 = |F^T F|_F
 //   Q <- Q (a I + b G + c G^2),  G = Q^T Q               steps times
-//   P = F Q^T,  of which the lower triangle is made
-//   residual = |P P - F F^T|_F / |F F^T|_F;  P is written where that is small enough
+//   P = F Q^T,  only its lower triangle
+//   residual = |P P - F F^T|_F / |F F^T|_F;  P is written if the residual is at most the bound
 //
-// Teams take the factors that are due (resident_block.cuh). Shared memory of a team, in tiles (T = 8: 136
+// Teams take the due factors in rounds (resident_block.cuh). Shared memory of a team, in tiles (T = 8: 136
 // KB):
 //
 //             first, T^2                  second, T (T + 1)
 //   step      Q                           lower tiles of G, and of a I + b G + c G^2
 //   root      Q, then lower tiles of P    F
 //
-// Traffic: F read, P written; F is read once more when P is made, from the L2. The next factor, in registers,
-// arrives while the residual is made.
+// Traffic: F is read and P is written; F is read once more, from the L2, when P is made. The next factor
+// arrives in registers while the residual is computed.
 #include "root_item.cuh"
 #include "staged_matrix.cuh"
 
@@ -64,7 +65,7 @@ class ResidentRoot {
 
   __device__ __forceinline__ Lower lower() const { return Lower(Here::share()); }
 
-  // F, which was asked for, in its unit to a place that nobody reads any more.
+  // Stores the requested F, in its unit, in a free place.
   __device__ __forceinline__ void load(Staged& factor, Shared place) const {
     factor.finish(item().factor(), place);
     factor.scale(item().unit);
@@ -73,7 +74,7 @@ class ResidentRoot {
     __syncthreads();
   }
 
-  // All steps of Q.
+  // Runs all steps of Q.
   __device__ __forceinline__ void iterate() const {
 #pragma unroll 1
     for (int step = 0; step < in_.rule.steps; ++step) {
@@ -88,7 +89,7 @@ class ResidentRoot {
     return second() + symmetric_tiles(kTiles) * kTileBytes;
   }
 
-  // G = Q^T Q; the scale of Q, 1 / s in the first step.
+  // Makes G = Q^T Q; returns the scale of Q, 1 / s in the first step.
   __device__ __forceinline__ float make_gram(int step) const {
     Lower gram = lower();
     const TransposedTiles q{first(), kTiles};
@@ -100,7 +101,7 @@ class ResidentRoot {
     return scale;
   }
 
-  // a I + b G + c G^2 in its place.
+  // Writes a I + b G + c G^2 to its place.
   __device__ __forceinline__ void make_polynomial(int step) const {
     Lower polynomial = lower();
     const SymmetricTiles g{gram_place()};
@@ -112,7 +113,7 @@ class ResidentRoot {
     __syncthreads();
   }
 
-  // Q times the polynomial and the scale, in the place of Q.
+  // Writes Q times the polynomial and the scale to the place of Q.
   __device__ __forceinline__ void multiply_polynomial(float scale) const {
     Full q(Here::warp(), Here::lane());
     q.add(PlainTiles{first(), kTiles}, SymmetricTiles{polynomial_place()}, tiles(), tiles(), tiles());
@@ -122,7 +123,7 @@ class ResidentRoot {
     __syncthreads();
   }
 
-  // P in the place of Q, F in the other.
+  // Writes P to the place of Q, and F to the other.
   __device__ __forceinline__ void make_root() const {
     Staged factor;
     factor.start(item().factor());
@@ -146,13 +147,13 @@ class ResidentRoot {
     return sqrtf(sum(difference.sum_of_squares(1)) / size);
   }
 
-  // Of P, row and column.
+  // The element (i, j) of P.
   __device__ __forceinline__ float root_at(int i, int j) const {
     const int row = max(i, j), col = min(i, j), tile = lower_tiles(row / kTile) + col / kTile;
     return Format::element(first() + tile * kTileBytes, row % kTile, col % kTile);
   }
 
-  // Four neighbours of a row a thread, and eight threads a row.
+  // Each thread writes four neighbours of a row; eight threads write a row.
   __device__ __forceinline__ void write_root() const {
     const Matrix to = item().root();
     for (int row = Here::thread() / 8; row < to.rows; row += Here::kTeamThreads / 8) {
@@ -177,7 +178,7 @@ __device__ __forceinline__ void resident_root(const ResidentRoots& in) {
 
 }  // namespace
 
-// One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
+// One kernel for each side and precision; `ctas` CTAs must fit the registers of an SM.
 #define KRADAGRAD_KERNEL(side, ctas, name, precision)                  \
   extern "C" __global__ void __launch_bounds__(kResidentThreads, ctas) \
       resident_root_##side##_##name(const ResidentRoots in) {          \

@@ -1,30 +1,31 @@
 // resident_update: the update of both factors of blocks [m, n] of up to 16 kTiles a side, on chip from the
-// reading of G and F to the writing of F (kradagrad_ext/backends/base.py):
+// read of G and F to the write of F (kradagrad_ext/backends/base.py):
 //
 //   U = G and G^T, or coupled  |G| / |G P_r| G P_r  and  |G| / |P_l G| G^T P_l
-//   B = s sqrt(weight) F^T U, s the scale of the block's gradient
+//   B = s sqrt(weight) F^T U, with s the scale of the block's gradient
 //   M = B B^T + C^T C,  C = rms' sqrt(damped_updates weight damping k) F
 //   Y = (M + decay I) / t,  Z = T = a I - b Y;   from the second step on      (square_root_rule.cuh)
-//     Y <- Y T;   T = a I - b Y Z;   Z <- T Z         or, of two steps in all, the same with a product fewer
+//     Y <- Y T;   T = a I - b Y Z;   Z <- T Z         or, with two steps in all, one product fewer
 //   F <- restored F Z
 //
-// Teams take block sides in turns (resident_block.cuh), their warps as in tile_products.cuh; a team finds a
-// side's group by binary search over the groups' first items. G is held in units of a power of two below its
-// largest element and F in one below 1 / (rms' sqrt(damping k)), so that no square overflows for gradients of
-// any scale; scaling by powers of two rounds nothing. Shared memory of a team, in tiles (T = 8: 136 KB):
+// Teams take block sides in rounds (resident_block.cuh), with warps as in tile_products.cuh; a team finds a
+// side's group by binary search over the groups' first items. G is stored in units of a power of two below
+// its largest element, F in units of one below 1 / (rms' sqrt(damping k)), so that no square overflows for
+// gradients of any scale; scaling by powers of two is exact. Shared memory of a team, in tiles (T = 8: 136
+// KB):
 //
 //             first, T^2                    second, two or three symmetric places of T (T + 1) / 2
 //   coupled   lower tiles of P              G, then U
 //   whiten    F                             U, then B
 //   iterate   F                             lower tiles of Y and Z, and of T from refine 3 on
-//   F R       F                             the next side's P on its way, Z
+//   F R       F                             the next side's P, in flight; Z
 //
-// Nothing waits for memory but on a team's first turn: the next side's G, in registers, and P arrive during
-// F R, and F during the product U.
+// Only a team's first item waits for memory: the next side's G, in registers, and P arrive during F R, and F
+// arrives during the product U.
 //
-// Traffic: G, F and for a coupled update the lower triangle of P once, F written once. A block's sides are
-// neighbours: what the second one reads of G is in the L2. Per element of a square block of b^2: both sides
-// 2 G + P + 4 F.
+// Traffic: G, F and, for a coupled update, the lower triangle of P are read once; F is written once. A
+// block's sides are consecutive items: the second one reads G from the L2. Per element of a square block of
+// b^2: both sides 2 G + P + 4 F.
 #include "largest.cuh"
 #include "side_item.cuh"
 #include "staged_matrix.cuh"
@@ -81,13 +82,13 @@ class ResidentSideUpdate {
   __device__ __forceinline__ Full full_product() const { return Full(Here::warp(), Here::lane()); }
   __device__ __forceinline__ Lower lower_tiles_of_product() const { return Lower(Here::share()); }
 
-  // Asks for a side's G and P, the latter in the first symmetric place, which nobody reads any more.
+  // Starts to read a side's G and P; P goes to the first symmetric place, which is free.
   __device__ __forceinline__ void request(const SideItem& of, Staged& grad) const {
     grad.start(of.grad());
     if (in_.rule.coupled) StagedRoot().start_copy(of.root(), symmetric_place(0));
   }
 
-  // What was asked for: G in `second`, in the unit of its norm, and P in `first`.
+  // Stores the requested G in `second`, in the unit of its norm, and P in `first`.
   __device__ __forceinline__ void load_gradient(Staged& grad) const {
     grad.finish(item().grad(), first());
     float most = 0;
@@ -101,7 +102,7 @@ class ResidentSideUpdate {
     most = team_max<Here::kWarps>(most);
     if (in_.rule.coupled) root.template store<Format>(first());
     const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 1;
-    float squares = 0;  // not a number where an element is none, which the maximum leaves out
+    float squares = 0;  // NaN if an element is NaN, which the maximum ignores
     grad.scale(inverse_power_of_two(unit));
     grad.for_each([&](float value) { squares = fmaf(value, value, squares); });
     grad.template store<Format>(second());
@@ -109,7 +110,7 @@ class ResidentSideUpdate {
     if (Here::thread() == 0) item().norm = {squares, squares == 0 ? 0 : unit};
   }
 
-  // U = G P_r, or G^T P_l, in the place of G; its squared norm.
+  // Writes U = G P_r, or G^T P_l, to the place of G; returns its squared norm.
   __device__ __forceinline__ float couple() const {
     const Exact exact{item().grad().bf16, item().root().bf16};
     const SymmetricTiles p{first()};
@@ -124,7 +125,7 @@ class ResidentSideUpdate {
     return sum(squares_of(u, 1));
   }
 
-  // The product times `scale`, and this thread's part of its squared norm.
+  // Multiplies the product by `scale`; returns this thread's part of its squared norm.
   static __device__ __forceinline__ float squares_of(Full& product, float scale) {
     float squares = 0;
     product.for_each_pair([&](int, int, float (&pair)[2]) {
@@ -135,14 +136,14 @@ class ResidentSideUpdate {
     return squares;
   }
 
-  // F <- F R where that is finite and the block is ready; whether it is. The next side's G is asked for.
+  // F <- F R if that is finite and the block is ready; returns true if so. Requests the next side's G.
   __device__ __forceinline__ bool update_factor(bool any_ready, Staged& factor, Staged& grad) const {
     if (!any_ready) {
       request(sides_.next(), grad);
       return false;
     }
     const float root = item().update.rms * damping_root(in_.rule, item().k);
-    const float unit = power_of_two_below(root);  // F is held times this
+    const float unit = power_of_two_below(root);  // F is stored times this
     load_factor(factor, unit);
     const float whitened = whiten(item().update.scale * (item().norm.unit / unit));
     if (Here::thread() == 0) item().update.whitened *= whitened;
@@ -153,12 +154,12 @@ class ResidentSideUpdate {
     return write_factor(restored / unit);
   }
 
-  // |M|_F without squares that overflow where M / unit is near 1 or below.
+  // |M|_F; no square overflows if M / unit is near 1 or below.
   __device__ __forceinline__ float norm_of(const Lower& m, float unit) const {
     return unit * sqrtf(sum(m.sum_of_squares(inverse_power_of_two(unit))));
   }
 
-  // F times `unit` in `first`.
+  // Stores F times `unit` in `first`.
   __device__ __forceinline__ void load_factor(Staged& factor, float unit) const {
     if (item().is_new) {
       factor.set_diagonal(unit * start_of(in_.rule, item().update.rms, item().k), item().d);
@@ -171,7 +172,7 @@ class ResidentSideUpdate {
     __syncthreads();
   }
 
-  // B in the place of U; its squared norm.
+  // Writes B to the place of U; returns its squared norm.
   __device__ __forceinline__ float whiten(float scale) const {
     const Exact exact{item().exact_factor(), item().grad().bf16 && !in_.rule.coupled};
     const int rows = d_tiles(), cols = k_tiles();
@@ -188,7 +189,7 @@ class ResidentSideUpdate {
     return sum(squares);
   }
 
-  // M = B B^T + damping^2 F^T F, its lower tiles.
+  // The lower tiles of M = B B^T + damped_updates weight damping^2 F^T F.
   __device__ __forceinline__ Lower gram(float damping) const {
     Lower m = lower_tiles_of_product();
     const float damped = in_.rule.damped_updates * in_.rule.weight;
@@ -206,7 +207,7 @@ class ResidentSideUpdate {
     return second() + i * symmetric_tiles(kTiles) * kTileBytes;
   }
 
-  // Z in the second symmetric place, from M; what F Z is to be multiplied by. Y is in the first place.
+  // Makes Z in the second symmetric place, from M, with Y in the first; returns the factor of F Z.
   __device__ __forceinline__ float iterate(Lower& m, float norm) const {
     const Iteration first(in_.rule, norm, 0);
     m.add_diagonal(item().d, in_.rule.decay);
@@ -224,7 +225,7 @@ class ResidentSideUpdate {
     return first.restored;
   }
 
-  // The second step where it is the last, from Z = T in registers and in its place: with S = Y T
+  // The second step if it is the last, from Z = T in registers and in its place: with S = Y T
   //
   //   T^2 = a1 T - b1 S,   Z = a T - b S T^2
   __device__ __forceinline__ void square_second_step(const Lower& t, const Iteration& first,
@@ -244,7 +245,7 @@ class ResidentSideUpdate {
     }
   }
 
-  // The second step and any after it. T is in the third place.
+  // The second step and all later ones. T is in the third place.
   __device__ __forceinline__ void repeat_steps(float norm) const {
     const int products = 3 * (in_.rule.refine - 1);
     const Shared y = symmetric_place(0), z = symmetric_place(1), t = symmetric_place(2);
@@ -265,7 +266,7 @@ class ResidentSideUpdate {
     }
   }
 
-  // F' = scale F Z to the factor, if all of it is finite as it is stored.
+  // Writes F' = scale F Z to the factor, if all of it is finite in the factor's dtype.
   __device__ __forceinline__ bool write_factor(float scale) const {
     const int tiles = d_tiles();
     Full updated = full_product();
@@ -273,7 +274,7 @@ class ResidentSideUpdate {
                 {item().exact_factor(), false});
     updated.scale(scale);
     if (item().factor().bf16) updated.for_each([](float& value) { value = rounded_bf16(value); });
-    float failed = 0;  // stays 0 where all is finite
+    float failed = 0;  // stays 0 if all values are finite
     updated.for_each([&](float value) { failed = fmaf(value, 0, failed); });
     if (!(sum(failed) == 0) || !item().ready) return false;
     write_product<kTiles>(updated, item().factor(), first());
@@ -293,7 +294,7 @@ __device__ __forceinline__ void resident_update(const ResidentUpdate& in) {
 
 }  // namespace
 
-// One kernel for each side and precision; `ctas` of them are to fit an SM's registers.
+// One kernel for each side and precision; `ctas` CTAs must fit the registers of an SM.
 #define KRADAGRAD_KERNEL(side, ctas, name, precision)                  \
   extern "C" __global__ void __launch_bounds__(kResidentThreads, ctas) \
       resident_update_##side##_##name(const ResidentUpdate in) {       \

@@ -1,4 +1,4 @@
-// One factor whose root is made: what the kernels need to know of it.
+// The work item of one factor whose root is computed.
 #pragma once
 
 #include "memory.cuh"
@@ -7,12 +7,12 @@
 
 namespace kradagrad::cuda {
 
-// A block that may be one, by its work item.
+// The block of a work item, which may be due for a root.
 struct RootCandidate {
   const RootSide* side;
   int64_t block;
   float unit;     // sqrt(w k) rms
-  bool is_taken;  // active, with a gradient so far; and it has its turn, or no root since its factor started
+  bool is_taken;  // active, with a gradient so far; and due on this turn, or without a root so far
 
   __device__ __forceinline__ RootCandidate(const ResidentRoots& in, int64_t item) {
     const bool is_due = item < in.due;
@@ -28,7 +28,7 @@ struct RootCandidate {
   }
 };
 
-// Of no rows where nothing is to be done. In shared memory, to spare registers; one warp finds it.
+// An item has no rows if there is no work. It is in shared memory, to save registers; one warp finds it.
 struct RootItem {
   enum { kFactor, kRoot, kMatrices };
   Matrix matrices[kMatrices];
@@ -38,8 +38,8 @@ struct RootItem {
   float unit;
   bool active;
 
-  // Becomes the first of the work items `from`, from + step, ... whose block is taken. Each lane looks at one
-  // of them; the first lanes then find a matrix each.
+  // Becomes the first of the work items `from`, from + step, ... whose block is taken. Each lane tests one of
+  // them; then each of the first kMatrices lanes finds one matrix.
   __device__ __forceinline__ void find(const ResidentRoots& in, int64_t from, int64_t step, int lane) {
     for (; from < in.items; from += 32 * step) {
       const int64_t mine = from + lane * step;
@@ -72,7 +72,7 @@ struct RootItem {
   __device__ __forceinline__ const Matrix& factor() const { return matrices[kFactor]; }
   __device__ __forceinline__ const Matrix& root() const { return matrices[kRoot]; }
 
-  // Counts a root that was refused.
+  // Writes the residual, and counts a refused root.
   __device__ __forceinline__ void finish(bool good, float residual) const {
     if (!active) return;
     if (!good) statistics[kRefusals] += 1;

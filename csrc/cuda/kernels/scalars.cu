@@ -1,7 +1,7 @@
 // observe_gradients, scale_updates: a few numbers for each of M matrices (formulas in csrc/scalar_rules.h).
-// observe_gradients has a thread for each; scale_updates a CTA, which first adds up in float64 what the spans
-// and the blocks of its matrix have, each thread every kScalarThreads-th. Their time is that of a launch; as
-// torch's operations they would be some ninety.
+// observe_gradients has one thread per matrix. scale_updates has one CTA per matrix, which first adds up in
+// float64 the norms of the matrix's spans and blocks; each thread adds every kScalarThreads-th. Their time is
+// that of a launch; in torch operations they would be about ninety.
 #include "reduce.cuh"
 #include "scalars.h"
 
@@ -12,7 +12,7 @@ struct Norms {
   float graft, update;
 };
 
-// Squared norms of matrix i: sums over its spans and blocks, in a fixed order; all of the CTA take part.
+// Squared norms of matrix i: sums over its spans and blocks, in a fixed order; all threads must take part.
 __device__ __forceinline__ Norms norms_of(const ScaleUpdates& in, int64_t i) {
   constexpr int kWarps = kScalarThreads / 32;
   __shared__ double grafts[kWarps], updates[kWarps];

@@ -1,4 +1,4 @@
-// What the kernels on the scalars of M matrices take.
+// The parameters of the kernels on the scalars of M matrices.
 #pragma once
 
 #include <cstdint>

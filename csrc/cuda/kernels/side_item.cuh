@@ -1,4 +1,4 @@
-// One side of one block in an update of factors: what the kernels that take it as a whole need to know of it.
+// The work item of one side of one block in an update of factors, for the kernels that process whole blocks.
 #pragma once
 
 #include "memory.cuh"
@@ -7,7 +7,7 @@
 
 namespace kradagrad::cuda {
 
-// Of no rows and columns where nothing is to be done. It lies in shared memory, so that it takes no registers
+// An item has no rows and columns if there is no work. It is in shared memory, so that it takes no registers
 // from products; one warp finds it, and one thread writes the rest.
 struct SideItem {
   enum { kGrad, kRoot, kFactor, kMatrices };
@@ -20,8 +20,8 @@ struct SideItem {
   GradientNorm norm;
   BlockUpdate update;
 
-  // Becomes the first of the work items `from`, from + step, ... whose block takes part. Every lane finds a
-  // matrix.
+  // Becomes the first of the work items `from`, from + step, ... whose block takes part. Each of the first
+  // kMatrices lanes finds one matrix.
   __device__ __forceinline__ void find(const ResidentUpdate& in, int64_t from, int64_t step, int lane) {
     if (lane >= kMatrices) return;
     for (; from < in.items; from += step) {
@@ -46,13 +46,13 @@ struct SideItem {
 
   __device__ __forceinline__ const Matrix& grad() const { return matrices[kGrad]; }
   __device__ __forceinline__ const Matrix& factor() const { return matrices[kFactor]; }
-  // Of the other side, for coupled updates.
+  // The other side's root, for coupled updates.
   __device__ __forceinline__ const Matrix& root() const { return matrices[kRoot]; }
 
-  // Whether F holds bf16 values.
+  // True if all values of F are bf16 numbers.
   __device__ __forceinline__ bool exact_factor() const { return factor().bf16 && !is_new; }
 
-  // What the statistics become, and whether the block is ready; `coupled`: |U|^2 of a coupled update.
+  // Computes the next statistics; returns true if the block is ready. `coupled`: |U|^2 of a coupled update.
   __device__ __forceinline__ bool prepare(const SquareRootRule& rule, float coupled) {
     const bool usable = norm.unit > 0 && isfinite(norm.sum);
     const float stretch = usable && rule.coupled ? coupled / norm.sum : 1;
@@ -61,7 +61,7 @@ struct SideItem {
     return ready;
   }
 
-  // Stores them, or counts a block that was left out.
+  // Stores the statistics, or counts a block that was left out.
   __device__ __forceinline__ void finish(bool succeeded) const {
     if (update.readiness == Readiness::kNone) return;
     if (succeeded) {

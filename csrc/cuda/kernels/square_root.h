@@ -1,5 +1,5 @@
 // The update of factors in the square-root form and the two-sided product (kradagrad_ext/backends/base.py),
-// as products of whole batches of blocks and what lies between them:
+// as products of whole batches of blocks and the steps between them:
 //
 //   gradient_norms     |G| of every block, as a sum of squares in units of a power of two
 //   products           coupled: G P_r and P_l G with their norms;   D P_r
@@ -9,7 +9,7 @@
 //   products           V = P_l (D P_r) / rms with its norm
 //   finish_norms       the norms of V
 //
-// Damping C = rms sqrt(damped_updates weight damping k) F enters as d more columns C^T of B.
+// Damping C = rms sqrt(damped_updates weight damping k) F is appended to B as d more columns C^T.
 #pragma once
 
 #include "table.h"
@@ -23,7 +23,7 @@ struct SquareRootRule {
   int32_t coupled;
 };
 
-// Of a block's gradient: |G|_F^2 = sum unit^2. A unit of 0 stands for a gradient of zeros.
+// The norm of a block's gradient: |G|_F^2 = sum unit^2. A unit of 0 means a gradient of zeros.
 struct GradientNorm {
   float sum, unit;
 };
@@ -33,13 +33,13 @@ enum class Readiness : int32_t { kNone, kReady, kCounted };
 // One block's side after start_sides.
 struct BlockUpdate {
   Readiness readiness;
-  float scale;     // of B: s sqrt(weight), times |G| / |U| where U is coupled
+  float scale;     // the scale of B: s sqrt(weight), times |G| / |U| for a coupled U
   float rms;       // new
   float weight;    // new
-  float whitened;  // what |B|_F^2 is multiplied by for the statistic
+  float whitened;  // the factor of |B|_F^2 in the statistic
 };
 
-// One side of one group, on all of its blocks.
+// One side of all blocks of a group.
 struct SquareRootSide {
   SquareRootRule rule;
   int32_t d, k;
@@ -49,8 +49,8 @@ struct SquareRootSide {
   int32_t size_partials;
 };
 
-// alpha a + beta x + gamma I of a product's accumulators a, by the block's t and where the iteration stands:
-// a_i and b_i are the coefficients of its step i, Y0 = (M + decay I) / t (square_root_product.cuh).
+// alpha a + beta x + gamma I of a product's accumulators a, by the block's t and the step of the iteration:
+// a_i and b_i are the coefficients of step i, Y0 = (M + decay I) / t (square_root_product.cuh).
 enum class Combination : int32_t {
   kProduct,     // a
   kFirstY,      // Y1 = a1 Y0 - b1 Y0 Y0,             a = M M,   x = M
@@ -63,15 +63,15 @@ enum class Combination : int32_t {
 
 enum class SquareRootEpilogue : int32_t {
   kStore,    // out = a
-  kCoupled,  // out = a, partial |a / unit|^2, the unit of the block's gradient
+  kCoupled,  // out = a, partial |a / unit|^2, with the unit of the block's gradient
   kWhiten,   // out = scale a, partial |out|^2
   kGram,     // out = a and its mirror image, partial |out|^2
   kCombine,  // out = the combination; symmetric
-  kFactor,   // out = the combination; partial: how many elements are not finite
+  kFactor,   // out = the combination; partial: number of non-finite elements
   kOut,      // out = a / rms, partial |out|^2
 };
 
-// A matrix [rows, depth] of every block, or where `transposed` its memory holds [depth, rows].
+// A matrix [rows, depth] of every block; if `transposed`, its memory is [depth, rows].
 struct Operand {
   Matrices of;
   int32_t transposed;
@@ -79,24 +79,24 @@ struct Operand {
 
 struct SquareRootProduct {
   int64_t first_cta;
-  int64_t first_block;  // of the group, among all groups'
-  int64_t start;        // the first block that is worked on, within the group
-  int32_t side;         // index, or -1 for a product that belongs to no factor
+  int64_t first_block;  // the group's first block among all groups' blocks
+  int64_t start;        // the first block of this launch, within the group
+  int32_t side;         // index of the side, or -1 for a product without a factor
   int32_t rows, cols, depth;
-  int32_t tile_cols;  // CTA tiles to a row of C
+  int32_t tile_cols;  // CTA tiles in a row of C
   int32_t tiles;      // CTA tiles of a block; symmetric: the lower ones
-  int32_t symmetric;  // only the lower tiles are made; what is stored is mirrored
+  int32_t symmetric;  // only the lower tiles are made; they are stored twice, mirrored
   SquareRootEpilogue epilogue;
   Combination combination;
-  int32_t step;     // i of a_i and b_i
+  int32_t step;     // the i of a_i and b_i
   Operand a, b, x;  // without views: missing
   Matrices out;
   float* partial;                // [blocks, tiles], or null
-  const GradientNorm* gradient;  // [blocks]; of kCoupled
+  const GradientNorm* gradient;  // [blocks]; for kCoupled
   const float* rms;              // [blocks, 4]: the statistics that kOut divides by
 };
 
-// k is worked off this many at a time, through so many buffers.
+// Number of k that are processed at a time, and of the buffers that they pass through.
 constexpr int kProductDepth = 32;
 constexpr int kProductStages = 3;
 
@@ -105,16 +105,16 @@ struct SquareRootProducts {
   const SquareRootSide* sides;
   const View* views;
   int32_t count;
-  const float* scales;  // by block of all groups
+  const float* scales;  // [blocks of all groups]
 };
 
-// One group before and after its update.
+// One side of a group before and after its update.
 struct SquareRootGroupSide {
   int32_t d, k;
   Matrices factor, updated;  // updated: F', float32
   float* statistics;
   BlockUpdate* updates;
-  const float* coupled;   // [blocks, coupled_partials]: |U|^2 in units of the gradient's, or null
+  const float* coupled;   // [blocks, coupled_partials]: |U|^2 in the gradient's unit, or null
   const float* whitened;  // [blocks, whitened_partials]: |B|_F^2
   const float* failed;    // [blocks, failed_partials]
   int32_t coupled_partials, whitened_partials, failed_partials;
@@ -122,9 +122,9 @@ struct SquareRootGroupSide {
 };
 
 struct SquareRootGroup {
-  int64_t first_cta;  // one CTA a block
+  int64_t first_cta;  // one CTA per block
   int64_t first_block;
-  int64_t start, blocks;  // those that are worked on
+  int64_t start, blocks;  // the blocks of this launch
   int32_t m, n;
   int32_t sides;
   Matrices grad;
@@ -140,7 +140,7 @@ struct SquareRootGroups {
   const float* scales;
 };
 
-// norms = the sum of a block's partial sums; one warp a block.
+// norms = the sum of a block's partial sums; one warp per block.
 struct NormSum {
   int64_t first_cta;
   int64_t first_block, start;
@@ -152,7 +152,7 @@ struct NormSums {
   const NormSum* sums;
   int32_t count;
   const float* scales;
-  float* norms;  // by block of all groups
+  float* norms;  // [blocks of all groups]
 };
 
 constexpr int kBlockThreads = 256;

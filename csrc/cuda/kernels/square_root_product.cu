@@ -1,5 +1,5 @@
-// square_root_product: see square_root_product.cuh. Tiles of 128, but of 64 for tf32x3, whose fragments do
-// not fit the registers beside a larger tile. `ctas` of them are to fit an SM's registers.
+// square_root_product: see square_root_product.cuh. Tiles of 128, except 64 for tf32x3, whose fragments do
+// not fit the registers beside a larger tile. `ctas` CTAs must fit the registers of an SM.
 #include "square_root_product.cuh"
 
 namespace kradagrad::cuda {

@@ -1,16 +1,15 @@
-// C = A B^T for batches of blocks of any shape in an update of factors in the square-root form, and what is
-// done with C while it is still in registers (square_root.h).
+// C = A B^T for batches of blocks of any shape in an update of factors in the square-root form, and the
+// epilogues that use C while it is in registers (square_root.h).
 //
-// One CTA a tile of 16 kTiles x 16 kTiles of one block's C, kTiles warps; a CTA finds its product by binary
-// search over their first CTAs, then its block and tile by division. k is worked off 32 at a time through
-// kStages buffers that are filled asynchronously:
+// One CTA of kTiles warps makes a tile of 16 kTiles x 16 kTiles of one block's C. A CTA finds its product by
+// binary search over the products' first CTAs, then its block and tile by division. k is processed 32 at a
+// time through kStages buffers that are filled asynchronously:
 //
 //   wait for buffer i;  barrier;  start filling buffer i + kStages - 1;  multiply from buffer i
 //
-// An operand lies in a buffer as it lies in memory, so that a transposed one is read along its columns.
+// An operand has the same layout in a buffer as in memory; a transposed one is read along its columns.
 //
-// Of the iteration for R (square_root_rule.cuh) Y0 itself is never stored: what the first two steps need of
-// it comes out of products with M.
+// The iteration for R (square_root_rule.cuh) never stores Y0: its first two steps use products with M.
 #pragma once
 
 #include "memory.cuh"
@@ -26,7 +25,7 @@ constexpr int kStages = kProductStages;
 template <int kTiles>
 constexpr int kStageBytes = 2 * kTiles * kDepthTiles * kTileBytes;
 
-// An operand's rows of one CTA, stage by stage.
+// The rows of an operand that one CTA reads, stage by stage.
 template <int kTiles>
 struct Source {
   Matrix matrix;
@@ -54,7 +53,7 @@ struct Source {
   }
 };
 
-// bf16x3 splits float32 stages as it reads them.
+// bf16x3 splits the float32 values of a stage as it reads them.
 template <Precision kPrecision>
 struct ProductMultiplierOf {
   using Type = Multiplier<kPrecision>;
@@ -71,7 +70,7 @@ struct Weights {
 };
 
 __device__ __forceinline__ Weights weights_of(Combination combination, const Iteration& it, float decay) {
-  const float low = decay / it.t;  // Y0's part that is a multiple of I
+  const float low = decay / it.t;  // the multiple of I in Y0
   switch (combination) {
     case Combination::kFirstY: {
       const float scale = it.b1 / it.t;
@@ -168,12 +167,12 @@ class SquareRootTile {
   __device__ __forceinline__ const SquareRootSide& side() const { return in_.sides[product_.side]; }
 
   __device__ __forceinline__ Iteration iteration() const {
-    const SquareRootSide& own = side();
+    const SquareRootSide& of = side();
     float size = 0;
-    for (int i = threadIdx.x % 32; i < own.size_partials; i += 32) {
-      size += own.sizes[int64_t{block_} * own.size_partials + i];
+    for (int i = threadIdx.x % 32; i < of.size_partials; i += 32) {
+      size += of.sizes[int64_t{block_} * of.size_partials + i];
     }
-    return {own.rule, sqrtf(warp_sum(size)), product_.step};
+    return {of.rule, sqrtf(warp_sum(size)), product_.step};
   }
 
   __device__ __forceinline__ void multiply_stage(Shared stage, Exact exact) {
@@ -222,7 +221,7 @@ class SquareRootTile {
     if (threadIdx.x == 0) product_.partial[int64_t{block_} * product_.tiles + tile_] = sum;
   }
 
-  // out = the combination, below the diagonal and mirrored.
+  // Writes out = the combination, on and below the diagonal, and its mirror image.
   __device__ __forceinline__ void combine(Weights w) {
     const Matrix out = matrix(product_.out);
     const bool holds = product_.x.of.views > 0 && w.held != 0;
@@ -241,7 +240,7 @@ class SquareRootTile {
     });
   }
 
-  // out = F', and how many of its elements are not finite as they will be stored, in the dtype of F.
+  // Writes out = F' as rounded to the dtype of F, and the number of its elements that are not finite.
   __device__ __forceinline__ void factor(Weights w) {
     const Matrix out = matrix(product_.out).part(first_row_, first_col_, rows_, cols_);
     const Matrix x = matrix(product_.x.of).part(first_row_, first_col_, rows_, cols_);
@@ -274,15 +273,15 @@ template <int kTiles, Precision kPrecision>
 __device__ __forceinline__ void square_root_product(const SquareRootProducts& in) {
   extern __shared__ float4 memory[];
   const int64_t cta = blockIdx.x;
-  const int found = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
-  const SquareRootProduct& product = in.products[found];
+  const int number = search(in.count, cta, [&](int i) { return in.products[i].first_cta; });
+  const SquareRootProduct& product = in.products[number];
   const int block = product.start + (cta - product.first_cta) / product.tiles;
   const int tile = (cta - product.first_cta) % product.tiles;
   if (in.scales[product.first_block + block] == 0) return;
   if (product.side >= 0 && in.sides[product.side].updates[block].readiness != Readiness::kReady) return;
-  SquareRootTile<kTiles, kPrecision> own(in, product, block, tile, shared_address(memory));
-  own.multiply();
-  own.finish();
+  SquareRootTile<kTiles, kPrecision> result(in, product, block, tile, shared_address(memory));
+  result.multiply();
+  result.finish();
 }
 
 }  // namespace kradagrad::cuda

@@ -1,5 +1,5 @@
-// kron_step_ and update_factor_ in the square-root form for blocks of up to 128 x 128, each work item, a
-// block or a block and side, on chip; see resident_update.cu and resident_precondition.cu.
+// kron_step_ and update_factor_ in the square-root form for blocks of up to 128 x 128. Each work item, a
+// block or a side of a block, is processed on chip; see resident_update.cu and resident_precondition.cu.
 #pragma once
 
 #include "square_root.h"
@@ -8,15 +8,15 @@ namespace kradagrad::cuda {
 
 // One side of a group.
 struct ResidentSide {
-  int32_t right;  // whether its unfolding is G^T
+  int32_t right;  // true if its unfolding is G^T
   Matrices factor;
-  Matrices other_root;  // of the other side; read by coupled updates
+  Matrices other_root;  // the other side's root, read by coupled updates
   float* statistics;    // [blocks, 4]
 };
 
 struct ResidentUpdateGroup {
-  int64_t first_item;   // one a block and side, the sides of a block next to each other
-  int64_t first_block;  // of the group, among all groups'
+  int64_t first_item;   // one per block and side; the sides of a block are consecutive
+  int64_t first_block;  // the group's first block among all groups' blocks
   int32_t m, n;
   int32_t sides;
   Matrices grad;
@@ -27,18 +27,18 @@ struct ResidentUpdate {
   const ResidentUpdateGroup* groups;
   const View* views;
   int32_t count;
-  int32_t places;  // tiles of shared memory of a team
+  int32_t places;  // a team's tiles of shared memory
   int64_t items;
   SquareRootRule rule;
-  const float* scales;  // by block of all groups
+  const float* scales;  // [blocks of all groups]
 };
 
 struct ResidentProductGroup {
-  int64_t first_item;  // one a block
+  int64_t first_item;  // one per block
   int64_t first_block;
   int32_t m, n;
   Matrices direction, left_root, right_root, out;
-  const float* statistics;  // [blocks, 4], of the left side
+  const float* statistics;  // [blocks, 4], those of the left side
 };
 
 struct ResidentPrecondition {
@@ -47,17 +47,18 @@ struct ResidentPrecondition {
   int32_t count;
   int32_t places;
   int64_t items;
-  const float* scales;  // by block of all groups
-  float* norms;         // by block of all groups
+  const float* scales;  // [blocks of all groups]
+  float* norms;         // [blocks of all groups]
 };
 
 constexpr int kResidentThreads = 256;
 
-// Teams of a CTA, which take a work item each, for sides of up to `tiles` tiles.
+// Number of teams of a CTA, each with one work item, for sides of up to `tiles` tiles.
 KRADAGRAD_HOST_DEVICE constexpr int teams_of(int tiles) { return tiles > 6 ? 1 : 2; }
 
-// A team's tiles of 1 KB: the place of a matrix, and a second one, which may have to hold symmetric matrices,
-// lower tiles each, rounded up to even: a team of four warps stages two tiles at a time.
+// A team's tiles of 1 KB: the place of a matrix, and a second place for a matrix or for symmetric matrices. A
+// symmetric one takes its lower tiles, rounded up to an even number: a team of four warps stages two tiles at
+// a time.
 KRADAGRAD_HOST_DEVICE constexpr int first_place(int tiles) { return tiles * tiles; }
 KRADAGRAD_HOST_DEVICE constexpr int symmetric_tiles(int tiles) {
   return (tiles * (tiles + 1) / 2 + 1) / 2 * 2;
@@ -67,14 +68,14 @@ constexpr int places_of(int tiles, int symmetric_matrices) {
   return first_place(tiles) + (symmetric > first_place(tiles) ? symmetric : first_place(tiles));
 }
 
-// Of an update: Y, Z and T of the iteration for R; in the only round of refine 2, T takes the place of Y.
+// Symmetric matrices of an update: Y, Z and T of the iteration for R; with refine 2, T takes the place of Y.
 constexpr int symmetric_matrices(int refine) { return refine > 2 ? 3 : 2; }
 
-// Of a product of two roots and a direction.
+// Symmetric matrices of a two-sided product.
 constexpr int kProductRoots = 2;
 
 // Bytes of dynamic shared memory of a CTA.
 constexpr int32_t resident_shared(int tiles, int places) { return teams_of(tiles) * places * 1024; }
-constexpr int32_t kStaticShared = 1024;  // at most, beside it: sums, and what the teams work on
+constexpr int32_t kStaticShared = 1024;  // upper bound of the static memory: sums and work items
 
 }  // namespace kradagrad::cuda

@@ -1,4 +1,4 @@
-// What every kernel of the square-root form makes of the rule's scalars and of a side's statistics
+// Formulas on the rule's scalars and a side's statistics that all kernels of the square-root form share
 // (kradagrad_ext/backends/base.py).
 #pragma once
 
@@ -14,13 +14,13 @@ __device__ __forceinline__ float power_of_two_below(float value) {
   return __int_as_float((min(max(exponent, -120), 120) + 127) << 23);
 }
 
-// 1 / power, for a power of two that `power_of_two_below` gives.
+// 1 / power, for a power of two from `power_of_two_below`.
 __device__ __forceinline__ float inverse_power_of_two(float power) {
   return __int_as_float((254 << 23) - __float_as_int(power));
 }
 
-// sqrt((x a^2 + y b^2) / (x + y)) for numbers that are not negative, without their squares in float32's
-// range.
+// sqrt((x a^2 + y b^2) / (x + y)) for non-negative numbers, without computing a^2 or b^2, which may leave the
+// range of float32.
 __device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
   const float most = fmaxf(a, b);
   if (most == 0) return 0;
@@ -28,8 +28,8 @@ __device__ __forceinline__ float mean_of(float x, float a, float y, float b) {
   return most * sqrtf((x * p * p + y * q * q) / (x + y));
 }
 
-// What a side's `old` statistics become, and whether the block takes part. `scale`: of its gradient;
-// `stretch`: what coupling has multiplied |G|^2 by.
+// A side's statistics after a gradient, from its `old` ones, and if the block takes part. `scale`: the
+// gradient's scale; `stretch`: |U|^2 / |G|^2, 1 without coupling.
 __device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rule, const float* old,
                                                        const GradientNorm& norm, float scale, float stretch,
                                                        int d, int k) {
@@ -48,12 +48,12 @@ __device__ __forceinline__ BlockUpdate next_statistics(const SquareRootRule& rul
   return update;
 }
 
-// A new F is that times I.
+// A new F is this number times I.
 __device__ __forceinline__ float start_of(const SquareRootRule& rule, float rms, int k) {
   return 1 / (rms * sqrtf(rule.prior * static_cast<float>(k)));
 }
 
-// What rms' is multiplied by for the square root of the damping.
+// The ratio of the square root of the damping to rms'.
 __device__ __forceinline__ float damping_root(const SquareRootRule& rule, int k) {
   return sqrtf(rule.damping * static_cast<float>(k));
 }
@@ -61,12 +61,12 @@ __device__ __forceinline__ float damping_root(const SquareRootRule& rule, int k)
 // The iteration for R near H^(-1/2), H = decay I + M, t = decay + |M|_F, Y0 = H / t:
 //
 //   T_i = a_i I - b_i Z Y,  Y <- Y T_i,  Z <- T_i Z;   a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
-//   f = sqrt(decay / t) at first, then f <- min(1, f (a - b f^2))
+//   f = sqrt(decay / t) initially, then f <- min(1, f (a - b f^2))
 //   restored = 1 / (sqrt(decay) times the product of all a - b f^2)
 struct Iteration {
-  float t, a = 0, b = 0;  // of step `step`
-  float a1 = 0, b1 = 0;   // of the first
-  float restored;         // after all steps
+  float t, a = 0, b = 0;  // coefficients of step `step`
+  float a1 = 0, b1 = 0;   // coefficients of the first step
+  float restored;         // R / Z after all steps
 
   // `norm`: |M|_F.
   __device__ __forceinline__ Iteration(const SquareRootRule& rule, float norm, int step) {

@@ -1,19 +1,19 @@
-// What lies between the grouped products of an update in the square-root form (square_root.h).
+// The steps between the grouped products of an update in the square-root form (square_root.h).
 //
-// gradient_norms, one CTA a block: the power of two `unit` below the largest |g|, then the sum of (g /
+// gradient_norms, one CTA per block: the power of two `unit` below the largest |g|, then the sum of (g /
 // unit)^2, so that no square overflows or underflows.
 //
-// start_sides, one CTA a block, its threads over the elements: for each side, with g = s |G| / sqrt(d k) and
-// s the scale of the block's gradient,
+// start_sides, one CTA per block, its threads over the elements: for each side, with g = s |G| / sqrt(d k)
+// and s the scale of the block's gradient,
 //
 //   w' = decay w + weight,   rms' = sqrt((decay w rms^2 + weight g^2) / w')
 //   scale = s sqrt(weight) |G| / |U|
 //
-//   where w = 0:   F = I / (rms' sqrt(prior k))
+//   if w = 0:      F = I / (rms' sqrt(prior k))
 //   with damping:  C^T = rms' sqrt(damped_updates weight damping k) F^T, beside B
 //
-// finish_sides, one CTA a block: F <- F' and the statistics where F' is finite; the count of what was left
-// out. finish_norms, one warp a block: partial sums, in a fixed order.
+// finish_sides, one CTA per block: F <- F' and the statistics if F' is finite, else the count of fallbacks.
+// finish_norms, one warp per block: the sum of partial sums, in a fixed order.
 #include "largest.cuh"
 #include "memory.cuh"
 #include "reduce.cuh"
@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kBlockWarps = kBlockThreads / 32;
 
-// Calls use(row, col) for every element, a warp a row at a time.
+// Calls use(row, col) for every element; a warp takes a row at a time.
 template <class Use>
 __device__ __forceinline__ void for_each_element(int rows, int cols, const Use& use) {
   for (int row = threadIdx.x / 32; row < rows; row += kBlockWarps) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ float total(const float* partials, int count) {
   return warp_sum(sum);
 }
 
-// What the statistics become, and whether the block takes part; the same for every thread.
+// The next statistics, and if the block takes part; the same for every thread.
 __device__ __forceinline__ BlockUpdate next(const SquareRootRule& rule, const SquareRootGroupSide& side,
                                             const GradientNorm& norm, float scale, int64_t block) {
   const float stretch =
@@ -53,7 +53,7 @@ __device__ __forceinline__ void start_side(const SquareRootGroups& in, const Squ
   const bool is_new = side.statistics[block * kColumns + kWeight] == 0;
   const Matrix factor(in.views, side.factor, block, side.d, side.d);
   const float start = start_of(in.rule, update.rms, side.k);
-  if (is_new) {  // each thread reads below what it has written itself
+  if (is_new) {  // below, each thread reads only elements that it writes here
     for_each_element(side.d, side.d,
                      [&](int row, int col) { factor.store(row, col, row == col ? start : 0); });
   }
@@ -64,7 +64,7 @@ __device__ __forceinline__ void start_side(const SquareRootGroups& in, const Squ
                    [&](int row, int col) { damping.store(col, row, scale * factor.read(row, col)); });
 }
 
-// Whether F' of a block is finite; the same for every thread.
+// True if F' of a block is finite; the same for every thread.
 __device__ __forceinline__ bool succeeded(const SquareRootGroupSide& side, int64_t block) {
   return total(side.failed + block * side.failed_partials, side.failed_partials) == 0;
 }

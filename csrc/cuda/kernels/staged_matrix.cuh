@@ -1,27 +1,27 @@
-// A matrix on its way from global to shared memory, in the registers of its team or, asynchronously, through
-// shared memory that only the thread itself reads.
+// A matrix that is being moved from global to shared memory, through the team's registers or, asynchronously,
+// through shared memory that only the copying thread reads.
 #pragma once
 
 #include "resident_block.cuh"
 
 namespace kradagrad::cuda {
 
-// Which tiles of a kTiles x kTiles grid a matrix is staged by, in the order of their places in shared memory:
-// all of them, row after row.
+// The tiles of a kTiles x kTiles grid by which a matrix is staged, in the order of their places in shared
+// memory: all of them, row by row.
 template <int kTiles>
 struct WholeGrid {
   static constexpr int kCount = kTiles * kTiles;
   static __device__ __forceinline__ Position tile(int place) { return {place / kTiles, place % kTiles}; }
 
-  // Of the place `kFirst` + i, i < kNumber, which divides a row.
+  // The tile of the place `kFirst` + i, i < kNumber, where kNumber divides a row.
   template <int kFirst, int kNumber>
   static __device__ __forceinline__ Position tile_after(int i) {
     return {kFirst / kTiles, kFirst % kTiles + i};
   }
 };
 
-// The same of a symmetric matrix, of which the lower tiles are held; a place beyond the last is that of a
-// tile below the grid.
+// The same for a symmetric matrix, which is stored as its lower tiles; a place beyond the last one is that of
+// a tile below the grid.
 template <int kTiles>
 struct LowerGrid {
   static constexpr int kCount = lower_tiles(kTiles);
@@ -38,7 +38,7 @@ struct LowerGrid {
   }
 
  private:
-  // Rows or columns of neighbours, 8 bits each.
+  // Rows or columns of consecutive places, 8 bits each.
   static constexpr __host__ __device__ uint32_t packed(int first, int number, bool rows) {
     uint32_t result = 0;
     for (int i = 0; i < number; ++i) {
@@ -50,9 +50,9 @@ struct LowerGrid {
   }
 };
 
-// Four neighbouring elements of a row at a time. Sixteen lanes hold an 8 x 8 matrix of a tile, the other
-// sixteen the one to its right: they read 64 bytes of each of eight rows, and store to all banks. Two warps
-// fill a tile.
+// A matrix is staged four neighbouring elements of a row at a time. Sixteen lanes have an 8 x 8 matrix of a
+// tile, the other sixteen have the one to its right: they read 64 bytes of each of eight rows, and store to
+// all banks. Two warps fill a tile.
 template <int kTiles, class Grid = WholeGrid<kTiles>>
 struct StagedMatrix {
   using Here = Worker<kTiles>;
@@ -61,8 +61,8 @@ struct StagedMatrix {
   static constexpr int kCount = (Grid::kCount + kTilesAtOnce - 1) / kTilesAtOnce;
   float four[kCount][4];
 
-  // Starts to read a matrix, zeros outside of it, if it lies in whole quadruples of 16 bytes; what comes next
-  // does not wait for it.
+  // Starts to read a matrix, with zeros outside it, if its rows are whole aligned groups of four elements.
+  // Does not wait for the data.
   __device__ __forceinline__ void start(const Matrix& from) {
     if (!from.in_fours()) {
       clear();
@@ -73,8 +73,8 @@ struct StagedMatrix {
     }
   }
 
-  // Ends that, or reads element by element through the shared memory `place`, which nobody reads any more;
-  // after the next barrier it may be stored to.
+  // Completes the read, or reads element by element through the shared memory `place`, which is free. After
+  // the next barrier, `place` may be stored to.
   __device__ __forceinline__ void finish(const Matrix& from, Shared place) {
     if (!from.in_fours()) {
       read_elements(from, place);
@@ -86,7 +86,7 @@ struct StagedMatrix {
     }
   }
 
-  // Starts to copy a matrix to `place`, if it lies in whole quadruples.
+  // Starts to copy a matrix to `place`, if its rows are whole aligned groups of four elements.
   __device__ __forceinline__ void start_copy(const Matrix& from, Shared place) const {
     if (from.in_fours()) {
       if (from.bf16) {
@@ -98,7 +98,7 @@ struct StagedMatrix {
     copy_async_commit();
   }
 
-  // Ends that as `finish` does.
+  // Completes the copy, as `finish` completes a read.
   __device__ __forceinline__ void finish_copy(const Matrix& from, Shared place) {
     copy_async_wait<0>();
     if (!from.in_fours()) {
@@ -110,13 +110,13 @@ struct StagedMatrix {
     }
   }
 
-  // Becomes zeros. Where nothing is read, or the compiler would keep what was there before.
+  // Sets all values to zero, also where nothing is read: else the compiler would preserve the old values.
   __device__ __forceinline__ void clear() {
 #pragma unroll
     for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] = 0;
   }
 
-  // Becomes `value` times I of [size, size].
+  // Becomes `value` times the identity [size, size].
   __device__ __forceinline__ void set_diagonal(float value, int size) {
     const Place place;
     unrolled<kCount>([&](auto i) {
@@ -131,14 +131,14 @@ struct StagedMatrix {
     for (int i = 0; i < 4 * kCount; ++i) four[i / 4][i % 4] *= factor;
   }
 
-  // Calls use(value) for each.
+  // Calls use(value) for every element.
   template <class Use>
   __device__ __forceinline__ void for_each(const Use& use) const {
 #pragma unroll
     for (int i = 0; i < 4 * kCount; ++i) use(four[i / 4][i % 4]);
   }
 
-  // To the places of its tiles.
+  // Stores the elements to the places of their tiles.
   template <class Format>
   __device__ __forceinline__ void store(Shared tiles) const {
     const Place place;
@@ -150,8 +150,8 @@ struct StagedMatrix {
   }
 
  private:
-  // Which four elements are a thread's: of its own one of kTilesAtOnce tiles, the first one's place. Made
-  // anew whenever it is needed, so that it takes no registers from products.
+  // The four elements of a thread within its tile, which is one of kTilesAtOnce; `tile`: the place of its
+  // first tile. Computed again at every use, so that it takes no registers from products.
   struct Place {
     int tile;
     Position within;
@@ -162,7 +162,7 @@ struct StagedMatrix {
       within.col = lane / 16 * 8 + lane % 2 * 4;
     }
 
-    // Of the i-th four.
+    // The tile of the i-th four elements.
     template <int kIndex>
     __device__ __forceinline__ Position tile_of() const {
       return Grid::template tile_after<kIndex * kTilesAtOnce, kTilesAtOnce>(tile);
@@ -173,14 +173,14 @@ struct StagedMatrix {
     return {tile.row * kTile + within.row, tile.col * kTile + within.col};
   }
 
-  // Where a thread's fours lie in `place`, kOwnStep apart.
-  static __device__ __forceinline__ Shared own(Shared place) {
+  // The first of a thread's groups of four elements in `place`; they are kOwnStep apart.
+  static __device__ __forceinline__ Shared first_four(Shared place) {
     return place + Here::thread() * sizeof(float4);
   }
   static constexpr int kOwnStep = kThreads * sizeof(float4);
 
-  // Calls use(i, address, whether it is inside) for the fours of a matrix of neighbours. In one that fills
-  // its tiles all are, and nothing is tested.
+  // Calls use(i, address, true if inside) for the groups of four of a matrix with contiguous rows. If the
+  // matrix fills the grid, all groups are inside, and nothing is tested.
   template <class Element, class Use>
   __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) const {
     if (from.rows == kTiles * kTile && from.cols == kTiles * kTile && kFillsGrid) {
@@ -190,7 +190,7 @@ struct StagedMatrix {
     }
   }
 
-  // A place below the grid is outside of every matrix.
+  // False if some places are below the grid, and thus outside every matrix.
   static constexpr bool kFillsGrid = Grid::kCount % kTilesAtOnce == 0;
 
   template <class Element, class Use>
@@ -212,7 +212,7 @@ struct StagedMatrix {
         from, [&](auto i, const Element* at, bool inside) { read_packed(at, inside, four[i()]); });
   }
 
-  // Four elements as they lie in memory: what they are is not looked at before they are there.
+  // Reads four elements without converting them, which would wait for the data.
   static __device__ __forceinline__ void read_packed(const float* from, bool inside, float (&to)[4]) {
     read_four(from, inside, to);
   }
@@ -223,17 +223,17 @@ struct StagedMatrix {
 
   template <class Element>
   __device__ __forceinline__ void copy_aligned(const Matrix& from, Shared place) const {
-    const Shared to = own(place);
+    const Shared to = first_four(place);
     for_each_four<Element>(from, [&](auto i, const Element* at, bool inside) {
       constexpr int kSize = 4 * sizeof(Element);
       copy_async<kSize>(to + i() * kOwnStep, inside ? at : from.data, inside ? kSize : 0);
     });
   }
 
-  // Each thread reads what it has written itself.
+  // Each thread reads back only the elements that it has written.
   __device__ __forceinline__ void read_elements(const Matrix& from, Shared place) {
     const Place of_thread;
-    const Shared to = own(place);
+    const Shared to = first_four(place);
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
       const auto [row, col] = element(Grid::tile(i * kTilesAtOnce + of_thread.tile), of_thread.within);
@@ -243,10 +243,10 @@ struct StagedMatrix {
     read_own<float4>(place);
   }
 
-  // Of float32 (float4) or bf16 (uint2).
+  // Reads a thread's elements of float32 (float4) or bf16 (uint2).
   template <class Four>
   __device__ __forceinline__ void read_own(Shared place) {
-    const Shared from = own(place);
+    const Shared from = first_four(place);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) unpack(memory_at<const Four>(from + i * kOwnStep), four[i]);
   }

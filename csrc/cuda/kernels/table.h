@@ -1,5 +1,5 @@
-// What a launch knows about its data: plain structs that the host fills and kernels read from global memory,
-// so that one launch serves blocks of any number, shape and layout. Strides are in elements.
+// Descriptions of a launch's data: plain structs that the host fills and kernels read from global memory, so
+// that one launch processes blocks of any number, shape and layout. Strides are in elements.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace kradagrad::cuda {
 
-// Blocks of one tensor: block `first + i` has row 0 at data + (i / inner) outer_stride + (i % inner)
+// Blocks of one tensor: row 0 of block `first + i` is at data + (i / inner) outer_stride + (i % inner)
 // inner_stride.
 struct View {
   void* data;
@@ -22,7 +22,7 @@ struct View {
   int64_t row_stride, col_stride;
 };
 
-// One matrix for every block of a group: views in the order of `first`.
+// One matrix for every block of a group, by views in the order of `first`.
 struct Matrices {
   int32_t first_view;
   int32_t views;
@@ -30,7 +30,7 @@ struct Matrices {
   int32_t aligned;  // rows start at multiples of 16 bytes and are contiguous, in every view
 };
 
-// The precision's name is part of every kernel's.
+// The precision's name is part of a kernel's name.
 enum class Precision : int32_t { kBf16x3, kTf32x3, kFp32 };
 
 }  // namespace kradagrad::cuda

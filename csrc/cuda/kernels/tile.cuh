@@ -1,11 +1,11 @@
-// Matrices in shared memory are grids of 16 x 16 tiles of 1 KB. What a tile looks like inside is told in
-// tile_formats.cuh; here is where tiles lie, and how the tensor cores share a tile out among the lanes of a
-// warp.
+// Matrices in shared memory are grids of 16 x 16 tiles of 1 KB. tile_formats.cuh defines the layout inside a
+// tile; this file defines the addresses of tiles, and how the tensor cores distribute a tile to the lanes of
+// a warp.
 //
-// A product C [i, j] += sum_k A[i, k] B[j, k] has the k index last on both sides. An operand is *plain* where
-// its tiles hold k along their rows, *transposed* where they hold k along their columns.
+// A product C [i, j] += sum_k A[i, k] B[j, k] has the k index last on both sides. An operand is *plain* if k
+// runs along the rows of its tiles, *transposed* if k runs along their columns.
 //
-// Lane 4 g + t of a warp holds (PTX ISA, mma.m16n8k16)
+// Lane 4 g + t of a warp has (PTX ISA, mma.m16n8k16)
 //   of A  rows g, g + 8;  k = 2t, 2t + 1, 2t + 8, 2t + 9      of B  row g;  the same k
 //   of C  rows g, g + 8;  columns 2t, 2t + 1
 #pragma once
@@ -18,9 +18,9 @@ constexpr int kTile = 16;
 constexpr int kTileFloats = kTile * kTile;
 constexpr int kTileBytes = 4 * kTileFloats;
 
-// Divisions are unsigned: those of signed numbers take three more instructions.
+// Divisions are unsigned: signed ones take three more instructions.
 __host__ __device__ constexpr int tiles_of(uint32_t size) { return (size + kTile - 1) / kTile; }
-// Tiles of the lower triangle of an n x n grid, diagonal included.
+// Number of tiles in the lower triangle of an n x n grid, with the diagonal.
 __host__ __device__ constexpr int lower_tiles(uint32_t n) { return n * (n + 1) / 2; }
 
 struct Lane {
@@ -32,7 +32,7 @@ struct Lane {
 
 enum class Order { kPlain, kTransposed };
 
-// Where a tile is and how it is to be read.
+// The address of a tile and the order in which it is read.
 template <Order kOrder>
 struct TileRead {
   Shared address;
@@ -58,14 +58,14 @@ struct TransposedTiles {
   }
 };
 
-// A symmetric matrix of which the lower tiles are held, row after row.
+// A symmetric matrix that is stored as its lower tiles, row by row.
 struct SymmetricTiles {
   static constexpr bool kSymmetric = true;
   Shared address;
   __device__ __forceinline__ Shared place(int row, int col) const {
     return address + (lower_tiles(row) + col) * kTileBytes;
   }
-  // Of k up to `row`, and from there on.
+  // The tile for k up to `row`, and for k from `row` on.
   __device__ __forceinline__ TileRead<Order::kPlain> lower(int row, int k) const { return {place(row, k)}; }
   __device__ __forceinline__ TileRead<Order::kTransposed> upper(int row, int k) const {
     return {place(k, row)};

@@ -1,24 +1,24 @@
-// What a 16 x 16 tile of 1 KB in shared memory holds, in one of two formats.
+// The two formats of a 16 x 16 tile of 1 KB in shared memory.
 //
 // PlaneTiles: x = high + low, both bf16, split once, when x is stored. Two planes of 512 bytes, high before
 // low, each of four 8 x 8 matrices of 128 bytes, (row half, column half) in the order 00 10 01 11:
 //
 //   high  | 00 | 10 | 01 | 11 |      ldmatrix reads a fragment of a plane in one instruction, along rows or
 //   low   | 00 | 10 | 01 | 11 |      columns, and every 8 x 8 matrix from all 32 banks; the lanes of C's
-//                                    fragment write one from all 32 banks, too
+//                                    fragment write one to all 32 banks, too
 //
-// FloatTiles: float32, at offset(r, c) = (16 r + c) xor 4 (r & 6). The exclusive or moves rows so that the
-// reads of a fragment fall on 32 different banks whether the tile is read along its rows (two floats a lane)
-// or along its columns (one float a lane).
+// FloatTiles: float32, at offset(r, c) = (16 r + c) xor 4 (r & 6). The exclusive or permutes rows so that the
+// reads of a fragment use 32 different banks, both if the tile is read along its rows (two floats a lane) and
+// if it is read along its columns (one float a lane).
 //
-// Four consecutive elements from a column divisible by 4 lie together in both.
+// In both formats, four consecutive elements from a column divisible by 4 are contiguous.
 #pragma once
 
 #include "tile.cuh"
 
 namespace kradagrad::cuda {
 
-// The first kTerms terms of two floats, each the bf16 nearest to what is left.
+// The first kTerms terms of two floats, each the bf16 number nearest to the remainder.
 template <int kTerms>
 __device__ __forceinline__ void split_bf16(float2 pair, uint32_t (&terms)[kTerms]) {
 #pragma unroll
@@ -33,8 +33,8 @@ struct PlaneTiles {
   static constexpr int kPlane = kTileBytes / 2;
   static constexpr int kMatrix = 128;  // bytes of an 8 x 8 matrix
 
-  // One plane of a fragment: of A the 8 x 8 matrices of (row half, k half) 00, 10, 01, 11, of B those of 00,
-  // 01, 10, 11.
+  // Reads one plane of a fragment: the 8 x 8 matrices of (row half, k half) 00, 10, 01, 11 for A and 00, 01,
+  // 10, 11 for B.
   template <bool kOfB, Order kOrder>
   static __device__ __forceinline__ void read(uint32_t (&words)[4], TileRead<kOrder> tile, int plane,
                                               Lane lane) {
@@ -46,8 +46,8 @@ struct PlaneTiles {
     }
   }
 
-  // Elements (row, col) to (row, col + 3), col divisible by 4. Tiles that are written may lie in shared or in
-  // global memory.
+  // Stores the elements (row, col) to (row, col + 3), col divisible by 4. Tiles that are written may be in
+  // shared or in global memory.
   template <class Address>
   static __device__ __forceinline__ void store_four(Address tile, int row, int col, const float (&four)[4]) {
     uint32_t left[2], right[2];
@@ -67,15 +67,14 @@ struct PlaneTiles {
     return __uint_as_float(high << 16) + __uint_as_float(low << 16);
   }
 
-  // A lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t +
-  // 1)}.
+  // Writes a lane's part of a tile of C: halves of 8 columns, each {(g, 2t), (g, 2t + 1), (g + 8, 2t),
+  // (g + 8, 2t + 1)}.
   template <class Address>
   static __device__ __forceinline__ void write(Address tile, const float (&c)[2][4], Lane lane) {
     Words(c).write(tile, lane);
   }
 
-  // The same of a symmetric matrix's diagonal tile, of which the elements on and below the diagonal are
-  // taken.
+  // The same for a tile on the diagonal of a symmetric matrix, from the elements on and below its diagonal.
   template <class Address>
   static __device__ __forceinline__ void write_mirrored(Address tile, const float (&c)[2][4], Lane lane) {
     Words words(c);
@@ -83,7 +82,7 @@ struct PlaneTiles {
     words.write(tile, lane);
   }
 
-  // The same of a symmetric matrix's tile below the diagonal and of its mirror image above.
+  // The same for a tile below the diagonal of a symmetric matrix, and for its mirror image above.
   template <class Address>
   static __device__ __forceinline__ void write_twice(Address tile, Address mirrored, const float (&c)[2][4],
                                                      Lane lane) {
@@ -92,7 +91,7 @@ struct PlaneTiles {
     words.transposed().write(mirrored, lane);
   }
 
-  // Adds `factor` times what `write` has written.
+  // Adds `factor` times a tile that `write` has written.
   template <class Address>
   static __device__ __forceinline__ void add(float (&c)[2][4], float factor, Address tile, Lane lane) {
 #pragma unroll
@@ -106,7 +105,7 @@ struct PlaneTiles {
   }
 
  private:
-  // A lane's pairs of a tile, plane by plane, an 8 x 8 matrix after the other.
+  // A lane's pairs of a tile, by plane and 8 x 8 matrix.
   struct Words {
     uint32_t plane[2][4];
 
@@ -120,9 +119,9 @@ struct PlaneTiles {
       }
     }
 
-    // What lies above the diagonal becomes the mirror image of what lies below.
+    // Replaces the elements above the diagonal with the mirror image of those below.
     __device__ __forceinline__ void mirror(Lane lane) {
-      const int above = 2 * lane.member - lane.group;  // of a pair's first element
+      const int above = 2 * lane.member - lane.group;  // column - row of a pair's first element
       const uint32_t kept = (above <= 0 ? 0xffffu : 0) | (above < 0 ? 0xffff0000u : 0);
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
@@ -170,7 +169,7 @@ struct FloatTiles {
     }
   }
 
-  // As of PlaneTiles.
+  // As in PlaneTiles.
   static __device__ __forceinline__ float element(Shared tile, int row, int col) {
     return memory_at<const float>(tile + 4 * offset(row, col));
   }

@@ -1,11 +1,11 @@
-// Products of matrices that lie in shared memory, and how the warps of a team share them out. A matrix has up
-// to kTiles x kTiles tiles. Beyond them the tiles of a place are multiplied and written like all others,
-// unless a whole warp has nothing else to do: no row or column that exists depends on one that does not.
+// Products of matrices in shared memory, and their distribution to the warps of a team. A matrix has up to
+// kTiles x kTiles tiles. Tiles of a place beyond the matrix are multiplied and written like all others,
+// unless a warp has only such tiles: no row or column that exists depends on one that does not.
 //
 // Full products: warps in a 2 x kWarps/2 grid, each kRows x kCols tiles.
 //
-// Symmetric products: the lower tiles alone. The four schedulers of an SM, each of which serves every fourth
-// warp, get the same number of tiles. The digit tells which warp:
+// Symmetric products: only the lower tiles. The four schedulers of an SM, each of which serves every fourth
+// warp, get the same number of tiles. The digit is the warp's number:
 //
 // clang-format off
 //   kTiles = 8   0                     kTiles = 6   0                kTiles = 4   0
@@ -19,21 +19,21 @@
 //   tiles of warps 0 to 3, 4 to 7:  5, 4              5 5 5 6                       3 3 2 2
 // clang-format on
 //
-// Where two teams share a CTA, the second counts its warps from the other end.
+// If two teams share a CTA, the second team numbers its warps in reverse.
 #pragma once
 
 #include "precision.cuh"
 
 namespace kradagrad::cuda {
 
-// The threads that work on one block's side together.
+// The threads that process a block's side together.
 template <int kTiles>
 struct Team {
   static constexpr int kWarps = kTiles > 6 ? 8 : 4;
   static constexpr int kThreads = 32 * kWarps;
 };
 
-// Calls use(i) for i() in [0, kCount), which is known at compile time.
+// unrolled calls use(i) for i() in [0, kCount); i() is known at compile time.
 template <int kValue>
 struct Constant {
   constexpr __device__ int operator()() const { return kValue; }
@@ -51,24 +51,24 @@ struct Position {
   int row, col;
 };
 
-// Of the first element of the i-th of four pairs that a lane holds of a tile: halves of 8 columns, rows g, g
-// + 8.
+// The position of the first element of the i-th of a lane's four pairs of a tile: halves of 8 columns, rows
+// g, g + 8.
 __device__ __forceinline__ Position position_of_pair(int tile_row, int tile_col, int i, Lane lane) {
   return {tile_row * kTile + lane.group + i % 2 * 8, tile_col * kTile + i / 2 * 8 + lane.member * 2};
 }
 
-// Which row tiles of A and B a warp reads, and which two make each slot of C. Of a symmetric operand the row
-// tile r is read along its rows up to k = r and along its columns from there on; which of both changes at r
-// or r + 1, whichever is odd, since a tile on the diagonal may be read either way. Row tiles that change
-// together have the same rank, and rank after rank changes as k grows. Row tiles of A are read and multiplied
-// kAtOnce at a time.
+// Shapes: the row tiles of A and B that a warp reads, and the two that make each slot of C. Row tile r of a
+// symmetric operand is read along its rows up to k = r and along its columns from there on. The order changes
+// at r or r + 1, the odd one of them, since a tile on the diagonal may be read either way. Row tiles that
+// change together have the same rank, and the ranks change in ascending order as k grows. Row tiles of A are
+// read and multiplied kAtOnce at a time.
 //
-// kRows x kCols tiles, row after row, where B or, with kOfA, A may be symmetric. Pairs start at even ones
-// where their number is even.
+// Rectangle: kRows x kCols tiles, row by row, where B or, with kOfA, A may be symmetric. If the number of row
+// tiles that change is even, they change in pairs that start at even ones.
 template <int kRows, int kCols, bool kOfA>
 struct Rectangle {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols;
-  static constexpr int kAtOnce = kRows % 2 == 0 ? 2 : kRows;  // there are not registers for all four
+  static constexpr int kAtOnce = kRows % 2 == 0 ? 2 : kRows;  // the registers do not suffice for four
   static constexpr int kChanging = kOfA ? kRows : kCols, kTogether = kChanging % 2 == 0 ? 2 : 1;
   static constexpr int kRanks = kChanging / kTogether;
   static constexpr __device__ Slot slot(int s) { return {s / kCols, s % kCols}; }
@@ -76,7 +76,7 @@ struct Rectangle {
   static constexpr __device__ int rank_b(int j) { return j / kTogether; }
 };
 
-// Whether an operand that changes with `kRank` is transposed while those below `kSegment` have changed.
+// The tile of an operand of rank `kRank` in segment `kSegment`, in which all ranks below it have changed.
 template <int kSegment, int kRank, class Grid>
 __device__ __forceinline__ auto tile_at(const Grid& grid, int row, int k) {
   if constexpr (!Grid::kSymmetric) {
@@ -88,11 +88,11 @@ __device__ __forceinline__ auto tile_at(const Grid& grid, int row, int k) {
   }
 }
 
-// c += A B^T for the slots of a shape over k in [begin, end), row tiles rows[i] of A and cols[j] of B.
+// c += A B^T for the slots of a shape over k in [begin, end), with row tiles rows[i] of A and cols[j] of B.
 template <class Multiply, class Shape, int kSegment, int kSlots, class A, class B>
 __device__ __forceinline__ void add_segment(float (&c)[kSlots][2][4], A a, B b, const int (&rows)[Shape::kA],
                                             const int (&cols)[Shape::kB], int begin, int end, Exact exact) {
-  const Lane lane(forget(threadIdx.x));  // anew: addresses of the loop stay within it
+  const Lane lane(forget(threadIdx.x));  // computed here: addresses stay within the loop
 #pragma unroll 1
   for (int k = begin; k < end; ++k) {
     typename Multiply::Fragment left[Shape::kA], right[Shape::kB];
@@ -133,7 +133,7 @@ __device__ __forceinline__ void add_product(float (&c)[kSlots][2][4], A a, B b, 
   });
 }
 
-// One warp's part of a full product: C [rows, cols] = A B^T with k tiles of k, in tiles.
+// A warp's part of a full product C = A B^T; all sizes are in tiles.
 template <int kTiles, class Multiply>
 struct FullProduct {
   static constexpr int kRows = kTiles / 2, kCols = 2 * kTiles / Team<kTiles>::kWarps;
@@ -158,7 +158,7 @@ struct FullProduct {
     add_product<Multiply, Rectangle<kRows, kCols, A::kSymmetric>>(c, a, b, own_rows, own_cols, depth, exact);
   }
 
-  // Calls use(value) for each.
+  // Calls use(value) for every element.
   template <class Use>
   __device__ __forceinline__ void for_each(const Use& use) {
 #pragma unroll
@@ -180,8 +180,8 @@ struct FullProduct {
 
   static constexpr int kPairs = 4 * kSlots;
 
-  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) that are held, zeros beyond
-  // the matrix.
+  // Calls use(row, col, float (&)[2]) for the pairs (row, col), (row, col + 1) of this lane; they are zeros
+  // beyond the matrix.
   template <class Use>
   __device__ __forceinline__ void for_each_pair(const Use& use) {
 #pragma unroll
@@ -191,7 +191,7 @@ struct FullProduct {
     }
   }
 
-  // Calls use(row, first col, pairs) for every row that is held, 8 rows apart: pairs of columns, 8 apart.
+  // Calls use(row, first col, pairs) for every row of this lane, 8 rows apart: pairs of columns, 8 apart.
   static constexpr int kRowPairs = 2 * kCols;
   template <class Use>
   __device__ __forceinline__ void for_each_row(const Use& use) {
@@ -207,14 +207,14 @@ struct FullProduct {
     }
   }
 
-  // Of the i-th pair.
+  // The position of the i-th pair.
   __device__ __forceinline__ Position position(int i) const {
     return position_of_pair(row(i / 4 / kCols), col(i / 4 % kCols), i % 4, lane);
   }
 };
 
-// Tiles (p, p), (q, p), (q, q) of neighbours p, q on the diagonal, and kColumns of p, q by a column before
-// them.
+// Tiles (p, p), (q, p), (q, q) of neighbours p, q on the diagonal, and the tiles of rows p, q in kColumns
+// earlier columns.
 template <int kColumns>
 struct Diagonal {
   static constexpr int kA = 2, kB = 2 + kColumns, kSlots = 3 + 2 * kColumns, kRanks = 1 + kColumns;
@@ -224,7 +224,7 @@ struct Diagonal {
   static constexpr __device__ int rank_b(int j) { return j < 2 ? kColumns : 0; }
 };
 
-// The same at the top, and two tiles below (q, q).
+// The same at the top of the diagonal, and two tiles below (q, q).
 struct Corner {
   static constexpr int kA = 4, kB = 2, kSlots = 5, kRanks = 2;
   static constexpr int kAtOnce = kA;
@@ -233,7 +233,7 @@ struct Corner {
   static constexpr __device__ int rank_b(int) { return 0; }
 };
 
-// kRows x kCols tiles below the diagonal, column after column; three columns start at an odd one.
+// kRows x kCols tiles below the diagonal, column by column; three columns start at an odd one.
 template <int kRows, int kCols>
 struct Below {
   static constexpr int kA = kRows, kB = kCols, kSlots = kRows * kCols, kAtOnce = kA;
@@ -243,7 +243,7 @@ struct Below {
   static constexpr __device__ int rank_b(int j) { return kCols % 2 == 0 ? j / 2 : (j + 1) / 2; }
 };
 
-// Which lower tiles of a symmetric matrix are a warp's: slots 0 and 2 may lie on the diagonal.
+// A warp's lower tiles of a symmetric matrix; slots 0 and 2 may be on the diagonal.
 template <int kTiles>
 struct LowerShare {
   static constexpr int kSlots = kTiles == 8 ? 5 : kTiles == 6 ? 6 : 3;
@@ -251,7 +251,7 @@ struct LowerShare {
   static constexpr uint32_t kMissing = 15;
   int warp;
   Lane lane;
-  uint32_t rows = 0, cols = 0;  // of every slot, 4 bits each
+  uint32_t rows = 0, cols = 0;  // of all slots, 4 bits each
 
   __device__ __forceinline__ LowerShare(int warp, Lane lane) : warp(warp), lane(lane) {
     visit([&](auto shape, const auto& own_rows, const auto& own_cols) {
@@ -268,16 +268,16 @@ struct LowerShare {
   __device__ __forceinline__ int row(int slot) const { return rows >> 4 * slot & 15; }
   __device__ __forceinline__ int col(int slot) const { return cols >> 4 * slot & 15; }
 
-  // The same, made anew: what is computed from it stays within one phase of a kernel.
+  // A copy hidden from the compiler: values that depend on it stay within one phase of a kernel.
   __device__ __forceinline__ LowerShare forgotten() const {
-    LowerShare own = *this;
-    own.warp = forget(warp);
-    own.rows = forget(rows);
-    own.cols = forget(cols);
-    return own;
+    LowerShare copy = *this;
+    copy.warp = forget(warp);
+    copy.rows = forget(rows);
+    copy.cols = forget(cols);
+    return copy;
   }
 
-  // Calls use(shape, rows, cols), with the row tiles that are read of A and of B.
+  // Calls use(shape, rows, cols) with the row tiles of A and of B that are read.
   template <class Use>
   __device__ __forceinline__ void visit(const Use& use) const {
     const int first = 2 * warp;
@@ -314,7 +314,7 @@ struct LowerShare {
   using Ints = int[kCount];
 };
 
-// One warp's share of the lower tiles of a symmetric matrix, in registers.
+// A warp's lower tiles of a symmetric matrix, in registers.
 template <int kTiles>
 struct LowerTiles {
   using Share = LowerShare<kTiles>;
@@ -332,8 +332,8 @@ struct LowerTiles {
     return slot < Share::kLeastSlots || share.row(slot) < kTiles;
   }
 
-  // What lies above the diagonal is the mirror image of what lies below: differences of rounding between the
-  // two would grow from one refinement to the next.
+  // Writes the tiles. Elements above the diagonal are the mirror image of those below: rounding differences
+  // between the two would grow with every refinement.
   template <class Format>
   __device__ __forceinline__ void write(Shared tiles) const {
     const Share own = share.forgotten();
@@ -381,7 +381,7 @@ struct LowerTiles {
     }
   }
 
-  // Adds `factor` times another one.
+  // Adds `factor` times another matrix.
   __device__ __forceinline__ void add(const LowerTiles& other, float factor) {
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
@@ -392,7 +392,7 @@ struct LowerTiles {
     }
   }
 
-  // C += A B^T, of which these are the lower tiles.
+  // C += A B^T for the lower tiles of C.
   template <class Multiply, class A, class B>
   __device__ __forceinline__ void add(A a, B b, int tile_rows, int depth, Exact exact = {}) {
     if (share.row(0) >= tile_rows) return;

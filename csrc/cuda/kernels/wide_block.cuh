@@ -1,12 +1,12 @@
-// What the kernels of wide blocks share: matrices as grids of plane tiles in global memory, which the L2
-// holds in part, and their products.
+// Common parts of the kernels of wide blocks: matrices as grids of plane tiles in global memory, partly in
+// the L2, and their products.
 //
-// A product is made by tiles of 128 x 128 of C, 32 of k at a time, from kWideStages buffers in shared memory
-// that are filled asynchronously: a tile of a grid is copied as it lies, 1 KB in a row.
+// A product is made in tiles of 128 x 128 of C, 32 of k at a time, from kWideStages buffers in shared memory
+// that are filled asynchronously: a tile of a grid is 1 KB of contiguous memory and is copied unchanged.
 //
 //   wait for buffer i;  barrier;  start filling buffer i + kWideStages - 1;  multiply from buffer i
 //
-// Warps share a tile of C out as in FullProduct<8>. Matrices are filled up with zeros to whole tiles of 128.
+// A tile of C is distributed to warps as in FullProduct<8>. Matrices are padded with zeros to tiles of 128.
 #pragma once
 
 #include "largest.cuh"
@@ -26,7 +26,7 @@ struct Grid {
   }
 };
 
-// The CTA's next work item from an index on, by its first warp; whether there is one.
+// Finds the CTA's next work item from an index on, by its first warp; returns true if there is one.
 template <class Item, class Parameters>
 __device__ __forceinline__ bool find(Item& item, const Parameters& in, int64_t from) {
   __syncthreads();  // whoever looks at the last one is done
@@ -37,7 +37,7 @@ __device__ __forceinline__ bool find(Item& item, const Parameters& in, int64_t f
 
 struct WideOperand {
   Grid grid;
-  bool transposed;  // its tiles hold k along their columns
+  bool transposed;  // k runs along the columns of its tiles
   bool exact;
 };
 
@@ -47,7 +47,7 @@ class WideBlock {
   using Multiply = TensorCores<PlaneFragment>;
   using Product = FullProduct<kHalf, Multiply>;
 
-  // Of so many matrices, of `tiles` a side.
+  // A CTA's `matrices` matrices of `tiles` tiles a side.
   __device__ __forceinline__ WideBlock(char* scratch, int matrices, int tiles)
       : scratch_(scratch + blockIdx.x * matrices * wide_bytes(tiles)), tiles_(tiles) {}
 
@@ -55,7 +55,8 @@ class WideBlock {
 
   static __device__ __forceinline__ float sum(float value) { return team_sum<kWarps>(value); }
 
-  // Fills a grid from a matrix times `scale`, with zeros to whole halves of 128; calls use(value) for each.
+  // Fills a grid from a matrix times `scale`, padded with zeros to multiples of 128, and calls use(value) for
+  // every scaled value.
   template <class Use>
   static __device__ __forceinline__ void split(const Matrix& from, Grid to, float scale, const Use& use) {
     for_each_four(from, [&](const Four& at, float (&four)[4]) {
@@ -68,7 +69,7 @@ class WideBlock {
     });
   }
 
-  // The largest magnitude in a matrix, without what is not a number.
+  // The largest magnitude in a matrix; NaN is ignored.
   static __device__ __forceinline__ float largest(const Matrix& from) {
     float most = 0;
     for_each_four(from, [&](const Four&, const float (&four)[4]) {
@@ -78,8 +79,8 @@ class WideBlock {
     return team_max<kWarps>(most);
   }
 
-  // Calls use(c, row, col) for every tile of 128 x 128 of C = A B^T, rows x cols of them, or of a symmetric
-  // one for those on and below the diagonal. What a use writes is there for all once the product has ended.
+  // Calls use(c, row, col) for each of the rows x cols tiles of 128 x 128 of C = A B^T; for a symmetric C,
+  // only for those on and below the diagonal. Writes of `use` are visible to all threads after the product.
   template <class Use>
   __device__ __forceinline__ void product(WideOperand a, WideOperand b, int rows, int cols, int depth,
                                           bool symmetric, const Use& use) const {
@@ -127,7 +128,7 @@ class WideBlock {
     }
   }
 
-  // The same of a symmetric matrix, of which the tiles on and below the diagonal are taken.
+  // The same for a symmetric matrix, from the tiles on and below the diagonal.
   static __device__ __forceinline__ void write_symmetric(const Product& c, Grid to, int row, int col) {
     const Lane lane(forget(threadIdx.x));
 #pragma unroll
@@ -159,15 +160,14 @@ class WideBlock {
     });
   }
 
-  // This thread's part of the sum of squares of a tile, which counts twice where a symmetric matrix mirrors
-  // it.
+  // This thread's part of the sum of squares of a tile; `twice`: of the tile and of its mirror image.
   static __device__ __forceinline__ float squares(Product& c, bool twice = false) {
     float sum = 0;
     c.for_each_pair([&](int, int, float (&pair)[2]) { sum += pair[0] * pair[0] + pair[1] * pair[1]; });
     return twice ? 2 * sum : sum;
   }
 
-  // Tiles of 128 that cover so many elements.
+  // Number of tiles of 128 that cover `size` elements.
   static __device__ __forceinline__ int halves_of(int size) { return (tiles_of(size) + kHalf - 1) / kHalf; }
 
  private:
@@ -186,7 +186,7 @@ class WideBlock {
     return shared_address(memory) + step % kWideStages * kStage;
   }
 
-  // Four neighbours of a row of a tile.
+  // The position of four neighbours in a row of a tile.
   struct Four {
     int tile_row, tile_col, row, col;
     __device__ __forceinline__ Four(int i, int tile_cols)
@@ -198,7 +198,7 @@ class WideBlock {
     __device__ __forceinline__ int matrix_col() const { return tile_col * kTile + col; }
   };
 
-  // Calls use(at, four) for a matrix and the zeros around it up to whole halves of 128.
+  // Calls use(at, four) for a matrix and the zeros that pad it to multiples of 128.
   template <class Use>
   static __device__ __forceinline__ void for_each_four(const Matrix& from, const Use& use) {
     if (!from.in_fours()) {
@@ -213,7 +213,7 @@ class WideBlock {
     }
   }
 
-  // A thread has eight loads under way at once.
+  // The same for whole aligned groups of four; a thread has eight loads in flight at once.
   template <class Element, class Use>
   static __device__ __forceinline__ void visit_aligned(const Matrix& from, const Element* data,
                                                        const Use& use) {
@@ -224,7 +224,7 @@ class WideBlock {
     });
   }
 
-  // Calls read(at, four) for kAtOnce fours, then use(at, four) for each of them, and so on.
+  // Repeatedly calls read(at, four) for kAtOnce groups of four, then use(at, four) for each of them.
   template <int kAtOnce, class Use, class Read>
   static __device__ __forceinline__ void visit(const Matrix& from, const Use& use, const Read& read) {
     const int cols = halves_of(from.cols) * kHalf, count = halves_of(from.rows) * kHalf * cols * kFours;
@@ -239,7 +239,7 @@ class WideBlock {
     }
   }
 
-  // An operand's rows of a tile of C to a half of a stage: [row][k] or, transposed, [k][row].
+  // Copies an operand's rows for a tile of C to half of a stage: [row][k] or, transposed, [k][row].
   static __device__ __forceinline__ void copy(Shared stage, const WideOperand& from, int half, int step) {
 #pragma unroll
     for (int i = threadIdx.x; i < kHalf * kDepth * kChunks; i += kResidentThreads) {

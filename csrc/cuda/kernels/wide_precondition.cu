@@ -1,7 +1,7 @@
-// wide_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of 129 to 256 a side, and norms = |V|^2, as
+// wide_precondition: V = P_l (D / rms_l) P_r of blocks [m, n] of 129 to 256 a side, and norms = |V|^2, as in
 // resident_precondition.cu, with the block's matrices in global memory (wide_block.cuh).
 //
-// CTAs take blocks in turns. Three grids of a CTA: D; P_r, then P_l; D P_r.
+// CTAs take blocks in rounds. A CTA has three grids: D; P_r, then P_l; D P_r.
 #include "product_item.cuh"
 #include "wide_block.cuh"
 
@@ -15,7 +15,7 @@ class WideProduct {
   __device__ __forceinline__ WideProduct(const WidePrecondition& in, const ProductItem& item)
       : wide_(in.scratch, WidePrecondition::kMatrices, kWideTiles), item_(item) {}
 
-  // |V|^2, for every thread.
+  // Writes V; returns |V|^2 to every thread.
   __device__ __forceinline__ float run() {
     split(item_.direction(), 0);
     split(item_.right_root(), 1);
@@ -43,7 +43,7 @@ class WideProduct {
     WideBlock::split(from, wide_.grid(grid), 1, [](float) {});
   }
 
-  // A tile of 128 x 128 of V.
+  // Writes a tile of 128 x 128 of V.
   __device__ __forceinline__ void write(Product& c, int row, int col) const {
     const Matrix out = item_.out().part(row * 128, col * 128, 128, 128);
     c.for_each_pair([&](int i, int j, float (&pair)[2]) { out.write_pair(i, j, {pair[0], pair[1]}); });

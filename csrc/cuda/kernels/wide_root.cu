@@ -1,8 +1,8 @@
-// wide_root: P = (F F^T)^(1/2) of factors F [d, d] of 129 to 1024 a side by the polar iteration, as
-// resident_root.cu tells it, with the factor's matrices in global memory (wide_block.cuh).
+// wide_root: P = (F F^T)^(1/2) of factors F [d, d] of 129 to 1024 a side by the polar iteration, as in
+// resident_root.cu, with the factor's matrices in global memory (wide_block.cuh).
 //
-// CTAs take the factors that are due in turns. A CTA's four grids: Q; G; a I + b G + c G^2; the next Q;
-// and in the end F, Q and P.
+// CTAs take the due factors in rounds. A CTA has four grids: Q; G; a I + b G + c G^2; the next Q; and at the
+// end F, Q and P.
 #include "root_item.cuh"
 #include "wide_block.cuh"
 
@@ -41,13 +41,13 @@ class WideRoot {
   __device__ __forceinline__ int halves() const { return WideBlock::halves_of(item_.d); }
   __device__ __forceinline__ int tiles() const { return tiles_of(item_.d); }
 
-  // F in its unit.
+  // Loads F, in its unit.
   __device__ __forceinline__ void load(int grid) const {
     WideBlock::split(item_.factor(), wide_.grid(grid), item_.unit, [](float) {});
     __syncthreads();
   }
 
-  // G = Q^T Q; the scale of Q, 1 / s in the first step.
+  // Makes G = Q^T Q; returns the scale of Q, 1 / s in the first step.
   __device__ __forceinline__ float make_gram(int q, bool is_first) const {
     const WideOperand operand{wide_.grid(q), true};
     float squares = 0;
@@ -58,7 +58,7 @@ class WideRoot {
     return is_first ? rsqrtf(sqrtf(WideBlock::sum(squares))) : 1;
   }
 
-  // a I + b scale G + c scale^2 G^2.
+  // Makes a I + b scale G + c scale^2 G^2.
   __device__ __forceinline__ void make_polynomial(int step, float scale) const {
     const WideOperand gram{wide_.grid(kGram)};
     wide_.product(gram, gram, halves(), halves(), tiles(), true, [&](Product& c, int row, int col) {
@@ -69,7 +69,7 @@ class WideRoot {
     });
   }
 
-  // The next Q: Q times the polynomial and the scale.
+  // Makes the next Q: Q times the polynomial and the scale.
   __device__ __forceinline__ void multiply_polynomial(int q, int next, float scale) const {
     wide_.product({wide_.grid(q)}, {wide_.grid(kPolynomial)}, halves(), halves(), tiles(), false,
                   [&](Product& c, int row, int col) {
@@ -97,7 +97,7 @@ class WideRoot {
     return sqrtf(WideBlock::sum(difference) / size);
   }
 
-  // Four neighbours of a row a thread.
+  // Each thread writes four neighbours of a row.
   __device__ __forceinline__ void write_root() const {
     const Matrix to = item_.root();
     const int fours = (to.cols + 3) / 4;

@@ -1,7 +1,7 @@
-// wide_update: the update of both factors of blocks [m, n] of 129 to 256 a side, as resident_update.cu tells
-// it, with the block's matrices in global memory (wide_block.cuh).
+// wide_update: the update of both factors of blocks [m, n] of 129 to 256 a side, as in resident_update.cu,
+// with the block's matrices in global memory (wide_block.cuh).
 //
-// CTAs take block sides in turns. Five grids of a CTA:
+// CTAs take block sides in rounds. A CTA has five grids:
 //
 //             0             1     2             3               4
 //   read      G             P
@@ -10,8 +10,8 @@
 //   gram                    F                   M, then Y       Z = T
 //   of 2      S             F     T^2           Y, then Z       T
 //   of 3      Y             F     T             Z               (old Z)
-//   step 3+                 F     three of Y, T, Z and a free one change places
-//   F R                     F     F' as float32 in a free one, until all of it is known to be finite
+//   step 3+                 F     Y, T, Z and a free one change places
+//   F R                     F     F' as float32 in a free one, until all of it has been checked to be finite
 #include "side_item.cuh"
 #include "wide_block.cuh"
 
@@ -42,19 +42,19 @@ class WideSideUpdate {
   __device__ __forceinline__ int d_halves() const { return WideBlock::halves_of(item_.d); }
   __device__ __forceinline__ int d_tiles() const { return tiles_of(item_.d); }
 
-  // G in the unit of its norm.
+  // Loads G, in the unit of its norm.
   __device__ __forceinline__ void load_gradient() const {
     const Matrix grad = item_.grad();
     const float most = WideBlock::largest(grad);
     const float unit = most > 0 && isfinite(most) ? power_of_two_below(most) : 1;
-    float squares = 0;  // not a number where an element is none, which the maximum leaves out
+    float squares = 0;  // NaN if an element is NaN, which the maximum ignores
     WideBlock::split(grad, wide_.grid(0), inverse_power_of_two(unit),
                      [&](float value) { squares = fmaf(value, value, squares); });
     squares = WideBlock::sum(squares);
     if (threadIdx.x == 0) item_.norm = {squares, squares == 0 ? 0 : unit};
   }
 
-  // U = G P_r, or P_l G; its squared norm.
+  // Makes U = G P_r, or P_l G; returns its squared norm.
   __device__ __forceinline__ float couple() const {
     WideBlock::split(item_.root(), wide_.grid(1), 1, [](float) {});
     __syncthreads();
@@ -69,10 +69,10 @@ class WideSideUpdate {
     return WideBlock::sum(squares);
   }
 
-  // F <- F R where that is finite; whether it is.
+  // F <- F R if that is finite; returns true if so.
   __device__ __forceinline__ bool update_factor() const {
     const float root = item_.update.rms * damping_root(in_.rule, item_.k);
-    const float unit = power_of_two_below(root);  // F is held times this
+    const float unit = power_of_two_below(root);  // F is stored times this
     load_factor(unit);
     const float squares = whiten(item_.update.scale * (item_.norm.unit / unit));
     if (threadIdx.x == 0) item_.update.whitened *= squares;
@@ -91,7 +91,7 @@ class WideSideUpdate {
     __syncthreads();
   }
 
-  // `start` times I.
+  // Makes F = `start` times I.
   __device__ __forceinline__ void start_factor(float start) const {
     wide_.product({}, {}, d_halves(), d_halves(), 0, false, [&](Product& c, int row, int col) {
       WideBlock::add_diagonal(c, item_.d, start, row, col);
@@ -99,7 +99,7 @@ class WideSideUpdate {
     });
   }
 
-  // B; its squared norm.
+  // Makes B; returns its squared norm.
   __device__ __forceinline__ float whiten(float scale) const {
     const bool exact = item_.grad().bf16 && !in_.rule.coupled;
     float squares = 0;
@@ -113,7 +113,8 @@ class WideSideUpdate {
     return WideBlock::sum(squares);
   }
 
-  // M = B B^T + damping^2 F^T F; its norm, without squares that overflow where M / unit is near 1 or below.
+  // Makes M = B B^T + damped_updates weight damping^2 F^T F; returns its norm. No square overflows if M /
+  // unit is near 1 or below.
   __device__ __forceinline__ float gram(float damping, float unit) const {
     const float damped = in_.rule.damped_updates * in_.rule.weight;
     const WideOperand f{wide_.grid(kFactor), true, item_.exact_factor()}, b{whitened(), false, false};
@@ -138,7 +139,7 @@ class WideSideUpdate {
     wide_.product({}, {}, d_halves(), d_halves(), 0, true, use);
   }
 
-  // Z, whose grid is told, from M; what F Z is to be multiplied by.
+  // Makes Z from M; returns the factor of F Z, and sets `z` to the grid of Z and `free` to a free one.
   __device__ __forceinline__ float iterate(float norm, int& z, int& free) const {
     const Iteration first(in_.rule, norm, 0);
     int y = 3, t = 4;
@@ -161,7 +162,7 @@ class WideSideUpdate {
       const Iteration it(in_.rule, norm, step);
       const int other = t == z ? 2 : t;
       multiply(y, t, free, 1, 0);
-      multiply(free, z, y, -it.b, it.a);  // the new T in the place of Y
+      multiply(free, z, y, -it.b, it.a);  // the new T, in the place of Y
       multiply(y, z, other, 1, 0);
       const int old_z = z;
       t = y, y = free, z = other, free = old_z;
@@ -169,7 +170,7 @@ class WideSideUpdate {
     return first.restored;
   }
 
-  // The second step where it is the last (resident_update.cu): S and T^2, then Z in the place of Y.
+  // The second step if it is the last (resident_update.cu): S and T^2, then Z in the place of Y.
   __device__ __forceinline__ void square_second_step(const Iteration& first, const Iteration& second) const {
     const Grid s = wide_.grid(0), square = wide_.grid(2), y = wide_.grid(3), t = wide_.grid(4);
     wide_.product({y}, {t}, d_halves(), d_halves(), d_tiles(), true, [&](Product& c, int row, int col) {
@@ -195,11 +196,11 @@ class WideSideUpdate {
                   });
   }
 
-  // F' = scale F Z to the factor, if all of it is finite as it is stored.
+  // Writes F' = scale F Z to the factor, if all of it is finite in the factor's dtype.
   __device__ __forceinline__ bool write_factor(float scale, int z, int free) const {
     const Matrix factor = item_.factor();
     auto* const kept = reinterpret_cast<float4*>(wide_.grid(free).tiles) + threadIdx.x;
-    float failed = 0;  // stays 0 where all is finite
+    float failed = 0;  // stays 0 if all values are finite
     int place = 0;
     wide_.product({wide_.grid(kFactor), false, item_.exact_factor()}, {wide_.grid(z)}, d_halves(), d_halves(),
                   d_tiles(), false, [&](Product& c, int, int) {
@@ -217,7 +218,7 @@ class WideSideUpdate {
     return true;
   }
 
-  // Every thread writes what it has kept itself.
+  // Writes the kept F' to the factor; every thread reads only the elements that it has kept.
   __device__ __forceinline__ void write_kept(const Matrix& factor, const float4* kept) const {
     Product c(threadIdx.x / 32, Lane(threadIdx.x));
 #pragma unroll 1

@@ -5,13 +5,13 @@
 namespace kradagrad::cuda {
 namespace {
 
-constexpr int64_t kCopyBytes = 16;  // of one asynchronous copy
+constexpr int64_t kCopyBytes = 16;  // size of an asynchronous copy
 
 struct Dim {
   int64_t size, stride;
 };
 
-// The leading dims of [*, rows, cols], neighbours that are one dim merged, without those of size 1.
+// The leading dims of [*, rows, cols], contiguous dims merged, without those of size 1.
 std::vector<Dim> leading_dims(const TensorInfo& tensor) {
   std::vector<Dim> dims;
   for (std::size_t i = 0; i + 2 < tensor.sizes.size(); ++i) {
@@ -26,7 +26,7 @@ std::vector<Dim> leading_dims(const TensorInfo& tensor) {
   return dims;
 }
 
-// A view takes two leading dims; of more, the outer ones are listed index by index.
+// Lists a tensor's views. A view has two leading dims; every index of further outer dims has a separate view.
 void list_views(const TensorInfo& tensor, std::vector<Dim> dims, char* data, int64_t& first,
                 std::vector<View>& views) {
   if (dims.size() > 2) {
@@ -57,11 +57,11 @@ Matrices Views::add(const TensorInfos& tensors) {
   int64_t first = 0;
   for (const TensorInfo& tensor : tensors) {
     result.bf16 = tensor.bf16;
-    std::vector<View> own;
+    std::vector<View> views;
     if (std::accumulate(tensor.sizes.begin(), tensor.sizes.end(), int64_t{1}, std::multiplies<>()) > 0) {
-      list_views(tensor, leading_dims(tensor), static_cast<char*>(tensor.data), first, own);
+      list_views(tensor, leading_dims(tensor), static_cast<char*>(tensor.data), first, views);
     }
-    for (const View& view : own) {
+    for (const View& view : views) {
       if (!starts_aligned(view, tensor.element_size())) result.aligned = 0;
       views_.push_back(view);
     }

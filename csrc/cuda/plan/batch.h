@@ -1,4 +1,4 @@
-// Tensors as a plan sees them, and the views that kernels find blocks by.
+// A plan's descriptions of tensors, and the views by which kernels find blocks.
 #pragma once
 
 #include <cstddef>
@@ -22,14 +22,13 @@ using TensorInfos = std::vector<TensorInfo>;
 // Collects the views of every batch of blocks of a plan.
 class Views {
  public:
-  // Tensors [*, rows, cols] whose leading dims, one tensor after the other, run over the blocks. One dtype
-  // for all.
+  // Adds tensors [*, rows, cols] of one dtype; their leading dims, tensor by tensor, run over the blocks.
   Matrices add(const TensorInfos& tensors);
 
-  // Contiguous float32 blocks [rows, cols] from block `first` on.
+  // Adds contiguous float32 blocks [rows, cols] from block `first` on.
   Matrices add(float* data, int64_t first, int64_t rows, int64_t cols);
 
-  // The columns of such blocks from one on.
+  // Adds the columns from `first_column` on of such blocks.
   Matrices columns(const Matrices& of, int64_t first_column);
 
   const std::vector<View>& all() const { return views_; }

@@ -1,5 +1,5 @@
-// How the kernels that take a block as a whole are chosen and launched: resident_* keep it on chip, wide_* in
-// global memory of each CTA.
+// Choice and launch of the kernels that process whole blocks: resident_* keep a block on chip, wide_* in
+// global memory.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@ constexpr int32_t kWideSide = kWideTiles * kTile;
 constexpr int32_t kMiddleSide = 96;
 constexpr int32_t kKernelSides[] = {64, kMiddleSide, kResidentSide, kWideSide};
 
-// The longest side of blocks that the smallest kernels for a side take, or 0 where none fits. The sides in
-// between and beyond are of the default precision alone.
+// The longest side that the smallest kernels for blocks of side `longest` accept, or 0 if no kernel fits.
+// kMiddleSide and kWideSide exist only in the default precision.
 inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precision precision, const Gpu& gpu) {
   for (const int32_t side : kKernelSides) {
     const int32_t tiles = side / kTile;
@@ -31,22 +31,22 @@ inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precisio
   return 0;
 }
 
-// CTAs that take so many turns. Where long and short ones alternate, as those of a long block's two sides do,
-// their number is odd: with an even one every CTA would get one kind alone.
+// Number of CTAs for `turns` work items per team. If long and short items alternate, as the two sides of a
+// long block do, the number is odd: with an even number every CTA would get items of only one kind.
 inline int64_t ctas_for(int64_t turns, int64_t most, bool alternate) {
   if (turns <= most) return turns;
   return alternate && most % 2 == 0 ? most - 1 : most;
 }
 
-// CTAs that an SM holds, for their shared memory, which is that of one CTA and its own kilobyte, and for the
-// registers of their kernels' launch bounds.
+// Number of CTAs that fit an SM, by shared memory, of which a CTA takes 1 KB more than it uses, and by the
+// registers of the kernels' launch bounds.
 inline int64_t ctas_of_sm(int32_t tiles, Precision precision, int32_t shared, const Gpu& gpu) {
   const int32_t by_registers = tiles > 4 || precision == Precision::kTf32x3 ? 1 : 2;
   return std::clamp((gpu.shared + kStaticShared) / (shared + kStaticShared), 1, by_registers);
 }
 
-// As many CTAs as run at the same time, whose teams take the work items of `parameters` in turns. Sets its
-// places.
+// Launches as many CTAs as run at the same time; their teams take the work items of `parameters` in rounds.
+// Sets parameters.places.
 template <class Parameters>
 void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, int32_t side,
                      Precision precision, int32_t symmetric_matrices, bool alternate, Parameters parameters) {
@@ -59,11 +59,11 @@ void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, in
                  ctas_for(turns, most, alternate && teams == 1), kResidentThreads, shared, parameters);
 }
 
-// Memory that the matrices of a launch may take: those of a root of 1024 a side take 16 MB.
+// Upper bound of the memory of a launch's matrices; those of a root of 1024 a side take 16 MB.
 constexpr int64_t kMostWideScratch = int64_t{2} << 30;
 
-// The same, each with matrices of its own of `tiles` a side, in memory that is free again afterwards;
-// make(scratch): the kernel's parameters.
+// The same for wide kernels. Every CTA has separate matrices of `tiles` tiles a side, in scratch memory that
+// is released afterwards. make(scratch) returns the kernel's parameters.
 template <class Make>
 void launch_wide(Planner& planner, const std::string& op, const Gpu& gpu, int64_t items, int32_t tiles,
                  bool alternate, const Make& make) {

@@ -37,7 +37,7 @@ struct Layout {
     for (int i = 0; i < kTensors; ++i) strides[i].push_back(tensors[i] ? tensors[i]->strides[dim] : 0);
   }
 
-  // Whether the last dim and `dim` are one dim in every tensor.
+  // True if the last dim and `dim` are contiguous with each other in every tensor.
   bool continues(int64_t size, const OfParameter& tensors, std::size_t dim) const {
     for (int i = 0; i < kTensors; ++i) {
       if (tensors[i] && strides[i].back() != tensors[i]->strides[dim] * size) return false;
@@ -51,7 +51,7 @@ struct Layout {
   }
 };
 
-// The dims in the order of the parameter's memory, so that the last is contiguous where any is.
+// The dims in the order of the parameter's memory, so that the last is contiguous if any is.
 Layout layout_of(const OfParameter& tensors) {
   const TensorInfo& param = *tensors[0];
   std::vector<std::size_t> order;
@@ -85,7 +85,7 @@ bool is_flat(const Layout& layout, const OfParameter& tensors) {
   return true;
 }
 
-// The table of all parameters, and how many spans they have.
+// The table of all parameters; `spans` is set to the number of their spans.
 std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans) {
   std::vector<Parameter> table;
   spans = 0;
@@ -138,8 +138,8 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   const std::vector<Parameter> table = table_of(inputs, spans);
   const Parameter* const parameters = planner.add(table);
   const auto count = static_cast<int32_t>(table.size());
-  // What is not contiguous takes arithmetic, too, and many threads.
-  const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& own) { return own.flat; });
+  // Elements that are not contiguous need address arithmetic, too, and thus many threads.
+  const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& of) { return of.flat; });
   const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
   planner.launch("accumulate", ctas, kElementThreads, 0,
                  Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,

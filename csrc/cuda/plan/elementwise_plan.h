@@ -10,7 +10,7 @@
 
 namespace kradagrad::cuda {
 
-// Tensors of every parameter; a list that is empty, or a tensor without elements, is missing.
+// Tensors of every parameter; an empty list, or a tensor without elements, means that the tensor is missing.
 struct ElementwiseInputs {
   TensorInfos params, grads, momenta, second_moments, directions, updates, residuals;
   const float* coefficients;  // [P, kCoefficients]
@@ -35,7 +35,7 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
                      const Gpu& gpu);
 Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule);
 
-// Throws where a parameter's tensors have more than kMaxDims dims that cannot be merged; `op` is named.
+// Throws, naming `op`, if a parameter's tensors have more than kMaxDims dims that cannot be merged.
 void check_layouts(const char* op, const ElementwiseInputs& inputs);
 
 }  // namespace kradagrad::cuda

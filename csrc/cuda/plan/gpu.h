@@ -4,7 +4,7 @@
 
 namespace kradagrad::cuda {
 
-// What a plan needs to know of a GPU: bytes of shared memory that a CTA may have, and multiprocessors.
+// Properties of a GPU that plans use: bytes of shared memory that a CTA may have, and multiprocessors.
 struct Gpu {
   int32_t shared = 163 << 10;
   int32_t multiprocessors = 108;

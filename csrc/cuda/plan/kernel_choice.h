@@ -1,4 +1,4 @@
-// What plans choose kernels by.
+// The criteria by which plans choose kernels.
 #pragma once
 
 #include <string>
@@ -7,10 +7,10 @@
 
 namespace kradagrad::cuda {
 
-// The longest side of the blocks that resident kernels take.
+// The longest side of blocks that resident kernels accept.
 constexpr int32_t kResidentSide = 128;
 
-// A precision in kernels' names.
+// The name of a precision in kernels' names.
 inline std::string name_of(Precision precision) {
   switch (precision) {
     case Precision::kBf16x3:

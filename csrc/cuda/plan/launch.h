@@ -1,5 +1,5 @@
-// What an op does on a device, as data: a table to upload, scratch memory to allocate, and launches in order.
-// Nothing here knows torch or CUDA: the library and the tests run the same plans.
+// An op's work on a device, as data: a table to upload, scratch memory to allocate, and launches in order.
+// Plans do not depend on torch or CUDA: the library and the tests run the same plans.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ struct Launch {
   std::vector<char> parameters;  // the kernel's one parameter, a struct
 };
 
-// A plan is made before its memory: what it points to in its table and in its scratch memory are addresses
-// of their own kind, from these bases on, which no device has: they are not canonical.
+// A plan is made before its memory exists. Its pointers to table and scratch memory are symbolic addresses
+// from these bases on. No device has such addresses, because they are not canonical.
 constexpr uint64_t kTableBase = 0x7ACE'0000'0000'0000;
 constexpr uint64_t kScratchBase = 0x7ACF'0000'0000'0000;
 
@@ -29,8 +29,8 @@ struct Plan {
   int64_t scratch = 0;  // bytes
   std::vector<Launch> launches;
 
-  // Puts real addresses in the place of a base's. The table is uploaded once it has those of the scratch
-  // memory; it holds none of its own, only launches do.
+  // Replace symbolic addresses with real ones. The table is uploaded after bind_scratch; only launches, not
+  // the table, contain addresses in the table.
   void bind_scratch(void* scratch_memory);
   void bind_table(void* uploaded_table);
 };
@@ -38,10 +38,10 @@ struct Plan {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t align(int64_t size) { return (size + kAlignment - 1) / kAlignment * kAlignment; }
 
-// Lays out a plan.
+// Builds a plan.
 class Planner {
  public:
-  // The address of a copy of `items` in the table.
+  // Copies `items` to the table and returns the address of the copy.
   template <class T>
   const T* add(const std::vector<T>& items) {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -51,7 +51,7 @@ class Planner {
     return reinterpret_cast<const T*>(kTableBase + start);
   }
 
-  // The address of `count` floats of scratch memory.
+  // Reserves scratch memory for `count` floats and returns its address.
   float* floats(int64_t count) {
     float* const address = reinterpret_cast<float*>(kScratchBase + used_);
     used_ = align(used_ + count * static_cast<int64_t>(sizeof(float)));
@@ -59,11 +59,11 @@ class Planner {
     return address;
   }
 
-  // Scratch memory from a mark on may be used again.
+  // release(mark()) makes scratch memory reserved in between available for reuse.
   int64_t mark() const { return used_; }
   void release(int64_t mark) { used_ = mark; }
 
-  // A launch of no CTAs is left out.
+  // Adds a launch; one without CTAs is left out.
   template <class T>
   void launch(const std::string& kernel, int64_t grid, int32_t block, int32_t shared, const T& parameters) {
     static_assert(std::is_trivially_copyable_v<T>);

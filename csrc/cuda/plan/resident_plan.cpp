@@ -93,7 +93,7 @@ class ResidentPlan {
   std::vector<ResidentUpdateGroup> updates_;
   std::vector<ResidentProductGroup> products_;
   int64_t update_items_ = 0, product_items_ = 0;
-  bool uneven_ = false;  // whether sides of some blocks differ
+  bool uneven_ = false;  // true if the two sides of some block differ
 };
 
 }  // namespace

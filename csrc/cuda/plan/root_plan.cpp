@@ -5,17 +5,17 @@
 namespace kradagrad::cuda {
 namespace {
 
-constexpr int32_t kSymmetricMatrices = 2;  // G, and the polynomial of it
+constexpr int32_t kSymmetricMatrices = 2;  // G, and its polynomial
 
-// Launches are made by side. Above 256 the wide kernel serves 512 and 1024, with larger matrices.
+// There is a launch for each of these sides. For 512 and 1024 the wide kernel has larger matrices.
 constexpr int32_t kRootSides[] = {64, kMiddleSide, kResidentSide, kWideSide, 512, 1024};
 
-// The least of them that takes factors [d, d], or 0.
+// The smallest of them that is sufficient for factors [d, d], or 0.
 int32_t root_side(int32_t d, Precision precision, const Gpu& gpu) {
   const int32_t side = kernel_side(std::min(d, kWideSide), kSymmetricMatrices, precision, gpu);
   if (d <= kWideSide) return side;
-  const auto* const found = std::lower_bound(std::begin(kRootSides), std::end(kRootSides), d);
-  return side == kWideSide && found != std::end(kRootSides) ? *found : 0;
+  const auto* const least = std::lower_bound(std::begin(kRootSides), std::end(kRootSides), d);
+  return side == kWideSide && least != std::end(kRootSides) ? *least : 0;
 }
 
 void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
@@ -24,11 +24,11 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
   int64_t due = 0, others = 0;
   for (const RootSideTensors& in : inputs.sides) {
     if (in.blocks == 0 || in.d == 0 || root_side(in.d, inputs.precision, inputs.gpu) != side) continue;
-    const int64_t own = inputs.turns == 0 ? 0 : (in.blocks + inputs.turns - 1) / inputs.turns;
-    sides.push_back({due, others, in.blocks, own, in.d, in.k, views.add({in.factor}), views.add({in.root}),
+    const int64_t share = inputs.turns == 0 ? 0 : (in.blocks + inputs.turns - 1) / inputs.turns;
+    sides.push_back({due, others, in.blocks, share, in.d, in.k, views.add({in.factor}), views.add({in.root}),
                      in.statistics, in.root_statistics, in.active});
-    due += own;
-    others += in.blocks - own;
+    due += share;
+    others += in.blocks - share;
   }
   if (sides.empty()) return;
   for (RootSide& side : sides) side.first_other += due;
@@ -43,7 +43,7 @@ void plan_side(Planner& planner, const RootInputs& inputs, int32_t side) {
                                  inputs.counter};
   if (side >= kWideSide) {
     const int32_t tiles = side / kTile;
-    // A CTA takes scratch memory: there are as many as have work on every step.
+    // Every CTA takes scratch memory, so there are only as many as have work on every step.
     launch_wide(planner, "root", inputs.gpu, std::max<int64_t>(due, 1), tiles, false,
                 [&](char* scratch) { return WideRoots{parameters, scratch, tiles}; });
   } else {

@@ -1,4 +1,4 @@
-// The launches of polar_roots_: one for the sides of each size, of all groups at once (block_kernel.h).
+// The launches of polar_roots_: one for all groups' sides of each size (block_kernel.h).
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@
 
 namespace kradagrad::cuda {
 
-// One side of a group: N blocks [d, d]; contiguous.
+// One side of a group: N contiguous blocks [d, d].
 struct RootSideTensors {
   int64_t blocks;
   int32_t d, k;
@@ -24,15 +24,15 @@ struct RootInputs {
   std::vector<RootSideTensors> sides;
   PolarRule rule;
   Precision precision;
-  int64_t turn, turns;     // on a turn one of `turns` parts of a side's blocks are due, none with 0
-  const int64_t* counter;  // or null; on the device, in place of `turn`
+  int64_t turn, turns;     // on a turn, one of `turns` parts of a side's blocks is due; none if `turns` is 0
+  const int64_t* counter;  // the turn, on the device, in place of `turn`; or null
   Gpu gpu;
 };
 
-// The sides of factors that kernels root on a GPU go up to this one.
+// The longest side of factors whose roots the kernels compute on a GPU.
 int32_t longest_root_side(Precision precision, const Gpu& gpu);
 
-// All sides are at most that long.
+// Requires that no side is longer than longest_root_side.
 Plan plan_roots(const RootInputs& inputs);
 
 }  // namespace kradagrad::cuda

@@ -24,7 +24,7 @@ struct Step {
   }
 };
 
-// One launch; what it needs is there once all slices are planned.
+// One launch; its tables are added to the plan once all slices are planned.
 struct Stage {
   std::string kernel;
   int64_t ctas;
@@ -33,7 +33,7 @@ struct Stage {
   std::vector<NormSum> sums;
 };
 
-// One group, with the numbers of all of its blocks.
+// One group, with the views of all its blocks.
 struct Group {
   const SquareRootGroupTensors& in;
   int64_t first_block;
@@ -80,7 +80,7 @@ class SquareRootPlan {
     bool right;
     int32_t d, k;
     SquareRootGroupSide entry;
-    Matrices unfolding;  // what B is made from, as [m, n]
+    Matrices unfolding;  // U or G, from which B is made, as [m, n]
     Matrices b;          // [d, columns]
     int32_t columns;
     int32_t side = -1;  // index in sides_
@@ -191,7 +191,7 @@ class SquareRootPlan {
     stages_.push_back({"finish_norms", norm_ctas, {}, {}, sums});
   }
 
-  // D P_r, then V = P_l (D P_r) / rms.
+  // Plans D P_r, then V = P_l (D P_r) / rms.
   void plan_two_sided(const Part& part, Step& first, Step& last, std::vector<NormSum>& sums,
                       int64_t& norm_ctas) {
     const Group& group = *part.group;
@@ -214,7 +214,7 @@ class SquareRootPlan {
     last.add(whole, part.blocks());
   }
 
-  // Both sides' scratch, and for a coupled update G P_r and P_l G.
+  // Plans both sides' scratch memory and, for a coupled update, G P_r and P_l G.
   void plan_sides(const Part& part, Step& first, std::vector<Work>& works) {
     const Group& group = *part.group;
     const int32_t m = group.in.m, n = group.in.n;
@@ -242,7 +242,7 @@ class SquareRootPlan {
       work.columns = work.k + (damps() ? work.d : 0);
       float* const b = planner_.floats(part.blocks() * work.d * work.columns);
       work.b = views_.add(b, part.begin, work.d, work.columns);
-      // C^T lies in the same rows, after the columns of B.
+      // C^T is in the same rows, after the columns of B.
       if (damps()) work.entry.damping = views_.columns(work.b, work.k);
       for (int32_t i = 0; i < squares(); ++i) work.squares.push_back(batch(part, work.d, work.d));
       work.sizes = partials(part, tiles(work.d, work.d, true));
@@ -281,7 +281,7 @@ class SquareRootPlan {
     return groups;
   }
 
-  // B, M, the iteration for R, and F R.
+  // Plans B, M, the iteration for R, and F R.
   void plan_updates(std::vector<Work>& works) {
     std::vector<Step> steps(rule_.refine == 1 ? 3 : 2 * rule_.refine + 2);
     for (Work& work : works) {
@@ -324,9 +324,10 @@ class SquareRootPlan {
     return result;
   }
 
-  // The places of the squares: 0 M, 1 Y, 2 T, 3 Z; with two steps Z takes Y's, which is free by then. A third
-  // step and any after it make Y in the place that is neither Y's, T's or Z's nor read by the launch that
-  // makes Z beside it, then T in that of the old Y and Z in that of the old T.
+  // The places of the squares are 0 M, 1 Y, 2 T, 3 Z; with two steps Z takes the place of Y, which is free
+  // by then. The third step and all later ones make the new Y in the place that is neither that of Y, T or Z
+  // nor that of the old Z, at first M, which the same launch reads to make Z. Then the new T takes the place
+  // of the old Y, and the new Z that of the old T.
   void plan_iteration(const Work& work, std::vector<Step>& steps) {
     const int64_t blocks = work.part.blocks();
     const std::vector<Matrices>& at = work.squares;

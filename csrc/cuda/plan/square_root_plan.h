@@ -1,6 +1,6 @@
 // The launches of kron_step_ and update_factor_ in the square-root form. Blocks of up to kWideSide a side
-// take two (resident_plan.h); those of larger ones are told in kernels/square_root.h, each for all groups and
-// both sides, slice of blocks by slice of blocks.
+// take two launches (resident_plan.h). kernels/square_root.h lists the launches of larger blocks; each is
+// made for all groups and both sides, slice by slice of blocks.
 #pragma once
 
 #include <optional>
@@ -24,10 +24,10 @@ struct SquareRootSideTensors {
 struct SquareRootGroupTensors {
   int64_t blocks;
   int32_t m, n;
-  TensorInfos grad;  // not looked at unless factors are updated
+  TensorInfos grad;  // used only if factors are updated
   std::optional<SquareRootSideTensors> left, right;
-  TensorInfos direction, out;        // not looked at unless the product is made
-  TensorInfo left_root, right_root;  // of the product, and of a coupled update
+  TensorInfos direction, out;        // used only if the product is made
+  TensorInfo left_root, right_root;  // for the product and for a coupled update
 };
 
 struct SquareRootInputs {
@@ -35,18 +35,18 @@ struct SquareRootInputs {
   SquareRootRule rule;
   Precision precision;
   bool update, precondition;
-  const float* scales;  // by block of all groups
-  float* norms;         // by block of all groups; null unless the product is made
+  const float* scales;  // [blocks of all groups]
+  float* norms;         // [blocks of all groups]; null unless the product is made
   Gpu gpu;
 };
 
-// One group, and its first block among all groups'.
+// One group, and its first block among all groups' blocks.
 struct PlacedGroup {
   const SquareRootGroupTensors& in;
   int64_t first_block;
 };
 
-// Plan of a call. `scratch_bytes`: of one slice's matrices.
+// The plan of a call. `scratch_bytes`: upper bound of one slice's matrices.
 Plan plan_square_root_step(const SquareRootInputs& inputs, int64_t scratch_bytes = int64_t{256} << 20);
 
 }  // namespace kradagrad::cuda

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import test_accumulate
-import test_parameter_step
 import torch
+from inputs import accumulate as accumulate_inputs
+from inputs import parameter_step as parameter_step_inputs
 from tolerances import assert_as_accurate
 from torch import Tensor
 
@@ -78,7 +78,7 @@ class Probe:
         options = DEFAULTS[self.op] | self.options
         getattr(backend, self.op)(*vars(result).values(), *options.values())
         if self.op == "accumulate_":
-            test_accumulate.add_up_(result.graft_norms, result.params)
+            accumulate_inputs.add_up_(result.graft_norms, result.params)
         return result
 
     @functools.cached_property
@@ -130,7 +130,7 @@ def accumulate() -> list[Probe]:
         (torch.float32, True, ("momenta", "directions"), {"beta2": 1.0, "weight2": 1.0}),
         (torch.bfloat16, True, ("second_moments",), {"nesterov": True}),
     ):
-        given = test_accumulate.inputs(dtype, transposed)
+        given = accumulate_inputs.make(dtype, transposed)
         for name in missing:
             setattr(given, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
@@ -146,14 +146,14 @@ def parameter_step() -> list[Probe]:
         (torch.float32, True, ("second_moments", "residuals"), {}),
         (torch.bfloat16, True, (), {}),
     ):
-        given = test_parameter_step.inputs(dtype, transposed)
+        given = parameter_step_inputs.make(dtype, transposed)
         given.updates[4][:] = math.nan  # whose c3 is not finite
         for name in missing:
             setattr(given, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
         probes.append(Probe(name, "parameter_step_", given, options))
     for count, missing in ((5, ["momenta", "residuals"]), (0, ["momenta"])):
-        given = test_parameter_step.exact_inputs(count)
+        given = parameter_step_inputs.exact_inputs(count)
         for name in missing:
             setattr(given, name, [])
         probes.append(ExactProbe(f"exact, without {missing}", "parameter_step_", given, {}))

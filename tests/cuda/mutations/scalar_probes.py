@@ -8,9 +8,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cases
-import test_observe_gradients
-import test_scale_updates
 import torch
+from inputs import observe_gradients as observe_gradients_inputs
+from inputs import scale_updates as scale_updates_inputs
 from tolerances import assert_each_as_accurate
 
 from cuda.executor_backend import Executor
@@ -74,13 +74,13 @@ class ScalarProbe:
 
 def _of(module: ModuleType) -> list[ScalarProbe]:
     return [
-        ScalarProbe(str(options), module, module.inputs(torch.float32), options) for options in module.OPTIONS
+        ScalarProbe(str(options), module, module.make(torch.float32), options) for options in module.OPTIONS
     ]
 
 
 def observe() -> list[ScalarProbe]:
-    return _of(test_observe_gradients)
+    return _of(observe_gradients_inputs)
 
 
 def scale() -> list[ScalarProbe]:
-    return _of(test_scale_updates)
+    return _of(scale_updates_inputs)

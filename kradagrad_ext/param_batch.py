@@ -1,4 +1,4 @@
-"""Parameters that are stepped together: their blocks in batches, sums over blocks, and room to work in."""
+"""Parameters that are stepped together: their shape groups, sums over blocks, and work buffers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from .backends.base import RESIDUAL, WEIGHT, WHITENED_MEAN, WHITENED_WEIGHT
 from .backends.scalars import spans_of
 from .block_layout import Blocked, BlockLayout, Workspace, divided
+from .blocking import Blocking, Shape, group_by_shape
 from .config import STRUCTURAL, Config
 from .norms import GradientNorms
-from .plan import ParameterPlan, Shape, group_blocks
 from .roots import supports_polar
 from .state import (
     SCALARS,
-    Arrangement,
-    Batches,
+    BatchState,
     State,
+    StateLayout,
     compute_dtype,
     keeps_residuals,
     state_specs,
@@ -30,16 +30,16 @@ from .state import (
 from .uploads import Masks
 
 KIND = operator.attrgetter("device", "dtype", "shape")
-"""What a parameter's place in a bucket depends on."""
+"""Properties of a parameter that must not change while it is in a param batch."""
 
 KEPT_BYTES = 4 << 20
-"""What a step works in and no step leaves to another is kept between steps where it takes up to so much."""
+"""Work buffers of at most this size are kept between steps; larger ones are allocated on each step."""
 
 
 def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:
-    """A number, a learning rate for one, as a 0-dim tensor of the dtype of `like` on its device.
+    """Return a number, such as a learning rate, as a 0-dim tensor of the dtype and device of `like`.
 
-    What the host holds, a number or a tensor, goes there as a kernel's argument: nothing waits.
+    A number or tensor on the host is passed as a kernel's argument, so that nothing waits.
     """
     if isinstance(number, Tensor) and number.device.type == like.device.type:
         return number.detach().to(like, non_blocking=True).reshape(())
@@ -47,12 +47,12 @@ def as_tensor(number: float | Tensor, like: Tensor) -> Tensor:
 
 
 def presence(gradients: Sequence[Tensor | None]) -> tuple[bool, ...]:
-    """Which gradients there are."""
+    """Return True for each gradient that is not None."""
     return tuple([grad is not None for grad in gradients])
 
 
 def check_capturable(config: Config, block_shapes: Iterable[Shape]) -> None:
-    """Raise ValueError if a graph is to hold roots that products alone do not make."""
+    """Raise ValueError if `capturable` is set and products alone cannot compute the blocks' roots."""
     for shape in block_shapes if config.capturable else ():
         p = config.root_order(len(shape))
         if not supports_polar(p):
@@ -62,35 +62,38 @@ def check_capturable(config: Config, block_shapes: Iterable[Shape]) -> None:
             )
 
 
-class Bucket:
+class ParamBatch:
     """P parameters of one parameter group with one device and dtype, which hold M matrices.
 
-    Where lengths belong to blocks' updates, parameters without blocks are in a bucket of their own. It holds
-    nothing of the state, which it finds in ``optimizer.state``.
+    With a graft whose lengths belong to blocks' updates, parameters without blocks are in a separate param
+    batch. A param batch keeps no tensor of the state; it finds them in ``optimizer.state`` on every step.
 
     Args:
-        has_scalars: whether the state has scalars.
+        has_scalars: true if the state has scalars.
 
     Attributes:
-        params: in the parameter group's order.  plans: of each.
-        groups: of the preconditioned blocks.
-        numel: elements of every matrix ``[M]``, at least 1.
-        preconditioned: ``[M]`` bool, whether a matrix has blocks.
-        spans: of all matrices.  span_offsets: ``[M + 1]``, the first of each one's.
-        block_order, block_offsets: ``[B]``, ``[M + 1]``: the blocks of all groups, matrix after matrix.
+        params: in the parameter group's order.  blockings: of each parameter.
+        structure: the values of `STRUCTURAL` that the state was created with.
+        groups: the shape groups of the preconditioned blocks.
+        specs: of each parameter's state.
+        masks: masks of matrices on the device.  like: an empty tensor of the compute dtype on the device.
+        numel: number of elements of every matrix ``[M]``, at least 1.
+        preconditioned: ``[M]`` bool, true for a matrix with blocks.
+        spans: number of spans of all matrices.  span_offsets: ``[M + 1]``, index of each matrix's first span.
+        block_order, block_offsets: ``[B]``, ``[M + 1]``: the blocks of all shape groups, matrix after matrix.
         key: device and dtype of the parameters.  kinds: `KIND` of each.
-        label: what parameters of one bucket have in common within a group.
+        label: what the parameters of one param batch have in common within a parameter group.
     """
 
     def __init__(
         self,
         params: Sequence[Tensor],
         config: Config,
-        plans: Sequence[ParameterPlan],
+        blockings: Sequence[Blocking],
         *,
         has_scalars: bool = True,
     ) -> None:
-        self.params, self.plans = list(params), list(plans)
+        self.params, self.blockings = list(params), list(blockings)
         self.structure = {option: getattr(config, option) for option in STRUCTURAL}
         device, dtype = params[0].device, compute_dtype(params[0].dtype)
         self.key = (device, params[0].dtype)
@@ -99,19 +102,19 @@ class Bucket:
         self._keeps_residuals = keeps_residuals(config, params[0].dtype)
         self.masks = Masks(device)
         self.like = torch.empty(0, dtype=dtype, device=device)
-        self._has_blocks = [bool(plan.regions) for plan in plans]
+        self._has_blocks = [bool(blocking.grids) for blocking in blockings]
         self._with_blocks = [i for i, has in enumerate(self._has_blocks) if has]
         self.label = (*self.key, self.options(config).graft)
-        self._divided = any(plan.divisions for plan in plans)
+        self._divided = any(blocking.divisions for blocking in blockings)
         self._checked: Config | None = None
-        self.groups = group_blocks(plans)
+        self.groups = group_by_shape(blockings)
         self._layouts = [
-            [BlockLayout.of(plans[m.parameter], m.region) for m in group.members] for group in self.groups
+            [BlockLayout.of(blockings[m.parameter], m.grid) for m in group.members] for group in self.groups
         ]
-        self.specs = [state_specs(plan, config, params[0].dtype, device) for plan in plans]
+        self.specs = [state_specs(blocking, config, params[0].dtype, device) for blocking in blockings]
         if not has_scalars:
-            self.specs = [{key: own[key] for key in own if key != SCALARS} for own in self.specs]
-        self._arrangement = Arrangement(self.specs, self.groups, self._layouts, self.like)
+            self.specs = [{key: specs[key] for key in specs if key != SCALARS} for specs in self.specs]
+        self._arrangement = StateLayout(self.specs, self.groups, self._layouts, self.like)
         self._rooms: dict[bool, tuple[Blocked, Blocked]] = {}
         moment_bytes = sum(p.numel() for p in params) * dtype.itemsize
         self.is_small = moment_bytes <= KEPT_BYTES
@@ -127,20 +130,20 @@ class Bucket:
         return torch.tensor(values, dtype=dtype, device=self.like.device)
 
     def _index_blocks(self) -> None:
-        counts = [plan.matrices for plan in self.plans]
+        counts = [blocking.matrices for blocking in self.blockings]
         starts = list(itertools.accumulate(counts, initial=0))
         owners = [
             [
                 starts[m.parameter] + matrix
                 for m in group.members
-                for matrix in self.plans[m.parameter].matrices_of(m.region)
+                for matrix in self.blockings[m.parameter].matrices_of(m.grid)
             ]
             for group in self.groups
         ]
         self._block_counts = list(map(len, owners))
-        of_rows = [own * len(group.modes) for group, own in zip(self.groups, owners, strict=True)]
+        row_owners = [numbers * len(group.modes) for group, numbers in zip(self.groups, owners, strict=True)]
         self._block_matrices, self._stats_matrices = (
-            self._upload([*itertools.chain(*each)], torch.int64) for each in (owners, of_rows)
+            self._upload([*itertools.chain(*each)], torch.int64) for each in (owners, row_owners)
         )
         has_blocks = (has for has, n in zip(self._has_blocks, counts, strict=True) for _ in range(n))
         self.preconditioned = self._upload(list(has_blocks), torch.bool)
@@ -152,44 +155,44 @@ class Bucket:
         self.block_offsets = self._upload(list(offsets), torch.int64)
 
     def adopt(self, states: Sequence[State]) -> None:
-        """See `Arrangement.adopt`."""
+        """Bring the parameters' states into the layout; see `StateLayout.adopt`."""
         self._arrangement.adopt(states)
 
     @property
     def wanted(self) -> list[tuple[int, str]]:
-        """See `Arrangement`."""
+        """(parameter, key) of the state entries that `state` takes; see `StateLayout`."""
         return self._arrangement.wanted
 
-    def batches(self, tensors: Sequence[Tensor]) -> Batches:
-        """See `Arrangement.batches`."""
-        return self._arrangement.batches(tensors)
+    def state(self, tensors: Sequence[Tensor]) -> BatchState:
+        """Return the state of all parameters from the `wanted` entries; see `StateLayout.state`."""
+        return self._arrangement.state(tensors)
 
     def matrices(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Views of all matrices ``[M]`` in tensors of the parameters' shapes."""
+        """Return views of all M matrices in tensors of the parameters' shapes."""
         if not self._divided:
             return tensors
-        pairs = zip(self.plans, tensors, strict=True)
-        return [part for plan, tensor in pairs for part in divided(tensor, plan.divisions)]
+        pairs = zip(self.blockings, tensors, strict=True)
+        return [part for blocking, tensor in pairs for part in divided(tensor, blocking.divisions)]
 
     def of_blocks(self, values: Tensor) -> Sequence[Tensor]:
-        """For each group ``[N]``, its blocks' matrices' values, of ``[M]``."""
+        """Return for each shape group ``[N]``: the values of its blocks' matrices, from values ``[M]``."""
         return values[self._block_matrices].split_with_sizes(self._block_counts)
 
-    def restart(self, batches: Batches, matrices: Tensor) -> None:
-        """Let the factors of these matrices, ``[M]`` bool, start anew with the next gradient."""
-        held = ~matrices[self._stats_matrices]
-        batches.factor_stats.select(1, WEIGHT).mul_(held)
-        batches.root_stats.select(1, RESIDUAL).mul_(held)
+    def restart(self, state: BatchState, matrices: Tensor) -> None:
+        """Mark the factors of these matrices, ``[M]`` bool, to restart with the next gradient."""
+        keeps = ~matrices[self._stats_matrices]
+        state.factor_stats.select(1, WEIGHT).mul_(keeps)
+        state.root_stats.select(1, RESIDUAL).mul_(keeps)
         if self.structure["graft"] == "whitened":
-            batches.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(held[:, None])
+            state.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(keeps[:, None])
 
-    def has_newcomers(self, batches: Batches, active: Tensor) -> bool:
-        """Whether blocks of active matrices, ``[M]`` bool, lack a factor, or a root since it started."""
-        rootless = batches.root_stats.select(1, RESIDUAL) == 0
+    def has_newcomers(self, state: BatchState, active: Tensor) -> bool:
+        """True if blocks of active matrices, ``[M]`` bool, lack a factor, or a root since it started."""
+        rootless = state.root_stats.select(1, RESIDUAL) == 0
         return bool((rootless & active[self._stats_matrices]).any())
 
     def number(self, name: str, value: float | Tensor) -> Tensor:
-        """See `as_tensor`; the tensor of a number is kept while it stays the same."""
+        """Return an option as a tensor, see `as_tensor`; a number's tensor is kept until it changes."""
         if isinstance(value, Tensor):
             return as_tensor(value, self.like)
         kept = self._numbers.get(name)
@@ -198,38 +201,38 @@ class Bucket:
         return kept[1]
 
     def options(self, config: Config) -> Config:
-        """The parameter group's, as they are for this bucket's parameters."""
+        """Return the options of this param batch's parameters, from those of the parameter group."""
         return config.for_blocks(any(self._has_blocks))
 
-    def gradients(self, given: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor] | None:
-        """The gradients, each missing one stood in for by its parameter, and which matrices have one ``[M]``.
+    def gradients(self, grads: Sequence[Tensor | None]) -> tuple[list[Tensor], Tensor] | None:
+        """Return the gradients and which matrices have one, ``[M]`` bool; None if no parameter has one.
 
-        None without any.
+        The parameter takes the place of a missing gradient, as a tensor of the right shape.
         """
-        present = presence(given)
+        present = presence(grads)
         if not any(present):
             return None
-        grads = [p if grad is None else grad for p, grad in zip(self.params, given, strict=True)]
-        return grads, self.masks.of(self.mask(present))
+        filled = [p if grad is None else grad for p, grad in zip(self.params, grads, strict=True)]
+        return filled, self.masks.of(self.mask(present))
 
     def mask(self, present: tuple[bool, ...]) -> tuple[bool, ...]:
-        """What holds of the parameters, of the matrices."""
+        """Return one flag per matrix, from one per parameter."""
         if not self._divided:
             return present
-        pairs = zip(self.plans, present, strict=True)
-        return tuple(itertools.chain.from_iterable((has,) * plan.matrices for plan, has in pairs))
+        pairs = zip(self.blockings, present, strict=True)
+        return tuple(itertools.chain.from_iterable((has,) * blocking.matrices for blocking, has in pairs))
 
     def gradient_norms(self, grads: list[Tensor], host_looks: bool) -> Tensor:
-        """|g|_F of the gradients of all matrices ``[M]`` float64, not finite where any element is not."""
+        """Return |g|_F of all matrices' gradients, ``[M]`` float64; not finite where any element is not."""
         return self._norms.of(self.matrices(grads), host_looks)
 
     def blocked(self, tensors: list[Tensor]) -> Blocked:
-        """Tensors of the parameters' shapes and views of their blocks."""
+        """Return tensors of the parameters' shapes together with views of their blocks."""
         pairs = zip(self.groups, self._layouts, strict=True)
         return Blocked(tensors, [views_of(group, layouts, tensors) for group, layouts in pairs])
 
     def workspace(self, config: Config, momenta: list[Tensor]) -> Workspace:
-        """Where a step leaves what it makes of the gradients."""
+        """Return the buffers that a step writes directions and updates to."""
         room, updates = self._room_for(config)
         if not config.writes_directions:
             return Workspace([], self.blocked(momenta), updates, None)
@@ -239,41 +242,42 @@ class Bucket:
         return Workspace(room.tensors, room, updates, fallbacks)
 
     def _room_for(self, config: Config) -> tuple[Blocked, Blocked]:
-        """A tensor for each parameter that needs one, and the same of those with blocks; small ones are kept.
+        """Return buffers for the directions, and the same buffers of parameters with blocks for the updates.
 
-        A graph makes its own, and views that it can write through.
+        Parameters that need no buffer get an empty tensor. Small buffers are kept for the next steps, except
+        with `capturable`: a graph allocates its buffers, and views that it can write through.
         """
         kept = self._rooms.get(config.writes_directions)
         if kept is not None and not config.capturable:
             return kept
-        made = [
+        buffers = [
             self.like.new_empty(p.shape) if has or config.writes_directions else self.like
             for has, p in zip(self._has_blocks, self.params, strict=True)
         ]
-        room = self.blocked(made)
-        updates = [own if has else self.like for has, own in zip(self._has_blocks, made, strict=True)]
+        room = self.blocked(buffers)
+        updates = [each if has else self.like for has, each in zip(self._has_blocks, buffers, strict=True)]
         rooms = room, Blocked(updates, room.views)
         if self.is_small and not config.capturable:
             self._rooms = {config.writes_directions: rooms}
         return rooms
 
     def is_of(self, config: Config) -> bool:
-        """Whether the options that shape the state are those that it was made with."""
+        """Return True if the options shape the state as it is."""
         packs = config.packs_factors(self.like.device) == self.packs_factors
         return packs and self.is_rounded_as(config) and not self._changed(config)
 
     def is_rounded_as(self, config: Config) -> bool:
-        """Whether it has residuals where the options ask for them, and there alone."""
+        """Return True if the state has residuals exactly when the options ask for them."""
         return keeps_residuals(config, self.key[1]) == self._keeps_residuals
 
     def _changed(self, config: Config) -> list[str]:
-        """The options of those that are others."""
+        """Return the names of structural options whose values differ from those of the state."""
         return [option for option, value in self.structure.items() if getattr(config, option) != value]
 
     def check(self, config: Config) -> None:
         """Raise ValueError if an option does not fit the state.
 
-        Those that shape it must be as when it was made; `capturable` needs roots that products alone make.
+        Options that shape the state must not change; `capturable` needs roots that products alone compute.
         """
         if config is self._checked:
             return

@@ -1,6 +1,6 @@
 """One collective that carries boxes of many tensors from the ranks that hold them to those that need them.
 
-All boxes for one rank lie one after the other in one buffer of bytes, whatever their dtypes.
+All boxes for one rank are consecutive in one buffer of bytes, whatever their dtypes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kradagrad_ext.bucket import KEPT_BYTES
+from kradagrad_ext.param_batch import KEPT_BYTES
 
 ALIGNMENT = 16
 
-# torch 2.13 gave it a new name.
+# torch 2.13 renamed it.
 all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A box of the tensor number `slot`: `part` of it, or all of it where that is None."""
+    """A box of tensor number `slot`: the slices `part` of it, or the whole tensor if `part` is None."""
 
     slot: int
     part: tuple[slice, ...] | None
@@ -38,16 +38,16 @@ class Segment:
 
     @functools.cached_property
     def stride(self) -> tuple[int, ...]:
-        """Of a contiguous tensor."""
+        """Strides of a contiguous tensor of this shape."""
         return tuple(math.prod(self.shape[dim + 1 :]) for dim in range(len(self.shape)))
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Bytes for all segments from or to every rank, one after the other.
+    """Bytes of the segments from or to every rank, consecutively.
 
     Attributes:
-        sizes: bytes of each rank's.  views: of the segments.
+        sizes: bytes for each rank.  views: a view of every segment.
     """
 
     flat: Tensor
@@ -56,26 +56,32 @@ class Buffer:
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[Segment]], device: torch.device, row: int | None = None) -> Buffer:
-        """For a list of segments a rank; `row`: bytes of each rank's, where its segments' may be fewer."""
+        """Allocate a buffer for one list of segments per rank.
+
+        Args:
+            row: bytes for each rank, at least those of its segments; None for as many as these need.
+        """
         sizes = [row or _bytes(segments) for segments in lists]
         flat = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
-        typed = {dtype: flat.view(dtype) for dtype in {own.dtype for own in itertools.chain(*lists)}}
+        typed = {dtype: flat.view(dtype) for dtype in {segment.dtype for segment in itertools.chain(*lists)}}
         views = []
         for first, segments in zip(itertools.accumulate(sizes, initial=0), lists, strict=False):
             start = first
-            for own in segments:
-                offset = start // own.dtype.itemsize
-                views.append(typed[own.dtype].as_strided(own.shape, own.stride, offset))
-                start += own.bytes
+            for segment in segments:
+                offset = start // segment.dtype.itemsize
+                views.append(typed[segment.dtype].as_strided(segment.shape, segment.stride, offset))
+                start += segment.bytes
         return cls(flat, sizes, views)
 
 
 @dataclass
-class Route:
-    """What this rank sends to every other, and receives; both sides list a pair's segments in one order.
+class ExchangePlan:
+    """The segments that this rank sends to, and receives from, every rank.
+
+    Sender and receiver list the segments between them in the same order.
 
     Attributes:
-        replicated: every rank gets the same, so that the buffer is sent once and not once a rank.
+        replicated: True if every rank gets the same segments: the buffer is sent once, not once per rank.
     """
 
     ranks: int
@@ -89,14 +95,16 @@ class Route:
         self.sent = [[] for _ in range(1 if self.replicated else self.ranks)]
         self.received = [[] for _ in range(self.ranks)]
 
-    def start(self, sources: list[Tensor], targets: list[Tensor], group: dist.ProcessGroup) -> Pending:
-        """Pack and send; `Pending.finish` unpacks. Both as the methods of that name find them."""
+    def start(
+        self, sources: list[Tensor], targets: list[Tensor], group: dist.ProcessGroup
+    ) -> PendingExchange:
+        """Pack and send `sources()`; `PendingExchange.finish` unpacks to `targets()`."""
         outgoing = self.outgoing()
         _copy(outgoing.views, sources)
         return self.send(outgoing, targets, group)
 
-    def send(self, outgoing: Buffer, targets: list[Tensor], group: dist.ProcessGroup) -> Pending:
-        """As `start`, what is packed already."""
+    def send(self, outgoing: Buffer, targets: list[Tensor], group: dist.ProcessGroup) -> PendingExchange:
+        """Send a packed buffer; otherwise like `start`."""
         incoming = self._buffer("incoming", self.received)
         if self.replicated:
             work = all_gather(incoming.flat, outgoing.flat, group=group, async_op=True)
@@ -104,14 +112,14 @@ class Route:
             work = dist.all_to_all_single(
                 incoming.flat, outgoing.flat, incoming.sizes, outgoing.sizes, group=group, async_op=True
             )
-        return Pending(work, incoming.views, targets, outgoing)
+        return PendingExchange(work, incoming.views, targets, outgoing)
 
     def sources(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """What is sent, from the tensors by their slots."""
+        """Return the views that are sent; `tensors`: by slot."""
         return self._sources.of(tensors)
 
     def targets(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Where what is received goes, in the tensors by their slots."""
+        """Return the views that are received into; `tensors`: by slot."""
         return self._targets.of(tensors)
 
     @functools.cached_property
@@ -123,29 +131,30 @@ class Route:
         return Places.of_segments(self.received)
 
     def outgoing(self) -> Buffer:
-        """For all that is sent."""
+        """Return the buffer of all that is sent."""
         return self._buffer("outgoing", self.sent)
 
     def _buffer(self, name: str, lists: Sequence[Sequence[Segment]]) -> Buffer:
-        """A new one, or the one that is kept where it is small.
+        """Return a buffer; small ones are kept between steps.
 
-        As all ranks must send as much to all, each sends as much as the one with the most.
+        all_gather needs equal sizes, so every rank pads to the largest.
         """
-        found = self._kept.get(name)
-        if found is None:
+        buffer = self._kept.get(name)
+        if buffer is None:
             row = max(map(_bytes, self.received)) if self.replicated else None
-            found = Buffer.of(lists, self.device, row)
-            if found.flat.numel() <= KEPT_BYTES:
-                self._kept[name] = found
-        return found
+            buffer = Buffer.of(lists, self.device, row)
+            if buffer.flat.numel() <= KEPT_BYTES:
+                self._kept[name] = buffer
+        return buffer
 
 
 @dataclass
-class Pending:
-    """A collective under way, and what is to be done with what it brings.
+class PendingExchange:
+    """A collective in progress, and where to copy what it receives.
 
     Attributes:
-        outgoing: to be there until it has been sent; None from then on.
+        views: of the segments in the incoming buffer.  places: the views that they are copied to.
+        outgoing: the outgoing buffer, kept alive until it has been sent; then None.
     """
 
     work: dist.Work
@@ -154,12 +163,12 @@ class Pending:
     outgoing: Buffer | None
 
     def finish(self) -> None:
-        """Wait and unpack; raises as `wait`."""
+        """Wait and unpack; raise the errors of `wait`."""
         self.wait()
         self.unpack()
 
     def wait(self) -> None:
-        """Wait until it is there.
+        """Wait until the collective has completed.
 
         Raises:
             RuntimeError: a rank has died or did not come within the process group's timeout.
@@ -168,13 +177,18 @@ class Pending:
         self.outgoing = None
 
     def unpack(self) -> None:
-        """Copy everything to its place."""
+        """Copy every received segment to its place."""
         _copy(self.places, self.views)
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where segments are: their slots, and of those that are not all of a tensor, their part of it."""
+    """The places of segments in tensors.
+
+    Attributes:
+        slots: the tensor of each segment.
+        parts: number and slices of every segment that is not a whole tensor.
+    """
 
     slots: list[int]
     parts: list[tuple[int, tuple[slice, ...]]]
@@ -182,15 +196,16 @@ class Places:
     @classmethod
     def of_segments(cls, lists: Sequence[Sequence[Segment]]) -> Places:
         segments = list(itertools.chain(*lists))
-        parts = [(number, own.part) for number, own in enumerate(segments) if own.part is not None]
-        return cls([own.slot for own in segments], parts)
+        numbered = enumerate(segments)
+        parts = [(number, segment.part) for number, segment in numbered if segment.part is not None]
+        return cls([segment.slot for segment in segments], parts)
 
     def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The segments in the tensors of these slots."""
-        found = list(map(tensors.__getitem__, self.slots))
+        """Return a view of every segment; `tensors`: by slot."""
+        views = list(map(tensors.__getitem__, self.slots))
         for number, part in self.parts:
-            found[number] = found[number][part]
-        return found
+            views[number] = views[number][part]
+        return views
 
 
 def _bytes(segments: Sequence[Segment]) -> int:

@@ -1,6 +1,7 @@
-"""Where the elements of parameters lie: a box of each on every rank.
+"""Placement of the parameters' elements: every rank holds a box of each parameter.
 
-A plain tensor lies on every rank in whole, a DTensor as its placements say: sharded, replicated, or both.
+Every rank holds a plain tensor completely, and of a DTensor what its placements define: sharded, replicated,
+or both.
 """
 
 from __future__ import annotations
@@ -17,33 +18,33 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from .pieces import Box
+from .partition import Box
 
 Boxes = tuple[Box, ...]
-"""Of all parameters on one rank."""
+"""The boxes of all parameters on one rank."""
 
 _LOCAL = operator.attrgetter("_local_tensor")
 
 Rows = slice | Tensor
-"""Which rows: a slice where they follow one another, which copies nothing, else their numbers."""
+"""Index of rows: a slice if the rows are consecutive, which copies nothing, else their numbers."""
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it."""
+    """Return the part of a tensor that this rank holds."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_of(indices: Sequence[int], device: torch.device) -> Rows:
-    """What picks these rows of a tensor on a device."""
+    """Return the index of rows of a tensor on a device."""
     first = indices[0] if indices else 0
-    following = slice(first, first + len(indices))
-    if list(indices) == list(range(following.start, following.stop)):
-        return following
+    consecutive = slice(first, first + len(indices))
+    if list(indices) == list(range(consecutive.start, consecutive.stop)):
+        return consecutive
     return torch.tensor(indices, dtype=torch.int64, device=device)
 
 
 def add_to_rows_(sums: Tensor, rows: Rows, values: Tensor) -> None:
-    """Add values to rows that may come more than once."""
+    """Add values to rows, among which a row may occur more than once."""
     values = values.to(sums.dtype)
     if isinstance(rows, slice):
         sums[rows] += values
@@ -51,11 +52,11 @@ def add_to_rows_(sums: Tensor, rows: Rows, values: Tensor) -> None:
         sums.index_add_(0, rows, values)
 
 
-def box_of(p: Tensor, name: str) -> Box:
-    """What this rank holds of a parameter, in its own dims.
+def local_box(p: Tensor, name: str) -> Box:
+    """Return the box of a parameter that this rank holds, in the unmerged dims.
 
     Raises:
-        ValueError: the parameter is the sum of what ranks hold.
+        ValueError: the parameter is a sum over ranks, or this rank's part is not a box.
     """
     if not isinstance(p, DTensor):
         return Box((0,) * p.ndim, tuple(p.shape))
@@ -71,9 +72,9 @@ def box_of(p: Tensor, name: str) -> Box:
 
 
 def locals_of(tensors: list[Any]) -> list[Any]:
-    """`local` of each, None for None; the list as it is where no tensor is a DTensor.
+    """Return `local` of each tensor, None for None; the same list if no tensor is a DTensor.
 
-    Without a graph of autograd, and without the view that `DTensor.to_local` makes of a parameter.
+    No autograd graph is recorded, and no view is created as by `DTensor.to_local`.
     """
     are_sharded = {issubclass(kind, DTensor) for kind in set(map(type, tensors))}
     if True not in are_sharded:
@@ -84,44 +85,47 @@ def locals_of(tensors: list[Any]) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Holders:
-    """One parameter's boxes and the ranks that hold each; empty ones are left out."""
+class Placement:
+    """The boxes of one parameter and the ranks that hold each; empty boxes are left out."""
 
     ranks_of: dict[Box, tuple[int, ...]]
 
     def sender(self, box: Box, owner: int) -> int:
-        """Which of the ranks that hold a box sends it to an owner: itself, or one for each."""
+        """Return which holder of a box sends it to an owner: the owner if it is one, else they take turns."""
         ranks = self.ranks_of[box]
         return owner if owner in ranks else ranks[owner % len(ranks)]
 
 
-def gather_holders(
-    own: Boxes, shapes: Sequence[tuple[int, ...]], names: Sequence[str], group: dist.ProcessGroup
-) -> list[Holders]:
-    """The holders of all parameters; every rank gets the same.
+def gather_placements(
+    boxes: Boxes, shapes: Sequence[tuple[int, ...]], names: Sequence[str], group: dist.ProcessGroup
+) -> list[Placement]:
+    """Return the placements of all parameters, the same on every rank.
+
+    Args:
+        boxes: those of this rank.
 
     Raises:
-        ValueError: on every rank, where ranks do not have the same parameters or no rank has an element.
+        ValueError: ranks have different parameters, or no rank has some element; on every rank.
     """
     gathered: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(gathered, ([tuple(shape) for shape in shapes], own), group=group)
-    for rank, (others, _) in enumerate(gathered):
-        if others != gathered[0][0]:
+    dist.all_gather_object(gathered, ([tuple(shape) for shape in shapes], boxes), group=group)
+    for rank, (listed, _) in enumerate(gathered):
+        if listed != gathered[0][0]:
             raise ValueError(
-                f"KrADagrad: every rank must give the same parameters in the same order, got {len(others)} "
+                f"KrADagrad: every rank must give the same parameters in the same order, got {len(listed)} "
                 f"on rank {rank} and {len(gathered[0][0])} on rank 0, or other shapes"
             )
     holders = []
     for index, shape in enumerate(shapes):
         ranks_of: dict[Box, tuple[int, ...]] = {}
-        for rank, (_, boxes) in enumerate(gathered):
-            if boxes[index].numel > 0:
-                ranks_of[boxes[index]] = (*ranks_of.get(boxes[index], ()), rank)
-        held = sum(box.numel for box in ranks_of)
-        if held != math.prod(shape):
+        for rank, (_, rank_boxes) in enumerate(gathered):
+            if (box := rank_boxes[index]).numel > 0:
+                ranks_of[box] = (*ranks_of.get(box, ()), rank)
+        elements = sum(box.numel for box in ranks_of)
+        if elements != math.prod(shape):
             raise ValueError(
                 f"KrADagrad: the ranks of `process_group` must hold every element of {names[index]}, once or "
-                f"as replicas, got {held} of {math.prod(shape)}"
+                f"as replicas, got {elements} of {math.prod(shape)}"
             )
-        holders.append(Holders(ranks_of))
+        holders.append(Placement(ranks_of))
     return holders

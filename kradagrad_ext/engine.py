@@ -1,0 +1,349 @@
+"""The engine of one rank: it batches parameters by parameter group, device and dtype, and steps them."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocking import Blocking, blocking_of
+from .config import parameter_name
+from .full_precision import full_float32
+from .param_batch import KIND, ParamBatch, presence
+from .state import State, StateWatch, check_state, drop_residuals
+from .step import BatchStep, GroupContext, LossScale, backend_of, plan_batch, step_batch
+from .whole_steps import WholeSteps
+
+Held = list[State | None]
+"""The entry in ``optimizer.state`` of each parameter of a parameter group; None without one."""
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """A param batch in a parameter group.
+
+    Attributes:
+        members: indices of its parameters in the parameter group.  watch: notices changes of their states.
+    """
+
+    batch: ParamBatch
+    members: list[int]
+    watch: StateWatch
+
+    def wanted(self, group_states: Held) -> list[Tensor] | None:
+        """Return the state entries that the param batch wants; None if the states are not as it left them.
+
+        Args:
+            group_states: the states of the parameter group's parameters.
+        """
+        states = self.of(group_states)
+        if not all(states) or not self.watch.holds(states):
+            return None
+        try:
+            return [states[i][key] for i, key in self.batch.wanted]
+        except KeyError:
+            return None
+
+    def drop_residuals(self, state: Mapping[Tensor, State]) -> None:
+        """Delete unused residuals of the param batch's parameters; see `state.drop_residuals`."""
+        states = [state[p] for p in self.batch.params]
+        dropped = [drop_residuals(*pair) for pair in zip(states, self.batch.specs, strict=True)]
+        if any(dropped):
+            self.watch.look_at(states)
+
+    def of(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values of the param batch's parameters, from one value per parameter of the group."""
+        return [values[i] for i in self.members]
+
+
+@dataclass(frozen=True)
+class GroupBatches:
+    """The param batches of one parameter group.
+
+    Attributes:
+        params: the parameter group's.  kinds: the `KIND` of each.
+        placed: the param batches.
+        outside: indices of the parameters in no param batch, which had neither a gradient nor state.
+    """
+
+    params: list[Tensor]
+    kinds: list[Any]
+    placed: list[PlacedBatch]
+    outside: list[int]
+
+    def wanted(self, context: GroupContext, group_states: Held) -> list[list[Tensor]] | None:
+        """Return the state entries that each param batch wants; see `PlacedBatch.wanted`.
+
+        None if the parameters, their states or `rounding` have changed so that a param batch does not fit.
+        """
+        params = context.params
+        if (
+            list(map(KIND, params)) != self.kinds
+            or not all(map(operator.is_, params, self.params))
+            or not all(placed.batch.is_rounded_as(context.config) for placed in self.placed)
+        ):
+            return None
+        entries = [wanted for placed in self.placed if (wanted := placed.wanted(group_states)) is not None]
+        return entries if len(entries) == len(self.placed) else None
+
+    def joining(self, context: GroupContext, group_states: Held) -> list[int]:
+        """Return the indices of the parameters in no param batch that have a gradient or state."""
+        return [i for i in self.outside if context.grads[i] is not None or group_states[i]]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One param batch's share of a step; see `step_batch`."""
+
+    step: BatchStep
+    grads: list[Tensor]
+    present: Tensor
+
+
+class LocalEngine:
+    """The param batches of an optimizer, rebuilt when its parameter groups or its state change."""
+
+    @staticmethod
+    def locals_of(tensors: list[Any]) -> list[Any]:
+        """Return the tensors unchanged: this rank holds all of them."""
+        return tensors
+
+    def __init__(self) -> None:
+        self._rosters: dict[int, GroupBatches] = {}
+        # torch.compile traces each param batch's step as a graph; all other code stays eager.
+        self.step = torch.compiler.disable(self._step, recursive=False)  # type: ignore[no-untyped-call]
+        self._plan = torch.compiler.disable(self._plan_groups)  # type: ignore[no-untyped-call]
+        self._step_eagerly = torch.compiler.disable(step_batch)  # type: ignore[no-untyped-call]
+
+    def complete(self, state: MutableMapping[Tensor, State], contexts: Sequence[GroupContext]) -> None:
+        """Do nothing: state is created lazily, with a parameter's first gradient."""
+
+    def consolidate(self, state: MutableMapping[Tensor, State], to: int) -> None:
+        """Do nothing: this rank has the full state."""
+
+    def restore(
+        self,
+        state: MutableMapping[Tensor, State],
+        contexts: Sequence[GroupContext],
+        saved: Mapping[Tensor, Mapping[str, Tensor]],
+    ) -> None:
+        """Copy the values of a state dict into `state`."""
+        for p, tensors in saved.items():
+            state[p] = {key: value.detach().clone().to(p.device) for key, value in tensors.items()}
+
+    def _step(
+        self,
+        state: MutableMapping[Tensor, State],
+        contexts: Sequence[GroupContext],
+        loss_scale: LossScale,
+        whole: WholeSteps,
+    ) -> None:
+        """Step all param batches.
+
+        Only steps with `capturable` are compiled: others differ from step to step.
+
+        Args:
+            state: the optimizer's.  contexts: of all parameter groups.
+            whole: records when the first change begins and when the step is complete.
+        """
+        with whole.step() as begin, full_float32():
+            for planned in self._plan(state, contexts, loss_scale, begin):
+                advance = step_batch if planned.step.config.capturable else self._step_eagerly
+                advance(planned.step, planned.grads, planned.present, loss_scale)
+
+    def _plan_groups(
+        self,
+        state: MutableMapping[Tensor, State],
+        contexts: Sequence[GroupContext],
+        loss_scale: LossScale,
+        begin: Callable[[], None],
+    ) -> list[PlannedStep]:
+        """Make all decisions of the host, then begin the step: create state, unscale gradients, count.
+
+        An exception before `begin` leaves all values of parameters, state and gradients as they were.
+        """
+        rosters: dict[int, GroupBatches] = {}
+        new: dict[Tensor, State] = {}
+        active = [context for context in contexts if context.has_gradient]
+        planned = [each for context in active for each in self._plan_group(context, state, rosters, new)]
+        changed = [
+            roster for position, roster in rosters.items() if roster is not self._rosters.get(position)
+        ]
+        kept = range(len(contexts))
+        self._rosters = {position: self._rosters[position] for position in kept if position in self._rosters}
+        self._rosters |= rosters
+        begin()
+        state.update(new)
+        for placed in itertools.chain.from_iterable(roster.placed for roster in changed):
+            placed.drop_residuals(state)
+        loss_scale.unscale_(active)
+        for context in active:
+            context.count()
+        return planned
+
+    def _plan_group(
+        self,
+        context: GroupContext,
+        state: Mapping[Tensor, State],
+        rosters: dict[int, GroupBatches],
+        new: dict[Tensor, State],
+    ) -> list[PlannedStep]:
+        """Plan every param batch of a parameter group that has a gradient.
+
+        Args:
+            rosters: receives the param batches of this parameter group.  new: receives states to be created.
+        """
+        roster = self._rosters.get(context.position)
+        group_states: Held = list(map(state.get, context.params))
+        wanted = None if roster is None else roster.wanted(context, group_states)
+        joining = [] if roster is None else roster.joining(context, group_states)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            _check_capture(context, None if wanted is None or joining else roster)
+        if roster is None or wanted is None:
+            roster, wanted = self._kept(context, group_states)
+            joining = roster.joining(context, group_states)
+        if joining:
+            roster, wanted = self._with(roster, wanted, joining, context, group_states, new)
+        rosters[context.position] = roster
+        planned = []
+        for placed, tensors in zip(roster.placed, wanted, strict=True):
+            placed.batch.check(context.config)
+            gradients = placed.batch.gradients(placed.of(context.grads))
+            if gradients is not None:
+                planned.append(PlannedStep(plan_batch(placed.batch, context, tensors), *gradients))
+        return planned
+
+    def _with(
+        self,
+        roster: GroupBatches,
+        wanted: list[list[Tensor]],
+        joining: Sequence[int],
+        context: GroupContext,
+        group_states: Held,
+        new: dict[Tensor, State],
+    ) -> tuple[GroupBatches, list[list[Tensor]]]:
+        """Return the roster with the joining parameters, batched by device, dtype and grafting method.
+
+        They make one more param batch. It absorbs each older one with no more parameters than it has so far,
+        so that n parameters that join one by one move each state log n times.
+
+        Args:
+            wanted: the state entries that the roster's param batches want.
+            group_states: of the parameter group's parameters; receives new states.  new: receives them, too.
+
+        Returns:
+            The roster, and the state entries that each param batch wants.
+        """
+        config, params = context.config, context.params
+        kept = list(zip(roster.placed, wanted, strict=True))
+        by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
+        blockings = {i: blocking_of(params[i].shape, config) for i in joining}
+        for i, blocking in blockings.items():
+            graft = config.for_blocks(bool(blocking.grids)).graft
+            by_key[params[i].device, params[i].dtype, graft].append(i)
+        for device, dtype, _ in by_key:
+            backend_of(config, device, dtype)  # raises before any state is created
+        for key, members in by_key.items():
+            kept.sort(key=lambda pair: len(pair[0].members), reverse=True)
+            for pair in [pair for pair in reversed(kept) if pair[0].batch.label == key]:
+                placed, _ = pair
+                if len(placed.members) <= len(members):
+                    members += placed.members
+                    blockings |= dict(zip(placed.members, placed.batch.blockings, strict=True))
+                    kept.remove(pair)
+            members.sort()
+            kept.append(self._place(context, members, [blockings[i] for i in members], group_states, new))
+        outside = sorted(set(roster.outside).difference(joining))
+        batches = [placed for placed, _ in kept]
+        return replace(roster, placed=batches, outside=outside), [tensors for _, tensors in kept]
+
+    def _kept(self, context: GroupContext, group_states: Held) -> tuple[GroupBatches, list[list[Tensor]]]:
+        """Return the param batches of any parameter group that fit this one's parameters.
+
+        Returns:
+            Their roster, and the state entries that each of them wants.
+        """
+        params, outside, kept = context.params, set(range(len(context.params))), []
+        places = {p: i for i, p in enumerate(params)}
+        for old in (placed for roster in self._rosters.values() for placed in roster.placed):
+            old_params = old.batch.params
+            placed = replace(old, members=[places[p] for p in old_params if p in places])
+            if (
+                len(placed.members) == len(old_params)
+                and list(map(KIND, old_params)) == old.batch.kinds
+                and old.batch.is_of(context.config)
+                and (wanted := placed.wanted(group_states)) is not None
+            ):
+                kept.append((placed, wanted))
+                outside.difference_update(placed.members)
+        batches = [placed for placed, _ in kept]
+        roster = GroupBatches(list(params), list(map(KIND, params)), batches, sorted(outside))
+        return roster, [wanted for _, wanted in kept]
+
+    @staticmethod
+    def _place(
+        context: GroupContext,
+        members: list[int],
+        blockings: Sequence[Blocking],
+        group_states: Held,
+        new: dict[Tensor, State],
+    ) -> tuple[PlacedBatch, list[Tensor]]:
+        """Return a new param batch that has adopted its parameters' states, and the entries it wants."""
+        config, params = context.config, [context.params[i] for i in members]
+        batch = ParamBatch(params, config, blockings)
+        batch.check(config)
+        for i, p, specs in zip(members, params, batch.specs, strict=True):
+            state = group_states[i]
+            if state:
+                check_state(state, specs, parameter_name(context.position, i))
+            else:
+                group_states[i] = new[p] = {}
+        states: list[Any] = [group_states[i] for i in members]
+        batch.adopt(states)
+        wanted = [states[i][key] for i, key in batch.wanted]
+        return PlacedBatch(batch, members, StateWatch(states, wanted)), wanted
+
+
+def _check_capture(context: GroupContext, roster: GroupBatches | None) -> None:
+    """Refuse CUDA graph capture if replaying the graph would not reproduce a step.
+
+    Args:
+        roster: the parameter group's; None if it does not fit this step.
+
+    Raises:
+        RuntimeError: capture is refused; the message gives the reason.
+    """
+    where = f"parameter group {context.position}"
+    if not context.config.capturable:
+        raise RuntimeError(
+            f"KrADagrad: `capturable` of {where} must be True where a step is captured, got False"
+        )
+    for i, (p, grad) in enumerate(zip(context.params, context.grads, strict=True)):
+        if grad is None and p.requires_grad:
+            raise RuntimeError(
+                f"KrADagrad: every parameter must have a gradient where a step is captured, as a graph would "
+                f"never step the others, got none for {parameter_name(context.position, i)}"
+            )
+    if roster is None:
+        raise RuntimeError(
+            f"KrADagrad: a step must be taken before one is captured, as parameters of {where} have no state "
+            "yet, or another than on the last step"
+        )
+    for option, value in (("lr", context.lr), ("weight_decay", context.config.weight_decay)):
+        if isinstance(value, Tensor) and value.device.type == "cpu":
+            raise RuntimeError(
+                f"KrADagrad: `{option}` of {where} must be a tensor on the parameters' device where a step "
+                "is captured, as a graph would keep its value of today, got one on the CPU"
+            )
+    presences = [(placed.batch, presence(placed.of(context.grads))) for placed in roster.placed]
+    if any(any(there) and batch.mask(there) not in batch.masks for batch, there in presences):
+        raise RuntimeError(
+            "KrADagrad: the same parameters must have gradients where a step is captured as on an earlier "
+            f"step, got others in {where}"
+        )

@@ -1,0 +1,10 @@
+"""What a CTA may take of a multiprocessor."""
+
+from __future__ import annotations
+
+from cuda.binaries import KB
+
+CTA_SHARED = {"sm_80": 163 * KB, "sm_90": 227 * KB, "sm_100": 227 * KB}
+
+
+MOST_REGISTERS = 255

@@ -1,0 +1,127 @@
+"""Inputs of `observe_gradients_`: matrices in every state, gradients of every size."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import cases
+import torch
+
+from kradagrad_ext.backends.base import COEFFICIENTS
+from kradagrad_ext.backends.scalars import (
+    COLUMNS,
+    ENERGY,
+    IN_A_ROW,
+    LARGEST_SHIFT,
+    SKIPPED,
+    SPIKES,
+    STEPS,
+    UNIT,
+    USUAL,
+    ScalarRule,
+)
+
+RULE: dict[str, Any] = {
+    "spike_limit": 30.0,
+    "beta1": 0.9,
+    "averaged": True,
+    "nesterov": False,
+    "bias2": 0.99,
+    "decay2": 0.99,
+    "weight2": 0.01,
+    "eps": 1e-8,
+    "decayed": 9,
+    "by_chance": False,
+    "length": "graft",
+}
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"nesterov": True, "by_chance": True},
+    {"averaged": False, "decayed": 8},
+    {"decayed": 7},
+    {"decayed": 7, "weight_decay": 1e30},
+    {"bias2": 0.0, "decay2": 1.0, "weight2": 1.0},
+    {"bias2": 0.0, "decay2": 1.0, "weight2": 0.0, "length": "rms"},
+    {"beta1": 0.0, "length": "gradient"},
+    {"spike_limit": math.inf},
+]
+
+
+# Norms that a gradient may have, over the usual one and sqrt(numel): whatever can happen to it.
+RATIOS = [1.0, 0.0, 29.9, 30.1, 2.0**50, 2.0**-50, 1e-30, 1e30, math.inf, math.nan]
+
+
+# USUAL, UNIT, IN_A_ROW and ENERGY of matrices that may get such a gradient.
+KNOWN = [
+    (0.0, 0.0, 0, 0.0),
+    (1.3, 1.0, 0, 1.7),
+    (1.3, 1.0, 1, 1e-9),
+    (1.3, 1.0, 2, 1e9),
+    (1.3e-30, 2.0**-100, 0, 1.7),
+    (1.3e30, 2.0**99, 2, 1.7),
+    (1.3, 2.0**45, 0, 0.0),
+    (1.3, 2.0**45, 0, 0.001),
+    (1.3e-42, 0.0, 0, 0.0),
+    (1.3e-42, 2.0**-126, 0, 1.7),
+]
+
+
+def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
+    """Every pair of the two; the rule goes with the options."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    pairs = [(known, ratio) for known in KNOWN for ratio in RATIOS]
+    count = len(pairs)
+    scalars = torch.rand(count, len(COLUMNS), dtype=compute) * 9
+    steps = torch.tensor([0.0, 1, 2, 7, 300, 2.0**23, 5]).repeat(count)[:count]
+    for column in (STEPS, SPIKES, SKIPPED):
+        scalars[:, column] = steps
+    known = torch.tensor([known for known, _ in pairs], dtype=compute)
+    if dtype == torch.float64:  # the same at both ends of what it holds
+        far = known[:, 1] > 2.0**90
+        known[far, :2] *= 2.0**850
+        near = known[:, 0] < 1e-29
+        known[near & (known[:, 0] > 0), :2] *= 2.0**-850
+    for i, column in enumerate((USUAL, UNIT, IN_A_ROW, ENERGY)):
+        scalars[:, column] = known[:, i]
+    numel = torch.tensor([1.0, 7, 4096, 1e9], dtype=compute).repeat(count)[:count]
+    usual = torch.where(scalars[:, USUAL] > 0, scalars[:, USUAL], 1).double()
+    ratios = torch.tensor([ratio for _, ratio in pairs], dtype=torch.float64)
+    limits = torch.finfo(compute)  # no gradient has elements beyond
+    sizes = torch.where(ratios > 0, (usual * ratios).clamp(limits.tiny, limits.max / 8), 0)
+    rms = torch.where(ratios.isfinite(), sizes, ratios)
+    return SimpleNamespace(
+        scalars=scalars,
+        coefficients=torch.full((count, COEFFICIENTS), math.nan, dtype=compute),
+        active=torch.arange(count) % 2 == 0,
+        restarts=torch.arange(count) % 3 == 0,
+        norms=rms * numel.double().sqrt(),
+        numel=numel,
+        present=torch.arange(count) % 11 != 10,
+        weight_decay=torch.tensor(0.3, dtype=compute),
+    )
+
+
+def run(
+    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+) -> SimpleNamespace:
+    """With another dtype, what the dtype of what is given asks for."""
+    result = cases.copied(given, dtype)
+    options = RULE | options
+    result.weight_decay.fill_(options.pop("weight_decay", float(given.weight_decay)))
+    largest = LARGEST_SHIFT[given.scalars.dtype]
+    with mock.patch.dict(LARGEST_SHIFT, {result.scalars.dtype: largest}):
+        backend.observe_gradients_(*vars(result).values(), ScalarRule(**options))
+    return result
+
+
+WRITTEN = ("scalars", "coefficients", "active", "restarts")
+
+
+def rows(given: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
+    each = {name: value if value.ndim == 0 else value[chosen] for name, value in vars(given).items()}
+    return SimpleNamespace(**each)
