@@ -17,7 +17,7 @@ CHANGES = {
     "one kernel's file": "csrc/cuda/kernels/accumulate.cu",
     "one kernel's header": "csrc/cuda/kernels/elementwise.cuh",
     "every kernel's header": "csrc/cuda/kernels/ptx.cuh",
-    "one C++ file": "csrc/cpu/symmetric.cpp",
+    "one C++ file": "csrc/cpu/operand.cpp",
     "every operator's header": "csrc/checks.h",
     "nothing, again": None,
 }

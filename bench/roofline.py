@@ -143,9 +143,9 @@ def costs_on_blocks(part: GroupShapes, triton_on: Gpu | None) -> list[Cost]:
     if fused and triton_on is not None:
         from roofline_triton import architecture_by_name, costs_of_blocks
 
-        from kradagrad_ext.triton_kernels.groups import Rule
+        from kradagrad_ext.triton_kernels.groups import StepRule
 
-        launched = Rule(rule.refine, rule.coupled, True, rule.precision, architecture_by_name(triton_on))
+        launched = StepRule(rule.refine, rule.coupled, True, rule.precision, architecture_by_name(triton_on))
         costs = costs_of_blocks(sizes, launched, part.dtype)
     elif fused:
         root = 4 if config.root_dtype is None else config.root_dtype.itemsize

@@ -22,7 +22,7 @@ PRODUCTS = (*SYMMETRIC, "scaled_product")
 
 def costs_of_blocks(
     shapes: Sequence[tuple[int, int, int]],
-    rule: groups.Rule,
+    rule: groups.StepRule,
     dtype: torch.dtype = torch.float32,
     stored: torch.dtype = torch.float32,
 ) -> list[Cost]:
@@ -40,7 +40,9 @@ def costs_of_blocks(
     return [_cost(each, plan.words[each.first : each.first + each.count], rule) for each in plan.launches]
 
 
-def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype) -> groups.Group:
+def _group(
+    first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: torch.dtype
+) -> groups.KernelGroup:
     count, m, n = shape
 
     def tensor(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
@@ -49,10 +51,10 @@ def _group(first: int, shape: tuple[int, int, int], dtype: torch.dtype, stored: 
     sides = [(tensor(d, d, of=stored), tensor(4)) for d in (m, n)]
     roots = [tensor(d, d, of=stored) for d in (m, n)]
     views = [[tensor(m, n, of=of)] for of in (dtype, dtype, torch.float32)]
-    return groups.Group(count, first, views[0], *sides, *views[1:], *roots)
+    return groups.KernelGroup(count, first, views[0], *sides, *views[1:], *roots)
 
 
-def _cost(item: launch.Launch, entries: list[list[int]], rule: groups.Rule) -> Cost:
+def _cost(item: launch.Launch, entries: list[list[int]], rule: groups.StepRule) -> Cost:
     name, step = item.kernel.__name__, str(item.constants.get("STEP", item.constants.get("SCALE", "")))
     counted = [_entry_cost(item, words, blocks, rule) for words, blocks in _blocks_of(item, entries)]
     size, flops, least = (sum(column) for column in zip(*counted, strict=True))
@@ -67,7 +69,7 @@ def _blocks_of(item: launch.Launch, entries: list[list[int]]) -> Iterator[tuple[
 
 
 def _entry_cost(
-    item: launch.Launch, words: list[int], blocks: int, rule: groups.Rule
+    item: launch.Launch, words: list[int], blocks: int, rule: groups.StepRule
 ) -> tuple[float, float, float]:
     """Return bytes, executed flops and least flops of the blocks of one entry."""
     if item.kernel.__name__ in PRODUCTS:
@@ -87,7 +89,7 @@ def _element(item: launch.Launch, name: str) -> int:
     return 2 if str(item.constants.get(name)) == "bf16" else FLOAT
 
 
-def _product(item: launch.Launch, words: list[int], rule: groups.Rule) -> tuple[float, float, float]:
+def _product(item: launch.Launch, words: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
     """Return bytes and flops of a block of a grouped product."""
     rows, cols, depth = (words[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
     sizes = [(rows * depth, "A_TYPE"), (depth * cols, "B_TYPE"), (rows * rows, "F_TYPE"), (rows * cols, "")]
@@ -109,7 +111,7 @@ def _product(item: launch.Launch, words: list[int], rule: groups.Rule) -> tuple[
     return float(sum(distinct.values())), flops, 2.0 * rows * cols * sum(depths) / half
 
 
-def _resident(item: launch.Launch, words: list[int], rule: groups.Rule) -> tuple[float, float, float]:
+def _resident(item: launch.Launch, words: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
     """Return bytes and flops of a whole block: G, D and the product, both factors twice, both roots."""
     m, n = words[entry.ROWS.value], words[entry.COLS.value]
     views = sum(_element(item, f"{name}_TYPE") for name in ("GRAD", "DIRECTION")) + FLOAT
@@ -123,7 +125,7 @@ def _resident(item: launch.Launch, words: list[int], rule: groups.Rule) -> tuple
     return float(m * n * views + squares), flops, _step_flops(m, n, rule, 2)
 
 
-def _step_flops(m: int, n: int, rule: groups.Rule, halves: int) -> float:
+def _step_flops(m: int, n: int, rule: groups.StepRule, halves: int) -> float:
     """Return the flops of both sides and the product; `halves` = 2 counts half of a symmetric result."""
     iteration = 3 * (rule.refine - 1)
     flops = 2.0 * m * n * (m + n)

@@ -1,4 +1,4 @@
-"""Options and divisions for tests of how parameters are cut."""
+"""Options for tests of blockings: how parameters are cut."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def config(**options: Any) -> Config:
 
 @st.composite
 def divisions(draw: st.DrawFn, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Batch dims and a split that fit a shape."""
+    """Draw batch dims and a split that fit a shape."""
     batch_dims = draw(st.integers(0, len(shape)))
     if batch_dims == len(shape):
         return {"batch_dims": batch_dims}

@@ -17,7 +17,7 @@ from kradagrad_ext.backends.base import UpdateRule
 
 
 def ops(backend: str, dtype: torch.dtype) -> Any:
-    """A backend's ops; skips what the backend says that it does not serve."""
+    """Return the ops of a backend; skip the test if the backend does not serve the dtype."""
     reason = importlib.import_module(f"kradagrad_ext.backends.{backend}").available(
         torch.device("cpu"), dtype
     )
@@ -27,33 +27,33 @@ def ops(backend: str, dtype: torch.dtype) -> Any:
 
 
 SQUARE_ROOT_BACKENDS = {"reference": reference, "native": native, "triton": triton}
-"""All, with what has their ops."""
+"""Every backend by name, with the module that has its square-root ops."""
 
 
 def square_root_ops(backend: str) -> Any:
-    """Their ops; skips a backend that this machine does not have."""
+    """Return the square-root ops of a backend; skip the test if this machine does not have the backend."""
     ops(backend, torch.float32)
     return SQUARE_ROOT_BACKENDS[backend]
 
 
 def square_root_backend(ops: Any) -> str:
-    """The name of the backend that has these ops."""
+    """Return the name of the backend that has these ops."""
     return next(name for name, known in SQUARE_ROOT_BACKENDS.items() if known is ops)
 
 
 def square_root_atol(ops: Any, rule: UpdateRule) -> float | None:
-    """The share of tolerances.py that the ops' products need under a rule."""
+    """Return the absolute share of tolerances.py that the ops' products need under a rule."""
     served = rule.method == "products"
     return backend_atol(square_root_backend(ops), rule.refine, rule.precision) if served else None
 
 
 def thousands(backend: str) -> int:
-    """Thousands of blocks; fewer where an interpreter takes a tenth of a second for each."""
+    """Return 3000 blocks; 40 for Triton, whose interpreter takes a tenth of a second for each block."""
     return 40 if backend == "triton" else 3000
 
 
 def spd(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    """Random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to 100."""
+    """Return random symmetric positive definite matrices ``[n, d, d]`` with eigenvalues from 1 to 100."""
     q = torch.linalg.qr(torch.randn(n, d, d, dtype=torch.float64))[0]
     values = torch.logspace(0, 2, d, dtype=torch.float64)
     x = q * values @ q.mT
@@ -61,19 +61,19 @@ def spd(n: int, d: int, dtype: torch.dtype) -> Tensor:
 
 
 def strided(blocks: Tensor) -> list[Tensor]:
-    """The blocks ``[N, m, n]`` as two row-major parameters cut into grids, with NaN around them."""
+    """Return the blocks ``[N, m, n]`` as two row-major parameters cut into block grids, padded with NaN."""
     n, rows, columns = blocks.shape
-    found = []
+    views = []
     for part in (blocks[: n // 2], blocks[n // 2 :]):
         padded = blocks.new_full((rows + 1, len(part) * columns + 3), math.nan)
         view = padded[:rows, : len(part) * columns].unflatten(1, (len(part), columns)).permute(1, 0, 2)[None]
         view.copy_(part.reshape(view.shape))
-        found.append(view)
-    return found
+        views.append(view)
+    return views
 
 
 def padded(matrix: Tensor, transposed: bool) -> Tensor:
-    """The matrix as a view with padding of NaN around it, or of 77, row-major or column-major."""
+    """Return the matrix as a row-major or column-major view, padded with NaN, or with 77 for integers."""
     rows, columns = matrix.shape
     if transposed:
         return padded(matrix.mT, False).mT
@@ -82,12 +82,12 @@ def padded(matrix: Tensor, transposed: bool) -> Tensor:
 
 
 def whole(view: Tensor) -> Tensor:
-    """All of a view's storage, the padding included."""
+    """Return all of a view's storage, the padding included."""
     return view.new_empty(0).set_(view.untyped_storage())
 
 
-def copied(given: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNamespace:
-    """Copies of an op's tensors and lists of tensors with their layouts, cast to `dtype` but for masks."""
+def copied(inputs: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNamespace:
+    """Copy an op's tensors and lists of tensors with their layouts; cast those of floats to `dtype`."""
 
     def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         if isinstance(value, list):
@@ -95,17 +95,17 @@ def copied(given: SimpleNamespace, dtype: torch.dtype | None = None) -> SimpleNa
         storage = whole(value).to(dtype if dtype and value.is_floating_point() else value.dtype, copy=True)
         return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
-    return SimpleNamespace(**{name: copy(value) for name, value in vars(given).items()})
+    return SimpleNamespace(**{name: copy(value) for name, value in vars(inputs).items()})
 
 
 def assert_same_padding(views: list[Tensor], before: list[Tensor]) -> None:
-    """What is NaN in the storages, which is the padding of `views` above, is what was NaN before."""
+    """Assert that no op has written into the padding around the views."""
     for view, old in zip(views, before, strict=True):
         assert torch.equal(_padding(view), _padding(old))
 
 
 def _padding(view: Tensor) -> Tensor:
-    """Of whole numbers, all of the storage with zeros in the view's place."""
+    """Return where a float storage is NaN; of an integer storage, a copy with zeros in the view's place."""
     if view.is_floating_point():
         return whole(view).isnan()
     storage = whole(view).clone()
@@ -114,7 +114,7 @@ def _padding(view: Tensor) -> Tensor:
 
 
 def factors(n: int, d: int, condition: float) -> Tensor:
-    """F with singular values from 1 to the square root of `condition` of F F^T, in float64."""
+    """Return F in float64, with singular values from 1 to the square root of `condition` of F F^T."""
     left, right = torch.linalg.qr(torch.randn(2, n, d, d, dtype=torch.float64))[0]
     return left * torch.logspace(0, math.log10(condition) / 2, d, dtype=torch.float64) @ right.mT
 

@@ -1,4 +1,4 @@
-"""Python modules in C++ that only the tests use, compiled by the same rules as the native library."""
+"""Compilation of the tests' C++ Python modules, by the same rules as the native library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 import compile_cached  # noqa: E402
-import ninja_rules  # noqa: E402  (found by the line above)
+import ninja_rules  # noqa: E402  (on the path by the line above)
 from build_backend import compiler_version  # noqa: E402
 from compile_cached import cache_folder  # noqa: E402
 
@@ -27,12 +27,12 @@ __all__ = ["ROOT", "build_module", "cache_folder", "compile_cached", "ninja_rule
 def build_module(
     name: str, sources: Sequence[Path], flags: Sequence[str], folder: Path, version: str = ""
 ) -> ModuleType:
-    """Compile what has changed in a module, and import it.
+    """Compile the changed sources of a module, link it, and import it.
 
     Args:
-        flags: of the compiler, beside the folders of Python's and pybind11's headers.
-        folder: where it is built.
-        version: what the compiler's output depends on beside its version.
+        flags: the compiler's flags, besides the folders of Python's and pybind11's headers.
+        folder: where the module is built.
+        version: text that changes whenever the compiled output may change, besides the compiler's version.
     """
     command = shlex.split(os.environ.get("CXX", "c++"))
     folders = (sysconfig.get_path("include"), pybind11.get_include())

@@ -17,13 +17,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 USABLE = [name for name, reason in available_backends(torch.device("cpu")).items() if reason is None]
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; its own children inherit the variable
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; child processes inherit the variable
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with a `backend` argument runs on every backend that this machine has."""
+    """Run each test with a `backend` argument on every backend that this machine has."""
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", USABLE)
 

@@ -1,4 +1,4 @@
-"""Trained optimizers of several recipes, to be diagnosed."""
+"""Trained optimizers of several recipes, for tests of the diagnostics."""
 
 from __future__ import annotations
 

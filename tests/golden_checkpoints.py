@@ -1,8 +1,8 @@
-"""Make the checkpoints in tests/golden, one for each recipe and dtype, by the version that is installed.
+"""Write the checkpoints in tests/golden, one for each recipe and dtype, with the installed version.
 
     python tests/golden_checkpoints.py
 
-Those that there are stay as they are: they are what users have, and every later version must go on from them.
+Existing files stay unchanged: users have such checkpoints, and every later version must resume from them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kradagrad_ext.checkpoint import FORMAT
 FOLDER = Path(__file__).parent / "golden" / "checkpoints"
 SHAPES = ((10, 6), (2, 5, 4), (5,), ())
 BEFORE, AFTER = 4, 3
-"""Steps before a checkpoint, and of those that go on from it."""
+"""Number of steps before a checkpoint, and of the steps that resume from it."""
 
 RECIPES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "default": (torch.float32, {}),
@@ -40,7 +40,7 @@ RECIPES: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 def optimizer_of(params: list[nn.Parameter], options: dict[str, Any]) -> KrADagrad:
     if "split" not in options:
         return KrADagrad(params, lr=0.02, block_size=4, **options)
-    # Vectors of an odd length, and scalars, have no two equal parts.
+    # Vectors of odd length and scalars cannot be split into two equal parts.
     groups = [{"params": params[:2], **options}, {"params": params[2:], "precondition_1d": True}]
     return KrADagrad(groups, lr=0.02, block_size=4)
 
@@ -57,15 +57,15 @@ def checkpoint(dtype: torch.dtype, options: dict[str, Any]) -> dict[str, Any]:
     def random() -> list[torch.Tensor]:
         return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
 
-    params = [nn.Parameter(own) for own in random()]
+    params = [nn.Parameter(tensor) for tensor in random()]
     optimizer = optimizer_of(params, options)
     for _ in range(BEFORE):
         step(optimizer, params, random())
     gradients = [random() for _ in range(AFTER)]
-    found = {"parameters": [p.detach().clone() for p in params], "optimizer": optimizer.state_dict()}
-    for own in gradients:
-        step(optimizer, params, own)
-    return found | {"gradients": gradients, "after": [p.detach().clone() for p in params]}
+    saved = {"parameters": [p.detach().clone() for p in params], "optimizer": optimizer.state_dict()}
+    for grads in gradients:
+        step(optimizer, params, grads)
+    return saved | {"gradients": gradients, "after": [p.detach().clone() for p in params]}
 
 
 def main() -> None:

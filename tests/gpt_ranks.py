@@ -1,15 +1,15 @@
-"""Runs train_gpt.py on the ranks of torchrun's agent, which it forks so that torch is imported once for all.
+"""Run train_gpt.py on the ranks of torchrun's agent, which are forked so that torch is imported only once.
 
 Each line of stdin asks for runs, as JSON: ``{"world": ranks or null for one process, "runs": [...]}``. A run
 has the command line as ``arguments`` and may have
 
-- ``stop``: [rank, step], before which a rank gets SIGTERM;
-- ``kill``: [rank, step, name, number], where the checkpoint after that step ends in SIGKILL: in the middle of
-  the call of that number of torch.save, which has then written a part, or before that of os.fsync.
+- ``stop``: [rank, step], the rank that gets SIGTERM before that step;
+- ``kill``: [rank, step, name, number], the rank that gets SIGKILL in the checkpoint after that step: in call
+  `number` of torch.save, after a part has been written, or before call `number` of os.fsync.
 
-Each line of stdout answers with how the runs ended, a list for each rank, or with a text where a rank died.
+Each line of stdout is the answer: the results of the runs, a list for each rank, or a text if a rank died.
 
-Everything is float64: what rounding makes of a run in a few steps is then far below what a mistake would.
+All tensors are float64: over a few steps, rounding changes a run far less than a mistake would.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INIT, SAVE, TRAIN_STEP, SAVE_CHECKPOINT = dist.init_process_group, torch.save, T
 
 
 def launch(world: int | None, runs: list[dict[str, Any]]) -> list[list[dict[str, Any]]] | str:
-    """How each run ended on each rank, or how a rank died."""
+    """Return the results of each run by rank, or the error if a rank died."""
     config = LaunchConfig(
         run_id="runs",
         min_nodes=1,
@@ -69,20 +69,20 @@ def run_all(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rank = 0
     if dist.is_torchelastic_launched():
         rank = int(os.environ["RANK"])
-        join_anew()
-    return [run(rank, **asked) for asked in runs]
+        separate_rendezvous()
+    return [run(rank, **request) for request in runs]
 
 
-def join_anew() -> None:
-    """Each run meets under keys of its own: torch would find the addresses of the run before."""
+def separate_rendezvous() -> None:
+    """Give each run a separate prefix in the store: torch would find the last run's addresses otherwise."""
     store, rank, world = next(iter(dist.rendezvous("env://")))
     timeout = datetime.timedelta(seconds=60)
     runs = []
 
     def init_process_group(backend: str) -> None:
-        own = dist.PrefixStore(f"run{len(runs)}", store)
-        INIT(backend, store=own, rank=rank, world_size=world, timeout=timeout)
-        runs.append(own)
+        run_store = dist.PrefixStore(f"run{len(runs)}", store)
+        INIT(backend, store=run_store, rank=rank, world_size=world, timeout=timeout)
+        runs.append(run_store)
 
     dist.init_process_group = init_process_group
 
@@ -125,12 +125,12 @@ def kill_in(
 ) -> Callable[..., None]:
     calls = []
 
-    def call(*given: Any) -> None:
-        calls.append(given)
+    def call(*arguments: Any) -> None:
+        calls.append(arguments)
         if len(calls) == number:
-            broken_off(*given)
+            broken_off(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
-        original(*given)
+        original(*arguments)
 
     return call
 

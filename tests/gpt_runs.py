@@ -1,4 +1,4 @@
-"""Tiny runs of examples/train_gpt.py, for its tests: a text, command lines, what a run left, damage to it."""
+"""Tiny runs of examples/train_gpt.py, for its tests: a text, command lines, logs, and damage to files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 14  # past KrADagrad's second refresh of its roots
 
 
 def make_text(folder: Path) -> Path:
-    """A folder of 20 files of words."""
+    """Create a folder of 20 files of words."""
     folder.mkdir()
     draw = random.Random(0)
     for i in range(20):
@@ -48,7 +48,7 @@ def truncate(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """One bit, in the first half of a file: in a tensor where it has tensors."""
+    """Flip one bit in the first half of a file: in a tensor if it has tensors."""
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
@@ -66,7 +66,7 @@ def foreign(path: Path) -> None:
 
 
 def rewrite(key: str, value: Any = None, **changes: Any) -> Callable[[Path], None]:
-    """Another value of a key of run.pt or checkpoint.pt, or changes to the dict that is its value."""
+    """Return a function that replaces a key's value in run.pt or checkpoint.pt, or changes a dict there."""
 
     def edit(path: Path) -> None:
         state = torch.load(path, weights_only=True)

@@ -1,7 +1,7 @@
-"""Mends Triton's interpreter, which multiplies bfloat16 as integers, truncates float32 to bfloat16, warns
+"""Fixes of Triton's interpreter, which multiplies bfloat16 as integers, truncates float32 to bfloat16, warns
 where a GPU overflows in silence, and spends half of its time on replacing the language at every call.
 
-Import it before any kernel. `test_triton_interpreter.py` fails where a mend is missing.
+Import it before any kernel. `test_triton_interpreter.py` fails if a fix is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _load = tl.load
 
 
 def _numbers(handle: Any) -> np.ndarray:
-    """A tensor's values; bfloat16 is kept as bits."""
+    """Return a tensor's values; the interpreter keeps bfloat16 as bits."""
     if handle.dtype.scalar == tl.bfloat16:
         return (handle.data.astype(np.uint32) << 16).view(np.float32)
     return handle.data
@@ -31,7 +31,7 @@ def _create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
 
 
 def _cast_impl(self: Any, source: Any, target: Any) -> Any:
-    """float32 to bfloat16 to the nearest, ties to even."""
+    """Cast float32 to the nearest bfloat16, ties to even; leave other casts to Triton."""
     if source.dtype.scalar != tl.float32 or target.scalar != tl.bfloat16:
         return _cast(self, source, target)
     bits = np.ascontiguousarray(source.data).view(np.uint32).astype(np.uint64)
@@ -40,7 +40,7 @@ def _cast_impl(self: Any, source: Any, target: Any) -> Any:
 
 
 def _patch_lang_once(function: Any) -> Any:
-    """A launch replaces the language; functions that its kernel calls find it replaced."""
+    """Replace the language once a launch; the functions that the kernel calls then find it replaced."""
     languages = [value for value in function.__globals__.values() if value is tl or value is tl.core]
     return _patch_lang(function) if any(language.load is _load for language in languages) else None
 

@@ -1,4 +1,4 @@
-"""The marker `slow`: what `make test` leaves out and `.ci/run` includes."""
+"""The marker `slow`, for tests that `make test` leaves out and `.ci/run` includes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ slow = pytest.mark.slow
 
 
 def slow_after(fast: int, values: Sequence[Any]) -> list[Any]:
-    """Values of a parameter, or tuples of several, of which all but the first `fast` are slow."""
+    """Return values (or tuples of values) for parametrize; all except the first `fast` are marked slow."""
     tuples = [value if isinstance(value, tuple) else (value,) for value in values]
     return [*values[:fast], *(pytest.param(*each, marks=slow) for each in tuples[fast:])]

@@ -1,8 +1,8 @@
-"""The optimizer once more, one matrix after the other, as plainly as it can be said: what steps are to be.
+"""A plain second implementation of the optimizer, matrix by matrix, as the expected result of its steps.
 
-It takes the parameter groups of the real one, whatever has become of them, and keeps its own state in float64
-by parameter: factors as the statistics S that they are inverses of, X = F F^T = S^-1. Of the options it knows
-those in `KNOWN`, of parameters vectors, matrices, and matrices in a row (`batch_dims`, `split`).
+It reads the real optimizer's parameter groups at every step, and keeps separate state in float64 for each
+parameter: the statistics S in place of factors, X = F F^T = S^-1. It supports the option values in `KNOWN`,
+and parameters that are vectors, matrices, or several matrices (`batch_dims`, `split`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ KNOWN = {
     "momentum_on": ("gradient",),
     "nesterov": (True,),
 }
-"""Options of which it knows some values alone."""
+"""Options with the only values that it supports."""
 
 Slices = tuple[slice | int, ...]
 
 
 class PlainKrADagrad:
-    """The same steps on copies of the parameters.
+    """An optimizer that takes the same steps on copies of the parameters.
 
     Attributes:
-        values: of the parameters, by parameter.  state: of every parameter, by matrix; in float64.
+        values: the copies, by parameter.  state: the states of each parameter's matrices, in float64.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class PlainKrADagrad:
         """Step every parameter with a gradient.
 
         Args:
-            param_groups: of the real optimizer.  numbers: of the step, in each of them.
+            param_groups: those of the real optimizer.  numbers: the step's number in each group.
         """
         for group, number in zip(param_groups, numbers, strict=True):
             config = Config.of(group)
@@ -63,7 +63,7 @@ class PlainKrADagrad:
 
 
 def matrices(shape: tuple[int, ...], config: Config) -> Iterator[Slices]:
-    """Where the matrices of a parameter are; a vector is one, too."""
+    """Yield the slices of a parameter's matrices; a vector counts as one."""
     cuts: list[Sequence[slice | int]] = [range(shape[dim]) for dim in range(config.batch_dims)]
     for dim in range(config.batch_dims, len(shape)):
         parts = config.split if dim == config.split_dim else 1
@@ -74,7 +74,7 @@ def matrices(shape: tuple[int, ...], config: Config) -> Iterator[Slices]:
 
 
 def blocks(matrix: Tensor, config: Config) -> Iterator[Slices]:
-    """Where the blocks of a matrix are; a vector has none."""
+    """Yield the slices of a matrix's blocks; a vector has none."""
     if matrix.ndim < 2 or not config.precondition:
         return iter(())
     size = config.block_size
@@ -85,7 +85,7 @@ def blocks(matrix: Tensor, config: Config) -> Iterator[Slices]:
 def step_matrix(
     value: Tensor, grad: Tensor, state: dict[str, Any], config: Config, lr: float, schedule: Schedule
 ) -> None:
-    """One step of one matrix, whose value and state are written."""
+    """Take one step of one matrix; write its value and state."""
     places = list(blocks(value, config))
     if not state:
         state.update(steps=0, energy=0.0, usual=0.0, in_a_row=0)
@@ -120,7 +120,7 @@ def step_matrix(
 
 
 def guard(state: dict[str, Any], grad: Tensor, config: Config) -> float:
-    """What the gradient is multiplied by; counts it, and lets factors start anew if its scale has changed."""
+    """Return what multiplies the gradient; count it, and restart the factors if its scale has changed."""
     rms, usual = root_mean_square(grad), state["usual"]
     is_large = usual > 0 and rms > config.spike_limit * usual
     is_spike = is_large and state["in_a_row"] < MOST_SPIKES
@@ -139,7 +139,7 @@ def guard(state: dict[str, Any], grad: Tensor, config: Config) -> float:
 
 
 def length_of(rms: float, state: dict[str, Any], config: Config) -> float:
-    """Root mean square of an update with `graft` rms; `rms`: of the direction."""
+    """Return the root mean square of an update with `graft` rms; `rms` is that of the direction."""
     beta1 = config.betas[0]
     noise = SPENT * math.sqrt((1 - beta1) / (1 + beta1)) * state["usual"]
     return RMS_LENGTH * (min(1.0, rms / noise) if noise > 0 else 1.0)
@@ -148,7 +148,7 @@ def length_of(rms: float, state: dict[str, Any], config: Config) -> float:
 def step_block(
     grad: Tensor, direction: Tensor, block: dict[str, Any], config: Config, schedule: Schedule
 ) -> Tensor:
-    """Factors, roots and the preconditioned direction of a block."""
+    """Update the factors and roots of a block, and return its preconditioned direction."""
     if not block:
         eyes = [torch.eye(d, dtype=grad.dtype) for d in grad.shape]
         block.update(w=0.0, rms=0.0, is_rooted=False, statistics=eyes, roots=eyes)
@@ -170,7 +170,7 @@ def step_block(
 def update_statistics(
     unfoldings: tuple[Tensor, ...], g: float, block: dict[str, Any], config: Config, schedule: Schedule
 ) -> None:
-    """S <- decay S + weight U U^T + the damping, of both sides; `g`: root mean square of the gradient."""
+    """Update S <- decay S + weight U U^T + damping of both sides; `g`: root mean square of the gradient."""
     decay, weight = config.factor_decay, 1 - config.factor_decay
     w = decay * block["w"] + weight
     rms = math.sqrt((decay * block["w"] * block["rms"] ** 2 + weight * g**2) / w)
@@ -185,7 +185,7 @@ def update_statistics(
 
 
 def root_of(statistics: Tensor, unit: float) -> Tensor:
-    """(unit^2 S^-1)^(1/2)."""
+    """Return (unit^2 S^-1)^(1/2)."""
     values, vectors = torch.linalg.eigh(statistics)
     return vectors * (unit / values.sqrt()) @ vectors.mT
 

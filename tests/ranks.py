@@ -1,4 +1,4 @@
-"""Real processes for tests of what several ranks do together (gloo, on the CPU)."""
+"""Real processes for tests of several ranks (gloo, on the CPU)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from kradagrad_ext.distributed import collectives
 
 OPTIONS: dict[str, Any] = {"lr": 3e-3, "block_size": 16, "root_every": 3, "max_factor_dim": 64}
-"""Blocks that cross the borders of shards, a dim without factors, several refreshes of the roots."""
+"""Options for blocks that cross shard borders, a dim without factors, and several refreshes of the roots."""
 
 PRELOADED = [
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
 ]
-"""Of torch alone: that process begins in the tree, whose package need not be the one that is tested."""
+"""Modules that the fork server imports. Only torch's: the server starts in the source tree, whose package may
+differ from the installed one under test."""
 
 
 def launch(world: int, work: Callable[..., Any], folder: Path, *arguments: Any, deaths: int = 0) -> list[Any]:
-    """What ``work(rank, *arguments)`` returns on every rank; None for one of `deaths` ranks that died."""
-    # Ranks are forked from a process that has imported torch, which takes longer than most of their work.
+    """Return the result of ``work(rank, *arguments)`` of every rank; None for each of `deaths` dead ranks."""
+    # Ranks are forked from a process that has imported torch: the import takes longer than most ranks' work.
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    given = (world, work, str(folder), arguments)
-    ranks = [context.Process(target=_run, args=(rank, *given)) for rank in range(world)]
+    common = (world, work, str(folder), arguments)
+    ranks = [context.Process(target=_run, args=(rank, *common)) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -61,9 +62,9 @@ def _run(rank: int, world: int, work: Callable[..., Any], folder: str, arguments
     method = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world, timeout=timeout)
     torch.save(work(rank, *arguments), f"{folder}/{rank}.pt")
-    with contextlib.suppress(RuntimeError):  # of a rank that died on purpose
+    with contextlib.suppress(RuntimeError):  # a rank may have died on purpose
         dist.barrier()
-    os._exit(0)  # gloo's threads may wait for one that died
+    os._exit(0)  # a normal exit would wait for gloo's threads, which may wait for a dead rank
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -73,7 +74,7 @@ def make_model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 
 
 def shard(model: nn.Sequential, mode: str) -> dict[str, Any]:
-    """Shard a model over all ranks; the optimizer's option that belongs to it."""
+    """Shard a model over all ranks and return the optimizer's options for it."""
     world = dist.get_world_size()
     if mode == "ddp":
         return {"process_group": dist.group.WORLD}
@@ -92,7 +93,7 @@ def shard(model: nn.Sequential, mode: str) -> dict[str, Any]:
 
 
 def backward(model: nn.Sequential, step: int) -> None:
-    """The gradient of one batch, the same on every rank."""
+    """Compute the gradients of one batch of data, the same on every rank."""
     generator = torch.Generator().manual_seed(step)
     dtype = next(model.parameters()).dtype
     x, y = (torch.randn(24, size, generator=generator).to(dtype) for size in (37, 5))
@@ -101,12 +102,12 @@ def backward(model: nn.Sequential, step: int) -> None:
 
 
 def local(p: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a parameter."""
+    """Return this rank's shard of a parameter."""
     return (p.to_local() if isinstance(p, DTensor) else p).detach()
 
 
 def count_collectives(counts: Counter[str], sizes: list[int]) -> None:
-    """From now on, count this rank's collectives by name, and list the bytes of each one's largest buffer."""
+    """Patch this rank's collectives: count them by name, and append each one's largest buffer to `sizes`."""
 
     def counting(module: Any, name: str) -> None:
         original = getattr(module, name)
@@ -124,5 +125,5 @@ def count_collectives(counts: Counter[str], sizes: list[int]) -> None:
 
 
 def whole(model: nn.Module) -> list[torch.Tensor]:
-    """All parameters, of all ranks."""
+    """Return copies of all parameters, gathered from all ranks."""
     return [(p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for p in model.parameters()]

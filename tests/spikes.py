@@ -1,4 +1,4 @@
-"""A regression with one gradient of another size, beside the same without."""
+"""A regression with one gradient of another size, compared with the same run without it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import kradagrad_ext.step
 from kradagrad_ext import KrADagrad, read_diagnostics
 
 AT, AFTER = 30, 200
-"""The step of a spike, and how many come after it."""
+"""Step of the spike, and number of steps after it."""
 
 SPIKE, TINY = {AT: 1e4}, {0: 1e-6}
-"""Sizes of gradients by their step."""
+"""Factors that multiply the gradients of single steps, by step."""
 
 SHAPE = 24, 20
 LR = 2e-2
 
 
 def trained(sizes: dict[int, float], seed: int, **options: Any) -> tuple[float, KrADagrad]:
-    """The loss at the end, and the optimizer.
+    """Return the loss at the end, and the optimizer.
 
-    Every row and column has a curvature of its own, from 1 to 0.1, and gradients are noisy.
+    The curvature falls from 1 to 0.1 over the rows and over the columns, and gradients are noisy.
     """
     generator = torch.Generator().manual_seed(seed)
     target = torch.randn(SHAPE, generator=generator)
@@ -43,12 +43,12 @@ def trained(sizes: dict[int, float], seed: int, **options: Any) -> tuple[float, 
 
 @functools.cache
 def undisturbed(seed: int, options: tuple[tuple[str, Any], ...]) -> float:
-    """By the reference."""
+    """Return the loss at the end of a run without a spike, on the reference backend."""
     return trained({}, seed, backend="reference", **dict(options))[0]
 
 
 def check(sizes: dict[int, float], seed: int = 0, **options: Any) -> None:
-    """A loss of at most 1.1 times the undisturbed one, factors that are sound, and no step without them."""
+    """Assert a loss at most 1.1 times the undisturbed one, positive definite factors, and no fallback."""
     loss, optimizer = trained(sizes, seed, **options)
     plain = {name: value for name, value in options.items() if name != "backend"}
     assert loss <= 1.1 * undisturbed(seed, tuple(sorted(plain.items())))
@@ -68,7 +68,7 @@ def _inverse_statistics(factor: Tensor) -> Tensor:
 
 
 def check_on(monkeypatch: pytest.MonkeyPatch, ops: Any, sizes: dict[int, float]) -> None:
-    """Through ops on CPU tensors that are no backend of the package, with what kernels have."""
+    """Check ops that are no backend of the package, on CPU tensors, with the options that kernels serve."""
     undisturbed(0, KERNELS)
     monkeypatch.setattr(kradagrad_ext.step, "resolve", lambda *_: ops)
     check(sizes, **dict(KERNELS))

@@ -1,4 +1,4 @@
-"""A worker that answers as bench/gpu_check/worker.py does, without torch: for tests of the driver."""
+"""A worker without torch that answers like bench/gpu_check/worker.py, for tests of the driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands of bench that docs name, at a small size: that they run, and what their figures rest on."""
+"""Commands of bench/ that the docs name, at a small size: they run, and the claims of their figures hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import tune_defaults
 
 @pytest.mark.parametrize("lr", slow_after(1, quadratic.RATES))
 def test_float32_is_enough_for_the_papers_quadratic(lr: float) -> None:
-    """It ends where Shampoo in float64 does."""
+    """KrADagrad in float32 ends with the loss of Shampoo in float64."""
     problem = quadratic.Quadratic.of_size(48)
     ends = {}
     for contender in (quadratic.CONTENDERS[0], quadratic.CONTENDERS[2]):
@@ -48,7 +48,7 @@ def test_quadratic(
 def test_tune_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every combination once; a second call runs nothing."""
+    """Every combination runs once; a second call runs none."""
     path = tmp_path / "tuning.csv"
     command = ["tune_defaults", "--csv", str(path), "--steps", "2", "--vary", "lr", "1e-2"]
     command += ["--vary", "graft", "adam", "rms"]
@@ -63,7 +63,7 @@ def test_tune_defaults(
 
 
 def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every contender, and both kinds of steps of ours."""
+    """The table has every contender, and both kinds of KrADagrad's steps."""
     host_time.main(["--parameters", "10", "--steps", "10", "--block-size", "16"])
     header, _, *rows = capsys.readouterr().out.splitlines()
     columns = "p20 | p50 | p80 | least | norms | copies | collectives | the host"
@@ -78,7 +78,7 @@ def test_host_time(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_roots_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors are of the dtype's size at a condition that training meets."""
+    """Errors have the size of the dtype's rounding at a condition number that occurs in training."""
     monkeypatch.setattr(roots_accuracy, "SIDE", 24)
     for method in roots_accuracy.METHODS:
         for arithmetic in roots_accuracy.ARITHMETICS:

@@ -1,4 +1,4 @@
-"""What ninja_rules.py and compile_cached.py make again, what they take as it is, and what they never take."""
+"""Targets that ninja_rules.py and compile_cached.py rebuild, reuse, and never reuse."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ printf whole > "$output"
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three sources, two with a header each, and no cache."""
+    """Return a tree of three sources, two with a header each, without a cache."""
     monkeypatch.delenv("KRADAGRAD_CACHE", raising=False)
     return make_tree(tmp_path / "first")
 
@@ -50,17 +50,17 @@ def make_tree(root: Path) -> Path:
 
 
 def build(root: Path, *flags: str, version: str = "1") -> Path:
-    """Build a library of a tree's sources."""
+    """Build a library from a tree's sources and return its path."""
     compiler = ninja_rules.Compiler("CXX", [*COMPILER, "-fPIC", *flags, "-c"], [], version, 1)
-    own = ninja_rules.Build(Path("build"), root)
-    objects = [own.compile(compiler, name, f"{name}.o") for name in ("a.cpp", "b.cpp", "c d.cpp")]
-    library = root / own.link(COMPILER, objects, [], "library.so")
-    own.run()
+    rules = ninja_rules.Build(Path("build"), root)
+    objects = [rules.compile(compiler, name, f"{name}.o") for name in ("a.cpp", "b.cpp", "c d.cpp")]
+    library = root / rules.link(COMPILER, objects, [], "library.so")
+    rules.run()
     return library
 
 
 def remade(root: Path, action: Callable[[], object]) -> set[str]:
-    """Objects and libraries that an action wrote."""
+    """Return the names of the objects and libraries that an action wrote."""
 
     def times() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in root.glob("build/*.*o")}
@@ -71,16 +71,16 @@ def remade(root: Path, action: Callable[[], object]) -> set[str]:
 
 
 @needs_compiler
-def test_only_what_depends_on_a_change_is_made_again(tree: Path) -> None:
-    everything = {"a.cpp.o", "b.cpp.o", "c d.cpp.o", "library.so"}
-    assert remade(tree, lambda: build(tree)) == everything
+def test_only_targets_that_depend_on_a_change_are_rebuilt(tree: Path) -> None:
+    all_targets = {"a.cpp.o", "b.cpp.o", "c d.cpp.o", "library.so"}
+    assert remade(tree, lambda: build(tree)) == all_targets
     assert remade(tree, lambda: build(tree)) == set()
     (tree / "a.h").write_text("inline int of_a() { return 2; }\n")
     assert remade(tree, lambda: build(tree)) == {"a.cpp.o", "library.so"}
     (tree / "c d.cpp").write_text("int c() { return 2; }\n")
     assert remade(tree, lambda: build(tree)) == {"c d.cpp.o", "library.so"}
-    assert remade(tree, lambda: build(tree, "-O1")) == everything
-    assert remade(tree, lambda: build(tree, "-O1", version="2")) == everything
+    assert remade(tree, lambda: build(tree, "-O1")) == all_targets
+    assert remade(tree, lambda: build(tree, "-O1", version="2")) == all_targets
 
 
 @needs_compiler
@@ -97,9 +97,9 @@ def test_an_interrupted_compiler_leaves_no_object(tree: Path, ending: signal.Sig
     fake.write_text(FAKE)
     fake.chmod(0o755)
     compiler = ninja_rules.Compiler("CXX", [str(fake), "-c"], [], "", 1)
-    own = ninja_rules.Build(Path("build"), tree)
-    target = tree / own.compile(compiler, "a.cpp", "a.cpp.o")
-    own.run()
+    rules = ninja_rules.Build(Path("build"), tree)
+    target = tree / rules.compile(compiler, "a.cpp", "a.cpp.o")
+    rules.run()
     assert target.read_text() == "whole"
 
     (tree / "slow").touch()
@@ -110,19 +110,19 @@ def test_an_interrupted_compiler_leaves_no_object(tree: Path, ending: signal.Sig
     started = tree / "started"
     while not (started.exists() and len(started.read_text().split()) == 2):
         time.sleep(0.01)
-    for one in (process.pid, *reversed(started.read_text().split())):
-        if ending == signal.SIGKILL or int(one) == process.pid:  # ninja interrupts its commands itself
-            os.kill(int(one), ending)
+    for pid in (process.pid, *reversed(started.read_text().split())):
+        if ending == signal.SIGKILL or int(pid) == process.pid:  # ninja interrupts its commands itself
+            os.kill(int(pid), ending)
     process.wait()
     assert not target.exists() or target.read_text() == "whole"
     (tree / "slow").unlink()
-    assert remade(tree, own.run) == {"a.cpp.o"}
+    assert remade(tree, rules.run) == {"a.cpp.o"}
     assert target.read_text() == "whole"
 
 
 @pytest.fixture
 def counting(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """A cache, and a function that tells how often the compiler has run since it was last asked."""
+    """Set up a cache; return a function that counts the compilations since its last call."""
     calls, compiler = tree.parent / "calls", tree.parent / "compiler"
     compiler.write_text(f'#!/bin/sh\necho call >> {calls}\nexec {shlex.join(COMPILER)} "$@"\n')
     compiler.chmod(0o755)
@@ -132,13 +132,13 @@ def counting(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     def count() -> int:
         number = len(calls.read_text().split()) if calls.exists() else 0
         calls.unlink(missing_ok=True)
-        return number - 1  # the link
+        return number - 1  # without the link
 
     return count
 
 
 @needs_compiler
-def test_a_fresh_clone_takes_what_another_compiled(tree: Path, counting: Callable[[], int]) -> None:
+def test_a_fresh_clone_reuses_objects_of_another(tree: Path, counting: Callable[[], int]) -> None:
     first = build(tree).read_bytes()
     assert counting() == 3
     other = make_tree(tree.parent / "second")
@@ -183,13 +183,13 @@ def test_a_cache_that_is_damaged_costs_only_time(
 
 
 @needs_compiler
-def test_a_cache_that_cannot_be_written_to_is_none(tree: Path, counting: Callable[[], int]) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(tree: Path, counting: Callable[[], int]) -> None:
     (tree.parent / "cache").write_text("a file, not a folder")
     build(tree)
     assert counting() == 3
 
 
-def test_what_is_not_used_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_entries_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRADAGRAD_CACHE", str(tmp_path))
     monkeypatch.setattr(compile_cached, "MOST_BYTES", 150)
     for name, days in (("unused", 31), ("older", 2), ("newer", 1), ("newest", 0)):

@@ -1,7 +1,7 @@
-"""`capturable`: a step that a graph can hold. The host looks at nothing and does the same work on every step.
+"""`capturable`: a step that a graph can hold. The host reads no value and does the same work on every step.
 
-There is no CUDA graph without a GPU; a recording of the step's operations on the same tensors, which is
-replayed, stands for one here.
+A CUDA graph needs a GPU; these tests record the step's operations and replay them on the same tensors
+instead.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ RECIPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
-def test_the_host_looks_at_nothing(recipe: dict[str, Any]) -> None:
-    """With a missing gradient, a NaN in one, a tensor for a learning rate, a scaler."""
+def test_the_host_reads_no_value(recipe: dict[str, Any]) -> None:
+    """Steps with a missing gradient, a NaN in one, a tensor for a learning rate, and a scaler."""
     params = parameters(*SHAPES)
     options = SMALL | recipe | {"lr": torch.tensor(1e-2)}
     optimizer = KrADagrad(params, **options, capturable=True, backend="reference")
@@ -59,7 +59,7 @@ def test_the_host_looks_at_nothing(recipe: dict[str, Any]) -> None:
     assert int(optimizer.param_groups[0]["step"]) == 8
 
 
-def test_looking_is_seen() -> None:
+def test_a_read_by_the_host_is_detected() -> None:
     with NoLooking(), pytest.raises(AssertionError, match="the host looks"):
         torch.ones(1).item()
 
@@ -70,11 +70,11 @@ def test_looking_is_seen() -> None:
     ids=str,
 )
 def test_a_recorded_step_is_every_step(recipe: dict[str, Any], backend: str) -> None:
-    """Recorded once, replayed with other gradients and learning rates: to the bit the steps taken one by one.
+    """A recording, replayed with other gradients and learning rates, gives the bits of eager steps.
 
-    So no schedule is baked in: roots take their turns, factors their steps, and updates start when due.
+    So the graph fixes no schedule: roots take their turns, factors their steps, and updates start when due.
     """
-    shapes = SHAPES if recipe == {} else ((12, 8), (7,), ())  # a recording takes time for every group
+    shapes = SHAPES if recipe == {} else ((12, 8), (7,), ())  # recording takes time for every group
     ours, eager = parameters(*shapes), parameters(*shapes)
     lr, eager_lr = torch.tensor(1e-2), torch.tensor(1e-2)
     options = SMALL | recipe | {"capturable": True, "backend": backend}
@@ -89,17 +89,17 @@ def test_a_recorded_step_is_every_step(recipe: dict[str, Any], backend: str) -> 
         optimizer.step()
         return torch.zeros(())
 
-    recorded = make_fx(step)()  # takes the step, too
+    recorded = make_fx(step)()  # recording also takes the step
     train(other, eager, range(2, 3))
     for number in range(3, 12):
         set_gradients(eager, number)
-        for mine, p in zip(gradients, eager, strict=True):
-            assert mine is not None
+        for grad, p in zip(gradients, eager, strict=True):
+            assert grad is not None
             assert p.grad is not None
-            mine.copy_(p.grad)
+            grad.copy_(p.grad)
         for rate in (lr, eager_lr):
             rate.fill_(1e-2 / number)
-        with torch.no_grad():  # as in the step: what was recorded are its operations alone
+        with torch.no_grad():  # as in the step: the recording has only the step's operations
             recorded()
         other.step()
         assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True)), number
@@ -109,7 +109,7 @@ def test_a_recorded_step_is_every_step(recipe: dict[str, Any], backend: str) -> 
 
 
 def test_roots_take_turns() -> None:
-    """Of 10 blocks, 4 a step at most with 3 steps between a block's roots; all at once on the first step."""
+    """Of 10 blocks, 4 have new roots on a step, each within 3 steps; all have them on the first step."""
     params = parameters((40, 16))
     optimizer = KrADagrad(params, block_size=8, root_every=3, lr=1e-2, capturable=True)
     train(optimizer, params, range(1))
@@ -126,7 +126,7 @@ def test_roots_take_turns() -> None:
 
 
 def test_steps_follow_their_definition() -> None:
-    """One matrix, one block: root_every 1 gives each step the roots of the factors after its own update."""
+    """One matrix, one block: with root_every 1, each step uses the roots of its updated factors."""
     ours, exact = parameters((6, 4), dtype=torch.float64), parameters((6, 4), dtype=torch.float64)[0].detach()
     options = {"damping": 1e-2, "factor_decay": 0.9, "betas": (0.9, 0.0), "graft": "sgd", "lr": 0.1}
     options |= {"coupling": "none", "nesterov": False}
@@ -157,8 +157,8 @@ def test_steps_follow_their_definition() -> None:
         torch.testing.assert_close(ours[0].detach(), exact, rtol=1e-9, atol=1e-9)
 
 
-def test_it_learns_as_without() -> None:
-    """Not the same steps, since roots come in turns, but as good ones."""
+def test_it_learns_as_well_as_without() -> None:
+    """Steps differ, since roots take turns, but the loss is about as good."""
     losses = []
     for capturable in (False, True):
         torch.manual_seed(0)
@@ -183,7 +183,7 @@ def test_it_learns_as_without() -> None:
         ({}, (8, 8, 8), r"`exponent` must be 1/p, p = 2, 4, 8, ..., with `capturable`, got 1/3 for blocks"),
     ],
 )
-def test_what_a_graph_cannot_hold_is_refused(
+def test_options_that_a_graph_cannot_hold_are_refused(
     options: dict[str, Any], shape: tuple[int, ...], message: str
 ) -> None:
     params = parameters(shape)
@@ -195,8 +195,8 @@ def test_what_a_graph_cannot_hold_is_refused(
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_a_state_dict_is_taken_over_either_way(capturable: bool) -> None:
-    """The count of steps moves to the host or to the device."""
+def test_a_state_dict_loads_either_way(capturable: bool) -> None:
+    """The step counter moves to the host or to the device."""
     params, resumed = parameters(*SHAPES), parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, capturable=not capturable)
     train(optimizer, params, range(4))
@@ -221,10 +221,11 @@ def test_a_state_dict_is_taken_over_either_way(capturable: bool) -> None:
         ("gradients", "must have a gradient where a step is captured, .* got none for parameter 1"),
     ],
 )
-def test_what_would_stay_as_it_was_captured_is_refused(
+def test_inputs_that_a_graph_would_freeze_are_refused(
     fault: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rate that the host holds, a mask that is not on the device yet, a parameter that would never move."""
+    """The capture is refused for a learning rate on the host, a mask that is not on the device yet, and a
+    parameter that would never move."""
     params = parameters((8, 8), (6,))
     lr = torch.tensor(0.1) if fault == "lr" else 0.1
     optimizer = KrADagrad(params, **{**SMALL, "lr": lr}, capturable=True)

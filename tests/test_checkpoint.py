@@ -1,4 +1,4 @@
-"""Saving and loading: bit-exact, safe to load, and refused with the key named where it does not fit."""
+"""Saving and loading: bit-exact, safe to load, and refused with the key's name if a state does not fit."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-def test_deepcopy_and_pickle_go_on_alike(how: Any, backend: str) -> None:
+def test_copies_and_pickles_take_the_same_steps(how: Any, backend: str) -> None:
     class Job:
         def __init__(self) -> None:
             self.params = parameters(*SHAPES)
@@ -79,7 +79,7 @@ def test_deepcopy_and_pickle_go_on_alike(how: Any, backend: str) -> None:
 
 
 def test_a_state_dict_owns_its_tensors_and_no_more() -> None:
-    """No tensor shares the optimizer's memory, nor drags the rest of its batch into the file."""
+    """No tensor shares the optimizer's memory or brings the rest of its batch into the file."""
     params = parameters((20, 12), (20, 12))
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(2))
@@ -108,7 +108,7 @@ def refusals() -> list[tuple[Any, str]]:
         (edit(["state", 0, "velocity"], torch.zeros(2)), r"has unknown \['velocity'\]"),
         (
             edit(["state", 0, "exp_avg"], torch.zeros(2)),
-            r"`momentum` of parameter 0 must be .*\[20, 12\], got",
+            r"`exp_avg` of parameter 0 must be .*\[20, 12\], got",
         ),
         (edit(["state", 0, "factor_0_0"], 3), "`factor_0_0` of parameter 0 must be"),
         (edit(["state", 9], {}), r"parameters of no group, got \[9\]"),
@@ -126,7 +126,7 @@ def refusals() -> list[tuple[Any, str]]:
 
 
 @pytest.mark.parametrize(("spoil", "message"), refusals())
-def test_what_does_not_fit_is_refused_and_nothing_is_loaded(spoil: Any, message: str) -> None:
+def test_a_state_that_does_not_fit_is_refused_and_not_loaded(spoil: Any, message: str) -> None:
     source, params = parameters(*SHAPES), parameters(*SHAPES)
     donor, optimizer = KrADagrad(source, **SMALL), KrADagrad(params, **SMALL)
     train(donor, source, range(3))
@@ -159,7 +159,7 @@ def test_a_fresh_optimizer_round_trips() -> None:
 
 
 def test_hooks_of_loading_see_and_change_what_is_loaded() -> None:
-    """A pre-hook's edit is loaded, a post-hook finds the restored state; neither is undone."""
+    """A pre-hook's edit is loaded, a post-hook gets the restored state; neither change is undone."""
     source, params = parameters((8, 8)), parameters((8, 8))
     donor, optimizer = KrADagrad(source, **SMALL), KrADagrad(params, **SMALL)
     train(donor, source, range(3))

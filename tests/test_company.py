@@ -1,4 +1,4 @@
-"""Steps among what trainers have around them: torch's modes, threads and forks."""
+"""Steps in the surroundings that trainers provide: torch's modes, threads and forks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RECIPES: list[dict[str, Any]] = [
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in SHAPES]
-    return [nn.Parameter(own.to(dtype)) for own in made]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in SHAPES]
+    return [nn.Parameter(value.to(dtype)) for value in values]
 
 
 def set_gradients(params: list[nn.Parameter], number: int) -> None:
@@ -80,16 +80,16 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_the_same_bits_within(recipe: dict[str, Any], dtype: torch.dtype, around: str) -> None:
-    """From the first step on, and on those that follow outside."""
+    """Steps within a mode, from the first one, and the steps after it give the bits of plain steps."""
     plain, within = parameters(dtype), parameters(dtype)
-    ours, other = (KrADagrad(own, lr=1e-2, block_size=16, **recipe) for own in (plain, within))
+    ours, other = (KrADagrad(params, lr=1e-2, block_size=16, **recipe) for params in (plain, within))
     steps(ours, plain, range(3))
     for number in range(3):
         set_gradients(within, number)
         with SURROUNDINGS[around]():
             other.step()
-    for optimizer, own in ((ours, plain), (other, within)):
-        steps(optimizer, own, range(3, 5))
+    for optimizer, params in ((ours, plain), (other, within)):
+        steps(optimizer, params, range(3, 5))
     assert all(map(torch.equal, plain, within))
     for p, q in zip(plain, within, strict=True):
         for key, value in ours.state[p].items():
@@ -100,56 +100,56 @@ def test_the_same_bits_within(recipe: dict[str, Any], dtype: torch.dtype, around
 @pytest.mark.parametrize("around", ["inference mode", "default dtype", "default device"])
 def test_saved_and_loaded_within(around: str) -> None:
     params, copies = parameters(), parameters()
-    ours, other = (KrADagrad(own, lr=1e-2, block_size=16) for own in (params, copies))
+    ours, other = (KrADagrad(tensors, lr=1e-2, block_size=16) for tensors in (params, copies))
     steps(ours, params, range(3))
     steps(other, copies, range(3))
     with SURROUNDINGS[around]():
         other.load_state_dict(ours.state_dict())
-    for optimizer, own in ((ours, params), (other, copies)):
-        steps(optimizer, own, range(3, 5))
+    for optimizer, tensors in ((ours, params), (other, copies)):
+        steps(optimizer, tensors, range(3, 5))
     assert all(map(torch.equal, params, copies))
 
 
 def test_two_optimizers_in_two_threads() -> None:
-    """Each as if alone."""
+    """Each thread's optimizer takes the steps that it takes alone."""
     alone, together = ([parameters() for _ in range(2)] for _ in range(2))
-    for own in alone:
-        steps(KrADagrad(own, lr=1e-2, block_size=16), own, range(12))
+    for params in alone:
+        steps(KrADagrad(params, lr=1e-2, block_size=16), params, range(12))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda own: steps(KrADagrad(own, lr=1e-2, block_size=16), own, range(12)), together))
+        list(pool.map(lambda ps: steps(KrADagrad(ps, lr=1e-2, block_size=16), ps, range(12)), together))
     for a, b in zip(alone, together, strict=True):
         assert all(map(torch.equal, a, b))
 
 
-def step_in_a_child(optimizer: KrADagrad, params: list[nn.Parameter], told: Any) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not live on in a fork
+def step_in_a_child(optimizer: KrADagrad, params: list[nn.Parameter], queue: Any) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     steps(optimizer, params, range(3, 5))
-    told.put([p.detach().tolist() for p in params])
+    queue.put([p.detach().tolist() for p in params])
 
 
 def test_fork_after_use_and_step_in_the_child() -> None:
     params, plain = parameters(), parameters()
-    optimizer, other = (KrADagrad(own, lr=1e-2, block_size=16) for own in (params, plain))
+    optimizer, other = (KrADagrad(tensors, lr=1e-2, block_size=16) for tensors in (params, plain))
     steps(optimizer, params, range(3))
     steps(other, plain, range(5))
     context = multiprocessing.get_context("fork")
-    told = context.Queue()
-    child = context.Process(target=step_in_a_child, args=(optimizer, params, told))
+    queue = context.Queue()
+    child = context.Process(target=step_in_a_child, args=(optimizer, params, queue))
     child.start()
-    found = told.get(timeout=60)
+    values = queue.get(timeout=60)
     child.join(60)
     assert child.exitcode == 0
-    assert found == [p.detach().tolist() for p in plain]
+    assert values == [p.detach().tolist() for p in plain]
 
 
-def test_many_optimizers_one_after_the_other_leave_nothing() -> None:
-    """Neither parameters nor state are kept alive by what the package keeps."""
-    gone = []
+def test_consecutive_optimizers_leave_nothing() -> None:
+    """The package keeps no references to parameters or to optimizers."""
+    references = []
     for _ in range(3):
         params = parameters()
         optimizer = KrADagrad(params, lr=1e-2, block_size=16)
         steps(optimizer, params, range(2))
-        gone += [weakref.ref(optimizer), *map(weakref.ref, params)]
+        references += [weakref.ref(optimizer), *map(weakref.ref, params)]
         del params, optimizer
     gc.collect()
-    assert not any(ref() for ref in gone)
+    assert not any(ref() for ref in references)

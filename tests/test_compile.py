@@ -1,4 +1,4 @@
-"""`torch.compile(optimizer.step)`: with `capturable` a graph a bucket, made once; else the step as it is."""
+"""`torch.compile(optimizer.step)`: with `capturable` one graph for each param batch; else the eager step."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def nothing_compiled() -> Iterator[None]:
 def compiled_and_eager(
     compiler: str, lrs: list[Any], shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any
 ) -> float:
-    """Steps with these learning rates: how far parameters are from those of eager steps."""
+    """Take steps with these learning rates; return the parameters' relative difference from eager steps."""
     ours, eager = parameters(*shapes), parameters(*shapes)
     optimizer, other = KrADagrad(ours, **(SMALL | options)), KrADagrad(eager, **(SMALL | options))
     train(optimizer, ours, range(1))
     train(other, eager, range(1))
     step = torch.compile(optimizer.step, backend=compiler)
     for number, lr in enumerate(lrs, 1):
-        for own, params in ((optimizer, ours), (other, eager)):
-            own.param_groups[0]["lr"] = lr
+        for stepped, params in ((optimizer, ours), (other, eager)):
+            stepped.param_groups[0]["lr"] = lr
             set_gradients(params, number)
         step()
         other.step()
@@ -53,8 +53,10 @@ NUMBERS, TENSORS = [0.03, 0.01, 0.02], [torch.tensor(0.03), torch.tensor(0.01)]
         pytest.param("aot_eager", [*NUMBERS, *TENSORS], id="functionalised", marks=slow),
     ],
 )
-def test_a_bucket_is_one_graph_for_every_learning_rate(compiler: str, lrs: list[Any], backend: str) -> None:
-    """To the bit where the graph is run operation by operation; all breaks are the host's decisions."""
+def test_a_param_batch_is_one_graph_for_every_learning_rate(
+    compiler: str, lrs: list[Any], backend: str
+) -> None:
+    """Steps have the bits of eager ones if the graph runs operation by operation; all breaks are explicit."""
     difference = compiled_and_eager(compiler, lrs, capturable=True, backend=backend)
     assert counters["stats"]["unique_graphs"] == 1
     assert difference <= (0 if compiler == "eager" else 1e-6)
@@ -76,14 +78,14 @@ def test_packed_states_of_two_groups_are_two_graphs() -> None:
 
 
 def test_without_capturable_nothing_is_compiled() -> None:
-    """What is done differs from step to step: schedules would compile it again and again."""
+    """The work differs from step to step: the schedule would cause repeated compilation."""
     difference = compiled_and_eager("eager", [0.03, 0.01, 0.02, 0.01])
     assert counters["stats"]["unique_graphs"] == 0
     assert difference == 0
 
 
 @slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of inductor itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # inductor's
 def test_inductor_takes_the_same_steps() -> None:
     difference = compiled_and_eager("inductor", [0.03, 0.01], ((8, 8),), capturable=True)
     assert counters["stats"]["unique_graphs"] == 1

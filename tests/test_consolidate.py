@@ -1,4 +1,4 @@
-"""What trainers do with a sharded optimizer: save on one rank alone, and shard after it was made."""
+"""A sharded optimizer as trainers use it: saved on one rank only, and sharded after its creation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from kradagrad_ext import KrADagrad
 
 
 def consolidating_rank(rank: int, mode: str, folder: str) -> dict[str, Any]:
-    """A checkpoint as trainers write it, on the last rank alone, and the run that it is of."""
+    """Write a checkpoint as trainers do, on the last rank only; return the parameters of the unbroken and the
+    resumed run."""
     model = ranks.make_model()
-    own = ranks.shard(model, mode)
-    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+    options = ranks.OPTIONS | ranks.shard(model, mode)
+    optimizer = KrADagrad(model.parameters(), **options)
     messages = []
     for step in range(8):
         if step == 4:
@@ -34,8 +35,8 @@ def consolidating_rank(rank: int, mode: str, folder: str) -> dict[str, Any]:
     saved = torch.load(f"{folder}/saved", weights_only=True)
     model = ranks.make_model()
     model.load_state_dict(saved["model"])
-    own = ranks.shard(model, mode)
-    other = KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+    options = ranks.OPTIONS | ranks.shard(model, mode)
+    other = KrADagrad(model.parameters(), **options)
     other.load_state_dict(saved["optimizer"])
     for step in range(4, 8):
         ranks.backward(model, step)
@@ -52,12 +53,16 @@ def consolidating_rank(rank: int, mode: str, folder: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", slow_after(1, ["fsdp", "ddp"]))
 def test_one_rank_saves_the_whole_state(mode: str, tmp_path: Path) -> None:
-    """Bit for bit on as many ranks; and one rank goes on from it. What a step has overtaken is not saved."""
+    """The same number of ranks resumes bit for bit, and one rank resumes to rounding. After another step the
+    consolidated state is out of date, so saving is refused."""
     for result in ranks.launch(2, consolidating_rank, tmp_path, mode, str(tmp_path)):
         assert all(map(torch.equal, result["unbroken"], result["resumed"]))
-        pieces, nobody = result["messages"]
-        assert "must be saved with torch.distributed.checkpoint, or after `consolidate_state_dict`" in pieces
-        assert nobody == "KrADagrad: `to` must be a rank in [0, 2), got 2"
+        not_consolidated, no_rank = result["messages"]
+        assert (
+            "must be saved with torch.distributed.checkpoint, or after `consolidate_state_dict`"
+            in not_consolidated
+        )
+        assert no_rank == "KrADagrad: `to` must be a rank in [0, 2), got 2"
     saved = torch.load(tmp_path / "saved", weights_only=True)
     model = ranks.make_model()
     model.load_state_dict(saved["model"])
@@ -71,7 +76,7 @@ def test_one_rank_saves_the_whole_state(mode: str, tmp_path: Path) -> None:
 
 
 def exchanged_rank(rank: int) -> list[Tensor]:
-    """As Accelerate does: shard the model after the optimizer was made, and exchange its parameters."""
+    """Shard the model after the optimizer was created, and replace its parameters, as Accelerate does."""
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS)
     optimizer.load_state_dict(optimizer.state_dict())
@@ -83,7 +88,7 @@ def exchanged_rank(rank: int) -> list[Tensor]:
     return ranks.whole(model)
 
 
-def test_parameters_sharded_after_the_optimizer_was_made(tmp_path: Path) -> None:
+def test_parameters_sharded_after_the_optimizer_was_created(tmp_path: Path) -> None:
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS)
     for step in range(4):

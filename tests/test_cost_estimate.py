@@ -1,4 +1,4 @@
-"""Work, bytes and times that are told beforehand, against counts by hand; the table and the command line."""
+"""Estimates of work, bytes and times, against counts by hand; the table and the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. `max_factor_dim` shou
 
 
 def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) -> tuple[int, int]:
-    """Of updates without damping, and of products."""
+    """Return the flops of updates without damping, and those of products."""
     config = make_config(**options)
     groups = group_by_shape([blocking_of(shape, config) for shape in shapes])
     return sum(group.update_flops(refine) for group in groups), sum(group.product_flops for group in groups)
@@ -40,23 +40,25 @@ def planned_flops(shapes: list[tuple[int, ...]], refine: int, **options: Any) ->
     ],
 )
 def test_flops_are_those_of_the_plan(shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    """Updates of the factors by their share; without forgetting there is no damping."""
+    """Updates of the factors count by their share of steps; with `factor_decay` 1 there is no damping."""
     options = {"block_size": 128, "refine": 3, "factor_decay": 1, "coupling": "none", **options}
-    told = estimate_cost([shape], **options).ranks[0].kernels.flops
+    estimate = estimate_cost([shape], **options).ranks[0].kernels.flops
     updates, products = planned_flops([shape], **options)
-    assert told == pytest.approx(updates + products)
+    assert estimate == pytest.approx(updates + products)
     seldom = estimate_cost([shape], factor_every=4, **options).ranks[0].kernels.flops
     assert seldom == pytest.approx(updates / 4 + products)
 
 
 def test_flops_of_a_square_block_by_hand() -> None:
-    """A side takes 7 b^3 at refine 2: B 2, H 1, the polynomial 2, F R 2; coupling 2 more, damping 1; and 4
-    b^3 are the product's. Damping enters once a refresh, or with every third update for roots in turns."""
+    """A side takes 7 b^3 at refine 2: B 2, H 1, the polynomial 2, F R 2; coupling 2 more, damping 1.
+
+    The product takes 4 b^3. Damping enters once a refresh, or with every third update if roots take turns.
+    """
     options = {"refine": 2, "root_every": 5}
     for coupling, each in (("none", 7), ("kl", 9)):
         for root_method, damped in (("polar", 1 / 3), ("eigh", 1 / 5)):
-            told = estimate_cost([(64, 64)], coupling=coupling, root_method=root_method, **options)
-            assert told.ranks[0].kernels.flops == pytest.approx(64**3 * (2 * (each + damped) + 4))
+            estimate = estimate_cost([(64, 64)], coupling=coupling, root_method=root_method, **options)
+            assert estimate.ranks[0].kernels.flops == pytest.approx(64**3 * (2 * (each + damped) + 4))
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,12 @@ def test_roots_by_hand(exponent: float, method: str, flops: float) -> None:
     """A polar step takes 1 + 1 + 2, one of its square root 4, F Q^T 1; an eigendecomposition 9 and 1; X and
     powers of P for the residual."""
     options = {"exponent": exponent, "root_method": method, "root_every": 5}
-    told = estimate_cost([(128, 128)], **options).ranks[0].roots.flops
-    assert told == pytest.approx(2 * 128**3 * flops / 5)
+    estimate = estimate_cost([(128, 128)], **options).ranks[0].roots.flops
+    assert estimate == pytest.approx(2 * 128**3 * flops / 5)
 
 
 def test_bytes_and_time_of_moments_by_hand() -> None:
-    """Guard, moments and write of a vector; its time is its bytes over the bandwidth."""
+    """A vector has the bytes of its guard, moments and write; its time is bytes over bandwidth."""
     (rank,) = estimate_cost([(1000,)], nesterov=False).ranks
     size = 1000 * (4 + (4 + 8 + 8) + (2 * 4 + 8)) + 4 * (2 * 9 + 10)
     assert (rank.kernels.bytes, rank.kernels.flops) == (size, 0)
@@ -84,8 +86,8 @@ def test_bytes_and_time_of_moments_by_hand() -> None:
         assert time == pytest.approx(1e3 * size / (BANDWIDTH_FRACTION * 1e9 * GPUS[gpu].hbm))
 
 
-def test_triangles_are_made_whole() -> None:
-    """Roots on every step; they save state and cost bytes."""
+def test_packed_triangles_are_unpacked() -> None:
+    """Packed roots are unpacked on every step: they save state and cost traffic."""
     whole, packed = (estimate_cost([(256, 256)], block_size=256, packed=p).ranks[0] for p in (False, True))
     each = 256**2 + 256 * 257 // 2
     assert packed.kernels.bytes - whole.kernels.bytes == 2 * 4 * each
@@ -97,8 +99,8 @@ def test_triangles_are_made_whole() -> None:
 
 @pytest.mark.parametrize("block_size", [128, 256])
 def test_no_later_step_of_a_large_model_takes_much_longer_than_the_mean(block_size: int) -> None:
-    """Roots come in turns; damping, which some steps have, enters with `capturable` on all. The first steps
-    make more roots."""
+    """Roots take turns; damping, which only some steps have, enters on all with `capturable`. The first steps
+    compute more roots."""
     model = MODELS["1.3b"]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
     mean, longest = (
@@ -111,20 +113,20 @@ def test_no_later_step_of_a_large_model_takes_much_longer_than_the_mean(block_si
 
 @pytest.mark.parametrize(("options", "most"), [({}, 45), ({"root_every": 1}, 90)])
 def test_a_step_of_a_large_model_on_an_h100(options: dict[str, Any], most: float) -> None:
-    """Milliseconds, predicted by what is counted of the kernels."""
+    """Milliseconds, predicted from the counted work of the kernels."""
     model = MODELS["1.3b"]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
     assert 0.8 * most < estimate_cost(groups, **options).ranks[0].milliseconds("H100") < most
 
 
 def test_share_of_a_training_step() -> None:
-    told = estimate_cost([(512, 512)], world_size=2, tokens=1000)
+    estimate = estimate_cost([(512, 512)], world_size=2, tokens=1000)
     for gpu in ("A100", "H100", "B200"):
         trained = 1e3 * 6 * 512**2 * 1000 / (TRAINING_MFU * 1e12 * GPUS[gpu].bf16) / 2
-        assert told.training_milliseconds(gpu) == pytest.approx(trained)
-        slowest = max(rank.milliseconds(gpu) for rank in told.ranks)
-        assert told.share(gpu) == pytest.approx(slowest / trained)
-        assert f"{100 * told.share(gpu):.1f}%" in str(told)
+        assert estimate.training_milliseconds(gpu) == pytest.approx(trained)
+        slowest = max(rank.milliseconds(gpu) for rank in estimate.ranks)
+        assert estimate.share(gpu) == pytest.approx(slowest / trained)
+        assert f"{100 * estimate.share(gpu):.1f}%" in str(estimate)
 
 
 def test_a_table_says_that_times_are_predicted() -> None:
@@ -141,16 +143,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_line() -> None:
-    """The module that the package has imported runs without a warning; a known model has its parameters."""
+    """The module that the package imports runs without a warning; a known model has its parameters."""
     done = run("--model", "7b", "--world-size", "64", "--dtype", "bfloat16", "--packed", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    told = json.loads(done.stdout)
+    estimate = json.loads(done.stdout)
     model = MODELS["7b"]
-    assert told["parameters"] == sum(map(math.prod, (*model.shapes, *model.plain_shapes)))
-    assert (told["world_size"], told["tokens"]) == (64, 64 * 1024)
-    # Moments of every element in float32, and scalars, are all that an embedding has.
-    assert told["state_bytes"]["mean"]["moments"] == 8 * told["parameters"] / 64
+    assert estimate["parameters"] == sum(map(math.prod, (*model.shapes, *model.plain_shapes)))
+    assert (estimate["world_size"], estimate["tokens"]) == (64, 64 * 1024)
+    # An embedding has only moments of every element in float32, and scalars.
+    assert estimate["state_bytes"]["mean"]["moments"] == 8 * estimate["parameters"] / 64
 
 
 def test_command_line_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,12 +160,12 @@ def test_command_line_options(capsys: pytest.CaptureFixture[str]) -> None:
     more = "--root-every 4 --root-dtype bfloat16 --packed --dtype bfloat16 --tokens 4096 --graft rms"
     stored = "--factor-dtype bfloat16 --device cpu"
     main([*arguments.split(), *more.split(), *stored.split()])
-    told = estimate_cost(
+    estimate = estimate_cost(
         [(96, 64), (96, 64), (64,)], world_size=2, replicated=True, block_size=32, max_factor_dim=80,
         root_every=4, root_dtype=torch.bfloat16, packed=True, dtype=torch.bfloat16, tokens=4096, graft="rms",
         factor_dtype=torch.bfloat16, device="cpu",
     )  # fmt: skip
-    assert capsys.readouterr().out == f"{told}\n"
+    assert capsys.readouterr().out == f"{estimate}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Options that would do nothing are refused, and what of a model is not preconditioned is told."""
+"""Options without effect are refused, and parameters that are not preconditioned are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
     ],
 )
 def test_misspelt_keys_of_a_parameter_group(key: str, meant: str | None) -> None:
-    """Others are the user's own, as schedulers and trainers keep them there."""
+    """Other keys are kept: schedulers and trainers store theirs in a group."""
     group = {"params": parameters((4, 4)), key: 0.1}
     if meant is None:
         assert KrADagrad([group]).param_groups[0][key] == 0.1
@@ -67,7 +67,7 @@ def test_split_dim_alone() -> None:
     ],
 )
 def test_batch_dims_of_matrices(shapes: list[tuple[int, ...]], options: dict[str, Any], sound: bool) -> None:
-    """Experts' biases go with their weights; a group in which nothing is a matrix is a mistake."""
+    """Experts' biases may share a group with their weights; a group without a matrix is a mistake."""
     if sound:
         KrADagrad(parameters(*shapes), batch_dims=1, **options)
         return
@@ -83,11 +83,13 @@ def test_factors_shorter_than_blocks() -> None:
         optimizer = KrADagrad(parameters((8, 8)), block_size=16, max_factor_dim=8)
     with pytest.warns(UserWarning, match=message) as second:
         optimizer.add_param_group({"params": parameters((8, 8))})
-    assert [own.filename for own in (*first, *second)] == [__file__] * 2, "the line to look at is the user's"
+    assert [warning.filename for warning in (*first, *second)] == [__file__] * 2, (
+        "the line to look at is the user's"
+    )
 
 
 @pytest.mark.parametrize("group", ["world", 2, object()])
-def test_a_process_group_that_is_none(group: object) -> None:
+def test_an_invalid_process_group(group: object) -> None:
     with pytest.raises(
         ValueError, match="`process_group` must be None or a process group of which this rank"
     ):
@@ -116,13 +118,13 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("shapes", "options", "reason"), LEFT_OUT)
-def test_what_is_left_out_is_told(
+def test_left_out_parameters_are_reported(
     shapes: list[tuple[int, ...]], options: dict[str, Any], reason: str
 ) -> None:
     message = f"elements of matrices are preconditioned; left out: .*{reason}"
-    with pytest.warns(UserWarning, match=message) as got:
+    with pytest.warns(UserWarning, match=message) as caught:
         KrADagrad(parameters(*shapes), **options)
-    assert {own.filename for own in got} == {__file__}
+    assert {warning.filename for warning in caught} == {__file__}
     with pytest.raises(ValueError, match=reason):
         KrADagrad(parameters(*shapes), **options, strict=True)
     optimizer = KrADagrad(parameters((8, 8)), strict=True)
@@ -137,16 +139,16 @@ def test_names_are_those_of_named_parameters() -> None:
         KrADagrad([("layers.0.flat_weight", flat)], strict=True)
 
 
-def test_what_is_expected_to_be_left_out_is_not_told() -> None:
-    """Vectors, groups that say so, a small share, empty parameters, and a model of vectors alone."""
-    with warnings.catch_warnings(record=True) as told:
+def test_expected_omissions_are_not_reported() -> None:
+    """Vectors, groups with `precondition` False, a small share, empty parameters, and a model of vectors."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         KrADagrad(parameters((400, 300), (300,), (5,), (0, 7)), strict=True)
         KrADagrad(parameters((7,), ()), strict=True)
         KrADagrad([{"params": parameters(FLAT), "precondition": False}], strict=True)
         KrADagrad(parameters((9000, 100), (9000, 8500 // 850)), strict=True)
         KrADagrad(parameters((1 << 20, 4)), strict=True)
-    assert not told
+    assert not caught
 
 
 @pytest.mark.parametrize("value", [1, "yes", None])
@@ -156,7 +158,7 @@ def test_strict_is_a_bool(value: object) -> None:
 
 
 def test_published_merges_matrices_into_vectors() -> None:
-    """As its authors' code does, which few expect."""
+    """It warns: the authors' code merges too, which few users expect."""
     with pytest.warns(
         UserWarning, match=r"`block_size` 128 merges parameter 0 of parameter group 0 \[8, 8\]"
     ):
@@ -164,7 +166,7 @@ def test_published_merges_matrices_into_vectors() -> None:
 
 
 @pytest.mark.parametrize("how", ["load", "copy", "pickle"])
-def test_what_is_asked_for_outlives_copies(how: str) -> None:
+def test_constructor_options_outlive_copies(how: str) -> None:
     optimizer = KrADagrad(parameters((8, 8)), strict=True, amp_scaling=True)
     if how == "load":
         optimizer.load_state_dict(optimizer.state_dict())

@@ -1,5 +1,5 @@
-"""Products of the CPU kernels: sides beyond a chunk of the inner dimension, threads inside of one block, and
-every width of vectors that a processor may have."""
+"""Products of the CPU kernels: sides beyond a chunk of the inner dimension, threads within one block, and all
+vector widths of processors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WANTED = "(native and agrees and coupled) or (chunk and float32)"
 @pytest.mark.parametrize("shape", [(300, 520), (257, 40)], ids=str)
 @pytest.mark.parametrize("count", [1, 3])
 def test_sides_beyond_a_chunk(count: int, shape: tuple[int, int], rule: object, dtype: torch.dtype) -> None:
-    """With one block, and several threads, these share its products."""
+    """With one block and several threads, the threads share the block's products."""
     compare(given([group(count, shape, dtype=dtype)], rule), cases.ops("native", dtype))
 
 
@@ -47,7 +47,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_narrower_vectors(capability: str) -> None:
-    """The variable is torch's own, read once a process; this one runs with what the processor has."""
+    """torch reads the variable once a process; this process runs with the processor's width."""
     tests = [f"{HERE}/test_square_root_step.py::test_agrees_with_float64", f"{HERE}/test_cpu_products.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *tests, "-k", WANTED],

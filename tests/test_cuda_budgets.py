@@ -1,4 +1,4 @@
-"""Budgets of the CUDA kernels that need no GPU: what ptxas makes of them, and what the PTX executor counts.
+"""Budgets of the CUDA kernels that need no GPU: ptxas's binaries, and the counts of the PTX executor.
 
 bench/gpu_evidence.py lists the same numbers.
 """
@@ -21,7 +21,7 @@ from gpu_counts import ARITHMETIC, ELEMENTWISE, STEPS, Case, count
 PRODUCTS = ("square_root_product", "resident", "wide")
 WHOLE_BLOCKS = ("update", "precondition", "root")
 
-# The CTAs that must fit an SM; the kernels' launch bounds ask for the same or fewer.
+# Number of CTAs that must fit an SM; the kernels' launch bounds require the same or fewer.
 LEAST_CTAS = {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
 LEAST_CTAS |= {"square_root_product_64_tf32x3": 2}
 LEAST_CTAS |= {
@@ -38,24 +38,24 @@ LEAST_CTAS |= dict.fromkeys(("observe_gradients", "scale_updates"), 8)
 
 
 def faults(kernel: str, made: Binary, shape: Shape, architecture: str) -> list[str]:
-    """What breaks a budget. ptxas can report no spill and still keep a stack: hence the count of its code."""
-    code, found = made.instructions, []
+    """List broken budgets. ptxas can report no spill and still keep a stack: hence the count of its code."""
+    code, broken = made.instructions, []
     if made.stack or made.local or code["LDL"] or code["STL"]:
-        found.append(f"stack {made.stack}, local {made.local}, {code['LDL']} LDL, {code['STL']} STL")
+        broken.append(f"stack {made.stack}, local {made.local}, {code['LDL']} LDL, {code['STL']} STL")
     if made.registers > MOST_REGISTERS:
-        found.append(f"{made.registers} registers")
+        broken.append(f"{made.registers} registers")
     shared, ctas = binaries.shared_of_cta(made, shape), binaries.ctas_of_sm(made, shape, architecture)
     if shared > CTA_SHARED[architecture]:
-        found.append(f"{shared} bytes of shared memory")
+        broken.append(f"{shared} bytes of shared memory")
     if ctas < LEAST_CTAS[kernel]:
-        found.append(f"{ctas} CTAs an SM, not {LEAST_CTAS[kernel]}")
+        broken.append(f"{ctas} CTAs an SM, not {LEAST_CTAS[kernel]}")
     if kernel.startswith(PRODUCTS):
         if (code["HMMA"] == 0) != kernel.endswith("fp32"):
-            found.append(f"{code['HMMA']} HMMA")
-        # Resident kernels load through registers, since what they keep is split.
+            broken.append(f"{code['HMMA']} HMMA")
+        # Resident kernels load through registers, since they split the values that they keep.
         if kernel.startswith("square_root_product") and not code["LDGSTS"]:
-            found.append("no LDGSTS")
-    return found
+            broken.append("no LDGSTS")
+    return broken
 
 
 @slow
@@ -64,7 +64,7 @@ def test_every_kernel_is_within_its_budgets(architecture: str) -> None:
     made, shapes = binaries.all_binaries(architecture), binaries.launch_shapes()
     assert made.keys() == LEAST_CTAS.keys() == shapes.keys()
     broken = {name: faults(name, made[name], shapes[name], architecture) for name in LEAST_CTAS}
-    assert {name: found for name, found in broken.items() if found} == {}
+    assert {name: texts for name, texts in broken.items() if texts} == {}
 
 
 @slow
@@ -80,14 +80,14 @@ def test_moments_run_beside_factors(architecture: str) -> None:
     [(96, 128, 1, True), (97, 128, 1, False), (96, 160, 1, False), (48, 256, 1, True), (96, 128, 91, False)],
 )
 def test_kernels_that_fit_together_by_hand(registers: int, threads: int, shared: int, fits: bool) -> None:
-    """Beside 8 warps of 208 registers and 136 KB, of 228 KB."""
+    """The first kernel has 8 warps of 208 registers and 136 KB of an SM's 228 KB."""
     first = Binary(208, 0, 0, 0, binaries.Counter()), Shape(256, 136 * KB)
     second = Binary(registers, 0, 0, 0, binaries.Counter()), Shape(threads, shared * KB)
     assert binaries.fit_together([first, second], "sm_90") == fits
 
 
 @pytest.mark.parametrize(
-    ("kernel", "registers", "stack", "local", "static", "code", "dynamic", "found"),
+    ("kernel", "registers", "stack", "local", "static", "code", "dynamic", "expected"),
     [
         ("resident_update_128_fp32", 255, 0, 0, 0, {}, 0, []),
         ("resident_update_128_fp32", 255, 8, 0, 0, {}, 0, ["stack 8, local 0, 0 LDL, 0 STL"]),
@@ -101,14 +101,14 @@ def test_kernels_that_fit_together_by_hand(registers: int, threads: int, shared:
 )  # fmt: skip
 def test_faults_are_found(
     kernel: str, registers: int, stack: int, local: int, static: int, code: dict[str, int], dynamic: int,
-    found: list[str],
+    expected: list[str],
 ) -> None:  # fmt: skip
     made = Binary(registers, stack, local, static, binaries.Counter(code))
-    assert faults(kernel, made, Shape(128, dynamic), "sm_80") == found
+    assert faults(kernel, made, Shape(128, dynamic), "sm_80") == expected
 
 
 def test_instructions_are_found_in_a_listing() -> None:
-    """An empty count must not pass for a kernel without spills."""
+    """An unparsed listing must not count as a kernel without spills."""
     listing = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;   /* 0x00000a0000017a02 */
                                                             /* 0x000fc40000000f00 */
@@ -145,7 +145,7 @@ WIDE = [case for case in STEPS if case.side > 128]
 @slow
 @pytest.mark.parametrize("case", ONE_PASS, ids=str)
 def test_bytes(case: Case) -> None:
-    """Of what the roofline takes each launch of a step to move, and the launch's table."""
+    """A launch touches the bytes that the roofline counts for it, and its table."""
     counted = count(case)
     assert 0.95 * counted.floor <= counted.footprint <= 1.10 * counted.floor
 
@@ -153,7 +153,7 @@ def test_bytes(case: Case) -> None:
 @slow
 @pytest.mark.parametrize("case", ONE_PASS, ids=str)
 def test_requested_sectors(case: Case) -> None:
-    """What a cold L2 would pass on: the gradient's second read included, and accesses that are not wide."""
+    """Requests with a cold L2 include the gradient's second read and accesses that are not wide."""
     counted = count(case)
     assert counted.requested <= 1.25 * counted.floor
 
@@ -161,7 +161,7 @@ def test_requested_sectors(case: Case) -> None:
 @slow
 @pytest.mark.parametrize("case", WIDE, ids=str)
 def test_bytes_of_wide_kernels(case: Case) -> None:
-    """Of what the roofline takes them to move, in memory of the CTA that each product uses again."""
+    """Wide kernels touch less than the roofline counts, since every product reuses the CTA's memory."""
     counted = count(case)
     assert counted.footprint < 0.5 * counted.floor
     assert counted.floor <= counted.requested <= 1.7 * counted.floor
@@ -170,10 +170,10 @@ def test_bytes_of_wide_kernels(case: Case) -> None:
 @slow
 @pytest.mark.parametrize("case", [*STEPS, *ARITHMETIC], ids=str)
 def test_shared_memory(case: Case) -> None:
-    """Conflicts, and mma instructions for what is read."""
+    """Loads have no bank conflicts, and at least one mma instruction for two loads."""
     counted = count(case)
     assert counted.conflicts_of_loads == 0
-    # The stores of tf32x3, which nobody needs to choose, have conflicts.
+    # The stores of tf32x3, an optional precision, have conflicts.
     most = 1.3 if case.precision == "tf32x3" else 1.05
     assert counted.wavefronts <= most * counted.ideal_wavefronts
     if case.precision != "fp32":

@@ -1,4 +1,4 @@
-"""`decomposed_roots` of every backend: accuracy, orders, layouts and what is told of a bad factor."""
+"""`decomposed_roots` of every backend: accuracy, orders, layouts and reports of bad factors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from kradagrad_ext import decomposed_roots as by_torch
 
 SHAPES = [(0, 4), (2, 0), (1, 1), (3, 7), (5, 33), (2, 129), (600, 3), (2, 300)]
-"""Blocks and side: none, nothing, one number, few, many, sides of several strips."""
+"""Numbers of blocks and sides: no block, empty blocks, one number, few, many, sides of several strips."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -31,7 +31,7 @@ def test_root_to_the_p_is_the_gram_matrix(n: int, d: int, p: int, dtype: torch.d
 
 
 def test_layouts(backend: str) -> None:
-    """A transposed batch, and one that starts within its storage."""
+    """The batch may be transposed, or start within its storage."""
     f = cases.factors(7, 20, 1e2).float()
     ops = cases.ops(backend, torch.float32)
     transposed = f.mT.contiguous().mT
@@ -41,7 +41,7 @@ def test_layouts(backend: str) -> None:
 
 @pytest.mark.parametrize("n", [2, 7])
 def test_threads(n: int) -> None:
-    """Fewer matrices than threads, whose decompositions use them, and more."""
+    """With fewer matrices than threads, decompositions use the threads; with more, the batch does."""
     f, threads = cases.factors(n, 90, 1e3).float(), torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -57,7 +57,7 @@ def test_threads(n: int) -> None:
     ("condition", "dtype"), [(1e8, torch.float32), (1e12, torch.float32), (1e16, torch.float64)]
 )
 def test_small_eigenvalues_are_not_lost(condition: float, dtype: torch.dtype, backend: str) -> None:
-    """Where F F^T has lost them; well-conditioned neighbours do not need the other decomposition."""
+    """They survive even where F F^T loses them; well-conditioned neighbours need no second decomposition."""
     f = torch.cat([cases.factors(1, 40, 10.0), cases.factors(2, 40, condition)]).to(dtype)
     root, residual = cases.ops(backend, dtype).decomposed_roots(f, 2)
     exact = cases.exact_root(f, 2)
@@ -68,8 +68,10 @@ def test_small_eigenvalues_are_not_lost(condition: float, dtype: torch.dtype, ba
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf, "largest"])
-def test_a_bad_factor_is_told_of_and_alone(value: float | str, dtype: torch.dtype, backend: str) -> None:
-    """A single element that is not finite, or overflows in F F^T, is enough."""
+def test_a_bad_factor_is_reported_and_affects_no_other(
+    value: float | str, dtype: torch.dtype, backend: str
+) -> None:
+    """A factor is bad if a single element is not finite or overflows in F F^T."""
     f = cases.factors(3, 9, 10.0).to(dtype)
     if value == 0.0:
         f[1] = value
@@ -81,8 +83,8 @@ def test_a_bad_factor_is_told_of_and_alone(value: float | str, dtype: torch.dtyp
     torch.testing.assert_close(root[good], cases.exact_root(f[good], 2).to(dtype), rtol=1e-4, atol=1e-4)
 
 
-def test_without_units_equal_singular_values_end(backend: str) -> None:
-    """LAPACK's float32 SVD does not converge on many of them."""
+def test_many_equal_singular_values_converge(backend: str) -> None:
+    """LAPACK's float32 SVD does not converge on them."""
     root, residual = cases.ops(backend, torch.float32).decomposed_roots(torch.eye(200).repeat(2, 1, 1), 2)
     torch.testing.assert_close(root, torch.eye(200).repeat(2, 1, 1))
     assert (residual < 1e-6).all()
@@ -106,7 +108,7 @@ def test_a_decomposition_that_fails_gives_way_to_float64(
     assert "trying float64" in caplog.text
 
 
-def test_no_decomposition_at_all_is_told_of(
+def test_a_failure_of_every_decomposition_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(matrices: torch.Tensor) -> object:
@@ -127,7 +129,7 @@ def test_an_error_that_is_not_about_convergence_is_raised(monkeypatch: pytest.Mo
 
 
 def test_float32_is_not_trusted_with_small_eigenvalues(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks beyond its condition, and they alone, take a decomposition in float64."""
+    """Only blocks whose condition is too large for float32 are decomposed in float64."""
     seen = []
     careful = by_torch._careful_root
     monkeypatch.setattr(by_torch, "_careful_root", lambda f, p: seen.append(len(f)) or careful(f, p))

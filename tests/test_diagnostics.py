@@ -1,4 +1,4 @@
-"""What diagnostics tell, against linear algebra in float64."""
+"""The diagnostics' measures, against linear algebra in float64."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of
 
 
 def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
-    """All factors F, times the root mean square of their gradients, or roots ``[d, d]``, in float64."""
-    found = []
+    """Return all factors F, times the root mean square of their gradients, or all roots, in float64."""
+    matrices = []
     for p, state in optimizer.state.items():
         for key, batch in state.items():
             if key.startswith(f"{name}_"):
@@ -34,14 +34,14 @@ def blocks(optimizer: KrADagrad, name: str) -> list[Tensor]:
                 packed = batch.ndim == 2
                 assert packed == optimizer.param_groups[0]["packed"], (p.shape, key)
                 unpack = linalg.unpack_upper if name == "factor" else linalg.unpack_lower
-                own = (unpack(batch, linalg.side_of(batch.shape[-1])) if packed else batch).double()
+                full = (unpack(batch, linalg.side_of(batch.shape[-1])) if packed else batch).double()
                 rms = state[key.replace("factor", "factor_stats")][:, RMS] if name == "factor" else 1
-                found += list(own * torch.as_tensor(rms).reshape(-1, 1, 1))
-    return found
+                matrices += list(full * torch.as_tensor(rms).reshape(-1, 1, 1))
+    return matrices
 
 
 def one_factor(factor: Tensor) -> dict[str, float]:
-    """The report of an optimizer of one block whose left factor F is set to this, without units."""
+    """Return the report of an optimizer of one block, with `factor` as its left factor F, without units."""
     (p,) = parameters((len(factor), 3), dtype=torch.float64)
     optimizer = KrADagrad([p], block_size=len(factor))
     train(optimizer, [p], range(1))
@@ -56,7 +56,7 @@ def one_factor(factor: Tensor) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_of_trained_optimizers(recipe: dict[str, Any], dtype: torch.dtype) -> None:
-    """Every kind of state: bounds hold and are within what their formulas leave open, d and sqrt(d)."""
+    """For every kind of state, bounds hold and are within their formulas' slack, d and sqrt(d)."""
     optimizer = trained(recipe, dtype)
     (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert list(report) == list(MEASURES)
@@ -82,7 +82,7 @@ def test_of_trained_optimizers(recipe: dict[str, Any], dtype: torch.dtype) -> No
     seed=st.integers(0, 999),
 )
 def test_bounds_are_certain(d: int, condition: float, scale: float, dtype: torch.dtype, seed: int) -> None:
-    """Of random factors of any size and scale, those that rounding to float32 made indefinite included."""
+    """Bounds hold for random factors of any size and scale, even those that float32 made indefinite."""
     torch.manual_seed(seed)
     left, right = torch.linalg.qr(torch.randn(2, 3, d, d, dtype=torch.float64))[0]
     f = left * torch.logspace(0, -condition / 2, d, dtype=torch.float64) @ right
@@ -97,7 +97,7 @@ def test_bounds_are_certain(d: int, condition: float, scale: float, dtype: torch
 
 
 def test_a_factor_that_is_singular() -> None:
-    """Its neighbour in the batch is told of as if alone."""
+    """The report of its neighbour in the batch is unaffected."""
     f = torch.randn(2, 9, 9, dtype=torch.float64)
     f[1, 4] = 0
     bounds = factor_bounds(f)
@@ -120,7 +120,7 @@ def test_a_factor_that_is_not_finite(value: float) -> None:
 
 
 def test_the_residual_is_that_of_the_roots() -> None:
-    """As their definition gives it, where roots have been made on the last step."""
+    """The residual is that of the definition, after a last step that computed roots."""
     params = parameters((20, 13), (9, 4))
     optimizer = KrADagrad(params, **(SMALL | {"root_every": 2, "root_method": "polar"}))
     train(optimizer, params, range(4))
@@ -134,7 +134,7 @@ def test_the_residual_is_that_of_the_roots() -> None:
 
 
 def test_a_refused_root_shows() -> None:
-    """The residual of the last root made, though the old one stays."""
+    """The residual is that of the root computed last, though the old root stays."""
     params = parameters((6, 4))
     optimizer = KrADagrad(params, **(SMALL | {"root_every": 1}))
     train(optimizer, params, range(2))
@@ -147,7 +147,7 @@ def test_a_refused_root_shows() -> None:
 
 
 def test_blocks_without_an_update_do_not_count() -> None:
-    """Factors start at 0, roots at I: their measures would say nothing."""
+    """Factors start at 0 and roots at I, so their measures would mean nothing."""
     params = parameters((6, 4))
     optimizer = KrADagrad(params, **SMALL, factor_every=3)
     params[0].grad = torch.zeros_like(params[0])
@@ -160,7 +160,7 @@ def test_blocks_without_an_update_do_not_count() -> None:
 
 
 def test_groups_without_blocks() -> None:
-    """All names are there; what they have none of is NaN, and left out of the metrics."""
+    """The report has all names; measures without a value are NaN, and the metrics leave them out."""
     params = parameters(*SHAPES)
     optimizer = KrADagrad([{"params": params, "precondition": False}])
     train(optimizer, params, range(3))
@@ -191,29 +191,29 @@ def test_skipped_gradients_are_counted_and_change_no_ratio() -> None:
     assert after == before | {"steps": 7, "non_finite_gradients": 4}
 
 
-def test_graft_ratios_worked_out_by_hand() -> None:
-    """With sgd for a graft, no momentum and roots of known size, |g| over |P g Q| / rms.
+def test_graft_ratios_by_hand() -> None:
+    """With graft sgd, no momentum and roots of known size, the ratio is |g| over |P g Q| / rms.
 
-    For P = sqrt(a) I and Q = sqrt(b) I the ratio is rms / sqrt(a b).
+    For P = sqrt(a) I and Q = sqrt(b) I it is rms / sqrt(a b).
     """
     params = parameters((6, 4), (5, 3), (7,))
     options = {"graft": "sgd", "betas": (0.0, 0.0), "root_every": 100}
     optimizer = KrADagrad(params, lr=1e-3, **options)
     train(optimizer, params, range(1))
-    optimizer.param_groups[0]["step"] = SETTLED  # the next makes no roots
+    optimizer.param_groups[0]["step"] = SETTLED  # the next step computes no roots
     for p, a, b in ((params[0], 4.0, 9.0), (params[1], 0.25, 1.0)):
         for key, scale in (("root_0_0", a), ("root_0_1", b)):
             optimizer.state[p][key].copy_(torch.eye(optimizer.state[p][key].shape[-1]) * math.sqrt(scale))
     train(optimizer, params, range(1, 2))
     states = [optimizer.state[p] for p in params[:2]]
-    rms = [float(own["factor_stats_0_0"][0, RMS] * own["matrix_stats"][0, UNIT]) for own in states]
+    rms = [float(state["factor_stats_0_0"][0, RMS] * state["matrix_stats"][0, UNIT]) for state in states]
     (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["smallest_graft_ratio"] == pytest.approx(rms[0] / 6)
     assert report["largest_graft_ratio"] == pytest.approx(2 * rms[1])
 
 
 def test_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many blocks are worked on at once."""
+    """The report is the same for any number of blocks in a slice."""
     for recipe in ({}, {"packed": True}):
         optimizer = trained(recipe)
         expected = kradagrad_ext.read_diagnostics(optimizer)
@@ -226,7 +226,7 @@ def test_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("damping", [1e-3, 1e-8])
 def test_gradients_of_rank_1_leave_factors_sound(damping: float) -> None:
-    """With little damping, too, in float32."""
+    """Factors stay positive definite in float32, even with little damping."""
     (p,) = parameters((64, 64))
     optimizer = KrADagrad([p], lr=1e-3, damping=damping)
     generator = torch.Generator().manual_seed(0)
@@ -241,17 +241,17 @@ def test_gradients_of_rank_1_leave_factors_sound(damping: float) -> None:
 
 
 def test_ten_times_the_gradients_give_the_same_graft_ratio() -> None:
-    found = []
+    ratios = []
     for scale in (1.0, 10.0):
         params = parameters((20, 13))
         optimizer = KrADagrad(params, **SMALL)
         train(optimizer, params, range(5), scale)
-        found.append(kradagrad_ext.read_diagnostics(optimizer)[0]["largest_graft_ratio"])
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+        ratios.append(kradagrad_ext.read_diagnostics(optimizer)[0]["largest_graft_ratio"])
+    assert ratios[1] == pytest.approx(ratios[0], rel=1e-3)
 
 
 def test_shares_of_devices_become_one() -> None:
-    """One of which has nothing, and all of which have nothing."""
+    """Values are combined if one device has none, and are NaN if no device has one."""
     some, none = torch.tensor([math.inf, 0.5]), torch.tensor([math.inf, math.inf])
     assert _value("smallest_eigenvalue", some) == 0.5
     assert math.isnan(_value("smallest_eigenvalue", none))
@@ -260,8 +260,8 @@ def test_shares_of_devices_become_one() -> None:
     assert _value("steps", torch.tensor([0.0, 7.0])) == 7
 
 
-def test_it_is_saved_and_loaded() -> None:
-    """Counts, residuals and ratios go on where the run does."""
+def test_measures_are_saved_and_loaded() -> None:
+    """Counts, residuals and ratios resume with the run."""
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(4))

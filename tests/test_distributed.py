@@ -1,4 +1,4 @@
-"""Sharing state and work out to ranks: the same parameters as on one, in every mode, and what goes wrong."""
+"""State and work divided among ranks: the same parameters as on one rank, in every mode; and faults."""
 
 from __future__ import annotations
 
@@ -40,16 +40,15 @@ def modes_of_a_rank(rank: int, world: int) -> dict[Any, list[Tensor]]:
         for number, options in enumerate(VARIANTS):
             for dtype in (torch.float64,) if number or mode == "tp" else (torch.float64, torch.float32):
                 model = ranks.make_model(dtype)
-                own = ranks.shard(model, mode)
-                train(model, options | own)
+                train(model, options | ranks.shard(model, mode))
                 results[mode, number, dtype] = ranks.whole(model)
     return results
 
 
 @pytest.mark.parametrize("world", slow_after(1, [2, 1, 4]))
 def test_same_parameters_in_every_mode(world: int, tmp_path: Path) -> None:
-    """As on one rank, to rounding. Tensor parallelism makes gradients with rounding of its own, which many
-    steps in float32 let grow."""
+    """Parameters equal those of one rank, to rounding. Tensor parallelism rounds gradients differently, which
+    grows over many steps in float32."""
     gathered = ranks.launch(world, modes_of_a_rank, tmp_path, world)
     for (mode, number, dtype), parameters in gathered[0].items():
         model = ranks.make_model(dtype)
@@ -63,7 +62,7 @@ def test_same_parameters_in_every_mode(world: int, tmp_path: Path) -> None:
 
 
 def guarded_rank(rank: int, mode: str) -> dict[str, Any]:
-    """A gradient with an Inf in one element, which one rank holds; and one that is missing."""
+    """Take a step with an Inf in one element of a gradient, in one shard, and with a missing gradient."""
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
     ranks.backward(model, 0)
@@ -71,9 +70,9 @@ def guarded_rank(rank: int, mode: str) -> dict[str, Any]:
     before = ranks.whole(model)
     ranks.backward(model, 1)
     weight = model[0].weight.grad
-    held = weight.to_local() if hasattr(weight, "to_local") else weight
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
     if mode == "ddp" or rank == 1:
-        held[-1, -1] = torch.inf
+        local[-1, -1] = torch.inf
     model[2].bias.grad = None
     optimizer.step()
     return {"before": before, "after": ranks.whole(model)}
@@ -87,14 +86,14 @@ def test_a_gradient_that_is_not_finite_or_missing_on_all_ranks(mode: str, tmp_pa
 
 
 def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int]]:
-    """Collectives of one step of a model of so many layers, and the sizes of their buffers."""
+    """Return the collectives of one step of a model of `layers` layers, and the sizes of their buffers."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
     optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
     counts: Counter[str] = Counter()
     sizes: list[int] = []
     for step in range(2):
-        if step == 1:  # the first one makes the shard
+        if step == 1:  # the first one builds the shard
             ranks.count_collectives(counts, sizes)
         model.zero_grad()
         model(torch.randn(8, 32)).square().mean().backward()
@@ -110,8 +109,8 @@ def test_collectives_do_not_grow_with_the_parameters(layers: int, tmp_path: Path
         assert max(sizes) <= 1.2 * 4 * parameters + 4096
 
 
-def taking_over_rank(rank: int, file: str) -> list[Tensor]:
-    """Go on from what an optimizer on one rank saved."""
+def resuming_rank(rank: int, file: str) -> list[Tensor]:
+    """Resume from the checkpoint of an optimizer on one rank."""
     saved = torch.load(file, weights_only=True)
     model = ranks.make_model()
     model.load_state_dict(saved["model"])
@@ -123,11 +122,11 @@ def taking_over_rank(rank: int, file: str) -> list[Tensor]:
     return ranks.whole(model)
 
 
-def test_a_state_dict_of_one_rank_is_taken_over(tmp_path: Path) -> None:
+def test_a_state_dict_of_one_rank_loads_on_two(tmp_path: Path) -> None:
     model = ranks.make_model()
     optimizer = train(model, {}, 4)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "one")
-    resumed = ranks.launch(2, taking_over_rank, tmp_path, str(tmp_path / "one"))[0]
+    resumed = ranks.launch(2, resuming_rank, tmp_path, str(tmp_path / "one"))[0]
     model = ranks.make_model()
     train(model, {}, 8)
     for ours, expected in zip(resumed, ranks.whole(model), strict=True):
@@ -135,21 +134,21 @@ def test_a_state_dict_of_one_rank_is_taken_over(tmp_path: Path) -> None:
 
 
 def measured_rank(rank: int, root: str) -> int:
-    """Bytes of state on this rank, of the demo's model."""
+    """Return the bytes of state on this rank, for the demo's model."""
     sys.path.insert(0, root)
     from gpt.model import GPT
     from gpt.options import Options
 
-    own = Options(out="")
-    model = GPT(own.context, own.layers, own.width, own.heads)
+    options = Options(out="")
+    model = GPT(options.context, options.layers, options.width, options.heads)
     optimizer = KrADagrad(model.parameters(), process_group=dist.group.WORLD)
     state = optimizer.state_dict()["state"].values()
-    parts = [part for held in state for t in held.values() for part in getattr(t, "parts", [])]
+    parts = [part for tensors in state for t in tensors.values() for part in getattr(t, "parts", [])]
     return sum(part.nbytes for part in parts)
 
 
 @slow
-def test_state_is_shared_out(tmp_path: Path) -> None:
+def test_state_is_divided_among_ranks(tmp_path: Path) -> None:
     examples = str(Path(__file__).resolve().parent.parent / "examples")
     alone = None
     for world in (1, 2, 4):
@@ -163,10 +162,10 @@ def test_state_is_shared_out(tmp_path: Path) -> None:
 def saved_rank(
     rank: int, mode: str, options: dict[str, Any], folder: str, steps: tuple[int, int]
 ) -> list[Tensor]:
-    """Go on from the checkpoint in the folder, if there is one, for some steps, and save another."""
+    """Resume from the folder's checkpoint, if ``steps[0]`` is not 0, take steps, and save another."""
     model = ranks.make_model()
-    own = ranks.shard(model, mode) | options
-    optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+    options = ranks.OPTIONS | ranks.shard(model, mode) | options
+    optimizer = KrADagrad(model.parameters(), **options)
     first, last = steps
     if first > 0:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -193,10 +192,10 @@ def saved_rank(
         ],
     ),
 )
-def test_a_checkpoint_goes_on_on_other_ranks(
+def test_a_checkpoint_loads_on_other_ranks(
     world: int, mode: str, other_world: int, other_mode: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """To the bit on as many ranks; else as the run on one rank, to rounding."""
+    """Resumed runs equal unbroken ones: to the bit on the same number of ranks, else to rounding."""
 
     def launch(number: int, world: int, mode: str, steps: tuple[int, int]) -> list[Tensor]:
         folder = tmp_path / str(number)

@@ -1,4 +1,4 @@
-"""Ranks with nothing to do, ranks that do not come, collectives counted, torch's state dict functions."""
+"""Ranks without work, late and dead ranks, counts of collectives, torch's state dict functions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kradagrad_ext.schedule import SETTLED
 
 
 def small_model() -> nn.Sequential:
-    """One block, one row more than a block, one element, nothing at all; in two dtypes."""
+    """Return a model with one block, one row more than a block, one element, no element; in two dtypes."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 17, bias=False))
     model.register_parameter("scale", nn.Parameter(torch.ones(1)))
@@ -55,7 +55,7 @@ def idle_rank(rank: int) -> list[Tensor]:
 
 
 def test_ranks_without_blocks_take_part(tmp_path: Path) -> None:
-    """Four ranks for two blocks, and vectors of fewer elements than ranks."""
+    """There are four ranks for two blocks, and vectors with fewer elements than ranks."""
     model = small_model()
     alone = train_small(model, KrADagrad(model.parameters(), block_size=16))
     for parameters in ranks.launch(4, idle_rank, tmp_path):
@@ -63,7 +63,7 @@ def test_ranks_without_blocks_take_part(tmp_path: Path) -> None:
 
 
 def late_rank(rank: int) -> dict[str, Any]:
-    """Rank 1 does not come to the third step within the process group's timeout."""
+    """Take steps, of which rank 1 misses the third within the process group's timeout."""
     group = dist.new_group(timeout=datetime.timedelta(seconds=3))
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, process_group=group)
@@ -83,14 +83,14 @@ def late_rank(rank: int) -> dict[str, Any]:
 
 
 @slow
-def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_a_late_rank_is_waited_for_until_the_timeout(tmp_path: Path) -> None:
     punctual, _ = ranks.launch(2, late_rank, tmp_path)
     assert punctual["same"]
     assert punctual["waited"] < 6
 
 
 def dying_rank(rank: int, mode: str, collective: str) -> bool:
-    """Rank 1 dies when it comes to a collective: the first norms, a chunk on its way, the last hand-back."""
+    """Let rank 1 die at a collective: the first norms, a chunk in transit, or the last all_gather."""
     model = ranks.make_model()
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
     ranks.backward(model, 0)
@@ -116,7 +116,7 @@ def test_a_rank_that_dies_in_a_step_raises_and_leaves_the_parameters(
 
 
 def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
-    """Collectives of one step in shards, the bytes that each of them sends, and how many chunks there are."""
+    """Return the collectives of one step in shards, the bytes that each sends, and the number of chunks."""
     sharded_params.CHUNK_BYTES = 1 << 14
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(layers)))
@@ -127,7 +127,7 @@ def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
     for step in range(2):
         model.zero_grad()
         model(torch.randn(8, 32)).square().mean().backward()
-        if step == 1:  # the first one makes the shard
+        if step == 1:  # the first one builds the shard
             ranks.count_collectives(counts, sizes)
         optimizer.step()
     return counts, sizes, len(optimizer._engine._shards[0].chunks)
@@ -135,7 +135,7 @@ def counted_rank(rank: int, layers: int) -> tuple[Counter[str], list[int], int]:
 
 @pytest.mark.parametrize("layers", slow_after(1, [12, 4]))
 def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_path: Path) -> None:
-    """Two small ones, and a chunk there and back; none is larger than a chunk and its alignment."""
+    """A step has two small ones, and two for each chunk; none is larger than a chunk and its alignment."""
     most = 1 << 14
     for counts, sizes, chunks in ranks.launch(2, counted_rank, tmp_path, layers):
         bytes_in = 2 * 4 * layers * (32 * 32 + 32) / 2
@@ -145,7 +145,7 @@ def test_collectives_grow_with_bytes_and_buffers_are_bounded(layers: int, tmp_pa
 
 
 def traced_rank(rank: int, layers: int) -> Counter[str]:
-    """The operations of a step after the first ones."""
+    """Return the operations of a step after the first ones."""
     sharded_params.CHUNK_BYTES = 1 << 10
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(layers)))
@@ -161,8 +161,8 @@ def traced_rank(rank: int, layers: int) -> Counter[str]:
     return operations.counts
 
 
-def test_a_step_makes_no_indices_and_few_norms(tmp_path: Path) -> None:
-    """On a GPU, a tensor that is made from a list makes the host wait, and a norm is a launch."""
+def test_a_step_creates_no_indices_and_few_norms(tmp_path: Path) -> None:
+    """On a GPU, a tensor from a list makes the host wait, and a norm is a launch."""
     few, many = (ranks.launch(1, traced_rank, tmp_path, layers)[0] for layers in (3, 9))
     for counts in (few, many):
         assert counts["allreduce_"] == 2
@@ -170,7 +170,7 @@ def test_a_step_makes_no_indices_and_few_norms(tmp_path: Path) -> None:
         assert 1 <= counts["_foreach_norm"] + counts["linalg_vector_norm"] <= 2, "one a dtype"
 
 
-def told_norms(rank: int, values: list[float]) -> list[float]:
+def norms_rank(rank: int, values: list[float]) -> list[float]:
     params = [nn.Parameter(torch.zeros(4, 4)) for _ in values]
     optimizer = KrADagrad(params, process_group=dist.group.WORLD)
     for p, value in zip(params, values, strict=True):
@@ -183,7 +183,7 @@ def told_norms(rank: int, values: list[float]) -> list[float]:
 def test_norms_of_tiny_and_huge_gradients_are_exact(tmp_path: Path) -> None:
     values = [1e-30, 1e30, 3e-38, 3e38, 0.0]
     single = [float(torch.tensor(value)) for value in values]
-    (norms,) = ranks.launch(1, told_norms, tmp_path, values)
+    (norms,) = ranks.launch(1, norms_rank, tmp_path, values)
     assert norms == pytest.approx([4 * value for value in single], rel=1e-14)
 
 
@@ -191,8 +191,8 @@ SIZES = [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float64, 1e-150),
 
 
 def scaled_rank(rank: int) -> dict[str, list[list[Tensor]]]:
-    """Parameters after three steps with gradients times constants, by dtype."""
-    found: dict[str, list[list[Tensor]]] = {}
+    """Return the parameters after three steps with gradients times constants, by dtype."""
+    results: dict[str, list[list[Tensor]]] = {}
     for dtype, constant in [*SIZES, (torch.float32, 1.0), (torch.float64, 1.0)]:
         model = small_model().to(dtype)
         optimizer = KrADagrad(model.parameters(), block_size=16, process_group=dist.group.WORLD)
@@ -203,20 +203,20 @@ def scaled_rank(rank: int) -> dict[str, list[list[Tensor]]]:
                     torch.randn(p.shape, generator=generator, dtype=torch.float64).mul(constant).to(dtype)
                 )
             optimizer.step()
-        found.setdefault(str(dtype), []).append([p.detach() for p in model.parameters()])
-    return found
+        results.setdefault(str(dtype), []).append([p.detach() for p in model.parameters()])
+    return results
 
 
 def test_gradients_times_a_constant_give_the_same_steps(tmp_path: Path) -> None:
-    for found in ranks.launch(2, scaled_rank, tmp_path):
-        for *scaled, plain in found.values():
-            for own in scaled:
-                for a, b in zip(own, plain, strict=True):
+    for results in ranks.launch(2, scaled_rank, tmp_path):
+        for *scaled, plain in results.values():
+            for parameters in scaled:
+                for a, b in zip(parameters, plain, strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def reshaped_rank(rank: int) -> str:
-    """A DTensor whose first rank holds as many rows of its new shape as of the old one."""
+    """Change the shape of a DTensor whose first rank has the same number of rows before and after."""
     mesh = init_device_mesh("cpu", (2,))
 
     def rows(count: int) -> DTensor:
@@ -235,7 +235,7 @@ def reshaped_rank(rank: int) -> str:
 
 @slow
 def test_a_changed_shape_is_refused_by_all_ranks(tmp_path: Path) -> None:
-    """Also where what a rank holds of it is as before."""
+    """All ranks refuse it, even one whose shard has the same shape as before."""
     first, second = ranks.launch(2, reshaped_rank, tmp_path)
     assert first == second
     assert "parameter 0 of parameter group 0" in first
@@ -262,8 +262,8 @@ def by_name_rank(rank: int, mode: str, flatten: bool, folder: str) -> tuple[list
 
     def make() -> tuple[nn.Module, KrADagrad]:
         model = ranks.make_model()
-        own = ranks.shard(model, mode)
-        return model, KrADagrad(model.parameters(), **ranks.OPTIONS, **own)
+        options = ranks.OPTIONS | ranks.shard(model, mode)
+        return model, KrADagrad(model.parameters(), **options)
 
     def steps(model: nn.Module, optimizer: KrADagrad, numbers: range) -> None:
         for step in numbers:

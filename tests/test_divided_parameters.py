@@ -31,15 +31,15 @@ DIVISIONS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
 
 
 def matrices(tensor: Tensor, options: dict[str, Any]) -> list[Tensor]:
-    """The matrices that a parameter holds, as views."""
+    """Return the matrices of a parameter as views."""
     first = options.get("batch_dims", 0)
     dim = options.get("split_dim", 0) % tensor.ndim - first
     split, batch = options.get("split", 1), tensor.flatten(0, first - 1) if first else tensor[None]
-    found = []
+    views = []
     for each in batch:
         lengths = [each.shape[dim] // split] * split if isinstance(split, int) else list(split)
-        found += each.split(lengths, dim)
-    return found
+        views += each.split(lengths, dim)
+    return views
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=str)
@@ -47,13 +47,13 @@ def matrices(tensor: Tensor, options: dict[str, Any]) -> list[Tensor]:
 def test_steps_are_those_of_the_matrices_one_by_one(
     shape: tuple[int, ...], options: dict[str, Any], recipe: dict[str, Any], backend: str
 ) -> None:
-    """With lengths that belong to blocks, not to the whole parameter."""
+    """Lengths are those of the matrices, not of the whole parameter."""
     (whole,) = parameters(shape)
     single = [nn.Parameter(part.clone()) for part in matrices(whole.detach(), options)]
-    own = SMALL | recipe | {"graft": "whitened", "coupling": "kl"}
+    shared = SMALL | recipe | {"graft": "whitened", "coupling": "kl"}
     optimizer, other = (
-        KrADagrad([whole], **own, **options, backend=backend),
-        KrADagrad(single, **own, backend=backend),
+        KrADagrad([whole], **shared, **options, backend=backend),
+        KrADagrad(single, **shared, backend=backend),
     )
     for step in range(8):
         set_gradients([whole], step)
@@ -67,7 +67,7 @@ def test_steps_are_those_of_the_matrices_one_by_one(
 
 
 class Mixture(nn.Module):
-    """Fused queries, keys and values of unequal widths, and experts."""
+    """A model with fused queries, keys and values of unequal widths, and with experts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,15 +101,15 @@ def sharded_rank(rank: int, world: int) -> tuple[list[Tensor], dict[str, tuple[i
     model = Mixture()
     fully_shard(model, mesh=init_device_mesh("cpu", (world,)))
     parameters_, optimizer = trained(model)
-    own = optimizer.state_dict()["state"]
-    shapes = {key: tuple(t.shape) for state in own.values() for key, t in state.items()}
+    states = optimizer.state_dict()["state"]
+    shapes = {key: tuple(t.shape) for state in states.values() for key, t in state.items()}
     return parameters_, shapes
 
 
-def test_ranks_share_them_out(tmp_path: Path) -> None:
-    """Parts that are no multiples of blocks, experts fewer than ranks, and pieces cut between all of them.
+def test_matrices_are_divided_among_ranks(tmp_path: Path) -> None:
+    """Parts are no multiples of blocks, experts are fewer than ranks, and pieces are cut at all of these.
 
-    Pieces of several parameter groups travel in one collective.
+    One collective carries the pieces of several parameter groups.
     """
     gathered = ranks.launch(4, sharded_rank, tmp_path, 4)
     expected, optimizer = trained(Mixture())

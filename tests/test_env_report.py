@@ -1,4 +1,4 @@
-"""`python -m kradagrad_ext.env_report` and the record of the build that it reads."""
+"""`python -m kradagrad_ext.env_report`, and the record of the build that it reads."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_command_prints_the_report(tmp_path):
         (None, "none: the package was not installed"),
     ],
 )
-def test_report_tells_how_the_library_was_built(monkeypatch, tmp_path, record, expected):
+def test_report_states_how_the_library_was_built(monkeypatch, tmp_path, record, expected):
     path = tmp_path / "_build.json"
     if record is not None:
         path.write_text(json.dumps(record))
@@ -52,7 +52,7 @@ def test_report_tells_how_the_library_was_built(monkeypatch, tmp_path, record, e
 
 
 def test_the_record_is_read_once(monkeypatch, tmp_path):
-    """Every step asks for it."""
+    """Every step needs it."""
     path = tmp_path / "_build.json"
     path.write_text(json.dumps({"requested": "cpu", "native": "cpu", "reason": None}))
     monkeypatch.setattr(build_info, "RECORD", path)
@@ -61,7 +61,7 @@ def test_the_record_is_read_once(monkeypatch, tmp_path):
     assert build_info.read() is read
 
 
-def test_report_tells_cuda_apart(monkeypatch):
+def test_report_distinguishes_a_missing_device_from_a_build_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert "13.0, no usable device" in env_report.report()

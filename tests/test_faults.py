@@ -1,7 +1,7 @@
-"""A step that fails anywhere leaves all as it was, or says so and is not gone on from.
+"""A step that fails anywhere leaves parameters and state unchanged, or all later steps are refused.
 
-A fault is put at operations of a step, which include every allocation of a tensor: before one, as where there
-is no memory, and after one, as where a kernel fails late. At every operation by hand:
+Tests put a fault at operations of a step, which include every allocation of a tensor: before one, as if there
+were no memory, and after one, as if a kernel failed late. To test every operation:
 
     KRADAGRAD_EVERY_FAULT=1 pytest -n 2 tests/test_faults.py
 """
@@ -35,18 +35,18 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 REFUSED = "must be loaded again"
 EVERY = int(os.environ.get("KRADAGRAD_EVERY_FAULT", "29"))
-"""So many operations lie between two faults; each recipe begins at another one."""
+"""Distance of two faults in operations; each recipe begins at another operation."""
 
 
 class FaultAt(TorchDispatchMode):
-    """Raises at operation number `place`, before or after it is done; counts them all."""
+    """Mode that raises before or after operation number `place`, and counts the operations."""
 
     def __init__(self, place: int, after: bool) -> None:
         super().__init__()
         self.place, self.after, self.count = place, after, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function.namespace == "profiler":  # which torch calls around a step, not in it
+        if function.namespace == "profiler":  # torch calls it around a step, not in it
             return function(*args, **(kwargs or {}))
         is_it, self.count = self.count == self.place, self.count + 1
         if is_it and not self.after:
@@ -58,7 +58,7 @@ class FaultAt(TorchDispatchMode):
 
 
 class Run:
-    """Parameters, their optimizer, and what they are to become with the next step."""
+    """Parameters and their optimizer, with the gradients of the next step."""
 
     def __init__(self, name: str, steps: int, **options: Any) -> None:
         dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -83,16 +83,16 @@ class Run:
         same = all(map(torch.equal, self.params, self.before))
         if self.saved is None:
             return same and step == 0 and not any(self.optimizer.state.values())
-        own = self.optimizer.state_dict()["state"]
+        states = self.optimizer.state_dict()["state"]
         kept = all(
-            all(map(torch.equal, parts_of(own[i][key]), parts_of(value)))
+            all(map(torch.equal, parts_of(states[i][key]), parts_of(value)))
             for i, state in self.saved["state"].items()
             for key, value in state.items()
         )
         return same and step == self.steps and kept
 
     def check_after_fault(self, wanted: list[Tensor]) -> bool:
-        """Whether the step was refused from then on; what goes on in any case is the step as it is to be."""
+        """Return True if later steps were refused; assert that a repeated step gives the wanted values."""
         is_broken = self.optimizer._whole.is_broken
         if is_broken:
             for call in (self.optimizer.step, self.optimizer.state_dict):
@@ -111,13 +111,13 @@ class Run:
 
 
 def parts_of(value: Tensor) -> list[Tensor]:
-    """What there is of a tensor on this rank."""
+    """Return the parts of a tensor on this rank."""
     return getattr(value, "parts", [value])
 
 
 def operations(name: str, steps: int, **options: Any) -> tuple[int, list[Tensor]]:
-    """How many a step has, and what parameters are after it."""
-    for _ in range(2):  # the first one fills what is kept for all optimizers
+    """Return the number of a step's operations, and the parameters after it."""
+    for _ in range(2):  # the first run fills the caches that all optimizers share
         run = Run(name, steps, **options)
         with FaultAt(-1, False) as counter:
             run.optimizer.step()
@@ -125,7 +125,7 @@ def operations(name: str, steps: int, **options: Any) -> tuple[int, list[Tensor]
 
 
 def check_faults(name: str, steps: int, after: bool, **options: Any) -> tuple[int, int]:
-    """How many of the places were tried, and after how many a state had to be loaded."""
+    """Return the number of tried places, and of those after which a state had to be loaded."""
     count, wanted = operations(name, steps, **options)
     assert count > 50
     whole = Run(name, steps, **options)
@@ -140,7 +140,7 @@ def check_faults(name: str, steps: int, after: bool, **options: Any) -> tuple[in
 
 
 def copied(run: Run) -> Run:
-    """A run of its own."""
+    """Return an independent copy of a run."""
     other = copy.deepcopy(run)
     other.set_gradients(other.steps)
     return other
@@ -150,7 +150,7 @@ def copied(run: Run) -> Run:
 @pytest.mark.parametrize("steps", [0, 3, 31])
 @pytest.mark.parametrize("name", slow_after(1, list(RECIPES)))
 def test_a_fault_at_any_operation(name: str, steps: int, after: bool) -> None:
-    """Of the first step, which makes the state, of an early one, and of one that makes no root."""
+    """Faults hit the first step, which creates the state, an early one, and one that computes no root."""
     tried, refused = check_faults(name, steps, after)
     assert 0 < refused <= tried
 
@@ -162,7 +162,7 @@ def faulty_rank(rank: int, after: bool) -> tuple[int, int]:
 @slow
 @pytest.mark.parametrize("after", [False, True])
 def test_a_fault_of_the_sharded_engine(after: bool, tmp_path: Path) -> None:
-    """With one rank: where there are others, they wait for one that failed until their timeout."""
+    """There is one rank only: other ranks would wait until their timeout for one that failed."""
     ((tried, refused),) = ranks.launch(1, faulty_rank, tmp_path, after)
     assert 0 < refused <= tried
 
@@ -215,7 +215,7 @@ for room in range(0, 40 << 20, 1 << 20):
         except RuntimeError as error:
             assert "must be loaded again" in str(error)
         else:
-            raise AssertionError("a broken step was gone on from")
+            raise AssertionError("a step after a broken one was not refused")
     else:
         kept += 1
         assert all(map(torch.equal, params, before))
@@ -225,10 +225,10 @@ print(kept, refused)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as Linux does it")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as on Linux")
 @pytest.mark.parametrize("graft", ["adam", "rms"])
 def test_a_step_without_enough_memory(graft: str) -> None:
-    """In a process whose address space may grow by a megabyte more each time."""
+    """The address space of the process is limited; the limit grows by a megabyte for each step."""
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, graft], capture_output=True, text=True, timeout=240, check=False
     )

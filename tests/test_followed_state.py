@@ -1,4 +1,4 @@
-"""`param_groups` and `optimizer.state` are the truth, whatever is taken from them, put in or changed."""
+"""`param_groups` and `optimizer.state` are the truth: a step follows any removal, addition or change."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def state_tensors(optimizer: KrADagrad) -> list[Tensor]:
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-def test_offloaded_state_leaves_no_memory_behind_and_goes_on_when_it_is_back(backend: str) -> None:
-    """As trainers do between phases: every tensor replaced by a copy, and later by one on the device."""
+def test_offloaded_state_frees_its_memory_and_is_used_again_when_restored(backend: str) -> None:
+    """Trainers do so between phases: they replace every tensor by a copy, and later by one on the device."""
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
-    optimizer, other = (KrADagrad(own, **SMALL, backend=backend) for own in (ours, plain))
+    optimizer, other = (KrADagrad(params, **SMALL, backend=backend) for params in (ours, plain))
     train(optimizer, ours, range(4))
     train(other, plain, range(4))
     storages = [weakref.ref(value.untyped_storage()) for value in state_tensors(optimizer)]
     for state in optimizer.state.values():
-        state.update({key: own.double() if key == "exp_avg" else own.clone() for key, own in state.items()})
+        state.update({key: t.double() if key == "exp_avg" else t.clone() for key, t in state.items()})
     gc.collect()
     assert not any(storage() for storage in storages)
     train(optimizer, ours, range(4, 8))
@@ -46,7 +46,7 @@ def test_offloaded_state_leaves_no_memory_behind_and_goes_on_when_it_is_back(bac
     assert optimizer.state[ours[0]]["exp_avg"].dtype == torch.float32
 
 
-def test_edited_state_is_what_a_step_goes_by(backend: str) -> None:
+def test_a_step_uses_edited_state(backend: str) -> None:
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, backend=backend)
     train(optimizer, params, range(3))
@@ -93,10 +93,10 @@ def test_a_parameter_may_change_its_dtype(backend: str) -> None:
 
 @pytest.mark.parametrize("silent", [30, pytest.param(1000, marks=slow)])
 @pytest.mark.parametrize("recipe", [{}, {"graft": "rms"}, {"factor_update": "products"}], ids=str)
-def test_experts_of_any_scale_go_on_as_each_would_alone(
+def test_experts_of_any_scale_are_stepped_as_if_alone(
     recipe: dict[str, Any], silent: int, backend: str
 ) -> None:
-    """Gradients of 1e-6, 1 and 1e3, and one whose first comes late."""
+    """Experts have gradients of scale 1e-6, 1 and 1e3; one has its first gradient late."""
     (ours,), alone = parameters((4, 32, 24)), parameters(*[(32, 24)] * 4)
     for i, p in enumerate(alone):
         p.data.copy_(ours.data[i])
@@ -117,7 +117,7 @@ def test_experts_of_any_scale_go_on_as_each_would_alone(
         torch.testing.assert_close(ours[i].detach(), p.detach(), rtol=1e-4, atol=1e-5, msg=f"expert {i}")
 
 
-def test_parts_of_a_fused_matrix_have_lengths_of_their_own(backend: str) -> None:
+def test_parts_of_a_fused_matrix_have_separate_lengths(backend: str) -> None:
     ours, parts = parameters((24, 12)), parameters((8, 12), (8, 12), (8, 12))
     for i, p in enumerate(parts):
         p.data.copy_(ours[0].data[8 * i : 8 * i + 8])
@@ -135,15 +135,15 @@ def test_parts_of_a_fused_matrix_have_lengths_of_their_own(backend: str) -> None
 
 
 def test_parameters_that_join_one_by_one_move_little_state() -> None:
-    """Each state at most once for every doubling of their number."""
+    """Each state moves at most once for every doubling of the number of parameters."""
     params = parameters(*[(8, 8)] * 64)
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     moved: list[int] = []
     adopt = engine.ParamBatch.adopt
 
-    def counting(bucket: engine.ParamBatch, states: Any) -> None:
+    def counting(batch: engine.ParamBatch, states: Any) -> None:
         moved.append(len(states))
-        adopt(bucket, states)
+        adopt(batch, states)
 
     with mock.patch.object(engine.ParamBatch, "adopt", counting):
         for count in range(1, 65):
@@ -166,7 +166,7 @@ def test_a_late_parameter_has_its_root_on_its_first_step(backend: str) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_step_that_breaks_off_is_told_and_nothing_goes_on_from_there(after: int) -> None:
+def test_a_step_that_breaks_off_raises_and_later_ones_are_refused(after: int) -> None:
     params = parameters((8, 8), (6,))
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     train(optimizer, params, range(2))
@@ -193,7 +193,7 @@ def test_a_step_that_breaks_off_is_told_and_nothing_goes_on_from_there(after: in
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_waits_for_the_end_of_a_step(number: int) -> None:
-    """Whatever op of the step it comes in."""
+    """It waits in whatever op of the step it comes."""
 
     class InterruptError(Exception):
         pass
@@ -210,9 +210,9 @@ def test_an_interrupt_waits_for_the_end_of_a_step(number: int) -> None:
         for name in ("accumulate_", "kron_step_", "parameter_step_"):
             op = getattr(reference, name)
 
-            def interrupting(*given: Any, op: Any = op, **options: Any) -> None:
+            def interrupting(*arguments: Any, op: Any = op, **options: Any) -> None:
                 os.kill(os.getpid(), number)
-                op(*given, **options)
+                op(*arguments, **options)
 
             with mock.patch.object(reference, name, interrupting), pytest.raises(InterruptError):
                 train(optimizer, params, range(1))
@@ -224,7 +224,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step(number: int) -> None:
     train(optimizer, params, range(1))
 
 
-def test_bad_options_keep_nobody_from_saving_and_rolling_back() -> None:
+def test_bad_options_do_not_prevent_saving_and_rolling_back() -> None:
     params = parameters((8, 8))
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params, range(2))
@@ -238,7 +238,7 @@ def test_bad_options_keep_nobody_from_saving_and_rolling_back() -> None:
     assert optimizer.param_groups[0]["step"] == 3
 
 
-def test_a_failed_load_mends_no_broken_step() -> None:
+def test_a_failed_load_does_not_repair_a_broken_step() -> None:
     params = parameters((8, 8))
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     train(optimizer, params, range(1))
@@ -259,7 +259,7 @@ def test_a_failed_load_mends_no_broken_step() -> None:
     train(optimizer, params, range(1, 2))
 
 
-def test_a_parameter_that_was_never_stepped_is_no_hindrance_to_saving_with_bad_options() -> None:
+def test_parameters_without_a_step_do_not_prevent_saving_with_bad_options() -> None:
     params = parameters((8, 8), (4, 4))
     optimizer = KrADagrad(params, **SMALL)
     train(optimizer, params[:1], range(1))

@@ -1,4 +1,4 @@
-"""Roots and factors keep float32's digits where a training script gives them up for its model."""
+"""Roots and factors keep float32's digits even if a training script allows TF32 for its model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SHAPES = ((24, 16), (16, 16))
 
 
 def truncate_to_tf32(tensor: Tensor) -> Tensor:
-    """The ten bits of mantissa that tensor cores read."""
+    """Truncate to the ten bits of mantissa that tensor cores read."""
     return (tensor.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 
 
 class Tf32(TorchDispatchMode):
-    """Makes a CPU's float32 products as a GPU makes them where TF32 is allowed."""
+    """Mode that computes float32 products on a CPU as a GPU does if TF32 is allowed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ WAYS = [
 
 @pytest.fixture(autouse=True)
 def settings_of_torch() -> Iterator[None]:
-    """As a process begins."""
+    """Restore the settings of a new process."""
     yield
     torch.backends.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
@@ -124,7 +124,7 @@ def test_tf32_for_the_model_changes_no_bit_of_a_step(allow: Any) -> None:
 
 
 def test_the_emulation_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the guard, TF32 costs the roots two digits and more."""
+    """Without the guard, TF32 costs the roots at least two digits."""
     _, plain = trained()
     monkeypatch.setattr("kradagrad_ext.engine.full_float32", contextlib.nullcontext)
     torch.set_float32_matmul_precision("high")

@@ -1,4 +1,4 @@
-"""The published optimizers, held to trajectories of the authors' own code (tests/golden/README.md)."""
+"""The published optimizers, against trajectories of the authors' code (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kradagrad_ext import PublishedKrADagrad
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.npz") if not path.stem.startswith("shampoo"))
 TOLERANCE = {"star": 1e-10, "plain": 1e-6}
-"""The authors' plain variant casts the gradient to float32."""
+"""Tolerances by variant: the authors' plain variant casts the gradient to float32."""
 
 
 def published(case: dict[str, Any], parameter: torch.nn.Parameter) -> PublishedKrADagrad:

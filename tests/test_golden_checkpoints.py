@@ -1,4 +1,4 @@
-"""Checkpoints of every version that has been, which all later ones go on from (tests/golden/README.md)."""
+"""Checkpoints of every earlier version, from which all later ones resume (tests/golden/README.md)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CASES = sorted(path.stem for path in golden_checkpoints.FOLDER.glob("*.pt"))
 
 
 def loaded(case: str) -> dict[str, Any]:
-    found: dict[str, Any] = torch.load(golden_checkpoints.FOLDER / f"{case}.pt", weights_only=True)
-    return found
+    saved: dict[str, Any] = torch.load(golden_checkpoints.FOLDER / f"{case}.pt", weights_only=True)
+    return saved
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_goes_on(case: str) -> None:
-    """With the options of the checkpoint, to the parameters that its own version came to."""
+def test_a_run_resumes(case: str) -> None:
+    """With the checkpoint's options, it ends with the parameters of the version that wrote it."""
     saved = loaded(case)
-    params = [nn.Parameter(own.clone()) for own in saved["parameters"]]
+    params = [nn.Parameter(tensor.clone()) for tensor in saved["parameters"]]
     _, options = golden_checkpoints.RECIPES[case.split("_", 1)[1]]
     optimizer = golden_checkpoints.optimizer_of(params, options)
     optimizer.load_state_dict(saved["optimizer"])

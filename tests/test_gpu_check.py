@@ -1,4 +1,4 @@
-"""bench/gpu_check.sh: its driver, with a stub for the worker."""
+"""The driver of bench/gpu_check.sh, with a stub for the worker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def check(out: Path, *options: str, status: int, **more: str) -> list[dict[str, str]]:
-    """The rows of a run with stubs."""
+    """Run the driver with stub workers and return its rows."""
     command = ["bash", SCRIPT, "--out", out, "--worker", STUB, "--work", out / "../work", *options]
     done = subprocess.run(
         [*map(str, command)], capture_output=True, text=True, timeout=120, env=environment(**more)
@@ -46,13 +46,13 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def verdicts(found: list[dict[str, str]], section: str) -> dict[str, str]:
-    own = [row for row in found if row["section"] == section and row["metric"] == "verdict"]
-    return {row["case"]: row["verdict"] for row in own}
+def verdicts(results: list[dict[str, str]], section: str) -> dict[str, str]:
+    ended = [row for row in results if row["section"] == section and row["metric"] == "verdict"]
+    return {row["case"]: row["verdict"] for row in ended}
 
 
-def test_each_fault_costs_its_own_line(tmp_path: Path) -> None:
-    """A crash, a hang and a wrong result between the cases of one process: all others pass."""
+def test_each_fault_costs_one_case(tmp_path: Path) -> None:
+    """After a crash, a hang and a wrong result among the cases of one process, all other cases pass."""
     first = next(iter(specs.NATIVE))
     options = (
         "--only",
@@ -62,12 +62,12 @@ def test_each_fault_costs_its_own_line(tmp_path: Path) -> None:
         "--case-seconds",
         "2",
     )
-    found = check(tmp_path / "out", *options, status=1)
-    ended = verdicts(found, "native")
+    results = check(tmp_path / "out", *options, status=1)
+    ended = verdicts(results, "native")
     bad = {case: verdict for case, verdict in ended.items() if verdict != PASS}
     assert bad == {"made to crash": CRASH, "made to hang": HANG, "made to wrong": WRONG}
     assert len(ended) == len(specs.NATIVE[first]) + 3
-    notes = {row["case"]: row["note"] for row in found if row["metric"] == "verdict"}
+    notes = {row["case"]: row["note"] for row in results if row["metric"] == "verdict"}
     assert "SIGSEGV" in notes["made to crash"]
     summary = (tmp_path / "out" / record.SUMMARY).read_text()
     assert Counter(re.findall(r"^(CRASH|HANG|WRONG|FAIL) ", summary, re.MULTILINE)) == Counter(
@@ -77,44 +77,44 @@ def test_each_fault_costs_its_own_line(tmp_path: Path) -> None:
 
 def test_a_whole_run_leaves_few_files_and_every_row(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    found = check(out, status=0)
+    results = check(out, status=0)
     assert {path.name for path in out.iterdir()} == FILES
     assert all(re.fullmatch(r"[\w.-]+", path.name) for path in out.iterdir())
-    assert {row["device"] for row in found if row["section"] == "native"} == {"stub"}
+    assert {row["device"] for row in results if row["section"] == "native"} == {"stub"}
     for section in ("ceilings", "native", "triton", "steps", "times", "gpt2"):
-        assert set(verdicts(found, section).values()) == {PASS}, section
+        assert set(verdicts(results, section).values()) == {PASS}, section
     for section in ("memcheck", "racecheck", "ncu"):
-        assert verdicts(found, section) == {"all": SKIP}, section
-    assert sorted(verdicts(found, "compile")) == ["0", "1", "2", "3"]
+        assert verdicts(results, section) == {"all": SKIP}, section
+    assert sorted(verdicts(results, "compile")) == ["0", "1", "2", "3"]
     assert "printed by" in (out / record.LOG).read_text()
     with tarfile.open(out / record.ARCHIVE) as archive:
         assert archive.getnames() == []
 
 
-def test_a_backend_that_fails_costs_its_own_column(tmp_path: Path) -> None:
+def test_a_backend_that_fails_costs_one_column(tmp_path: Path) -> None:
     case = specs.TIMES[0].name
-    found = check(tmp_path / "out", "--only", f"times/{case}/*", status=1, STUB_FAILS="triton")
-    ended = {case.rpartition("/")[2]: verdict for case, verdict in verdicts(found, "times").items()}
+    results = check(tmp_path / "out", "--only", f"times/{case}/*", status=1, STUB_FAILS="triton")
+    ended = {case.rpartition("/")[2]: verdict for case, verdict in verdicts(results, "times").items()}
     assert ended == {name: FAIL if name == "triton" else PASS for name in specs.columns("kron_step_")}
 
 
 def test_no_case_begins_after_the_deadline(tmp_path: Path) -> None:
     start = time.monotonic()
     options = ("--only", "ceilings,native/accumulate*", "--deadline", "21")
-    found = check(tmp_path / "out", *options, status=1, STUB_SECONDS="1.5")
+    results = check(tmp_path / "out", *options, status=1, STUB_SECONDS="1.5")
     assert time.monotonic() - start < 25
-    assert NOT_RUN in {**verdicts(found, "ceilings"), **verdicts(found, "native")}.values()
+    assert NOT_RUN in {**verdicts(results, "ceilings"), **verdicts(results, "native")}.values()
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
 
 
-def test_a_worker_that_does_not_start_is_told(tmp_path: Path) -> None:
-    found = check(tmp_path / "out", status=2, STUB_DOES_NOT_START="1")
-    assert verdicts(found, "machine") == {"facts": CRASH}
+def test_a_worker_that_does_not_start_is_reported(tmp_path: Path) -> None:
+    results = check(tmp_path / "out", status=2, STUB_DOES_NOT_START="1")
+    assert verdicts(results, "machine") == {"facts": CRASH}
     assert "no torch" in (tmp_path / "out" / record.SUMMARY).read_text()
 
 
-def test_rows_and_lines_are_there_before_the_run_ends(tmp_path: Path) -> None:
-    """And after SIGTERM the rest of the files, too; no worker stays."""
+def test_rows_and_lines_are_written_before_the_run_ends(tmp_path: Path) -> None:
+    """After SIGTERM the other files are written too, and no worker survives."""
     out = tmp_path / "out"
     command = [
         "bash",

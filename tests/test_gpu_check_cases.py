@@ -1,4 +1,4 @@
-"""bench/gpu_check: what its worker and its reports do, on the CPU."""
+"""The worker and the reports of bench/gpu_check, on the CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_cuda_kernel_has_a_task() -> None:
 
 
 def planned(spec: specs.Spec) -> set[str]:
-    """The kernels that the roofline's launches name, which tests/test_roofline.py holds to the plans."""
+    """Return the kernels of the roofline's launches, which tests/test_roofline.py compares with the plans."""
     return {cost.kernel for cost in Case(spec, torch.device("cpu")).costs()}
 
 
@@ -41,7 +41,7 @@ STEPS = [name for name in specs.NATIVE if re.search(r"(te|on|ct)_\d+_|^wide_(up|
 
 
 @pytest.mark.parametrize("kernel", STEPS)
-def test_cases_launch_the_kernel_that_they_are_there_for(kernel: str) -> None:
+def test_cases_launch_the_kernel_that_they_test(kernel: str) -> None:
     assert all(kernel in planned(spec) for spec in specs.NATIVE[kernel])
 
 
@@ -57,7 +57,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("spec", "fault"), FAULTS, ids=lambda value: getattr(value, "op", str(value)))
 def test_correctness_notices(spec: specs.Spec, fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong in a result; and nothing where it is right."""
+    """It reports each fault in a result, and no fault in a correct one."""
     real, runs = correctness._run, []
 
     def run(case: Case, backend: str, dtype: torch.dtype = torch.float32, fill: int | None = None) -> Case:
@@ -76,7 +76,7 @@ def test_correctness_notices(spec: specs.Spec, fault: str | None, monkeypatch: p
 
 
 class Lines(correctness.Report):
-    """Keeps what is reported."""
+    """A report that keeps its lines."""
 
     def __init__(self, lines: list[str]) -> None:
         self.lines, self.fields, self.judged = lines, {}, True
@@ -96,14 +96,14 @@ def spoil(result: Case, before: Case, fault: str) -> None:
         inactive = int((~mask).nonzero()[0]) if result.spec.factored else 1
         (tensors[0] if result.spec.factored else tensors)[inactive].add_(1)
     elif fault == "padding":
-        view = next(t for held in result.written().values() for t in held if not t.is_contiguous())
+        view = next(t for views in result.written().values() for t in views if not t.is_contiguous())
         correctness.whole(view)[view.shape[-1] if view.stride(-1) == 1 else -1] = 1.0
     else:
-        own = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
-        result.arguments[own].copy_(before.arguments[own])
+        name = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
+        result.arguments[name].copy_(before.arguments[name])
 
 
-def test_the_bundle_fits_its_sources_alone(tmp_path: Path) -> None:
+def test_the_bundle_fits_only_its_sources(tmp_path: Path) -> None:
     root, bundle = tmp_path / "root", tmp_path / "bundle"
     (root / "csrc").mkdir(parents=True)
     for name in package.BUILD_FILES:
@@ -127,7 +127,7 @@ def test_the_bundle_fits_its_sources_alone(tmp_path: Path) -> None:
         package.check(bundle, root)
 
 
-def test_a_laid_out_package_is_whole(tmp_path: Path) -> None:
+def test_a_laid_out_package_is_complete(tmp_path: Path) -> None:
     package.lay_out(tmp_path)
     assert package.loads(sys.executable, tmp_path, dict(os.environ)) not in (None, "")
     code = "import kradagrad_ext, kradagrad_ext.cost; print(kradagrad_ext.__file__)"
@@ -198,7 +198,7 @@ def test_the_page_is_made_from_the_committed_results() -> None:
 
 
 def test_a_page_of_a_run(tmp_path: Path) -> None:
-    """Tables of times and errors, and what went wrong."""
+    """The page has tables of times and errors, and a list of failures."""
     kept = record.Record(tmp_path, tmp_path / "details")
     kept.facts({"device": "Card", "torch": "2"})
     default = specs.TIMES[0]

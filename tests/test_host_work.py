@@ -1,4 +1,4 @@
-"""What the host makes once for all steps: that steps use it again, and that nothing of it is stale."""
+"""Work that the host does once for all steps: steps reuse its results, and none of them is stale."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from kradagrad_ext.schedule import SETTLED
 
 SHAPES = ((20, 12), (8, 8), (7,), (3, 4, 5))
 LAYERS = (4, 12)
-"""Few and many; on a CPU, norms of so many gradients of one shape are made at once."""
+"""Few layers and many; on a CPU, one call computes the norms of that many gradients of one shape."""
 
 Change = Callable[[KrADagrad, list[nn.Parameter], int], None]
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """The same, with its dims in reverse order in memory."""
+    """Return the same tensor with its dims in reverse order in memory."""
     dims = range(tensor.ndim - 1, -1, -1)
     return tensor.permute(*dims).contiguous().permute(*dims)
 
@@ -72,36 +72,36 @@ CHANGES = [other_data, other_options, options_in_place, gradients_come_and_go]
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("options", [{}, {"momentum_on": "update"}], ids=str)
-def test_steps_are_those_of_an_optimizer_that_keeps_nothing(
+def test_steps_are_those_of_an_optimizer_without_caches(
     change: Change, options: dict[str, Any], backend: str
 ) -> None:
-    """To the bit: loading its own state makes an optimizer forget all but that."""
+    """Steps are equal bit for bit: an optimizer that loads its state dict drops all caches."""
     ours, forgetful = parameters(*SHAPES), parameters(*SHAPES)
-    pairs = [(KrADagrad(own, **SMALL, backend=backend, **options), own) for own in (ours, forgetful)]
+    pairs = [(KrADagrad(ps, **SMALL, backend=backend, **options), ps) for ps in (ours, forgetful)]
     for step in range(10):
         pairs[1][0].load_state_dict(pairs[1][0].state_dict())
-        for optimizer, own in pairs:
-            set_gradients(own, step)
-            change(optimizer, own, step)
+        for optimizer, params in pairs:
+            set_gradients(params, step)
+            change(optimizer, params, step)
             optimizer.step()
         assert all(map(torch.equal, ours, forgetful)), step
 
 
-def lay_otherwise(params: list[nn.Parameter], step: int) -> None:
-    """Gradients transposed, with gaps, within another tensor."""
+def change_layout(params: list[nn.Parameter], step: int) -> None:
+    """Replace gradients by copies: contiguous, transposed, with gaps, or within another tensor."""
     for p in params:
         assert p.grad is not None
         spaced = torch.zeros(*p.shape[:-1], 2 * p.shape[-1])[..., ::2]
-        ways = (p.grad, transposed(p.grad), spaced, torch.zeros(3, *p.shape)[1])
-        p.grad = ways[step % len(ways)].copy_(p.grad)
+        layouts = (p.grad, transposed(p.grad), spaced, torch.zeros(3, *p.shape)[1])
+        p.grad = layouts[step % len(layouts)].copy_(p.grad)
 
 
-def test_gradients_may_lie_otherwise_on_every_step(backend: str) -> None:
+def test_gradients_may_have_another_layout_on_every_step(backend: str) -> None:
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
-    optimizer, other = (KrADagrad(own, **SMALL, backend=backend) for own in (ours, plain))
+    optimizer, other = (KrADagrad(params, **SMALL, backend=backend) for params in (ours, plain))
     for step in range(12):
         set_gradients(ours, step)
-        lay_otherwise(ours, step)
+        change_layout(ours, step)
         set_gradients(plain, step)
         optimizer.step()
         other.step()
@@ -109,15 +109,15 @@ def test_gradients_may_lie_otherwise_on_every_step(backend: str) -> None:
 
 
 def changing_rank(rank: int) -> float:
-    """How far parameters are that move, whose gradients come and go and lie otherwise, from others."""
+    """Return the difference from plain steps if parameters move and gradients come, go and change layout."""
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
-    optimizer, other = (KrADagrad(own, **SMALL, process_group=dist.group.WORLD) for own in (ours, plain))
+    optimizer, other = (KrADagrad(ps, **SMALL, process_group=dist.group.WORLD) for ps in (ours, plain))
     for step in range(12):
-        for own in (ours, plain):
-            set_gradients(own, step)
-        lay_otherwise(ours, step)
-        for own in (ours, plain):
-            gradients_come_and_go(optimizer, own, step)
+        for params in (ours, plain):
+            set_gradients(params, step)
+        change_layout(ours, step)
+        for params in (ours, plain):
+            gradients_come_and_go(optimizer, params, step)
         other_data(optimizer, ours, step)
         optimizer.step()
         other.step()
@@ -125,15 +125,18 @@ def changing_rank(rank: int) -> float:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_parameters_and_gradients_of_ranks_may_be_others_on_every_step(world: int, tmp_path: Path) -> None:
+def test_parameters_and_gradients_of_ranks_may_change_on_every_step(world: int, tmp_path: Path) -> None:
     assert max(ranks.launch(world, changing_rank, tmp_path)) < 1e-5
 
 
 def steps_around_refused_ones(module: Any, **options: Any) -> tuple[list[int], bool]:
-    """The count after steps of which two were refused, the first one too; whether parameters are as without.
+    """Take steps of which two are refused, also the first; compare them with steps without refusals.
 
     Args:
-        module: of the engine, where it plans the work of a step.
+        module: the module of the engine that plans the work of a step.
+
+    Returns:
+        the step counters of both, and True if their parameters are equal.
     """
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
     optimizer, other = KrADagrad(ours, **SMALL, **options), KrADagrad(plain, **SMALL, **options)
@@ -144,7 +147,7 @@ def steps_around_refused_ones(module: Any, **options: Any) -> tuple[list[int], b
                 optimizer.step()
         optimizer.step()
     train(other, plain, range(6))
-    counts = [own.param_groups[0]["step"] for own in (optimizer, other)]
+    counts = [stepped.param_groups[0]["step"] for stepped in (optimizer, other)]
     return counts, all(map(torch.equal, ours, plain))
 
 
@@ -161,7 +164,11 @@ def test_a_step_that_cannot_be_planned_changes_nothing_on_any_rank(tmp_path: Pat
 
 
 def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
-    """Whether a parameter that left its group stays, and how far others are from where it had no gradient."""
+    """Remove a parameter from its group after three steps; compare with a run where it loses its gradient.
+
+    Returns:
+        True if the parameter stays unchanged, and the difference of all parameters from that run.
+    """
     ours, frozen = parameters(*SHAPES), parameters(*SHAPES)
     left, other = KrADagrad(ours, **SMALL, **options), KrADagrad(frozen, **SMALL, **options)
     train(left, ours, range(3))
@@ -177,7 +184,7 @@ def steps_after_one_has_left(**options: Any) -> tuple[bool, float]:
     return torch.equal(ours[1], before), relative_difference(ours, frozen)
 
 
-def test_a_parameter_that_left_its_group_is_stepped_no_more(backend: str) -> None:
+def test_a_parameter_that_left_its_group_is_not_stepped(backend: str) -> None:
     stays, difference = steps_after_one_has_left(backend=backend)
     assert stays
     assert difference < 1e-6
@@ -193,7 +200,7 @@ def test_a_parameter_that_left_its_group_is_stepped_by_no_rank(tmp_path: Path) -
         assert difference < 1e-6
 
 
-def test_a_parameter_whose_state_is_gone_starts_anew(backend: str) -> None:
+def test_a_parameter_whose_state_is_deleted_restarts(backend: str) -> None:
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, backend=backend)
     train(optimizer, params, range(3))
@@ -220,14 +227,14 @@ def test_options_are_checked_once_for_the_same_objects() -> None:
     first = configs.of(0, group)
     assert configs.of(0, group) is first
     group["lr"] = 0.5
-    assert configs.of(0, group) is first, "lr is not among them"
+    assert configs.of(0, group) is first, "lr is not one of them"
     group["betas"] = [0.9, 0.99]
     assert configs.of(0, group).betas[0] == 0.9
     group["betas"][0] = 1.5  # in the same object
     with pytest.raises(ValueError, match="betas"):
         configs.of(0, group)
     group["betas"] = (0.9, 0.99)
-    group["merge_dims"] = 1  # equal to what it was, but no bool
+    group["merge_dims"] = 1  # equal to True, but no bool
     with pytest.raises(ValueError, match="merge_dims"):
         configs.of(0, group)
     del group["merge_dims"]
@@ -236,8 +243,8 @@ def test_options_are_checked_once_for_the_same_objects() -> None:
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
-    """What the ops of a step are given, by name; they do nothing."""
+def op_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
+    """Replace the ops by ones that do nothing; return the list of their arguments, by name."""
     calls: list[tuple[str, list[Tensor]]] = []
 
     def accumulate_(*arguments: Any) -> None:
@@ -263,26 +270,26 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one, or the same elements of the same memory."""
+    """Return True if two tensors are the same object, or have the same elements of the same memory."""
     return a is b or all(
-        of(a) == of(b) for of in (Tensor.data_ptr, Tensor.size, Tensor.stride, lambda own: own.dtype)
+        of(a) == of(b) for of in (Tensor.data_ptr, Tensor.size, Tensor.stride, lambda t: t.dtype)
     )
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_ops_are_given_the_same_tensors_on_every_step(
-    nesterov: bool, given: list[tuple[str, list[Tensor]]]
+    nesterov: bool, op_calls: list[tuple[str, list[Tensor]]]
 ) -> None:
-    """Of parameters, moments, buffers and blocks; but gradients are new ones."""
+    """Parameters, moments, buffers and blocks are the same; gradients are new."""
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **(SMALL | {"root_every": 100}), nesterov=nesterov, backend="reference")
     optimizer.param_groups[0]["step"] = SETTLED
     seen = []
     for step in range(3):
-        given.clear()
+        op_calls.clear()
         set_gradients(params, step)
         optimizer.step()
-        seen.append(list(given)[-10:])  # a first step updates factors, then makes roots
+        seen.append(list(op_calls)[-10:])  # a first step updates factors, then computes roots
     for first, again in zip(seen[0], seen[2], strict=True):
         assert first[0] == again[0]
         assert len(first[1]) == len(again[1])
@@ -302,7 +309,7 @@ def operations_of_a_step(layers: int, shape: tuple[int, ...], **options: Any) ->
     return operations.counts
 
 
-@pytest.mark.usefixtures("given")
+@pytest.mark.usefixtures("op_calls")
 def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_a_parameter() -> None:
     few, many = (operations_of_a_step(layers, (8, 8), backend="reference") for layers in LAYERS)
     assert few == many, "blocks that are whole parameters"
@@ -312,7 +319,7 @@ def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_
 
 
 def work_of_a_rank(rank: int, layers: int, in_shards: bool) -> tuple[Counter[str], Counter[str]]:
-    """A step's operations, and its calls of functions."""
+    """Return the counts of a step's operations, and of its function calls."""
     reference.accumulate_ = reference.parameter_step_ = reference.kron_step_ = lambda *_, **__: None
     shapes = [(16, 16), (16,)] * layers
     placed: Callable[[Tensor], Tensor] = torch.Tensor.clone
@@ -333,7 +340,7 @@ def work_of_a_rank(rank: int, layers: int, in_shards: bool) -> tuple[Counter[str
 
 
 def calls_of(call: Callable[[], object]) -> Counter[str]:
-    """Of Python's functions, ``call``, and, from Python, of others, ``c_call``."""
+    """Count the calls of Python functions, ``call``, and calls from Python of other functions, ``c_call``."""
     counts: Counter[str] = Counter()
     sys.setprofile(lambda frame, event, _: counts.update([event]))
     call()
@@ -342,10 +349,10 @@ def calls_of(call: Callable[[], object]) -> Counter[str]:
 
 
 @pytest.mark.parametrize(("world", "in_shards"), [(1, False), (2, False), (2, True)])
-def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
+def test_a_step_of_the_sharded_engine_does_no_work_parameter_by_parameter(
     world: int, in_shards: bool, tmp_path: Path
 ) -> None:
-    """Nor calls a function of each, but for its hash, to find its state, and for what a DTensor holds."""
+    """It calls no function of a parameter, except its hash, to find state, and a DTensor's local tensor."""
     added = 2 * (LAYERS[1] - LAYERS[0])
     of_ranks = []
     for layers in LAYERS:
@@ -357,9 +364,9 @@ def test_a_step_of_the_sharded_engine_does_nothing_parameter_by_parameter(
         assert many_calls["c_call"] - few_calls["c_call"] <= added
 
 
-@pytest.mark.usefixtures("given")
+@pytest.mark.usefixtures("op_calls")
 def test_a_step_calls_one_function_of_a_parameter() -> None:
-    """For its hash."""
+    """The function is the hash, which finds the parameter's state."""
     calls = []
     for layers in LAYERS:
         params = parameters(*[(8, 8), (8,)] * layers)
@@ -373,27 +380,27 @@ def test_a_step_calls_one_function_of_a_parameter() -> None:
     assert many["c_call"] - few["c_call"] <= 2 * added
 
 
-def gradients_held_after_a_step(**options: Any) -> int:
+def gradients_alive_after_a_step(**options: Any) -> int:
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, **options)
     train(optimizer, params, range(2))
-    held = [weakref.ref(p.grad) for p in params if p.grad is not None]
+    references = [weakref.ref(p.grad) for p in params if p.grad is not None]
     optimizer.zero_grad()
-    return sum(grad() is not None for grad in held)
+    return sum(grad() is not None for grad in references)
 
 
 def holding_rank(rank: int) -> int:
-    return gradients_held_after_a_step(process_group=dist.group.WORLD)
+    return gradients_alive_after_a_step(process_group=dist.group.WORLD)
 
 
 def test_nothing_holds_gradients_after_a_step(tmp_path: Path) -> None:
-    """Their memory is the model's again once the training loop lets go of them."""
-    assert gradients_held_after_a_step() == 0
+    """Their memory is free for the model once the training loop drops them."""
+    assert gradients_alive_after_a_step() == 0
     assert ranks.launch(2, holding_rank, tmp_path) == [0, 0]
 
 
-def state_of_a_backend_that_is_none(**options: Any) -> int:
-    """How many parameters have state after a step that names no backend."""
+def state_after_an_unknown_backend(**options: Any) -> int:
+    """Return the number of parameters with state, plus the step counter, after a refused step."""
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, **options)
     optimizer.param_groups[0]["backend"] = "fast"
@@ -403,9 +410,9 @@ def state_of_a_backend_that_is_none(**options: Any) -> int:
 
 
 def naming_rank(rank: int) -> int:
-    return state_of_a_backend_that_is_none(process_group=dist.group.WORLD)
+    return state_after_an_unknown_backend(process_group=dist.group.WORLD)
 
 
-def test_there_is_no_state_after_a_step_that_names_no_backend(tmp_path: Path) -> None:
-    assert state_of_a_backend_that_is_none() == 0
+def test_there_is_no_state_after_a_step_with_an_unknown_backend(tmp_path: Path) -> None:
+    assert state_after_an_unknown_backend() == 0
     assert ranks.launch(2, naming_rank, tmp_path) == [0, 0]

@@ -1,4 +1,4 @@
-"""transformers' Trainer, by the example, and Accelerate; offline, with tiny models of random weights."""
+"""transformers' Trainer, through the example, and Accelerate; offline, with tiny models of random weights."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ EXAMPLES = str(Path(huggingface_trainer.__file__).parent)
 SMALL = ["--steps=8", "--batch=8", "--save-every=4"]
 
 pytestmark = pytest.mark.filterwarnings(
-    # Of torch's data loader, with which Trainer asks for pinned memory on any machine.
+    # From torch's data loader: Trainer requests pinned memory on any machine.
     "ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning"
 )
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is looked up on the network, and Accelerate's process-wide state is that of the test alone."""
+    """Forbid access to the network, and reset Accelerate's process-wide state after the test."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     yield
@@ -48,7 +48,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """40 kB of Python, to train on."""
+    """Return the option that names a text of 40 kB of Python, to train on."""
     path = tmp_path_factory.mktemp("text") / "text.py"
     path.write_bytes(Path(argparse.__file__).read_bytes()[:40_000])
     return f"--data={path}"
@@ -59,7 +59,7 @@ def weights(folder: Path, step: int) -> dict[str, Tensor]:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Ctrl-C during a step."""
+    """Raise KeyboardInterrupt in a step, as Ctrl-C does."""
     original = huggingface_trainer.HealthTrainer.training_step
 
     def training_step(self: Any, *arguments: Any, **options: Any) -> Tensor:
@@ -78,7 +78,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Bit for bit, weights and all of the optimizer's state, after a stop between two checkpoints."""
+    """Weights and optimizer state are equal bit for bit, after a stop between two checkpoints."""
     run = [text, *SMALL, f"--precision={precision}"]
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     assert huggingface_trainer.main([*run, f"--out={unbroken}"]) == 0
@@ -99,7 +99,7 @@ def test_a_resumed_run_equals_the_unbroken_one(
         assert all(torch.equal(states[0][index][key], value) for key, value in values.items())
 
 
-def test_losses_fall_and_the_logs_tell_of_the_optimizer(
+def test_losses_fall_and_the_logs_have_diagnostics(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     huggingface_trainer.main([text, "--steps=20", "--batch=8", "--save-every=20", f"--out={tmp_path}"])
@@ -118,7 +118,7 @@ def test_losses_fall_and_the_logs_tell_of_the_optimizer(
 
 
 def test_accumulation_is_one_larger_batch(text: str, tmp_path: Path) -> None:
-    """To float32 rounding, which Adam's update of a seldom token magnifies; the same batch is cut."""
+    """Parts of a batch give its update to float32 rounding, which Adam's update of a rare token magnifies."""
     for parts in (1, 4):
         huggingface_trainer.main([text, *SMALL, f"--accumulate={parts}", f"--out={tmp_path / str(parts)}"])
     whole, cut = weights(tmp_path / "1", 8), weights(tmp_path / "4", 8)
@@ -127,7 +127,7 @@ def test_accumulation_is_one_larger_batch(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (["--resume"], "--resume: {out} holds no checkpoint"),
         (["--accumulate=3"], "--accumulate: must divide --batch 8, got 3"),
@@ -135,12 +135,12 @@ def test_accumulation_is_one_larger_batch(text: str, tmp_path: Path) -> None:
         (["--data={out}/none"], "--data: no such file or folder"),
     ],
 )
-def test_wrong_options_are_told(
-    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_named(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(SystemExit):
-        huggingface_trainer.main([*SMALL, f"--out={out}", *(own.format(out=out) for own in given)])
+        huggingface_trainer.main([*SMALL, f"--out={out}", *(option.format(out=out) for option in options)])
     assert message.format(out=out) in capsys.readouterr().err
     assert not out.exists()
 
@@ -153,7 +153,7 @@ def test_runs_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def trainer_rank(rank: int, examples: str, arguments: list[str]) -> int:
-    """The exit status of one of the processes that torchrun starts."""
+    """Run the example in one of the processes that torchrun starts; return its exit status."""
     torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     os.environ.update(torchrun, ACCELERATE_USE_CPU="1")
     sys.path.insert(0, examples)
@@ -164,7 +164,7 @@ def trainer_rank(rank: int, examples: str, arguments: list[str]) -> int:
 
 @slow
 def test_two_ranks_share_the_work(text: str, tmp_path: Path) -> None:
-    """They train as one rank with twice the batch, to rounding, and resume from what one of them saved."""
+    """They train like one rank with twice the batch, to rounding, and resume from one rank's checkpoint."""
     out = tmp_path / "two"
     arguments = [text, "--steps=8", "--batch=4", "--accumulate=1", "--save-every=4", f"--out={out}"]
     assert ranks.launch(2, trainer_rank, tmp_path, EXAMPLES, arguments) == [0, 0]
@@ -187,7 +187,7 @@ def network() -> nn.Sequential:
 
 def batches(steps: range) -> list[tuple[Tensor, Tensor]]:
     generators = [torch.Generator().manual_seed(step) for step in steps]
-    return [(torch.randn(8, 12, generator=own), torch.randn(8, 3, generator=own)) for own in generators]
+    return [(torch.randn(8, 12, generator=g), torch.randn(8, 3, generator=g)) for g in generators]
 
 
 def make(accelerator: Accelerator) -> tuple[nn.Module, Any, Any]:
@@ -211,27 +211,27 @@ def accelerated(
 
 
 def test_accelerate_takes_the_steps_of_a_plain_loop() -> None:
-    """Gradient accumulation, clipping and a schedule, bit for bit."""
+    """Accelerate accumulates, clips and follows a schedule with the same bits."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model, optimizer, schedule = make(accelerator)
     accelerated(accelerator, model, optimizer, schedule, range(12))
     plain = network()
-    own = KrADagrad(plain.parameters(), lr=1e-2, block_size=8, root_every=3)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(own, 20)
+    plain_optimizer = KrADagrad(plain.parameters(), lr=1e-2, block_size=8, root_every=3)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(plain_optimizer, 20)
     for number, (x, y) in enumerate(batches(range(12))):
         ((plain(x) - y).square().mean() / 2).backward()
         if number % 2:
             nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
-            own.step()
+            plain_optimizer.step()
             rates.step()
-            own.zero_grad()
+            plain_optimizer.zero_grad()
     assert all(map(torch.equal, model.parameters(), plain.parameters()))
     (report,) = kradagrad_ext.read_diagnostics(optimizer)
     assert report["steps"] == 6
 
 
 def test_accelerate_saves_and_loads(tmp_path: Path) -> None:
-    """`save_state` and `load_state`: bit for bit."""
+    """A run resumes bit for bit with `save_state` and `load_state`."""
     accelerator = Accelerator(cpu=True)
     model, optimizer, schedule = make(accelerator)
     accelerated(accelerator, model, optimizer, schedule, range(5))

@@ -1,4 +1,4 @@
-"""Work of the CUDA kernels in one CTA, as the time model reads it: the table, and what it makes of it."""
+"""Work of the CUDA kernels in one CTA: the recorded table, and the times that the model computes from it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CTA = KernelWork(
 
 
 def rows() -> dict[tuple[str, str], dict[str, KernelWork]]:
-    """By kernel and call, then architecture."""
-    found: dict[tuple[str, str], dict[str, KernelWork]] = defaultdict(dict)
+    """Return the rows of the table by kernel and call, then by architecture."""
+    by_call: dict[tuple[str, str], dict[str, KernelWork]] = defaultdict(dict)
     for row in work.read():
-        found[row.kernel, row.call][row.architecture] = row
-    return found
+        by_call[row.kernel, row.call][row.architecture] = row
+    return by_call
 
 
-def test_every_row_can_be():
-    """A count that one of these contradicts was lost or taken twice on the way."""
+def test_every_row_is_possible():
+    """A row that fails a check has a count that was lost or counted twice."""
     for by_architecture in rows().values():
         assert {"sm_90", "sm_100"} <= by_architecture.keys()
         assert len({(row.mma, row.wavefronts, row.barriers) for row in by_architecture.values()}) == 1
@@ -68,49 +68,49 @@ def test_several_ctas_hide_what_each_waits_for():
 
 
 def test_hardware_rates_by_hand():
-    """Of the public peaks: 8 cycles a product on an A100, 4 on an H100 if mma.sync reached the peak."""
+    """Public peaks give 8 cycles a product on an A100, and 4 on an H100 if mma.sync reached the peak."""
     a100, h100 = GPUS["A100"], GPUS["H100"]
-    assert a100.schedule == pytest.approx(1.41e9, rel=1e-3)
-    assert h100.schedule == pytest.approx(1.83e9, rel=1e-3)
+    assert a100.clock == pytest.approx(1.41e9, rel=1e-3)
+    assert h100.clock == pytest.approx(1.83e9, rel=1e-3)
     assert a100.mma_cycles == pytest.approx(8)
     assert h100.mma_cycles * h100.mma_sync == pytest.approx(4)
-    assert a100.bytes_a_cycle * a100.sms * a100.schedule == pytest.approx(a100.bandwidth)
+    assert a100.bytes_a_cycle * a100.sms * a100.clock == pytest.approx(a100.bandwidth)
 
 
-def test_a_launch_is_so_many_ctas():
+def test_a_launch_takes_the_cycles_of_its_ctas():
     row = work.work_of("resident_precondition_128_bf16x3", "sm_90")
     assert row is not None
     gpu, ctas = GPUS["H100"], 1000
     flops = {"bf16": ctas * row.mma * work.MMA_FLOPS["bf16"]}
     cost = Cost(row.kernel, "product", 1, ctas * row.bytes, flops)
     cycles = row.cycles(gpu.mma_cycles, row.bytes / gpu.bytes_a_cycle)
-    assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.schedule))
+    assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.clock))
     assert cost.milliseconds(GPUS["H200"]) < cost.milliseconds(gpu)
 
 
 @pytest.mark.slow
 def test_the_table_is_that_of_the_kernels():
-    """Kernels that were changed: ``python bench/kernel_work.py`` counts them anew."""
+    """After a change of kernels, ``python bench/kernel_work.py`` counts their work again."""
     pytest.importorskip("cuda.toolchain", reason="the plans' bindings are not here")
     sys.path.insert(0, str(BENCH))
     import kernel_work
 
-    found = rows()
+    recorded = rows()
     for call in (kernel_work.CALLS[0], kernel_work.Call(128)):
         for name in kernel_work.run(call):
-            assert kernel_work.record(name, call, "sm_90") == found[name, str(call)]["sm_90"]
+            assert kernel_work.record(name, call, "sm_90") == recorded[name, str(call)]["sm_90"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [64, 96, 128, 256, 512])
-def test_flops_are_the_products_that_are_counted(side):
-    """The roofline's flops tell how many CTAs there are, by the products of the table."""
+def test_flops_are_those_of_the_counted_products(side):
+    """The roofline's flops determine the number of CTAs, through the products in the table."""
     pytest.importorskip("cuda.toolchain", reason="the plans' bindings are not here")
     sys.path.insert(0, str(BENCH))
     import kernel_costs
     import kernel_work
 
-    call = next(own for own in kernel_work.CALLS if own.side == side and not own.roots)
+    call = next(call for call in kernel_work.CALLS if call.side == side and not call.roots)
     rule = replace(
         kernel_work.square_root.RULE, method="products", refine=2, coupled=True, damped_updates=0.0
     )
@@ -118,5 +118,8 @@ def test_flops_are_the_products_that_are_counted(side):
     blocks = [kernel_costs.Blocks(call.blocks, side, side)]
     for cost in kernel_costs.step_costs(blocks, kernel_costs.Call(rule)):
         flops[cost.kernel] += cost.flops.get("bf16", 0.0)
-    counted = {name: sum(own["mma"] for own in of.counters) for name, of in kernel_work.run(call).items()}
+    counted = {
+        name: sum(counter["mma"] for counter in kernel.counters)
+        for name, kernel in kernel_work.run(call).items()
+    }
     assert {name: number / work.MMA_FLOPS["bf16"] for name, number in flops.items()} == counted

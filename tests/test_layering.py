@@ -1,4 +1,4 @@
-"""The project's structure: who may import or include whom, and how long files and functions may be."""
+"""The project's structure: which files may import or include which, and how long files are."""
 
 import ast
 import re
@@ -190,13 +190,13 @@ MAY_IMPORT = {
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 40
 
-# Each with the reason why it is not split.
+# Exceptions, each with the reason why it is not split.
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS = {
     "kradagrad_ext/optimizer.py:__init__": "all but a few lines are the options and their defaults",
-    "triton_kernels/accumulate.py:accumulate": "half of it are a kernel's arguments",
-    "triton_kernels/parameter_step.py:parameter_step": "half of it are a kernel's arguments",
-    "triton_kernels/square_root_resident.py:square_root_resident": "half of it are a kernel's arguments",
+    "triton_kernels/accumulate.py:accumulate": "half of it is a kernel's arguments",
+    "triton_kernels/parameter_step.py:parameter_step": "half of it is a kernel's arguments",
+    "triton_kernels/square_root_resident.py:square_root_resident": "half of it is a kernel's arguments",
 }
 
 PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
@@ -211,13 +211,13 @@ def relative(path):
 
 
 def module_name(path):
-    """Dotted name below kradagrad_ext; "" is the package itself."""
+    """Return the dotted name below kradagrad_ext; "" is the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_modules(path):
-    """Absolute names of everything a file imports, at any depth of its code."""
+    """Yield the absolute name of everything that a file imports, at any depth of its code."""
     package = ["kradagrad_ext", *path.relative_to(PACKAGE).parent.parts] if PACKAGE in path.parents else []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -225,7 +225,7 @@ def imported_modules(path):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*base, *([node.module] if node.module else [])])
-            # `from package import module` names a module only where there is such a file.
+            # `from package import module` names a module only if there is such a file.
             folder = ROOT / source.replace(".", "/")
             yield from (
                 f"{source}.{alias.name}" if (folder / f"{alias.name}.py").exists() else source
@@ -234,15 +234,15 @@ def imported_modules(path):
 
 
 def test_modules_import_only_what_they_may():
-    """A new module gets a line in MAY_IMPORT, and one that is gone loses its own."""
+    """Every module has a line in MAY_IMPORT, and every line has a module."""
     modules = {module_name(path): path for path in PACKAGE.rglob("*.py")}
     assert modules.keys() == MAY_IMPORT.keys()
     forbidden = {}
     for name, path in modules.items():
         inner = {other for other in imported_modules(path) if other.split(".")[0] == "kradagrad_ext"}
-        found = {other.removeprefix("kradagrad_ext").removeprefix(".") for other in inner}
-        forbidden[name] = found - MAY_IMPORT[name]
-    assert {name: found for name, found in forbidden.items() if found} == {}
+        imported = {other.removeprefix("kradagrad_ext").removeprefix(".") for other in inner}
+        forbidden[name] = imported - MAY_IMPORT[name]
+    assert {name: imported for name, imported in forbidden.items() if imported} == {}
 
 
 def test_triton_kernels_import_torch_and_triton_only():
@@ -282,7 +282,7 @@ def test_files_are_short():
 
 
 def function_lines(node):
-    """Lines of a function without its docstring."""
+    """Return the number of lines of a function without its docstring."""
     docstring = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
     return (
         node.end_lineno - node.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)
@@ -301,7 +301,7 @@ def test_functions_are_short():
 
 
 def test_every_exception_is_still_needed():
-    """A reason for a file or function that is gone or short again is to be removed."""
+    """Exceptions for files and functions that are gone, or short enough, must be removed."""
     for name in LONGER_FILES:
         assert len((ROOT / name).read_text().splitlines()) > MAX_FILE_LINES, name
     for name in LONGER_FUNCTIONS:

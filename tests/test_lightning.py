@@ -1,4 +1,4 @@
-"""Lightning, by the example: precision, accumulation, schedule, logs, checkpoints, ranks."""
+"""Lightning, through its example: precision, accumulation, schedule, logs, checkpoints, ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import lightning_module
 SMALL = ["--epochs=3", "--batch=512"]
 
 pytestmark = [
-    # Of what Lightning itself calls in torch, says of the machine, or recommends.
+    # Warnings about Lightning's calls into torch and about the machine, and its recommendations.
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers which may be a bottleneck"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -36,8 +36,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """`seed_everything` is the process's; so is torch's generator, which every test seeds."""
+def restored_seed() -> Iterator[None]:
+    """Seed torch's global generator again, since `seed_everything` changes it for the whole process."""
     yield
     torch.manual_seed(0)
 
@@ -47,13 +47,13 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def same(ours: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Whether two checkpoints have the same weights and the same state of the optimizer, to the bit."""
+    """Return True if two checkpoints have the same weights and optimizer state, bit for bit."""
     weights = all(
         torch.equal(ours["state_dict"][key], value) for key, value in expected["state_dict"].items()
     )
-    (own,), (other,) = ours["optimizer_states"], expected["optimizer_states"]
+    (state,), (other,) = ours["optimizer_states"], expected["optimizer_states"]
     return weights and all(
-        torch.equal(own["state"][index][key], value)
+        torch.equal(state["state"][index][key], value)
         for index, values in other["state"].items()
         for key, value in values.items()
     )
@@ -63,7 +63,7 @@ def same(ours: dict[str, Any], expected: dict[str, Any]) -> bool:
 def test_a_resumed_run_equals_the_unbroken_one(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, after Ctrl-C in the third epoch."""
+    """Checkpoints are equal bit for bit, after Ctrl-C in the third epoch."""
     run = [*SMALL, f"--precision={precision}"]
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
     assert lightning_module.main([*run, f"--out={unbroken}"]) == 0
@@ -83,24 +83,24 @@ def test_a_resumed_run_equals_the_unbroken_one(
     assert same(saved(resumed), saved(unbroken))
 
 
-def test_losses_fall_and_the_logs_tell_of_the_optimizer(tmp_path: Path) -> None:
+def test_losses_fall_and_the_logs_show_the_optimizer(tmp_path: Path) -> None:
     lightning_module.main(["--epochs=4", "--batch=256", "--precision=bf16-mixed", f"--out={tmp_path}"])
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    found = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert found["val_loss"] == sorted(found["val_loss"], reverse=True)
-    assert found["val_loss"][-1] < 1.2
-    rates = found["lr-KrADagrad/matrices"]
+    scalars = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert scalars["val_loss"] == sorted(scalars["val_loss"], reverse=True)
+    assert scalars["val_loss"][-1] < 1.2
+    rates = scalars["lr-KrADagrad/matrices"]
     assert rates[0] < max(rates) > rates[-1]
-    conditions = found["kradagrad/matrices/condition"]
+    conditions = scalars["kradagrad/matrices/condition"]
     assert len(conditions) == len({event.step for event in events.Scalars("lr-KrADagrad/matrices")})
     assert all(value > 1 for value in conditions)
     steps = [event.step for event in events.Scalars("kradagrad/matrices/steps")]
-    assert found["kradagrad/matrices/steps"] == steps
+    assert scalars["kradagrad/matrices/steps"] == steps
 
 
 def test_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
-    """But for float32's rounding, which steps magnify; accumulation cuts the same batch."""
+    """Accumulation cuts the same batch; only float32's rounding differs, which steps magnify."""
     options = ["--epochs=1", "--batch=512", "--precision=32-true"]
     for parts in (1, 2):
         lightning_module.main([*options, f"--accumulate={parts}", f"--out={tmp_path / str(parts)}"])
@@ -110,7 +110,7 @@ def test_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
 
 
 class TwoRanksInTurn(DistributedSampler[Any]):
-    """The examples of 256 that each of two ranks gets, one after the other."""
+    """A sampler whose batches of 256 are those of rank 0 and rank 1 in turn."""
 
     def __iter__(self) -> Iterator[int]:
         order = torch.tensor(list(super().__iter__()))
@@ -120,7 +120,7 @@ class TwoRanksInTurn(DistributedSampler[Any]):
 
 @slow
 def test_two_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They train as one rank that accumulates their batches, which takes over the state that they save."""
+    """Two ranks train like one that accumulates their batches, and one can load the state that they save."""
     options = ["--epochs=2", "--precision=32-true"]
     two, one = tmp_path / "two", tmp_path / "one"
     command = [sys.executable, lightning_module.__file__, *options]
@@ -140,18 +140,18 @@ def test_two_ranks_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (["--resume"], "holds no checkpoint"),
         (["--accumulate=3"], "--accumulate: must divide --batch 512, got 3"),
         (["--ranks=0"], "--ranks: must be at least 1, got 0"),
     ],
 )
-def test_wrong_options_are_told(
-    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_reported(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        lightning_module.main([*SMALL, f"--out={tmp_path / 'out'}", *given])
+        lightning_module.main([*SMALL, f"--out={tmp_path / 'out'}", *options])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""examples/log_to_tensorboard.py, and what TensorBoard reads of what it writes."""
+"""examples/log_to_tensorboard.py, and what TensorBoard reads from its event files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import log_to_tensorboard
 
 
 def written(folder: Path) -> dict[str, dict[int, float]]:
-    """The values of every name, by step."""
+    """Return the values of every name, by step."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {
@@ -27,24 +27,24 @@ def written(folder: Path) -> dict[str, dict[int, float]]:
 
 def test_the_event_file_holds_every_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert log_to_tensorboard.main(["--steps=25", "--every=10", f"--out={tmp_path / 'run'}"]) == 0
-    found = written(tmp_path / "run")
+    scalars = written(tmp_path / "run")
     counts = {name for name, fold in MEASURES.items() if fold.counts}
-    assert set(found) == (
+    assert set(scalars) == (
         {"train/loss"}
         | {f"kradagrad/matrices/{name}" for name in MEASURES}
         | {f"kradagrad/vectors/{name}" for name in counts}
     )
-    assert all(list(values) == [10, 20, 25] for values in found.values())
-    assert found["kradagrad/matrices/steps"] == {10: 10, 20: 20, 25: 25}
-    assert found["train/loss"][25] < found["train/loss"][10]
-    assert all(value > 1 for value in found["kradagrad/matrices/condition"].values())
+    assert all(list(values) == [10, 20, 25] for values in scalars.values())
+    assert scalars["kradagrad/matrices/steps"] == {10: 10, 20: 20, 25: 25}
+    assert scalars["train/loss"][25] < scalars["train/loss"][10]
+    assert all(value > 1 for value in scalars["kradagrad/matrices/condition"].values())
     out, progress = capsys.readouterr()
     assert [line.split(":")[0] for line in progress.splitlines()] == ["step 10", "step 20", "step 25"]
     assert f"tensorboard --logdir {tmp_path / 'run'}" in out
 
 
 def test_a_reading_on_its_way_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU that is behind: the next one is left out, and the last one awaited when the run is over."""
+    """On a GPU that is behind, the next reading is skipped; the last one is awaited at the end of the run."""
     monkeypatch.setattr(kradagrad_ext.AsyncDiagnostics, "ready", lambda self: False)
     log_to_tensorboard.main(["--steps=6", "--every=2", f"--out={tmp_path}"])
     assert list(written(tmp_path)["train/loss"]) == [2]

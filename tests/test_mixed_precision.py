@@ -17,7 +17,7 @@ SHAPES = ((20, 12), (7,), (8, 8), ())
 
 
 def scaled_step(optimizer: KrADagrad, scaler: torch.amp.GradScaler, *, unscale_first: bool = False) -> None:
-    """A step through the scaler of gradients that were made from a scaled loss."""
+    """Step through the scaler, with the gradients of a scaled loss."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad *= scaler.scale(torch.ones(()))
@@ -32,7 +32,7 @@ def scaled_step(optimizer: KrADagrad, scaler: torch.amp.GradScaler, *, unscale_f
 def test_a_scaled_loss_gives_the_same_steps_to_the_bit(
     unscale_first: bool, amp_scaling: bool, backend: str
 ) -> None:
-    """Scales are powers of two. They grow every second step; with gradients clipped, the user unscales."""
+    """Scales are powers of two and grow every second step. A user who clips gradients unscales them first."""
     ours, plain = parameters(*SHAPES), parameters(*SHAPES)
     optimizer = KrADagrad(ours, **SMALL, backend=backend, amp_scaling=amp_scaling)
     other = KrADagrad(plain, **SMALL, backend=backend)
@@ -48,7 +48,7 @@ def test_a_scaled_loss_gives_the_same_steps_to_the_bit(
 
 @pytest.mark.parametrize("amp_scaling", [False, True])
 def test_a_step_that_the_scaler_refuses_changes_nothing(amp_scaling: bool, backend: str) -> None:
-    """All parameters stay, those with sound gradients too, since the loss overflowed; the scale halves."""
+    """All parameters stay, even those with finite gradients, since the loss overflowed. The scale halves."""
     params = parameters(*SHAPES)
     optimizer = KrADagrad(params, **SMALL, backend=backend, amp_scaling=amp_scaling)
     train(optimizer, params, range(3))
@@ -68,7 +68,7 @@ def test_a_step_that_the_scaler_refuses_changes_nothing(amp_scaling: bool, backe
 
 
 def test_a_scale_that_is_still_being_found_keeps_no_root_at_the_identity() -> None:
-    """The first gradients of all are refused: the next ones get roots, however seldom these are made."""
+    """If the first gradients are refused, the next ones get roots, however rarely roots are due."""
     params = parameters((20, 12))
     optimizer = KrADagrad(params, block_size=8, root_every=100, amp_scaling=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -83,7 +83,10 @@ def test_a_scale_that_is_still_being_found_keeps_no_root_at_the_identity() -> No
 
 
 def scaled_rank(rank: int, mode: str) -> dict[str, Any]:
-    """The scaler of one rank alone finds an Inf: of replicas, too, if its batch overflowed before the sum."""
+    """Step after the scaler of rank 1 alone has found an Inf, and again after none has.
+
+    Replicas can disagree as well, if one batch overflows before gradients are summed.
+    """
     model = ranks.make_model(torch.float32)
     optimizer = KrADagrad(model.parameters(), **ranks.OPTIONS, **ranks.shard(model, mode))
     before = ranks.whole(model)
@@ -114,7 +117,7 @@ def test_what_one_rank_refuses_all_refuse(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_accumulated_gradients_are_one_gradient(dtype: torch.dtype, backend: str) -> None:
-    """Backward adds up until a step takes all of it; `zero_grad` may set to zero instead of None."""
+    """Backward adds to gradients until a step; `zero_grad` may set them to zero instead of None."""
     ours, whole = parameters((20, 12), dtype=dtype), parameters((20, 12), dtype=dtype)
     optimizer = KrADagrad(ours, **SMALL, backend=backend)
     other = KrADagrad(whole, **SMALL, backend=backend)
@@ -133,7 +136,7 @@ def test_accumulated_gradients_are_one_gradient(dtype: torch.dtype, backend: str
 
 @pytest.mark.parametrize("root_dtype", [None, torch.bfloat16])
 def test_bfloat16_parameters_keep_factors_in_float32(root_dtype: torch.dtype | None, backend: str) -> None:
-    """Steps are those of float32 parameters with the same gradients, as far as the weights can tell."""
+    """Steps are those of float32 parameters with the same gradients, to the precision of the weights."""
     ours, exact = parameters(*SHAPES, dtype=torch.bfloat16), parameters(*SHAPES)
     for a, b in zip(ours, exact, strict=True):
         b.data.copy_(a.data)

@@ -1,4 +1,4 @@
-"""Norms of gradients: the same bits whichever way they are made, and what is not finite."""
+"""Norms of gradients: the same bits whichever way they are computed, and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def random_gradients(dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
-def test_bits_are_those_of_single_norms(given: torch.dtype, threads: int) -> None:
-    """Of gradients that lie alone, at any place in one tensor, and in another order than their dims."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_are_those_of_single_norms(dtype: torch.dtype, threads: int) -> None:
+    """Gradients are separate tensors, parts of one tensor at any offset, or in another order of dims."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    grads = random_gradients(given)
+    grads = random_gradients(dtype)
     norms = GradientNorms(grads, dots=False)
-    flat = torch.cat([torch.zeros(1, dtype=given), *(grad.reshape(-1) for grad in grads)])
+    flat = torch.cat([torch.zeros(1, dtype=dtype), *(grad.reshape(-1) for grad in grads)])
     parts = flat[1:].split([grad.numel() for grad in grads])
     within = [part.view(grad.shape) for part, grad in zip(parts, grads, strict=True)]
     transposed = [grad.mT.contiguous().mT if grad.ndim > 1 else grad for grad in grads]
-    for own in (grads, within, transposed):
+    for tensors in (grads, within, transposed):
         for host_looks in (True, False):
-            assert torch.equal(norms.of(own, host_looks), one_by_one(own))
+            assert torch.equal(norms.of(tensors, host_looks), one_by_one(tensors))
     torch.set_num_threads(before)
 
 
@@ -63,12 +63,12 @@ def test_squares_neither_overflow_nor_underflow(
 ) -> None:
     shapes = [*SHAPES, (2, LARGE)]
     generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     for constant in constants:
-        grads = [(own * constant).to(dtype) for own in given]
-        found = GradientNorms(grads).of(grads, host_looks)
-        wanted = one_by_one([grad.double() / constant for grad in grads]) * constant
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+        grads = [(value * constant).to(dtype) for value in values]
+        norms = GradientNorms(grads).of(grads, host_looks)
+        expected = one_by_one([grad.double() / constant for grad in grads]) * constant
+        torch.testing.assert_close(norms, expected, rtol=1e-5, atol=0)
 
 
 def test_zeros_have_a_norm_of_zero() -> None:
@@ -84,13 +84,13 @@ def test_zeros_have_a_norm_of_zero() -> None:
 def test_what_is_not_finite_shows_in_its_own_norm_alone(dtype: torch.dtype, which: int, bad: float) -> None:
     grads = [*random_gradients(dtype), torch.randn(2, LARGE).to(dtype)]
     grads[which].view(-1)[-1] = bad
-    found = GradientNorms(grads).of(grads, host_looks=True)
-    assert (~found.isfinite()).nonzero().flatten().tolist() == [which]
+    norms = GradientNorms(grads).of(grads, host_looks=True)
+    assert (~norms.isfinite()).nonzero().flatten().tolist() == [which]
 
 
-def test_large_gradients_are_dot_products_where_that_is_allowed() -> None:
+def test_large_gradients_are_dot_products_if_allowed() -> None:
     grads = [torch.randn(2, LARGE), torch.randn(3)]
-    found = GradientNorms(grads).of(grads, host_looks=True)
+    norms = GradientNorms(grads).of(grads, host_looks=True)
     flat = grads[0].reshape(-1)
-    assert found[0] == torch.dot(flat, flat).double().sqrt()
-    torch.testing.assert_close(found, one_by_one(grads), rtol=1e-6, atol=0)
+    assert norms[0] == torch.dot(flat, flat).double().sqrt()
+    torch.testing.assert_close(norms, one_by_one(grads), rtol=1e-6, atol=0)

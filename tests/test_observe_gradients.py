@@ -22,9 +22,9 @@ from kradagrad_ext.backends.scalars import (
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_agrees_with_float64(dtype: torch.dtype, options: dict[str, Any], backend: str) -> None:
-    given = make(dtype)
-    ours = run(cases.ops(backend, dtype), given, **options)
-    plain, exact = run(reference, given, **options), run(reference, given, torch.float64, **options)
+    inputs = make(dtype)
+    ours = run(cases.ops(backend, dtype), inputs, **options)
+    plain, exact = run(reference, inputs, **options), run(reference, inputs, torch.float64, **options)
     for name in ("scalars", "coefficients"):
         assert_each_as_accurate(getattr(ours, name), getattr(plain, name), getattr(exact, name), name)
     assert torch.equal(ours.active, exact.active)
@@ -33,20 +33,22 @@ def test_agrees_with_float64(dtype: torch.dtype, options: dict[str, Any], backen
 
 @pytest.mark.parametrize("count", [0, 1, 129, 3000])
 def test_any_number_of_matrices(count: int, backend: str) -> None:
-    given = make(torch.float32)
-    chosen = torch.arange(count) % len(given.numel)
-    ours, whole = (run(cases.ops(backend, torch.float32), own) for own in (rows(given, chosen), given))
+    inputs = make(torch.float32)
+    chosen = torch.arange(count) % len(inputs.numel)
+    ours, whole = (
+        run(cases.ops(backend, torch.float32), matrices) for matrices in (rows(inputs, chosen), inputs)
+    )
     for name in WRITTEN:
         a, b = getattr(ours, name), getattr(whole, name)[chosen]
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def test_what_takes_no_part_stays(backend: str) -> None:
-    given = make(torch.float32)
-    ours = run(cases.ops(backend, torch.float32), given)
+    inputs = make(torch.float32)
+    ours = run(cases.ops(backend, torch.float32), inputs)
     rest = ~ours.active
-    expected = given.scalars.clone()
-    expected[:, SKIPPED] += given.present & ~given.norms.isfinite()
+    expected = inputs.scalars.clone()
+    expected[:, SKIPPED] += inputs.present & ~inputs.norms.isfinite()
     assert torch.equal(ours.scalars[rest], expected[rest])
     assert not ours.restarts[rest].any()
     assert (ours.coefficients[rest, 3] == 0).all()
@@ -54,11 +56,11 @@ def test_what_takes_no_part_stays(backend: str) -> None:
 
 
 def test_units_are_powers_of_two_near_the_gradients(backend: str) -> None:
-    given = make(torch.float32)
-    ours = run(cases.ops(backend, torch.float32), given)
+    inputs = make(torch.float32)
+    ours = run(cases.ops(backend, torch.float32), inputs)
     units = ours.scalars[ours.active & (ours.scalars[:, USUAL] > 0), UNIT]
     assert (torch.frexp(units).mantissa == 0.5).all()
-    new = ours.restarts & (ours.scalars[:, UNIT] != given.scalars[:, UNIT])
+    new = ours.restarts & (ours.scalars[:, UNIT] != inputs.scalars[:, UNIT])
     sizes = torch.maximum(ours.scalars[:, USUAL], ours.scalars[:, ENERGY].sqrt() * ours.scalars[:, UNIT])
     ratio = (sizes / ours.scalars[:, UNIT])[new & (ours.scalars[:, USUAL] > 2e-38)]
     assert len(ratio) > 5

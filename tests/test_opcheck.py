@@ -24,7 +24,7 @@ SQUARE_ROOT_RULE = (0.9, 0.5, 1e-3, 0.1, 1.0, "cholesky", 2, "bf16x3", True)
 
 
 def square_root_arguments() -> tuple[object, ...]:
-    """Two groups: 4 blocks [5, 3] and 2 blocks [3, 2]."""
+    """Return arguments for two shape groups: 4 blocks [5, 3] and 2 blocks [3, 2]."""
     shapes = [(4, 5, 3), (2, 3, 2)]
     left = [cases.spd(n, rows, torch.float32) for n, rows, _ in shapes]
     right = [cases.spd(n, columns, torch.float32) for n, _, columns in shapes]
@@ -74,13 +74,13 @@ def parameter_arguments() -> tuple[object, ...]:
 
 
 def observe_arguments() -> tuple[object, ...]:
-    given = observe_gradients_inputs.rows(observe_gradients_inputs.make(torch.float32), torch.arange(7))
-    return (*vars(given).values(), *ScalarRule(**observe_gradients_inputs.RULE).values)
+    inputs = observe_gradients_inputs.rows(observe_gradients_inputs.make(torch.float32), torch.arange(7))
+    return (*vars(inputs).values(), *ScalarRule(**observe_gradients_inputs.RULE).values)
 
 
 def scale_arguments() -> tuple[object, ...]:
-    given = scale_updates_inputs.rows(scale_updates_inputs.make(torch.float32), torch.arange(7))
-    return (*vars(given).values(), 0.9, True, "graft")
+    inputs = scale_updates_inputs.rows(scale_updates_inputs.make(torch.float32), torch.arange(7))
+    return (*vars(inputs).values(), 0.9, True, "graft")
 
 
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
@@ -184,8 +184,8 @@ REFUSALS = [
 ]
 
 
-OWN = {op: getattr(triton, op) for op in ("accumulate_", "parameter_step_")}
-"""Ops that the Triton backend takes in the same form, and checks itself before it looks for Triton."""
+TRITON_OPS = {op: getattr(triton, op) for op in ("accumulate_", "parameter_step_")}
+"""Ops of the Triton backend with the same arguments, which it checks before it looks for Triton."""
 
 
 def assert_refused(call: Callable[..., object], op: str, position: int, value: object, message: str) -> None:
@@ -204,14 +204,16 @@ def test_bad_arguments_are_named_and_nothing_is_written(
     op: str, position: int, value: object, message: str
 ) -> None:
     assert_refused(getattr(torch.ops.kradagrad_ext, op), op, position, value, message)
-    if op in OWN:
-        assert_refused(OWN[op], op, position, value, message)
+    if op in TRITON_OPS:
+        assert_refused(TRITON_OPS[op], op, position, value, message)
 
 
-@pytest.mark.parametrize("op", [*OWN, "kron_step_", "update_factor_", "observe_gradients_", "scale_updates_"])
+@pytest.mark.parametrize(
+    "op", [*TRITON_OPS, "kron_step_", "update_factor_", "observe_gradients_", "scale_updates_"]
+)
 def test_tensors_on_several_devices_are_refused(op: str) -> None:
-    """Whichever it is. The dispatcher takes CUDA before the CPU and so leaves that to the op, whose checks
-    are the same for both. Of the devices here it would refuse meta itself, hence `redispatch`."""
+    """Any tensor may be the one elsewhere. The dispatcher prefers CUDA to the CPU, so it leaves the check to
+    the op, whose checks are the same for both. It would refuse a meta tensor, hence `redispatch`."""
     kernel, cpu = (
         getattr(torch.ops.kradagrad_ext, op).default,
         torch._C.DispatchKeySet(torch._C.DispatchKey.CPU),
@@ -221,6 +223,6 @@ def test_tensors_on_several_devices_are_refused(op: str) -> None:
         if not isinstance(value, (Tensor, list)):
             continue
         elsewhere = value.to("meta") if isinstance(value, Tensor) else [value[0].to("meta"), *value[1:]]
-        for call in (functools.partial(kernel.redispatch, cpu), *filter(None, [OWN.get(op)])):
+        for call in (functools.partial(kernel.redispatch, cpu), *filter(None, [TRITON_OPS.get(op)])):
             with pytest.raises(RuntimeError, match=message):
                 call(*replaced(SAMPLES[op](), position, elsewhere))

@@ -1,4 +1,4 @@
-"""The optimizer as its users meet it: parameters of every kind, groups, schedules, errors, robustness."""
+"""The optimizer as users call it: parameters of every kind, groups, schedules, errors, robustness."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECIPES: list[dict[str, Any]] = [
 def test_twenty_steps_equal_the_reference_in_float64(
     dtype: torch.dtype, recipe: dict[str, Any], backend: str
 ) -> None:
-    """Every recipe, on every kind of parameter at once."""
+    """Every recipe steps every kind of parameter at once."""
     ours, exact = parameters(*SHAPES, dtype=dtype), parameters(*SHAPES, dtype=torch.float64)
     for a, b in zip(ours, exact, strict=True):
         b.data.copy_(a.data)
@@ -61,7 +61,7 @@ def test_twenty_steps_equal_the_reference_in_float64(
 
 
 def test_parameters_without_a_gradient_and_late_ones(backend: str) -> None:
-    """A parameter that joins late starts as it would have alone; those without a gradient stay."""
+    """A parameter that joins late starts as it would have alone; those without a gradient do not move."""
     params = parameters((20, 12), (12, 20), (5,))
     optimizer = KrADagrad(params, **SMALL, backend=backend)
     start = params[1].detach().clone()
@@ -126,8 +126,8 @@ def test_added_groups_and_mixed_dtypes(backend: str) -> None:
     assert optimizer.state[third[0]]["factor_0_0"].shape == (1, 4, 4)
 
 
-def test_blocks_are_as_long_as_suits_the_device() -> None:
-    """By the parameters of each group when it is given; a meta tensor stands for one on a GPU."""
+def test_the_default_block_size_suits_the_device() -> None:
+    """The parameters of a group determine its block size when it is added; meta stands for a GPU."""
     optimizer = KrADagrad(parameters((300, 300)))
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.empty(300, 300, device="meta"))]})
     optimizer.add_param_group({"params": parameters((3, 3)), "block_size": 7})

@@ -1,4 +1,4 @@
-"""What is installed, what the native library links to, and how KRADAGRAD_BUILD decides what is built."""
+"""The installed package, the libraries that its native library links to, and builds by KRADAGRAD_BUILD."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def tree(tmp_path):
 
 
 def call_backend(tree, expression, **environment):
-    """Evaluate an expression of the build backend in a process of its own, as build front ends do."""
+    """Evaluate an expression of the build backend in a new process, as build front ends do."""
     code = f"import build_backend; print('value:', build_backend.{expression})"
     variables = {name: value for name, value in os.environ.items() if name not in ("CXX", "KRADAGRAD_BUILD")}
     command = [sys.executable, "-c", code]
@@ -67,7 +67,7 @@ def test_version_is_the_projects():
     assert f"version: {declared.group(1)}\n" in (ROOT / "CITATION.cff").read_text()
 
 
-def test_triton_kernels_lie_inside_the_package(tmp_path):
+def test_triton_kernels_are_inside_the_package(tmp_path):
     code = "import kradagrad_ext.triton_kernels as kernels; print(kernels.__name__)"
     command = [sys.executable, "-W", "ignore", "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -132,7 +132,7 @@ def test_cpu_builds_one_wheel_for_every_python(tree):
 
 @needs_library
 def test_library_names_no_folder_of_its_sources():
-    """Objects are the same in every clone, and may come from another's."""
+    """Objects are the same in every clone, and may have been compiled in another one."""
     content = LIBRARY.read_bytes()
     assert b"csrc/cpu/" in content  # in messages of failed checks
     assert str(ROOT).encode() not in content
@@ -198,8 +198,8 @@ def test_cuda_without_nvcc_ends_with_an_error(tree):
     ("torch_cuda", "nvcc", "native"), [(0, 0, "cpu"), (0, 1, "cpu"), (1, 0, "cpu"), (1, 1, "cuda")]
 )
 def test_auto_builds_kernels_for_a_torch_with_cuda_where_there_is_nvcc(tree, torch_cuda, nvcc, native):
-    found = f"torch_has_cuda=lambda: {bool(torch_cuda)}, find_nvcc=lambda: {('nvcc',) if nvcc else None}"
-    expression = f"find_torch.__globals__.update({found}) or build_backend.decide().native"
+    probes = f"torch_has_cuda=lambda: {bool(torch_cuda)}, find_nvcc=lambda: {('nvcc',) if nvcc else None}"
+    expression = f"find_torch.__globals__.update({probes}) or build_backend.decide().native"
     assert value(call_backend(tree, expression, KRADAGRAD_BUILD="auto")) == native
 
 
@@ -215,7 +215,7 @@ def test_a_torch_with_cuda_is_known_by_its_version_file(tree, version, expected)
 
 
 @pytest.mark.parametrize("wrong", ["Hopper", "7.5", "8.0;", "9.0+SASS"])
-def test_architectures_are_told_in_torchs_notation(tree, wrong):
+def test_architectures_are_in_torchs_notation(tree, wrong):
     code = "import build_native; print('value:', build_native.architecture_flags())"
     environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0a+PTX"}
     result = subprocess.run(

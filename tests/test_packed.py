@@ -58,7 +58,8 @@ def test_packing_goes_row_by_row() -> None:
 def test_steps_are_those_of_whole_matrices(
     recipe: dict[str, Any], whole_bytes: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many blocks are whole at once; to rounding, as a root's other triangle is not kept."""
+    """The number of blocks that are whole at once does not matter. Steps agree to rounding only, since a
+    root's other triangle is not kept."""
     monkeypatch.setattr(packed, "WHOLE_BYTES", whole_bytes)
     ours, whole = parameters(*SHAPES), parameters(*SHAPES)
     optimizer = KrADagrad(ours, **(SMALL | recipe), packed=True, backend=backend)
@@ -80,7 +81,7 @@ def test_steps_are_those_of_whole_matrices(
 
 @pytest.mark.parametrize("root_dtype", [None, torch.bfloat16])
 def test_half_the_bytes(root_dtype: torch.dtype | None) -> None:
-    """Of factors and roots, but for the diagonals."""
+    """Factors and roots take half the bytes, apart from the diagonals."""
 
     def bytes_of(**options: Any) -> int:
         params = parameters((256, 512))
@@ -114,24 +115,24 @@ def test_a_resumed_run_equals_the_unbroken_one(backend: str) -> None:
 def test_a_checkpoint_of_another_kind_of_device_has_the_same_factors(
     to_triangles: bool, dtype: torch.dtype
 ) -> None:
-    """By Cholesky they are triangles, by products whole matrices: F F^T is what counts."""
+    """Cholesky updates store triangles, updates by products store whole matrices; F F^T must be the same."""
     updates = ("products", "cholesky") if to_triangles else ("cholesky", "products")
     params, other = parameters(*SHAPES), parameters(*SHAPES)
     options = {**SMALL, "packed": True, "factor_dtype": dtype if dtype == torch.bfloat16 else None}
     saved, loaded = (
-        KrADagrad(of, factor_update=update, **options)
-        for of, update in zip((params, other), updates, strict=True)
+        KrADagrad(tensors, factor_update=update, **options)
+        for tensors, update in zip((params, other), updates, strict=True)
     )
     train(saved, params, range(4))
     state_dict = saved.state_dict()
     state_dict["param_groups"][0]["factor_update"] = updates[1]
     loaded.load_state_dict(state_dict)
     for p, q in zip(params, other, strict=True):
-        for key, given_ in saved.state[p].items():
+        for key, factor in saved.state[p].items():
             if key.startswith("factor_") and "stats" not in key:
-                pair = (given_, loaded.state[q][key])
+                pair = (factor, loaded.state[q][key])
                 assert {t.ndim for t in pair} == {2, 3}
-                ours, theirs = (
+                before, after = (
                     linalg.unpack_upper(t, linalg.side_of(t.shape[-1])).double()
                     if t.ndim == 2
                     else t.double()
@@ -139,7 +140,7 @@ def test_a_checkpoint_of_another_kind_of_device_has_the_same_factors(
                 )
                 error = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
                 torch.testing.assert_close(
-                    ours @ ours.mT, theirs @ theirs.mT, rtol=error, atol=error * float(ours.norm()) ** 2
+                    before @ before.mT, after @ after.mT, rtol=error, atol=error * float(before.norm()) ** 2
                 )
     train(loaded, other, range(4, 8))
     assert all(p.isfinite().all() for p in other)
@@ -158,10 +159,10 @@ def test_runs_hold_every_member_once_and_stay_within_the_bound(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "WHOLE_BYTES", most)
         cut = list(packed.batches(groups, sizes))
-    taken = [(run.group, index) for runs in cut for run in runs for index in range(run.first, run.last)]
-    every = [(number, index) for number, group in enumerate(groups) for index in range(len(group.members))]
-    assert taken == every
+    stepped = [(run.group, index) for runs in cut for run in runs for index in range(run.first, run.last)]
+    expected = [(number, index) for number, group in enumerate(groups) for index in range(len(group.members))]
+    assert stepped == expected
     for runs in cut:
         members = [(run.group, m) for run in runs for m in groups[run.group].members[run.first : run.last]]
-        own = [sizes[number] * member.grid.blocks for number, member in members]
-        assert len(own) == 1 or sum(own) <= most
+        run_bytes = [sizes[number] * member.grid.blocks for number, member in members]
+        assert len(run_bytes) == 1 or sum(run_bytes) <= most

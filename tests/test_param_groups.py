@@ -128,16 +128,16 @@ def test_the_groups_train_the_model(name: str) -> None:
 
 
 def test_blocks_of_fused_and_experts_weights() -> None:
-    """Those of a GPT-2's queries, keys and values side by side, and of every expert's gate and up."""
-    optimizer = KrADagrad(param_groups(make("gpt2"), show=None), block_size=16)
-    other = KrADagrad(param_groups(make("mixtral"), show=None), block_size=16)
-    for own, shapes in ((optimizer, [24, 24]), (other, [40, 24])):
-        (group,) = [g for g in own.param_groups if g.get("name") in ("fused", "experts")]
+    """No block spans a GPT-2's queries, keys and values, or an expert's gate and up."""
+    gpt2 = KrADagrad(param_groups(make("gpt2"), show=None), block_size=16)
+    mixtral = KrADagrad(param_groups(make("mixtral"), show=None), block_size=16)
+    for optimizer, shapes in ((gpt2, [24, 24]), (mixtral, [40, 24])):
+        (group,) = [g for g in optimizer.param_groups if g.get("name") in ("fused", "experts")]
         p = group["params"][0]
         p.grad = torch.randn_like(p)
-        own.step()
+        optimizer.step()
         sides = Counter()
-        for key, tensor in own.state[p].items():
+        for key, tensor in optimizer.state[p].items():
             if (
                 key.startswith("factor_")
                 and "stats" not in key
@@ -145,11 +145,11 @@ def test_blocks_of_fused_and_experts_weights() -> None:
             ):
                 sides[tensor.shape[-1]] += len(tensor)
         assert set(sides) == {16, 8}
-        width = shapes[0] if own is optimizer else 40
+        width = shapes[0] if optimizer is gpt2 else 40
         assert sides[8] / sides[16] == (width % 16 != 0) / (width // 16)
 
 
-def test_a_table_tells_what_was_done() -> None:
+def test_a_table_shows_the_groups() -> None:
     shown: list[str] = []
     model = make("gpt2")
     model.transformer.h[0].requires_grad_(False)
@@ -165,7 +165,7 @@ def test_a_table_tells_what_was_done() -> None:
     assert sum(len(group["params"]) for group in thawed) == len(list(model.parameters()))
 
 
-def test_it_prints_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_printed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     param_groups(nn.Linear(3, 4))
     assert "matrices" in capsys.readouterr().out
     param_groups(nn.Linear(3, 4), show=None)

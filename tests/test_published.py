@@ -39,7 +39,7 @@ def copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All of a parameter's state, in order; numbers as tensors."""
+    """Return all of a parameter's state in order, numbers as tensors."""
     if isinstance(value, (dict, list)):
         parts = value.values() if isinstance(value, dict) else value
         return [tensor for part in parts for tensor in tensors(part)]
@@ -57,7 +57,7 @@ def statistic(tensor: Tensor, mode: int) -> Tensor:
 
 
 def test_a_star_step_of_order_3_by_hand() -> None:
-    """With statistics S and products X S X, as the paper writes it; sixth roots, the gradient's length."""
+    """The step is the paper's, with statistics S, products X S X, sixth roots and the gradient's length."""
     (p,) = parameters((4, 3, 5), dtype=torch.float64)
     start = p.detach().clone()
     optimizer = make([p], "star", matrix_eps=0.5, beta2=0.9)
@@ -74,7 +74,7 @@ def test_a_star_step_of_order_3_by_hand() -> None:
 
 
 def test_two_plain_steps_of_order_3_by_hand() -> None:
-    """The first updates mode 0, the second mode 1 from the gradient with the root of mode 0."""
+    """The first step updates mode 0; the second updates mode 1, after the root of mode 0."""
     (p,) = parameters((4, 3, 5), dtype=torch.float64)
     expected = p.detach().clone()
     optimizer = make([p], "plain", matrix_eps=0.1, beta2=0.9, momentum=0.0)
@@ -93,7 +93,7 @@ def test_two_plain_steps_of_order_3_by_hand() -> None:
 
 
 def test_momentum_and_weight_decay_are_of_the_update() -> None:
-    """Before `start_step`, where the update is the gradient."""
+    """Before `start_step`, the update is the gradient."""
     (p,) = parameters((6, 4), dtype=torch.float64)
     expected, velocity = p.detach().clone(), torch.zeros(6, 4, dtype=torch.float64)
     optimizer = make([p], "star", momentum=0.5, weight_decay=0.1, start_step=9)
@@ -114,24 +114,24 @@ def test_plain_turns_go_ever_more_often_to_the_longest_mode() -> None:
 
 
 def test_plain_roots_are_made_of_all_modes_with_a_turn_since() -> None:
-    """Every third step from the first on; those of a star step on every third."""
-    made: dict[str, list[list[int]]] = {}
+    """Plain roots are made on every third step from the first on, star roots on every third step."""
+    refreshed: dict[str, list[list[int]]] = {}
     for variant in VARIANTS:
         (p,) = parameters((6, 6, 6))
         optimizer = make([p], variant, root_every=3)
-        made[variant] = []
+        refreshed[variant] = []
         for step in range(7):
             before = [root.clone() for root in optimizer.state[p]["roots"][0]] if step else [torch.eye(6)] * 3
             train(optimizer, [p], range(step, step + 1))
             pairs = zip(before, optimizer.state[p]["roots"][0], strict=True)
-            made[variant].append([mode for mode, pair in enumerate(pairs) if not torch.equal(*pair)])
-    assert made["plain"] == [[0], [], [], [0, 1, 2], [], [], [0, 1, 2]]
-    assert made["star"] == [[], [], [0, 1, 2], [], [], [0, 1, 2], []]
+            refreshed[variant].append([mode for mode, pair in enumerate(pairs) if not torch.equal(*pair)])
+    assert refreshed["plain"] == [[0], [], [], [0, 1, 2], [], [], [0, 1, 2]]
+    assert refreshed["star"] == [[], [], [0, 1, 2], [], [], [0, 1, 2], []]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_failing_eigendecomposition_changes_nothing(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even the parameters before the one that it belongs to."""
+    """Parameters before the one whose factor fails stay as well."""
     params = parameters((6, 4), (9, 3))
     optimizer = make(params, variant)
     train(optimizer, params, range(2))
@@ -162,11 +162,11 @@ def test_factors_are_symmetric_to_the_bit(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_autocast_is_for_the_model(variant: str) -> None:
-    ours, theirs = parameters((20, 12)), parameters((20, 12))
-    train(make(ours, variant), ours, range(3))
+    plain, under_autocast = parameters((20, 12)), parameters((20, 12))
+    train(make(plain, variant), plain, range(3))
     with torch.autocast("cpu", torch.bfloat16):
-        train(make(theirs, variant), theirs, range(3))
-    assert torch.equal(ours[0], theirs[0])
+        train(make(under_autocast, variant), under_autocast, range(3))
+    assert torch.equal(plain[0], under_autocast[0])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_blocks_are_cut_row_by_row_with_the_rest_last() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_resumed_run_equals_the_unbroken_one(dtype: torch.dtype, variant: str) -> None:
-    """Of every kind of parameter; bfloat16 ones have a state in float32."""
+    """Every kind of parameter resumes; bfloat16 ones have their state in float32."""
     options = {"root_every": 3, "factor_every": 2, "beta2": 0.95}
     unbroken = parameters(*SHAPES, dtype=dtype)
     optimizer = make(unbroken, variant, **options)
@@ -205,20 +205,20 @@ def test_a_resumed_run_equals_the_unbroken_one(dtype: torch.dtype, variant: str)
     train(other, resumed, range(5, 12))
     for p, q in zip(unbroken, resumed, strict=True):
         assert torch.equal(p, q)
-        for ours, theirs in zip(tensors(optimizer.state[p]), tensors(other.state[q]), strict=True):
-            assert torch.equal(ours, theirs)
-            assert ours.dtype == theirs.dtype
+        for expected, loaded in zip(tensors(optimizer.state[p]), tensors(other.state[q]), strict=True):
+            assert torch.equal(expected, loaded)
+            assert expected.dtype == loaded.dtype
     assert unbroken[0].isfinite().all()
 
 
 def test_a_loaded_state_is_not_shared() -> None:
-    ours, theirs = parameters((6, 4)), parameters((6, 4))
-    optimizer, other = make(ours, "star"), make(theirs, "star")
-    train(optimizer, ours, range(2))
+    saved, loaded = parameters((6, 4)), parameters((6, 4))
+    optimizer, other = make(saved, "star"), make(loaded, "star")
+    train(optimizer, saved, range(2))
     other.load_state_dict(optimizer.state_dict())
-    before = [tensor.clone() for tensor in tensors(other.state[theirs[0]])]
-    train(optimizer, ours, range(2, 4))
-    assert all(map(torch.equal, tensors(other.state[theirs[0]]), before))
+    before = [tensor.clone() for tensor in tensors(other.state[loaded[0]])]
+    train(optimizer, saved, range(2, 4))
+    assert all(map(torch.equal, tensors(other.state[loaded[0]]), before))
 
 
 def test_a_state_dict_of_another_optimizer_is_refused() -> None:
@@ -232,7 +232,7 @@ def test_a_state_dict_of_another_optimizer_is_refused() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(value: float, variant: str) -> None:
-    """Of its parameter; the other one takes its step, and the run goes on as if there had been none."""
+    """The parameter with it stays, the other one steps, and later steps are as if it had not come."""
     params, spared = parameters((20, 12), (7,)), parameters((20, 12), (7,))
     optimizer, other = make(params, variant, root_every=2), make(spared, variant, root_every=2)
     train(optimizer, params, range(3))
@@ -251,7 +251,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float, variant: st
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_without_a_gradient(variant: str) -> None:
-    """It leaves the parameter and its state, which a first gradient that comes late makes."""
+    """The parameter and its state stay; a late first gradient creates the state."""
     params = parameters((6, 4), (5, 3))
     optimizer = make(params, variant)
     set_gradients(params, 0)
@@ -279,24 +279,24 @@ def test_factors_that_would_overflow_stay_finite() -> None:
 
 
 def test_closures_groups_and_tensors_as_learning_rates() -> None:
-    """A group's options are its own; the closure's loss comes back, and its gradients are used."""
-    ours, theirs = parameters((6, 4), (5, 3)), parameters((6, 4), (5, 3))
-    groups = [{"params": ours[:1]}, {"params": ours[1:], "variant": "plain", "lr": torch.tensor(0.5)}]
+    """Each group steps by its options; the closure's loss is returned, and its gradients are used."""
+    grouped, separate = parameters((6, 4), (5, 3)), parameters((6, 4), (5, 3))
+    groups = [{"params": grouped[:1]}, {"params": grouped[1:], "variant": "plain", "lr": torch.tensor(0.5)}]
     optimizer = make(groups, "star")
 
     def closure() -> Tensor:
-        loss = sum((p.square().sum() for p in ours), torch.zeros(()))
+        loss = sum((p.square().sum() for p in grouped), torch.zeros(()))
         optimizer.zero_grad()
         loss.backward()
         return loss
 
-    expected = float(sum(p.detach().square().sum() for p in ours))
+    expected = float(sum(p.detach().square().sum() for p in grouped))
     assert float(optimizer.step(closure).detach()) == pytest.approx(expected)
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(grouped, separate, strict=True):
         q.grad = p.grad
-    make(theirs[:1], "star").step()
-    make(theirs[1:], "plain", lr=0.5).step()
-    assert all(map(torch.equal, ours, theirs))
+    make(separate[:1], "star").step()
+    make(separate[1:], "plain", lr=0.5).step()
+    assert all(map(torch.equal, grouped, separate))
 
 
 @pytest.mark.parametrize(
@@ -336,24 +336,24 @@ def sparse(p: nn.Parameter) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("made", "got"),
+    ("convert", "got"),
     [
         (lambda p: p.half(), "strided float16"),
         (lambda p: p.cfloat(), "strided complex64"),
         (sparse, "sparse_coo"),
     ],
 )
-def test_tensors_of_other_kinds_are_refused(made: Callable[[Tensor], Tensor], got: str) -> None:
-    """As parameters at once, as a gradient before any parameter is changed."""
+def test_tensors_of_other_kinds_are_refused(convert: Callable[[Tensor], Tensor], got: str) -> None:
+    """A parameter is refused at once, a gradient before any parameter changes."""
     (p,) = parameters((6, 4))
     message = f"must be dense float32, float64 or bfloat16, got {got}"
     with pytest.raises(TypeError, match=f"parameter 0 of parameter group 0 {message}"):
-        make([made(p.detach())], "star")
+        make([convert(p.detach())], "star")
     if got == "sparse_coo":
         params = parameters((5, 3), (6, 4))
         optimizer = make(params, "star")
         set_gradients(params, 0)
-        params[1].grad = made(params[1])
+        params[1].grad = convert(params[1])
         start = params[0].detach().clone()
         with pytest.raises(TypeError, match=f"the gradient of parameter 1 of parameter group 0 {message}"):
             optimizer.step()
@@ -361,6 +361,6 @@ def test_tensors_of_other_kinds_are_refused(made: Callable[[Tensor], Tensor], go
 
 
 @pytest.mark.parametrize("option", ["variant", "matrix_eps"])
-def test_the_main_optimizer_knows_nothing_of_it(option: str) -> None:
+def test_the_main_optimizer_lacks_these_options(option: str) -> None:
     with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
         KrADagrad(parameters((6, 4)), **{option: "star"})

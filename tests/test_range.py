@@ -1,4 +1,4 @@
-"""Gradients of any size: the same steps whatever they are multiplied by, and none that is too long."""
+"""Gradients of any size: their scale does not change the steps, and no step is too long."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ RECIPES: list[dict[str, Any]] = [
 FEW: list[dict[str, Any]] = [{}, {"graft": "rms", "coupling": "none", "momentum_on": "update"}]
 
 
-def made(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
+def make_parameters(
+    dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHAPES
+) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
 
@@ -43,13 +45,13 @@ def made(dtype: torch.dtype = torch.float32, shapes: list[tuple[int, ...]] = SHA
 def step(optimizer: KrADagrad, params: list[nn.Parameter], number: int, constant: float) -> None:
     generator = torch.Generator().manual_seed(number)
     for p in params:
-        own = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-        p.grad = (own * (1 + 0.3 * math.sin(number)) * constant).to(p.dtype)
+        values = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        p.grad = (values * (1 + 0.3 * math.sin(number)) * constant).to(p.dtype)
     optimizer.step()
 
 
 def trained(constant: float, dtype: torch.dtype, shapes: list[tuple[int, ...]], **options: Any) -> list[Any]:
-    params = made(dtype, shapes)
+    params = make_parameters(dtype, shapes)
     optimizer = KrADagrad(params, lr=1e-2, block_size=16, **options)
     for number in range(12):
         step(optimizer, params, number, constant)
@@ -60,7 +62,7 @@ def trained(constant: float, dtype: torch.dtype, shapes: list[tuple[int, ...]], 
 
 
 def assert_alike(dtype: torch.dtype, shapes: list[tuple[int, ...]], **options: Any) -> None:
-    """Constants that are no powers of two, of which one shows what rounding alone makes of the steps."""
+    """Compare runs whose gradients differ by a constant, no power of two; 1.37 shows rounding alone."""
     plain = trained(1.0, dtype, shapes, **options)
     rounding = relative_difference(trained(1.37, dtype, shapes, **options), plain)
     for constant in CONSTANTS[dtype]:
@@ -88,35 +90,35 @@ def test_powers_of_two_give_the_same_bits(constant: float, backend: str) -> None
 
 
 def test_sgd_takes_gradients_at_their_size() -> None:
-    """Its length is the gradient's own, whatever the unit is."""
-    params, half = made(), made()
-    for own, constant, lr in ((params, 1.0, 1e-2), (half, 2.0**-60, 2.0**60 * 1e-2)):
-        optimizer = KrADagrad(own, lr=lr, block_size=16, graft="sgd")
+    """The length of a step is the gradient's, whatever the unit."""
+    params, half = make_parameters(), make_parameters()
+    for tensors, constant, lr in ((params, 1.0, 1e-2), (half, 2.0**-60, 2.0**60 * 1e-2)):
+        optimizer = KrADagrad(tensors, lr=lr, block_size=16, graft="sgd")
         for number in range(6):
-            step(optimizer, own, number, constant)
+            step(optimizer, tensors, number, constant)
     assert relative_difference(half, params) < 1e-6
 
 
 @pytest.mark.parametrize("graft", ["adam", "adagrad", "rms"])
 def test_gradients_that_shrink_and_grow_by_any_factor(graft: str) -> None:
-    """Units follow, moments with them: float32 does as float64, which needs no other unit."""
-    params, exact = made(shapes=[(7,)]), made(torch.float64, [(7,)])
+    """Units and moments follow the gradients: float32 steps equal float64's, which need no other unit."""
+    params, exact = make_parameters(shapes=[(7,)]), make_parameters(torch.float64, [(7,)])
     options: dict[str, Any] = {"lr": 1e-2, "graft": graft, "spike_limit": math.inf}
     ours, wide = KrADagrad(params, **options), KrADagrad(exact, **options)
     units = set()
     for number in range(900):
         constant = 10 ** (-30 * math.sin(math.pi * number / 450))
-        for optimizer, own in ((ours, params), (wide, exact)):
+        for optimizer, tensors in ((ours, params), (wide, exact)):
             generator = torch.Generator().manual_seed(number)
-            own[0].grad = (torch.randn(7, generator=generator) * constant).to(own[0].dtype)
+            tensors[0].grad = (torch.randn(7, generator=generator) * constant).to(tensors[0].dtype)
             optimizer.step()
         units.add(float(ours.state[params[0]]["matrix_stats"][0, UNIT]))
     assert len(units) == 3
     assert relative_difference(params, exact) < 1e-5
 
 
-def test_a_new_unit_lets_factors_start_anew() -> None:
-    params = made(shapes=[(24, 16)])
+def test_a_new_unit_restarts_the_factors() -> None:
+    params = make_parameters(shapes=[(24, 16)])
     optimizer = KrADagrad(params, lr=1e-2, block_size=16, spike_limit=math.inf)
     for number in range(5):
         step(optimizer, params, number, 1.0)
@@ -130,7 +132,7 @@ def test_a_new_unit_lets_factors_start_anew() -> None:
 
 
 class Watched:
-    """An optimizer whose steps are looked at: no element may move by more than the bound."""
+    """An optimizer whose steps are checked: no element may move by more than the bound."""
 
     def __init__(self, params: list[nn.Parameter], **options: Any) -> None:
         self.params = params
@@ -142,15 +144,17 @@ class Watched:
         self.optimizer.step()
         lr = self.optimizer.param_groups[0]["lr"]
         moved = [float((p.detach() - old).abs().max()) for p, old in zip(self.params, before, strict=True)]
-        self.largest = max(self.largest, *(own / lr for own in moved))
+        self.largest = max(self.largest, *(distance / lr for distance in moved))
         assert all(p.isfinite().all() for p in self.params)
         assert self.largest <= LARGEST_MOVE * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("graft", ["adam", "adagrad", "rmsprop", "rms", "whitened"])
 def test_a_gradient_of_one_element(graft: str, backend: str) -> None:
-    """Of 64 x 64, whose length one element is given: as much as the bound lets it, and no more."""
-    watched = Watched(made(shapes=[(64, 64), (50,)]), lr=0.25, block_size=64, graft=graft, backend=backend)
+    """One element of 64 x 64 gets the length of the whole matrix, but moves by no more than the bound."""
+    watched = Watched(
+        make_parameters(shapes=[(64, 64), (50,)]), lr=0.25, block_size=64, graft=graft, backend=backend
+    )
     for _ in range(5):
         for p in watched.params:
             p.grad = torch.zeros_like(p)
@@ -160,8 +164,8 @@ def test_a_gradient_of_one_element(graft: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_momentum_of_updates_has_a_bound_of_its_own(nesterov: bool) -> None:
-    (p,) = params = made(shapes=[(64, 64)])
+def test_momentum_of_updates_has_a_larger_bound(nesterov: bool) -> None:
+    (p,) = params = make_parameters(shapes=[(64, 64)])
     optimizer = KrADagrad(
         params, lr=2.0**-4, momentum_on="update", nesterov=nesterov, graft="rms", block_size=64
     )
@@ -177,7 +181,7 @@ def test_momentum_of_updates_has_a_bound_of_its_own(nesterov: bool) -> None:
 
 @pytest.mark.parametrize("graft", ["adam", "rms"])
 def test_twenty_sigmoid_layers(graft: str) -> None:
-    """Whose first gradients are some 1e-13 of the last ones'."""
+    """The first layers' gradients are about 1e-13 of the last ones'."""
     torch.manual_seed(0)
     model = nn.Sequential(*(module for _ in range(20) for module in (nn.Linear(16, 16), nn.Sigmoid())))
     watched = Watched(list(model.parameters()), lr=0.02, graft=graft)
@@ -196,7 +200,7 @@ def test_twenty_sigmoid_layers(graft: str) -> None:
 
 @pytest.mark.parametrize("graft", ["adam", "rms"])
 def test_to_a_loss_of_zero(graft: str) -> None:
-    """Gradients that vanish make no step long; what is reached stays."""
+    """Vanishing gradients make no step long, and the loss stays at what was reached."""
     torch.manual_seed(0)
     model, target = nn.Linear(12, 8), torch.randn(8, 12)
     watched = Watched(list(model.parameters()), lr=0.2, graft=graft)
@@ -213,7 +217,7 @@ def test_to_a_loss_of_zero(graft: str) -> None:
 
 
 def test_ten_thousand_zero_gradients_and_alive_again() -> None:
-    params = made(shapes=[(24, 16), (7,)])
+    params = make_parameters(shapes=[(24, 16), (7,)])
     watched = Watched(params, lr=1e-2, block_size=16)
     for number in range(5):
         step(watched.optimizer, params, number, 1.0)
@@ -234,8 +238,8 @@ def test_ten_thousand_zero_gradients_and_alive_again() -> None:
 
 @pytest.mark.parametrize("exponent", [-120, -40, 120])
 def test_added_weight_decay_beside_gradients_of_any_size(exponent: int) -> None:
-    """Moments of what it adds neither over- nor underflow in the gradients' unit."""
-    params = made(shapes=[(24, 16), (7,)])
+    """Moments of the added decay neither overflow nor underflow in the gradients' unit."""
+    params = make_parameters(shapes=[(24, 16), (7,)])
     options: dict[str, Any] = {"weight_decay": 0.1, "decoupled_weight_decay": False}
     watched = Watched(params, lr=1e-2, block_size=16, **options)
     for number in range(10):
@@ -251,8 +255,8 @@ def test_added_weight_decay_beside_gradients_of_any_size(exponent: int) -> None:
 
 
 def test_units_are_kept_with_the_state() -> None:
-    """A checkpoint goes on as if nothing had been, with gradients of 1e-25."""
-    params, copies = made(), made()
+    """Training resumes from a checkpoint with the same bits, at gradients of 1e-25."""
+    params, copies = make_parameters(), make_parameters()
     ours = KrADagrad(params, lr=1e-2, block_size=16)
     for number in range(3):
         step(ours, params, number, 1e-25)
@@ -262,14 +266,14 @@ def test_units_are_kept_with_the_state() -> None:
     other = KrADagrad(copies, lr=1e-2, block_size=16)
     other.load_state_dict(ours.state_dict())
     for number in range(3, 6):
-        for optimizer, own in ((ours, params), (other, copies)):
-            step(optimizer, own, number, 1e-25)
+        for optimizer, tensors in ((ours, params), (other, copies)):
+            step(optimizer, tensors, number, 1e-25)
     assert all(map(torch.equal, params, copies))
 
 
 def test_squares_of_second_moments(backend: str) -> None:
     """In units of the matrix, second moments of gradients of 1e-30 are of the order of 1."""
-    params = made(shapes=[(24, 16)])
+    params = make_parameters(shapes=[(24, 16)])
     optimizer = KrADagrad(params, lr=1e-2, block_size=16, backend=backend)
     step(optimizer, params, 0, 1e-30)
     second: Tensor = optimizer.state[params[0]]["exp_avg_sq"]

@@ -1,4 +1,4 @@
-"""Learning rates and weight decay: numbers and tensors, and what is neither."""
+"""Learning rates and weight decay: numbers and tensors, and values that are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kradagrad_ext import KrADagrad
 @pytest.mark.parametrize("momentum_on", ["gradient", "update"])
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_weight_decay_may_be_a_tensor(decoupled: bool, momentum_on: str) -> None:
-    """Whose value may change where it lies, as in a CUDA graph."""
+    """The value of the tensor may change in place, as in a CUDA graph."""
     ours, plain = parameters((20, 12), (7,)), parameters((20, 12), (7,))
     options = {"decoupled_weight_decay": decoupled, "momentum_on": momentum_on, "nesterov": False}
     decay = torch.tensor(0.25)
@@ -35,7 +35,7 @@ def test_weight_decay_may_be_a_tensor(decoupled: bool, momentum_on: str) -> None
     "value",
     [torch.ones(2), torch.ones((), dtype=torch.int64), torch.tensor(-5.0), -0.1, 1e39, math.nan, "0.1"],
 )
-def test_weight_decay_that_is_none(value: object) -> None:
+def test_bad_weight_decay_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="`weight_decay` must be"):
         KrADagrad(parameters((4, 4)), weight_decay=value)
 

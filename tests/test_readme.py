@@ -1,4 +1,4 @@
-"""Every Python snippet of the README runs, those on large models on two ranks; what it links to is there."""
+"""Every Python snippet of the README runs, those on large models on two ranks; links have targets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def snippets(heading: str) -> list[str]:
-    """The Python blocks of one section."""
+    """Return the Python blocks of one section."""
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
@@ -49,13 +49,13 @@ def make_model() -> nn.Module:
 
 def make_batches(count: int) -> list[dict[str, torch.Tensor]]:
     tokens = torch.randint(0, 60, (count, 4, 8), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": own, "labels": own} for own in tokens]
+    return [{"input_ids": batch, "labels": batch} for batch in tokens]
 
 
 def run_rank(rank: int, folder: str) -> list[list[float]]:
-    """Every snippet after the first one, which all need, then steps: the losses of each.
+    """Run every snippet after the first one, which all need, then train; return the losses of each.
 
-    Graphs run as they are traced: what Inductor makes of them is for test_compile.py.
+    Graphs run as they are traced; test_compile.py checks Inductor's code.
     """
     os.chdir(folder)
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
@@ -71,14 +71,14 @@ def run_rank(rank: int, folder: str) -> list[list[float]]:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Any) -> list[float]:
-    own = []
+    losses = []
     for number, batch in enumerate(make_batches(1) * 6):
         loss = model(**batch).loss
         loss.backward()
         (step if step and number else optimizer.step)()
         optimizer.zero_grad()
-        own.append(float(loss.detach()))
-    return own
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
         assert losses[-1] < losses[0] - 0.3, source
 
 
-# Lightning's advice on workers and logging, what it calls in torch, and what Trainer asks for on any machine.
+# Warnings of Lightning about workers, logging and its calls into torch, and of Trainer about pinned memory.
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
@@ -113,7 +113,7 @@ def test_snippets_on_trainers_train(source: str, tmp_path: Path, monkeypatch: py
     assert loss() < before - 1
 
 
-def test_the_cost_of_a_large_model_is_told() -> None:
+def test_the_cost_of_a_large_model_is_printed() -> None:
     (command,) = re.findall(r"^python -m kradagrad_ext\.(.*)$", README, re.MULTILINE)
     module, *arguments = shlex.split(command)
     assert module == "cost"
@@ -125,7 +125,7 @@ def test_the_cost_of_a_large_model_is_told() -> None:
 @pytest.mark.parametrize(
     "page", ["README.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))]
 )
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_targets(page: str) -> None:
     folder = (ROOT / page).parent
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         assert target.startswith("http") or (folder / target).exists(), target

@@ -1,4 +1,4 @@
-"""Which backend `resolve` picks, what it logs and how it refuses."""
+"""The backend that `resolve` picks, its log messages and its refusals."""
 
 import inspect
 import logging
@@ -18,7 +18,7 @@ NAMES = ("native", "triton", "reference")
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """No override from the environment, and no fallback logged before."""
+    """Remove the override from the environment, and forget the fallbacks that were logged."""
     monkeypatch.delenv("KRADAGRAD_BACKEND", raising=False)
     backends._log_fallback.cache_clear()
     yield
@@ -103,8 +103,8 @@ def test_environment_overrides_the_argument(monkeypatch):
         ((12, 0), 512, "native"),
     ],
 )
-def test_auto_on_cuda_goes_by_side_and_architecture(monkeypatch, capability, side, first):
-    """Large blocks from sm_90 on are Triton's; without it they are native's."""
+def test_auto_on_cuda_depends_on_side_and_architecture(monkeypatch, capability, side, first):
+    """Triton takes large blocks from sm_90 on; native takes them if Triton is missing."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     served = dict.fromkeys(NAMES)
 
@@ -120,8 +120,8 @@ def test_auto_on_cuda_goes_by_side_and_architecture(monkeypatch, capability, sid
     assert backends.resolve("reference", cuda, torch.float32, side).name == "reference"
 
 
-def test_triton_that_is_missing_is_told_with_its_remedy(monkeypatch):
-    """And only to who asks for it: the package imports and trains without."""
+def test_missing_triton_is_reported_with_its_remedy(monkeypatch):
+    """Only a call that asks for Triton fails; the package imports and trains without it."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for name in [name for name in sys.modules if name.startswith("kradagrad_ext.triton_kernels")]:
         monkeypatch.delitem(sys.modules, name)
@@ -139,7 +139,7 @@ def test_triton_on_a_cpu_is_for_its_interpreter(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_backend_has_every_op(name):
-    """With the contract's arguments; a type checker does not see what is imported by name."""
+    """Ops have the contract's arguments; no type checker sees a module that is imported by its name."""
     module = backends._load(name)
     ops = [op for op in vars(Backend) if not op.startswith("_")]
     assert len(ops) == 8

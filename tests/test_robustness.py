@@ -1,4 +1,4 @@
-"""What the optimizer does when things go wrong: values, scales, arguments, and no host sync on the way."""
+"""The optimizer when things go wrong: values, scales, arguments; and no host sync in a step."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_bad_arguments_of_the_constructor() -> None:
 
 
 def test_no_host_sync_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing in a step asks a tensor for its value, with the roots by products."""
+    """No step asks a tensor for its value, with roots by products."""
     params = parameters((20, 12), (7,))
     optimizer = KrADagrad(params, **SMALL, root_method="polar", factor_update="products", backend="reference")
     train(optimizer, params, range(1))
@@ -206,8 +206,8 @@ def test_an_update_that_is_not_sound_gives_way_to_the_graft(graft: str, value: f
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
-def test_with_nesterov_it_is_the_momentum(value: float, backend: str) -> None:
-    """Its directions are where updates are written."""
+def test_with_nesterov_the_fallback_is_the_momentum(value: float, backend: str) -> None:
+    """With Nesterov, updates are written over the directions."""
     params = parameters((8, 8))
     optimizer = KrADagrad(params, **SMALL, graft="sgd", backend=backend)
     train(optimizer, params, range(1))

@@ -1,4 +1,4 @@
-"""The roofline model, bench/roofline.py: counts made by hand, and the launches that csrc/cuda/plan makes."""
+"""The roofline model, bench/roofline.py: counts by hand, and the launches of csrc/cuda/plan."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kradagrad_ext.cost.steps import parts_of, root_costs
 
 BENCH = Path(roofline.__file__).parent
 RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3, method="products")
-SHARED_BYTES = 163 << 10  # an A100's, where from refine 3 on the longest sides' blocks are not resident
+SHARED_BYTES = 163 << 10  # an A100's; blocks of the longest sides are not resident from refine 3 on
 GROUPS = [Blocks(9, 192, 140), Blocks(4, 40, 192), Blocks(7, 100, 90), Blocks(3, 64, 64)]
 
 
@@ -116,18 +116,18 @@ def test_prediction_by_hand():
     ("kernel", "least", "most"), [("resident_update_128_bf16x3", 0, 0), ("wide_precondition", 0.02, 0.4)]
 )
 def test_concurrent_kernels_by_hand(kernel: str, least: float, most: float) -> None:
-    """One asks for its bytes ahead, the other waits for some."""
+    """One kernel prefetches its bytes, the other waits for some of them."""
     gpu, flops = GPUS["H100"], {"bf16": 1e13}
     host = Cost(kernel, "update", 1, 3e10, flops)
     alone, waits = host.milliseconds(gpu), host.waiting_share(gpu)
     assert least <= waits <= most
     for size in (1e9, 3e10, 1e12):
         guest = Cost("accumulate", "moments", 1, size, concurrent_with=host.kernel)
-        own, both = guest.milliseconds(gpu), 1e3 * (3e10 + size) / gpu.bandwidth
-        assert predict([guest, host], gpu) == pytest.approx(max(alone + waits * own, both))
-        assert predict([guest], gpu) == pytest.approx(own)
+        guest_time, both = guest.milliseconds(gpu), 1e3 * (3e10 + size) / gpu.bandwidth
+        assert predict([guest, host], gpu) == pytest.approx(max(alone + waits * guest_time, both))
+        assert predict([guest], gpu) == pytest.approx(guest_time)
         other = replace(host, kernel="wide_root")
-        assert predict([guest, other], gpu) == pytest.approx(own + other.milliseconds(gpu))
+        assert predict([guest, other], gpu) == pytest.approx(guest_time + other.milliseconds(gpu))
 
 
 @pytest.mark.parametrize("block_size", [128, 256])
@@ -197,7 +197,7 @@ def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
 
 
 def planned(call: Call) -> Counter[str]:
-    """How often the plan launches each kernel; no address is looked at."""
+    """Return the number of launches of each kernel in the plan, which reads no address."""
     toolchain = pytest.importorskip("cuda.toolchain", reason="the plans' bindings are not here")
     groups = []
     for count, m, n in ((group.count, group.m, group.n) for group in GROUPS):
@@ -208,7 +208,7 @@ def planned(call: Call) -> Counter[str]:
             "left_root": tensor(count, m, m), "right_root": tensor(count, n, n),
         })  # fmt: skip
     rule = call.rule
-    plan = toolchain.blockings().square_root_step(
+    plan = toolchain.plans().square_root_step(
         groups, rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates, rule.refine,
         rule.precision, rule.coupled, call.update, call.precondition, 4096, 4096, call.scratch_bytes,
         SHARED_BYTES, 108,
@@ -240,7 +240,7 @@ def test_launches_are_those_of_the_plans(
 
 
 def test_roots_of_sides_of_one_size_share_a_launch() -> None:
-    """As in csrc/cuda/plan/root_plan.cpp; eigendecompositions are made on some steps alone."""
+    """Launches are those of csrc/cuda/plan/root_plan.cpp; eigendecompositions are made on some steps only."""
     shapes = [(64, 96), (90, 100), (200, 300), (500, 1000), (600, 2000)]
     config = make_config(block_size=2000, root_every=4)
     launches = {cost.kernel: cost.launches for cost in root_costs(parts_of(shapes, config))}
@@ -252,7 +252,7 @@ def test_roots_of_sides_of_one_size_share_a_launch() -> None:
 
 @pytest.mark.parametrize("block_size", [128, 256])
 def test_a_step_of_a_large_model_is_ten_launches_of_kernels(block_size: int) -> None:
-    """Blocks take three, lengths one; guard, moments and write three, for matrices and again for the rest."""
+    """Blocks take three and lengths one; guard, moments and update three, for matrices and for the rest."""
     model = MODELS["1.3b"]
     parts = parts_of(model.shapes, make_config(block_size=block_size), plain_shapes=model.plain_shapes)
     costs = [*roofline.cuda_costs(parts), *root_costs(parts)]
@@ -282,7 +282,7 @@ def test_constants_are_those_of_the_sources():
 
 
 def test_a_timed_case_costs_what_its_blocks_do():
-    """Shapes, strides and the roofline's blocks of one call with two groups, made on the CPU."""
+    """Shapes, strides and the roofline's blocks agree for one call with two groups, made on the CPU."""
     from gpu_check.cases import Case
     from gpu_check.factors import bmm_products
     from gpu_check.specs import kron

@@ -1,4 +1,4 @@
-"""Roots from factors: accuracy at every condition, units, and what is refused."""
+"""Roots from factors: accuracy at every condition, units, and refusals."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from kradagrad_ext.decomposed_roots import decomposed_roots
 
 METHODS = {"polar": roots.polar_roots, "eigh": decomposed_roots}
 MARGIN = 1.01
-"""How much wider the intervals are that polynomials are made for."""
+"""Factor by which the intervals are wider that polynomials are made for."""
 
 
 def root_function(method: str) -> polar.RootFunction:
-    """For p = 2."""
+    """Return the function of a method for p = 2."""
     return functools.partial(METHODS[method], p=2)
 
 
@@ -40,10 +40,10 @@ def refresh(
     turn: Turn | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
-    """`roots.refresh_` of active blocks (all, if not given); the statistics of the roots, `known` before."""
+    """Call `roots.refresh_` for active blocks (default: all); return the root statistics, `known` before."""
     stats = torch.zeros(len(new), 4) if known is None else known.clone()
-    everyone = torch.ones(len(new), dtype=torch.bool)
-    side = RootSide(Side(factors, statistics, new), stats, everyone if active is None else active, k)
+    every_block = torch.ones(len(new), dtype=torch.bool)
+    side = RootSide(Side(factors, statistics, new), stats, every_block if active is None else active, k)
     roots.refresh_(side, root_function(method), True, turn or Turn())
     return stats
 
@@ -73,7 +73,7 @@ def test_root_to_the_p_is_the_factor(d: int, p: int, method: str, seed: int) -> 
 def test_float32_accuracy_also_of_the_smallest_directions(
     condition: float, all_of_it: float, smallest: float, method: str
 ) -> None:
-    """Within the conditions that relative damping leaves, and beyond: docs/numerics.md has the table."""
+    """Conditions are those that relative damping leaves, and larger ones; docs/numerics.md has the table."""
     f = cases.factors(3, 128, condition).float()
     ours, exact = METHODS[method](f, 2)[0].double(), cases.exact_root(f, 2)
     difference = ours - exact
@@ -83,8 +83,8 @@ def test_float32_accuracy_also_of_the_smallest_directions(
 
 
 @pytest.mark.parametrize(("steps", "left"), [(5, 1e-3), (6, 1e-3), (7, 1e-3), (8, 5e-8)])
-def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given(steps: int, left: float) -> None:
-    """It errs by as much at both ends and at both extrema between, in turn; after the last, by `left`."""
+def test_every_polynomial_is_the_nearest_to_one_on_its_interval(steps: int, left: float) -> None:
+    """Errors alternate, equally large at both ends and both extrema; the last one's is below `left`."""
     low, high = polar.FLOORS[steps], 1.0
     for i, (a, b, c) in enumerate(polar.POLYNOMIALS[steps]):
         margin = MARGIN if i < steps - 1 else 1.0
@@ -102,7 +102,7 @@ def test_every_polynomial_is_the_nearest_to_one_on_what_it_is_given(steps: int, 
 
 @pytest.mark.parametrize("steps", polar.POLYNOMIALS)
 def test_fewer_steps_fall_short_in_small_directions_alone(steps: int) -> None:
-    """A singular value below the floor gets less than its root; what is above gets it within 1e-3."""
+    """A singular value below the floor gets less than its root; one above gets its root within 1e-3."""
     floor = polar.FLOORS[steps]
     values = torch.logspace(0, math.log10(floor / 30), 64, dtype=torch.float64)
     bound = float(torch.linalg.vector_norm(values**2).sqrt())
@@ -120,7 +120,7 @@ def test_fewer_steps_fall_short_in_small_directions_alone(steps: int) -> None:
 
 @pytest.mark.parametrize("d", [1, 2, 8])
 def test_the_bound_of_the_largest_singular_value_may_be_met(d: int) -> None:
-    """As it is by one number, and nearly by a matrix of rank 1 and little else."""
+    """One number meets it, and a matrix of rank 1 and little else nearly does."""
     v = torch.randn(200, d, 1)
     _, residual = roots.polar_roots(v @ v.mT + 1e-2 * torch.eye(d), 2)
     assert residual.max() < 5e-6
@@ -162,8 +162,8 @@ def test_stored_dtypes(stored: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_turns_take_all_blocks_round_about(method: str) -> None:
-    """Of seven blocks that have roots three a turn: every block within any three turns, and no other."""
+def test_turns_take_all_blocks_in_rotation(method: str) -> None:
+    """Of seven blocks with roots, three are due on a turn and no other; any three turns take every block."""
     f, known = cases.factors(7, 6, 100.0).float(), torch.ones(7, 4)
     for first in range(5):
         made = torch.zeros(7, dtype=torch.bool)
@@ -179,7 +179,7 @@ def test_turns_take_all_blocks_round_about(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("turns", [0, 3])
 def test_a_block_without_a_root_is_due_in_any_case(turns: int, method: str) -> None:
-    """Unless it takes no part, or its factor has not started."""
+    """An inactive block, and one whose factor has not started, are the exceptions."""
     f, new, known, statistics = cases.factors(7, 6, 100.0).float(), torch.zeros(7, 6, 6), *torch.ones(2, 7, 4)
     known[[1, 3, 4, 6], RESIDUAL] = 0
     statistics[4] = 0
@@ -192,12 +192,12 @@ def test_a_block_without_a_root_is_due_in_any_case(turns: int, method: str) -> N
 
 
 def test_where_the_host_does_not_look_blocks_without_a_root_come_first() -> None:
-    """Two of seven are due: the new ones, then the first of those that have their turn."""
+    """Two of seven blocks are due: those without a root, then the first of those whose turn it is."""
     statistics, stats = torch.ones(2, 7, 4)
     side = RootSide(Side(torch.ones(7, 1, 1), statistics, torch.ones(7, 1, 1)), stats, torch.ones(7) > 0, 1)
     stats[5, RESIDUAL] = 0
-    found = [polar.due_blocks(side, Turn(number, 4), host_looks=False).tolist() for number in range(4)]
-    assert found == [[5, 0], [5, 2], [5, 4], [5, 0]]
+    due = [polar.due_blocks(side, Turn(number, 4), host_looks=False).tolist() for number in range(4)]
+    assert due == [[5, 0], [5, 2], [5, 4], [5, 0]]
 
 
 def test_a_counter_stands_for_the_number_of_a_turn() -> None:
@@ -210,7 +210,7 @@ def test_a_counter_stands_for_the_number_of_a_turn() -> None:
 
 
 def test_the_op_does_what_refresh_does() -> None:
-    """`polar_roots_` of the reference, which kernels are compared with."""
+    """`polar_roots_` of the reference is what kernels are compared with."""
     f, statistics = cases.factors(5, 6, 100.0).float(), torch.ones(5, 4)
     ours, same = torch.zeros(5, 6, 6), torch.zeros(5, 6, 6)
     active = torch.tensor([True, True, False, True, True])
@@ -222,7 +222,7 @@ def test_the_op_does_what_refresh_does() -> None:
 
 
 def sides_on_a_gpu(*blocks_and_sides: tuple[int, int]) -> list[RootSide]:
-    """As much of them as the choice of kernels looks at."""
+    """Return sides with as much data as the choice of kernels reads."""
     return [
         RootSide(
             Side(torch.empty(0, d, d), torch.empty(0), torch.empty(0)),
@@ -256,7 +256,7 @@ class _Active(list[bool]):
 def test_long_roots_are_the_kernels_where_many_are_due(
     monkeypatch: pytest.MonkeyPatch, blocks: int, turns: int, kilobytes: int, precision: str, longest: int
 ) -> None:
-    """A quarter of 132 multiprocessors; torch's products have the whole GPU for each."""
+    """Many are a quarter of 132 multiprocessors or more; torch's products use the whole GPU for each root."""
     gpu = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10, multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     sides = sides_on_a_gpu((1000, 128), (blocks, 300), (1000, 2000))
@@ -269,8 +269,8 @@ def test_triton_has_the_native_kernels_make_roots(
 ) -> None:
     made: list[str] = []
     monkeypatch.setattr(native, "available", lambda device: reason)
-    monkeypatch.setattr(native, "polar_roots_", lambda *given: made.append("native"))
-    monkeypatch.setattr(polar, "polar_roots_", lambda *given: made.append("torch"))
+    monkeypatch.setattr(native, "polar_roots_", lambda *_: made.append("native"))
+    monkeypatch.setattr(polar, "polar_roots_", lambda *_: made.append("torch"))
     rule = RootRule(polar.POLYNOMIALS[8], roots.RESIDUAL_BOUND)
     triton.polar_roots_(sides_on_a_gpu((4, 300)), rule, Turn())
     triton.polar_roots_([], rule, Turn())
@@ -278,7 +278,7 @@ def test_triton_has_the_native_kernels_make_roots(
 
 
 def trained(root_every: int, root_steps: int | None) -> Tensor:
-    """A parameter after thirty steps, with roots by products."""
+    """Return a parameter after thirty steps with roots by products."""
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.zeros(8, 6))
     optimizer = KrADagrad([p], root_method="polar", root_every=root_every, root_steps=root_steps)
@@ -289,7 +289,7 @@ def trained(root_every: int, root_steps: int | None) -> Tensor:
 
 
 def test_fewer_steps_where_every_step_makes_all_roots() -> None:
-    """Unless their number is given; the last ten steps make roots in turns with `root_every=2`."""
+    """`root_steps` overrides their number. With `root_every=2`, the last ten steps make roots in turns."""
     assert torch.equal(trained(1, None), trained(1, 6))
     assert not torch.equal(trained(1, None), trained(1, 8))
     assert torch.equal(trained(2, None), trained(2, 8))

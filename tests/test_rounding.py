@@ -1,4 +1,4 @@
-"""Pure bfloat16 parameters move: rounded by chance, or with what rounding leaves over kept beside them."""
+"""Pure bfloat16 parameters move, rounded by chance or with the residuals of rounding in their state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parameters(dtype: torch.dtype = torch.bfloat16) -> list[nn.Parameter]:
 
 
 def train(optimizer: KrADagrad, params: list[nn.Parameter], numbers: range) -> None:
-    """With gradients of one direction, that bfloat16 holds."""
+    """Step with gradients of about one direction, whose values bfloat16 holds."""
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
         for p in params:
@@ -37,25 +37,25 @@ def train(optimizer: KrADagrad, params: list[nn.Parameter], numbers: range) -> N
 def moved(
     rounding: str, lr: float = 1e-4, steps: int = 40, **options: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """How far parameters have moved, and how far float32 ones have."""
-    found = []
+    """Return the movements of bfloat16 parameters and of float32 ones."""
+    movements = []
     for dtype in (torch.bfloat16, torch.float32):
         params, start = parameters(dtype), parameters(dtype)
         train(KrADagrad(params, lr=lr, block_size=16, rounding=rounding, **options), params, range(steps))
-        found.append([(p - old).detach().float() for p, old in zip(params, start, strict=True)])
-    return found[0], found[1]
+        movements.append([(p - old).detach().float() for p, old in zip(params, start, strict=True)])
+    return movements[0], movements[1]
 
 
-def share(own: Tensor, exact: Tensor) -> float:
-    """Of a movement, in the direction of the exact one."""
-    return float((own * exact).sum() / exact.square().sum())
+def share(movement: Tensor, exact: Tensor) -> float:
+    """Return the length of a movement along the exact one, as a share of that one's."""
+    return float((movement * exact).sum() / exact.square().sum())
 
 
-def test_to_the_nearest_they_stall() -> None:
-    """What the other two are for: a step of 5e-4 is less than half the last digit of most elements."""
-    ours, wanted = moved("nearest")
-    for own, exact in zip(ours, wanted, strict=True):
-        assert share(own, exact) < 0.2
+def test_parameters_rounded_to_the_nearest_stall() -> None:
+    """A step of 5e-4 is less than half the last digit of most elements, hence the other two roundings."""
+    ours, expected = moved("nearest")
+    for movement, exact in zip(ours, expected, strict=True):
+        assert share(movement, exact) < 0.2
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
@@ -63,14 +63,14 @@ def test_to_the_nearest_they_stall() -> None:
     "options", [{}, {"graft": "rms"}, {"momentum_on": "update", "nesterov": False}], ids=str
 )
 def test_they_move_as_float32_ones_do(rounding: str, options: dict[str, Any], backend: str) -> None:
-    ours, wanted = moved(rounding, 8e-3, 30, backend=backend, **options)
-    for own, exact in zip(ours, wanted, strict=True):
-        assert share(own, exact) == pytest.approx(1, abs=0.15)
+    ours, expected = moved(rounding, 8e-3, 30, backend=backend, **options)
+    for movement, exact in zip(ours, expected, strict=True):
+        assert share(movement, exact) == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize("lr", [1e-3, 1e-7])
 def test_with_residuals_they_are_float32_ones_rounded(lr: float, backend: str) -> None:
-    """To the bit, and where hundreds of steps make up one digit of bfloat16, too."""
+    """They agree to the bit, even where hundreds of steps make up one digit of bfloat16."""
     params, wide = parameters(), parameters(torch.float32)
     ours = KrADagrad(params, lr=lr, block_size=16, rounding="compensated", backend=backend)
     other = KrADagrad(wide, lr=lr, block_size=16, backend=backend)
@@ -82,15 +82,15 @@ def test_with_residuals_they_are_float32_ones_rounded(lr: float, backend: str) -
 
 
 def test_chance_is_the_same_for_any_number_of_threads() -> None:
-    threads, found = torch.get_num_threads(), []
+    threads, runs = torch.get_num_threads(), []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         params = [p for p in parameters() if p.ndim < 3]  # products of other blocks are torch's
         train(KrADagrad(params, lr=1e-3, block_size=16), params, range(6))
-        found.append(params)
+        runs.append(params)
     torch.set_num_threads(threads)
-    for own in found[1:]:
-        assert all(map(torch.equal, own, found[0]))
+    for other in runs[1:]:
+        assert all(map(torch.equal, other, runs[0]))
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
@@ -107,7 +107,7 @@ def test_a_checkpoint_goes_on_with_the_same_bits(rounding: str) -> None:
 
 
 def test_rounding_may_change_between_two_steps() -> None:
-    """Residuals start from nothing, and are gone where they are of no use."""
+    """Residuals start at zero, and are dropped when they are not used."""
     params = parameters()
     optimizer = KrADagrad(params, lr=1e-4, block_size=16, rounding="nearest")
     train(optimizer, params, range(2))
@@ -121,7 +121,7 @@ def test_rounding_may_change_between_two_steps() -> None:
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
-def test_float32_parameters_are_not_concerned(rounding: str) -> None:
+def test_float32_parameters_are_not_rounded(rounding: str) -> None:
     plain, other = parameters(torch.float32), parameters(torch.float32)
     train(KrADagrad(plain, lr=1e-3, block_size=16, rounding="nearest"), plain, range(5))
     optimizer = KrADagrad(other, lr=1e-3, block_size=16, rounding=rounding)
@@ -130,7 +130,7 @@ def test_float32_parameters_are_not_concerned(rounding: str) -> None:
     assert all("residual" not in state for state in optimizer.state.values())
 
 
-def test_an_unknown_one_is_refused() -> None:
+def test_an_unknown_rounding_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`rounding` must be one of .* got 'up'"):
         KrADagrad(parameters(), rounding="up")
 
@@ -157,12 +157,12 @@ def rounded_rank(rank: int, rounding: str, mode: str) -> list[Tensor]:
 @slow
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
 def test_the_same_bits_on_any_number_of_ranks(rounding: str, tmp_path: Path) -> None:
-    """Replicas, and shards of rows, round what they own as one rank does."""
-    found = []
+    """Replicas and shards of rows round their elements as one rank does."""
+    results = []
     for world, mode in ((1, "ddp"), (2, "ddp"), (3, "fsdp")):
         folder = tmp_path / f"{world}{mode}"
         folder.mkdir()
-        found += ranks.launch(world, rounded_rank, folder, rounding, mode)
-    for own in found[1:]:
-        for a, b in zip(own, found[0], strict=True):
+        results += ranks.launch(world, rounded_rank, folder, rounding, mode)
+    for other in results[1:]:
+        for a, b in zip(other, results[0], strict=True):
             assert torch.equal(a, b)

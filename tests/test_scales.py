@@ -52,7 +52,7 @@ def test_halves_whose_losses_differ_by_100(options: dict[str, Any], backend: str
 
 
 def test_experts_that_get_unlike_shares_of_the_tokens(backend: str) -> None:
-    """40, 30, 20 and 10 percent of 400."""
+    """They get 40, 30, 20 and 10 percent of 400 tokens."""
     tokens = (160, 120, 80, 40)
     target = random(4, 24, 32, seed=2)
 

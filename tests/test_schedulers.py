@@ -1,4 +1,4 @@
-"""Learning rate schedulers of torch: they write options by their keys, between two steps."""
+"""Learning rate schedulers of torch: they write options by key, between two steps."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kradagrad_ext import KrADagrad
 
 STEPS = 10
 SCHEDULES: dict[str, Callable[[KrADagrad], Any]] = {
-    "one_cycle": lambda own: lr_scheduler.OneCycleLR(own, max_lr=0.03, total_steps=STEPS + 1),
-    "cyclic": lambda own: lr_scheduler.CyclicLR(own, 1e-3, 1e-2, step_size_up=3),
-    "plateau": lambda own: lr_scheduler.ReduceLROnPlateau(own, patience=2, factor=0.5),
-    "lambda": lambda own: lr_scheduler.LambdaLR(own, lambda step: min(1.0, step / 4)),
-    "cosine": lambda own: lr_scheduler.CosineAnnealingLR(own, STEPS),
-    "warm_up_and_cosine": lambda own: lr_scheduler.SequentialLR(
-        own,
-        [lr_scheduler.LinearLR(own, 0.1, 1.0, 3), lr_scheduler.CosineAnnealingLR(own, STEPS - 3)],
+    "one_cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.03, total_steps=STEPS + 1),
+    "cyclic": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 1e-3, 1e-2, step_size_up=3),
+    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=2, factor=0.5),
+    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4)),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, STEPS),
+    "warm_up_and_cosine": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer, 0.1, 1.0, 3), lr_scheduler.CosineAnnealingLR(optimizer, STEPS - 3)],
         milestones=[3],
     ),
-    "swa": lambda own: torch.optim.swa_utils.SWALR(own, swa_lr=1e-3, anneal_epochs=4),
+    "swa": lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, swa_lr=1e-3, anneal_epochs=4),
 }
 OPTIONS = ("lr", "betas")
 
@@ -36,7 +36,7 @@ def advance(schedule: Any) -> None:
 
 
 def options(optimizer: KrADagrad) -> dict[str, Any]:
-    """What a scheduler may have written, as a copy."""
+    """Return a copy of the options that a scheduler may have written."""
     group = optimizer.param_groups[0]
     return {
         key: value.clone() if isinstance(value, torch.Tensor) else value
@@ -56,17 +56,17 @@ def test_a_schedule_is_the_options_set_by_hand(make: Callable[[float], Any], nam
     for step in range(STEPS):
         seen.append(options(optimizer))
         other.param_groups[0].update(options(optimizer))
-        for own, params in ((optimizer, ours), (other, by_hand)):
-            train(own, params, range(step, step + 1))
+        for stepped, params in ((optimizer, ours), (other, by_hand)):
+            train(stepped, params, range(step, step + 1))
         advance(schedule)
     assert all(torch.equal(a, b) for a, b in zip(ours, by_hand, strict=True))
-    assert len({float(own["lr"]) for own in seen}) > 1
-    cycled = len({float(own["betas"][0]) for own in seen}) > 1
+    assert len({float(values["lr"]) for values in seen}) > 1
+    cycled = len({float(values["betas"][0]) for values in seen}) > 1
     assert cycled == (name in ("one_cycle", "cyclic"))
 
 
 def test_a_group_added_in_mid_schedule() -> None:
-    """The scheduler of torch knows the groups it was made with; another one keeps its own learning rate."""
+    """A scheduler of torch sets the groups it was made with; a later one keeps its learning rate."""
     first, second = parameters((20, 12)), parameters((6, 6))
     optimizer = KrADagrad(first, **SMALL)
     schedule = lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -79,9 +79,9 @@ def test_a_group_added_in_mid_schedule() -> None:
     assert not torch.equal(second[0], before)
 
 
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
 def test_a_copy_of_a_scheduled_optimizer_goes_on_alike(how: Callable[[Any], Any]) -> None:
-    """A scheduler wraps the optimizer's `step`; the copy has its own."""
+    """A scheduler wraps the optimizer's `step`; that of the copy steps the copy."""
     params = parameters((20, 12))
     optimizer = KrADagrad(params, **SMALL)
     schedule = lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
@@ -108,9 +108,9 @@ def test_schedule_and_optimizer_resume_together() -> None:
     other_schedule = SCHEDULES["one_cycle"](other)
     other.load_state_dict(optimizer.state_dict())
     other_schedule.load_state_dict(schedule.state_dict())
-    for own, its_schedule, params in ((optimizer, schedule, unbroken), (other, other_schedule, resumed)):
+    for stepped, its_schedule, params in ((optimizer, schedule, unbroken), (other, other_schedule, resumed)):
         for step in range(4, STEPS):
-            train(own, params, range(step, step + 1))
+            train(stepped, params, range(step, step + 1))
             its_schedule.step()
     assert torch.equal(unbroken[0], resumed[0])
     assert optimizer.param_groups[0]["betas"] == other.param_groups[0]["betas"]

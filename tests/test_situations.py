@@ -1,6 +1,6 @@
-"""What people do to parameter groups and state between two steps, each with its right value from a plain one.
+"""Changes that users make to parameter groups and state between two steps, checked with a plain optimizer.
 
-One process steps all of it, or two ranks share it out.
+One process steps all parameters, or two ranks share them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = [(9, 7), (5, 6), (4,), (6, 6)]
 
 
 class Job:
-    """An optimizer of two groups, and a plain one beside it that keeps nothing twice."""
+    """An optimizer of two groups, and a plain one beside it that caches nothing."""
 
     def __init__(self, **options: Any) -> None:
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def delete_one_state(job: Job) -> None:
 
 
 def copy_tensors(job: Job) -> None:
-    """As trainers do that take state away and bring it back; what lies in pieces is copied by its pieces."""
+    """Replace all tensors of the state, as trainers that offload it do; sharded ones are copied by piece."""
     for state in job.optimizer.state.values():
         for key, value in state.items():
             state[key] = value.clone()
@@ -108,8 +108,8 @@ def copy_tensors(job: Job) -> None:
 def edit_values(job: Job) -> None:
     for p in job.params:
         job.optimizer.state[p]["matrix_stats"][:, 0] += 3
-        for own in job.plain.state[p]:
-            own["steps"] += 3
+        for matrix_state in job.plain.state[p]:
+            matrix_state["steps"] += 3
 
 
 def new_values_of_parameters(job: Job) -> None:
@@ -159,7 +159,7 @@ def check_situation(name: str, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_a_step_goes_by_what_it_finds(name: str) -> None:
+def test_a_step_uses_the_present_groups_and_state(name: str) -> None:
     check_situation(name)
 
 
@@ -172,16 +172,16 @@ def checked_rank(rank: int) -> bool:
     return True
 
 
-def test_two_ranks_go_by_what_they_find(tmp_path: Path) -> None:
-    """All of them in one run, as the start of two processes takes longer."""
+def test_two_ranks_use_the_present_groups_and_state(tmp_path: Path) -> None:
+    """All situations share one run, since the start of two processes takes longer."""
     assert ranks.launch(2, checked_rank, tmp_path) == [True, True]
 
 
 def test_a_parameter_that_was_taken_out_keeps_no_memory() -> None:
-    """Its state goes with the entry in ``optimizer.state``, which is the user's to delete."""
+    """The state is freed with the entry in ``optimizer.state``, which is the user's to delete."""
     job = Job()
     job.steps(2)
     p = job.groups[0]["params"].pop(0)
-    held = weakref.ref(job.optimizer.state.pop(p)["exp_avg"])
-    assert held() is None
+    moments = weakref.ref(job.optimizer.state.pop(p)["exp_avg"])
+    assert moments() is None
     job.steps(1)

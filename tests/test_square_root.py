@@ -1,4 +1,4 @@
-"""Factors in the square-root form: the exact inverse, domination, and that nothing breaks them."""
+"""Factors in the square-root form: the exact inverse, domination, and robustness."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RANGES = {
 def new_side(
     n: int, d: int, dtype: torch.dtype = torch.float64, factor_dtype: torch.dtype | None = None
 ) -> Side:
-    """A side before its first gradient; what its factor holds then is not to matter."""
+    """Return a side before its first gradient, when the values of its factor must not matter."""
     factor = torch.full((n, d, d), math.nan, dtype=factor_dtype or dtype)
     return Side(factor, torch.zeros(n, 4, dtype=dtype), torch.eye(d, dtype=dtype).repeat(n, 1, 1))
 
@@ -55,7 +55,7 @@ def ops(request: pytest.FixtureRequest) -> Any:
 
 
 def feed(side: Side, gradients: list[Tensor], rule: UpdateRule, ops: Any = square_root) -> Side:
-    """The side after some unfoldings ``[N, d, k]``."""
+    """Update a side by unfoldings ``[N, d, k]``, and return it."""
     scales = torch.ones(len(side.factor), dtype=side.statistics.dtype)
     for u in gradients:
         ops.update_factor_(side.factor, side.statistics, [u], scales, rule)
@@ -68,7 +68,7 @@ def x_of(side: Side) -> Tensor:
 
 
 def exact_inverse(gradients: list[Tensor], rule: UpdateRule) -> Tensor:
-    """X of all these updates, by inversion in float64."""
+    """Return X after all these updates, by inversion in float64."""
     k, d = gradients[0].shape[-1], gradients[0].shape[-2]
     identity, weight, mean = torch.eye(d, dtype=torch.float64), 0.0, torch.zeros(())
     statistics = torch.zeros(())
@@ -136,11 +136,11 @@ def test_products_dominate_the_exact_inverse(
 
 @pytest.mark.parametrize(("refine", "t"), RANGES)
 def test_products_stay_within_their_range(refine: int, t: float) -> None:
-    """Exact where there is no gradient; elsewhere never above what the page says."""
+    """Products are exact where there is no gradient, and elsewhere within the bound of the page."""
     decay, h = 0.9, torch.logspace(math.log10(0.9), math.log10(t), 60, dtype=torch.float64)
     for largest in h[1:]:
         values = torch.tensor([[decay, float(largest)]], dtype=torch.float64).diag_embed()
-        # A matrix of these eigenvalues whose bound is t: the rest of its norm lies in one direction more.
+        # A matrix of these eigenvalues whose bound is t: one more direction has the rest of its norm.
         root = square_root.inverse_root(_with_bound(values, decay, t), decay, refine)[0].diagonal()
         ratio = root[:2].square() * values[0].diagonal()
         assert abs(float(ratio[0]) - 1) < 1e-12
@@ -148,7 +148,7 @@ def test_products_stay_within_their_range(refine: int, t: float) -> None:
 
 
 def _with_bound(values: Tensor, decay: float, t: float) -> Tensor:
-    """The diagonal matrix with one eigenvalue more, so that decay + |H - decay I|_F is t."""
+    """Return the diagonal matrix with one eigenvalue more, so that decay + |H - decay I|_F is t."""
     size = (values.diagonal(dim1=-2, dim2=-1) - decay).square().sum(-1)
     rest = decay + ((t - decay) ** 2 - size).clamp_min(0).sqrt()
     return torch.cat([values.diagonal(dim1=-2, dim2=-1), rest[:, None]], -1).diag_embed()
@@ -157,12 +157,12 @@ def _with_bound(values: Tensor, decay: float, t: float) -> Tensor:
 def test_more_products_are_nearer() -> None:
     u = [torch.randn(3, 20, 30, dtype=torch.float64) * 3]
     start = [torch.randn(3, 20, 60, dtype=torch.float64)]
-    found = []
+    results = []
     for refine in range(1, 7):
         side = feed(new_side(3, 20), start, CHOLESKY)
-        found.append(x_of(feed(side, u, replace(PRODUCTS, refine=refine))))
+        results.append(x_of(feed(side, u, replace(PRODUCTS, refine=refine))))
     exact = x_of(feed(feed(new_side(3, 20), start, CHOLESKY), u, CHOLESKY))
-    distances = [float((x - exact).norm() / exact.norm()) for x in found]
+    distances = [float((x - exact).norm() / exact.norm()) for x in results]
     assert all(near < far for far, near in itertools.pairwise(distances))
     assert distances[-1] < 1e-3
 
@@ -180,7 +180,7 @@ SEQUENCES = (
 
 
 def sequence(kind: str, n: int, d: int, k: int, short: bool = False) -> list[Tensor]:
-    """Unfoldings that training has been seen to feed; `short`: a tenth of them or fewer."""
+    """Return unfoldings like those of training; with `short`, a tenth of them or fewer."""
     steps, silence, constant = (3, 9, 18) if short else (30, 1000, 200)
     usual = [torch.randn(n, d, k) for _ in range(steps)]
     silent = [torch.zeros(n, d, k)] * silence
@@ -287,15 +287,15 @@ def test_kron_step_updates_both_sides_and_preconditions(coupled: bool, ops: Any)
     sides = [new_side(3, size, torch.float64) for size in (5, 7)]
     ops.kron_step_([group], scales, norms, rule, update=True, precondition=True)
     size = g.square().sum((-2, -1), keepdim=True).sqrt()
-    for own, other, new, gradient in (
+    for side, other, new, gradient in (
         (group.left, group.right, sides[0], g),
         (group.right, group.left, sides[1], g.mT),
     ):
         u = gradient @ other.root if coupled else gradient
         stretch = u.square().sum((-2, -1), keepdim=True).sqrt() / size
         ops.update_factor_(new.factor, new.statistics, [u / stretch], scales, rule)
-        torch.testing.assert_close(own.factor[active], new.factor[active])
-        torch.testing.assert_close(own.statistics[:, :WHITENED], new.statistics[:, :WHITENED])
+        torch.testing.assert_close(side.factor[active], new.factor[active])
+        torch.testing.assert_close(side.statistics[:, :WHITENED], new.statistics[:, :WHITENED])
     expected = group.left.root @ d @ group.right.root / group.left.statistics[:, RMS, None, None]
     torch.testing.assert_close(group.out[0][active], expected[active])
     assert torch.equal(group.out[0][1], out[1])
@@ -304,7 +304,7 @@ def test_kron_step_updates_both_sides_and_preconditions(coupled: bool, ops: Any)
 
 
 def test_whitened_gradients_have_mean_square_one_in_equilibrium(ops: Any) -> None:
-    """The statistic of the last gradient: F^T U has as many squares as F has directions."""
+    """The statistic of the last gradient: the squares of F^T U add up to the number of F's directions."""
     scales = torch.logspace(0, 1, 12, dtype=torch.float64)[:, None]
     side, seen = new_side(1, 12), []
     for _ in range(400):

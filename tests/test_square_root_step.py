@@ -50,14 +50,14 @@ def test_float64_and_stored_dtypes(stored: torch.dtype, rule: Any, ops: Any) -> 
 @pytest.mark.parametrize("calls", [{"update": False}, {"precondition": False}], ids=str)
 @pytest.mark.parametrize("rule", [RULES["cholesky"], RULES["products"]], ids=METHODS)
 def test_one_half_of_a_step(rule: Any, calls: dict[str, bool], ops: Any) -> None:
-    """What is not asked for is not needed: gradients without an update, the rest without a product."""
+    """A call without an update needs no gradients; one without a product needs neither directions nor out."""
     call = given([group(5, (9, 4))], rule, **calls)
     stripped = {"grads": ()} if not call.calls["update"] else {"directions": (), "out": ()}
     expected = square_root.run(cases.square_root_ops("reference"), copied(call))
     bare = replace(call, groups=[replace(g, **stripped) for g in copied(call).groups])
     ours = square_root.run(ops, bare)
-    for own, other in zip(ours.groups, expected.groups, strict=True):
-        pair = [square_root.x_in_units(side) for side in (own.left, other.left)]
+    for result, other in zip(ours.groups, expected.groups, strict=True):
+        pair = [square_root.x_in_units(side) for side in (result.left, other.left)]
         torch.testing.assert_close(*pair, rtol=1e-2, atol=1e-3)
     rounding = {"rtol": 1e-3, "atol": 0} if ops is triton else {}
     torch.testing.assert_close(ours.norms, expected.norms, **rounding)
@@ -76,23 +76,23 @@ def test_any_number_of_blocks_of_several_groups(rule: Any, blocks: int | str, op
     compare(given(groups, rule), ops)
 
 
-def test_a_factor_that_is_no_triangle_is_made_one(ops: Any) -> None:
-    """What is defined is F F^T: factors turned by any rotation go on alike."""
+def test_a_factor_that_is_no_triangle_becomes_one(ops: Any) -> None:
+    """Only F F^T is defined: factors times any rotation give the same steps."""
     call = given([group(4, (31, 17))])
     turned = copied(call)
     for side in (turned.groups[0].left, turned.groups[0].right):
         d = side.factor.shape[-1]
         side.factor.copy_(side.factor @ torch.linalg.qr(torch.randn(4, d, d))[0])
     ours, expected = square_root.run(ops, turned), square_root.run(ops, copied(call))
-    for own, other in (
+    for result, other in (
         (ours.groups[0].left, expected.groups[0].left),
         (ours.groups[0].right, expected.groups[0].right),
     ):
         torch.testing.assert_close(
-            square_root.x_in_units(own), square_root.x_in_units(other), rtol=1e-2, atol=1e-3
+            square_root.x_in_units(result), square_root.x_in_units(other), rtol=1e-2, atol=1e-3
         )
         if ops is native:
-            assert not own.factor[call.active].tril(-1).any()
+            assert not result.factor[call.active].tril(-1).any()
 
 
 @pytest.mark.parametrize("rule", [RULES["cholesky"], RULES["products"]], ids=METHODS)
@@ -113,7 +113,7 @@ def test_out_may_be_the_direction(rule: Any, ops: Any) -> None:
 
 
 def spoilt(call: square_root.Given, name: str) -> square_root.Given:
-    """The call with one tensor that does not fit."""
+    """Return the call with one tensor that does not fit."""
     g = call.groups[0]
     left, right = g.left, g.right
     changed: dict[str, BlockGroup] = {

@@ -1,6 +1,6 @@
-"""Whatever users do to an optimizer between two steps, it steps as a plain one, which keeps nothing twice.
+"""After any changes between two steps, the optimizer steps as a plain one does, which caches nothing.
 
-50,000 examples by hand:
+Run 50,000 examples by hand:
 
     KRADAGRAD_STATEFUL_EXAMPLES=25000 pytest -n 2 -m slow tests/test_stateful.py
 """
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from kradagrad_ext import KrADagrad
 
 EXAMPLES = int(os.environ.get("KRADAGRAD_STATEFUL_EXAMPLES", "1000"))
-"""Of each of the recipes."""
+"""Number of examples of each recipe."""
 
 SHAPES = [(3, 5), (4, 2), (3,), (2, 3, 3), (6, 2)]
 GROUP_OPTIONS: list[dict[str, Any]] = [{}, {"batch_dims": 1}, {"split": 2}, {"precondition": False}]
 KINDS = {3: 1, 4: 2}
-"""Options of the parameters that need some; the others go into groups with any options of `PLAIN`."""
+"""Options, by place in `GROUP_OPTIONS`, of the parameters that need some; the others take any of `PLAIN`."""
 PLAIN = (0, 0, 3)
 FREE = {
     "lr": [0.0, 1e-2, 0.1],
@@ -48,7 +48,7 @@ RECIPES: list[dict[str, Any]] = [{"graft": "adam"}, {"graft": "rms", "factor_dec
 
 
 class Job:
-    """What is copied and pickled as one; `params` are all that there ever were, in a group or not."""
+    """An optimizer and all parameters, in a group or not, which are copied and pickled together."""
 
     def __init__(self, params: list[nn.Parameter], optimizer: KrADagrad) -> None:
         self.params, self.optimizer = params, optimizer
@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
         return [p for group in self.groups() for p in group["params"]]
 
     def outside(self) -> list[int]:
-        """Places of the parameters that are in no group."""
+        """Return the places of the parameters that are in no group."""
         inside = set(map(id, self.grouped()))
         return [i for i, p in enumerate(self.job.params) if id(p) not in inside]
 
@@ -107,8 +107,8 @@ class Machine(RuleBasedStateMachine):
         self.job.optimizer.add_param_group({"params": [p], **GROUP_OPTIONS[kind]})
 
     def drop_state_of_another_kind(self, p: Tensor, kind: int) -> None:
-        held = self.job.optimizer.state.get(p)
-        if held and p.ndim == 2 and kind != 2 and ("factor_0_0" in held) != (kind != 3):
+        state = self.job.optimizer.state.get(p)
+        if state and p.ndim == 2 and kind != 2 and ("factor_0_0" in state) != (kind != 3):
             del self.job.optimizer.state[p]
             self.plain.state.pop(p, None)
 
@@ -140,7 +140,7 @@ class Machine(RuleBasedStateMachine):
         alike = [group for group in self.groups() if is_plain(group)]
         for group in alike[1:]:
             alike[0]["params"] += group["params"]
-            self.groups()[:] = [own for own in self.groups() if own is not group]
+            self.groups()[:] = [other for other in self.groups() if other is not group]
 
     @rule(data=st.data())
     def change_options(self, data: st.DataObject) -> None:
@@ -170,7 +170,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def replace_tensors(self, data: st.DataObject) -> None:
-        """Offloaded and brought back: other tensors, or other data of the same ones."""
+        """Replace state as offloading does: by other tensors, or by other data of the same ones."""
         by_data = data.draw(st.booleans())
         for state in self.job.optimizer.state.values():
             for key, value in state.items():
@@ -190,16 +190,16 @@ class Machine(RuleBasedStateMachine):
         self.forget_outside()
 
     def forget_outside(self) -> None:
-        """A state dict holds the parameters of groups alone."""
+        """Drop the state of parameters in no group, which a state dict does not have."""
         inside = set(map(id, self.grouped()))
-        self.plain.state = {p: own for p, own in self.plain.state.items() if id(p) in inside}
+        self.plain.state = {p: state for p, state in self.plain.state.items() if id(p) in inside}
 
     @rule(how=st.sampled_from([copy.deepcopy, lambda job: pickle.loads(pickle.dumps(job))]))
     def copy(self, how: Any) -> None:
         job = how(self.job)
         renamed = dict(zip(self.job.params, job.params, strict=True))
         self.plain.values = {renamed[p]: value for p, value in self.plain.values.items()}
-        self.plain.state = {renamed[p]: own for p, own in self.plain.state.items()}
+        self.plain.state = {renamed[p]: state for p, state in self.plain.state.items()}
         self.job = job
 
     @invariant()
@@ -211,7 +211,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def is_plain(group: dict[str, Any]) -> bool:
-    """Whether a group has the options of most."""
+    """Return True if a group has the options of most groups."""
     return (group["batch_dims"], group["split"], group["precondition"]) == (0, 1, True)
 
 

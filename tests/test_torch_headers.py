@@ -18,7 +18,7 @@ TORCH = ("2.10.0", "2.14.1")
 
 
 def headers_of(version: str) -> Path:
-    """A release's headers. Without them the test is skipped, or fails where the environment asks for them."""
+    """Return a release's headers; without them, skip the test, or fail if the environment asks for them."""
     try:
         return include_folder(version)
     except RuntimeError as error:
@@ -28,7 +28,7 @@ def headers_of(version: str) -> Path:
 
 
 def build_of(version: str, headers: Path) -> ninja_rules.Build:
-    """A build of all C++ sources, those for CUDA too where there is nvcc."""
+    """Return a build of all C++ sources, those for CUDA too if there is nvcc."""
     decision = Decision("auto", find_compiler()[0], find_nvcc(), None)
     compiler = build_native.compilers_of(decision, str(headers), version)[".cpp"]
     quick = dataclasses.replace(compiler, command=[*compiler.command, "-O0"])

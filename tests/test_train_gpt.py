@@ -29,7 +29,7 @@ PNG = b"\x89PNG\r\n"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny operations gain nothing from more."""
+    """Use one thread, since tiny operations gain nothing from more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,12 +46,12 @@ def train(text: Path, out: Path, *options: str) -> int:
 
 
 def learned(out: Path) -> list[tuple[str, ...]]:
-    """The log without its times."""
+    """Return the log without its times."""
     return [tuple(row[name] for name in COLUMNS if not name.endswith("seconds")) for row in rows(out)]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Bit for bit, in the log and in the weights."""
+    """Compare logs and weights bit for bit."""
     assert learned(one) == learned(other)
     left, right = checkpoint.load(one)["model"], checkpoint.load(other)["model"]
     for name, tensor in left.items():
@@ -105,7 +105,7 @@ def test_a_resumed_run_equals_an_unbroken_one(optimizer, more, text, tmp_path, m
     assert_same_run(broken, whole)
 
 
-def test_what_a_crash_logged_after_its_checkpoint_is_done_over(text, tmp_path, monkeypatch):
+def test_steps_after_the_checkpoint_of_a_crash_are_repeated(text, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(text, whole, "--optimizer", "adamw") == 0
 
@@ -142,7 +142,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
 def test_a_run_in_bfloat16_is_near_that_in_float32(rounding, text, tmp_path):
-    """Within 0.02 nats, as the demo is; at a learning rate that rounding to the nearest does not follow."""
+    """Losses agree within 0.02 nats, as in the demo, at a rate too small for rounding to the nearest."""
     losses = {}
     options = ("--lr=3e-4", "--steps=60", "--eval-every=60")
     for name, more in (("wide", []), ("narrow", ["--dtype=bfloat16", f"--rounding={rounding}"])):
@@ -211,7 +211,7 @@ def test_an_unfinished_run_is_left_alone(options, message, text, tmp_path, monke
     assert contents(out) == before
 
 
-def test_a_changed_text_is_not_gone_on_with(text, tmp_path, capsys):
+def test_a_run_does_not_resume_with_a_changed_text(text, tmp_path, capsys):
     train(text, tmp_path / "run", "--optimizer", "adamw")
     (text / "00.txt").write_text("something else entirely")
     assert train_gpt.main(["--out", str(tmp_path / "run"), "--resume"]) == 2
@@ -219,7 +219,7 @@ def test_a_changed_text_is_not_gone_on_with(text, tmp_path, capsys):
 
 
 def test_a_step_in_flight_is_one_of_the_run(text, tmp_path, monkeypatch):
-    """Losses that are read some steps later, as on a GPU, are the same; checkpoints and signals have them."""
+    """Losses read some steps later, as on a GPU, are the same; checkpoints and stopped runs include them."""
     whole, late = tmp_path / "whole", tmp_path / "late"
     assert train(text, whole, "--optimizer", "adamw", "--device", "cpu") == 0
     monkeypatch.setattr(Ranks, "steps_in_flight", 4)
@@ -231,7 +231,7 @@ def test_a_step_in_flight_is_one_of_the_run(text, tmp_path, monkeypatch):
     assert_same_run(late, whole)
 
 
-def test_divergence_is_told(text, tmp_path, capsys):
+def test_divergence_is_reported(text, tmp_path, capsys):
     assert train(text, tmp_path / "run", "--optimizer", "sgd", "--lr", "1e30") == 1
     assert "diverged" in capsys.readouterr().err
 
@@ -267,7 +267,7 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         (Path.unlink, "no checkpoint in"),
     ],
 )
-def test_a_bad_checkpoint_is_told(damage, message, text, tmp_path, monkeypatch, capsys):
+def test_a_bad_checkpoint_is_reported(damage, message, text, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))

@@ -1,4 +1,4 @@
-"""The text of examples/train_gpt.py: what is read, how it is split, which windows are drawn."""
+"""The text of examples/train_gpt.py: the files read, their split, and the windows drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gpt.errors import UsageError
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    """A folder of 20 files."""
+    """Write a folder of 20 files."""
     for i in range(20):
         (tmp_path / f"{i:02}.txt").write_text(f"This is the text of file {i}.\n" * 10)
     return tmp_path
@@ -64,7 +64,7 @@ def test_the_standard_library_is_found():
     assert b"def " in bytes(split.validation[:100_000].tolist())
 
 
-def test_a_folder_without_text_is_told(tmp_path):
+def test_a_folder_without_text_is_reported(tmp_path):
     (tmp_path / "binary").write_bytes(b"\0")
     with pytest.raises(UsageError, match="no text found"):
         data.load_text(str(tmp_path), context=16)

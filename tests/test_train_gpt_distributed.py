@@ -1,4 +1,4 @@
-"""examples/train_gpt.py on several ranks: what it learns, how it goes on, which checkpoints it refuses."""
+"""examples/train_gpt.py on several ranks: training, resumed runs, and refused checkpoints."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from gpt.ranks import MODES
 TESTS = Path(__file__).resolve().parent
 README = (TESTS.parent / "README.md").read_text()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""Four ranks are to run on any machine."""
+"""Environment of the ranks, of which four run on any machine."""
 ROUNDING = {"rtol": 1e-7, "atol": 1e-7}
-"""Of float64, over so few steps."""
+"""Tolerances of float64 over these few steps."""
 BFLOAT16 = {"rtol": 0.0, "atol": 1e-3}
-"""Of the losses under Muon, which orthogonalizes in bfloat16 whatever its parameters are."""
+"""Tolerances of the losses under Muon, which orthogonalizes in bfloat16 whatever its parameters are."""
 
 pytestmark = [
     slow,  # processes of torchrun by the dozen
-    # dcp_to_torch_save reads all ranks' files in one process, as it says.
+    # dcp_to_torch_save reads all ranks' files in one process, and warns of it.
     pytest.mark.filterwarnings(
         "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning"
     ),
@@ -49,7 +49,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def as_the_ranks() -> Iterator[None]:
-    """One process with one thread, too."""
+    """Use one thread in this process, as in the ranks."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,7 +66,7 @@ Launch = Callable[[int | None, list[dict[str, Any]]], Any]
 
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
-    """What has gpt_ranks.py run command lines on a number of ranks, or with None in one process."""
+    """A function that runs command lines by gpt_ranks.py, on a number of ranks or (None) in one process."""
     command = [sys.executable, str(TESTS / "gpt_ranks.py")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
@@ -87,7 +87,7 @@ def launch() -> Iterator[Launch]:
 
 
 def ends(answer: list[list[dict[str, Any]]] | str) -> list[tuple[dict[str, Any], ...]]:
-    """How each run ended on each rank."""
+    """Return the end of each run on each rank."""
     assert isinstance(answer, list), answer
     return list(zip(*answer, strict=True))
 
@@ -101,13 +101,13 @@ def resume(out: Path, *options: str, **more: Any) -> dict[str, Any]:
 
 
 def losses(out: Path) -> torch.Tensor:
-    """``[steps, 2]``: of training, and of validation or 0."""
+    """Return the losses ``[steps, 2]`` of training, and of validation or 0."""
     logged = [[float(row["train_loss"]), float(row["val_loss"] or 0)] for row in rows(out)]
     return torch.tensor(logged, dtype=torch.float64)
 
 
 def saved(out: Path) -> dict[str, Any]:
-    """All tensors of the checkpoint that the ranks left in `out`, by their whole names."""
+    """Return all tensors of the checkpoint that the ranks left in `out`, by their whole names."""
     whole = out / "whole.pt"
     dcp_to_torch_save(out / (out / checkpoint.POINTER).read_text(), whole)
     return dict(flat(torch.load(whole, weights_only=True)))
@@ -122,7 +122,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_same(one: Path, other: Path, **tolerances: float) -> None:
-    """Losses, model and optimizer; bit for bit where no tolerances are given."""
+    """Compare losses, model and optimizer, bit for bit if there are no tolerances."""
     tolerances = tolerances or {"rtol": 0.0, "atol": 0.0}
     torch.testing.assert_close(losses(one), losses(other), **tolerances)
     torch.testing.assert_close(saved(one), saved(other), **tolerances)
@@ -130,10 +130,10 @@ def assert_same(one: Path, other: Path, **tolerances: float) -> None:
 
 def test_ranks_learn_what_one_process_does(launch: Launch, text: Path, tmp_path: Path) -> None:
     runs = [(optimizer, mode) for optimizer in NAMES for mode in MODES]
-    asked = [
+    requests = [
         new(text, tmp_path / "-".join(run), f"--optimizer={run[0]}", f"--parallel={run[1]}") for run in runs
     ]
-    for (optimizer, mode), (first, second) in zip(runs, ends(launch(2, asked)), strict=True):
+    for (optimizer, mode), (first, second) in zip(runs, ends(launch(2, requests)), strict=True):
         assert second == {"status": 0, "out": "", "err": ""}  # one rank speaks for all
         result = json.loads(first["out"])
         assert [result[key] for key in ("optimizer", "world_size", "parallel")] == [optimizer, 2, mode]
@@ -164,8 +164,8 @@ def test_a_stopped_run_goes_on_on_any_ranks(launch: Launch, text: Path, tmp_path
         runs = {tmp_path / f"{a}-{b}-{world}": (a, b) for a in MODES for b in MODES}
         for out, (mode, _) in runs.items():
             shutil.copytree(tmp_path / f"{mode}-stopped", out)
-        asked = [resume(out, f"--parallel={mode}") for out, (_, mode) in runs.items()]
-        for outcome in ends(launch(world, asked)):
+        requests = [resume(out, f"--parallel={mode}") for out, (_, mode) in runs.items()]
+        for outcome in ends(launch(world, requests)):
             assert [rank["status"] for rank in outcome] == [0] * world, outcome[0]["err"]
         for out, (mode, went_on) in runs.items():
             same_layout = world == 2 and mode == went_on
@@ -173,11 +173,11 @@ def test_a_stopped_run_goes_on_on_any_ranks(launch: Launch, text: Path, tmp_path
 
 
 def test_a_signal_to_torchrun_stops_the_ranks_which_say_how_to_go_on(text: Path, tmp_path: Path) -> None:
-    """By the README's command."""
+    """The command is the README's."""
     out = tmp_path / "run"
     seldom = ("--eval-every=150", "--checkpoint-every=150")
-    (given,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
-    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(given)]
+    (readme_arguments,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(readme_arguments)]
     command += arguments(text, out, "--optimizer=adamw", *seldom, steps=150)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     with subprocess.Popen(command, cwd=TESTS.parent, **pipes) as process:
@@ -198,7 +198,7 @@ def test_a_signal_to_torchrun_stops_the_ranks_which_say_how_to_go_on(text: Path,
 def test_a_kill_while_ranks_save_leaves_the_last_checkpoint(
     launch: Launch, text: Path, tmp_path: Path
 ) -> None:
-    # In the middle of a tensor; in that of run.pt; when the folder is in place and the pointer is written.
+    # In the middle of a tensor; in the middle of run.pt; in the write of the pointer, after the folder's.
     kills = {"tensor": [1, 12, "save", 3], "run": [0, 12, "fsync", 3], "pointer": [0, 12, "fsync", 6]}
     for name, kill in kills.items():
         answer = launch(2, [new(text, tmp_path / name, "--parallel=fsdp", kill=kill)])
@@ -207,8 +207,11 @@ def test_a_kill_while_ranks_save_leaves_the_last_checkpoint(
         half = "checkpoint-12" if name == "pointer" else "checkpoint.tmp-12"
         assert left >= {"checkpoint-6", half}, left
         assert (tmp_path / name / checkpoint.POINTER).read_text() == "checkpoint-6"
-    asked = [new(text, tmp_path / "whole", "--parallel=fsdp"), *(resume(tmp_path / name) for name in kills)]
-    for outcome in ends(launch(2, asked)):
+    requests = [
+        new(text, tmp_path / "whole", "--parallel=fsdp"),
+        *(resume(tmp_path / name) for name in kills),
+    ]
+    for outcome in ends(launch(2, requests)):
         assert [rank["status"] for rank in outcome] == [0, 0], outcome[0]["err"]
     for name in kills:
         assert_same(tmp_path / name, tmp_path / "whole")
@@ -220,7 +223,7 @@ def test_a_kill_while_one_process_saves_leaves_the_last_checkpoint(
     launch: Launch, text: Path, tmp_path: Path
 ) -> None:
     assert train_gpt.main(new(text, tmp_path / "whole")["arguments"]) == 0
-    for kill in ([0, 12, "save", 1], [0, 12, "fsync", 1]):  # half is written, all but not under its name
+    for kill in ([0, 12, "save", 1], [0, 12, "fsync", 1]):  # half is written; all, under another name
         out = tmp_path / kill[2]
         answer = launch(None, [new(text, out, kill=kill)])
         assert isinstance(answer, str), answer
@@ -257,16 +260,16 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
 def test_ranks_refuse_a_bad_checkpoint_together(launch: Launch, text: Path, tmp_path: Path) -> None:
     good = tmp_path / "good"
     launch(2, [new(text, good, "--parallel=fsdp", stop=[0, 6])])
-    asked, messages = [], []
+    requests, messages = [], []
     for i, (name, damage, message) in enumerate(DAMAGES):
         out = tmp_path / f"bad-{i}"
         shutil.copytree(good, out)
         damage(out / name)
-        asked.append(resume(out))
+        requests.append(resume(out))
         messages.append(message.format(file=out / name, out=out))
-    asked += [resume(good, "--steps=20"), new(text, good), new(text, tmp_path / "odd", "--batch=3")]
+    requests += [resume(good, "--steps=20"), new(text, good), new(text, tmp_path / "odd", "--batch=3")]
     messages += ["--steps 14, got 20", "unfinished run", "--batch must be divisible by the 2 ranks, got 3"]
-    for message, (first, second) in zip(messages, ends(launch(2, asked)), strict=True):
+    for message, (first, second) in zip(messages, ends(launch(2, requests)), strict=True):
         assert second == {"status": 2, "out": "", "err": ""}
         assert (first["status"], first["out"]) == (2, "")
         assert message in first["err"]

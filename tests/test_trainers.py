@@ -38,7 +38,7 @@ def seeded() -> Iterator[None]:
 
 
 class Regression(lightning.LightningModule):
-    """A matrix to be found; `huge`: the batch whose loss overflows float16."""
+    """A linear regression; `huge` is the batch whose loss overflows float16."""
 
     def __init__(self, huge: int | None = None) -> None:
         super().__init__()
@@ -109,11 +109,11 @@ def test_fabric_clips(precision: Any) -> None:
 
 @pytest.mark.parametrize("amp_scaling", [False, True])
 def test_accelerate_sees_that_a_step_was_skipped(amp_scaling: bool) -> None:
-    """Schedulers wait for it; with the optimizer's own scaling there is nothing to be seen."""
-    Accelerator(cpu=True)  # whose state the optimizer asks
+    """Schedulers wait then. With `amp_scaling` the step itself skips, which Accelerate cannot see."""
+    Accelerator(cpu=True)  # AcceleratedOptimizer reads its state
     layer, scaler = nn.Linear(12, 8), torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    own = KrADagrad(layer.parameters(), lr=0.03, amp_scaling=amp_scaling)
-    optimizer = AcceleratedOptimizer(own, device_placement=False, scaler=scaler)
+    wrapped = KrADagrad(layer.parameters(), lr=0.03, amp_scaling=amp_scaling)
+    optimizer = AcceleratedOptimizer(wrapped, device_placement=False, scaler=scaler)
     seen = []
     for number in range(4):
         x = torch.randn(16, 12)

@@ -10,7 +10,7 @@ import torch
 from trajectory import DTYPES, RECIPES, STEPS, check_equals_the_reference
 
 INTERPRETED_STEPS = 9
-"""Of Triton's interpreter, which takes seconds for each: roots are made new twice."""
+"""Number of steps in Triton's interpreter, which takes seconds for each; roots are recomputed twice."""
 
 
 @DTYPES

@@ -27,7 +27,7 @@ from roofline_triton import costs_of_blocks
 from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
 from triton_ptx.compiled import Compiled
 
-from kradagrad_ext.triton_kernels.groups import Rule
+from kradagrad_ext.triton_kernels.groups import StepRule
 
 EXECUTED = {name: functools.partial(Compiled, name) for name in ("sm_80", "sm_90")}
 # The rows of sm_80 serve sm_86, sm_89 and sm_120 too, which have less.
@@ -36,24 +36,24 @@ REGISTERS = dict.fromkeys(CTA_SHARED, MOST_REGISTERS) | {"gfx942": 512}
 
 
 STACK = 16
-"""Bytes at most, of one thread, or of one lane's scratch memory on AMD."""
+"""Largest stack of a thread in bytes; on AMD, scratch memory of a lane."""
 
 
-def faults(of: Made, architecture: str) -> list[str]:
-    """What breaks a budget."""
-    code, found = of.binary.instructions, []
-    if of.binary.stack + of.binary.local > STACK:
-        found.append(f"stack {of.binary.stack}, {code['LDL']} LDL, {code['STL']} STL")
+def faults(kernel: Made, architecture: str) -> list[str]:
+    """Return the budgets that a compiled kernel exceeds."""
+    code, exceeded = kernel.binary.instructions, []
+    if kernel.binary.stack + kernel.binary.local > STACK:
+        exceeded.append(f"stack {kernel.binary.stack}, {code['LDL']} LDL, {code['STL']} STL")
     if code["ftz"]:  # the executor does not know that it takes subnormal numbers for 0
-        found.append(f"{code['ftz']} instructions that flush to zero")
-    if of.binary.registers > REGISTERS[architecture]:
-        found.append(f"{of.binary.registers} registers")
-    if of.launched.dynamic_shared > SHARED[architecture]:
-        found.append(f"{of.launched.dynamic_shared} bytes of shared memory")
-    wanted = tensor_cores(of, architecture)
-    if wanted and not code[wanted]:
-        found.append(f"no {wanted}")
-    return found
+        exceeded.append(f"{code['ftz']} instructions that flush to zero")
+    if kernel.binary.registers > REGISTERS[architecture]:
+        exceeded.append(f"{kernel.binary.registers} registers")
+    if kernel.launched.dynamic_shared > SHARED[architecture]:
+        exceeded.append(f"{kernel.launched.dynamic_shared} bytes of shared memory")
+    instruction = tensor_cores(kernel, architecture)
+    if instruction and not code[instruction]:
+        exceeded.append(f"no {instruction}")
+    return exceeded
 
 
 @slow
@@ -63,8 +63,8 @@ def faults(of: Made, architecture: str) -> list[str]:
 )
 def test_every_specialisation_is_within_its_budgets(precision: str, architecture: str) -> None:
     compiled = made(precision, architecture)
-    broken = {f"{of.kernel} {of.constants}": faults(of, architecture) for of in compiled}
-    assert not {name: found for name, found in broken.items() if found}
+    broken = {f"{kernel.kernel} {kernel.constants}": faults(kernel, architecture) for kernel in compiled}
+    assert not {name: exceeded for name, exceeded in broken.items() if exceeded}
     assert len(compiled) >= 20 or tuning.served(precision, architecture) != precision
 
 
@@ -83,10 +83,10 @@ def test_faults_are_found() -> None:
 def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
     rows = {(key.op, key.shape, key.precision) for key in tuning.table() if key.architecture == architecture}
     compiled = {
-        (tuning.ROWS_OF.get(own.kernel.__name__, own.kernel.__name__), shape, precision)
+        (tuning.ROWS_OF.get(launch.kernel.__name__, launch.kernel.__name__), shape, precision)
         for precision in PRECISIONS
-        for shape, own in launches(precision, architecture)
-        if own.kernel.__name__ not in tuning.FIXED
+        for shape, launch in launches(precision, architecture)
+        if launch.kernel.__name__ not in tuning.FIXED
     }
     assert rows == compiled
 
@@ -95,7 +95,7 @@ def test_every_row_of_the_table_is_compiled(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", EXECUTED)
 @pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
 def test_bytes(case: Case, architecture: str) -> None:
-    """Of the floor and the launches' tables."""
+    """Bytes are at most 1.1 times the floor and the launches' tables."""
     counted = count(case, EXECUTED[architecture])
     assert counted.footprint <= 1.10 * counted.floor
 
@@ -105,7 +105,7 @@ STEP = replace(square_root.RULE, method="products", coupled=True)
 
 @functools.cache
 def step_counters(side: int, architecture: str) -> tuple[Counters, ...]:
-    """Of the launches of a coupled step of two blocks in the square-root form."""
+    """Return the counters of the launches of a coupled step of two blocks in the square-root form."""
     torch.manual_seed(0)
     backend = Compiled(architecture)
     square_root.run(backend, square_root.given([square_root.group(2, (side, side))], STEP))
@@ -117,8 +117,8 @@ def step_counters(side: int, architecture: str) -> tuple[Counters, ...]:
     ("side", "architecture"), [(32, "sm_80"), (64, "sm_90"), (128, "sm_80"), (256, "sm_90")]
 )
 def test_bytes_of_a_step(side: int, architecture: str) -> None:
-    """Of the matrices that the launches read and write, and the launches' tables."""
-    rule = Rule(STEP.refine, STEP.coupled, True, STEP.precision, architecture)
+    """Bytes are those of the matrices that launches read and write, and of the launches' tables."""
+    rule = StepRule(STEP.refine, STEP.coupled, True, STEP.precision, architecture)
     expected = sum(cost.bytes for cost in costs_of_blocks([(2, side, side)], rule))
     counters = step_counters(side, architecture)
     counted = sum(c[name] for c in counters for name in ("footprint_read_bytes", "footprint_write_bytes"))
@@ -131,8 +131,10 @@ def test_bytes_of_a_step(side: int, architecture: str) -> None:
 )
 def test_shared_memory_wavefronts_of_a_step(side: int, architecture: str, most: float) -> None:
     counters = step_counters(side, architecture)
-    ideal, found = (sum(c[n] for c in counters) for n in ("shared_ideal_wavefronts", "shared_wavefronts"))
-    assert found <= most * ideal
+    ideal, wavefronts = (
+        sum(c[n] for c in counters) for n in ("shared_ideal_wavefronts", "shared_wavefronts")
+    )
+    assert wavefronts <= most * ideal
 
 
 def test_architectures_are_the_tables() -> None:

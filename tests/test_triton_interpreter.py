@@ -1,4 +1,4 @@
-"""The mended interpreter multiplies and rounds bfloat16 as a GPU does, in a process of its own."""
+"""The mended interpreter multiplies and rounds bfloat16 as a GPU does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ print(float((product - exact).abs().max()) < 1e-5, torch.equal(rounded, a.bfloat
 
 @pytest.mark.parametrize(("how", "expected"), [("mended", "True True"), ("plain", "False False")])
 def test_bfloat16(how: str, expected: str, tmp_path: Path) -> None:
-    """Where the plain one is right too, the mend can go."""
+    """If the plain interpreter is right too, the mend can be removed."""
     pytest.importorskip("triton")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

@@ -1,4 +1,4 @@
-"""Which specialisation of a Triton kernel a launch takes, how many launches there are, and what is kept."""
+"""Plans of Triton: the specialisation of every launch, the number of launches, and the plans kept."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def plan(
     architecture: str = "sm_90",
     **options: Any,
 ) -> launch.Plan:
-    rule, own, first = groups.Rule(refine, coupled, True, "bf16x3", architecture), [], 0
+    rule, block_groups, first = groups.StepRule(refine, coupled, True, "bf16x3", architecture), [], 0
     for count, *shape in shapes:
-        own.append(
+        block_groups.append(
             square_root_triton._of_kernels(square_root.group(count, (shape[0], shape[1])), first, True)
         )
         first += count
-    return square_root_step.plan_groups(own, rule, **options)
+    return square_root_step.plan_groups(block_groups, rule, **options)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
 def test_triton_specialises_no_argument_by_value(kernel: Any) -> None:
-    """All that a kernel is compiled for are constants, which the tests compile; a 1 or a multiple of 16 among
-    the arguments makes no other kernel of it."""
+    """A kernel is compiled for its constants alone, and the tests compile those. An argument of 1, or of a
+    multiple of 16, makes no other kernel of it."""
     if not hasattr(kernel, "params"):
         pytest.skip("interpreted kernels are not specialised")
     specialised = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]
@@ -72,7 +72,7 @@ def test_triton_specialises_no_argument_by_value(kernel: Any) -> None:
 
 
 def gradient(layout: str) -> Tensor:
-    """Two blocks [64, 48], or an odd size."""
+    """Return a gradient of two blocks [64, 48], or of an odd size."""
     if layout == "odd":
         return torch.randn(2, 64, 47)
     if layout == "moved":  # not on a multiple of 16 bytes
@@ -105,12 +105,12 @@ def gradient(layout: str) -> Tensor:
     ],
 )
 def test_dispatch_of_a_factors_product(layout: str, dtype: str, order: str, vector: bool) -> None:
-    """B = F^T U of the left side sees the gradient as it lies, that of the right side the other way round."""
+    """B = F^T U of the left side reads the gradient in its order; the right side has the other order."""
     grad = gradient(layout)
-    given = replace(square_root.group(2, (grad.shape[1], grad.shape[2])), grads=[grad])
-    rule = groups.Rule(2, False, True, "bf16x3", "sm_80")
-    launches = square_root_step.plan_groups([square_root_triton._of_kernels(given, 0, True)], rule).launches
-    seen = [own.constants for own in launches if own.constants.get("SCALE") == "whitening"]
+    group = replace(square_root.group(2, (grad.shape[1], grad.shape[2])), grads=[grad])
+    rule = groups.StepRule(2, False, True, "bf16x3", "sm_80")
+    launches = square_root_step.plan_groups([square_root_triton._of_kernels(group, 0, True)], rule).launches
+    seen = [launch.constants for launch in launches if launch.constants.get("SCALE") == "whitening"]
     other = {"row": "col", "col": "row", "any": "any"}[order]
     assert {constants["B_ORDER"] for constants in seen} == {order, other}
     for constants in seen:
@@ -122,7 +122,7 @@ def test_dispatch_of_a_factors_product(layout: str, dtype: str, order: str, vect
     [("contiguous", True), ("transposed", True), ("odd", False), ("moved", False), ("mixed", False)],
 )
 def test_dispatch_of_elements(case: str, flat: bool) -> None:
-    """Flat where all tensors run through memory in the parameter's order, in vectors of 16 bytes."""
+    """Elements are flat if all tensors have the parameter's order in memory, in vectors of 16 bytes."""
     param = torch.randn(12, 7 if case == "odd" else 8)
     if case == "moved":
         param = torch.randn(97)[1:].view(12, 8)
@@ -165,9 +165,9 @@ def test_launches_do_not_grow_with_the_blocks(refine: int, coupled: bool, launch
 )
 def test_small_blocks_are_one_launch(shape: tuple[int, int], architecture: str, resident: bool) -> None:
     for count in (2, 5):
-        made = plan((count, *shape), coupled=True, architecture=architecture)
-        assert (len(made.launches) == 1) == resident
-        assert (made.scratch == 0) == resident
+        step_plan = plan((count, *shape), coupled=True, architecture=architecture)
+        assert (len(step_plan.launches) == 1) == resident
+        assert (step_plan.scratch == 0) == resident
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,14 @@ def test_small_blocks_are_one_launch(shape: tuple[int, int], architecture: str, 
 def test_large_tiles_are_of_blocks_read_in_vectors(
     shape: tuple[int, int], moved: bool, shape_class: str
 ) -> None:
-    """One unaligned matrix is enough: works of a group share the sums over its tiles."""
-    given = square_root.group(2, shape)
+    """One unaligned matrix makes tiles small, since the works of a group share the sums over its tiles."""
+    group = square_root.group(2, shape)
     if moved:
-        given = replace(given, grads=[torch.randn(2 * 256 * 256 + 1)[1:].view(2, 256, 256)])
-    own = [square_root_triton._of_kernels(given, 0, True)]
-    launches = square_root_step.plan_groups(own, groups.Rule(2, True, True, "bf16x3", "sm_90")).launches
+        group = replace(group, grads=[torch.randn(2 * 256 * 256 + 1)[1:].view(2, 256, 256)])
+    block_groups = [square_root_triton._of_kernels(group, 0, True)]
+    launches = square_root_step.plan_groups(
+        block_groups, groups.StepRule(2, True, True, "bf16x3", "sm_90")
+    ).launches
     seen = {launch.config for launch in launches if launch.kernel is scaled_product.scaled_product}
     assert seen == {tuning.config(scaled_product.scaled_product, shape_class, "bf16x3", "sm_90")}
 
@@ -195,9 +197,9 @@ def test_large_tiles_are_of_blocks_read_in_vectors(
 def test_scratch_memory() -> None:
     """D P_r of a coupled step; U and B of both sides; M and two more squares of each."""
     count, m, n = 3, 144, 136
-    made = plan((count, m, n), coupled=True)
+    step_plan = plan((count, m, n), coupled=True)
     expected = 4 * count * (5 * m * n + 3 * (m * m + n * n))
-    assert expected <= made.scratch <= 1.01 * expected
+    assert expected <= step_plan.scratch <= 1.01 * expected
 
 
 def test_slices_bound_the_scratch_memory() -> None:
@@ -217,61 +219,62 @@ def test_plans_are_kept_and_tables_for_tensors_that_stay(monkeypatch: pytest.Mon
             made.append(symbol)
             return launch.Plan(words=[[symbol.data_ptr(), 7]])
 
-        symbol = (symbols := kept_plans.Symbols()).of(tensor)
+        symbol = (symbols := kept_plans.TensorSymbols()).of(tensor)
         return kept_plans.plan_of(symbol, symbols.addresses, torch.device("cpu"), make)[1]
 
     tensors = [torch.zeros(4) for _ in range(kept_plans.MOST_TABLES + 1)]
     for tensor in tensors:
         assert planned(tensor).tolist() == [[tensor.data_ptr(), 7]]
-    assert len(made) == 1, "a tensor that lies elsewhere needs no other plan"
+    assert len(made) == 1, "a tensor at another address needs no other plan"
     assert planned(tensors[-1]) is planned(tensors[-1])
     assert len(*[kept.tables for kept in kept_plans._KEPT.values()]) == kept_plans.MOST_TABLES
     assert planned(tensors[0][1:]).tolist() == [[tensors[0].data_ptr() + 4, 7]]
     assert planned(tensors[0][::2]).tolist() == [[tensors[0].data_ptr(), 7]]
-    assert len(made) == 3, "neither moved within 16 bytes nor reshaped"
+    assert len(made) == 3, "a tensor that moved within 16 bytes, or has another shape, does"
     assert len(kept_plans._KEPT) == 2
     planned(tensors[0])
     assert len(made) == 4
 
 
 def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
-    """Addresses are put in for all symbols, in views of several dims and from within a tensor."""
-    given = [square_root.group(3, (70, 100), "grid", view_dtype=torch.bfloat16)]
-    given.append(square_root.group(2, (20, 9), "column"))
-    own = [
-        square_root_triton._of_kernels(group, first, True) for group, first in zip(given, (0, 3), strict=True)
+    """Every symbol gets its address, in views of several dims and of a part of a tensor."""
+    tensor_groups = [square_root.group(3, (70, 100), "grid", view_dtype=torch.bfloat16)]
+    tensor_groups.append(square_root.group(2, (20, 9), "column"))
+    block_groups = [
+        square_root_triton._of_kernels(group, first, True)
+        for group, first in zip(tensor_groups, (0, 3), strict=True)
     ]
-    rule, symbols = groups.Rule(2, True, True, "bf16x3", "sm_90"), kept_plans.Symbols()
-    symbolic = [group.symbolic(symbols) for group in own]
+    rule, symbols = groups.StepRule(2, True, True, "bf16x3", "sm_90"), kept_plans.TensorSymbols()
+    symbolic = [group.symbolic(symbols) for group in block_groups]
     plan, table = kept_plans.plan_of(
         object(), symbols.addresses, torch.device("cpu"), lambda: square_root_step.plan_groups(symbolic, rule)
     )
-    expected = square_root_step.plan_groups(own, rule)
+    expected = square_root_step.plan_groups(block_groups, rule)
     assert table.tolist() == expected.words
     assert [vars(each) for each in plan.launches] == [vars(each) for each in expected.launches]
 
 
 def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It measures on a GPU alone. Candidates begin with the present row, which an exchange brings back."""
+    """Measuring needs a GPU. Candidates begin with the present row, which the end of an exchange restores."""
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
     import tune_triton
 
     tune_triton.write(tuning.table(), tmp_path / "table.csv")
     assert tuning.read(tmp_path / "table.csv") == tuning.table()
-    for key, now in list(tuning.table().items()):
+    for key, row in list(tuning.table().items()):
         first, *others = tune_triton.candidates(key)
-        assert first == now
+        assert first == row
         assert others
-        assert now not in others
+        assert row not in others
     key = tuning.Key("inverse_root", "large", "bf16x3", "sm_90")
     with tune_triton.exchanged(key, others[0]):
         assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == others[0].warps
     assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == tuning.table()[key].warps
 
 
-def _moved(given: BlockGroup) -> BlockGroup:
-    """Its gradients lie column by column."""
-    return replace(given, grads=[given.grads[0].mT.contiguous().mT])
+def _moved(group: BlockGroup) -> BlockGroup:
+    """Return the group with its gradients stored column by column."""
+    return replace(group, grads=[group.grads[0].mT.contiguous().mT])
 
 
 RULE = replace(square_root.RULE, method="products")
@@ -283,22 +286,22 @@ CHANGES: dict[str, tuple[UpdateRule, Any, dict[str, bool]]] = {
     "update": (RULE, None, {"update": False}),
     "stride": (RULE, _moved, {}),
     "dtype of roots": (
-        RULE, lambda given: replace(given, left=replace(given.left, root=given.left.root.bfloat16())), {},
+        RULE, lambda group: replace(group, left=replace(group.left, root=group.left.root.bfloat16())), {},
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_plan_is_made_anew_when_anything_that_it_knows_changes(
+def test_a_change_of_any_argument_that_a_plan_depends_on_makes_another(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = []
     monkeypatch.setattr(kept_plans, "run", lambda key, *_: keys.append(key))
-    given, scales, norms = square_root.group(2, (12, 12)), torch.ones(2), torch.zeros(2)
+    group, scales, norms = square_root.group(2, (12, 12)), torch.ones(2), torch.zeros(2)
     calls = {"update": True, "precondition": True}
-    rule, changed, other = CHANGES[what]
+    rule, change, other = CHANGES[what]
     for _ in range(2):
-        square_root_triton.kron_step_([given], scales, norms, RULE, **calls)
-    own = changed(given) if changed else given
-    square_root_triton.kron_step_([own], scales, norms, rule, **(calls | other))
+        square_root_triton.kron_step_([group], scales, norms, RULE, **calls)
+    changed = change(group) if change else group
+    square_root_triton.kron_step_([changed], scales, norms, rule, **(calls | other))
     assert keys[0] == keys[1] != keys[2]

@@ -1,4 +1,4 @@
-"""What the host puts on a device, and that it is put there once."""
+"""Uploads from the host to a device, each of which is made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers of other releases of torch, taken from their wheels: those that csrc/ may include, 0.6 MB each."""
+"""Headers of other releases of torch, from their wheels: only those that csrc/ may include, 0.6 MB each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from compiled_module import ROOT, cache_folder
 
 PARTS = ("headeronly/", "csrc/stable/", "csrc/inductor/aoti_torch/")
-"""The stable ABI, below torch/include/torch."""
+"""Folders and files of the stable ABI, below torch/include/torch."""
 
-# The headers are the same in every wheel; that of macOS has 80 MB, where Linux's may have 900.
+# The headers are the same in every wheel; the one for macOS has 80 MB, those for Linux up to 900.
 SMALLEST = ["--platform", "macosx_14_0_arm64", "--python-version", "3.12", "--only-binary", ":all:"]
 
 
 def include_folder(version: str) -> Path:
-    """The headers of a release; its wheel is downloaded if they are not there.
+    """Return the folder of a release's headers; download its wheel if the folder is missing.
 
-    They are kept in KRADAGRAD_CACHE, or in build/ where that is not set.
+    Headers are kept in KRADAGRAD_CACHE, or in build/ if that is not set.
 
     Raises:
         RuntimeError: pip could not download the wheel.
@@ -36,7 +36,7 @@ def include_folder(version: str) -> Path:
 
 
 def download(version: str, folder: Path) -> Path:
-    """A wheel of a release."""
+    """Download a wheel of a release and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", *SMALLEST]
     command += ["--retries", "1", "--dest", str(folder), f"torch=={version}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -47,7 +47,7 @@ def download(version: str, folder: Path) -> Path:
 
 
 def extract(wheel: Path, folder: Path) -> None:
-    """Write the headers of the stable ABI of a wheel into a folder."""
+    """Write the stable ABI's headers from a wheel into a folder."""
     start = "torch/include/"
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():

@@ -1,8 +1,8 @@
-"""Installs the package beside several releases of torch, and runs its native operators there.
+"""Install the package next to several releases of torch, and run its native operators there.
 
-Each release has a virtual environment of its own in ``--folder``; a CUDA build of torch takes several GB. In
-each, ``pip install .`` must give a native backend that is usable, and the operators' tests must pass twice:
-with the library that was built there, and with the one that was built beside another of the releases.
+Each release has a virtual environment in ``--folder``; a CUDA build of torch takes several GB. In each,
+``pip install .`` must give a usable native backend, and the operators' tests must pass twice: with the
+library that was built there, and with the one that was built against another of the releases.
 
     python tests/torch_versions.py
     python tests/torch_versions.py --releases 2.11.0 2.14.1 --environment 2.14.1=/path/of/an/environment
@@ -33,7 +33,7 @@ OPS = (
     "decomposed_roots",
 )
 VARIABLES = {"KRADAGRAD_BUILD": "cpu", "OMP_NUM_THREADS": "1", **os.environ}
-"""The kernels for CUDA would take minutes for each release, and need a GPU to run."""
+"""Variables of every command. CUDA kernels would take minutes to compile for each release, and need a GPU."""
 
 
 @dataclass(frozen=True)
@@ -43,69 +43,73 @@ class Environment:
     release: str
     folder: Path
     isolated: bool
-    """Whether the package is built in isolation, which sees torch only where it is installed itself."""
+    """True if pip builds the package in isolation, which needs a torch installed in this environment."""
 
     def run(self, *command: str, where: Path = ROOT) -> str:
-        """Run a program of the environment and return what it prints; exits where it fails."""
+        """Run a program of the environment and return its output; exit if it fails."""
         program = str(self.folder / "bin" / command[0])
         done = subprocess.run(
             [program, *command[1:]], cwd=where, env=VARIABLES, text=True, capture_output=True
         )
         if done.returncode:
-            said = (done.stdout + done.stderr)[-5000:]
-            sys.exit(f"torch {self.release}: {' '.join(command)} failed:\n{said}")
+            output = (done.stdout + done.stderr)[-5000:]
+            sys.exit(f"torch {self.release}: {' '.join(command)} failed:\n{output}")
         return done.stdout
 
     def packages(self) -> Path:
-        """Where packages are installed."""
+        """Return the folder of installed packages."""
         code = "import sysconfig; print(sysconfig.get_path('platlib'))"
         return Path(self.run("python", "-c", code).strip())
 
     def library(self) -> Path:
-        """The installed native library."""
+        """Return the path of the installed native library."""
         return self.packages() / "kradagrad_ext/_native.abi3.so"
 
 
 def make(release: str, folder: Path, existing: Path | None) -> Environment:
-    """A fresh environment; torch comes from an existing one where it is named."""
+    """Create an environment; its torch comes from an existing environment if one is named."""
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    own = Environment(release, folder, existing is None)
+    environment = Environment(release, folder, existing is None)
     if existing is None:
-        own.run("pip", "install", "--quiet", f"torch=={release}")
-        return own
+        environment.run("pip", "install", "--quiet", f"torch=={release}")
+        return environment
     other = Environment(release, existing, False)
-    (own.packages() / "torch_of_another_environment.pth").write_text(f"{other.packages()}\n")
-    own.run("pip", "install", "--quiet", *BUILDING)
-    return own
+    (environment.packages() / "torch_of_another_environment.pth").write_text(f"{other.packages()}\n")
+    environment.run("pip", "install", "--quiet", *BUILDING)
+    return environment
 
 
-def install(own: Environment) -> None:
+def install(environment: Environment) -> None:
     """Run ``pip install .`` and check that the native backend is usable."""
     start = time.perf_counter()
-    options = [] if own.isolated else ["--no-build-isolation", "--no-deps"]
-    own.run("pip", "install", "--quiet", "--force-reinstall", "--no-deps", *options, ".")
+    options = [] if environment.isolated else ["--no-build-isolation", "--no-deps"]
+    environment.run("pip", "install", "--quiet", "--force-reinstall", "--no-deps", *options, ".")
     seconds = time.perf_counter() - start
-    report = own.run("python", "-m", "kradagrad_ext.env_report", where=own.folder)
+    report = environment.run("python", "-m", "kradagrad_ext.env_report", where=environment.folder)
     usable = [line for line in report.splitlines() if line.split() == ["cpu", "backend", "native", "usable"]]
     if not usable:
-        sys.exit(f"torch {own.release}: no usable native backend:\n{report}")
-    torch = own.run("python", "-c", "import torch; print(torch.__version__)", where=own.folder).strip()
+        sys.exit(f"torch {environment.release}: no usable native backend:\n{report}")
+    torch = environment.run(
+        "python", "-c", "import torch; print(torch.__version__)", where=environment.folder
+    ).strip()
     print(f"torch {torch}: pip install . took {seconds:.0f} s, native usable", flush=True)
 
 
-def test(own: Environment, built: str) -> None:
-    """Run the operators' tests, with a library that was built beside some release."""
+def test(environment: Environment, built: str) -> None:
+    """Run the operators' tests with the library that was built against release `built`."""
     files = [f"tests/test_{op}.py" for op in OPS]
     # New releases of torch may warn where the pinned one does not.
-    output = own.run("pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", "native", *files)
+    output = environment.run(
+        "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-k", "native", *files
+    )
     summary = output.strip().splitlines()[-1]
-    print(f"torch {own.release}, library built beside {built}: {summary}", flush=True)
+    print(f"torch {environment.release}, library built against {built}: {summary}", flush=True)
     if " passed" not in summary:
-        sys.exit(f"torch {own.release}: no test ran:\n{output}")
+        sys.exit(f"torch {environment.release}: no test ran:\n{output}")
 
 
 def main() -> None:
-    """Install everywhere first, so that each library is there for the others."""
+    """Install into every environment first, so that each library exists for the tests of the others."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--releases", nargs="+", default=RELEASES)
@@ -116,17 +120,17 @@ def main() -> None:
     existing = {release: Path(path) for release, path in (item.split("=") for item in options.environment)}
     environments, libraries = [], {}
     for release in options.releases:
-        own = make(release, options.folder / release, existing.get(release))
-        install(own)
-        # What another environment lends has no commands here.
-        own.run("pip", "install", "--quiet", "--ignore-installed", *TESTING)
-        libraries[release] = shutil.copyfile(own.library(), options.folder / f"{release}.so")
-        environments.append(own)
-    for own, other in zip(environments, reversed(options.releases), strict=True):
-        test(own, own.release)
-        if other != own.release:
-            shutil.copyfile(libraries[other], own.library())
-            test(own, other)
+        environment = make(release, options.folder / release, existing.get(release))
+        install(environment)
+        # Packages of another environment have no commands in this one.
+        environment.run("pip", "install", "--quiet", "--ignore-installed", *TESTING)
+        libraries[release] = shutil.copyfile(environment.library(), options.folder / f"{release}.so")
+        environments.append(environment)
+    for environment, other in zip(environments, reversed(options.releases), strict=True):
+        test(environment, environment.release)
+        if other != environment.release:
+            shutil.copyfile(libraries[other], environment.library())
+            test(environment, other)
     if not options.keep:
         shutil.rmtree(options.folder)
 

@@ -19,7 +19,7 @@ def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> 
 
 
 def set_gradients(params: list[nn.Parameter], step: int, scale: float = 1.0) -> None:
-    """Gradients of a fixed sequence: correlated rows, so that preconditioning matters."""
+    """Set gradients of a fixed sequence, with columns of different scales so that roots matter."""
     generator = torch.Generator().manual_seed(step)
     for p in params:
         gradient = torch.randn(p.shape, generator=generator, dtype=torch.float64)
@@ -34,8 +34,8 @@ def train(optimizer: KrADagrad, params: list[nn.Parameter], steps: range, scale:
         optimizer.step()
 
 
-def relative_difference(ours: list[nn.Parameter], theirs: list[nn.Parameter]) -> float:
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, theirs, strict=True)]
+def relative_difference(ours: list[nn.Parameter], expected: list[nn.Parameter]) -> float:
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(ours, expected, strict=True)]
     gap = sum(float((a - b).square().sum()) for a, b in pairs)
     return math.sqrt(gap / sum(float(b.square().sum()) for _, b in pairs))
 

@@ -1,4 +1,4 @@
-"""Steps of the optimizer through a backend, on a small model with blocks of every kind."""
+"""Steps of the optimizer on a backend, for a small model with blocks of every kind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kradagrad_ext import KrADagrad
 from kradagrad_ext.backends import reference
 
 STEPS = 15
-"""Beyond, this model multiplies differences: an error of 5e-5 in the roots, which is what bf16x3 leaves,
-becomes 2e-4 in 15 steps and 4e-3 in 20."""
+"""Number of steps. In more, this model amplifies differences: an error of 5e-5 in the roots, which bf16x3
+leaves, becomes 2e-4 in 15 steps and 4e-3 in 20."""
 
 LR = {torch.float32: 1e-2, torch.bfloat16: 5e-4}
-"""Larger steps in bfloat16 would show how rounding of the parameters grows, not how the kernels differ."""
+"""Learning rates by dtype. Larger ones in bfloat16 would measure rounding of the parameters, not kernels."""
 
 DTYPES = pytest.mark.parametrize("dtype", LR)
 RECIPES = pytest.mark.parametrize(
@@ -29,7 +29,7 @@ RECIPES = pytest.mark.parametrize(
 
 
 class Model(torch.nn.Module):
-    """Matrices that a resident kernel takes whole, one that needs grouped products, and vectors."""
+    """A model with matrices that fit a resident kernel, one that needs grouped products, and vectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class Model(torch.nn.Module):
 def train(
     monkeypatch: pytest.MonkeyPatch, backend: Any, dtype: torch.dtype, options: dict[str, Any], steps: int
 ) -> list[Tensor]:
-    """The parameters after some steps on the same data."""
+    """Return the parameters after `steps` steps on the same data."""
     monkeypatch.setattr(kradagrad_ext.step, "resolve", lambda *_: backend)
     torch.manual_seed(1)
     model = Model().to(dtype)
     x, y = torch.randn(64, 20, dtype=dtype), torch.randn(64, 4, dtype=dtype)
-    # Heavy-ball momentum of the update adds up to ten of them.
+    # Heavy-ball momentum of the update adds up to ten updates.
     lr = LR[dtype] * (0.1 if options.get("momentum_on") == "update" else 1)
     defaults = dict(lr=lr, block_size=144, factor_update="products", root_every=4, root_method="polar")
     optimizer = KrADagrad(model.parameters(), **(defaults | options))

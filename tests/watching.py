@@ -1,4 +1,4 @@
-"""Dispatch modes that watch what a step asks of torch."""
+"""Dispatch modes that watch the operations of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOKING = (
 
 
 class NoLooking(TorchDispatchMode):
-    """Raises where the host looks at a value, or copies from it to the device."""
+    """Mode that raises AssertionError if the host reads a value or copies a tensor to another device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -30,7 +30,7 @@ class NoLooking(TorchDispatchMode):
 
 
 class Operations(TorchDispatchMode):
-    """How often each operation is called."""
+    """Mode that counts the calls of each operation."""
 
     def __init__(self) -> None:
         super().__init__()

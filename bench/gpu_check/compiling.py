@@ -24,7 +24,7 @@ from .cases import Case
 from .specs import TIMES, TRITON, Spec
 from .words import ExhaustedError
 
-Key = tuple[str, tuple[tuple[str, Any], ...], launch.Config]
+Key = tuple[str, tuple[tuple[str, Any], ...], launch.KernelConfig]
 
 
 class _Driver:

@@ -45,7 +45,7 @@ def update_factor_(
     if rule.method == "cholesky" or dtype == torch.float64:
         square_root.update_factor_(factor, statistics, unfolding, scales, rule)
     elif 0 not in (blocks, factor.shape[-1], columns):
-        group = kernel_module("groups").Group(blocks, 0, views, (factor, statistics))
+        group = kernel_module("groups").KernelGroup(blocks, 0, views, (factor, statistics))
         _run([group], scales, rule, coupled=False)
 
 
@@ -88,7 +88,7 @@ def _run(
     architecture = kernel_module("tuning").architecture_of(scales.device)
     precision = kernel_module("tuning").served(rule.precision, architecture)
     damped = rule.damped_updates > 0
-    launched = kernel_module("groups").Rule(rule.refine, coupled, damped, precision, architecture)
+    launched = kernel_module("groups").StepRule(rule.refine, coupled, damped, precision, architecture)
     scalars = {
         "decay": rule.decay,
         "weight": rule.weight,
@@ -106,7 +106,7 @@ def _of_kernels(group: BlockGroup, first: int, rooted: bool) -> Any:  # noqa: AN
     sides = (left.factor, left.statistics), (right.factor, right.statistics)
     roots = (left.root, right.root) if rooted else (None, None)
     blocks = len(left.factor)
-    kernel_group = kernel_module("groups").Group
+    kernel_group = kernel_module("groups").KernelGroup
     return kernel_group(blocks, first, group.grads, *sides, group.directions, group.out, *roots)
 
 

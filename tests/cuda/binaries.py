@@ -1,7 +1,6 @@
-"""What the native library holds for each GPU: registers, memory and instructions of its kernels, and how many
-CTAs fit an SM.
+"""The kernels of the native library for each GPU: registers, memory, instructions, and CTAs that fit an SM.
 
-Nothing here needs a GPU. Launch shapes are those of the library's own plans (csrc/cuda/plan).
+This module needs no GPU. Launch shapes come from the library's plans (csrc/cuda/plan).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 KB = 1024
 SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}
 RESERVED_SHARED = 1 * KB
-"""Taken by every CTA for the system; a CTA may have the SM's shared memory less this."""
+"""Bytes that the system reserves for every CTA; a CTA may have the SM's shared memory less these."""
 
 REGISTERS_OF_PARTITION = 16 * KB
 PARTITIONS = 4
@@ -59,30 +58,30 @@ class Binary:
     local: int
     static_shared: int
     instructions: Counter[str] = field(default_factory=Counter)
-    """Instructions of the machine code by the opcode before its first dot, not times they run."""
+    """Number of instructions by the opcode before its first dot, as they are written, not as they run."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the plans launch a kernel."""
+    """Threads and bytes of dynamic shared memory with which the plans launch a kernel."""
 
     threads: int
     dynamic_shared: int
 
 
 def _directories_of_tools() -> list[str]:
-    """Where PyPI's nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm and Triton keep their binaries."""
-    found = []
+    """List the folders of tools in PyPI's nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm and Triton."""
+    folders = []
     for package, pattern in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
         spec = importlib.util.find_spec(package)
         for place in spec.submodule_search_locations or () if spec else ():
-            found += map(str, sorted(Path(place).glob(pattern)))
-    return found
+            folders += map(str, sorted(Path(place).glob(pattern)))
+    return folders
 
 
 @functools.cache
 def _tool_path() -> str:
-    """A PATH with cuobjdump, and with nvdisasm, which it calls."""
+    """Return a PATH with cuobjdump, and with nvdisasm, which cuobjdump calls."""
     path = os.pathsep.join([*_directories_of_tools(), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not shutil.which(tool, path=path)]
     if missing:
@@ -92,7 +91,7 @@ def _tool_path() -> str:
 
 
 def cuobjdump(*arguments: str) -> str:
-    """The output of cuobjdump."""
+    """Return the output of cuobjdump."""
     return _run("cuobjdump", *arguments)
 
 
@@ -106,8 +105,8 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 def dump(file: Path, *arguments: str, tool: str = "cuobjdump") -> str:
-    """The output of a tool for a file, kept by the file's content where KRADAGRAD_CACHE names a folder."""
-    _tool_path()  # what is kept does not stand for a missing tool
+    """Return a tool's output for a file, cached by the file's content if KRADAGRAD_CACHE names a folder."""
+    _tool_path()  # a cached output must not hide that the tool is missing
     folder = compile_cached.cache_folder()
     if folder is None:
         return _run(tool, *arguments, str(file))
@@ -120,13 +119,13 @@ def dump(file: Path, *arguments: str, tool: str = "cuobjdump") -> str:
 
 
 def disassemble(cubin: Path) -> str:
-    """The code of a cubin with the source lines of its instructions."""
+    """Return the code of a cubin with the source lines of its instructions."""
     return dump(cubin, "-g", "-c", tool="nvdisasm")
 
 
 @functools.cache
 def library() -> Path:
-    """The native library, built from the kernels as they are now."""
+    """Return the path of the native library; give up unless it was built from the kernels of this tree."""
     built = build_info.read()
     if built.native != "cuda":
         toolchain.give_up(f"this installation serves {built.native}: KRADAGRAD_BUILD=cuda pip install .")
@@ -138,13 +137,13 @@ def library() -> Path:
 
 
 def count_instructions(sass: str) -> Counter[str]:
-    """Instructions of cuobjdump's listing by opcode, without what follows its first dot."""
+    """Count the instructions of cuobjdump's listing by the opcode before its first dot."""
     return Counter(INSTRUCTION.findall(sass))
 
 
 @functools.cache
 def all_binaries(architecture: str) -> dict[str, Binary]:
-    """Every kernel by name, compiled for one architecture."""
+    """Return every kernel by name, compiled for one architecture."""
     listing = dump(library(), "-sass", "-arch", architecture)
     listings = re.split(r"^\s*Function : ", listing, flags=re.MULTILINE)[1:]
     if not listings:
@@ -157,7 +156,7 @@ def all_binaries(architecture: str) -> dict[str, Binary]:
 
 
 def read_usage(file: Path, architecture: str) -> dict[str, Binary]:
-    """What every kernel of a library or cubin takes of an SM, by name; its code is not read."""
+    """Return every kernel of a library or cubin by name, with its use of an SM, without its instructions."""
     # From sm_90 on, the numbers of a cubin contain the reserved shared memory.
     reserved = 0 if architecture == "sm_80" else RESERVED_SHARED
     arguments = () if file.suffix == ".cubin" else ("-arch", architecture)
@@ -169,13 +168,13 @@ def read_usage(file: Path, architecture: str) -> dict[str, Binary]:
 
 
 def binary(kernel: str, architecture: str) -> Binary:
-    """One kernel."""
+    """Return one kernel, compiled for one architecture."""
     return all_binaries(architecture)[kernel]
 
 
 @functools.cache
 def launch_shapes() -> dict[str, Shape]:
-    """Threads and dynamic shared memory of every kernel, from plans that launch each at least once."""
+    """Return threads and dynamic shared memory of every kernel, from plans that launch each at least once."""
     planner, launches = Planner(), []
     ways = (
         (GroupedPlanner(), 64),
@@ -202,11 +201,12 @@ def launch_shapes() -> dict[str, Shape]:
 
 
 def shared_of_cta(made: Binary, shape: Shape) -> int:
+    """Return the bytes of shared memory of a CTA, static and dynamic."""
     return made.static_shared + shape.dynamic_shared
 
 
 def ctas_of_sm(made: Binary, shape: Shape, architecture: str) -> int:
-    """How many CTAs an SM holds at once, by its registers, shared memory and warps."""
+    """Return how many CTAs an SM holds at once, by its registers, shared memory and warps."""
     warps = -(-shape.threads // 32)
     by_registers = REGISTERS_OF_PARTITION // registers_of_warp(made) * PARTITIONS // warps
     by_shared = SM_SHARED[architecture] // (shared_of_cta(made, shape) + RESERVED_SHARED)
@@ -214,17 +214,17 @@ def ctas_of_sm(made: Binary, shape: Shape, architecture: str) -> int:
 
 
 def registers_of_warp(made: Binary) -> int:
-    """As they are allocated."""
+    """Return the registers that are allocated for a warp."""
     return -(-made.registers * 32 // REGISTER_GRANULARITY) * REGISTER_GRANULARITY
 
 
 def fit_together(of: Sequence[tuple[Binary, Shape]], architecture: str) -> bool:
-    """Whether an SM holds a CTA of each kernel at the same time."""
+    """Return True if an SM holds a CTA of each kernel at the same time."""
     registers = sum(registers_of_warp(made) * -(-shape.threads // (32 * PARTITIONS)) for made, shape in of)
     shared = sum(shared_of_cta(made, shape) + RESERVED_SHARED for made, shape in of)
     return registers <= REGISTERS_OF_PARTITION and shared <= SM_SHARED[architecture]
 
 
 def occupancy(made: Binary, shape: Shape, architecture: str) -> float:
-    """The share of an SM's warps that can be there at once."""
+    """Return the share of an SM's warps that can be resident at once."""
     return ctas_of_sm(made, shape, architecture) * -(-shape.threads // 32) / MAX_WARPS

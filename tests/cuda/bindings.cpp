@@ -1,4 +1,4 @@
-// The launch plans of csrc/cuda/plan for Python: tensors come as (address, bf16, sizes, strides).
+// Binds the launch plans of csrc/cuda/plan to Python. A tensor is a tuple (address, bf16, sizes, strides).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,7 +1,7 @@
-"""The CUDA kernels as a backend for CPU tensors: the library's own launch plans, run by the PTX executor.
+"""The CUDA kernels as a backend for CPU tensors: the library's launch plans, run by the PTX executor.
 
-Every launch must come out of the executor without a report: no race, nothing out of bounds, nothing read that
-was not written. Scratch memory counts as uninitialised.
+Every launch must finish in the executor without a report: no race, no access out of bounds, no read of memory
+that was not written. Scratch memory counts as uninitialised.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SOURCES = {
     "accumulate": "accumulate",
     "parameter_step": "parameter_step",
 }
-"""The file of each kernel, by the name's beginning."""
+"""The source file of each kernel, by the beginning of the kernel's name."""
 
 
 @functools.cache
 def kernel(name: str) -> ptx.Kernel:
-    """A kernel by the name that a plan launches."""
+    """Return a kernel by the name that a plan launches."""
     stem = next(stem for start, stem in SOURCES.items() if name.startswith(start))
     return ptx.Kernel(toolchain.ptx(stem), name)
 
 
 class Device:
-    """Memory of one op's call; a tensor is found at its place in its storage."""
+    """The memory of one call of an op; each storage is placed once, and a tensor has its offset in it."""
 
     def __init__(self) -> None:
         self.memory = ptx.Memory()
@@ -77,14 +77,14 @@ class Device:
 
 
 class Executor:
-    """The backend; torch serves updates by Cholesky, which kernels lack.
+    """The backend; torch serves updates by Cholesky, which the kernels lack.
 
-    Launches of the latest call are kept with their counters, and as they were planned.
+    `launches` has the latest call's launches with their counters, `planned` the same as they were planned.
 
     Args:
-        seed: shuffles the order of blocks and warps where it is not 0.
-        scratch_bytes: of one slice of the grouped products.
-        races: whether they are looked for, which takes several times the buffers' size in address space.
+        seed: if not 0, shuffles the order of blocks and warps.
+        scratch_bytes: scratch memory of one slice of the grouped products.
+        races: True to look for races, which takes several times the buffers' size in address space.
     """
 
     name = "executor"
@@ -155,7 +155,7 @@ class Executor:
 
     def _run_step(self, device, groups, rule, update, precondition, scales, norms) -> None:
         scalars = (rule.decay, rule.weight, rule.damping, rule.prior, rule.damped_updates)
-        plan = toolchain.blockings().square_root_step(
+        plan = toolchain.plans().square_root_step(
             groups,
             *scalars,
             rule.refine,
@@ -177,7 +177,7 @@ class Executor:
         device = Device()
         tensors = (scalars, coefficients, active, restarts, norms, numel, present, weight_decay)
         addresses = [device.address(tensor) for tensor in tensors]
-        self.run(device, toolchain.blockings().observe_gradients(addresses, len(scalars), *rule.values))
+        self.run(device, toolchain.plans().observe_gradients(addresses, len(scalars), *rule.values))
 
     def scale_updates_(
         self,
@@ -197,7 +197,7 @@ class Executor:
         tensors = (coefficients, scalars, *spans, *blocks, numel, preconditioned)
         addresses = [device.address(tensor) for tensor in tensors]
         numbers = (rule.beta1, rule.averaged, rule.length)
-        self.run(device, toolchain.blockings().scale_updates(addresses, len(scalars), *numbers))
+        self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))
 
     def accumulate_(
         self,
@@ -220,7 +220,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, nesterov)
         norms = device.address(graft_norms)
-        self.run(device, toolchain.blockings().accumulate(lists, *fixed, norms, self.multiprocessors))
+        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms, self.multiprocessors))
 
     def parameter_step_(
         self,
@@ -242,26 +242,26 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), momentum, nesterov)
         rate = device.address(lr)
-        self.run(device, toolchain.blockings().parameter_step(lists, *fixed, rate))
+        self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
 
     def polar_roots_(self, sides, rule, turn) -> None:
         device = Device()
         described = [
             {
-                "blocks": len(own.side.factor),
-                "d": own.side.factor.shape[-1],
-                "k": own.columns,
-                "factor": device.describe(own.side.factor),
-                "root": device.describe(own.side.root),
-                "statistics": device.address(own.side.statistics),
-                "root_statistics": device.address(own.root_stats),
-                "active": device.address(own.active),
+                "blocks": len(side.side.factor),
+                "d": side.side.factor.shape[-1],
+                "k": side.columns,
+                "factor": device.describe(side.side.factor),
+                "root": device.describe(side.side.root),
+                "statistics": device.address(side.side.statistics),
+                "root_statistics": device.address(side.root_stats),
+                "active": device.address(side.active),
             }
-            for own in sides
+            for side in sides
         ]
         counter = 0 if turn.counter is None else device.address(turn.counter)
         scalars = (rule.polynomials, rule.bound, rule.precision, turn.number, turn.turns, counter)
-        plan = toolchain.blockings().roots(described, *scalars, self.shared_limit, self.multiprocessors)
+        plan = toolchain.plans().roots(described, *scalars, self.shared_limit, self.multiprocessors)
         self.run(device, plan)
 
     def decomposed_roots(self, factors: Tensor, p: int) -> tuple[Tensor, Tensor]:
@@ -269,21 +269,21 @@ class Executor:
 
 
 class GroupedExecutor(Executor):
-    """The same on a GPU without the shared memory for the resident kernels."""
+    """The backend on a GPU that lacks the shared memory for the resident kernels."""
 
     shared_limit = 0
 
 
 class _Plans:
-    """Makes plans and launches nothing; the latest plan's launches are kept."""
+    """Mixin that makes plans and launches nothing; `planned` has the latest plan's launches."""
 
     def run(self, device: Device, plan) -> None:
         self.planned = plan.launches
 
 
 class Planner(_Plans, Executor):
-    """Of all ops."""
+    """Planner of all ops."""
 
 
 class GroupedPlanner(_Plans, GroupedExecutor):
-    """The same, by grouped products alone."""
+    """Planner that uses grouped products alone."""

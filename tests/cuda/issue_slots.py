@@ -1,12 +1,12 @@
-"""How often the machine code of a kernel runs, from the executions of its PTX.
+"""Counts of how often a kernel's machine code runs, from the executions of its PTX.
 
 Every instruction of machine code has a line of PTX. ptxas moves and duplicates instructions, and folds short
 branches into predicates, but all instructions of a basic block run equally often: as often as most of their
-lines do in the PTX. What is predicated takes a slot whether or not its predicate holds, so a folded branch
+lines do in the PTX. A predicated instruction takes a slot even if its predicate is false, so a folded branch
 counts on both its sides.
 
-Loops that ptxas unrolls would count too often: `test_issue_slots.py` compares with the PTX what has one
-instruction in both.
+Loops that ptxas unrolls would count too often: for operations of one instruction in PTX and in machine code,
+`test_issue_slots.py` compares the counts.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .sass import Block, Instruction
 
 SCHEDULERS = 4
 Runs = tuple[float, ...]
-"""Of every scheduler."""
+"""Executions on each scheduler."""
 
 Chain = tuple[tuple[str, int], ...]
-"""File and line of an instruction, then those that it was inlined at, from the inside to the outside."""
+"""File and line of an instruction, then of the calls that it was inlined at, from the innermost outwards."""
 
 FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', re.MULTILINE)
 POSITION = re.compile(r"\s*\.loc\s+(\d+ \d+ \d+)(?:,.*\binlined_at\s+(\d+ \d+ \d+))?")
 
 
 def chains(text: str) -> list[Chain]:
-    """Of every line of a module in PTX, the first line at index 1."""
+    """Return the chain of every line of a module in PTX; the first line has index 1."""
     files = dict(FILE.findall(text))
     known: dict[str, Chain] = {}
     current: Chain = ()
@@ -41,16 +41,16 @@ def chains(text: str) -> list[Chain]:
     for line in text.splitlines():
         if ".entry" in line:
             known, current = {}, ()
-        elif found := POSITION.match(line):
-            file, number, _ = found[1].split()
-            current = ((files[file], int(number)), *known.get(found[2], ()))
-            known[found[1]] = current
+        elif position := POSITION.match(line):
+            file, number, _ = position[1].split()
+            current = ((files[file], int(number)), *known.get(position[2], ()))
+            known[position[1]] = current
         result.append(current)
     return result
 
 
 class Executions:
-    """Of the PTX of one kernel, over some launches."""
+    """Executions of the PTX lines of one kernel, summed over some launches."""
 
     def __init__(self, launches: Sequence[ptx.Counters]) -> None:
         self._runs: dict[int, Runs] = {}
@@ -62,7 +62,7 @@ class Executions:
         return Counter(self._runs[i.line] for i in instructions if i.line in self._runs)
 
     def of(self, block: Block) -> Runs:
-        """How often a basic block runs."""
+        """Return how often a basic block runs."""
         # A predicated instruction may come from a branch that was folded into the block.
         votes = self._votes(i for i in block.instructions if not i.predicate) or self._votes(
             block.instructions
@@ -74,12 +74,12 @@ class Executions:
 
 @dataclass(frozen=True)
 class Weighed:
-    """Basic blocks, and how often each runs."""
+    """Basic blocks, and the number of times that each runs."""
 
     blocks: tuple[tuple[Block, Runs], ...]
 
     def __sub__(self, other: Weighed) -> Weighed:
-        """How often each block of the same code runs more."""
+        """Return how much more often each block of the same code runs here."""
         return Weighed(
             tuple(
                 (block, tuple(map(operator.sub, runs, fewer)))
@@ -89,24 +89,24 @@ class Weighed:
 
     @property
     def slots(self) -> Runs:
-        """Issue slots of every scheduler."""
+        """Number of issue slots used on each scheduler."""
         return self._sum(lambda instruction: True)
 
     def of_kind(self, *kinds: str) -> Runs:
-        """Issue slots of some opcodes."""
+        """Return the issue slots of some opcodes on each scheduler."""
         return self._sum(lambda instruction: instruction.kind in kinds)
 
     def _sum(self, counts: Callable[[Instruction], bool]) -> Runs:
         sums = [0.0] * SCHEDULERS
         for block, runs in self.blocks:
             number = sum(map(counts, block.instructions))
-            sums = [total + number * own for total, own in zip(sums, runs, strict=True)]
+            sums = [total + number * times for total, times in zip(sums, runs, strict=True)]
         return tuple(sums)
 
     def by_place(
         self, place: Callable[[int], tuple[str, int]], scheduler: int
     ) -> dict[tuple[str, int], Counter[str]]:
-        """Slots of a scheduler by what `place` makes of an instruction's line, and opcode."""
+        """Return a scheduler's slots by opcode, for each place that `place` returns for a line."""
         result: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
         for block, runs in self.blocks:
             for instruction in block.instructions:
@@ -115,6 +115,6 @@ class Weighed:
 
 
 def weigh(code: Iterable[Block], launches: Sequence[ptx.Counters]) -> Weighed:
-    """How often the usual code of a kernel runs in some launches."""
+    """Return how often the usual code of a kernel runs in some launches."""
     executions = Executions(launches)
     return Weighed(tuple((block, executions.of(block)) for block in code))

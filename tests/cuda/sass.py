@@ -1,8 +1,8 @@
 """The machine code that ptxas makes of one kernel: basic blocks, whose instructions know their lines of PTX.
 
-Places in the sources would not do: code that is inlined many times has the same ones. So ptxas is told that
-the PTX itself is the source. Code that is not on the usual path is told apart: subroutines for operands out
-of the usual range, code for warps whose lanes have parted, and what leads to them.
+Lines of the sources are not enough: code that is inlined many times has the same lines each time. So the line
+directives name the PTX as the source. Code off the usual path is recognised: subroutines for operands out of
+the usual range, code for warps whose lanes have diverged, and the branches to both.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ ENDS = {"BRA", "BRX", "CALL", "EXIT", "RET"}
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """One instruction of machine code.
 
     Attributes:
-        opcode: with all its dots.
-        line: of the module in PTX.
+        opcode: the opcode with all its dotted suffixes.
+        line: the instruction's line in the PTX module.
     """
 
     opcode: str
@@ -45,17 +45,17 @@ class Instruction:
 
     @property
     def kind(self) -> str:
-        """The opcode before its first dot."""
+        """Part of the opcode before its first dot."""
         return self.opcode.partition(".")[0]
 
     @property
     def conditional(self) -> bool:
-        """Whether a branch may fall through: by a predicate before it, or among its operands."""
+        """True if a branch may fall through: it has a predicate, before it or among its operands."""
         return bool(self.predicate) or "P" in self.operands.partition("`")[0]
 
     @property
     def targets(self) -> list[str]:
-        """Labels among its operands."""
+        """Labels among the operands."""
         return TARGET.findall(self.operands)
 
 
@@ -68,35 +68,35 @@ class Block:
 
     @property
     def calls(self) -> bool:
-        """Whether it always ends in a call of a subroutine."""
+        """True if the block always ends in a call of a subroutine."""
         last = self.instructions[-1]
         return last.kind == "CALL" and not last.predicate
 
     def successors(self) -> Iterator[str | None]:
-        """Labels of the blocks that follow on the usual path; None for the next one."""
+        """Yield the labels of the blocks that follow on the usual path; None stands for the next block."""
         for instruction in self.instructions:
             if instruction.kind == "BSSY":  # where its BSYNC goes
                 yield from instruction.targets
         last = self.instructions[-1]
-        parted = last.opcode.startswith("BRA.DIV")
-        if last.kind in {"BRA", "BRX"} and not parted:
+        diverged = last.opcode.startswith("BRA.DIV")
+        if last.kind in {"BRA", "BRX"} and not diverged:
             yield from last.targets
-        if last.kind not in ENDS or parted or (last.kind != "BRX" and last.conditional):
+        if last.kind not in ENDS or diverged or (last.kind != "BRX" and last.conditional):
             yield None
 
 
 def parse(listing: str) -> list[Block]:
-    """The blocks of ``nvdisasm -g -c``."""
+    """Return the basic blocks in the output of ``nvdisasm -g -c``."""
     blocks, number = [Block()], 0
     for line in listing.splitlines():
-        if found := LOCATION.match(line):
-            number = int(found[1])
-        elif found := LABEL.match(line):
+        if match := LOCATION.match(line):
+            number = int(match[1])
+        elif match := LABEL.match(line):
             if blocks[-1].instructions:
                 blocks.append(Block())
-            blocks[-1].labels.append(found[1])
-        elif found := INSTRUCTION.match(line):
-            instruction = Instruction(found[2], found[1] or "", found[3], number)
+            blocks[-1].labels.append(match[1])
+        elif match := INSTRUCTION.match(line):
+            instruction = Instruction(match[2], match[1] or "", match[3], number)
             blocks[-1].instructions.append(instruction)
             if instruction.kind in ENDS:
                 blocks.append(Block())
@@ -104,7 +104,7 @@ def parse(listing: str) -> list[Block]:
 
 
 def usual(blocks: list[Block]) -> list[Block]:
-    """Those that run where warps do not part and operands are in the usual range."""
+    """Return the blocks that run if no warp diverges and operands are in the usual range."""
     places = {label: i for i, block in enumerate(blocks) for label in block.labels}
     reached, waiting = set(), [0]
     while waiting:
@@ -118,7 +118,7 @@ def usual(blocks: list[Block]) -> list[Block]:
 
 @functools.cache
 def numbered(text: str) -> str:
-    """A module in PTX whose statements say that they come from their own line."""
+    """Return a module in PTX with a line directive before each statement that names the statement's line."""
     lines = []
     for number, line in enumerate(text.splitlines(), 1):
         if STATEMENT.match(line):
@@ -130,18 +130,18 @@ def numbered(text: str) -> str:
 
 def _ptxas() -> str:
     nvcc = Path(toolchain.require_nvcc())
-    found = shutil.which("ptxas", path=str(nvcc.parent)) or shutil.which("ptxas")
-    if found is None:
+    ptxas = shutil.which("ptxas", path=str(nvcc.parent)) or shutil.which("ptxas")
+    if ptxas is None:
         toolchain.give_up("no ptxas beside nvcc")
-    return found
+    return ptxas
 
 
 @functools.cache
 def assemble(name: str, architecture: str, lines: bool = True) -> Path:
-    """The cubin of one kernel: the code is that of the native library.
+    """Return the cubin of one kernel, whose code is that of the native library.
 
     Args:
-        lines: of PTX in place of the source's.
+        lines: instructions name lines of PTX in place of the source's.
     """
     folder = toolchain.BUILD / ("assembled" if lines else "assembled-plain")
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,11 +155,11 @@ def assemble(name: str, architecture: str, lines: bool = True) -> Path:
 
 @functools.cache
 def usual_code(name: str, architecture: str) -> tuple[Block, ...]:
-    """The basic blocks of a kernel that its usual path runs through."""
+    """Return the basic blocks on a kernel's usual path."""
     return tuple(usual(parse(binaries.disassemble(assemble(name, architecture)))))
 
 
 def registers_and_shared(name: str, architecture: str) -> binaries.Binary:
-    """What a kernel takes of an SM."""
+    """Return the registers and the shared memory that a kernel needs."""
     (made,) = binaries.read_usage(assemble(name, architecture), architecture).values()
     return made

@@ -30,25 +30,25 @@ CASES = [(op, options) for op, module in MODULES.items() for options in module.O
 @pytest.mark.parametrize(("dtype", "transposed"), DTYPES)
 def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool) -> None:
     module = MODULES[op]
-    given = module.make(dtype, transposed)
-    ours = module.run(Executor(), given, **options)
-    plain = module.run(reference, given, **options)
-    exact = module.run(reference, given, torch.float64, **options)
+    inputs = module.make(dtype, transposed)
+    ours = module.run(Executor(), inputs, **options)
+    plain = module.run(reference, inputs, **options)
+    exact = module.run(reference, inputs, torch.float64, **options)
     for name in WRITTEN[op]:
         results = (tensors_of(result, name) for result in (ours, plain, exact))
         for i, (a, b, c) in enumerate(zip(*results, strict=True)):
             assert_as_accurate(a, b, c, f"{name}[{i}]")
         cases.assert_same_padding(
-            tensors_of(ours, name), tensors_of(given, name)[: len(tensors_of(ours, name))]
+            tensors_of(ours, name), tensors_of(inputs, name)[: len(tensors_of(ours, name))]
         )
 
 
 @pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
 def test_rounding(count: int, residuals: bool) -> None:
-    """Where arithmetic is exact, the same bits."""
-    given = parameter_step_inputs.exact_inputs(count)
+    """Where arithmetic is exact, the kernel and the reference give the same bits."""
+    inputs = parameter_step_inputs.exact_inputs(count)
     ours, plain = (
-        parameter_step_inputs.run(own, given, residuals=residuals) for own in (Executor(), reference)
+        parameter_step_inputs.run(backend, inputs, residuals=residuals) for backend in (Executor(), reference)
     )
     for name in ("params", "residuals"):
         assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
@@ -57,8 +57,8 @@ def test_rounding(count: int, residuals: bool) -> None:
 @pytest.mark.parametrize("op", MODULES)
 def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
     module = MODULES[op]
-    given = module.make(torch.float32)
-    results = [module.run(Executor(seed), given) for seed in (0, 1, 2)]
+    inputs = module.make(torch.float32)
+    results = [module.run(Executor(seed), inputs) for seed in (0, 1, 2)]
     for name in WRITTEN[op]:
         for first, *others in zip(*(tensors_of(result, name) for result in results), strict=True):
             assert all(torch.equal(first, other) for other in others), name
@@ -72,7 +72,7 @@ def test_one_launch_serves_all_parameters(op: str) -> None:
 
 
 def test_elements_more_than_two_to_the_31_apart() -> None:
-    """In gigabytes of address space, of which little is touched."""
+    """The tensor takes gigabytes of address space, of which little is touched."""
     stride = 2**31 + 4
     near = torch.randn(2, 8)
     far = torch.empty(stride + 8).as_strided((2, 8), (stride, 1)).copy_(near)
@@ -84,7 +84,7 @@ def test_elements_more_than_two_to_the_31_apart() -> None:
 
 
 def test_too_many_separate_dims_are_refused() -> None:
-    """A parameter that no merging of dims makes addressable is named before anything is launched."""
+    """The error names a parameter that no merging of dims makes addressable, before any launch."""
     whole = torch.zeros(3, 3, 3, 3, 3, 6)
     strided = whole[:, ::2, ::2, ::2, ::2, ::2]
     assert strided.dim() == 6

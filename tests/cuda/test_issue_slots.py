@@ -1,7 +1,7 @@
-"""How often machine code runs: read from listings made by hand, and against what has one instruction in PTX.
+"""Counts of executed machine code, from listings written by hand and against PTX.
 
-bench/kernel_work.py makes predictions of it: an instruction that is counted twice or not at all would show
-there as a kernel that is fast or slow for no reason.
+bench/kernel_work.py predicts times from these counts: an instruction that is counted twice or not at all
+would make a kernel look slow or fast for no reason.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_blocks_and_lines():
 
 
 def test_slow_paths_do_not_count():
-    """Divisions and shuffles have code for numbers and warps that there are not."""
+    """Divisions and shuffles have code for operands and for divergent warps that do not occur."""
     reached = [[i.kind for i in block.instructions] for block in sass.usual(sass.parse(LISTING))]
     assert reached == [["S2R", "BRA"], ["BRA"], ["MUFU"], ["BRA"], ["EXIT"], ["STG", "EXIT"]]
 
@@ -90,7 +90,7 @@ def instruction(line: int, predicate: str = "") -> sass.Instruction:
 
 
 def test_a_block_runs_as_often_as_most_of_it():
-    """What ptxas moved out of a loop, and what it folded into a predicate, does not tell for the rest."""
+    """Instructions that ptxas moved out of a loop, or folded into a predicate, are outvoted by the rest."""
     executions = issue_slots.Executions([counted(1, 8, 2), counted(1, 8, 2)])
     loop = sass.Block([], [instruction(2)])
     assert executions.of(loop) == (16, 16, 0, 0)
@@ -106,20 +106,20 @@ def test_a_block_runs_as_often_as_most_of_it():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.binaries.ARCHITECTURES)
 def test_agrees_with_ptx_where_one_instruction_is_one(architecture):
-    """ptxas neither adds nor removes these: their executions must be those that the executor counts."""
+    """ptxas neither adds nor removes these: they must run as often as the executor counts."""
     executor = Executor(races=False)
     rule = replace(square_root.RULE, method="products", refine=2, coupled=True)
-    given = square_root.given([square_root.group(2, (64, 64))], rule)
-    given.scales.fill_(1)
-    square_root.run(executor, given)
+    call = square_root.given([square_root.group(2, (64, 64))], rule)
+    call.scales.fill_(1)
+    square_root.run(executor, call)
     for name, launch in executor.launches:
         counters = launch.counters
         weighed = issue_slots.weigh(sass.usual_code(name, architecture), [counters])
         assert list(weighed.of_kind("HMMA")) == counters.scheduler_mma
         for kind, opcode in (("MOVM", "movmatrix"), ("SHFL", "shfl"), ("BAR", "bar")):
-            runs = [n for _, own, n in counters.instructions if own.startswith(opcode)]
+            runs = [n for _, name, n in counters.instructions if name.startswith(opcode)]
             assert list(weighed.of_kind(kind)) == ([sum(n) for n in zip(*runs, strict=True)] or [0] * 4), kind
-        # Between them as many as in the PTX, twice at most: branches are folded, addresses combined.
+        # In all, machine code and PTX differ by less than half: branches are folded, addresses combined.
         for slots, issued in zip(weighed.slots, counters.scheduler_instructions, strict=True):
             assert 0.5 * issued < slots < 1.5 * issued
 
@@ -127,7 +127,7 @@ def test_agrees_with_ptx_where_one_instruction_is_one(architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", sass.binaries.ARCHITECTURES)
 def test_lines_change_no_code(architecture):
-    """What is weighed is the code that the library has, whose lines are those of the sources."""
+    """The weighed code equals the library's code, whose lines are those of the sources."""
     name = "resident_precondition_64_bf16x3"
     plain, weighed = (
         [

@@ -1,4 +1,4 @@
-"""The library that holds the CUDA kernels: what it registers, and that it needs no CUDA to load."""
+"""The library with the CUDA kernels: its registered ops, and that it loads without CUDA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPS = re.findall(r'"(\w+)\(Tensor', (ROOT / "csrc/ops.cpp").read_text())
     [(op, key) for op in OPS for key in ("CPU", "CUDA") if (op, key) not in ONE_SIDED],
 )
 def test_every_op_has_both_sides(op: str, key: str) -> None:
-    """But for those whose other side is torch's."""
+    """Every op has a CPU and a CUDA kernel, except those whose other side is torch's."""
     assert native.available(torch.device("cpu")) is None
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"kradagrad_ext::{op}", key)
 
@@ -40,7 +40,7 @@ def test_native_serves_cuda_with_float32_factors() -> None:
 
 
 def test_every_kernel_can_be_launched_by_name() -> None:
-    """csrc/cuda/kernels.cpp lists what the kernels' files define."""
+    """csrc/cuda/kernels.cpp lists exactly the kernels that the source files define."""
     defined = set()
     for source in KERNELS.glob("*.cu"):
         text = source.read_text()
@@ -54,7 +54,7 @@ def test_every_kernel_can_be_launched_by_name() -> None:
 
 
 def test_an_update_by_cholesky_on_cuda_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels have no Cholesky; the reference's functions run there, and nothing else does."""
+    """The kernels have no Cholesky: the reference's functions run instead, and nothing else does."""
     called = []
     monkeypatch.setattr(square_root, "update_factor_", lambda *_: called.append("update_factor_"))
     monkeypatch.setattr(square_root, "kron_step_", lambda *_, **__: called.append("kron_step_"))

@@ -1,4 +1,4 @@
-"""The checks of the kernels' tests notice faults: of the source, and of compiled PTX."""
+"""The checks of the kernels' tests notice faults in the source and in compiled PTX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAULTS = [fault for name in LISTS for fault in importlib.import_module(f"{mutati
 
 MOST_SURVIVORS = 0.5
 """Share of the edits of masks, addresses and lanes that may go unnoticed where probes execute them: many only
-move what is not used, or make a mask wider where the matrix happens to end."""
+move a value that is not used, or widen a mask where the matrix happens to end."""
 
 MOST_UNREACHED = 0.6
 """Share of the sampled edits in code that no probe executes: 64-bit division where 32 bits do, other
@@ -35,20 +35,20 @@ def name_of(fault: Fault) -> str:
 
 
 def test_every_kernel_has_a_probe() -> None:
-    """In one of its sides and precisions."""
+    """One of the kernel's sides and precisions is enough."""
     assert set(executor_backend.SOURCES) == {re.sub(r"_\d+_\w+$", "", name) for name in MAKERS}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_source_fault_applies(fault: Fault) -> None:
-    """A fault that the source has outgrown fails here, with or without nvcc."""
+    """A fault whose source has changed fails here, with or without nvcc."""
     source_faults.sources(fault)
 
 
 @slow
 @pytest.mark.parametrize("kernel", MAKERS)
 def test_unedited_kernel_passes(kernel: str) -> None:
-    """Or every fault would be noticed."""
+    """Otherwise every fault would count as noticed."""
     assert not layers_that_notice(sweep.text_of(kernel), kernel, of_kernel(kernel))
 
 

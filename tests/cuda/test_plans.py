@@ -1,4 +1,4 @@
-"""Plans of launches: how many there are, and the addresses that they are bound to."""
+"""Plans of launches: the number of launches, and the addresses that a plan is bound to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from . import toolchain
 
 TABLE, SCRATCH = 1 << 44, 1 << 45
-"""Addresses of a table and of scratch memory, far from each other and from anything else here."""
+"""Addresses of a table and of scratch memory, far from each other and from all other addresses here."""
 UNBOUND = 0x7ACE
+"""Upper 16 bits of an address before its plan is bound: plus 0 in the table, plus 1 in scratch memory."""
 
 
 def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
@@ -20,7 +21,7 @@ def tensor(*sizes: int) -> tuple[int, bool, list[int], list[int]]:
 
 
 def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, scratch_bytes: int = 1 << 28):
-    """The plan of a whole coupled step of groups of these shapes."""
+    """Return the plan of a whole coupled step of groups of these shapes."""
     groups = [
         {
             "blocks": blocks, "m": m, "n": n,
@@ -32,7 +33,7 @@ def kron_step(shapes: list[tuple[int, int]], refine: int = 2, blocks: int = 2, s
         for m, n in shapes
     ]  # fmt: skip
     rule = (0.95, 0.05, 1e-3, 0.03, 1.0, refine, "bf16x3", True)
-    return toolchain.blockings().square_root_step(
+    return toolchain.plans().square_root_step(
         groups, *rule, True, True, 4096, 4096, scratch_bytes, 163 << 10, 108
     )
 
@@ -42,7 +43,7 @@ def words(data: bytes) -> np.ndarray:
 
 
 def within(data: bytes, start: int, size: int) -> int:
-    """How many words are addresses of `size` bytes from `start` on."""
+    """Count the words that are addresses in the `size` bytes from `start` on."""
     values = words(data)
     return int(((values >= start) & (values < start + max(size, 1))).sum())
 
@@ -60,7 +61,7 @@ def test_a_bound_plan_has_real_addresses_alone() -> None:
         within(x, SCRATCH, plan.scratch) for x in launches
     )
     assert scratch == symbolic[1]
-    assert within(plan.table, TABLE, len(plan.table)) == 0, "a table is kept by content, wherever it lies"
+    assert within(plan.table, TABLE, len(plan.table)) == 0, "a table is kept by content, at whatever address"
 
 
 def test_what_is_not_an_address_stays_when_a_plan_is_bound() -> None:
@@ -75,9 +76,9 @@ def test_what_is_not_an_address_stays_when_a_plan_is_bound() -> None:
 
 @pytest.mark.parametrize("refine", [1, 2, 3])
 def test_launches_are_as_docs_kernels_says(refine: int) -> None:
-    """Two of each size up to 256 a side; twelve of larger blocks at refine 2, whatever they are.
+    """Each size up to 256 a side has two launches; larger blocks have twelve at refine 2, for any number.
 
-    From refine 3 on those of 128 need more shared memory than an A100 has: they join those of 256.
+    From refine 3 on, blocks of 128 need more shared memory than an A100 has: they join those of 256.
     """
     resident = (64, 128) if refine < 3 else (64,)
     products = {1: 5, 2: 8, 3: 10}[refine]

@@ -43,7 +43,7 @@ def test_stored_in_bfloat16() -> None:
 
 
 def test_turns_and_blocks_that_take_no_part() -> None:
-    """Of seven blocks three a turn, round about; an inactive one and one without a gradient stay."""
+    """Three of seven blocks take each turn, cyclically; inactive ones and ones without a gradient stay."""
     side = root_side(7, 9)
     side.root_stats[:, RESIDUAL] = 1
     side.active[6] = False
@@ -59,15 +59,15 @@ def test_turns_and_blocks_that_take_no_part() -> None:
 @pytest.mark.parametrize("turns", [0, 3, 100])
 @pytest.mark.parametrize("multiprocessors", [1, 100])
 def test_blocks_without_a_root_are_due_in_any_case(multiprocessors: int, turns: int) -> None:
-    """Unless they take no part, or have had no gradient; of more blocks than a warp looks at together."""
+    """Except inactive ones and ones without a gradient. There are more blocks than a warp checks at once."""
     sides, same = ([root_side(90, 5), root_side(3, 7)] for _ in range(2))
-    for own in (*sides, *same):
-        own.root_stats[:, RESIDUAL] = 1
-        own.root_stats[[2, -1], RESIDUAL] = 0
-    for own in (sides, same):
-        own[0].root_stats[[40, 70, 80], RESIDUAL] = 0
-        own[0].active[70] = False
-        own[0].side.statistics[80, WEIGHT] = 0
+    for side in (*sides, *same):
+        side.root_stats[:, RESIDUAL] = 1
+        side.root_stats[[2, -1], RESIDUAL] = 0
+    for first in (sides[0], same[0]):
+        first.root_stats[[40, 70, 80], RESIDUAL] = 0
+        first.active[70] = False
+        first.side.statistics[80, WEIGHT] = 0
     executor = Executor()
     executor.multiprocessors = multiprocessors
     executor.polar_roots_(sides, RULE, Turn(4, turns))
@@ -80,12 +80,12 @@ def test_blocks_without_a_root_are_due_in_any_case(multiprocessors: int, turns: 
 
 
 def made_of(side: RootSide) -> list[int]:
-    """The blocks whose roots were made."""
+    """Return the numbers of the blocks whose roots were made."""
     return (side.side.root != 7).flatten(1).any(1).nonzero().flatten().tolist()
 
 
-def test_a_residual_of_zero_is_told_from_none() -> None:
-    """F = I in its unit: P is I without an error."""
+def test_a_residual_of_zero_differs_from_no_root() -> None:
+    """F = I in its unit: P is I without an error, and its residual is stored as a small positive number."""
     side = root_side(1, 1)
     side.side.factor[:] = 1 / polar.units(side.side.statistics, side.columns)
     Executor().polar_roots_([side], RULE, Turn())
@@ -94,7 +94,7 @@ def test_a_residual_of_zero_is_told_from_none() -> None:
 
 @pytest.mark.parametrize("longest", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
 def test_one_sm_makes_all_roots_in_turns(longest: int) -> None:
-    """With the same bits as many, which make one each; the next factor is asked for ahead."""
+    """One SM gives the same bits as many, which make one root each; the next factor is requested ahead."""
     calls = []
     for multiprocessors in (1, 100):
         torch.manual_seed(0)
@@ -116,10 +116,10 @@ def test_one_sm_makes_all_roots_in_turns(longest: int) -> None:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_python_knows_which_sides_fit(precision: str) -> None:
-    """As the plans, whatever shared memory a GPU has."""
+    """Python and the plans agree for any amount of shared memory."""
     for kilobytes in range(256):
         for shared in (kilobytes << 10, (kilobytes << 10) - 1):
-            planned = toolchain.blockings().longest_root_side(precision, shared)
+            planned = toolchain.plans().longest_root_side(precision, shared)
             assert native._root_side_within(shared, precision) == planned, shared
 
 
@@ -154,7 +154,7 @@ def test_one_launch_a_size() -> None:
 
 @pytest.mark.parametrize("d", [64, 96, 128])
 def test_least_traffic(d: int) -> None:
-    """F in and P out; the second reading of F, for the residual, finds it in the L2."""
+    """Read F once and write P once; the second read of F, for the residual, hits the L2 cache."""
     executor, least = Executor(), 2 * d**2 * 4
     executor.polar_roots_([root_side(2, d)], RULE, Turn())
     ((_, launch),) = executor.launches

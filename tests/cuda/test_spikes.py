@@ -1,4 +1,4 @@
-"""A gradient of another size, through the CUDA kernels on the executor."""
+"""A gradient of another size for one step, through the CUDA kernels on the executor."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ LARGE += [(Executor, shape) for shape in ((128, 128), (16, 128), (100, 5))]
 
 @pytest.fixture(params=[GroupedExecutor, Executor], ids=["grouped", "resident"])
 def executor(request: pytest.FixtureRequest) -> Executor:
-    """What runs blocks of up to 128 a side: the grouped kernels, which take any, and the resident ones."""
+    """Return a backend for blocks of up to 128 a side: grouped kernels, for any size, or resident ones."""
     return request.param()
 
 
 def name_of(value: object) -> str:
-    """In a test's name."""
+    """Return a parameter's name in a test's id."""
     return getattr(value, "__name__", str(value))
 
 
@@ -60,7 +60,7 @@ def test_large_blocks_agree_with_float64(make: type[Executor], shape: tuple[int,
 
 
 def test_large_and_small_blocks_in_one_call() -> None:
-    """Some on chip, some wide, some with grouped kernels, some without elements."""
+    """Some blocks are resident, some wide, some use grouped kernels, some have no elements."""
     executor = Executor()
     shapes = [(130, 7), (20, 33), (0, 4), (5, 128), (2, 257), (2, 129)]
     check(given([group(2, shape) for shape in shapes], replace(RULE, coupled=True)), executor)
@@ -111,7 +111,7 @@ def test_bfloat16_factors_and_roots(executor: Executor) -> None:
 
 
 def in_turns(side: int) -> list[square_root.BlockGroup]:
-    """Blocks of many kinds one after another: what a CTA asks for ahead differs from what it works on."""
+    """Return blocks of many kinds in sequence: what a CTA requests ahead differs from its current block."""
     groups = [
         group(5, (side, 20), "grid"),
         group(4, (7, side - 1), "experts", view_dtype=torch.bfloat16),
@@ -129,7 +129,7 @@ def in_turns(side: int) -> list[square_root.BlockGroup]:
 @pytest.mark.parametrize("refine", [2, pytest.param(1, marks=slow), pytest.param(3, marks=slow)])
 @pytest.mark.parametrize("side", [64, pytest.param(96, marks=slow), pytest.param(128, marks=slow)])
 def test_one_sm_takes_all_blocks_in_turns(side: int, refine: int, coupled: bool) -> None:
-    """With the same bits as many, which take one each."""
+    """One SM gives the same bits as many, which take one block each."""
     call = given(in_turns(side), replace(RULE, coupled=coupled, refine=refine))
     call.scales[[0, 1, 6, 7, 8, 19]] = 0
     one, many = Executor(seed=3), Executor()
@@ -164,7 +164,7 @@ def several() -> list[Any]:
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("refine", [1, 3])
 def test_slices_of_scratch_memory_change_nothing(refine: int, coupled: bool) -> None:
-    """Several groups, some of them empty, in one slice and in many: the same bits."""
+    """Several groups, some of them empty, give the same bits in one slice and in many."""
     call = given(several(), replace(RULE, refine=refine, coupled=coupled))
     whole, sliced = GroupedExecutor(), GroupedExecutor(seed=7, scratch_bytes=40_000)
     one, other = check(call, whole), square_root.run(sliced, copied(call))
@@ -183,7 +183,7 @@ def test_several_groups_and_none(executor: Executor) -> None:
 
 
 def test_one_side_alone(executor: Executor) -> None:
-    """`update_factor_`, of which coupling is no part."""
+    """Call `update_factor_`, which ignores coupling."""
     side = square_root.trained_side(4, 20, 33, torch.float32, torch.float32)
     ours, plain = (
         replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
@@ -199,17 +199,17 @@ def test_one_side_alone(executor: Executor) -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e30])
 @pytest.mark.parametrize("coupled", [False, True])
 def test_gradients_of_any_scale(executor: Executor, coupled: bool, scale: float) -> None:
-    """No square of a gradient is made: the first one and the next are those of gradients near 1."""
+    """No gradient is squared unscaled: the first and the second update equal those of gradients near 1."""
     rule = replace(RULE, coupled=coupled, precision="fp32")
     usual, scaled = given([group(5, (9, 20))], rule), given([group(5, (9, 20))], rule)
     for calls, factor in ((usual, 1.0), (scaled, scale)):
-        own = calls.groups[0]
-        own.left.statistics.zero_()
-        own.right.statistics.zero_()
-        own.left.root.copy_(usual.groups[0].left.root)
-        own.right.root.copy_(usual.groups[0].right.root)
+        scaled_group = calls.groups[0]
+        scaled_group.left.statistics.zero_()
+        scaled_group.right.statistics.zero_()
+        scaled_group.left.root.copy_(usual.groups[0].left.root)
+        scaled_group.right.root.copy_(usual.groups[0].right.root)
         for name in ("grads", "directions"):
-            getattr(own, name)[0].copy_(getattr(usual.groups[0], name)[0] * factor)
+            getattr(scaled_group, name)[0].copy_(getattr(usual.groups[0], name)[0] * factor)
     for _ in range(2):
         square_root.run(executor, usual)
         square_root.run(executor, scaled)
@@ -232,7 +232,7 @@ def test_gradients_of_any_scale(executor: Executor, coupled: bool, scale: float)
 def test_what_is_not_finite_leaves_the_block_and_is_counted(
     executor: Executor, value: float, coupled: bool
 ) -> None:
-    """A gradient of zeros leaves it, too, and is not counted."""
+    """A gradient of zeros leaves the block, too, but is not counted."""
     call = given([group(4, (6, 9))], replace(RULE, coupled=coupled))
     call.groups[0].grads[0][1] = value
     call = replace(call, scales=torch.ones(4))
@@ -248,7 +248,7 @@ def test_what_is_not_finite_leaves_the_block_and_is_counted(
 def kernels(
     rule: UpdateRule, shapes: list[tuple[int, int]], shared_limit: int = 163 << 10, **calls: bool
 ) -> Counter[str]:
-    """How often the plan of a call launches each kernel, by name without precision."""
+    """Count the launches of each kernel in the plan of a call, by name without precision."""
     planner = Planner()
     planner.shared_limit = shared_limit
     square_root.run(planner, given([group(1, shape) for shape in shapes], rule, **calls))
@@ -257,18 +257,18 @@ def kernels(
 
 @pytest.mark.parametrize(("refine", "iteration"), [(1, 0), (2, 3), (3, 5), (6, 11)])
 def test_launches_of_grouped_kernels(refine: int, iteration: int) -> None:
-    """B, M and F R, the iteration, both halves of the product; the same number for one group as for three."""
+    """B, M, F R, the iteration and both halves of the product: as many for one group as for three."""
     for shapes in ([(129, 7)], [(20, 33), (7, 7), (200, 5)]):
-        found = kernels(replace(RULE, refine=refine), shapes, shared_limit=0)
-        assert found.pop("square_root_product_128") == 5 + iteration
-        assert found == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
+        launches = kernels(replace(RULE, refine=refine), shapes, shared_limit=0)
+        assert launches.pop("square_root_product_128") == 5 + iteration
+        assert launches == dict.fromkeys(("gradient_norms", "start_sides", "finish_sides", "finish_norms"), 1)
     assert kernels(RULE, [(257, 3)], update=False) == {"square_root_product_128": 2, "finish_norms": 1}
     half = replace(RULE, precision="tf32x3")
     assert kernels(half, [(257, 3)], update=False) == {"square_root_product_64": 2, "finish_norms": 1}
 
 
 def test_launches_of_resident_kernels() -> None:
-    """One for all updates and one for all products of the blocks that need a side of 64, 96 or 128."""
+    """The blocks of each side, 64, 96 or 128, take one launch for all updates and one for all products."""
     small, middle, long = [(20, 33), (64, 1), (1, 64)], [(3, 65), (96, 96)], [(97, 3), (128, 128)]
     for sides, shapes in (
         ((64,), small),
@@ -299,7 +299,7 @@ def test_launches_of_resident_kernels() -> None:
 def test_ctas_fill_a_gpu_and_take_both_sides(
     shape: tuple[int, int], precision: str, multiprocessors: int, updates: int, products: int
 ) -> None:
-    """The sides of a block are neighbours: an even number of CTAs would take left or right ones alone."""
+    """A block's sides are neighbours: each of an even number of CTAs would take left or right ones alone."""
     planner = Planner()
     planner.multiprocessors = multiprocessors
     square_root.run(planner, given([group(40, shape)], replace(RULE, precision=precision)))
@@ -308,16 +308,16 @@ def test_ctas_fill_a_gpu_and_take_both_sides(
 
 
 def test_shared_memory_decides_which_blocks_are_resident() -> None:
-    """Where a side of 96 or 128 does not fit, wide kernels take blocks of more than 64 in bf16x3."""
-    found = kernels(RULE, [(64, 64), (65, 3)], shared_limit=100 << 10)
-    assert found.keys() == {
+    """If a side of 96 or 128 does not fit, wide kernels take blocks of more than 64 in bf16x3."""
+    launches = kernels(RULE, [(64, 64), (65, 3)], shared_limit=100 << 10)
+    assert launches.keys() == {
         "resident_update_64",
         "resident_precondition_64",
         "wide_update",
         "wide_precondition",
     }
-    found = kernels(replace(RULE, precision="fp32"), [(64, 64), (65, 3)], shared_limit=100 << 10)
-    assert {"resident_update_64", "resident_precondition_64", "square_root_product_128"} <= found.keys()
+    launches = kernels(replace(RULE, precision="fp32"), [(64, 64), (65, 3)], shared_limit=100 << 10)
+    assert {"resident_update_64", "resident_precondition_64", "square_root_product_128"} <= launches.keys()
     three_matrices = replace(RULE, refine=3)
     assert "resident_update_128" not in kernels(three_matrices, [(128, 128)])
     assert "resident_update_128" in kernels(three_matrices, [(128, 128)], shared_limit=227 << 10)

@@ -1,4 +1,4 @@
-"""Fifteen steps of the optimizer through the CUDA kernels on the executor equal the reference backend's."""
+"""Fifteen steps of the optimizer through the CUDA kernels on the executor equal those of the reference."""
 
 from __future__ import annotations
 

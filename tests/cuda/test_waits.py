@@ -1,6 +1,6 @@
-"""Which loads a CTA waits for: listings made by hand.
+"""Loads that a CTA waits for, in listings written by hand.
 
-A load that the time model takes to be hidden and is not, or the other way, is some 500 cycles of a CTA.
+If the time model wrongly takes a load to be hidden, or not hidden, it errs by some 500 cycles of a CTA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def instructions(*listed: tuple[str, str]) -> list[sass.Instruction]:
 
 
 def weighed(*blocks: tuple[list[sass.Instruction], tuple[float, ...]]) -> Weighed:
-    return Weighed(tuple((sass.Block([], list(own)), runs) for own, runs in blocks))
+    return Weighed(tuple((sass.Block([], list(code)), runs) for code, runs in blocks))
 
 
 EVERYWHERE = (2.0, 2.0, 2.0, 2.0)  # one CTA with two warps a scheduler
@@ -30,22 +30,22 @@ EVERYWHERE = (2.0, 2.0, 2.0, 2.0)  # one CTA with two warps a scheduler
 @pytest.mark.parametrize(("products", "hidden"), [(0, False), (49, False), (50, True)])
 def test_products_hide_a_load(products: int, hidden: bool) -> None:
     code = instructions(LOAD, *[PRODUCT] * products, USE)
-    found = waits.waits(weighed((code, EVERYWHERE)), set(), ctas=1, warps=2)
-    assert found == waits.Waits(0 if hidden else 1, 0, 0 if hidden else 1)
+    result = waits.waits(weighed((code, EVERYWHERE)), set(), ctas=1, warps=2)
+    assert result == waits.Waits(0 if hidden else 1, 0, 0 if hidden else 1)
 
 
 def test_what_never_runs_uses_nothing() -> None:
-    """The other branch may need the register for something else."""
+    """The other branch may use the register for something else."""
     usual = instructions(LOAD), instructions(*[PRODUCT] * 60, USE)
     code = weighed((usual[0], EVERYWHERE), (instructions(USE), (0.0,) * 4), (usual[1], EVERYWHERE))
     assert waits.waits(code, set(), ctas=1, warps=2).trips == 0
 
 
 def test_lookups_and_loads_of_one_warp() -> None:
-    """A table is read from a cache; what one scheduler alone runs, the others wait for as long."""
+    """A table is read from a cache; the other warps wait as long for code that one scheduler alone runs."""
     code = instructions(("LDG.E", "R9, desc[UR4][R2.64]"), ("IADD3", "R1, R9, R9, RZ"), LOAD, USE)
-    found = waits.waits(weighed((code, (1.0, 0.0, 0.0, 0.0))), {1}, ctas=1, warps=2)
-    assert found == waits.Waits(1, 1, 1)
+    result = waits.waits(weighed((code, (1.0, 0.0, 0.0, 0.0))), {1}, ctas=1, warps=2)
+    assert result == waits.Waits(1, 1, 1)
 
 
 def test_loads_at_the_same_time_are_one_trip() -> None:
@@ -54,7 +54,7 @@ def test_loads_at_the_same_time_are_one_trip() -> None:
 
 
 def test_loads_one_after_another_are_as_many_trips() -> None:
-    """The address of the second is what the first has loaded."""
+    """The first load gives the address of the second."""
     code = instructions(
         ("LDG.E.64", "R2, desc[UR4][R6.64]"),
         ("IMAD.WIDE", "R4, R3, 0x30, R10"),
@@ -81,6 +81,6 @@ def test_registers_that_are_read() -> None:
 
 
 def test_lookups_are_requests_of_a_few_sectors() -> None:
-    """Three lanes of a warp may look something up each."""
+    """Three lanes of a warp may each look up a value."""
     lines = [{"ptx_line": 1, "sectors": 12, "n": 4}, {"ptx_line": 2, "sectors": 32, "n": 4}]
     assert waits.lookups([ptx.Counters(by_line=lines)]) == {1}

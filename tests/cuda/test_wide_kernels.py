@@ -1,4 +1,4 @@
-"""The kernels of blocks of 129 to 256 a side on the PTX executor, against float64."""
+"""The kernels for blocks of 129 to 256 a side on the PTX executor, against float64."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(call: square_root.Given, executor: Executor | None = None) -> Executor
 @pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize(("rows", "columns"), slow_after(3, [(130, 7), (20, 200), (129, 145), (256, 256)]))
 def test_agrees_with_float64(rows: int, columns: int, coupled: bool) -> None:
-    """More blocks than CTAs: each takes several, one after the other."""
+    """There are more blocks than CTAs: each CTA takes several, in order."""
     check(given([group(5, (rows, columns), "grid")], replace(RULE, coupled=coupled)))
 
 
@@ -80,7 +80,7 @@ def test_roots_agree_with_float64(d: int) -> None:
 
 @pytest.mark.parametrize("d", [260, pytest.param(390, marks=slow), pytest.param(520, marks=slow)])
 def test_roots_of_longer_sides(d: int) -> None:
-    """By the same kernel with larger matrices; sides of up to 256, 512 and 1024 in a launch each."""
+    """The same kernel takes larger matrices; sides of up to 256, 512 and 1024 have a launch each."""
     executor, sides = Executor(), [root_side(1, 132), root_side(2, d)]
     executor.polar_roots_(sides, RootRule(polar.POLYNOMIALS[6], BOUND), Turn())
     assert [name for name, _ in executor.launches] == ["wide_root", "wide_root"]
@@ -92,7 +92,7 @@ def test_roots_of_longer_sides(d: int) -> None:
 
 @slow
 def test_longer_sides_in_turns() -> None:
-    """One SM makes roots of sides of several lengths one after another, to the accuracy of others."""
+    """One SM makes the roots of sides of several lengths in order, as accurately as many SMs."""
     executor, sides = Executor(), [root_side(1, 300), root_side(2, 260)]
     executor.multiprocessors = 1
     executor.polar_roots_(sides, RootRule(polar.POLYNOMIALS[8], BOUND), Turn())
@@ -101,7 +101,7 @@ def test_longer_sides_in_turns() -> None:
 
 
 def test_memory_of_wide_roots_is_bounded() -> None:
-    """At 1024 a side 16 MB a CTA, of 2 GB in all."""
+    """At 1024 a side, a CTA takes 16 MB, and all CTAs at most 2 GB."""
 
     def untouched(blocks: int, d: int) -> RootSide:
         side = Side(*(torch.empty(blocks, *shape) for shape in ((d, d), (4,), (d, d))))

@@ -1,7 +1,7 @@
-"""Which loads of global memory a CTA waits for, from the order of its machine code.
+"""Loads of global memory that a CTA waits for, from the order of its machine code.
 
-A load is hidden where the code that runs, in the order in which it lies, has enough products between the load
-and the first use of its data. Copies to shared memory (LDGSTS) are asked for ahead by design and are hidden.
+A load is hidden if enough products run between the load and the first use of its data, in the order of the
+code. Copies to shared memory (LDGSTS) are issued ahead by design and count as hidden.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .issue_slots import Runs, Weighed
 from .sass import Instruction
 
 HIDING_PRODUCTS = 100
-"""Of one scheduler, between a load and its use: at least 4 cycles each on sm_90, near a load's latency."""
+"""Products of one scheduler that hide a load: at least 4 cycles each on sm_90, together near its latency."""
 
 REGISTER = re.compile(r"\bR(\d+)\b(\.64)?")
 WIDTHS = {"64": 2, "WIDE": 2, "128": 4}
@@ -26,11 +26,11 @@ STORES = {"STS", "STG"}
 
 @dataclass(frozen=True)
 class Waits:
-    """Of one CTA for what it loads.
+    """Waits of one CTA for its loads.
 
     Attributes:
-        trips: loads of matrices, one after another.  lookups: of a few sectors, such as tables.
-        share: of the bytes that are loaded, those that are waited for.
+        trips: consecutive loads of matrices.  lookups: consecutive loads of a few sectors, such as tables.
+        share: share of the loaded bytes that the CTA waits for.
     """
 
     trips: float
@@ -39,31 +39,31 @@ class Waits:
 
 
 def _width(instruction: Instruction) -> int:
-    """Registers of an access."""
+    """Return the number of registers of an access."""
     return next((WIDTHS[part] for part in instruction.opcode.split(".") if part in WIDTHS), 1)
 
 
 def filled(load: Instruction) -> set[int]:
-    """Registers that a load, or what computes with one or two, fills."""
+    """Return the registers that a load, or an instruction with a result of one or two, fills."""
     first = REGISTER.search(load.operands)
     return {int(first[1]) + i for i in range(_width(load))} if first else set()
 
 
 def read(instruction: Instruction) -> set[int]:
-    """Registers that an instruction reads; of a wide operand of what does not access memory, the first."""
+    """Return the registers that an instruction reads; of a wide operand that is not an address, the first."""
     operands = instruction.operands.split(",")
     stores = instruction.kind in STORES
-    found = REGISTER.findall(",".join(operands if stores else operands[1:]))
+    names = REGISTER.findall(",".join(operands if stores else operands[1:]))
     width = _width(instruction) if stores else 1
-    return {int(number) + i for number, pair in found for i in range(max(width, 2 if pair else 1))}
+    return {int(number) + i for number, pair in names for i in range(max(width, 2 if pair else 1))}
 
 
 FEW_SECTORS = 4
-"""Of a request by all lanes for what they read alike, or a few of them on their own; a matrix's has eight."""
+"""Sectors of a request in which all lanes read one value, or a few lanes one each; a matrix's has eight."""
 
 
 def lookups(launches: Sequence[ptx.Counters]) -> set[int]:
-    """Lines of PTX whose loads ask for a few sectors."""
+    """Return the lines of PTX whose loads request a few sectors."""
     sectors: Counter[int] = Counter()
     for counters in launches:
         for line in counters.by_line:
@@ -72,11 +72,11 @@ def lookups(launches: Sequence[ptx.Counters]) -> set[int]:
 
 
 def waits(weighed: Weighed, small: set[int], ctas: int, warps: int) -> Waits:
-    """What CTAs wait for.
+    """Return what CTAs wait for.
 
     Args:
-        small: lines of `lookups`.
-        warps: of a CTA on a scheduler.
+        small: the lines that `lookups` returns.
+        warps: number of a CTA's warps on a scheduler.
     """
     listed = [
         (i, runs, at)
@@ -96,16 +96,18 @@ def waits(weighed: Weighed, small: set[int], ctas: int, warps: int) -> Waits:
         asked += size
         if load.kind == "LDG" and _products_before_use(listed, place) < HIDING_PRODUCTS * ctas:
             waited += size
-            # What one scheduler alone runs is one warp's, for which the others wait.
-            one_warp = sum(own > 0 for own in runs) == 1
-            own_trips = depths[place] * most / (ctas * (1 if one_warp else warps))
-            trips[is_small, block] = max(trips[is_small, block], own_trips)
-    numbers = [sum(number for (own, _), number in trips.items() if own == kind) for kind in (False, True)]
+            # Code that one scheduler alone runs is one warp's, for which the others wait.
+            one_warp = sum(number > 0 for number in runs) == 1
+            block_trips = depths[place] * most / (ctas * (1 if one_warp else warps))
+            trips[is_small, block] = max(trips[is_small, block], block_trips)
+    numbers = [
+        sum(number for (is_small, _), number in trips.items() if is_small == kind) for kind in (False, True)
+    ]
     return Waits(*numbers, waited / asked if asked else 0.0)
 
 
 def chained(instructions: Sequence[Instruction]) -> list[int]:
-    """Of every instruction, how many loads of the same block, itself included, have to follow each other."""
+    """Return, for every instruction, how many loads of its block, itself included, depend on each other."""
     behind: dict[int, int] = {}
     result = []
     for instruction in instructions:

@@ -1,4 +1,4 @@
-"""A CUDA runtime without a GPU, see README.md: what it recorded, and whether this process runs under it."""
+"""A CUDA runtime without a GPU, see README.md: its recordings, and the test that this process uses it."""
 
 from .recording import Recording, is_active, recorded
 

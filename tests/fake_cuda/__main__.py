@@ -1,6 +1,6 @@
 """Run a command under the fake runtime: ``PYTHONPATH=tests python -m fake_cuda [--devices N] pytest ...``.
 
-The command is looked for beside this Python first.
+The command is first searched in the folder of this Python.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import build
 
 
 def environment(devices: int, log: Path) -> dict[str, str]:
-    """The variables that a process under the fake runtime has."""
+    """Return the environment of a process under the fake runtime."""
     runtime, package = build.runtime(), build.package()
     paths = [str(package), os.environ.get("PYTHONPATH", "")]
     return {

@@ -1,4 +1,4 @@
-"""Steps that a CUDA graph holds: what is captured, and what is refused before anything changes."""
+"""Steps in a CUDA graph: what a capture records, and what is refused before anything changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_graph_holds_a_step(gpu_backend: str) -> None:
 
 
 def test_a_table_of_a_graph_is_uploaded_when_it_runs() -> None:
-    """A plan that is new in the capture: its copy is a node, from memory that nothing else gets."""
+    """A plan is new in the capture: its copy is a node, from memory that nothing else is allocated."""
     params = parameters()
     optimizer = make(params, "native", capturable=True, lr=torch.tensor(0.1, device="cuda"))
     optimizer.step()
@@ -79,7 +79,7 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
         ),
     ):
         captured(optimizer)
-    params[0].requires_grad_(False)  # which leaves it out on purpose
+    params[0].requires_grad_(False)  # this leaves the parameter out on purpose
     with (
         recorded() as recording,
         pytest.raises(RuntimeError, match="the same parameters must have gradients"),
@@ -92,7 +92,7 @@ def test_other_gradients_than_before_are_refused_before_anything_changes() -> No
 
 @pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_weight_decay_that_a_graph_would_keep_is_refused() -> None:
-    """A tensor on the device is read by every replay."""
+    """Every replay reads a tensor on the device, but not one on the host."""
     params = parameters()
     decay = torch.tensor(0.1)
     optimizer = make(

@@ -20,10 +20,10 @@ pytestmark = needs_fake_gpu
 
 @pytest.fixture
 def two_ranks(monkeypatch: pytest.MonkeyPatch):
-    """Rank 0 of two; the other has what this one has, and nothing comes from it."""
+    """Yield the group of rank 0 of two; the other rank has the same objects and sends nothing."""
 
-    def all_gather_object(found: list[object], own: object, group: object = None) -> None:
-        found[:] = [own] * len(found)
+    def all_gather_object(object_list: list[object], obj: object, group: object = None) -> None:
+        object_list[:] = [obj] * len(object_list)
 
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     monkeypatch.setattr(sharded_params, "CHUNK_BYTES", 1 << 15)  # several chunks
@@ -71,7 +71,7 @@ def rank_on_gloo(rank: int) -> tuple[list[str], dict[str, int], int]:
 
 
 def test_two_processes_step_on_gloo(tmp_path: Path) -> None:
-    """Gloo's own copies between the host and the device wait; what is refused would be a fault here, too."""
+    """Gloo's copies between the host and the device wait, so only refused calls are faults here."""
     for refusals, launched, _ in launch(2, rank_on_gloo, tmp_path):
         assert refusals == []
         assert launched["parameter_step"] >= 1

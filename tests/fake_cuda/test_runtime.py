@@ -1,6 +1,6 @@
-"""The fake runtime itself: what it refuses and what it records, asked through its C interface.
+"""The fake runtime: what it refuses and what it records, tested through its C interface.
 
-Each test is a process of its own, as the library must be the process's one libcuda.
+Each test runs in a separate process, as the library must be the only libcuda of the process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def library() -> Path:
 
 @pytest.fixture
 def run(library: Path, tmp_path: Path):
-    """Run a snippet; what it prints, and the log."""
+    """Return a function that runs a snippet and returns the words that it prints, and the log."""
 
     def run(snippet: str) -> tuple[list[str], list[dict[str, Any]]]:
         log = tmp_path / "log"
@@ -130,9 +130,9 @@ print(launch(shared=65536) != 0, ask_for_shared(65536), launch(shared=65536))
 
 def test_a_stream_of_another_device_is_refused(run) -> None:
     printed, events = run("""
-own, mark = stream(), event()
+main, mark = stream(), event()
 cuda.cudaSetDevice(1)
-print(launch(stream=own), cuda.cudaEventRecord(mark, None), cuda.cudaEventRecord(mark, own))
+print(launch(stream=main), cuda.cudaEventRecord(mark, None), cuda.cudaEventRecord(mark, main))
 """)
     assert printed == ["400", "400", "0"]
     assert "device 1 is current, the stream is of device 0" in refusals(events)[0]
@@ -140,12 +140,12 @@ print(launch(stream=own), cuda.cudaEventRecord(mark, None), cuda.cudaEventRecord
 
 def test_waits_are_counted(run) -> None:
     _, events = run("""
-own, mark, device = stream(), event(), memory()
-cuda.cudaEventRecord(mark, own); cuda.cudaEventQuery(mark); cuda.cudaStreamWaitEvent(own, mark, 0)
-copy(device, host, 8, TO_DEVICE, own)
-cuda.cudaStreamSynchronize(own); cuda.cudaEventSynchronize(mark); cuda.cudaDeviceSynchronize()
+main, mark, device = stream(), event(), memory()
+cuda.cudaEventRecord(mark, main); cuda.cudaEventQuery(mark); cuda.cudaStreamWaitEvent(main, mark, 0)
+copy(device, host, 8, TO_DEVICE, main)
+cuda.cudaStreamSynchronize(main); cuda.cudaEventSynchronize(mark); cuda.cudaDeviceSynchronize()
 cuda.cudaMemcpy(device, host, SIZE(8), TO_DEVICE)
-copy(host, device, 8, TO_HOST, own)
+copy(host, device, 8, TO_HOST, main)
 """)
     calls = [event["call"] for event in events if event["event"] == "sync"]
     assert calls == [
@@ -156,12 +156,12 @@ copy(host, device, 8, TO_HOST, own)
 
 def test_copies_are_real_and_stay_in_their_memory(run) -> None:
     printed, events = run("""
-device, own = memory(64), stream()
+device, main = memory(64), stream()
 host[0:5] = b"bytes"
-copy(device, host, 5, TO_DEVICE, own)
+copy(device, host, 5, TO_DEVICE, main)
 host[0:5] = b"other"
-copy(host, device, 5, TO_HOST, own)
-print(host[0:5].decode(), copy(device, host, 65, TO_DEVICE, own), copy(host, device, 5, TO_DEVICE, own))
+copy(host, device, 5, TO_HOST, main)
+print(host[0:5].decode(), copy(device, host, 65, TO_DEVICE, main), copy(host, device, 5, TO_DEVICE, main))
 """)
     assert printed == ["bytes", "1", "1"]
     assert [why.partition(":")[2] for why in refusals(events)] == [
@@ -172,16 +172,16 @@ print(host[0:5].decode(), copy(device, host, 65, TO_DEVICE, own), copy(host, dev
 
 def test_a_graph_holds_what_was_captured(run) -> None:
     printed, events = run("""
-own, device, pinned = stream(), memory(), made("cudaHostAlloc", SIZE(64), 0)
+main, device, pinned = stream(), memory(), made("cudaHostAlloc", SIZE(64), 0)
 values = ctypes.cast(pinned, ctypes.POINTER(ctypes.c_int))
-cuda.cudaStreamBeginCapture(own, GLOBAL)
-launch(stream=own); copy(device, pinned, 4, TO_DEVICE, own)
-status, graph = end(own)
+cuda.cudaStreamBeginCapture(main, GLOBAL)
+launch(stream=main); copy(device, pinned, 4, TO_DEVICE, main)
+status, graph = end(main)
 values[0] = 7
 executable = made("cudaGraphInstantiateWithFlags", graph, 0)
-print(status, cuda.cudaGraphLaunch(executable, own))
+print(status, cuda.cudaGraphLaunch(executable, main))
 values[0] = 0
-copy(pinned, device, 4, TO_HOST, own)
+copy(pinned, device, 4, TO_HOST, main)
 print(values[0])
 """)
     assert printed == ["0", "0", "7"]
@@ -194,7 +194,7 @@ print(values[0])
 @pytest.mark.parametrize(
     "call",
     [
-        "cuda.cudaStreamSynchronize(own)",
+        "cuda.cudaStreamSynchronize(main)",
         "cuda.cudaDeviceSynchronize()",
         "cuda.cudaEventSynchronize(mark)",
         "cuda.cudaEventQuery(mark)",
@@ -202,17 +202,17 @@ print(values[0])
         "cuda.cudaHostAlloc(ctypes.byref(POINTER()), SIZE(8), 0)",
         "cuda.cudaFree(device)",
         "cuda.cudaMemcpy(device, host, SIZE(8), TO_DEVICE)",
-        "copy(device, host, 8, TO_DEVICE, own)",
-        "copy(host, device, 8, TO_HOST, own)",
+        "copy(device, host, 8, TO_DEVICE, main)",
+        "copy(host, device, 8, TO_HOST, main)",
         "launch(stream=None)",
         "cuda.cuModuleLoadData(ctypes.byref(POINTER()), b'')",
     ],
 )
 def test_what_a_capture_forbids_ends_it(run, call: str) -> None:
     printed, events = run(f"""
-own, mark, device = stream(), event(), memory()
-cuda.cudaStreamBeginCapture(own, GLOBAL)
-print({call} != 0, launch(stream=own), end(own)[0], {call}, launch(stream=own))
+main, mark, device = stream(), event(), memory()
+cuda.cudaStreamBeginCapture(main, GLOBAL)
+print({call} != 0, launch(stream=main), end(main)[0], {call}, launch(stream=main))
 """)
     assert printed == ["True", "901", "901", "0", "0"]
     assert len(refusals(events)) == 3
@@ -220,12 +220,12 @@ print({call} != 0, launch(stream=own), end(own)[0], {call}, launch(stream=own))
 
 def test_a_relaxed_thread_may_allocate_in_a_capture(run) -> None:
     printed, events = run("""
-own, mode = stream(), ctypes.c_int(RELAXED)
-cuda.cudaStreamBeginCapture(own, GLOBAL)
+main, mode = stream(), ctypes.c_int(RELAXED)
+cuda.cudaStreamBeginCapture(main, GLOBAL)
 cuda.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 memory()
 cuda.cudaThreadExchangeStreamCaptureMode(ctypes.byref(mode))
-print(mode.value, end(own)[0])
+print(mode.value, end(main)[0])
 """)
     assert printed == ["2", "0"]
     assert refusals(events) == []
@@ -234,23 +234,23 @@ print(mode.value, end(own)[0])
 @pytest.mark.parametrize(("joined", "status"), [(True, "0"), (False, "904")])
 def test_streams_of_a_capture_are_joined(run, joined: bool, status: str) -> None:
     printed, _ = run(f"""
-own, side, begun, done = stream(), stream(), event(), event()
-cuda.cudaStreamBeginCapture(own, GLOBAL)
-cuda.cudaEventRecord(begun, own); cuda.cudaStreamWaitEvent(side, begun, 0)
+main, side, begun, done = stream(), stream(), event(), event()
+cuda.cudaStreamBeginCapture(main, GLOBAL)
+cuda.cudaEventRecord(begun, main); cuda.cudaStreamWaitEvent(side, begun, 0)
 launch(stream=side)
 cuda.cudaEventRecord(done, side)
-if {joined}: cuda.cudaStreamWaitEvent(own, done, 0)
-print(end(own)[0])
+if {joined}: cuda.cudaStreamWaitEvent(main, done, 0)
+print(end(main)[0])
 """)
     assert printed == [status]
 
 
 def test_a_capture_does_not_wait_for_what_is_outside(run) -> None:
     printed, events = run("""
-own, other, mark = stream(), stream(), event()
+main, other, mark = stream(), stream(), event()
 cuda.cudaEventRecord(mark, other)
-cuda.cudaStreamBeginCapture(own, GLOBAL)
-print(cuda.cudaStreamWaitEvent(own, mark, 0))
+cuda.cudaStreamBeginCapture(main, GLOBAL)
+print(cuda.cudaStreamWaitEvent(main, mark, 0))
 """)
     assert printed == ["905"]
     assert refusals(events) == ["for what is not captured"]

@@ -1,4 +1,4 @@
-"""Steps of one process on a fake GPU: the host waits for nothing, and launches are those of the plans."""
+"""Steps of one process on a fake GPU: the host never waits, and the launches are those of the plans."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_step_waits_for_nothing(gpu_backend: str, options: dict[str, bool]) ->
     recording = steady(optimizer.step)
     assert_free_of_waits(recording)
     assert recording.of("module") == []
-    # A table of tensors that have moved is uploaded from page-locked memory, which is kept for many of them.
+    # A table of moved tensors is uploaded from page-locked memory, which serves many such tables.
     assert {event["call"] for event in recording.of("allocate")} <= {"cudaHostAlloc"}
 
 
@@ -93,10 +93,10 @@ def test_new_roots_are_no_wait(gpu_backend: str, capturable: bool) -> None:
 
 
 def test_roots_by_eigendecomposition_wait_for_torchs_own_check() -> None:
-    """And for which blocks take float64: two waits for a side of a group.
+    """Each side of a group waits twice: for torch's check, and to select the blocks that take float64.
 
-    One more, on every step, is for whether a block is new, which gets its root at once. `polar`, the default,
-    has none. What torch reads is no kernel's result here but what lay in memory, so that is new, and zero.
+    One more wait, on every step, detects new blocks, which get their roots at once. `polar`, the default, has
+    none. Kernels compute nothing here, so torch reads what the memory had before: a new pool makes it zero.
     """
     with torch.cuda.use_mem_pool(torch.cuda.MemPool()):
         optimizer = make(parameters(shapes=[(64, 32)]), "native", root_method="eigh", root_every=2)
@@ -106,7 +106,7 @@ def test_roots_by_eigendecomposition_wait_for_torchs_own_check() -> None:
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)
 def test_a_scaler_is_no_wait(gpu_backend: str) -> None:
-    """What `torch.amp.GradScaler` gives a fused optimizer."""
+    """Set the attributes that `torch.amp.GradScaler` sets on a fused optimizer."""
     optimizer = make(parameters(), gpu_backend)
     optimizer.grad_scale = torch.ones(1, device="cuda")
     optimizer.found_inf = torch.zeros(1, device="cuda")
@@ -115,10 +115,10 @@ def test_a_scaler_is_no_wait(gpu_backend: str) -> None:
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)
 @pytest.mark.parametrize("factor_every", [1, 1000])
-def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
+def test_a_step_stays_in_its_stream_except_moments_beside_factors(
     gpu_backend: str, factor_every: int
 ) -> None:
-    """Which wait for what was launched before, and are waited for before anything reads them."""
+    """Moments wait for the earlier launches, and everything that reads them waits for them."""
     optimizer = make(parameters(), gpu_backend, factor_every=factor_every)
     optimizer.step()
     torch.cuda.synchronize()
@@ -128,8 +128,8 @@ def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
     assert_free_of_waits(recording)
     kinds = recording.of("launch", "library", "order")
     streams = [event["stream"] for event in kinds if event["event"] != "order"]
-    own = streams[0]
-    beside = [i for i, event in enumerate(kinds) if event["event"] != "order" and event["stream"] != own]
+    main = streams[0]
+    beside = [i for i, event in enumerate(kinds) if event["event"] != "order" and event["stream"] != main]
     orders = [(event["stream"], event["after"]) for event in kinds if event["event"] == "order"]
     if factor_every > 1:
         assert not beside
@@ -137,7 +137,7 @@ def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
         return
     second = kinds[beside[0]]["stream"]
     assert {kinds[i]["stream"] for i in beside} == {second}
-    assert orders == [(second, own), (own, second)]
+    assert orders == [(second, main), (main, second)]
     assert kinds[beside[0] - 1]["event"] == "order"
     names = [event.get("name", "joined") for event in kinds[beside[-1] + 1 :]]
     if gpu_backend == "native":
@@ -149,7 +149,7 @@ def test_a_step_stays_in_its_stream_but_for_moments_beside_factors(
 
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)
-def test_parameters_may_lie_on_other_devices_than_the_current_one(gpu_backend: str) -> None:
+def test_parameters_may_be_on_other_devices_than_the_current_one(gpu_backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one device")
     params: list[Tensor] = parameters("cuda:1") + parameters("cuda:0")

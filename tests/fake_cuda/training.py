@@ -1,4 +1,4 @@
-"""Optimizers on fake GPUs: parameters, steps, and what a step that nothing is new to records."""
+"""Optimizers on fake GPUs: parameters, and the recording of a step to which nothing is new."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_fake_gpu = pytest.mark.skipif(
 BACKENDS = ["reference", "native", "triton"]
 
 SHAPES = ((64, 64), (128, 96), (200, 72), (300, 40), (33,))
-"""Blocks of the resident kernels, of the wide ones, of grouped products, and a parameter without any."""
+"""Shapes with blocks for the resident kernels, the wide ones and grouped products, and one without blocks."""
 
 
 def parameters(device: str = "cuda", shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[Tensor]:
@@ -31,7 +31,7 @@ def parameters(device: str = "cuda", shapes: Sequence[tuple[int, ...]] = SHAPES)
 
 
 def steady(step: Callable[[], None], warm_up: int = 6) -> Recording:
-    """A step after some others."""
+    """Return the recording of a step after some others."""
     for _ in range(warm_up):
         step()
     with recorded() as recording:
@@ -40,7 +40,7 @@ def steady(step: Callable[[], None], warm_up: int = 6) -> Recording:
 
 
 def kernels(recording: Recording) -> Counter[str]:
-    """Launches of the project's own kernels; torch's have its namespace, libraries' calls their name."""
+    """Count the launches of the project's kernels: names without torch's namespaces."""
     names = Counter(event["name"] for event in recording.of("launch"))
     return Counter(
         {name: count for name, count in names.items() if "at::" not in name and "at_cuda" not in name}
@@ -48,7 +48,7 @@ def kernels(recording: Recording) -> Counter[str]:
 
 
 def make(params: Sequence[Tensor], backend: str, **options: object) -> KrADagrad:
-    """An optimizer that makes no more roots than `root_every`, by default hardly any."""
+    """Return an optimizer past its first steps; `root_every` is so large that hardly any roots are due."""
     fixed = {"lr": 0.1, "backend": backend, "block_size": 512, "root_every": 1000}
     optimizer = KrADagrad(params, **{**fixed, **options})
     optimizer.param_groups[0]["step"] = SETTLED

@@ -15,7 +15,7 @@ CUDA = torch.device("cuda")
 
 
 def judge(compare: Callable[..., None], *arguments: Any) -> None:
-    """Call an assertion, unless values are not to be judged, which is said."""
+    """Call an assertion; in a dry run, print that its values are not judged instead."""
     if os.environ.get("KRADAGRAD_DRY_RUN") == "1":
         print(f"not judged: {getattr(compare, '__name__', compare)}")
         return
@@ -23,12 +23,12 @@ def judge(compare: Callable[..., None], *arguments: Any) -> None:
 
 
 def equal(a: list[Tensor], b: list[Tensor]) -> None:
-    """The same bits."""
+    """Assert that two lists of tensors have the same bits."""
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def on(given: SimpleNamespace, device: torch.device = CUDA) -> SimpleNamespace:
-    """An op's tensors on a device, as they lie in memory, with the NaN around their views."""
+def on(inputs: SimpleNamespace, device: torch.device = CUDA) -> SimpleNamespace:
+    """Copy an op's tensors to a device with their memory layout, and with the NaN around their views."""
 
     def move(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         if isinstance(value, list):
@@ -36,4 +36,4 @@ def on(given: SimpleNamespace, device: torch.device = CUDA) -> SimpleNamespace:
         storage = cases.whole(value).to(device)
         return storage.as_strided(value.shape, value.stride(), value.storage_offset())
 
-    return SimpleNamespace(**{name: move(value) for name, value in vars(given).items()})
+    return SimpleNamespace(**{name: move(value) for name, value in vars(inputs).items()})

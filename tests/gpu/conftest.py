@@ -1,4 +1,4 @@
-"""Every test here runs once for each backend that the GPU has; without a GPU all are skipped.
+"""Configuration: every test here runs once for each backend of the GPU; without a GPU all are skipped.
 
 With KRADAGRAD_DRY_RUN=1, under a runtime whose kernels compute nothing, values are not judged.
 """

@@ -1,4 +1,4 @@
-"""The ops on a GPU, every backend against float64, by the suite's own inputs."""
+"""The ops on a GPU, every backend against float64, with the inputs of the whole suite."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ops(backend: str) -> Any:
 
 
 def on_gpu(count: int, shape: tuple[int, int], layout: str, dtype: torch.dtype, **options: Any) -> Any:
-    """A call of one group."""
+    """Return a call of one group on the GPU."""
     rule = replace(square_root.RULE, method="products", **options)
     group = square_root.group(count, shape, layout, view_dtype=dtype)
     return square_root.copied(square_root.given([group], rule), device=CUDA)
@@ -57,7 +57,7 @@ def test_a_whole_step(
 ) -> None:
     call = on_gpu(4, shape, layout, dtype, precision=precision, **options)
     ours = square_root.run(ops(gpu_backend), square_root.copied(call))
-    # Tensor cores truncate sums where the tests on a CPU round: four times the share allowed there.
+    # Tensor cores truncate sums, the executor on a CPU rounds them: allow four times the tolerance.
     judge(square_root.check, call, ours, 4 * precision_atol(precision, options["refine"]))
 
 
@@ -67,11 +67,11 @@ def test_a_whole_step(
 def test_elementwise(
     module: Any, names: tuple[str, ...], dtype: torch.dtype, transposed: bool, gpu_backend: str
 ) -> None:
-    given = on(module.make(dtype, transposed))
+    inputs = on(module.make(dtype, transposed))
     for options in module.OPTIONS:
-        ours = module.run(ops(gpu_backend), given, **options)
-        plain = module.run(reference, given, **options)
-        exact = module.run(reference, given, torch.float64, **options)
+        ours = module.run(ops(gpu_backend), inputs, **options)
+        plain = module.run(reference, inputs, **options)
+        exact = module.run(reference, inputs, torch.float64, **options)
         for name in names:
             for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
@@ -79,16 +79,16 @@ def test_elementwise(
 
 @pytest.mark.parametrize("module", [observe_gradients_inputs, scale_updates_inputs])
 def test_scalars(module: Any, gpu_backend: str) -> None:
-    given = on(module.make(torch.float32))
+    inputs = on(module.make(torch.float32))
     for options in module.OPTIONS:
-        ours, plain = (module.run(own, given, **options) for own in (ops(gpu_backend), reference))
-        exact = module.run(reference, given, torch.float64, **options)
+        ours, plain = (module.run(b, inputs, **options) for b in (ops(gpu_backend), reference))
+        exact = module.run(reference, inputs, torch.float64, **options)
         for name in module.WRITTEN:
-            of = [getattr(result, name).cpu() for result in (ours, plain, exact)]
-            if of[0].dtype == torch.bool:
-                judge(equal, [of[0]], [of[2]])
+            results = [getattr(result, name).cpu() for result in (ours, plain, exact)]
+            if results[0].dtype == torch.bool:
+                judge(equal, [results[0]], [results[2]])
             else:
-                judge(assert_each_as_accurate, *of, f"{name} {options}")
+                judge(assert_each_as_accurate, *results, f"{name} {options}")
 
 
 def assert_rooted(side: RootSide, atol: float) -> None:
@@ -99,9 +99,11 @@ def assert_rooted(side: RootSide, atol: float) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("d", [1, 33, 64, 96, 128, 129, 256, 300, 600])
 def test_roots(d: int, precision: str, gpu_backend: str) -> None:
-    given = roots.root_side(5, d)
-    side = Side(*(tensor.to(CUDA) for tensor in (given.side.factor, given.side.statistics, given.side.root)))
-    ours = RootSide(side, given.root_stats.to(CUDA), given.active.to(CUDA), given.columns)
+    inputs = roots.root_side(5, d)
+    side = Side(
+        *(tensor.to(CUDA) for tensor in (inputs.side.factor, inputs.side.statistics, inputs.side.root))
+    )
+    ours = RootSide(side, inputs.root_stats.to(CUDA), inputs.active.to(CUDA), inputs.columns)
     ops(gpu_backend).polar_roots_([ours], replace(roots.RULE, precision=precision), Turn())
     judge(assert_rooted, ours, max(2e-5, 4 * precision_atol(precision, 2)))
 

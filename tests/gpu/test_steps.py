@@ -27,7 +27,7 @@ RECIPES: list[dict[str, Any]] = [
 
 
 class Run:
-    """Parameters and an optimizer; gradients depend on the step alone."""
+    """Parameters and an optimizer; the gradients depend on the step alone."""
 
     def __init__(
         self, backend: str, dtype: torch.dtype = torch.float32, device: torch.device = CUDA, **options: Any
@@ -90,9 +90,9 @@ def test_a_side_stream_makes_no_difference(gpu_backend: str) -> None:
     ours, stream = Run(gpu_backend), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        found = ours.take()
+        params = ours.take()
     torch.cuda.current_stream().wait_stream(stream)
-    judge(equal, found, plain)
+    judge(equal, params, plain)
 
 
 def test_tf32_of_torch_makes_no_difference_that_counts(gpu_backend: str) -> None:
@@ -118,17 +118,17 @@ def test_steps_do_not_wait(capturable: bool, gpu_backend: str) -> None:
 
 
 def test_every_device_takes_the_same_steps(gpu_backend: str) -> None:
-    """With another device as the current one."""
+    """Step on each device, the current one and others."""
     count = torch.cuda.device_count()
     if count < 2:
         pytest.skip("there is one device")
     runs = [Run(gpu_backend, device=torch.device("cuda", index)) for index in range(count)]
-    found = [[p.cpu() for p in run.take()] for run in runs]
-    for other in found[1:]:
-        judge(equal, other, found[0])
+    results = [[p.cpu() for p in run.take()] for run in runs]
+    for other in results[1:]:
+        judge(equal, other, results[0])
 
 
-def test_parameters_of_one_optimizer_may_lie_on_several_devices(gpu_backend: str) -> None:
+def test_parameters_of_one_optimizer_may_be_on_several_devices(gpu_backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one device")
     params = [torch.nn.Parameter(torch.ones(64, 64, device=torch.device("cuda", i))) for i in range(2)]

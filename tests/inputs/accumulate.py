@@ -32,10 +32,10 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
     def tensors(
         positive: bool = False, kind: torch.dtype = compute, as_parameter: bool = False
     ) -> list[torch.Tensor]:
-        """With `transposed`, matrices lie in padding, parameters and gradients column by column."""
-        found = [torch.randn(shape).to(kind) for shape in SHAPES]
-        found = [t.abs() for t in found] if positive else found
-        return [cases.padded(t, as_parameter) if transposed and t.ndim == 2 else t for t in found]
+        """With `transposed`, pad matrices, and store parameters and gradients by columns."""
+        values = [torch.randn(shape).to(kind) for shape in SHAPES]
+        values = [t.abs() for t in values] if positive else values
+        return [cases.padded(t, as_parameter) if transposed and t.ndim == 2 else t for t in values]
 
     count = len(SHAPES)
     return SimpleNamespace(
@@ -51,7 +51,7 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
 
 
 def add_up_(graft_norms: torch.Tensor, params: list[torch.Tensor]) -> None:
-    """Put a parameter's norm in its first span, as the reference does: which has which elements is open."""
+    """Put a parameter's norm in its first span, as the reference does: the spans' elements are open."""
     offsets = list(itertools.accumulate((spans_of(p.numel()) for p in params), initial=0))
     sums = sums_of(graft_norms, torch.tensor(offsets))
     graft_norms.zero_()
@@ -61,11 +61,11 @@ def add_up_(graft_norms: torch.Tensor, params: list[torch.Tensor]) -> None:
 
 
 def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+    backend: Any, inputs: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
     chosen: dict[str, Any] = {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False}
 
-    result = cases.copied(given, dtype)
+    result = cases.copied(inputs, dtype)
     result.coefficients[:, 7] *= options.pop("decay", 0.0)
     for name in ("momenta", "second_moments"):
         if not options.pop(name, True):

@@ -1,4 +1,4 @@
-"""How the blocks of a group lie in parameters and gradients: every way that a real model makes them lie.
+"""Layouts of a shape group's blocks in parameters and gradients: all that real models have.
 
 Each layout gives a list of block views ``[*, m, n]`` of tensors whose other elements are NaN.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 
 Layout = Callable[[Tensor], list[Tensor]]
 OFFSET = 3
-"""Elements before a parameter within its storage, so that no alignment is to be had for nothing."""
+"""Elements before a parameter within its storage, so that it is not aligned by default."""
 
 
 def _padded(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A contiguous tensor of NaN that starts within its storage."""
+    """Return a contiguous tensor of NaN that starts within its storage."""
     return like.new_full((OFFSET + math.prod(shape) + 1,), math.nan)[OFFSET:-1].view(shape)
 
 
@@ -26,18 +26,18 @@ def _filled(view: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _sides(count: int) -> tuple[int, int]:
-    """`count` blocks as rows and columns of a grid, as square as it divides."""
+    """Return the rows and columns of the grid of `count` blocks that is the nearest to a square."""
     rows = next(r for r in range(math.isqrt(max(count, 1)), 0, -1) if count % r == 0)
     return rows, count // rows
 
 
 def contiguous(blocks: Tensor) -> list[Tensor]:
-    """A batch of its own, as experts' matrices of one block each are."""
+    """Return one batch, as experts' matrices of one block each are."""
     return [blocks.clone()]
 
 
 def grid(blocks: Tensor) -> list[Tensor]:
-    """A matrix cut into rows and columns of blocks, with a rest on both sides: the layout of a weight."""
+    """Return a weight's layout: rows and columns of blocks of a matrix, with a rest on both sides."""
     count, m, n = blocks.shape
     rows, columns = _sides(count)
     matrix = _padded((rows * m + 2, columns * n + 1), blocks)
@@ -48,12 +48,12 @@ def grid(blocks: Tensor) -> list[Tensor]:
 
 
 def transposed_grid(blocks: Tensor) -> list[Tensor]:
-    """The same of a matrix that is stored by columns, as the gradient of a transposed product is."""
+    """Return a grid of a matrix stored by columns, as the gradient of a transposed product is."""
     return [view.mT for view in grid(blocks.mT)]
 
 
 def experts(blocks: Tensor) -> list[Tensor]:
-    """Experts' matrices ``[experts, rows, columns]``, each cut into a grid: three leading dims."""
+    """Return experts' matrices ``[experts, rows, columns]``, each cut into a grid: three leading dims."""
     count, m, n = blocks.shape
     first, rest = _sides(count)
     rows, columns = _sides(rest)
@@ -63,7 +63,7 @@ def experts(blocks: Tensor) -> list[Tensor]:
 
 
 def column(blocks: Tensor) -> list[Tensor]:
-    """Blocks below each other in a matrix of aligned rows, from an odd column on."""
+    """Return blocks below each other in a matrix of aligned rows, from an odd column on."""
     count, m, n = blocks.shape
     width = -(-(n + 1) // 64) * 64
     matrix = blocks.new_full((count * m, width), math.nan)
@@ -71,14 +71,14 @@ def column(blocks: Tensor) -> list[Tensor]:
 
 
 def wide_rows(blocks: Tensor) -> list[Tensor]:
-    """Blocks below each other in a matrix of aligned rows, which are wider than they."""
+    """Return blocks below each other in a matrix of aligned rows that are wider than the blocks."""
     count, m, n = blocks.shape
     matrix = blocks.new_full((count * m, -(-(n + 1) // 64) * 64), math.nan)
     return [_filled(matrix[:, :n].unflatten(0, (count, m)), blocks)]
 
 
 def several(blocks: Tensor) -> list[Tensor]:
-    """Parameters of different layouts in one group, one of them without blocks."""
+    """Return parameters of different layouts for one group, one of them without blocks."""
     third = max(1, len(blocks) // 3)
     first, second, rest = blocks[:third], blocks[third : 2 * third], blocks[2 * third :]
     views = [*grid(first), blocks[:0].clone(), *transposed_grid(second), *column(rest)]
@@ -92,11 +92,11 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def whole(view: Tensor) -> Tensor:
-    """All of a view's storage, the padding included."""
+    """Return all of a view's storage, the padding included."""
     return view.new_empty(0).set_(view.untyped_storage())
 
 
 def copied(view: Tensor, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """A copy with the same layout in a storage of its own."""
+    """Return a copy with the same layout in a new storage."""
     storage = whole(view).to(device or view.device, dtype or view.dtype, copy=True)
     return storage.as_strided(view.shape, view.stride(), view.storage_offset())

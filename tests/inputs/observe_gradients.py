@@ -52,7 +52,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-# Norms that a gradient may have, over the usual one and sqrt(numel): whatever can happen to it.
+# All kinds of norms that a gradient may have, over the usual one and sqrt(numel).
 RATIOS = [1.0, 0.0, 29.9, 30.1, 2.0**50, 2.0**-50, 1e-30, 1e30, math.inf, math.nan]
 
 
@@ -72,7 +72,7 @@ KNOWN = [
 
 
 def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
-    """Every pair of the two; the rule goes with the options."""
+    """Return matrices for every pair of `KNOWN` and `RATIOS`; `run` sets the rule by its options."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     pairs = [(known, ratio) for known in KNOWN for ratio in RATIOS]
     count = len(pairs)
@@ -81,7 +81,7 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
     for column in (STEPS, SPIKES, SKIPPED):
         scalars[:, column] = steps
     known = torch.tensor([known for known, _ in pairs], dtype=compute)
-    if dtype == torch.float64:  # the same at both ends of what it holds
+    if dtype == torch.float64:  # the same at both ends of its range
         far = known[:, 1] > 2.0**90
         known[far, :2] *= 2.0**850
         near = known[:, 0] < 1e-29
@@ -107,13 +107,13 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
 
 
 def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+    backend: Any, inputs: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
-    """With another dtype, what the dtype of what is given asks for."""
-    result = cases.copied(given, dtype)
+    """Run the op on copies, in another dtype with the largest shift of the inputs' dtype."""
+    result = cases.copied(inputs, dtype)
     options = RULE | options
-    result.weight_decay.fill_(options.pop("weight_decay", float(given.weight_decay)))
-    largest = LARGEST_SHIFT[given.scalars.dtype]
+    result.weight_decay.fill_(options.pop("weight_decay", float(inputs.weight_decay)))
+    largest = LARGEST_SHIFT[inputs.scalars.dtype]
     with mock.patch.dict(LARGEST_SHIFT, {result.scalars.dtype: largest}):
         backend.observe_gradients_(*vars(result).values(), ScalarRule(**options))
     return result
@@ -122,6 +122,6 @@ def run(
 WRITTEN = ("scalars", "coefficients", "active", "restarts")
 
 
-def rows(given: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
-    each = {name: value if value.ndim == 0 else value[chosen] for name, value in vars(given).items()}
+def rows(inputs: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
+    each = {name: value if value.ndim == 0 else value[chosen] for name, value in vars(inputs).items()}
     return SimpleNamespace(**each)

@@ -26,7 +26,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    found = {
+    tensors = {
         name: [torch.randn(shape).to(kind) for shape in SHAPES]
         for name, kind in (
             ("params", dtype),
@@ -37,29 +37,29 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
             ("second_moments", compute),
         )
     }
-    found["residuals"] = [torch.randint(-(2**15), 2**15, shape).short() for shape in SHAPES]
+    tensors["residuals"] = [torch.randint(-(2**15), 2**15, shape).short() for shape in SHAPES]
     if transposed:
-        for name, held in found.items():
-            found[name] = [cases.padded(t, name == "params") if t.ndim == 2 else t for t in held]
-    for second_moment in found["second_moments"]:
+        for name, values in tensors.items():
+            tensors[name] = [cases.padded(t, name == "params") if t.ndim == 2 else t for t in values]
+    for second_moment in tensors["second_moments"]:
         second_moment.abs_()
-    found["updates"][5] = torch.empty(0, dtype=compute)
-    given = SimpleNamespace(**found)
-    given.coefficients = torch.rand(len(SHAPES), COEFFICIENTS, dtype=compute) + 0.1
-    given.coefficients[4, 3] = math.nan
-    given.coefficients[6, 5] = math.inf
-    given.coefficients[:, 6] = 0
-    given.active = torch.arange(len(SHAPES)) != 3
-    given.lr = torch.tensor(0.3, dtype=compute)
-    return given
+    tensors["updates"][5] = torch.empty(0, dtype=compute)
+    inputs = SimpleNamespace(**tensors)
+    inputs.coefficients = torch.rand(len(SHAPES), COEFFICIENTS, dtype=compute) + 0.1
+    inputs.coefficients[4, 3] = math.nan
+    inputs.coefficients[6, 5] = math.inf
+    inputs.coefficients[:, 6] = 0
+    inputs.active = torch.arange(len(SHAPES)) != 3
+    inputs.lr = torch.tensor(0.3, dtype=compute)
+    return inputs
 
 
 def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+    backend: Any, inputs: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
     chosen: dict[str, Any] = {"momentum": 0.9, "nesterov": False}
 
-    result = cases.copied(given, dtype)
+    result = cases.copied(inputs, dtype)
     for column, name in ((8, "added"), (9, "decay")):
         result.coefficients[:, column] *= options.pop(name, 0.0)
     for name in ("momenta", "residuals"):
@@ -72,16 +72,16 @@ def run(
 
 
 def exact_inputs(count: int) -> SimpleNamespace:
-    """Bfloat16 parameters whose new values float32 holds exactly, in whatever order they are made.
+    """Return bfloat16 parameters whose new values float32 holds exactly, in any order of operations.
 
     Args:
-        count: what chance depends on; 0 for none.
+        count: the count that chance depends on; 0 for none.
     """
-    given = make(torch.float32)
+    inputs = make(torch.float32)
     for i, shape in enumerate(SHAPES):
         whole = torch.randint(-255, 256, shape)
-        given.params[i] = whole.to(torch.bfloat16)
-        given.updates[i] = torch.randint(-99, 100, shape) / 64
-    given.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count, 0.0, 0.0, 0.0])
-    given.lr = torch.tensor(2.0**-7)
-    return given
+        inputs.params[i] = whole.to(torch.bfloat16)
+        inputs.updates[i] = torch.randint(-99, 100, shape) / 64
+    inputs.coefficients[:] = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.25, count, 0.0, 0.0, 0.0])
+    inputs.lr = torch.tensor(2.0**-7)
+    return inputs

@@ -1,4 +1,4 @@
-"""Sides for `polar_roots_`, and how far their roots are from float64's."""
+"""Sides for `polar_roots_`, and the distance of their roots from float64's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RULE = RootRule(polar.POLYNOMIALS[8], BOUND)
 
 
 def root_side(blocks: int, d: int, condition: float = 1e3, dtypes=(torch.float32, torch.float32)) -> RootSide:
-    """Factors whose X has a condition, in the units of gradients of 1e-3, with roots of 7."""
+    """Return factors whose X has a condition, in the units of gradients of 1e-3, with roots of 7."""
     source = torch.Generator().manual_seed(d)
     square = torch.randn(2, blocks, d, d, dtype=torch.float64, generator=source)
     (left, right), _ = torch.linalg.qr(square)
@@ -28,7 +28,7 @@ def root_side(blocks: int, d: int, condition: float = 1e3, dtypes=(torch.float32
 
 
 def wanted(side: RootSide) -> Tensor:
-    """In float64."""
+    """Return the roots in float64."""
     factor = (
         side.side.factor.double() * polar.units(side.side.statistics.double(), side.columns)[:, None, None]
     )

@@ -28,13 +28,13 @@ UNITS = [(0.0, 0.0), (1.3, 1.0), (1e-20, 2.0**-66), (1e9, 2.0**-9)]  # USUAL, UN
 
 
 SPANS, BLOCKS = (1, 3, 200, 2, 1), (2, 1, 1, 130)
-"""Of one matrix after the other, in turns; a norm of zero has no part at all for every second matrix."""
+"""Parts of the norms of matrices, in rotation; a norm of zero has no parts in every second matrix."""
 
 
 def parts_of(
     norms: Sequence[float], counts: Sequence[int], dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms of spans or blocks, which are equal parts of those of matrices, and their offsets."""
+    """Return squared norms of spans or blocks, as equal parts of those of matrices, and their offsets."""
     parts: list[float] = []
     offsets = [0]
     for i, norm in enumerate(norms):
@@ -44,42 +44,42 @@ def parts_of(
     return torch.tensor(parts, dtype=dtype), torch.tensor(offsets)
 
 
-def sums(given: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared norms ``[M]`` of grafting updates and updates."""
+def sums(inputs: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return squared norms ``[M]`` of grafting updates and updates."""
     return (
-        sums_of(given.graft_norms, given.graft_offsets),
-        sums_of(given.update_norms[given.update_order], given.update_offsets),
+        sums_of(inputs.graft_norms, inputs.graft_offsets),
+        sums_of(inputs.update_norms[inputs.update_order], inputs.update_offsets),
     )
 
 
-def rows(given: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
-    """The same of some of the matrices, one of which may come several times."""
+def rows(inputs: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
+    """Return the inputs of some of the matrices, which may be repeated."""
     of_matrices = {
-        name: getattr(given, name)[chosen] for name in ("coefficients", "scalars", "numel", "preconditioned")
+        name: getattr(inputs, name)[chosen] for name in ("coefficients", "scalars", "numel", "preconditioned")
     }
     parts = {}
     for name in ("graft", "update"):
-        offsets = getattr(given, f"{name}_offsets")
+        offsets = getattr(inputs, f"{name}_offsets")
         places = [torch.arange(offsets[i], offsets[i + 1]) for i in chosen.tolist()]
         parts[name] = torch.cat([torch.empty(0, dtype=torch.int64), *places])
         counts = torch.tensor([0, *map(len, places)])
         of_matrices[f"{name}_offsets"] = counts.cumsum(0)
-    norms = given.update_norms[given.update_order[parts["update"]]]
-    of_matrices |= {"graft_norms": given.graft_norms[parts["graft"]], "update_norms": norms.flip(0)}
+    norms = inputs.update_norms[inputs.update_order[parts["update"]]]
+    of_matrices |= {"graft_norms": inputs.graft_norms[parts["graft"]], "update_norms": norms.flip(0)}
     of_matrices["update_order"] = torch.arange(len(norms)).flip(0)
-    return SimpleNamespace(**{name: of_matrices[name] for name in vars(given)})
+    return SimpleNamespace(**{name: of_matrices[name] for name in vars(inputs)})
 
 
 def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
-    """Whatever norms may be of a matrix in whatever state."""
+    """Return every combination of the two norms and the state of a matrix."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    found = list(itertools.product(GRAFTS, UPDATES, UNITS))
-    count = len(found)
+    combinations = list(itertools.product(GRAFTS, UPDATES, UNITS))
+    count = len(combinations)
     scalars = torch.rand(count, len(COLUMNS), dtype=compute) * 9
     for i, column in enumerate((USUAL, UNIT)):
-        scalars[:, column] = torch.tensor([own[i] for *_, own in found], dtype=compute)
-    graft_norms, graft_offsets = parts_of([graft for graft, *_ in found], SPANS, compute)
-    update_norms, update_offsets = parts_of([update for _, update, _ in found], BLOCKS, compute)
+        scalars[:, column] = torch.tensor([units[i] for *_, units in combinations], dtype=compute)
+    graft_norms, graft_offsets = parts_of([graft for graft, *_ in combinations], SPANS, compute)
+    update_norms, update_offsets = parts_of([update for _, update, _ in combinations], BLOCKS, compute)
     order = torch.randperm(len(update_norms))
     return SimpleNamespace(
         coefficients=torch.rand(count, COEFFICIENTS, dtype=compute) + 0.1,
@@ -95,9 +95,9 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
 
 
 def run(
-    backend: Any, given: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
+    backend: Any, inputs: SimpleNamespace, dtype: torch.dtype | None = None, **options: Any
 ) -> SimpleNamespace:
-    result = cases.copied(given, dtype)
+    result = cases.copied(inputs, dtype)
     backend.scale_updates_(*vars(result).values(), ScalarRule(**(RULE | options)))
     return result
 

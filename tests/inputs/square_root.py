@@ -1,4 +1,4 @@
-"""Groups of blocks for `kron_step_` in the square-root form, and how two results of it are compared."""
+"""Shape groups for `kron_step_` in the square-root form, and the comparison of two results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3)
 
 @dataclass(frozen=True)
 class Given:
-    """All tensors of a call: `scales` of the gradients, 0 for an inactive block; `norms` as they were."""
+    """All tensors of a call: `scales` of the gradients, 0 for an inactive block; `norms` before the call."""
 
     groups: list[BlockGroup]
     scales: Tensor
@@ -32,28 +32,28 @@ class Given:
 
     @property
     def active(self) -> Tensor:
-        """Which blocks take part, ``[N]`` bool."""
+        """Mask of the active blocks, ``[N]`` bool."""
         return self.scales > 0
 
 
 def trained_side(count: int, d: int, k: int, dtype: torch.dtype, factor_dtype: torch.dtype) -> Side:
-    """A side after some gradients; every fifth block is before its first, and its factor holds nothing."""
+    """Return a side after some gradients; every fifth block is before its first, with an arbitrary factor."""
     side = Side(
         torch.zeros(count, d, d, dtype=torch.float64),
         torch.zeros(count, 4, dtype=torch.float64),
         _root(count, d),
     )
-    everything = torch.ones(count, dtype=torch.float64)
+    every_block = torch.ones(count, dtype=torch.float64)
     for _ in range(3):
         u = torch.randn(count, d, k, dtype=torch.float64)
-        square_root.update_factor_(side.factor, side.statistics, [u], everything, RULE)
+        square_root.update_factor_(side.factor, side.statistics, [u], every_block, RULE)
     side.statistics[4::5] = 0
     side.factor[4::5] = 7.0
     return Side(side.factor.to(factor_dtype), side.statistics.to(dtype), side.root.to(dtype))
 
 
 def check_overflow_in_rounding(ops: Any, d: int, rule: UpdateRule) -> None:
-    """A factor whose new elements are finite in float32 and not in bfloat16 stays, and is counted."""
+    """Check that a factor that is finite in float32 but not in bfloat16 stays, and is counted."""
     most = torch.finfo(torch.bfloat16).max
     factor = torch.eye(d).repeat(2, 1, 1)
     factor[1, 0, 0] = most
@@ -71,7 +71,7 @@ def check_overflow_in_rounding(ops: Any, d: int, rule: UpdateRule) -> None:
 
 
 def _root(count: int, d: int) -> Tensor:
-    """Symmetric positive definite matrices near I."""
+    """Return symmetric positive definite matrices near I."""
     a = torch.randn(count, d, d, dtype=torch.float64) / math.sqrt(max(d, 1))
     return torch.eye(d, dtype=torch.float64) + a @ a.mT
 
@@ -85,7 +85,7 @@ def group(
     factor_dtype: torch.dtype | None = None,
     root_dtype: torch.dtype | None = None,
 ) -> BlockGroup:
-    """A group of blocks; directions lie as the parameter does, gradients as its transpose would."""
+    """Return a shape group; directions have the layout of the parameter, gradients that of its transpose."""
     m, n = shape
     left = trained_side(count, m, n, dtype, factor_dtype or dtype)
     right = trained_side(count, n, m, dtype, factor_dtype or dtype)
@@ -101,7 +101,7 @@ def group(
 
 
 def given(groups: Sequence[BlockGroup], rule: UpdateRule = RULE, **calls: bool) -> Given:
-    """A call with every fourth block inactive, and gradients that are scaled."""
+    """Return a call with every fourth block inactive, and scaled gradients."""
     count = sum(len(group.left.factor) for group in groups)
     norms = torch.full((count,), 7.0, dtype=groups[0].left.statistics.dtype)
     scales = torch.tensor([1, 0.3, 0, 1.7], dtype=norms.dtype).repeat(count // 4 + 1)[:count]
@@ -115,7 +115,7 @@ def given(groups: Sequence[BlockGroup], rule: UpdateRule = RULE, **calls: bool) 
 
 
 def copied(call: Given, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Given:
-    """The same call on copies, in another dtype or on another device where one is given."""
+    """Return the same call on copies, in another dtype or on another device if there is one."""
 
     def plain(old: Tensor) -> Tensor:
         return old.to(device or old.device, dtype or old.dtype, copy=True)
@@ -139,7 +139,7 @@ def run(ops: Any, call: Given) -> Given:
 
 
 def compare(call: Given, ops: Any, atol: float | None = None) -> Given:
-    """Run a copy of a call, and give it back after `check`."""
+    """Run a copy of a call, and return it after `check`."""
     ours = run(ops, copied(call))
     check(call, ours, cases.square_root_atol(ops, call.rule) if atol is None else atol)
     return ours
@@ -151,12 +151,12 @@ def check(call: Given, ours: Given, atol: float | None = None) -> None:
     scale = exact.norms.where(exact.norms > 0, 1)
     triple = [result.norms.to(scale.dtype) / scale for result in (ours, plain, exact)]
     assert_as_accurate(*(t.to(ours.norms.dtype) for t in triple[:2]), triple[2], "norms", atol)
-    for i, (own, usual, right) in enumerate(zip(ours.groups, plain.groups, exact.groups, strict=True)):
+    for i, results in enumerate(zip(ours.groups, plain.groups, exact.groups, strict=True)):
         for name in ("left", "right"):
-            sides = [getattr(g, name) for g in (own, usual, right)]
+            sides = [getattr(g, name) for g in results]
             _compare_sides(*sides, f"{name}[{i}]", atol)
-        for view, other, best in zip(own.out, usual.out, right.out, strict=True):
-            assert_as_accurate(view, other, best, f"out[{i}]", atol)
+        for views in zip(*(g.out for g in results), strict=True):
+            assert_as_accurate(*views, f"out[{i}]", atol)
     assert_untouched(call, ours)
 
 
@@ -169,7 +169,7 @@ def _compare_sides(ours: Side, plain: Side, exact: Side, what: str, atol: float 
 
 
 def x_in_units(side: Side) -> Tensor:
-    """F F^T of every block without units, in float64; zero before a gradient, and where F is not finite."""
+    """Return F F^T of blocks without units, in float64; zero before a gradient, and where F is not finite."""
     factor, statistics = side.factor.double(), side.statistics.double()
     scale = statistics[:, WEIGHT].sqrt() * statistics[:, RMS]
     x = factor @ factor.mT * scale.square()[:, None, None]
@@ -177,21 +177,21 @@ def x_in_units(side: Side) -> Tensor:
 
 
 def assert_untouched(before: Given, after: Given) -> None:
-    """Inputs, padding, and all of inactive blocks are what they were, bit for bit."""
+    """Assert that inputs, padding and inactive blocks are the same as before, bit for bit."""
     first = 0
     for old, new in zip(before.groups, after.groups, strict=True):
         kept = ~before.active[first : first + len(old.left.factor)]
         first += len(old.left.factor)
-        for was, now in ((old.left, new.left), (old.right, new.right)):
-            assert torch.equal(was.factor[kept].nan_to_num(), now.factor[kept].nan_to_num())
-            assert torch.equal(was.statistics[kept], now.statistics[kept])
-            assert torch.equal(was.root, now.root)
-        for was_views, now_views in ((old.grads, new.grads), (old.directions, new.directions)):
-            for was_view, now_view in zip(was_views, now_views, strict=True):
-                assert torch.equal(layouts.whole(was_view).isnan(), layouts.whole(now_view).isnan())
-                assert torch.equal(was_view.nan_to_num(), now_view.nan_to_num())
-        for was_view, now_view in zip(old.out, new.out, strict=True):
-            assert torch.equal(layouts.whole(was_view).isnan(), layouts.whole(now_view).isnan())
+        for old_side, new_side in ((old.left, new.left), (old.right, new.right)):
+            assert torch.equal(old_side.factor[kept].nan_to_num(), new_side.factor[kept].nan_to_num())
+            assert torch.equal(old_side.statistics[kept], new_side.statistics[kept])
+            assert torch.equal(old_side.root, new_side.root)
+        for old_views, new_views in ((old.grads, new.grads), (old.directions, new.directions)):
+            for old_view, new_view in zip(old_views, new_views, strict=True):
+                assert torch.equal(layouts.whole(old_view).isnan(), layouts.whole(new_view).isnan())
+                assert torch.equal(old_view.nan_to_num(), new_view.nan_to_num())
+        for old_view, new_view in zip(old.out, new.out, strict=True):
+            assert torch.equal(layouts.whole(old_view).isnan(), layouts.whole(new_view).isnan())
         blocks = [torch.cat([v.flatten(0, -3) for v in group.out]) for group in (old, new)]
         assert torch.equal(blocks[0][kept], blocks[1][kept])
 

@@ -1,4 +1,4 @@
-"""The PTX executor, see README.md."""
+"""An executor of PTX on the CPU, see README.md."""
 
 from .api import (
     Counters,

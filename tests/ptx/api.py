@@ -22,7 +22,7 @@ STEP_LIMIT = 200_000_000
 
 @dataclass(frozen=True)
 class Report:
-    """One kind of fault at one instruction."""
+    """Faults of one kind at one instruction."""
 
     kind: str
     ptx_line: int
@@ -41,7 +41,7 @@ class Report:
 
 
 class Counters(dict):
-    """Counted work of a launch; counters.mma is counters["mma"]."""
+    """The counted work of a launch; counters.mma is counters["mma"]."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -52,7 +52,7 @@ class Counters(dict):
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launch did and what the checks found."""
+    """Reports of a launch's checks, and its counted work."""
 
     reports: list[Report]
     counters: Counters
@@ -63,7 +63,7 @@ class Launch:
 
 
 class Memory:
-    """Device memory: arrays at made-up addresses, 2**36 apart."""
+    """Device memory: arrays at invented addresses, 2**36 apart."""
 
     def __init__(self) -> None:
         self._memory = _executor.Memory()
@@ -72,7 +72,7 @@ class Memory:
     def place(
         self, array: np.ndarray, name: str = "", writable: bool = True, uninitialised: bool = False
     ) -> int:
-        """The address of the array, which is used in place, not copied."""
+        """Return the address of the array, which is used in place, not copied."""
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             raise ValueError("expected a C-contiguous NumPy array")
         if writable and not array.flags.writeable:
@@ -140,7 +140,7 @@ class Kernel:
         counters: bool = True,
         step_limit: int = STEP_LIMIT,
     ) -> Launch:
-        """Runs all blocks; a seed other than 0 shuffles the order of blocks and of warps between barriers."""
+        """Run all blocks; a seed other than 0 shuffles the order of blocks and of warps between barriers."""
         grid, block = _dimensions(grid), _dimensions(block)
         if block[0] * block[1] * block[2] > self.max_threads:
             raise ValueError(f"a block of {self.name} has at most {self.max_threads} threads")
@@ -154,7 +154,7 @@ class Kernel:
 
 
 def isolate(text: str, entry: str) -> str:
-    """The module without its other kernels: parsing a large module again and again takes long."""
+    """Return the module without its other kernels: parsing a large module repeatedly takes long."""
     starts = [match.start() for match in re.finditer(r"^\.(?:visible|weak) \.entry", text, re.MULTILINE)]
     parts = [text[begin:end] for begin, end in zip(starts, [*starts[1:], len(text)], strict=True)]
     chosen = [part for part in parts if entry in part.partition("(")[0]]
@@ -166,10 +166,10 @@ def isolate(text: str, entry: str) -> str:
 
 
 def opcodes() -> list[str]:
-    """The canonical spellings the executor knows."""
+    """Return the canonical spellings that the executor knows."""
     return sorted(_executor.opcodes())
 
 
 def canonical(spelling: str) -> str:
-    """The spelling under which an opcode is known."""
+    """Return the spelling under which an opcode is known."""
     return _executor.canonical(spelling)

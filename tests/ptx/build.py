@@ -1,4 +1,4 @@
-"""Compiles the executor on first use, into build/ptx/ of the repository."""
+"""Compilation of the executor on first use, into build/ptx/ of the repository."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ FLAGS = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fwrapv", "
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Return the properties of the processor that -march=native depends on."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the conversions and comparisons compute."""
+"""Expected results of the conversions and comparisons."""
 
 import itertools
 import math
@@ -76,7 +76,7 @@ def _truncated_bfloat(value: float) -> float:
 
 
 def _nearest_tf32(value: float) -> int:
-    """11 significant bits, ties away from zero, as the bits of a float."""
+    """Round to 11 significant bits, ties away from zero; return the bits of a float."""
     bits = int(np.float32(value).view(np.uint32))
     if not math.isfinite(value):
         return bits
@@ -112,7 +112,7 @@ UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
 
 def relations(kind: str) -> dict[str, Callable]:
-    """The comparisons of a type."""
+    """Return the comparisons of a type."""
     if kind[0] == "b":
         return {name: RELATIONS[name] for name in ("eq", "ne")}
     if kind[0] == "s":
@@ -132,15 +132,15 @@ def _comparisons() -> dict[str, Case]:
         for name, function in relations(kind).items():
             two = (kind, kind)
             cases[f"setp.{name}.{kind}"] = Case("pred", two, function)
-            for word, joined in combine.items():
+            for word, operation in combine.items():
                 cases[f"setp.{name}.{word}{kind}"] = Case(
-                    "pred", (*two, "pred"), lambda a, b, c, f=function, j=joined: j(bool(f(a, b)), bool(c))
+                    "pred", (*two, "pred"), lambda a, b, c, f=function, j=operation: j(bool(f(a, b)), bool(c))
                 )
     return cases
 
 
 def _sets(comparisons: dict[str, Case]) -> dict[str, Case]:
-    """set: the comparison as all ones, or as 1.0."""
+    """Return the cases of `set`: a true comparison gives all ones, or 1.0."""
     cases = {}
     for spelling, case in comparisons.items():
         head, _, kind = spelling.rpartition(".")

@@ -1,4 +1,4 @@
-"""What the floating-point opcodes compute, in exact fractions rounded once."""
+"""Expected results of the floating-point opcodes, in exact fractions rounded once."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ ONE_ULP = {"f32": 2.0**-23, "f64": 2.0**-52}
 
 
 def _native(kind: str, function: Callable) -> Callable[..., float]:
-    """The operation on the host, for infinities, NaN and zeros, where nothing is rounded."""
+    """Return the operation on the host, for infinities, NaN and zeros, which need no rounding."""
 
     def apply(*values: float) -> float:
         with np.errstate(all="ignore"):
@@ -41,7 +41,7 @@ def _greatest(a: float, b: float) -> float:
 
 
 def _zero(kind: str, mode: str, terms: Callable) -> Callable[..., float]:
-    """A sum that is not a finite number other than zero.  Rounding down, terms that cancel leave -0."""
+    """Return a sum that is infinite, NaN or zero.  When rounding down, terms that cancel give -0."""
 
     def apply(*values: float) -> float:
         with np.errstate(all="ignore"):
@@ -54,7 +54,7 @@ def _zero(kind: str, mode: str, terms: Callable) -> Callable[..., float]:
 
 
 def _rounded(kind: str, mode: str = "rn") -> dict[str, Callable]:
-    """add, sub, mul and fma, rounded once."""
+    """Return add, sub, mul and fma, rounded once."""
     product = _native(kind, lambda a, b: a * b)
     return {
         "add": exact(lambda a, b: a + b, _zero(kind, mode, lambda a, b: (a, b)), kind, mode),
@@ -108,7 +108,7 @@ def _nan_if_any(function: Callable) -> Callable:
 
 
 def _saturated(function: Callable) -> Callable:
-    """A NaN becomes +0."""
+    """Return the function with its result clamped to [0, 1]; a NaN becomes +0."""
 
     def apply(*values: float) -> float:
         result = function(*values)
@@ -135,7 +135,7 @@ def _single() -> dict[str, Case]:
 
 
 def _bfloat(function: Callable) -> Callable:
-    """An operation on the values of bit patterns."""
+    """Return the operation on the values of bfloat16 bit patterns."""
 
     def apply(*bits: int) -> float:
         return function(*(float(from_bfloat(np.array(b))) for b in bits))
@@ -178,5 +178,5 @@ def nearest_bfloat(value: float) -> float:
 
 
 CASES = {**_arithmetic(), **_single(), **_bfloat_cases(), **_tests()}
-# Two bf16 in a register: the test checks them by halves against the case of one.
+# Two bf16 in a register: the test checks each half against the case of one bf16.
 PACKED = [name.replace(".bf16", ".bf16x2") for name in _bfloat_cases()]

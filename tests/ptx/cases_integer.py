@@ -1,4 +1,4 @@
-"""What the integer opcodes compute, in Python integers.  Results are wrapped to their type by the test."""
+"""Expected results of the integer opcodes, in Python integers.  The test wraps results to their type."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -71,7 +71,7 @@ def _logic() -> dict[str, Case]:
 
 
 def _extract(a: int, position: int, length: int, kind: str) -> int:
-    """Bits past the top repeat the sign, or are zero: Python's integers go on for ever either way."""
+    """Extract a bit field; bits past the top repeat the sign or are zero, as in Python's integers."""
     position, length = position & 255, length & 255
     if not length:
         return 0
@@ -87,7 +87,7 @@ def _insert(a: int, b: int, position: int, length: int) -> int:
 
 
 def _leading(a: int, bits: int) -> int:
-    """The position of the highest bit that differs from the sign."""
+    """Return the position of the highest bit that differs from the sign."""
     value = ~a if a < 0 else a
     return value.bit_length() - 1 if value else (1 << 32) - 1
 

@@ -24,11 +24,11 @@ REGISTERS = """
 
 
 def module(body: str, parameters: Sequence[str] = (), header: str = "", registers: str = REGISTERS) -> str:
-    """A module of one kernel `k`."""
-    listed = ",\n  ".join(f".param {parameter}" for parameter in parameters)
+    """Return a module of one kernel `k`."""
+    declared = ",\n  ".join(f".param {parameter}" for parameter in parameters)
     return (
         f".version 8.4\n.target sm_90\n.address_size 64\n{header}\n"
-        f".visible .entry k(\n  {listed}\n)\n{{{registers}\n{body}\n}}\n"
+        f".visible .entry k(\n  {declared}\n)\n{{{registers}\n{body}\n}}\n"
     )
 
 
@@ -44,7 +44,7 @@ def execute(
     uninitialised: Sequence[int] = (),
     **options: int,
 ) -> Launch:
-    """Launches the body with the arrays' addresses in %d0, %d1, ... and the numbers in %r0, %r1, ..."""
+    """Launch the body with the arrays' addresses in %d0, %d1, ... and the numbers in %r0, %r1, ..."""
     memory = Memory()
     addresses = [
         memory.place(array, f"buffer{i}", writable=i not in read_only, uninitialised=i in uninitialised)
@@ -69,7 +69,7 @@ def register(kind: str, index: int) -> str:
 def lanewise(
     spelling: str, result: str, arguments: Sequence[str], values: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Runs one opcode on columns of values, a thread for each row."""
+    """Run one opcode on columns of values, with a thread for each row."""
     count = len(values[0])
     inputs = [
         np.ascontiguousarray(value, np.uint8 if kind == "pred" else DTYPES[kind])

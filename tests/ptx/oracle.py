@@ -1,5 +1,4 @@
-"""Exact arithmetic to compare the executor with, in integers and fractions, independent of any hardware
-rounding."""
+"""Exact arithmetic in integers and fractions, independent of the hardware, to check the executor with."""
 
 import math
 from collections.abc import Callable
@@ -12,14 +11,14 @@ FORMATS = {"f32": (24, -126, 127), "f64": (53, -1022, 1023), "bf16": (8, -126, 1
 
 
 def wrap(value: int, kind: str) -> int:
-    """The value modulo 2^bits, in the range of the type."""
+    """Return the value modulo 2^bits, in the range of the type."""
     bits = int(kind[1:])
     value %= 1 << bits
     return value - (1 << bits) if kind[0] == "s" and value >> (bits - 1) else value
 
 
 def round_fraction(value: Fraction, kind: str, mode: str = "rn") -> float:
-    """The nearest number of the format; rz, rm and rp round to zero, down and up."""
+    """Return the nearest number of the format; rz, rm and rp round to zero, down and up."""
     bits, least, most = FORMATS[kind]
     if value == 0:
         return 0.0
@@ -44,8 +43,7 @@ def round_fraction(value: Fraction, kind: str, mode: str = "rn") -> float:
 def exact(
     function: Callable[..., Fraction], fallback: Callable[..., float], kind: str, mode: str = "rn"
 ) -> Callable[..., float]:
-    """A correctly rounded operation; `fallback` gives what fractions cannot: infinities, NaN and signed
-    zeros."""
+    """Return a correctly rounded operation; `fallback` computes infinities, NaN and signed zeros."""
 
     def apply(*values: float) -> float:
         if not all(map(math.isfinite, values)):
@@ -60,7 +58,7 @@ def exact(
 
 
 def same(got: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Equal bits, or both NaN."""
+    """Return True where both have equal bits, or both are NaN."""
     if got.dtype.kind != "f":
         return got == expected
     bits = np.dtype(f"u{got.dtype.itemsize}")
@@ -72,7 +70,7 @@ def from_bfloat(bits: np.ndarray) -> np.ndarray:
 
 
 def to_bfloat(values: np.ndarray) -> np.ndarray:
-    """To nearest, ties to even; the values are finite."""
+    """Round finite values to the nearest bfloat16, ties to even; return their bits."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

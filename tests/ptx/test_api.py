@@ -149,7 +149,7 @@ LOOP = """.shared .align 16 .b8 s[512]; mov.u32 %r1, %tid.x; mov.u32 %r2, s; mad
 
 
 def test_edits_never_crash():
-    """Characters and words exchanged, dropped and doubled: a clean exception, reports, or a result."""
+    """Exchanged, dropped and doubled characters and words give a clean exception, reports, or a result."""
     text = module("ld.param.u64 %d0, [a];" + LOOP, [".u64 a"])
     outcomes = dict.fromkeys(("parse", "run", "ok"), 0)
     rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""cp.async: what lands when, zero filling, and what may be touched meanwhile."""
+"""cp.async: when data arrive, zero filling, and accesses that are allowed in the meantime."""
 
 import numpy as np
 import pytest
@@ -35,15 +35,15 @@ def test_copy_and_wait(wait):
 
 
 @pytest.mark.parametrize(("size", "kind"), [(4, "ca"), (8, "ca"), (16, "ca"), (16, "cg")])
-@pytest.mark.parametrize("given", [0, 2, 4, 16, 99])
-def test_sizes_and_zero_filling(size, kind, given):
-    """A source size below the size copied leaves zeros; one above it is cut."""
-    body = f"st.shared.v4.b32 [%r3], {{%r1,%r1,%r1,%r1}}; mov.u32 %r9, {given}; bar.sync 0;"
+@pytest.mark.parametrize("source_size", [0, 2, 4, 16, 99])
+def test_sizes_and_zero_filling(size, kind, source_size):
+    """A source size below the copied size leaves zeros; a larger one is cut to it."""
+    body = f"st.shared.v4.b32 [%r3], {{%r1,%r1,%r1,%r1}}; mov.u32 %r9, {source_size}; bar.sync 0;"
     body += f"cp.async.{kind}.shared.global [%r3], [%d2], {size}, %r9;"
     launch, source, out = run(body + COMMIT + WAIT + READ + OUT)
     launch.assert_clean()
     expected = np.arange(32, dtype=np.uint32).repeat(4).reshape(32, 4).view(np.uint8)
-    read = min(given, size)
+    read = min(source_size, size)
     expected[:, :size] = 0
     expected[:, :read] = source[:128].reshape(32, 4).view(np.uint8)[:, :read]
     np.testing.assert_array_equal(out[:128].reshape(32, 4).view(np.uint8), expected)
@@ -87,15 +87,15 @@ def test_in_flight_data():
 
 
 def test_others_see_the_data_after_a_barrier():
-    """Waiting covers the thread's own copies."""
+    """Waiting covers only the copies of the thread."""
     other = "xor.b32 %r9, %r1, ONE; mad.lo.u32 %r3, %r9, 16, %r2;"
     for one, barrier in ((32, "bar.sync 0;"), (1, "bar.warp.sync -1;")):
         body = COPY + COMMIT + WAIT + barrier + other.replace("ONE", str(one)) + READ + OUT
         launch, source, out = run(body, block=64)
         launch.assert_clean()
         np.testing.assert_array_equal(out.reshape(64, 4), source.reshape(64, 4)[np.arange(64) ^ one])
-        found = kinds(run(body.replace(barrier, "bar.warp.sync -1;" if one == 32 else ""), block=64)[0])
-        assert "shared race: read after write" in found
+        reports = kinds(run(body.replace(barrier, "bar.warp.sync -1;" if one == 32 else ""), block=64)[0])
+        assert "shared race: read after write" in reports
     early = COPY + COMMIT + "bar.sync 0;" + WAIT + other.replace("ONE", "32") + READ + OUT
     assert {"shared race: read after write", READ_IN_FLIGHT} <= set(kinds(run(early, block=64)[0]))
 

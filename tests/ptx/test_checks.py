@@ -1,4 +1,4 @@
-"""Every kind of report: made by a faulty kernel, absent from the mended one."""
+"""Every kind of report: present for a faulty kernel, absent for the corrected one."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ STORE, LOAD = "st.shared.u32 [%r4], %r1;", "ld.shared.u32 %r7, [%r4];"
 NEIGHBOUR, FAR = "ld.shared.u32 %r7, [%r5];", "ld.shared.u32 %r7, [%r6];"
 BAR, WARP_BAR = "bar.sync 0;", "bar.warp.sync -1;"
 
-# kind, faulty body, mended body, launch options
+# kind, faulty body, corrected body, launch options
 CASES = {
     "global read": (
         "global read out of bounds",
@@ -217,11 +217,11 @@ CASES = {
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_report(name, seed):
-    kind, faulty, mended, options = CASES[name]
-    found = kinds(execute(f"{START} {faulty} ret;", [np.zeros(64, np.uint32)], seed=seed, **options))
-    # In another order it may be the read that comes after the write.
-    assert kind in found if seed == 0 else kind.partition(":")[0] in [k.partition(":")[0] for k in found]
-    execute(f"{START} {mended} ret;", [np.zeros(64, np.uint32)], seed=seed, **options).assert_clean()
+    kind, faulty, corrected, options = CASES[name]
+    reports = kinds(execute(f"{START} {faulty} ret;", [np.zeros(64, np.uint32)], seed=seed, **options))
+    # In another order the read may come after the write.
+    assert kind in reports if seed == 0 else kind.partition(":")[0] in [k.partition(":")[0] for k in reports]
+    execute(f"{START} {corrected} ret;", [np.zeros(64, np.uint32)], seed=seed, **options).assert_clean()
 
 
 def test_one_report_for_each_kind_and_instruction():
@@ -235,7 +235,7 @@ def test_one_report_for_each_kind_and_instruction():
 
 
 def test_after_a_report_the_launch_goes_on():
-    """A bad read gives poison, a bad write is dropped."""
+    """A bad read gives poison, and a bad write is dropped."""
     body = "ld.global.u32 %r7, [%d1+1024]; st.global.u32 [%d1+1024], %r7; st.global.u32 [%d1], %r7;"
     out = np.zeros(64, np.uint32)
     assert len(kinds(execute(f"{START} {body} ret;", [out]))) == 2

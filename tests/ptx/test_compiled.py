@@ -1,5 +1,4 @@
-"""Kernels compiled by nvcc and by Triton: right values, no reports, the traffic it should have;
-and single faults put into its text."""
+"""Kernels compiled by nvcc and by Triton: values, reports, traffic, and detection of single faults."""
 
 import re
 import struct
@@ -17,7 +16,7 @@ TRITON = (DATA / "matmul_triton.ptx").read_text()
 
 
 def run(text: str = TEXT, n: int = 100, k: int = 72, **options) -> tuple[bool, Launch, np.ndarray]:
-    """Whether the values are right, the launch, and C.  The columns of A past k are NaN."""
+    """Return True if the values are right, the launch, and C.  The columns of A past k are NaN."""
     kernel, memory = Kernel(text), Memory()
     a = np.full((n, k + 16), 0x7FC0, np.uint16)
     a[:, :k] = to_bfloat(np.random.default_rng(n + k).standard_normal((n, k)))
@@ -77,7 +76,7 @@ def test_reports_carry_the_source_line():
 
 
 def edits() -> list[str]:
-    """Every way to apply one of these to one line of the text."""
+    """Return the text with one of these edits in one line, for every edit and line that match."""
     patterns = {
         r"^\s*bar\.sync.*$": "",
         r"^\s*cp\.async\.(wait|commit)_group.*$": "",
@@ -88,13 +87,13 @@ def edits() -> list[str]:
         r"st\.global\.f32.*$": "",
         r"shfl\.sync\.bfly": "shfl.sync.up",
     }
-    lines, found = TEXT.split("\n"), []
+    lines, texts = TEXT.split("\n"), []
     for pattern, replacement in patterns.items():
         for i, line in enumerate(lines):
             new = re.sub(pattern, replacement, line)
             if new != line and not line.strip().startswith("//"):
-                found.append("\n".join([*lines[:i], new, *lines[i + 1 :]]))
-    return found
+                texts.append("\n".join([*lines[:i], new, *lines[i + 1 :]]))
+    return texts
 
 
 def test_single_faults_are_noticed():

@@ -1,4 +1,4 @@
-"""Counted traffic and bank conflicts, against figures worked out by hand."""
+"""Counted traffic and bank conflicts, against numbers computed by hand."""
 
 import numpy as np
 import pytest
@@ -98,7 +98,7 @@ def test_instructions_and_lines():
 
 
 def test_instructions_by_scheduler():
-    """A kernel is as fast as its busiest scheduler: work that lies on one of the four must show."""
+    """A kernel is as fast as its busiest scheduler: the counters must show work on only one of the four."""
     mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
     operands = "{%f1,%f2,%f3,%f4}, {%r8,%r9,%r10,%r11}, {%r12,%r13}, {%f1,%f2,%f3,%f4}"
     body = f"""shr.u32 %r4, %r1, 5; and.b32 %r4, %r4, 3; setp.ne.u32 %p1, %r4, 1; @%p1 bra END;
@@ -119,7 +119,7 @@ def test_instructions_by_scheduler():
 
 
 def test_instructions_that_never_ran_are_listed():
-    """Machine code is weighed by all instructions of a source line, those of slow paths included."""
+    """All instructions of a source line weigh machine code, including those of slow paths."""
     counters = run("setp.gt.u32 %p1, %r1, 99; @!%p1 bra END; add.u32 %r4, %r4, 1; END: bar.sync 0;")
     assert [n for _, opcode, n in counters.instructions if opcode == "add.u32"] == [[0, 0, 0, 0]]
 

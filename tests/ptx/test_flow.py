@@ -14,7 +14,7 @@ DIVERGENT = "bar.sync in divergent code"
 
 
 def test_nested_loops_with_break_and_continue():
-    """Every lane has its own number of rounds, skips some and may leave early."""
+    """Every lane has a different number of rounds, skips some and may leave early."""
     body = f"""{INDEX} ld.global.u32 %r2, [%d1]; mov.u32 %r3, 0; mov.u32 %r4, 0;
       LOOP: setp.ge.u32 %p1, %r4, %r2; @%p1 bra DONE;
       rem.u32 %r5, %r4, 3; setp.eq.u32 %p2, %r5, 1; @%p2 bra NEXT;
@@ -44,7 +44,7 @@ def test_nested_loops_with_break_and_continue():
 
 
 def test_a_branch_to_the_end_of_the_text_and_back():
-    """Lanes that take the long way round are waited for at the barrier."""
+    """The barrier waits for lanes that take the longer path."""
     body = f"""{INDEX} setp.lt.u32 %p1, %r1, 7; mov.u32 %r2, 1; @%p1 bra FAR; BACK: bar.sync 0;
       st.global.u32 [%d1], %r2; ret; FAR: mov.u32 %r2, 2; bra BACK;"""
     out = np.zeros(32, np.uint32)
@@ -131,7 +131,7 @@ def test_step_limit():
         execute("L: bra L;", step_limit=1000)
     with pytest.raises(StepLimit):
         execute("L: bar.sync 0; bra L;", step_limit=1000)
-    # One lane waits for another that comes later: independent threads, never ended by a spinning mate.
+    # One lane spins until another, later lane stores: the executor never ends the spin to run the other.
     spin = f"""{INDEX} setp.eq.u32 %p1, %r1, 0; @%p1 bra SET; SPIN: ld.volatile.global.u32 %r2, [%d0];
       setp.eq.u32 %p2, %r2, 0; @%p2 bra SPIN; ret; SET: mov.u32 %r3, 1; st.global.u32 [%d0], %r3; ret;"""
     with pytest.raises(StepLimit):
@@ -164,7 +164,7 @@ def test_scopes_hide_registers():
 
 
 def test_order_by_seed():
-    """Blocks and warps take turns as the seed says, and the same seed gives the same order."""
+    """The seed decides the order of blocks and warps, and the same seed gives the same order."""
     body = "mov.u32 %r1, 1; atom.global.add.u32 %r2, [%d0], %r1; mov.u32 %r3, %ctaid.x; mov.u32 %r4, %warpid;"
     body += "mad.lo.u32 %r3, %r3, 4, %r4; mad.wide.u32 %d1, %r3, 4, %d0; st.global.u32 [%d1+4], %r2; ret;"
     kernel = Kernel(module("ld.param.u64 %d0, [a];" + body, [".u64 a"]))

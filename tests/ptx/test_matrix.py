@@ -1,4 +1,4 @@
-"""mma, ldmatrix, stmatrix, movmatrix: which lane and register holds what, from the PTX ISA's figures."""
+"""mma, ldmatrix, stmatrix, movmatrix: the lane and register of every element, from the PTX ISA's figures."""
 
 import itertools
 
@@ -10,8 +10,7 @@ from ptx.kernel_text import execute, kinds
 from ptx.oracle import from_bfloat, to_bfloat, truncate_to_tf32
 
 # PTX ISA, "Matrix Fragments for mma.m16n8k*": groupID = laneid >> 2, threadID_in_group = laneid % 4.  Each
-# function
-# gives (row, column) of element i of the fragment in a lane; for bf16, two elements share a register, low
+# function gives (row, column) of element i of the fragment in a lane; two bf16 elements share a register, low
 # first.
 
 
@@ -72,7 +71,7 @@ SHAPES = {
 
 
 def to_lanes(matrix: np.ndarray, place, count: int) -> np.ndarray:
-    """Registers by lane, packed two to a register for 16-bit elements."""
+    """Return the registers of each lane, with two 16-bit elements packed into a register."""
     fragment = np.array([[matrix[place(lane, i)] for i in range(count)] for lane in range(32)])
     return np.ascontiguousarray(fragment).view(np.uint32)
 
@@ -90,7 +89,7 @@ def names(letter: str, first: int, count: int) -> str:
 
 
 def run_mma(shape: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """`a`, `b`: bits of the elements."""
+    """Return A B + C as the executor computes it; `a` and `b` are the bits of the elements."""
     _, place_a, count_a, place_b, count_b = SHAPES[shape]
     inputs = [to_lanes(a, place_a, count_a), to_lanes(b, place_b, count_b), to_lanes(c, c_m16n8, 4)]
     out = np.zeros((32, 4), np.float32)
@@ -115,7 +114,7 @@ def bits_of(shape: str, values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mma_places_every_element(shape):
-    """One element of a, one of b: their product appears at their row and column, or nowhere."""
+    """The product of one element of a and one of b appears at their row and column, or nowhere."""
     k = SHAPES[shape][0]
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -141,12 +140,11 @@ def test_mma_of_random_matrices(shape):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix(count, transposed):
-    """Lane l addresses row l % 8 of matrix l / 8 and receives elements 2 (l % 4) and one more of row l /
-    4."""
+    """Lane l addresses row l % 8 of matrix l / 8 and gets elements 2 (l % 4) and one more of row l / 4."""
     values = np.random.default_rng(2).integers(0, 1 << 16, (4, 8, 8), np.uint16)
     out = np.zeros((32, count), np.uint32)
     trans = ".trans" if transposed else ""
-    # Rows lie 48 bytes apart, so that a wrong address shows.
+    # Rows are 48 bytes apart, so that a wrong address shows.
     body = f""".shared .align 16 .b8 s[1536]; mov.u32 %r1, %laneid; mov.u32 %r2, s;
       mad.lo.u32 %r3, %r1, 48, %r2;
       mad.wide.u32 %d2, %r1, 16, %d0; ld.global.v4.b32 {names("r", 4, 4)}, [%d2];
@@ -201,13 +199,13 @@ def test_stmatrix_races_with_a_read_of_another_warp():
     assert "shared race: read after write" in kinds(execute(body, block=64))
 
 
-@pytest.mark.parametrize(("values", "found"), [("%r2", []), ("%r5", ["shared race: write after write"])])
-def test_warps_may_store_the_same_matrix(values, found):
-    """Of the same bytes, which is benign, as for any other store."""
+@pytest.mark.parametrize(("values", "reports"), [("%r2", []), ("%r5", ["shared race: write after write"])])
+def test_warps_may_store_the_same_matrix(values, reports):
+    """Two stores of the same bytes are benign, as for any other store."""
     body = f""".shared .align 16 .b8 s[128]; mov.u32 %r1, %laneid; mov.u32 %r2, s; and.b32 %r3, %r1, 7;
       mad.lo.u32 %r3, %r3, 16, %r2; mov.u32 %r5, %tid.x;
       stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {{{values}}}; ret;"""
-    assert kinds(execute(body, block=64)) == found
+    assert kinds(execute(body, block=64)) == reports
 
 
 def test_movmatrix():

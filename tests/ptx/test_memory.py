@@ -66,7 +66,7 @@ def test_narrow_load_into_a_wide_register(space, kind):
     text = module(body + "ret;", [".u64 a", ".u64 b", ".align 8 .b8 p[8]"], header)
     Kernel(text).launch(memory, 1, 1, [memory.place(source), memory.place(out), data]).assert_clean()
     assert out[:1].view(np.int32)[0] == value.astype(np.int64).astype(np.int32)[0]
-    extended = value.view(np.uint32) if kind == "b32" else value  # which has no sign
+    extended = value.view(np.uint32) if kind == "b32" else value  # b32 has no sign
     assert out[1] == extended.astype(np.int64)[0]
 
 
@@ -79,7 +79,7 @@ def test_narrow_store_from_a_wide_register():
 
 
 def test_structs_by_value():
-    """Members at offsets, vectors of them, and an array indexed at run time."""
+    """Read members at offsets, vectors of members, and an array that is indexed at run time."""
     body = """
       ld.param.u64 %d0, [k_param_0]; ld.param.v2.u32 {%r1, %r2}, [k_param_1+8];
       ld.param.f64 %d1, [k_param_1+16];
@@ -138,7 +138,7 @@ ATOMIC_CASES = [
 
 @pytest.mark.parametrize(("space", "name", "kind"), ATOMIC_CASES)
 def test_atomics(space, name, kind):
-    """Lane after lane, on two cells; the first half without using the result."""
+    """Lanes update two cells in order; the first half of the lanes does not use the result."""
     dtype = DTYPES[kind]
     rng = np.random.default_rng(3)
     values = rng.integers(1, 50, 32).astype(dtype)

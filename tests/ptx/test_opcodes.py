@@ -1,4 +1,4 @@
-"""Every opcode without memory or other lanes, against exact arithmetic."""
+"""Every opcode that uses neither memory nor other lanes, against exact arithmetic."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from ptx.kernel_text import DTYPES, execute, lanewise
 from ptx.oracle import from_bfloat, same, to_bfloat, wrap
 
 CASES = INTEGER | FLOAT | CONVERT
-# Tested elsewhere, by what follows the first dot of the spelling or by the whole of it.
+# Tested in other files: the first word of the spelling.
 OTHER_FILES = {
     "ld",
     "st",
@@ -57,7 +57,7 @@ def test_every_opcode_is_tested():
 
 
 def edge_values(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Edges, small numbers and numbers of every magnitude."""
+    """Return edge cases, small numbers and numbers of every magnitude."""
     if kind == "shift":
         return np.array([0, 1, 5, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255], np.uint32)
     if kind == "pred":
@@ -172,7 +172,7 @@ def test_predicates(spelling, function):
 
 @pytest.mark.parametrize("spelling", sorted(name for name in CARRY if name.startswith(("add.", "sub."))))
 def test_carry_chain(spelling: str):
-    """A number of three words, added or subtracted with carries, and what the last carry leaves."""
+    """Add or subtract numbers of three words with carries; a fourth word receives the last carry."""
     name, kind = spelling[:3], spelling[-3:]
     bits = int(kind[1:])
     rng = np.random.default_rng(2)

@@ -27,7 +27,7 @@ VALUES = np.random.default_rng(0).integers(0, 1 << 32, 32, np.uint32)
 @pytest.mark.parametrize("offset", [0, 1, 3, 8, 17])
 @pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
 def test_shuffle(mode, offset, width):
-    """As CUDA describes __shfl_*_sync with a width; c is what its headers make of it."""
+    """Shuffle as CUDA documents __shfl_*_sync with a width; c is the operand that its headers compute."""
     clamp = (32 - width) << 8 | (0 if mode == "up" else 31)
     body = f"shfl.sync.{mode}.b32 %r3|%p1, %r2, {offset}, {clamp}, -1; @!%p1 add.u32 %r3, %r3, 1000;"
     out = run(body, VALUES)
@@ -100,7 +100,7 @@ def test_elect_and_activemask():
 
 
 def test_members_arrive_one_after_another():
-    """The lanes of a shuffle may come to it by different ways, and in any order of the text."""
+    """The lanes of a shuffle may reach it by different paths, and in any order of the text."""
     body = """setp.lt.u32 %p1, %r1, 16; @%p1 bra LATE; add.u32 %r2, %r2, 5;
       MEET: shfl.sync.bfly.b32 %r3, %r2, 16, 31, -1; bra END; LATE: add.u32 %r2, %r2, 7; bra MEET; END:"""
     sent = VALUES + np.where(np.arange(32) < 16, 7, 5).astype(np.uint32)
@@ -117,10 +117,10 @@ def test_members_arrive_one_after_another():
     ],
 )
 def test_members_that_cannot_come(opcode):
-    """Half of the warp waits at one place, half at another; the second half finds the first gone."""
+    """Half of the warp waits at one place and half at another, so that the halves never meet."""
     body = f"{LANE} setp.lt.u32 %p1, %r1, 16; @%p1 bra A; {opcode} bra B; A: {opcode} B: ret;"
     assert kinds(execute(body, [VALUES.copy()])) == [NOT_CONVERGED]
-    # Lanes that have exited are not waited for.
+    # The instruction does not wait for lanes that have exited.
     execute(f"{LANE} setp.lt.u32 %p1, %r1, 16; @!%p1 exit; {opcode} ret;", [VALUES.copy()]).assert_clean()
 
 

@@ -11,9 +11,11 @@ SWIZZLES = {128: 1, 64: 2, 32: 3}  # bytes of a row: the descriptor's code
 
 
 def swizzled(matrix: np.ndarray, row_bytes: int) -> np.ndarray:
-    """Rows of `row_bytes` bytes, stored one after another;
-    within a 128-byte line pattern of 8, 4 or 2 rows the
-    16-byte chunks are permuted: chunk number XOR line number (address bits 7 and up)."""
+    """Return the swizzled image of rows of `row_bytes` bytes, stored consecutively.
+
+    Within a pattern of 8, 4 or 2 lines of 128 bytes, the 16-byte chunks are permuted: chunk number XOR line
+    number (address bits 7 and up).
+    """
     data = np.ascontiguousarray(matrix).view(np.uint8).reshape(-1)
     out = np.zeros_like(data)
     for chunk in range(data.size // 16):
@@ -24,16 +26,20 @@ def swizzled(matrix: np.ndarray, row_bytes: int) -> np.ndarray:
 
 
 def accumulator(lane: int, warp: int, i: int) -> tuple[int, int]:
-    """Row and column of d[i] of m64nN (figure "WGMMA .m64nNk16 register fragment layout for accumulator
-    matrix D")."""
+    """Return the row and column of d[i] of m64nN.
+
+    From the figure "WGMMA .m64nNk16 register fragment layout for accumulator matrix D".
+    """
     return 16 * warp + lane // 4 + 8 * (i // 2 % 2), 8 * (i // 4) + lane % 4 * 2 + i % 2
 
 
 def kernel(
     n: int, code: int, *, transposed: tuple[int, int], bytes_a: int, strides: tuple[int, int], body: str
 ) -> str:
-    """Copies both operands to shared memory, runs `body` with descriptors %d10, %d11, stores the
-    accumulators."""
+    """Return a kernel that copies both operands to shared memory, runs `body` and stores the accumulators.
+
+    `body` has the operands' descriptors in %d10 and %d11.
+    """
     registers = ", ".join(f"%a{i}" for i in range(n // 2))
     wgmma = (
         f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{registers}}}, %d10, %d11, %p5, 1, 1, "
@@ -62,7 +68,7 @@ ONCE = f"WGMMA {COMMIT} {WAIT}"
 
 
 def run(n, row_bytes, a, b, *, body=ONCE, accumulate=0, transposed=(0, 0), strides=None, fence=FENCE):
-    """a: 64 x 16 and b: n x 16 bf16 bits, both padded to rows of `row_bytes` bytes unless transposed."""
+    """Run wgmma on bf16 bits a, 64 x 16, and b, n x 16, padded to rows of `row_bytes` unless transposed."""
     images = [swizzled(x, row_bytes) for x in (a, b)]
     bytes_a = -(-images[0].size // 1024) * 1024
     memory = np.zeros(40960, np.uint8)
@@ -103,8 +109,7 @@ def test_operands_with_k_contiguous(n, row_bytes):
 
 
 def test_operands_with_k_strided():
-    """Transposed: rows of the memory are k, eight of them to a pattern;
-    64 values of m or n to a 128-byte row."""
+    """Rows of memory are k, eight to a pattern; a 128-byte row has 64 values of m or n."""
     rng = np.random.default_rng(7)
     a, b = operand(rng, 16, 64), operand(rng, 16, 64)
     # One column block of 64, so the leading offset is not used; the stride goes from k to k + 8.
@@ -116,13 +121,15 @@ def test_operands_with_k_strided():
 
 
 def fragment(lane: int, warp: int, r: int) -> tuple[int, int]:
-    """Row and first column of the two elements in register r (figure "WGMMA .m64nNk16 register fragment
-    layout for matrix A")."""
+    """Return the row and first column of the two elements in register r.
+
+    From the figure "WGMMA .m64nNk16 register fragment layout for matrix A".
+    """
     return 16 * warp + lane // 4 + 8 * (r % 2), lane % 4 * 2 + 8 * (r // 2)
 
 
 def run_with_fragments(n, a, b, *, transposed=0, strides=(16, 1024), between=""):
-    """a in registers, b in shared memory; `between`: after the issue."""
+    """Run wgmma with a in registers and b in shared memory; `between` is code after the issue."""
     image = swizzled(b, 128)
     fragments = np.zeros((128, 4, 2), np.uint16)
     for thread in range(128):
@@ -172,8 +179,10 @@ def test_a_in_registers_and_b_with_k_strided():
 
 
 def fragment_tf32(lane: int, warp: int, r: int) -> tuple[int, int]:
-    """Row and column of the element in register r (figure "WGMMA .m64nNk8 register fragment layout for matrix
-    A")."""
+    """Return the row and column of the element in register r.
+
+    From the figure "WGMMA .m64nNk8 register fragment layout for matrix A".
+    """
     return 16 * warp + lane // 4 + 8 * (r % 2), lane % 4 + 4 * (r // 2)
 
 
@@ -181,7 +190,7 @@ def fragment_tf32(lane: int, warp: int, r: int) -> tuple[int, int]:
 @pytest.mark.parametrize("row_bytes", SWIZZLES)
 @pytest.mark.parametrize("n", [8, 64])
 def test_tf32(n, row_bytes, in_registers):
-    """8 of k, of which the lower 13 bits are not looked at; both operands have k contiguous."""
+    """The depth is 8; the lower 13 bits of values are ignored; both operands have k contiguous."""
     rng = np.random.default_rng(n)
     a, b = (rng.standard_normal((rows, row_bytes // 4)).astype(np.float32) for rows in (64, n))
     fragments = np.zeros((128, 4), np.float32)
@@ -235,7 +244,7 @@ def test_accumulator_accessed_after_the_fence(access):
 
 
 def test_fence_between_wgmmas():
-    """One of the same shape needs none; one after an access does, also after the wait."""
+    """A wgmma of the same shape needs no fence; one after an access does, even after the wait."""
     rng = np.random.default_rng(16)
     a, b = operand(rng, 64, 64), operand(rng, 8, 64)
     assert not kinds(run(8, 128, a, b, body=f"{ONCE} {ONCE}")[0])

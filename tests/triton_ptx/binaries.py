@@ -1,7 +1,7 @@
-"""What Triton makes of every row of the tuning table: registers, memory and instructions, without a GPU.
+"""Triton's kernels for every row of the tuning table: registers, memory and instructions, without a GPU.
 
-The specialisations are those that the package's own plans launch with the default recipe, and with the one
-that needs the trace of a square.
+The specialisations are those that the package's plans launch with the default recipe, and with the
+recipe that needs the trace of a square.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .compiled import compiled, launch
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 PRECISIONS = ("bf16x3", "tf32x3", "fp32")
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-"""The instruction of products with tiles of 64 and more."""
+"""Instruction of products with tiles of 64 and more, by architecture."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Made:
     """A compiled specialisation.
 
     Args:
-        shape: class of the tuning table's row.
+        shape: the shape class of the tuning table's row.
     """
 
     kernel: str
@@ -49,7 +49,7 @@ class Made:
 
 
 def tensor_cores(of: Made, architecture: str) -> str | None:
-    """The instruction that a kernel's products, if it has any, must be made of."""
+    """Return the instruction that a kernel's products must use; None if it has no such products."""
     if of.constants.get("PRECISION") in (None, "fp32") or of.constants.get("STEP") == "only":
         return None
     if of.kernel == "square_root_resident" and int(of.shape) < 64 and not architecture.startswith("gfx"):
@@ -62,64 +62,75 @@ SHAPES = {
     "small": [(128, 128)],
     "large": [(256, 256)],
 }
-"""By shape class, read in vectors of 16 bytes."""
+"""Shapes by shape class, read in vectors of 16 bytes."""
 RAGGED_SHAPES = {"16": [(15, 9)], "32": [(31, 9)], "small": [(127, 70)]}
-"""Rows that start anywhere, which the other classes have not."""
+"""Shapes whose rows start at any address; the other classes have none."""
 
 
 def _square_root_plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
-    """Plans in the square-root form with every step of its iteration."""
-    for name, own in SHAPES.items():
+    """Yield plans of the square-root form with every step of its iteration."""
+    for name, aligned in SHAPES.items():
         if name.isdigit() and not tuning.has(square_root_resident, name, precision, architecture):
             continue
-        for refine, coupled, shapes in ((3, True, own + RAGGED_SHAPES.get(name, [])), (1, False, own)):
-            given = [square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in shapes]
-            rule = groups.Rule(refine, coupled, True, precision, architecture)
-            yield name, square_root_step.plan_groups(given, rule)
+        for refine, coupled, shapes in (
+            (3, True, aligned + RAGGED_SHAPES.get(name, [])),
+            (1, False, aligned),
+        ):
+            batches = [
+                square_root_triton._of_kernels(square_root.group(2, shape), 0, True) for shape in shapes
+            ]
+            rule = groups.StepRule(refine, coupled, True, precision, architecture)
+            yield name, square_root_step.plan_groups(batches, rule)
 
 
 def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan]]:
-    """Plans that launch every kernel, by shape class."""
+    """Yield plans that launch every kernel, with their shape classes."""
     yield from _square_root_plans(precision, architecture)
     if precision != "fp32":
         return
-    given = accumulate_inputs.make(torch.float32)
-    lists = {"grad": given.grads, "momentum": given.momenta, "second_moment": given.second_moments}
-    parameters = elements_plan.parameters_of("", given.params, lists)
+    tensors = accumulate_inputs.make(torch.float32)
+    lists = {"grad": tensors.grads, "momentum": tensors.momenta, "second_moment": tensors.second_moments}
+    parameters = elements_plan.parameters_of("", tensors.params, lists)
     yield (
         "elements",
         elements_plan.plan_accumulate(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
     )
-    given = parameter_step_inputs.make(torch.float32)
-    lists = {"update": given.updates, "direction": given.directions, "second_moment": given.second_moments}
-    parameters = elements_plan.parameters_of("", given.params, lists)
+    tensors = parameter_step_inputs.make(torch.float32)
+    lists = {
+        "update": tensors.updates,
+        "direction": tensors.directions,
+        "second_moment": tensors.second_moments,
+    }
+    parameters = elements_plan.parameters_of("", tensors.params, lists)
     yield "elements", elements_plan.plan_parameter_step(parameters, {"NESTEROV": False}, architecture)
 
 
 @functools.cache
 def launches(precision: str, architecture: str) -> tuple[tuple[str, launch.Launch], ...]:
-    """Every specialisation once, by shape class; none for a precision that the architecture lacks."""
+    """Return every specialisation once, by shape class; none for a precision that the architecture lacks."""
     if tuning.served(precision, architecture) != precision:
         return ()
-    found = {
-        (shape, own.kernel.__name__, own.config, tuple(own.constants.items())): (shape, own)
+    unique = {
+        (shape, item.kernel.__name__, item.config, tuple(item.constants.items())): (shape, item)
         for shape, plan in _plans(precision, architecture)
-        for own in plan.launches
+        for item in plan.launches
     }
-    return tuple(found.values())
+    return tuple(unique.values())
 
 
 @functools.cache
 def made(precision: str, architecture: str) -> tuple[Made, ...]:
-    """All of them compiled."""
+    """Return all specialisations, compiled."""
     return tuple(
-        Made(own.kernel.__name__, shape, own.constants | own.config.constants, *_binary(own, architecture))
-        for shape, own in launches(precision, architecture)
+        Made(
+            item.kernel.__name__, shape, item.constants | item.config.constants, *_binary(item, architecture)
+        )
+        for shape, item in launches(precision, architecture)
     )
 
 
-def _binary(own: launch.Launch, architecture: str) -> tuple[Binary, Shape]:
-    result = compiled(own, architecture)
+def _binary(item: launch.Launch, architecture: str) -> tuple[Binary, Shape]:
+    result = compiled(item, architecture)
     threads = result.metadata.num_warps * result.metadata.warp_size
     read = _read_amd if architecture.startswith("gfx") else _read_cubin
     return read(result), Shape(threads, result.metadata.shared)
@@ -138,7 +149,10 @@ def _read_cubin(result: Any) -> Binary:
 
 
 def _read_amd(result: Any) -> Binary:
-    """Scratch memory of a lane as stack. Scalar registers spill into vector registers, not to memory."""
+    """Return a kernel's use of the GPU, with the scratch memory of a lane as its stack.
+
+    Scalar registers spill into vector registers, not to memory.
+    """
     text = result.asm["amdgcn"]
 
     def number(name: str) -> int:

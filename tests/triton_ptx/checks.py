@@ -1,4 +1,4 @@
-"""Calls of the compiled Triton kernels, and what must hold of their results."""
+"""Calls of the compiled Triton kernels, and checks of their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(call: square_root.Given, backend: Any) -> square_root.Given:
 
 
 def several() -> list[Any]:
-    """Resident groups and others, some without blocks or elements."""
+    """Return resident groups and others, some without blocks or elements."""
     return [
         group(5, (70, 9)),
         group(3, (3, 2), "several"),
@@ -43,7 +43,6 @@ def several() -> list[Any]:
 
 MODULES = {"accumulate_": accumulate_inputs, "parameter_step_": parameter_step_inputs}
 
-
 WRITTEN = {
     "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
     "parameter_step_": ("params", "momenta"),
@@ -51,19 +50,19 @@ WRITTEN = {
 
 
 def check_rounding(backend: Compiled, count: int, residuals: bool) -> None:
-    """Where arithmetic is exact, the same bits."""
-    given = parameter_step_inputs.exact_inputs(count)
-    ours, plain = (parameter_step_inputs.run(own, given, residuals=residuals) for own in (backend, reference))
+    """Check that the backend gives the reference's bits where arithmetic is exact."""
+    inputs = parameter_step_inputs.exact_inputs(count)
+    ours, plain = (parameter_step_inputs.run(b, inputs, residuals=residuals) for b in (backend, reference))
     for name in ("params", "residuals"):
         assert all(map(torch.equal, cases.tensors_of(ours, name), cases.tensors_of(plain, name)))
 
 
-def check_elements(op: str, backend: Compiled, given: Any, **options: Any) -> None:
+def check_elements(op: str, backend: Compiled, inputs: Any, **options: Any) -> None:
     module = MODULES[op]
-    results = [module.run(backend, given, **options), module.run(reference, given, **options)]
-    results.append(module.run(reference, given, torch.float64, **options))
+    results = [module.run(backend, inputs, **options), module.run(reference, inputs, **options)]
+    results.append(module.run(reference, inputs, torch.float64, **options))
     for name in WRITTEN[op]:
         lists = [cases.tensors_of(result, name) for result in results]
         for i, trio in enumerate(zip(*lists, strict=True)):
             assert_as_accurate(*trio, f"{name}[{i}]")
-        cases.assert_same_padding(lists[0], cases.tensors_of(given, name)[: len(lists[0])])
+        cases.assert_same_padding(lists[0], cases.tensors_of(inputs, name)[: len(lists[0])])

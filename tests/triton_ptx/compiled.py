@@ -1,6 +1,6 @@
-"""The Triton kernels as a backend for CPU tensors: the package's own launch plans, run by the PTX executor.
+"""The Triton kernels as a backend for CPU tensors: the package's launch plans, run by the PTX executor.
 
-Kernels are compiled ahead of time for an architecture. Every launch must come out of the executor without a
+Kernels are compiled ahead of time for an architecture. Every launch must finish in the executor without a
 report. Scratch memory counts as uninitialised.
 """
 
@@ -25,13 +25,13 @@ os.environ.setdefault("TRITON_CACHE_DIR", str(cache_folder("triton") or ROOT / "
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 triton = pytest.importorskip("triton")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402  (after the variables that it reads)
+from triton.backends.compiler import GPUTarget  # noqa: E402  (it reads the variables above)
 from triton.compiler import ASTSource  # noqa: E402
 
 from kradagrad_ext.backends import reference, square_root_triton  # noqa: E402
 from kradagrad_ext.triton_kernels import entry, launch, tuning  # noqa: E402
 
-__all__ = ["Compiled", "compiled", "launch", "tuning"]  # and what binaries.py finds through here
+__all__ = ["Compiled", "compiled", "launch", "tuning"]  # and names that binaries.py imports from here
 
 PACKAGE = "kradagrad_ext.triton_kernels"
 
@@ -45,13 +45,13 @@ TYPES = {
     "coefficients": "*fp32",
     "lr": "*fp32",
 }
-"""Of the kernels' arguments; the others are float32 numbers."""
+"""Types of the kernels' arguments; all others are float32 numbers."""
 
 
-def compiled(own: launch.Launch, architecture: str) -> Any:
-    """A launch's kernel for an architecture, as Triton's launcher would make it."""
-    constants = tuple((own.constants | own.config.constants).items())
-    return _compiled(own.kernel, constants, own.config.warps, own.config.stages, architecture)
+def compiled(item: launch.Launch, architecture: str) -> Any:
+    """Return a launch's kernel for an architecture, compiled as Triton's launcher would."""
+    constants = tuple((item.constants | item.config.constants).items())
+    return _compiled(item.kernel, constants, item.config.warps, item.config.stages, architecture)
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def target_of(architecture: str) -> GPUTarget:
 
 
 class Placed:
-    """A tensor as the plans see it, at an address of the executor."""
+    """A tensor at an address of the executor, with the methods that plans use."""
 
     def __init__(self, tensor: torch.Tensor, device: Device) -> None:
         self.tensor = tensor
@@ -93,11 +93,11 @@ class Placed:
 
 
 class Compiled:
-    """The backend. Launches of the latest call are kept with their counters.
+    """The backend; `launches` has the latest call's launches with their counters.
 
     Args:
-        seed: of the order of blocks and warps.  package: the kernels', or a copy's with an edit.
-        scratch_bytes: of one slice, where it is not the package's own.
+        seed: seed of the order of blocks and warps.  package: the kernels' package, or a copy with an edit.
+        scratch_bytes: scratch memory of one slice, if it differs from the package's default.
     """
 
     name = "compiled"
@@ -120,22 +120,22 @@ class Compiled:
             memory[:] = np.array(plan.words, np.int64).reshape(-1).view(np.uint8)
         scratch, _ = device.allocate(plan.scratch, uninitialised=True)
         self.launches = []
-        for own in plan.launches:
-            made = compiled(own, self.architecture)
-            first = table + 8 * own.first * entry.WIDTH.value
-            values = [first, own.count, scratch, taking_part, *(scalars[name] for name in own.scalars)]
-            kernel = ptx.Kernel(made.asm["ptx"], own.kernel.__name__)
-            unused = len(kernel.parameters) - len(values)  # Triton's own scratch memory
+        for item in plan.launches:
+            made = compiled(item, self.architecture)
+            first = table + 8 * item.first * entry.WIDTH.value
+            values = [first, item.count, scratch, taking_part, *(scalars[name] for name in item.scalars)]
+            kernel = ptx.Kernel(made.asm["ptx"], item.kernel.__name__)
+            unused = len(kernel.parameters) - len(values)  # for Triton's scratch memory
             result = kernel.launch(
                 device.memory,
-                own.programs,
-                32 * own.config.warps,
+                item.programs,
+                32 * item.config.warps,
                 [*values, *[0] * unused],
                 dynamic_shared=made.metadata.shared,
                 seed=self.seed,
             )
             result.assert_clean()
-            self.launches.append((own.kernel.__name__, result))
+            self.launches.append((item.kernel.__name__, result))
 
     def update_factor_(self, *args: Any) -> None:
         with mock.patch.object(square_root_triton, "kernel_module", self._module):
@@ -146,7 +146,7 @@ class Compiled:
             square_root_triton.kron_step_(*args, **options)
 
     def _module(self, name: str) -> Any:
-        """What the backend imports of the kernels, with this architecture and the executor."""
+        """Return a kernel module as the backend imports it, with this architecture and the executor."""
         if name == "tuning":
             served = importlib.import_module(f"{self.package}.tuning").served
             return SimpleNamespace(architecture_of=lambda _: self.architecture, served=served)
@@ -156,14 +156,14 @@ class Compiled:
         return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
 
     def _run_step(
-        self, plan_groups: Any, given: list[Any], rule: Any, scales: torch.Tensor, scalars: dict[str, Any]
+        self, plan_groups: Any, groups: list[Any], rule: Any, scales: torch.Tensor, scalars: dict[str, Any]
     ) -> None:
         device = Device()
 
         def placed(tensor: torch.Tensor | None) -> Placed | None:
             return None if tensor is None else Placed(tensor, device)
 
-        own = [
+        placed_groups = [
             replace(
                 group,
                 **{name: list(map(placed, getattr(group, name))) for name in ("grad", "direction", "out")},
@@ -171,14 +171,14 @@ class Compiled:
                 left=group.left and tuple(map(placed, group.left)),
                 right=group.right and tuple(map(placed, group.right)),
             )
-            for group in given
+            for group in groups
         ]
         norms = scalars["norms"]
         numbers = scalars | {"norms": 0 if norms is None else device.address(norms)}
-        self.run(plan_groups(own, rule, **self.scratch), device, device.address(scales), numbers)
+        self.run(plan_groups(placed_groups, rule, **self.scratch), device, device.address(scales), numbers)
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
-        placed = {name: [Placed(tensor, device) for tensor in given] for name, given in lists.items()}
+        placed = {name: [Placed(tensor, device) for tensor in tensors] for name, tensors in lists.items()}
         return self.elements_plan.parameters_of("", placed.pop("param"), placed)
 
     def accumulate_(
@@ -222,8 +222,8 @@ class Compiled:
         device = Device()
         lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
-        own, constants = self._lists(device, lists), {"NESTEROV": nesterov}
-        plan = self.elements_plan.plan_parameter_step(own, constants, self.architecture)
+        parameters, constants = self._lists(device, lists), {"NESTEROV": nesterov}
+        plan = self.elements_plan.plan_parameter_step(parameters, constants, self.architecture)
         scalars = {"momentum": momentum, "coefficients": device.address(coefficients)}
         scalars["lr"] = device.address(lr)
         self.run(plan, device, device.address(active), scalars)

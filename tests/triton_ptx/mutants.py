@@ -1,4 +1,4 @@
-"""Copies of the Triton kernels with a fault in their source, and which layer of the checks notices it."""
+"""Copies of the Triton kernels with a fault in their source, and the layer of the checks that notices it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MUTANTS = ROOT / "build/triton-tests/mutants"
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` stands once in `file`; with `new` in its place, `layer` must notice in a call of `probe`."""
+    """A replacement of `old`, once in `file`, by `new`, which `layer` must notice in a call of `probe`."""
 
     name: str
     file: str
@@ -30,12 +30,12 @@ class Fault:
 
 
 def edited(fault: Fault) -> str:
-    """The text of the fault's file with the fault in it."""
+    """Return the text of the fault's file with the fault in it."""
     return source_faults.edited(fault, (KERNELS / fault.file).read_text())
 
 
 def package_of(fault: Fault) -> str:
-    """The name of an importable copy of the kernels with the fault in it."""
+    """Return the name of an importable copy of the kernels with the fault in it."""
     text = edited(fault)
     sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
     name = f"mutant_{hashlib.sha256((sources + text).encode()).hexdigest()[:16]}"
@@ -48,7 +48,7 @@ def package_of(fault: Fault) -> str:
 
 
 def layer_that_notices(fault: Fault | None, run: Callable[..., Any]) -> str | None:
-    """What a call finds, which is given the fault's package by name; None: nothing."""
+    """Return the layer that notices a fault when `run` is called with its package; None if no layer does."""
     options = {} if fault is None else {"package": package_of(fault)}
     try:
         run(**options)

@@ -1,4 +1,4 @@
-"""The compiled Triton kernels of elementwise ops on the PTX executor, against float64."""
+"""The compiled Triton kernels of the elementwise ops on the PTX executor, against float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults put into the Triton kernels of elementwise ops are noticed, each by the layer named with it."""
+"""Faults in the Triton kernels of the elementwise ops are noticed, each by the layer named with it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAULTS = [
         "* SPAN + chunk", "* CHUNK + chunk", "accumulate_", "race",
     ),
     Fault(
-        "a scale that is not finite is taken", "parameter_step.py",
+        "a scale that is not finite is used", "parameter_step.py",
         'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
     ),
     Fault(
@@ -40,7 +40,7 @@ FAULTS = [
         " + tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)", "", "accumulate_", "race",
     ),
     Fault(
-        "the second moment in the unit of before", "accumulate.py",
+        "the second moment in the previous unit", "accumulate.py",
         "beta2 * shift * shift", "beta2 * shift", "accumulate_", "values",
     ),
     Fault(
@@ -59,7 +59,7 @@ FAULTS = [
 
 
 def run(probe: str, backend: Any) -> None:
-    """AssertionError where a check notices."""
+    """Raise AssertionError if a check notices a fault."""
     if probe == "rounding":
         check_rounding(backend, 5, False)
     elif probe == "accumulate_":
@@ -74,13 +74,13 @@ def found(fault: Fault | None, probe: str) -> str | None:
 
 @pytest.mark.parametrize("probe", ["accumulate_", "parameter_step_", "rounding"])
 def test_unedited_kernels_pass(probe: str) -> None:
-    """Or every fault would be noticed."""
+    """Otherwise every fault would count as noticed."""
     assert found(None, probe) is None
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_applies(fault: Fault) -> None:
-    """A fault that the source has outgrown fails here."""
+    """A fault whose source has changed fails here."""
     edited(fault)
 
 

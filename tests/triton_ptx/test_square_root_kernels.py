@@ -1,7 +1,7 @@
 """The compiled Triton kernels of the square-root form on the PTX executor, against float64.
 
 Every launch is checked for races, bounds and uninitialised reads (compiled.py); padding around strided views
-is NaN. What is not slow needs few specialisations, which Triton compiles in seconds each.
+is NaN. Tests that are not slow need few specialisations, each of which Triton compiles in seconds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_every_step_of_the_iteration(
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (128, 128), (256, 136)], ids=str)
 def test_every_row_of_the_table(shape: tuple[int, int], precision: str, arch: str) -> None:
-    """Of every shape class and precision, read in vectors of 16 bytes."""
+    """Use the row of every shape class and precision, read in vectors of 16 bytes."""
     check(given([group(1, shape)], replace(COUPLED, precision=precision)), Compiled(arch))
 
 
@@ -85,7 +85,7 @@ def same_bits(one: square_root.Given, other: square_root.Given) -> bool:
 @slow
 @pytest.mark.parametrize("shape", [GROUPED, RESIDENT], ids=str)
 def test_the_halves_of_a_step_are_the_whole(shape: tuple[int, int], arch: str) -> None:
-    """An update, then a product: the same bits as in one call; `out` may be the direction."""
+    """An update and then a product give the same bits as one call; `out` may be the direction."""
     call = given([group(3, shape)], COUPLED)
     whole = square_root.run(Compiled(arch), copied(call))
     halves = copied(call)
@@ -101,7 +101,7 @@ def test_the_halves_of_a_step_are_the_whole(shape: tuple[int, int], arch: str) -
 @slow
 @pytest.mark.parametrize("refine", [1, 3])
 def test_slices_and_the_order_of_blocks_change_no_bit(refine: int, arch: str) -> None:
-    """Several groups in one slice and in many, blocks and warps in another order."""
+    """Several groups give the same bits in one slice and in many, with blocks and warps in another order."""
     call = given(several(), replace(COUPLED, refine=refine))
     whole, sliced = Compiled(arch), Compiled(arch, seed=7, scratch_bytes=200_000)
     one, other = check(call, whole), square_root.run(sliced, copied(call))
@@ -112,7 +112,7 @@ def test_slices_and_the_order_of_blocks_change_no_bit(refine: int, arch: str) ->
 @pytest.mark.parametrize("arch", slow_after(1, ["sm_90", "sm_80"]))
 @pytest.mark.parametrize(("d", "k"), slow_after(1, [RESIDENT, GROUPED]))
 def test_one_side_alone(d: int, k: int, arch: str) -> None:
-    """`update_factor_`, of which coupling is no part."""
+    """Call `update_factor_`, which ignores coupling."""
     side = square_root.trained_side(4, d, k, torch.float32, torch.float32)
     ours, plain = (
         replace(side, factor=side.factor.clone(), statistics=side.statistics.clone()) for _ in range(2)
@@ -125,13 +125,13 @@ def test_one_side_alone(d: int, k: int, arch: str) -> None:
 
 
 def scaled(call: square_root.Given, usual: square_root.Given, scale: float) -> None:
-    """Make a call that of blocks before their first gradient, with gradients and directions times a scale."""
-    for own, other in zip(call.groups, usual.groups, strict=True):
-        for side, same in ((own.left, other.left), (own.right, other.right)):
+    """Change a call to blocks before their first gradient, with gradients and directions times a scale."""
+    for group_of_call, other in zip(call.groups, usual.groups, strict=True):
+        for side, same in ((group_of_call.left, other.left), (group_of_call.right, other.right)):
             side.statistics.zero_()
             side.root.copy_(same.root)
         for name in ("grads", "directions"):
-            for view, same in zip(getattr(own, name), getattr(other, name), strict=True):
+            for view, same in zip(getattr(group_of_call, name), getattr(other, name), strict=True):
                 view.copy_(same * scale)
 
 
@@ -139,7 +139,7 @@ def scaled(call: square_root.Given, usual: square_root.Given, scale: float) -> N
 @pytest.mark.parametrize("shape", [GROUPED, RESIDENT], ids=str)
 @pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e30])
 def test_gradients_of_any_scale(scale: float, shape: tuple[int, int], arch: str) -> None:
-    """No square of a gradient overflows: the first one and the next are those of gradients near 1."""
+    """No square of a gradient overflows: the first and the second update equal those of gradients near 1."""
     rule = replace(COUPLED, precision="tf32x3")
     usual, other = given([group(5, shape)], rule), given([group(5, shape)], rule)
     scaled(usual, usual, 1.0)
@@ -158,18 +158,18 @@ def test_gradients_of_any_scale(scale: float, shape: tuple[int, int], arch: str)
 
 @pytest.mark.parametrize(("rows", "columns"), [RESIDENT, GROUPED])
 def test_what_is_not_finite_leaves_the_block_and_is_counted(rows: int, columns: int, arch: str) -> None:
-    """A gradient of zeros, and one that the other side's root makes zeros, leave it, and are not counted."""
+    """Zero gradients, and those that the other side's root makes zero, leave it, and are not counted."""
     call = given([group(9, (rows, columns))], COUPLED)
     call = replace(call, scales=torch.ones(9))
-    own = call.groups[0]
+    blocks = call.groups[0]
     for block, value in enumerate((math.nan, math.inf, -math.inf, 1e30, 0.0)):
-        own.grads[0][block] = value
-    own.right.root[5], own.left.root[6] = 0, 0
-    own.left.factor[7, 0, 0] = math.nan
+        blocks.grads[0][block] = value
+    blocks.right.root[5], blocks.left.root[6] = 0, 0
+    blocks.left.factor[7, 0, 0] = math.nan
     expected = square_root.run(reference, copied(call)).groups[0]
     ours = square_root.run(Compiled(arch), copied(call)).groups[0]
     for name, left_alone in (("left", [0, 1, 2, 3, 4, 5, 7]), ("right", [0, 1, 2, 3, 4, 6])):
-        before, plain, after = (getattr(g, name) for g in (own, expected, ours))
+        before, plain, after = (getattr(g, name) for g in (blocks, expected, ours))
         kept = torch.isin(torch.arange(9), torch.tensor(left_alone))
         assert torch.equal(after.factor[kept].nan_to_num(), before.factor[kept].nan_to_num())
         assert torch.equal(after.statistics[kept, :FALLBACKS], before.statistics[kept, :FALLBACKS])

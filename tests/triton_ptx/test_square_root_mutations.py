@@ -1,4 +1,4 @@
-"""Faults put into the Triton kernels of the square-root form are noticed, each by the layer named with it."""
+"""Faults in the Triton kernels of the square-root form are noticed, each by the layer named with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAULTS = [
         "uninitialised",
     ),
     Fault(
-        "a tile as it is for its mirror image", SHARED,
+        "a tile in place of its mirror image", SHARED,
         "tl.store(mirrored, tl.trans(value)", "tl.store(mirrored, value", "coupled", "values",
     ),
     Fault(
@@ -51,11 +51,11 @@ FAULTS = [
         "wide = value.to(tl.float64)", "wide = value.to(tl.float32)", "tiny", "values",
     ),
     Fault(
-        "an operand as it is loaded", SHARED,
+        "an operand without its scale", SHARED,
         "x = x * a_scale", "x = x", "coupled", "values",
     ),
     Fault(
-        "the entry before", "entry.py",
+        "the previous entry", "entry.py",
         "FIRST_PROGRAM) <= program", "FIRST_PROGRAM) < program", "coupled", "bounds",
     ),
     Fault(
@@ -156,7 +156,7 @@ FAULTS = [
         "power = (a - b * least) * held - b * c if", "power = a * held - b * c if", "coupled", "values",
     ),
     Fault(
-        "the coefficients of the step before", ROOT,
+        "the coefficients of the previous step", ROOT,
         "NUMBER - 1)", "NUMBER - 2)", "coupled", "values",
     ),
     Fault(
@@ -168,7 +168,7 @@ FAULTS = [
         "    tl.store(state(entry, block, scratch, TAKEN), taken)\n", "", "coupled", "uninitialised",
     ),
     Fault(
-        "rms without what came before", STATE,
+        "rms without the earlier gradients", STATE,
         "old_weight * old_rms * old_rms + ", "", "coupled", "values",
     ),
     Fault(
@@ -236,7 +236,7 @@ FAULTS = [
         "yield [self._iterate(\"polynomial\", number, z, z, t)]", "four steps", "values",
     ),
     Fault(
-        "slices share what lasts", "square_root_step.py",
+        "slices share memory that outlasts them", "square_root_step.py",
         "    mark = plan.mark()\n", "    mark = 0\n", "slices", "race",
     ),
     Fault(
@@ -288,7 +288,7 @@ FAULTS = [
         "resident", "values",
     ),
     Fault(
-        "what is not finite is not counted, resident", WHOLE,
+        "gradients or factors that are not finite are not counted, resident", WHOLE,
         "tl.store(statistics + FALLBACKS, fallbacks + 1)", "pass", "resident", "values",
     ),
     Fault(
@@ -315,21 +315,21 @@ FAULTS = [
 
 
 def _call(shape: tuple[int, int], other: tuple[int, int], **options: Any) -> square_root.Given:
-    """Blocks without a gradient, before their first one, with a root of zeros, with NaN in what they read.
+    """Return a call with blocks without a gradient, before their first, with a root of zeros, or with NaN.
 
     Args:
-        shape: of these blocks; a few plain ones of `other` come after them.
+        shape: the shape of these blocks.  other: the shape of a few plain blocks after them.
     """
     call = given([group(8, shape, "column"), group(2, other, "experts")])
-    own = call.groups[0]
-    gradients = [block for view in own.grads for block in _blocks_of(view)]
+    blocks = call.groups[0]
+    gradients = [block for view in blocks.grads for block in _blocks_of(view)]
     gradients[0].zero_()
     gradients[1][0, 1] = math.nan
-    own.left.factor[3, 0, 0] = math.nan
-    for side in (own.left, own.right):
+    blocks.left.factor[3, 0, 0] = math.nan
+    for side in (blocks.left, blocks.right):
         side.statistics[5] = 0
     gradients[5].zero_()
-    own.right.root[7] = 0
+    blocks.right.root[7] = 0
     return replace(call, rule=replace(COUPLED, **options))
 
 
@@ -338,21 +338,21 @@ def _blocks_of(view: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _damped(side: int) -> square_root.Given:
-    """New factors whose M is mostly damping, in the step that depends most on its norm."""
+    """Return a call with new factors whose M is mostly damping, in the step that depends most on its norm."""
     call = given([group(4, (side, 20))], replace(RULE, refine=1, damping=1.0, damped_updates=10.0))
-    for own in (call.groups[0].left, call.groups[0].right):
-        own.statistics.zero_()
+    for side_state in (call.groups[0].left, call.groups[0].right):
+        side_state.statistics.zero_()
     return call
 
 
 def _tiny() -> square_root.Given:
-    """Gradients of 1e-30: squares of theirs are nothing in float32, squares of a factor overflow."""
+    """Return a call with gradients of 1e-30, whose float32 squares are 0; a factor's squares overflow."""
     call = given([group(4, (70, 20))], RULE)
-    own = call.groups[0]
-    for side in (own.left, own.right):
+    blocks = call.groups[0]
+    for side in (blocks.left, blocks.right):
         side.factor.mul_(1e30)
         side.statistics[:, 0] *= 1e-30
-    for view in (*own.grads, *own.directions):
+    for view in (*blocks.grads, *blocks.directions):
         view.mul_(1e-30)
     return call
 
@@ -372,7 +372,7 @@ PROBES: dict[str, Any] = {
 
 
 def run(probe: str, package: dict[str, str]) -> None:
-    """AssertionError where a check notices."""
+    """Raise AssertionError if a check notices a fault."""
     torch.manual_seed(0)
     options = {"scratch_bytes": 200_000} if probe == "slices" else {}
     PROBES[probe](Compiled("sm_80", **package, **options))
@@ -384,13 +384,13 @@ def found(fault: Fault | None, probe: str) -> str | None:
 
 @pytest.mark.parametrize("probe", slow_after(0, list(PROBES)))
 def test_unedited_kernels_pass(probe: str) -> None:
-    """Or every fault would be noticed."""
+    """Otherwise every fault would count as noticed."""
     assert found(None, probe) is None
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_applies(fault: Fault) -> None:
-    """A fault that the source has outgrown fails here."""
+    """A fault whose source has changed fails here."""
     edited(fault)
 
 

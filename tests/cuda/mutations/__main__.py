@@ -15,12 +15,12 @@ def main() -> None:
     )
     parser.add_argument("--strict", action="store_true", help="only edits whose survivors need an argument")
     parser.add_argument("--kernel", choices=sweep.KERNELS, help="only this kernel")
-    given = parser.parse_args()
-    for kernel in [given.kernel] if given.kernel else sweep.KERNELS:
+    options = parser.parse_args()
+    for kernel in [options.kernel] if options.kernel else sweep.KERNELS:
         began = time.monotonic()
         text = sweep.text_of(kernel)
-        chosen = list(ptx_edits.edits(text)) if given.all else sweep.sample(kernel, text)
-        if given.strict:
+        chosen = list(ptx_edits.edits(text)) if options.all else sweep.sample(kernel, text)
+        if options.strict:
             chosen = [edit for edit in chosen if edit.kind in ptx_edits.STRICT]
         results = sweep.run(kernel, text, chosen)
         print(

@@ -1,4 +1,4 @@
-"""Whether the checks notice that a kernel has been exchanged, and which layer of them does."""
+"""Detection of an exchanged kernel: the checks that notice it, by layer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .probes import Probe
 
 OTHER_SEED = 5
 STEP_LIMIT = 10_000_000
-"""Warp instructions of a launch, several times what the largest launch of a probe takes."""
+"""Warp instructions of a launch: several times as many as the largest launch of a probe takes."""
 
 BUDGET = 1.02
-"""A mutant may do this much of the unedited kernel's work, and so much more:"""
+"""Multiple of the unedited kernel's work that a mutant may do, plus `SLACK`."""
 SLACK = 100
-"""The compiler may read a few words of a launch's parameters once more."""
+"""Allowance for a few words of a launch's parameters that the compiler may read again."""
 BUDGETED = ("shared_wavefronts", "global_read_sectors", "global_write_sectors")
 
 LAYERS = {
@@ -32,11 +32,11 @@ LAYERS = {
     "uninitialised": "uninitialised",
     "race": "race",
 }
-"""The layer of a report by a part of its kind; reports of none are about divergent warps and barriers."""
+"""Layer of a report by a part of its kind; all other reports are about divergent warps and barriers."""
 
 
 class Caught(Exception):  # noqa: N818, an outcome rather than an error
-    """A check has noticed the mutant."""
+    """Raised when a check has noticed the mutant."""
 
     def __init__(self, *layers: str) -> None:
         super().__init__(*layers)
@@ -62,14 +62,14 @@ def layer_of(kind: str) -> str:
 
 @functools.cache
 def unedited(name: str) -> Watched:
-    """A kernel on its own, which loads faster than from its whole module."""
+    """Return a kernel in a separate module, which loads faster than the whole one."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if name.startswith(start))
     return Watched(ptx.Kernel(ptx.isolate(toolchain.ptx(stem), name), name))
 
 
 @contextlib.contextmanager
 def exchanged(name: str, kernel: Watched) -> Iterator[None]:
-    """The executor backend with another kernel of this name."""
+    """Run the executor backend with another kernel in place of the one with this name."""
     original = executor_backend.kernel
     executor_backend.kernel = lambda wanted: kernel if wanted == name else unedited(wanted)
     try:
@@ -79,7 +79,7 @@ def exchanged(name: str, kernel: Watched) -> Iterator[None]:
 
 
 def run(probe: Probe, seed: int = 0) -> tuple[SimpleNamespace, dict[str, int]]:
-    """The results and the budgeted counters of all launches."""
+    """Return the results and the sums of the budgeted counters over all launches."""
     executor = probe.executor(seed)
     result = probe.run(executor)
     counts = [launch.counters for _, launch in executor.launches]
@@ -93,7 +93,7 @@ def budget_of(probe: Probe, name: str) -> dict[str, int]:
 
 
 def check(probe: Probe, budget: dict[str, int]) -> None:
-    """Raise `Caught` where a check of one call notices the kernel that has been put in."""
+    """Raise `Caught` if a check of one call notices the exchanged kernel."""
     ours, counts = run(probe)
     try:
         probe.check(ours)
@@ -106,7 +106,7 @@ def check(probe: Probe, budget: dict[str, int]) -> None:
 
 
 def layers_that_notice(text: str, name: str, probes: list[Probe]) -> set[str]:
-    """What the first call that notices finds in a mutant's PTX; empty: nothing in any call."""
+    """Return the layers of the first call that notices a mutant's PTX; empty if no call does."""
     try:
         kernel = Watched(ptx.Kernel(text, name))
         for probe in probes:

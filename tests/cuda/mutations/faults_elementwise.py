@@ -1,4 +1,4 @@
-"""Faults in the kernels that work element by element."""
+"""Faults in the elementwise kernels."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FAULTS = [
         "values",
     ),
     Fault(
-        "a tail taken for whole",
+        "a tail treated as a whole round",
         ELEMENTS,
         "begin + Whole::kRound <= end",
         "begin < end",
@@ -91,7 +91,7 @@ FAULTS = [
         "values",
     ),
     Fault(
-        "a transposed parameter taken for flat",
+        "a transposed parameter treated as flat",
         ELEMENTS,
         "parameter.flat && begin",
         "begin",
@@ -139,7 +139,7 @@ FAULTS = [
         "race",
     ),
     Fault(
-        "the second moment in the unit of before",
+        "the second moment in the previous unit",
         "accumulate.cu",
         "in.beta2 * c[4] * c[4]",
         "in.beta2 * c[4]",
@@ -147,7 +147,7 @@ FAULTS = [
         "values",
     ),
     Fault(
-        "the momentum in the unit of before",
+        "the momentum in the previous unit",
         "accumulate.cu",
         "in.beta1 * c[4]",
         "in.beta1",

@@ -1,4 +1,4 @@
-"""Faults in how products of tiles are made: terms, shapes, segments of k, the lower tiles of each warp."""
+"""Faults in products of tiles: terms, shapes, segments of k, the lower tiles of each warp."""
 
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ CORNER_6 = CORNER_8.replace("kTiles == 8", "kTiles == 6")
 
 
 def table(name: str, old: str, new: str, layer: str = "uninitialised") -> Fault:
-    """In the tiles of each warp, where `name` begins with kTiles."""
+    """Return a fault in the tiles of each warp; `name` begins with kTiles."""
     kernel = {"8": ROOT_128, "6": ROOT_96, "4": ROOT}[name[0]]
     return Fault(f"tiles of {name}", SHARED, old, new, kernel, layer)
 

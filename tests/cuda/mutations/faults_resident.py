@@ -1,4 +1,4 @@
-"""Faults in what the resident kernels share: teams, results, sums."""
+"""Faults in the code that the resident kernels share: teams, results, sums."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def root(name: str, old: str, new: str, layer: str = "values", kernel: str = ROO
 
 
 def barrier(name: str, before: str, after: str = "", layer: str = "race") -> Fault:
-    """The barrier between two pieces of text, dropped."""
+    """Return a fault that drops the barrier between two pieces of text."""
     return root(f"no barrier {name}", before + SYNC + after, before + after, layer)
 
 
@@ -36,23 +36,23 @@ BARRIERS = [
 
 TURNS = [
     root(
-        "the first factor not asked for", START, START.replace("item()", "factors_.next()"), "uninitialised"
+        "the first factor not requested", START, START.replace("item()", "factors_.next()"), "uninitialised"
     ),
     root(
-        "the next factor asked for before it is found",
+        "the next factor requested before it is found",
         "      make_root();\n      factor.start(factors_.next().factor());\n",
         "      factor.start(factors_.next().factor());\n      make_root();\n",
         "uninitialised",
     ),
     root(
-        "the same factor asked for again",
+        "the same factor requested again",
         "factor.start(factors_.next().factor());",
         "factor.start(item().factor());",
         "budget",
     ),
     root("the next factor not found", "    factors_.find_next(in_);\n", "", "StepLimit"),
     root(
-        "the root of the factor before",
+        "the root of the previous factor",
         "    factor.start(item().factor());\n    load(factor, second());",
         "    factor.start(factors_.next().factor());\n    load(factor, second());",
         "uninitialised",

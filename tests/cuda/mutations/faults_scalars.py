@@ -1,4 +1,4 @@
-"""Faults in the kernels on the scalars of matrices."""
+"""Faults in the kernels that work on the scalars of matrices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ def _scale(name: str, old: str, new: str) -> Fault:
 
 
 FAULTS = [
-    _observe("the third spike is none either", "s.in_a_row < kMostSpikes", "s.in_a_row <= kMostSpikes"),
+    _observe(
+        "the third spike is not accepted either", "s.in_a_row < kMostSpikes", "s.in_a_row <= kMostSpikes"
+    ),
     _observe("spikes are counted for ever", "is_spike ? s.in_a_row + 1 : T(0)", "s.in_a_row + is_spike"),
     _observe("a gradient of zero is a usual one", "if (rms > 0) {", "{"),
     _observe("a spike enters the usual size whole", "rms < largest ? rms : largest;", "rms;"),
     _observe("factors stay after a new scale", "restarts = is_large && !is_spike;", "restarts = false;"),
     _observe("the usual size stays after a new scale", "is_known && !restarts;", "is_known;"),
-    _observe("a spike is taken as it is", "is_spike ? usual / unit / rms : 1 / unit", "1 / unit"),
+    _observe("a spike is used at its size", "is_spike ? usual / unit / rms : 1 / unit", "1 / unit"),
     _observe("moments keep the old unit", "s.energy *= shift * shift;", ""),
     _observe("units never change", "shift < kApart && shift > 1 / kApart", "true"),
     _observe("units may grow for ever", " && shift > 1 / kApart", ""),
@@ -36,12 +38,12 @@ FAULTS = [
     _observe("shifts without a bound below", "if (shift < 1 / kLargest) shift = 1 / kLargest;", ""),
     _observe("subnormal units", "exponent < kLeast ? kLeast : ", ""),
     _observe("infinity passes for a norm", "norm < INFINITY", "!isnan(norm)"),
-    _observe("what is skipped is not counted", "s.skipped += 1;", ""),
+    _observe("skipped gradients are not counted", "s.skipped += 1;", ""),
     _observe("absent ones are counted as skipped", "} else if (present) {", "} else {"),
     _observe("Nesterov's step ahead left out", "steps + rule.lead", "steps"),
     _observe("no eps", "rule.eps * std::sqrt", "0 * std::sqrt"),
     _observe("weight decay everywhere", "i == rule.decayed ? weight_decay : T(0)", "weight_decay"),
-    _observe("chance without being asked", "rule.by_chance ? s.steps : T(0)", "s.steps"),
+    _observe("rounding by chance that was not requested", "rule.by_chance ? s.steps : T(0)", "s.steps"),
     _observe("c4 and c3 exchanged", "c[3] = scale;\n  c[4] = shift;", "c[4] = scale;\n  c[3] = shift;"),
     _observe(
         "one matrix more",
@@ -50,22 +52,22 @@ FAULTS = [
         file="scalars.cu",
     ),
     _scale(
-        "bias taken away twice",
+        "bias corrected twice",
         "rule.length == Length::kWhitened ? corrected",
         "rule.length == Length::kWhitened ? corrected * corrected",
     ),
     _scale("the gradient's scale left out", "rule.averaged ? corrected : corrected * c[3]", "corrected"),
     _scale("a spent momentum has its whole length", "noise > 0 && !(rms / noise >= 1)", "false"),
     _scale("lengths per matrix, not per element", "std::sqrt(update / numel)", "std::sqrt(update)"),
-    _scale("an update of infinite norm is taken", "update < kInfinity && ", ""),
-    _scale("a length of infinity is taken", " && scale < kInfinity;", ";"),
-    _scale("matrices without blocks take an update", "preconditioned && update > 0", "update > 0"),
+    _scale("an update of infinite norm is used", "update < kInfinity && ", ""),
+    _scale("an infinite length is used", " && scale < kInfinity;", ";"),
+    _scale("matrices without blocks use an update", "preconditioned && update > 0", "update > 0"),
     _scale(
         "fallbacks without a graft are counted",
         "preconditioned && !sound && graft > 0",
         "preconditioned && !sound",
     ),
-    _scale("the ratio of what was not taken", "if (sound) s.ratio = scale;", "s.ratio = scale;"),
+    _scale("the ratio of an update that was not used", "if (sound) s.ratio = scale;", "s.ratio = scale;"),
     _scale("the gradient's unit left out", "    scale *= unit;\n    graft", "    graft"),
     _scale("the graft's unit left out", "graft_scale *= unit;\n", ""),
     *(

@@ -48,7 +48,11 @@ PRODUCTS = [
         PRODUCT, "coefficients of the first step alone", "if (i == step) a = own_a", "if (i == 0) a = own_a"
     ),
     product("F' is never found not finite", "add_partial(failed);", "add_partial(0);"),
-    product("norms of coupled products in their own unit", "sum_of_squares(1 / unit)", "sum_of_squares(1)"),
+    product(
+        "norms of coupled products not in the unit of the gradient",
+        "sum_of_squares(1 / unit)",
+        "sum_of_squares(1)",
+    ),
     product("division by an rms of zero", "rms > 0 ? 1 / rms : 0", "1 / rms"),
     product(
         "the whitened norm without its scale",
@@ -66,7 +70,7 @@ STATES = [
         "for_each_element(group.m - 1, group.n, [&](int row, int col) {\n    const float value = unit",
     ),
     state("start_sides", "a new factor is not started", "  if (is_new) {", "  if (false) {"),
-    state("start_sides", "a factor is started anew", "  if (is_new) {", "  if (true) {"),
+    state("start_sides", "an old factor is started again", "  if (is_new) {", "  if (true) {"),
     state(
         "start_sides", "damping by F, not its transpose", "damping.store(col, row,", "damping.store(row, col,"
     ),
@@ -83,7 +87,7 @@ STATES = [
     rule("start_sides", "the gradient's scale left out of B", "= scale * sqrtf(rule", "= sqrtf(rule"),
     rule(
         "start_sides",
-        "what is not finite is not counted",
+        "gradients that are not finite are not counted",
         "update.readiness = Readiness::kCounted;\n  if",
         "if",
     ),
@@ -107,7 +111,7 @@ STATES = [
         "statistics[kWhitened] = update.whitened * whitened;",
         "statistics[kWhitened] = whitened;",
     ),
-    state("finish_sides", "what is not finite is stored", " || !succeeded(side, block)", ""),
+    state("finish_sides", "a factor that is not finite is stored", " || !succeeded(side, block)", ""),
     state(
         "finish_norms",
         "the norm of an inactive block",

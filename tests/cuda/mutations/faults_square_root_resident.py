@@ -22,7 +22,7 @@ def precondition(name: str, old: str, new: str, layer: str = "values", kernel: s
 
 
 def barrier(name: str, before: str, after: str = "") -> Fault:
-    """The barrier between two pieces of text, dropped."""
+    """Return a fault that drops the barrier between two pieces of text."""
     return update(f"no barrier {name}", before + SYNC + after, before + after, "race")
 
 
@@ -46,7 +46,7 @@ BARRIERS = [
         "race",
     ),
     update(
-        "whether a block is ready is known to one thread",
+        "only one thread knows that a block is ready",
         "update_factor(__syncthreads_or(ready),",
         "update_factor(ready,",
         "convergence",
@@ -91,10 +91,10 @@ REQUESTS = [
         "race",
     ),
     update(
-        "this side's matrices asked for again", LAST + NEXT, LAST + NEXT.replace("sides_.next()", "item()")
+        "this side's matrices requested again", LAST + NEXT, LAST + NEXT.replace("sides_.next()", "item()")
     ),
     update("the next side not found", FOUND, "", "StepLimit"),
-    update("the next side found when it is asked for", LAST, LAST + FOUND, "race"),
+    update("the next side found when it is requested", LAST, LAST + FOUND, "race"),
     update("no matrices where no block is ready", NONE_READY + "  " + NEXT, NONE_READY),
     update("no matrices where no block is ready", NONE_READY + "  " + NEXT, NONE_READY, "values", UPDATE_128),
     update("no matrices of the first side", "    request(item(), grad);\n", NEXT, "uninitialised"),
@@ -111,9 +111,9 @@ REQUESTS = [
         "uninitialised",
     ),
     update("F for the next side's G", "    grad.start(of.grad());\n", "    grad.start(of.factor());\n"),
-    update("F not asked for", "        factor.start(item().factor());\n", "        factor.clear();\n"),
+    update("F not requested", "        factor.start(item().factor());\n", "        factor.clear();\n"),
     update(
-        "a new factor is asked for",
+        "a new factor is requested",
         "      if (item().is_new) {\n        factor.clear();",
         "      if (false) {\n        factor.clear();",
         "budget",
@@ -125,7 +125,7 @@ REQUESTS = [
         "race",
     ),
     precondition(
-        "this block's matrices asked for again",
+        "this block's matrices requested again",
         "request(blocks_.next(), direction);",
         "request(item(), direction);",
     ),
@@ -161,13 +161,13 @@ REQUESTS = [
         "in-flight",
     ),
     precondition(
-        "P_r asked for as P_l",
+        "P_r requested as P_l",
         "left_root.start(item().left_root());",
         "left_root.start(item().right_root());",
         "budget",
     ),
     precondition(
-        "P_l asked for as the next block's",
+        "P_l requested as the next block's",
         "left_root.start(item().left_root());",
         "left_root.start(blocks_.next().left_root());",
         "uninitialised",
@@ -249,12 +249,12 @@ GRADIENTS = [
     update("G for G^T on the right side", COUPLED_RIGHT, COUPLED_RIGHT.replace("Transposed", "Plain")),
     update("G^T for G on the left side", COUPLED_LEFT, COUPLED_LEFT.replace("Plain", "Transposed")),
     update(
-        "P taken for exact",
+        "P treated as exact",
         "exact{item().grad().bf16, item().root().bf16};",
         "exact{item().grad().bf16, true};",
     ),
     update(
-        "G taken for exact",
+        "G treated as exact",
         "exact{item().grad().bf16, item().root().bf16};",
         "exact{true, item().root().bf16};",
     ),
@@ -283,16 +283,16 @@ FACTORS = [
     ),
     update("a new factor is not started", "unit * start_of(in_.rule, item().update.rms, item().k)", "0"),
     update(
-        "a factor is started anew",
+        "an old factor is started again",
         "    if (item().is_new) {\n      factor.set",
         "    if (true) {\n      factor.set",
     ),
     update("F not in its unit", "      factor.scale(unit);\n", ""),
     update("F' in the unit of F", "write_factor(restored / unit)", "write_factor(restored)"),
     update("F' is not restored", "return first.restored;", "return 1;"),
-    item("F taken for exact", "factor().bf16 && !is_new;", "true;"),
-    update("U taken for exact", "item().grad().bf16 && !in_.rule.coupled}", "true}"),
-    update("coupled U taken for exact", "item().grad().bf16 && !in_.rule.coupled}", "item().grad().bf16}"),
+    item("F treated as exact", "factor().bf16 && !is_new;", "true;"),
+    update("U treated as exact", "item().grad().bf16 && !in_.rule.coupled}", "true}"),
+    update("coupled U treated as exact", "item().grad().bf16 && !in_.rule.coupled}", "item().grad().bf16}"),
     update("G^T for G on the right side", "if (item().right && !in_.rule", "if (!item().right && !in_.rule"),
     update(
         "coupled U transposed on the right side",
@@ -323,7 +323,7 @@ FACTORS = [
     update("S is not kept", "      if (i == 0) product.template write<Format>(y);\n", ""),
     update("T^2 from S without its coefficient", "i == 0 ? -first.b1 : -second.b", "-second.b"),
     update("T^2 from T without its coefficient", "i == 0 ? first.a1 : second.a", "second.a"),
-    update("coefficients of the step before", "i / 3 + 1);", "i / 3);"),
+    update("coefficients of the previous step", "i / 3 + 1);", "i / 3);"),
     update("T in the wrong turn", "if (turn == 1) {", "if (turn == 2) {"),
     update("T without its diagonal", "        product.add_diagonal(item().d, it.a);\n", ""),
     update("Y by Z after the first turn", "turn == 0 && i > 0 ? t : z", "z"),
@@ -335,9 +335,11 @@ FACTORS = [
         "in-flight",
     ),
     update("F' without its scale", "    updated.scale(scale);\n", ""),
-    update("what is not finite is stored", "if (!(sum(failed) == 0) || !", "sum(failed);\n    if (!"),
     update(
-        "what is not finite in bfloat16 is stored",
+        "a factor that is not finite is stored", "if (!(sum(failed) == 0) || !", "sum(failed);\n    if (!"
+    ),
+    update(
+        "a factor that is not finite in bfloat16 is stored",
         "    if (item().factor().bf16) updated.for_each(",
         "    if (false) updated.for_each(",
     ),
@@ -378,12 +380,12 @@ PRODUCTS = [
         "norm = fmaf(pair[i], pair[i], norm);",
         "norm = i ? norm : fmaf(pair[i], pair[i], norm);",
     ),
-    precondition("P_l taken for exact", "{item().left_root().bf16, false}", "{true, false}"),
+    precondition("P_l treated as exact", "{item().left_root().bf16, false}", "{true, false}"),
     precondition(
-        "D P_r taken for exact", "{item().left_root().bf16, false}", "{item().left_root().bf16, true}"
+        "D P_r treated as exact", "{item().left_root().bf16, false}", "{item().left_root().bf16, true}"
     ),
-    precondition("D taken for exact", "{item().direction().bf16, item()", "{true, item()"),
-    precondition("P_r taken for exact", ".bf16, item().right_root().bf16}", ".bf16, true}"),
+    precondition("D treated as exact", "{item().direction().bf16, item()", "{true, item()"),
+    precondition("P_r treated as exact", ".bf16, item().right_root().bf16}", ".bf16, true}"),
     precondition(
         "the depth of the second product in the first", "n_tiles(), n_tiles(),\n", "n_tiles(), m_tiles(),\n"
     ),

@@ -1,4 +1,4 @@
-"""Faults in matrices on their way to shared memory, in registers or by asynchronous copies."""
+"""Faults in the staging of matrices to shared memory, through registers or by asynchronous copies."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ EDGES = [
     staged(PRECONDITION, "quadruples right of the edge", INSIDE, INSIDE[: INSIDE.index(" &&")] + ";"),
     staged(
         PRECONDITION,
-        "ragged rows taken for full ones",
+        "ragged rows treated as full ones",
         FULL,
         FULL.replace("from.rows == kTiles * kTile && ", ""),
         "bounds",
     ),
     staged(
         PRECONDITION,
-        "ragged columns taken for full ones",
+        "ragged columns treated as full ones",
         FULL,
         FULL.replace(" && from.cols == kTiles * kTile", ""),
         "bounds",
     ),
-    staged(UPDATE, "ragged matrices taken for full ones", FULL, "if (kFillsGrid) {", "bounds"),
+    staged(UPDATE, "ragged matrices treated as full ones", FULL, "if (kFillsGrid) {", "bounds"),
     staged(
         PRECONDITION_96,
         "a place below the grid is in a full matrix",
@@ -73,7 +73,7 @@ EDGES = [
     ),
     staged(
         PRECONDITION,
-        "nothing of a copy is zeros",
+        "no part of a copy is zeros",
         "inside ? at : from.data, inside ? kSize : 0);",
         "at, kSize);",
         "bounds",
@@ -224,7 +224,7 @@ REGISTER_FAULTS = [
 
 COPIES = [
     staged(
-        UPDATE, "copies of what is not aligned", "    if (from.in_fours()) {\n", "    if (true) {\n", "bounds"
+        UPDATE, "copies of unaligned matrices", "    if (from.in_fours()) {\n", "    if (true) {\n", "bounds"
     ),
     staged(
         PRECONDITION, "bfloat16 copied as float32", COPIED, COPIED.replace("from.bf16", "false"), "bounds"
@@ -240,15 +240,15 @@ COPIES = [
     ),
     staged(
         PRECONDITION,
-        "copied bfloat16 taken for float32",
+        "copied bfloat16 read as float32",
         ENDED,
         ENDED.replace("uint2", "float4"),
         "values",
     ),
-    staged(UPDATE, "copied float32 taken for bfloat16", ENDED, ENDED.replace("float4", "uint2")),
+    staged(UPDATE, "copied float32 read as bfloat16", ENDED, ENDED.replace("float4", "uint2")),
     staged(
         UPDATE,
-        "what is not copied is not read",
+        "a matrix that is not copied is not read",
         "    if (!from.in_fours()) {\n      read_elements(from, place);\n" + BF16 + "      read_own",
         "    if (false) {\n      read_elements(from, place);\n" + BF16 + "      read_own",
         "uninitialised",

@@ -1,4 +1,4 @@
-"""Faults in what tiles of shared memory hold: planes of bf16, floats, mirrors, splits; and in copies."""
+"""Faults in the contents of shared-memory tiles: planes of bf16, floats, mirrors, splits; and in copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in how teams find their work items and take them in turns."""
+"""Faults in the search of teams for work items, and in the turns in which they take them."""
 
 from __future__ import annotations
 
@@ -180,11 +180,11 @@ SIDES = [
         "lane == kRoot ? group.grad : lane == kGrad ? side",
         "bounds",
     ),
-    side("P of the own side's shape", "lane == kRoot ? own_k : own_d;", "own_d;", "bounds"),
+    side("P of this side's shape", "lane == kRoot ? own_k : own_d;", "own_d;", "bounds"),
     side("G of as many columns as rows", "lane == kGrad ? group.n : rows;", "rows;", "bounds"),
     side("statistics of the first block", "side.statistics + block * kColumns;", "side.statistics;", "race"),
-    side("a block's first gradient is another one", "statistics[kWeight] == 0;", "false;"),
-    side("a block of no first gradient", "statistics[kWeight] == 0;", "true;"),
+    side("no block's gradient is its first", "statistics[kWeight] == 0;", "false;"),
+    side("every block's gradient is its first", "statistics[kWeight] == 0;", "true;"),
 ]
 
 PRODUCTS = [
@@ -242,9 +242,9 @@ ROOTS = [
     root("lanes without a matrix find one", "if (lane < kMatrices) become", "become", "race"),
     root("an item beyond the last one", "mine < in.items &&", "mine <= in.items &&", "race"),
     root("lanes look at neighbours", "from + lane * step;", "from + lane;", "race"),
-    root("the first item looked at, whoever has one", "__clz(__brev(taken)) * step", "0"),
+    root("the first item that is looked at, active or not", "__clz(__brev(taken)) * step", "0"),
     root("the last item that is taken", "__clz(__brev(taken))", "(31 - __clz(taken))"),
-    root("one look at items alone", "from += 32 * step) {", "from += in.items) {"),
+    root("only one look at items", "from += 32 * step) {", "from += in.items) {"),
     root("turns do not go round", "% side->blocks;", ";", "bounds"),
     root("the counter ignored", "(in.counter ? *in.counter : in.turn)", "in.turn"),
     root("turns are all the first", "* side->due + place)", "* 0 + place)"),
@@ -255,7 +255,7 @@ ROOTS = [
     root("blocks without a root wait for their turn", "(is_due || is_new)", "is_due"),
     root("the others begin with those that are due", "(is_due ? 0 : side->due)", "0", "race"),
     root(
-        "the first block's root told from none",
+        "the first block's residual for every block's",
         "side->root_statistics[block * kRootColumns + kResidual]",
         "side->root_statistics[kResidual]",
         "race",

@@ -1,4 +1,4 @@
-"""Faults in the kernels of blocks of 129 to 256 a side."""
+"""Faults in the kernels for blocks of 129 to 256 a side."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ SYNC = "__syncthreads();\n"
 
 
 def block(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
-    """In what the kernels share."""
+    """Return a fault in the header that the kernels share."""
     return Fault(f"{name} (wide)", "wide_block.cuh", old, new, kernel, layer)
 
 
-def own(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
-    """In the kernel's own file."""
+def in_kernel(kernel: str, name: str, old: str, new: str, layer: str = "values") -> Fault:
+    """Return a fault in the kernel's file."""
     return Fault(f"{name} (wide)", f"{kernel}.cu", old, new, kernel, layer)
 
 
 def barrier(kernel: str, name: str, before: str, file: str = "") -> Fault:
-    """The barrier after a piece of text, dropped."""
+    """Return a fault that drops the barrier after a piece of text."""
     old = before + SYNC
     return Fault(f"no barrier {name} (wide)", file or f"{kernel}.cu", old, before, kernel, "race")
 
@@ -53,10 +53,12 @@ BARRIERS = [
         )
         for kernel in (UPDATE, PRECONDITION, ROOT)
     ),
-    own(UPDATE, "no barrier after the statistics were made", "__syncthreads_or(ready) &&", "true &&", "race"),
-    own(
+    in_kernel(
+        UPDATE, "no barrier after the statistics were made", "__syncthreads_or(ready) &&", "true &&", "race"
+    ),
+    in_kernel(
         UPDATE,
-        "whether a block is ready is known to one thread",
+        "only one thread knows that a block is ready",
         "__syncthreads_or(ready) &&",
         "ready &&",
         "StepLimit",
@@ -83,7 +85,13 @@ BLOCKS = [
     ),
     block(ROOT, "a matrix out of its scale", "        four[j] *= scale;\n", ""),
     block(ROOT, "an item's step is one", "item.find(in, from, gridDim.x,", "item.find(in, from, 1,", "race"),
-    block(ROOT, "symmetric products made in whole", "if (symmetric && col > row) continue;", "", "values"),
+    block(
+        ROOT,
+        "upper tiles of symmetric products computed",
+        "if (symmetric && col > row) continue;",
+        "",
+        "values",
+    ),
     block(
         ROOT,
         "the upper half of a symmetric matrix not written",
@@ -154,71 +162,77 @@ BLOCKS = [
 ]
 
 UPDATES = [
-    own(
+    in_kernel(
         UPDATE,
         "every CTA begins with the first item",
         "int64_t next = blockIdx.x;",
         "int64_t next = 0;",
         "race",
     ),
-    own(
+    in_kernel(
         UPDATE,
         "the next item is the neighbour",
         "next = item.index + gridDim.x)",
         "next = item.index + 1)",
         "race",
     ),
-    own(
+    in_kernel(
         UPDATE,
         "G of NaN alone passes for zeros",
         "squares = fmaf(value, value, squares); });",
         "squares += isfinite(value) ? value * value : 0; });",
     ),
-    own(UPDATE, "G of zeros counted", "{squares, squares == 0 ? 0 : unit};", "{squares, unit};"),
-    own(UPDATE, "G in no unit", "wide_.grid(0), inverse_power_of_two(unit),", "wide_.grid(0), 1,"),
-    own(
+    in_kernel(UPDATE, "G of zeros counted", "{squares, squares == 0 ? 0 : unit};", "{squares, unit};"),
+    in_kernel(UPDATE, "G in no unit", "wide_.grid(0), inverse_power_of_two(unit),", "wide_.grid(0), 1,"),
+    in_kernel(
         UPDATE, "B over U while U is read", "wide_.grid(in_.rule.coupled ? 0 : 2)", "wide_.grid(2)", "values"
     ),
-    own(UPDATE, "M without its damping's scale", "        c.scale(factor);\n", ""),
-    own(
+    in_kernel(UPDATE, "M without its damping's scale", "        c.scale(factor);\n", ""),
+    in_kernel(
         UPDATE,
         "Z without its diagonal",
         "      WideBlock::add_diagonal(c, item_.d, first.a1, row, col);\n",
         "",
     ),
-    own(UPDATE, "S and T^2 in one place", "square = wide_.grid(2)", "square = wide_.grid(0)"),
-    own(
+    in_kernel(UPDATE, "S and T^2 in one place", "square = wide_.grid(2)", "square = wide_.grid(0)"),
+    in_kernel(
         UPDATE,
         "T^2 from S alone",
         "      WideBlock::add_symmetric(c, first.a1, t, row, col);\n",
         "",
     ),
-    own(UPDATE, "Z from S T^2 alone", "      WideBlock::add_symmetric(c, second.a, t, row, col);\n", ""),
-    own(UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "values"),
-    own(
+    in_kernel(
+        UPDATE, "Z from S T^2 alone", "      WideBlock::add_symmetric(c, second.a, t, row, col);\n", ""
+    ),
+    in_kernel(
+        UPDATE, "the next Z over T", "const int other = t == z ? 2 : t;", "const int other = y;", "values"
+    ),
+    in_kernel(
         UPDATE,
-        "coefficients of the step before",
+        "coefficients of the previous step",
         "it(in_.rule, norm, step);",
         "it(in_.rule, norm, step - 1);",
     ),
-    own(
+    in_kernel(
         UPDATE,
-        "what is not finite is stored",
+        "a factor that is not finite is stored",
         "    if (!(WideBlock::sum(failed) == 0)) return false;\n",
         "    WideBlock::sum(failed);\n",
     ),
-    own(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "values"),
+    in_kernel(UPDATE, "F' kept in one place", "++s, place += kResidentThreads)", "++s)", "values"),
 ]
 
 OTHERS = [
-    own(PRECONDITION, "division by an rms of zero", "item_.rms > 0 ? 1 / item_.rms : 0", "1 / item_.rms"),
-    own(
+    in_kernel(
+        PRECONDITION, "division by an rms of zero", "item_.rms > 0 ? 1 / item_.rms : 0", "1 / item_.rms"
+    ),
+    in_kernel(
         PRECONDITION,
         "the norm before its division",
         "c.scale(item_.rms > 0 ? 1 / item_.rms : 0);\n                    norm += WideBlock::squares(c);",
         "norm += WideBlock::squares(c);\n                    c.scale(item_.rms > 0 ? 1 / item_.rms : 0);",
     ),
-    own(
+    in_kernel(
         PRECONDITION,
         "V by rows of another tile",
         "row * 128, col * 128, 128, 128",
@@ -233,15 +247,15 @@ OTHERS = [
         PRECONDITION,
         "values",
     ),
-    own(
+    in_kernel(
         ROOT,
         "the square of the scale left out",
         "make_polynomial(step, scale * scale);",
         "make_polynomial(step, scale);",
     ),
-    own(ROOT, "P without its check", "    if (good) write_root();", "    write_root();"),
-    own(ROOT, "residual of F alone", "      wide_.multiply(c, p, p, row, col, tiles());\n", ""),
-    own(
+    in_kernel(ROOT, "P without its check", "    if (good) write_root();", "    write_root();"),
+    in_kernel(ROOT, "residual of F alone", "      wide_.multiply(c, p, p, row, col, tiles());\n", ""),
+    in_kernel(
         ROOT, "the last rows of the root stay", "i < to.rows * fours; i +=", "i < (to.rows - 1) * fours; i +="
     ),
 ]

@@ -1,7 +1,7 @@
 """Small calls of the ops that every mutant is run on, and their results in float64.
 
-Tensors are copied with their storage, so that the NaN around strided views is there in every run: a kernel
-that reads it gives NaN, one that writes it is found by comparing the storage.
+Tensors are copied with their storage, so that every run has the NaN around strided views: a kernel that reads
+it gives NaN, and comparing the storage reveals a kernel that writes it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ WRITTEN = {
 
 
 def in_place(tensor: Tensor) -> Tensor:
-    """A copy with its whole storage."""
+    """Return a copy with its whole storage."""
     storage = tensor.untyped_storage().clone()
     return tensor.new_empty(0).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def copied(given: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
+def copied(inputs: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace:
     def copy(value: Any) -> Any:
         if isinstance(value, list):
             return [copy(tensor) for tensor in value]
@@ -47,16 +47,16 @@ def copied(given: SimpleNamespace, dtype: torch.dtype | None) -> SimpleNamespace
             return value.to(dtype, copy=True)
         return in_place(value)
 
-    return SimpleNamespace(**{name: copy(value) for name, value in vars(given).items()})
+    return SimpleNamespace(**{name: copy(value) for name, value in vars(inputs).items()})
 
 
-def tensors(given: SimpleNamespace, name: str) -> list[Tensor]:
-    value = getattr(given, name)
+def tensors(inputs: SimpleNamespace, name: str) -> list[Tensor]:
+    value = getattr(inputs, name)
     return value if isinstance(value, list) else [value]
 
 
 def surroundings(tensor: Tensor, written: bool) -> Tensor:
-    """The bytes of a tensor's storage, without the tensor itself where an op writes it."""
+    """Return the bytes of a tensor's storage; zeros in place of the tensor itself if an op writes it."""
     copy = in_place(tensor)
     if written:
         copy.zero_()
@@ -65,7 +65,7 @@ def surroundings(tensor: Tensor, written: bool) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One call of an op."""
+    """One call of an op, with its tensors by name and its other arguments."""
 
     name: str
     op: str
@@ -89,17 +89,19 @@ class Probe:
     def around(self) -> list[Tensor]:
         return self._around(self.given)
 
-    def _around(self, given: SimpleNamespace) -> list[Tensor]:
+    def _around(self, inputs: SimpleNamespace) -> list[Tensor]:
         written = WRITTEN[self.op]
-        return [surroundings(t, name in written) for name in vars(given) for t in tensors(given, name)]
+        return [surroundings(t, name in written) for name in vars(inputs) for t in tensors(inputs, name)]
 
     def check(self, ours: SimpleNamespace) -> None:
-        """AssertionError where a result is not as accurate as it must be, or something else was written."""
+        """Raise AssertionError if a result is not accurate enough or other memory was written."""
         plain, exact = self.expected
-        for name in set(WRITTEN[self.op]) - {"residuals"}:  # whole numbers, for which there is `ExactProbe`
-            trios = zip(*(tensors(of, name) for of in (ours, plain, exact)), strict=True)
-            if "norms" in name:  # of blocks apart: a large one would hide another's
-                trios = [trio for each in trios for trio in zip(*(t.split(1) for t in each), strict=True)]
+        for name in set(WRITTEN[self.op]) - {
+            "residuals"
+        }:  # residuals are whole numbers, which `ExactProbe` checks
+            trios = zip(*(tensors(result, name) for result in (ours, plain, exact)), strict=True)
+            if "norms" in name:  # each span apart: a large norm would hide another's error
+                trios = [part for trio in trios for part in zip(*(t.split(1) for t in trio), strict=True)]
             for i, (a, b, c) in enumerate(trios):
                 assert_as_accurate(a, b, c, f"{name}[{i}]")
         for before, after in zip(self.around, self._around(ours), strict=True):
@@ -114,7 +116,7 @@ class Probe:
 
 
 class ExactProbe(Probe):
-    """One whose arithmetic is exact in every order."""
+    """A probe whose arithmetic is exact in every order, so that the reference's bits are expected."""
 
     def check(self, ours: SimpleNamespace) -> None:
         super().check(ours)
@@ -130,11 +132,11 @@ def accumulate() -> list[Probe]:
         (torch.float32, True, ("momenta", "directions"), {"beta2": 1.0, "weight2": 1.0}),
         (torch.bfloat16, True, ("second_moments",), {"nesterov": True}),
     ):
-        given = accumulate_inputs.make(dtype, transposed)
+        inputs = accumulate_inputs.make(dtype, transposed)
         for name in missing:
-            setattr(given, name, [])
+            setattr(inputs, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "accumulate_", given, options))
+        probes.append(Probe(name, "accumulate_", inputs, options))
     return probes
 
 
@@ -146,17 +148,17 @@ def parameter_step() -> list[Probe]:
         (torch.float32, True, ("second_moments", "residuals"), {}),
         (torch.bfloat16, True, (), {}),
     ):
-        given = parameter_step_inputs.make(dtype, transposed)
-        given.updates[4][:] = math.nan  # whose c3 is not finite
+        inputs = parameter_step_inputs.make(dtype, transposed)
+        inputs.updates[4][:] = math.nan  # the c3 of this parameter is not finite
         for name in missing:
-            setattr(given, name, [])
+            setattr(inputs, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "parameter_step_", given, options))
+        probes.append(Probe(name, "parameter_step_", inputs, options))
     for count, missing in ((5, ["momenta", "residuals"]), (0, ["momenta"])):
-        given = parameter_step_inputs.exact_inputs(count)
+        inputs = parameter_step_inputs.exact_inputs(count)
         for name in missing:
-            setattr(given, name, [])
-        probes.append(ExactProbe(f"exact, without {missing}", "parameter_step_", given, {}))
+            setattr(inputs, name, [])
+        probes.append(ExactProbe(f"exact, without {missing}", "parameter_step_", inputs, {}))
     return probes
 
 
@@ -200,5 +202,5 @@ def _made(maker: Any) -> list[Any]:
 
 
 def of_kernel(name: str) -> list[Any]:
-    """The calls that run a kernel, always the same ones."""
+    """Return the calls that run a kernel; the same ones each time."""
     return _made(MAKERS[name])

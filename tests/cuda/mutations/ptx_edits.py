@@ -1,4 +1,4 @@
-"""Single edits of compiled PTX: what is dropped or changed, and where in the source it came from."""
+"""Single edits of compiled PTX: dropped or changed instructions, each with its place in the source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Edit:
-    """One line of PTX, changed."""
+    """A change of one line of PTX."""
 
     kind: str
     line: int  # from 0
@@ -29,13 +29,13 @@ class Edit:
     caller: Place | None  # where `place` was inlined
 
     def apply(self, lines: list[str], new: str | None = None) -> str:
-        """The module with the edit, or with another line in its place."""
+        """Return the module with the edit, or with the line `new` in its place."""
         line = self.new if new is None else new
         return "\n".join([*lines[: self.line], line, *lines[self.line + 1 :]])
 
     @property
     def instruction(self) -> str:
-        """The old line without the numbers of registers and labels."""
+        """Old line without the numbers of registers and labels."""
         text = re.sub(r"%([a-z]+)\d+", r"%\1", self.old)
         return " ".join(re.sub(r"\$L__BB\w+", "$L", text).split())
 
@@ -92,21 +92,21 @@ STRICT = (
     "drop store",
     "drop copy",
 )
-"""Kinds of which every survivor needs an argument."""
+"""Kinds of edits of which every survivor needs an argument."""
 
 
 def edits(text: str) -> Iterator[Edit]:
-    """Every edit of a module with one kernel."""
+    """Yield every edit of a module with one kernel."""
     lines = text.split("\n")
     files = {m[1]: Path(m[2]).name for m in map(FILE.match, lines) if m}
     place = caller = None
     inside = False
     for number, line in enumerate(lines):
         inside = (inside and not line.startswith("}")) or line.startswith("{")
-        found = LOCATION.match(line)
-        if found:
-            place = (files[found[1]], int(found[2]))
-            caller = (files[found[3]], int(found[4])) if found[3] else None
+        location = LOCATION.match(line)
+        if location:
+            place = (files[location[1]], int(location[2]))
+            caller = (files[location[3]], int(location[4])) if location[3] else None
         elif inside and line.startswith("\t"):
             for kind, edit in KINDS.items():
                 new = edit(line)
@@ -115,12 +115,12 @@ def edits(text: str) -> Iterator[Edit]:
 
 
 def sample(text: str, of_kind: dict[str, int], seed: str) -> list[Edit]:
-    """Up to `of_kind` edits of each kind; the same ones for the same text."""
+    """Return up to `of_kind` edits of each kind; the same ones for the same text."""
     chosen = []
     by_kind: dict[str, list[Edit]] = {kind: [] for kind in KINDS}
     for edit in edits(text):
         by_kind[edit.kind].append(edit)
-    for kind, found in by_kind.items():
-        count = min(of_kind[kind], len(found))
-        chosen += random.Random(f"{seed} {kind}").sample(found, count)
+    for kind, candidates in by_kind.items():
+        count = min(of_kind[kind], len(candidates))
+        chosen += random.Random(f"{seed} {kind}").sample(candidates, count)
     return chosen

@@ -1,4 +1,4 @@
-"""Small calls of polar_roots_ that mutants of its kernel are run on."""
+"""Small calls of polar_roots_ that mutants of its kernels are run on."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Sides = list[RootSide]
 
 
 def copied(sides: Sides, dtype: torch.dtype | None = None) -> Sides:
-    """The same sides on copies, in another dtype where one is given."""
+    """Return copies of the sides, in another dtype if one is given."""
 
     def copy(old: torch.Tensor) -> torch.Tensor:
         return old.to(dtype or old.dtype, copy=True)
 
     return [
         RootSide(
-            Side(copy(own.side.factor), copy(own.side.statistics), copy(own.side.root)),
-            copy(own.root_stats),
-            own.active.clone(),
-            own.columns,
+            Side(copy(side.side.factor), copy(side.side.statistics), copy(side.side.root)),
+            copy(side.root_stats),
+            side.active.clone(),
+            side.columns,
         )
-        for own in sides
+        for side in sides
     ]
 
 
 @dataclass(frozen=True, eq=False)
 class RootProbe:
-    """One call."""
+    """One call of polar_roots_."""
 
     name: str
     sides: Sides
@@ -58,18 +58,18 @@ class RootProbe:
         return self.run(polar), self.run(polar, torch.float64)
 
     def check(self, ours: Sides) -> None:
-        """AssertionError where a root is not as accurate as it must be, or something else was written."""
-        for given, *results in zip(self.sides, ours, *self.expected, strict=True):
-            own, _, exact = results
-            assert torch.equal(given.side.factor.nan_to_num(), own.side.factor.nan_to_num())
-            assert torch.equal(given.side.statistics, own.side.statistics)
-            assert torch.equal(own.side.root, own.side.root.mT)
-            dtype = own.side.root.dtype
+        """Raise AssertionError if a root is not accurate enough or something else was written."""
+        for before, *results in zip(self.sides, ours, *self.expected, strict=True):
+            after, _, exact = results
+            assert torch.equal(before.side.factor.nan_to_num(), after.side.factor.nan_to_num())
+            assert torch.equal(before.side.statistics, after.side.statistics)
+            assert torch.equal(after.side.root, after.side.root.mT)
+            dtype = after.side.root.dtype
             atol = max(ATOL[dtype], precision_atol(self.rule.precision, 1))
             for block, roots in enumerate(zip(*(result.side.root for result in results), strict=True)):
                 assert_as_accurate(*roots, f"root of block {block}", atol)
-            assert torch.equal(own.root_stats[:, REFUSALS].double(), exact.root_stats[:, REFUSALS])
-            residuals = [result.root_stats[:, RESIDUAL].double() for result in (own, exact)]
+            assert torch.equal(after.root_stats[:, REFUSALS].double(), exact.root_stats[:, REFUSALS])
+            residuals = [result.root_stats[:, RESIDUAL].double() for result in (after, exact)]
             torch.testing.assert_close(*residuals, rtol=1e-2, atol=1e-3)
             assert torch.equal(*(residual == 0 for residual in residuals))
 
@@ -81,7 +81,7 @@ class RootProbe:
 
 
 def _spoiled(d: int) -> RootSide:
-    """Blocks that are inactive, without a gradient, not finite, and zero."""
+    """Return a side with blocks that are inactive, without a gradient, not finite, and zero."""
     side = root_side(6, d)
     side.active[1] = False
     side.side.statistics[2, WEIGHT] = 0
@@ -91,21 +91,21 @@ def _spoiled(d: int) -> RootSide:
 
 
 def _exact() -> RootSide:
-    """One block whose root has no error."""
+    """Return a side of one block whose root has no error."""
     side = root_side(1, 1)
     side.side.factor[:] = 1 / polar.units(side.side.statistics, side.columns)
     return side
 
 
 def _known(side: RootSide, new: Sequence[int] = ()) -> RootSide:
-    """The same side with roots made before, but for some blocks."""
+    """Return the same side with roots from earlier steps, except for the blocks `new`."""
     side.root_stats[:, RESIDUAL] = 0.5
     side.root_stats[list(new), RESIDUAL] = 0
     return side
 
 
 def small(precision: str = "bf16x3") -> list[RootProbe]:
-    """Several sides, the last block refused; turns; blocks that take no part; storage in bfloat16."""
+    """Return calls with several sides, a refused block, turns, inactive blocks, storage in bfloat16."""
     rule = replace(RULE, precision=precision)
     rough = RootRule(polar.POLYNOMIALS[8][:1], RULE.bound, precision)
     stored = (torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)
@@ -123,7 +123,7 @@ def small(precision: str = "bf16x3") -> list[RootProbe]:
 
 
 def large(side: int) -> list[RootProbe]:
-    """A side that the kernel for smaller ones does not take, and a rough root of it."""
+    """Return calls with a side too long for the kernel of smaller ones, and with a rough root of it."""
     rough = replace(RULE, polynomials=polar.POLYNOMIALS[8][:2])
     return [
         RootProbe("two steps", [root_side(1, side)], rough),
@@ -132,7 +132,7 @@ def large(side: int) -> list[RootProbe]:
 
 
 def wide() -> list[RootProbe]:
-    """More sides than CTAs; one that is not finite, one that takes no part; turns; storage in bfloat16."""
+    """Return calls with more blocks than CTAs, one not finite, one inactive, turns, storage in bfloat16."""
     rough = replace(RULE, polynomials=polar.POLYNOMIALS[8][:2])
     several = root_side(4, 130)
     several.active[0::2] = False

@@ -1,4 +1,4 @@
-"""Small calls of the ops on the scalars of matrices that mutants of their kernels are run on."""
+"""Small calls of the ops on the scalars of matrices; mutants of their kernels are run on them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from cuda.executor_backend import Executor
 from kradagrad_ext.backends import reference
 
 MARGIN = 3
-"""Matrices behind those of a call that it must not write."""
-
+"""Number of matrices behind those of a call, which the call must not write."""
 
 PARTS = ("graft_norms", "update_norms", "update_order")
-"""Of spans and blocks, not of matrices."""
+"""Tensors with a number for each span or block, not for each matrix."""
 
 
-def all_but_the_last(given: SimpleNamespace) -> SimpleNamespace:
-    """The matrices that a call is given, in the memory of all."""
-    each = {
+def all_but_the_last(inputs: SimpleNamespace) -> SimpleNamespace:
+    """Return the matrices of a call, as views of the memory of all matrices."""
+    views = {
         name: value if value.ndim == 0 or name in PARTS else value[:-MARGIN]
-        for name, value in vars(given).items()
+        for name, value in vars(inputs).items()
     }
-    return SimpleNamespace(**each)
+    return SimpleNamespace(**views)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class ScalarProbe:
     executor = Executor
 
     def run(self, backend: Any, dtype: torch.dtype | None = None) -> SimpleNamespace:
-        """On a copy of the given matrices, all of their memory."""
+        """Run on a copy of the given matrices and of all of their memory."""
         return self.module.run(backend, all_but_the_last(self.given), dtype, **self.options)
 
     @functools.cached_property
@@ -52,16 +51,17 @@ class ScalarProbe:
         return self.run(reference), self.run(reference, torch.float64)
 
     def check(self, ours: SimpleNamespace) -> None:
-        """AssertionError where a number is not as accurate as it must be, or something else was written."""
+        """Raise AssertionError if a number is not accurate enough or other memory was written."""
         plain, exact = self.expected
         for name in vars(self.given):
-            own, *others = (getattr(of, name) for of in (ours, plain, exact))
-            if own.is_floating_point():
-                assert_each_as_accurate(own, *others, name)
+            value, *expected = (getattr(result, name) for result in (ours, plain, exact))
+            if value.is_floating_point():
+                assert_each_as_accurate(value, *expected, name)
             else:
-                assert torch.equal(own, others[1]), name
+                assert torch.equal(value, expected[1]), name
             behind, before = (
-                cases.whole(value)[own.numel() :].nan_to_num() for value in (own, getattr(self.given, name))
+                cases.whole(tensor)[value.numel() :].nan_to_num()
+                for tensor in (value, getattr(self.given, name))
             )
             assert torch.equal(behind, before), f"behind {name}"
 

@@ -1,4 +1,4 @@
-"""Faults in the kernels' source: textual edits, compiled in a copy of csrc/cuda/kernels and its like."""
+"""Faults in the kernels' source: textual edits, compiled in a copy of the source files and their headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CSRC = toolchain.ROOT / "csrc"
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` stands once in `file`; with `new` in its place, `layer` must notice."""
+    """A replacement of `old`, which occurs once in `file`, by `new`; the checks of `layer` must notice it."""
 
     name: str
     file: str
@@ -27,19 +27,19 @@ class Fault:
 
 
 class DoesNotApply(Exception):  # noqa: N818
-    """The kernels' source has changed, and the fault must change with it."""
+    """Raised if the kernels' source has changed, so that the fault must change with it."""
 
 
 def edited(fault: Fault, text: str) -> str:
-    """The text of the fault's file with the fault in it."""
-    found = text.count(fault.old)
-    if found != 1:
-        raise DoesNotApply(f"{fault.name}: {found} times in {fault.file}, not once:\n{fault.old}")
+    """Return the text of the fault's file with the fault in it."""
+    count = text.count(fault.old)
+    if count != 1:
+        raise DoesNotApply(f"{fault.name}: {count} times in {fault.file}, not once:\n{fault.old}")
     return text.replace(fault.old, fault.new)
 
 
 def only(text: str, kernel: str) -> str:
-    """A .cu file with one of the kernels that a macro makes, so that compiling takes little."""
+    """Return a .cu file with one of the kernels that a macro makes, which compiles faster."""
     side, precision = ["", *kernel.split("_")][-2:]
     wanted = rf"KRADAGRAD_KERNEL\({side}, \d+, {precision},"
     lines = text.splitlines(keepends=True)
@@ -47,7 +47,7 @@ def only(text: str, kernel: str) -> str:
 
 
 def sources(fault: Fault) -> dict[str, str]:
-    """The files that the mutant's .cu file may include, and itself, by their places in csrc."""
+    """Return the mutant's .cu file and those that it may include, by their paths in csrc."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if fault.kernel.startswith(start))
     files = [toolchain.KERNELS / f"{stem}.cu", *toolchain.kernel_headers()]
     texts = {str(path.relative_to(CSRC)): path.read_text() for path in files}
@@ -61,12 +61,12 @@ def sources(fault: Fault) -> dict[str, str]:
 
 
 def main_of(texts: dict[str, str]) -> str:
-    """The place of the .cu file among sources."""
+    """Return the path of the .cu file among sources."""
     return next(place for place in texts if place.endswith(".cu"))
 
 
 def compiled(fault: Fault) -> str:
-    """The PTX of the fault's kernel."""
+    """Return the PTX of the fault's kernel."""
     texts = sources(fault)
     main = main_of(texts)
     folder = MUTANTS / f"{Path(main).stem}.{_digest(texts)}"

@@ -1,4 +1,4 @@
-"""Small calls of kron_step_ in the square-root form that mutants of its kernels are run on."""
+"""Small calls of kron_step_ in the square-root form; mutants of its kernels are run on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RULE = replace(square_root.RULE, method="products")
 
 @dataclass(frozen=True, eq=False)
 class SquareRootProbe:
-    """One call."""
+    """One call of kron_step_."""
 
     name: str
     call: Given
@@ -31,8 +31,9 @@ class SquareRootProbe:
         return square_root.run(backend, copied(self.call))
 
     def check(self, ours: Given) -> None:
-        """AssertionError where a result is not as accurate as it must be, or something else was written. The
-        matrices are such that errors do not grow from step to step.
+        """Raise AssertionError if a result is not accurate enough or something else was written.
+
+        The matrices are such that errors do not grow from step to step.
         """
         atol = max(precision_atol(self.call.rule.precision, 1), FACTOR[self.call.groups[0].left.factor.dtype])
         square_root.check(self.call, ours, atol)
@@ -66,7 +67,7 @@ class OneSideProbe:
         return side
 
     def check(self, ours: Side) -> None:
-        """AssertionError where X or a column of the statistics is not as accurate as it must be."""
+        """Raise AssertionError if X or a column of the statistics is not accurate enough."""
         results = ours, self.run(reference), self.run(reference, torch.float64)
         atol = precision_atol(self.rule.precision, self.rule.refine)
         assert_as_accurate(*(square_root.x_in_units(side) for side in results), "X", atol)
@@ -79,7 +80,7 @@ class OneSideProbe:
 
 @dataclass(frozen=True, eq=False)
 class OverflowProbe:
-    """New elements of a factor that are finite in float32 and not in bfloat16; whether that is noticed."""
+    """A call in which new elements of a factor are finite in float32 but not in bfloat16."""
 
     name: str
     executor = Executor
@@ -108,7 +109,10 @@ RULES = {
 
 
 def make(executor: type[Executor], side: int, precision: str = "bf16x3") -> list[SquareRootProbe]:
-    """Several tiles and groups; blocks before their first gradient, without one, not finite, inactive."""
+    """Return calls with several tiles and groups.
+
+    Blocks are before their first gradient, without one, not finite, or inactive.
+    """
     calls = {}
     rules = {name: replace(rule, precision=precision) for name, rule in RULES.items()}
     for name, rule in rules.items():
@@ -116,8 +120,8 @@ def make(executor: type[Executor], side: int, precision: str = "bf16x3") -> list
         calls[name] = given(groups, rule)
         _spoil(calls[name])
     tiny = given([group(5, (9, 20))], rules["three steps, coupled"])
-    for own in (tiny.groups[0].left, tiny.groups[0].right):
-        own.statistics.zero_()
+    for half in (tiny.groups[0].left, tiny.groups[0].right):
+        half.statistics.zero_()
     for view in (*tiny.groups[0].grads, *tiny.groups[0].directions):
         view.mul_(1e-30)
     calls["gradients of 1e-30"] = tiny
@@ -130,8 +134,11 @@ def make(executor: type[Executor], side: int, precision: str = "bf16x3") -> list
 
 
 def one_side() -> OneSideProbe:
-    """Much damped, so that a new factor weighs something; the second block's gradient is zero, the last one's
-    not finite, and the last but one's much smaller than that of the block beside it."""
+    """Return a call with strong damping, so that a new factor has weight.
+
+    The gradient is zero in the second block, not finite in the last one, and in the one before that much
+    smaller than in the block beside it.
+    """
     side = square_root.trained_side(7, 20, 33, torch.float32, torch.float32)
     gradients = torch.randn(7, 20, 33)
     gradients[1], gradients[6] = 0, math.nan
@@ -142,9 +149,9 @@ def one_side() -> OneSideProbe:
 
 
 class TurnsExecutor(Executor):
-    """On a GPU of one multiprocessor, which holds two CTAs of small blocks or one of others.
+    """The executor on a GPU of one multiprocessor, which holds two CTAs of small blocks or one of others.
 
-    They take several work items each, of either kind.
+    Each CTA takes several work items, of either kind.
     """
 
     multiprocessors = 1
@@ -152,18 +159,21 @@ class TurnsExecutor(Executor):
 
 
 def grouped() -> list[SquareRootProbe]:
-    """In the precision whose tiles are small, so that there are several."""
+    """Return calls in the precision with small tiles, so that there are several tiles."""
     return make(GroupedExecutor, 70, "tf32x3")
 
 
 def resident() -> list[SquareRootProbe]:
-    """With factors and roots in bfloat16, whose rows start aligned or anywhere, gradients of zeros and of
-    1e12, blocks that fill all tiles of a row or of a column, and one alone, which fills all."""
+    """Return calls for resident kernels.
+
+    They have factors and roots in bfloat16, whose rows are aligned or not; gradients of zeros and of 1e12;
+    blocks that fill all tiles of a row or of a column; and a single block, which fills all tiles.
+    """
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     rounded = given(
         [group(5, (20, 33), **stored), group(5, (32, 24), **stored), group(2, (64, 64))], RULES["one step"]
     )
-    rounded.groups[1].grads[0][2] = 0  # after which others follow
+    rounded.groups[1].grads[0][2] = 0  # other blocks follow
     edges = given([group(1, (28, 64)), group(1, (64, 28))], RULES["one step"])
     large = [group(6, (64, 64), root_dtype=torch.bfloat16), group(4, (60, 60))]
     large[0].grads[0][1] = 0
@@ -185,8 +195,10 @@ def resident() -> list[SquareRootProbe]:
 
 
 def long(side: int) -> list[SquareRootProbe]:
-    """Blocks with one long side, whose last tile is ragged or full, each way round; one without a gradient,
-    after which others follow."""
+    """Return calls with blocks of one long side, left or right, whose last tile is ragged or full.
+
+    One block has a gradient of zeros, and others follow it.
+    """
     calls = {}
     for name, rule in RULES.items():
         groups = [group(3, (side - 3, 9), "grid"), group(2, (20, side), view_dtype=torch.bfloat16)]
@@ -196,8 +208,10 @@ def long(side: int) -> list[SquareRootProbe]:
 
 
 def wide() -> list[SquareRootProbe]:
-    """Blocks of more than 128 a side, more of them than CTAs, with gradients that are not finite or zero;
-    some in bfloat16."""
+    """Return calls with blocks of more than 128 a side, which outnumber the CTAs.
+
+    Some gradients are zero or not finite, some tensors are in bfloat16.
+    """
     stored = {"factor_dtype": torch.bfloat16, "root_dtype": torch.bfloat16}
     usual = [group(3, (131, 9), "grid"), group(1, (20, 150), view_dtype=torch.bfloat16)]
     usual[0].grads[0][0, 1] = math.nan
@@ -216,8 +230,7 @@ def wide() -> list[SquareRootProbe]:
 
 
 def _spoil(call: Given) -> None:
-    """Gradients of zeros, of a block before its first one and of another; NaN in one, in all of one, and in a
-    factor."""
+    """Set one gradient of each group to zero, and NaN in one gradient, in all of one, and in a factor."""
     blocks = call.groups[0].grads[0]
     flat = [blocks[i, j] for i in range(blocks.shape[0]) for j in range(blocks.shape[1])]
     flat[4].zero_()

@@ -1,7 +1,7 @@
-"""Edits of PTX that nothing notices because nothing is wrong, each with its argument.
+"""Edits of PTX that no check notices because the results stay right, each with its argument.
 
-An entry names lines of the source by their text, which must stand once in the file: several lines of text
-mean the last of them. `place` is where the instruction was written, `caller` where that was inlined.
+An entry names a line of the source by its text, which must occur once in the file: a text of several lines
+names the last of them. `place` is the line that wrote the instruction, `caller` the one that inlined `place`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from cuda import toolchain
 from .ptx_edits import Edit, Place
 
 Anchor = tuple[str, str]
-"""A source file's name and text that stands in it once."""
-
+"""A source file's name and a text that occurs in it once."""
 
 SYNC = ("drop barrier",)
 
@@ -27,7 +26,7 @@ MMA_BF16 = """m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {
 
 @dataclass(frozen=True)
 class Survivor:
-    """Edits of some kinds at one place of a kernel, of which at most `share` survive."""
+    """Edits of some kinds at one place of a kernel; at most the share `share` of them survives."""
 
     kernel: str
     kinds: tuple[str, ...]
@@ -46,7 +45,7 @@ class Survivor:
 def line_of(anchor: Anchor) -> Place:
     file, text = anchor
     source = (toolchain.KERNELS / file).read_text()
-    assert source.count(text) == 1, f"stands {source.count(text)} times in {file}, not once:\n{text}"
+    assert source.count(text) == 1, f"occurs {source.count(text)} times in {file}, not once:\n{text}"
     end = source.index(text) + len(text.rstrip("\n"))
     return file, source.count("\n", 0, end) + 1
 
@@ -60,7 +59,7 @@ RESIDENT = [
         SYNC,
         LAST_SUM,
         None,
-        "It keeps a sum's scratch from an earlier sum's; before all sums but that of M other barriers do.",
+        "It separates a sum's scratch from an earlier sum's; other barriers do for all sums except M's.",
         share=0.8,
     ),
     Survivor(
@@ -68,7 +67,7 @@ RESIDENT = [
         SYNC,
         ("largest.cuh", "value, distance));\n  }\n  __syncthreads();"),
         None,
-        "It keeps a maximum's scratch from the last turn's, and turns have other barriers.",
+        "It separates a maximum's scratch from the last turn's, and turns have other barriers.",
     ),
     Survivor(
         "resident_update",
@@ -83,7 +82,7 @@ RESIDENT = [
         SYNC,
         LAST_SUM,
         None,
-        "It keeps a sum's scratch from an earlier sum's; before the scale and the size of X others do.",
+        "It separates a sum's scratch from an earlier sum's; before the scale and the size of X others do.",
         share=0.7,
     ),
     Survivor(
@@ -109,7 +108,7 @@ OTHERS = [
         SYNC,
         LAST_SUM,
         None,
-        "It keeps a sum's scratch from an earlier sum's, and the kernel makes one.",
+        "It separates a sum's scratch from an earlier sum's, and the kernel has only one sum.",
     ),
 ]
 
@@ -117,12 +116,12 @@ SURVIVORS = [*RESIDENT, *OTHERS]
 
 
 def unexplained(kernel: str, results: list[tuple[Edit, set[str]]]) -> list[str]:
-    """Survivors that no entry covers, and entries that cover more than their share of survivors."""
-    found = []
+    """Return survivors that no entry covers, and entries with more survivors than their share."""
+    problems = []
     left = {edit for edit, layers in results if not layers}
     for survivor in SURVIVORS:
         covered = {edit for edit, _ in results if survivor.covers(kernel, edit)}
         if len(left & covered) > max(1, survivor.share * len(covered)):
-            found.append(f"{len(left & covered)} of {len(covered)} survive at {survivor.place}")
+            problems.append(f"{len(left & covered)} of {len(covered)} survive at {survivor.place}")
         left -= covered
-    return [*found, *map(str, left)]
+    return [*problems, *map(str, left)]

@@ -1,4 +1,4 @@
-"""Runs edits of a kernel's PTX and counts what notices them."""
+"""The sweep over edits of a kernel's PTX, and a table of the layers that notice them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KERNELS = (
 
 SMALL_KINDS = ("drop barrier", "drop wait", "wait for one group less", "drop commit")
 PER_KIND = {kind: 1000 if kind in SMALL_KINDS else 12 if kind in STRICT else 6 for kind in KINDS}
-"""Edits that the test takes of each kind: all that concern synchronisation, a sample of the rest."""
+"""Number of edits of each kind that the test takes: all of synchronisation, a sample of the rest."""
 
 
 def sample(kernel: str, text: str) -> list[Edit]:
@@ -33,7 +33,7 @@ def sample(kernel: str, text: str) -> list[Edit]:
 
 
 def text_of(kernel: str) -> str:
-    """The PTX of a kernel, as it is tested."""
+    """Return the PTX of a kernel, isolated as it is tested."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if kernel.startswith(start))
     return ptx.isolate(toolchain.ptx(stem), kernel)
 
@@ -42,7 +42,7 @@ UNREACHED = "not reached"
 
 
 def run(kernel: str, text: str, chosen: Iterable[Edit]) -> list[tuple[Edit, set[str]]]:
-    """Every edit with the layers that noticed it; `UNREACHED` where no probe executes the instruction."""
+    """Return every edit with the layers that noticed it; `UNREACHED` if no probe executes the instruction."""
     lines = text.split("\n")
     probes = of_kernel(kernel)
     assert not layers_that_notice(text, kernel, probes), "the kernel itself does not pass"
@@ -56,7 +56,7 @@ def run(kernel: str, text: str, chosen: Iterable[Edit]) -> list[tuple[Edit, set[
 
 
 def table(results: Iterable[tuple[Edit, set[str]]]) -> str:
-    """Rows of kinds: edits, survivors, and the edits by the layer that noticed."""
+    """Return a table with a row for each kind: edits, survivors, and edits by the layer that noticed them."""
     counts: dict[str, collections.Counter[str]] = {}
     for edit, layers in results:
         row = counts.setdefault(edit.kind, collections.Counter())

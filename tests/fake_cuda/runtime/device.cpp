@@ -1,4 +1,4 @@
-// The devices: as many H100 as the environment asks for, their properties, errors, and what is not there.
+// The devices: as many H100 as the environment sets, their properties, errors, and unsupported functions.
 #include <dlfcn.h>
 
 #include <cstring>
@@ -45,7 +45,7 @@ cudaError_t unsupported(const char* call) {
   return result(refuse(cudaErrorNotSupported, call, "the fake runtime does not have it"));
 }
 
-// Stands for what torch asks the driver for and does not call in a step.
+// Stands for functions of the driver that torch looks up but does not call in a step.
 int driver_function() {
   return refuse(cudaErrorNotSupported, "a function of the driver", "the fake runtime does not have it");
 }
@@ -196,26 +196,26 @@ cudaError_t cudaGetLastError(void) { return std::exchange(last_error(), cudaSucc
 cudaError_t cudaPeekAtLastError(void) { return last_error(); }
 
 const char* cudaGetErrorName(cudaError_t error) {
-  const auto found = errors().find(error);
-  return found == errors().end() ? "cudaErrorUnknown" : found->second.first;
+  const auto entry = errors().find(error);
+  return entry == errors().end() ? "cudaErrorUnknown" : entry->second.first;
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
-  const auto found = errors().find(error);
-  return found == errors().end() ? "an error of the fake runtime" : found->second.second;
+  const auto entry = errors().find(error);
+  return entry == errors().end() ? "an error of the fake runtime" : entry->second.second;
 }
 
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
-                                             unsigned long long, cudaDriverEntryPointQueryResult* found) {
+                                             unsigned long long, cudaDriverEntryPointQueryResult* status) {
   static void* const self = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
-  void* const own = self ? dlsym(self, symbol) : nullptr;
-  if (own == nullptr) record("missing", "\"symbol\":" + quoted(symbol));
-  *function = own ? own : reinterpret_cast<void*>(&driver_function);
-  if (found) *found = cudaDriverEntryPointSuccess;
+  void* const address = self ? dlsym(self, symbol) : nullptr;
+  if (address == nullptr) record("missing", "\"symbol\":" + quoted(symbol));
+  *function = address ? address : reinterpret_cast<void*>(&driver_function);
+  if (status) *status = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
 
-// What torch links to and no step calls.
+// Functions that torch links to and no step calls.
 #define UNSUPPORTED(name, ...) \
   cudaError_t name(__VA_ARGS__) { return unsupported(#name); }
 

@@ -1,4 +1,4 @@
-// The driver's functions that Triton, and torch's own compiler, take from libcuda.so.1.
+// The driver's functions that Triton and torch's compiler load from libcuda.so.1.
 #include <cstdio>
 #include <cstring>
 
@@ -7,7 +7,7 @@
 namespace fake {
 namespace {
 
-// A context is its device's number, one up, as null is none.
+// A context is its device's number plus one, as null means no context.
 CUcontext context(int device) { return reinterpret_cast<CUcontext>(static_cast<intptr_t>(device) + 1); }
 int device_of(CUcontext context) { return static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1; }
 
@@ -67,7 +67,7 @@ CUresult cuCtxGetLimit(size_t* value, CUlimit) {
 }
 CUresult cuCtxSetLimit(CUlimit, size_t) { return CUDA_SUCCESS; }
 
-// A module is its device's context: only its functions matter, and those have their names.
+// A module is its device's context: only its functions matter, which are known by name.
 CUresult cuModuleLoadData(CUmodule* module, const void*) {
   const Lock lock(mutex());
   const cudaError_t status = check_capture("cuModuleLoadData");
@@ -85,7 +85,7 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
   return CUDA_SUCCESS;
 }
 
-// torch's, which tells the driver what to write of its own errors.
+// torch registers a callback for the driver's log of errors.
 CUresult cuLogsRegisterCallback(CUlogsCallback, void*, CUlogsCallbackHandle*) { return CUDA_SUCCESS; }
 CUresult cuLogsUnregisterCallback(CUlogsCallbackHandle) { return CUDA_SUCCESS; }
 
@@ -98,7 +98,7 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
   const Lock lock(mutex());
-  // Triton takes the oversized mode of later drivers where there is one.
+  // Refused, so that Triton does not use the oversized mode of later drivers.
   if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_ERROR_INVALID_VALUE;
   return driver(set_dynamic_shared(function, value, function->device));
 }

@@ -1,4 +1,4 @@
-// Captures of streams into graphs, and the graphs' launches, which do their copies again.
+// Captures of streams into graphs, and launches of the graphs, which repeat their copies.
 #include "state.h"
 
 namespace fake {
@@ -52,13 +52,13 @@ cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t stream, cudaGraph_t graph
 cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
   const Lock lock(mutex());
   Stream* const stream = resolve(handle);
-  const Capture* const found = capture_of(stream);
+  const Capture* const current = capture_of(stream);
   *graph = nullptr;
-  if (found == nullptr || found->origin != stream) {
+  if (current == nullptr || current->origin != stream) {
     return result(refuse(cudaErrorStreamCaptureUnmatched, "cudaStreamEndCapture", "no capture began here"));
   }
   const unsigned long long id = stream->capture;
-  const Capture capture = *found;
+  const Capture capture = *current;
   cudaError_t status = unjoined(id, stream);
   for (Stream* each : state().streams) {
     if (each->capture == id) each->capture = 0;
@@ -97,7 +97,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
   return cudaStreamIsCapturing(stream, status);
 }
 
-// Nodes are told by their place in the graph; none is looked into.
+// The caller only needs the number of nodes.
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
   *count = graph->nodes.size();
   return cudaSuccess;

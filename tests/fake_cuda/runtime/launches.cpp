@@ -1,4 +1,4 @@
-// Kernels: their registration by the host's libraries, their attributes, and launches, which are recorded.
+// Kernels: their registration by the host's libraries, their attributes, and the recording of launches.
 #include <cxxabi.h>
 
 #include "state.h"
@@ -34,8 +34,8 @@ std::string demangled(const char* name) {
 }
 
 Kernel* kernel_of(const void* function) {
-  const auto found = state().kernels.find(function);
-  return found == state().kernels.end() ? nullptr : found->second;
+  const auto entry = state().kernels.find(function);
+  return entry == state().kernels.end() ? nullptr : entry->second;
 }
 
 std::string fault_of_sizes(dim3 grid, dim3 block) {
@@ -70,8 +70,8 @@ cudaError_t launch(const char* call, Kernel* kernel, dim3 grid, dim3 block, size
   }
   const std::string fault = fault_of_sizes(grid, block);
   if (!fault.empty()) return refuse(cudaErrorInvalidConfiguration, call, kernel->name + ": " + fault);
-  const auto asked = kernel->dynamic.find(device);
-  const int most = std::max(kDefaultShared, asked == kernel->dynamic.end() ? 0 : asked->second);
+  const auto requested = kernel->dynamic.find(device);
+  const int most = std::max(kDefaultShared, requested == kernel->dynamic.end() ? 0 : requested->second);
   if (shared > static_cast<size_t>(most)) {
     return refuse(cudaErrorInvalidValue, call,
                   kernel->name + ": " + std::to_string(shared) +
@@ -107,7 +107,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
   state().kernels[host] = new Kernel{demangled(name), -1, {}};
 }
 
-// A variable of the device is the host's variable.
+// The host's variable serves as the device's.
 void __cudaRegisterVar(void**, char* host, char*, const char*, int, size_t size, int, int) {
   const Lock lock(mutex());
   state().memory[host] = {size, 0, false};

@@ -1,6 +1,5 @@
-// cuBLAS and cuSOLVER: handles know their stream, and each computation is one recorded call in it. Their
-// headers are not with the toolkit, so that the functions are declared by what of their arguments is looked
-// at.
+// cuBLAS and cuSOLVER: handles know their stream, and each computation is one recorded call in it. The
+// headers are not part of the toolkit, so the functions are declared with only the arguments that are used.
 #include "state.h"
 
 namespace fake {
@@ -11,7 +10,7 @@ struct Handle {
   int math_mode = 0, pointer_mode = 0;
 };
 
-// cuBLAS and cuSOLVER say success by 0, too, and "execution failed" by 13 and 6.
+// In cuBLAS and cuSOLVER, 0 is success, too; "execution failed" is 13 and 6.
 constexpr int kFailed = 6;
 
 int compute(const char* call, const void* handle) {
@@ -55,7 +54,7 @@ using namespace fake;
 #define TWO_TYPES(library, name) COMPUTE(library##S##name) COMPUTE(library##D##name)
 #define NOTHING(name) \
   int name() { return 0; }
-// Descriptors are never looked into.
+// The content of descriptors is never read.
 #define DESCRIPTOR(name)   \
   int name(void** made) {  \
     static int descriptor; \
@@ -99,7 +98,7 @@ COMPUTE(cublasSgemmEx)
 COMPUTE(cublasGemmStridedBatchedEx)
 COMPUTE(cublasDotEx)
 
-// The handle of cublasLt is that of cuBLAS, the stream is its last argument.
+// The handle of cublasLt is that of cuBLAS; the stream is the last argument.
 int cublasLtMatmul(const void*, const void*, const void*, const void*, const void*, const void*, const void*,
                    const void*, const void*, const void*, void*, const void*, const void*, void*, size_t,
                    cudaStream_t stream) {
@@ -116,8 +115,8 @@ NOTHING(cublasLtMatmulPreferenceSetAttribute)
 NOTHING(cublasLtMatrixLayoutDestroy)
 NOTHING(cublasLtMatrixLayoutSetAttribute)
 int cublasLtMatmulAlgoGetHeuristic(const void*, const void*, const void*, const void*, const void*,
-                                   const void*, const void*, int, void*, int* found) {
-  *found = 1;
+                                   const void*, const void*, int, void*, int* count) {
+  *count = 1;
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// Memory of devices and page-locked memory are the host's own; copies are real.
+// Memory of devices and page-locked memory are memory of the host; copies are real.
 #include <sys/mman.h>
 
 #include <cstring>
@@ -13,11 +13,11 @@ cudaError_t allocate(const char* call, void** address, size_t size, int device) 
   const cudaError_t status = check_capture(call);
   if (status != cudaSuccess) return result(status);
   const size_t whole = std::max<size_t>(size, 1);
-  void* const found =
+  void* const mapping =
       mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (found == MAP_FAILED) return result(cudaErrorMemoryAllocation);
-  *address = found;
-  state().memory[static_cast<const char*>(found)] = {whole, device, true};
+  if (mapping == MAP_FAILED) return result(cudaErrorMemoryAllocation);
+  *address = mapping;
+  state().memory[static_cast<const char*>(mapping)] = {whole, device, true};
   record("allocate", "\"call\":" + quoted(call) + ",\"bytes\":" + std::to_string(size) +
                          ",\"device\":" + std::to_string(device));
   return cudaSuccess;
@@ -28,11 +28,11 @@ cudaError_t release(const char* call, void* address) {
   if (address == nullptr) return cudaSuccess;
   const cudaError_t status = check_capture(call);
   if (status != cudaSuccess) return result(status);
-  const auto found = state().memory.find(static_cast<const char*>(address));
-  if (found == state().memory.end())
+  const auto entry = state().memory.find(static_cast<const char*>(address));
+  if (entry == state().memory.end())
     return result(refuse(cudaErrorInvalidValue, call, "memory not allocated"));
-  if (found->second.mapped) munmap(address, found->second.size);
-  state().memory.erase(found);
+  if (entry->second.mapped) munmap(address, entry->second.size);
+  state().memory.erase(entry);
   record("release", "\"call\":" + quoted(call));
   return cudaSuccess;
 }
@@ -48,12 +48,12 @@ bool on_device(const void* address) {
   return memory != nullptr && memory->device >= 0;
 }
 
-// Whether `size` bytes from an address on stay in the allocation that it lies in.
+// True if `size` bytes from an address on are all in the allocation of the address.
 bool fits(const void* address, size_t size) {
   return size == 0 || find(address) == find(static_cast<const char*>(address) + size - 1);
 }
 
-// A copy of rows; those of a plain copy are one.
+// A copy of rows; a plain copy has one row.
 struct Copy {
   void* to;
   size_t to_pitch;

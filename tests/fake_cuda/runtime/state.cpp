@@ -21,7 +21,7 @@ std::string where(const Stream* stream) {
 }  // namespace
 
 State& state() {
-  static auto* const state = new State;  // outlives every library that unloads
+  static auto* const state = new State;  // never destroyed: libraries that unload still use it
   return *state;
 }
 
@@ -63,18 +63,18 @@ const Memory* find(const void* address) {
 }
 
 Capture* capture_of(const Stream* stream) {
-  const auto found = state().captures.find(stream->capture);
-  return found == state().captures.end() ? nullptr : &found->second;
+  const auto entry = state().captures.find(stream->capture);
+  return entry == state().captures.end() ? nullptr : &entry->second;
 }
 
 cudaError_t check_capture(const char* call) {
   if (capture_mode() == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   cudaError_t status = cudaSuccess;
   for (auto& [id, capture] : state().captures) {
-    const bool own = capture.thread == std::this_thread::get_id();
+    const bool by_thread = capture.thread == std::this_thread::get_id();
     const bool global =
         capture.mode == cudaStreamCaptureModeGlobal && capture_mode() == cudaStreamCaptureModeGlobal;
-    if (capture.mode == cudaStreamCaptureModeRelaxed || (!own && !global)) continue;
+    if (capture.mode == cudaStreamCaptureModeRelaxed || (!by_thread && !global)) continue;
     capture.invalid = true;
     status = cudaErrorStreamCaptureUnsupported;
   }
@@ -123,7 +123,7 @@ std::string quoted(const std::string& text) {
 void record_sync(const char* call, const std::string& why) {
   static const bool traced = std::getenv("FAKE_CUDA_TRACE") != nullptr;
   record("sync", "\"call\":" + quoted(call) + ",\"why\":" + quoted(why));
-  if (traced) raise(SIGUSR1);  // where Python's faulthandler shows who waits
+  if (traced) raise(SIGUSR1);  // Python's faulthandler then prints the stack that waits
 }
 
 cudaError_t refuse(cudaError_t status, const char* call, const std::string& why) {

@@ -1,6 +1,6 @@
-// What the fake CUDA runtime knows: devices, memory, streams, events, captures and kernels.
+// State of the fake CUDA runtime: devices, memory, streams, events, captures and kernels.
 //
-// One lock guards all of it; every entry point of the runtime takes it first. CUDA's opaque handles are
+// One lock guards all state; every entry point of the runtime takes it first. CUDA's opaque handles are
 // pointers to the structs here.
 #pragma once
 
@@ -22,13 +22,13 @@ struct CUstream_st {
   int priority;
   unsigned flags;
   unsigned long long capture;  // id of the capture that the stream is in, 0 for none
-  long work, joined;           // of that capture: how much is in the stream, how much of it was waited for
+  long work, joined;           // in that capture: nodes in the stream, and those waited for
 };
 
 struct CUevent_st {
   int device;
   bool recorded;
-  unsigned long long capture;  // that the event was recorded in, 0 for none
+  unsigned long long capture;  // id of the capture that the event was recorded in, 0 for none
   CUstream_st* stream;
   long work;
 };
@@ -48,11 +48,11 @@ struct CUgraphExec_st {
   std::vector<std::function<void()>> nodes;
 };
 
-// A kernel of the runtime, which is on every device, or of a driver's module, which is on one.
+// A kernel: of the runtime, on every device, or of a driver's module, on one device.
 struct CUfunc_st {
   std::string name;
   int device;                  // -1 for every device
-  std::map<int, int> dynamic;  // the most dynamic shared memory that was asked for, by device
+  std::map<int, int> dynamic;  // most dynamic shared memory that was requested, by device
 };
 
 namespace fake {
@@ -75,14 +75,14 @@ struct Capture {
 struct Memory {
   size_t size;
   int device;   // -1 for page-locked memory of the host
-  bool mapped;  // here, and not registered by the caller
+  bool mapped;  // allocated here, not registered by the caller
 };
 
 struct State {
   std::map<const char*, Memory> memory;
   std::map<unsigned long long, Capture> captures;
-  std::map<const void*, Kernel*> kernels;  // by the host's function
-  std::vector<Stream*> legacy;             // of every device
+  std::map<const void*, Kernel*> kernels;  // by the address of the host's function
+  std::vector<Stream*> legacy;             // the legacy stream of every device
   std::vector<Stream*> streams;
   unsigned long long last_capture = 0;
 };
@@ -97,25 +97,25 @@ long device_attribute(int attribute);
 
 // CUDA's null, legacy and per-thread handles are the current device's legacy stream.
 Stream* resolve(cudaStream_t stream);
-// The allocation that an address lies in; null for pageable memory of the host.
+// Returns the allocation of an address; null for pageable memory of the host.
 const Memory* find(const void* address);
 
-// Why a thread may not make a call that could block, allocate or touch the legacy stream: cudaSuccess if it
-// may. A refusal makes the captures that it conflicts with invalid, as on a device.
+// Returns cudaSuccess if a thread may make a call that could block, allocate or touch the legacy stream, else
+// the error. A refusal makes the captures that it conflicts with invalid, as on a device.
 cudaError_t check_capture(const char* call);
 Capture* capture_of(const Stream* stream);
 cudaStreamCaptureMode& capture_mode();
 
-// Puts work in a stream: into its graph while it is captured, else it is done at once.
+// Puts work in a stream: into the graph if the stream is captured, else does the work at once.
 cudaError_t enqueue(const char* call, Stream* stream, std::function<void()> work);
-// Refuses and records a launch.
+// Refuses or records a launch.
 cudaError_t launch(const char* call, Kernel* kernel, dim3 grid, dim3 block, size_t shared, Stream* stream);
 cudaError_t set_dynamic_shared(Kernel* kernel, int bytes, int device);
 
-// A line of the log. `fields` is the inside of a JSON object.
+// Writes a line of the log. `fields` is the inside of a JSON object.
 void record(const char* event, const std::string& fields);
 std::string quoted(const std::string& text);
-// A line for a wait of the host, and for a call that is refused; the latter gives the status back.
+// Write a line for a wait of the host, and for a refused call; `refuse` returns the status.
 void record_sync(const char* call, const std::string& why = "");
 cudaError_t refuse(cudaError_t status, const char* call, const std::string& why);
 // Remembers a failure for cudaGetLastError.

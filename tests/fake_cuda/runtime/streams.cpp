@@ -1,4 +1,4 @@
-// Streams, events and the host's waits, which are counted. All work is done by the time that it is asked for.
+// Streams, events and the host's waits, which are recorded. All work is done when it is enqueued.
 #include "state.h"
 
 namespace fake {
@@ -12,7 +12,7 @@ cudaError_t create(cudaStream_t* stream, unsigned flags, int priority) {
   return cudaSuccess;
 }
 
-// A wait for, or a question about, a stream or event; `captured`: it is in a capture itself.
+// Waits for, or queries, a stream or event; `captured`: the stream is in a capture; `counted`: a wait.
 cudaError_t wait(const char* call, bool captured, bool counted) {
   cudaError_t status = check_capture(call);
   if (status == cudaSuccess && captured) {
@@ -22,7 +22,7 @@ cudaError_t wait(const char* call, bool captured, bool counted) {
   return result(status);
 }
 
-// A stream that waits for an event of a capture is in it from then on.
+// A stream that waits for an event of a capture joins the capture.
 cudaError_t join(Stream* stream, Event* event) {
   if (!state().captures.count(event->capture)) {
     return refuse(cudaErrorCapturedEvent, "cudaStreamWaitEvent", "for an event of a capture that has ended");

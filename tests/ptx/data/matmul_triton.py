@@ -1,6 +1,6 @@
 """C = A B in bfloat16 by Triton for sm_90, for the executor's tests: wgmma on swizzled shared memory.
 
-Needs no GPU.  python matmul_triton.py writes matmul_triton.ptx, without its debug sections.
+It needs no GPU.  `python matmul_triton.py` writes matmul_triton.ptx, without its debug sections.
 """
 
 from pathlib import Path

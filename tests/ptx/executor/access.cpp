@@ -1,4 +1,4 @@
-// Address resolution: bounds, alignment, then the shadow.
+// Address resolution: checks of bounds and alignment, then of the shadow.
 #include <algorithm>
 #include <cstdio>
 
@@ -15,7 +15,7 @@ std::string Machine::where(int lane) const {
 
 namespace {
 
-// The buffer whose 2^36 bytes of address space hold the address, whether or not the address is within bounds.
+// Returns the buffer whose 2^36 bytes of address space contain the address, in or out of bounds.
 const Buffer* nearest(const std::vector<BufferState>& states, u64 address, u64 base) {
   const u64 index = ((address - base) >> kBufferShift) - 1;
   return index < states.size() ? states[index].buffer : nullptr;

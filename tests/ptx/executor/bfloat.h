@@ -10,15 +10,15 @@ constexpr u16 kBfloatNan = 0x7fff;
 
 inline float from_bfloat(u32 bits) { return bits_as<float>(bits << 16); }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 inline u16 to_bfloat(float value) {
   const u32 bits = bits_as<u32>(value);
   if (value != value) return kBfloatNan;
   return static_cast<u16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// A double result that is itself rounded cannot simply be rounded again: rounding to odd in between keeps the
-// second rounding right.  `error`: what the double left out.
+// A rounded double result cannot simply be rounded again: rounding to odd in between keeps the second
+// rounding right.  `error`: the rounding error of the double.
 inline u16 to_bfloat(double value, double error) {
   if (value != value) return kBfloatNan;
   float odd = static_cast<float>(value);

@@ -41,9 +41,9 @@ class Kernel {
                                                                     : std::string();
   }
 
-  py::list reports(const std::vector<Report>& found) const {
+  py::list reports(const std::vector<Report>& all) const {
     py::list list;
-    for (const Report& r : found) {
+    for (const Report& r : all) {
       const Origin& o = program_.origins[r.instruction];
       py::dict d;
       d["kind"] = r.kind;
@@ -58,7 +58,7 @@ class Kernel {
     return list;
   }
 
-  // by_opcode and by_line keep only what was executed, instructions has all there are.
+  // by_opcode and by_line have only executed instructions, `instructions` has all.
   py::dict counters(const LaunchResult& result) const {
     const Counters& c = result.counters;
     InstructionCounters total;

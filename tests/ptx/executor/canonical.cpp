@@ -18,7 +18,7 @@ Words split(std::string_view spelling) {
   return words;
 }
 
-// Cache hints, memory order and scope: every access here is performed at once and in program order.
+// Cache hints, memory order and scope: the executor performs every access at once and in program order.
 const Words kMemoryHints = {"weak",
                             "volatile",
                             "relaxed",
@@ -77,7 +77,7 @@ const Words& ignored_qualifiers(std::string_view base) {
   return base == "cp" ? kCopy : kNothing;
 }
 
-// Only the width matters to these, so f32, u32, s32 and b32 are one.
+// True for opcodes to which only the width matters, so that f32, u32, s32 and b32 are the same.
 bool merges_types(std::string_view base) {
   return base == "mov" || base == "selp" || base == "st" || base == "shl" || base == "not" || base == "and" ||
          base == "or" || base == "xor";
@@ -96,7 +96,7 @@ std::string_view merged(std::string_view base, std::string_view word) {
   return word;
 }
 
-// A wgmma shape with any n, or the word as it is.
+// Returns a wgmma shape with N in place of its n, and any other word unchanged.
 std::string without_n(std::string_view word) {
   const size_t k = word.rfind('k');
   if (word.substr(0, 4) != "m64n" || k == std::string_view::npos) return std::string(word);

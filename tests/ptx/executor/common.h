@@ -1,4 +1,4 @@
-// Names shared by every part of the executor.
+// Types and helpers shared by every part of the executor.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -20,7 +20,7 @@ using u128 = unsigned __int128;
 using s128 = __int128;
 
 constexpr int kWarpSize = 32;
-constexpr int kAsyncLane = kWarpSize;  // stands for what a warp does asynchronously
+constexpr int kAsyncLane = kWarpSize;  // stands for a warp's asynchronous accesses
 using Mask = u32;                      // one bit per lane of a warp
 constexpr Mask kAllLanes = ~0u;
 
@@ -28,7 +28,7 @@ constexpr Mask kAllLanes = ~0u;
 struct ParseError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-// A launch cannot go on: a barrier that never completes, a jump off the end.
+// A launch cannot continue: a barrier that never completes, a jump off the end.
 struct ExecutionError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -26,7 +26,7 @@ void mark_footprint(Machine& m, const u64* sectors, int count, bool read, bool w
   }
 }
 
-// The most 4-byte words that one bank must deliver for the lanes of `mask`.
+// Returns the largest number of 4-byte words that one bank must deliver for the lanes of `mask`.
 u32 passes(const u64* address, u32 words, Mask mask) {
   std::array<std::array<u32, 64>, kBanks> seen;  // distinct words of each bank: at most 8 x 4 or 32 x 1
   std::array<u8, kBanks> count{};

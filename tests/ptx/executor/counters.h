@@ -11,14 +11,14 @@ namespace ptx {
 struct Machine;
 struct BufferState;
 
-// A count of each scheduler of an SM, which serves the warps of a block by their index.
+// A count for each scheduler of an SM; warp w of a block belongs to scheduler w % kSchedulers.
 constexpr int kSchedulers = 4;
 using PerScheduler = std::array<u64, kSchedulers>;
 inline u64 sum_of(const PerScheduler& counts) { return std::accumulate(counts.begin(), counts.end(), u64{}); }
 
 struct InstructionCounters {
   PerScheduler issued{};  // warp-level executions
-  u64 threads = 0;        // active threads summed over them
+  u64 threads = 0;        // active threads, summed over the executions
   u64 bytes = 0;          // requested by the threads
   u64 sectors = 0;        // distinct 32-byte global sectors of each request, summed
   u64 wavefronts = 0;     // shared memory passes, bank conflicts included

@@ -47,7 +47,7 @@ s64 Decoder::immediate(size_t index) const {
   return static_cast<s64>(value);
 }
 
-int Decoder::destination(std::string_view word, int bits, int* found) {
+int Decoder::destination(std::string_view word, int bits, int* actual_bits) {
   if (word == "_") return symbols_.scratch(bits ? bits : 64);
   const Register r = symbols_.find_register(word);
   if (r.slot < 0) reject("unknown register '" + std::string(word) + "'");
@@ -55,28 +55,28 @@ int Decoder::destination(std::string_view word, int bits, int* found) {
     reject("operand '" + std::string(word) + "' has " + std::to_string(r.bits) + " bits, not " +
            std::to_string(bits));
   }
-  if (found) *found = r.bits;
+  if (actual_bits) *actual_bits = r.bits;
   named_.push_back(r.slot);
   return r.slot;
 }
 
-int Decoder::source(std::string_view word, int bits, int* found) {
+int Decoder::source(std::string_view word, int bits, int* actual_bits) {
   u64 value = 0;
   const int constant_bits = bits ? bits : 64;
-  if (found) *found = constant_bits;
+  if (actual_bits) *actual_bits = constant_bits;
   if (parse_number(word, constant_bits, value)) return symbols_.constant(value, constant_bits);
   if (!word.empty() && word[0] == '%') {
     const int special = symbols_.special(word);
     if (special >= 0) {
-      if (found) *found = 32;
+      if (actual_bits) *actual_bits = 32;
       if (bits && bits != 32) reject("a special register has 32 bits");
       return special;
     }
-    return destination(word, bits, found);
+    return destination(word, bits, actual_bits);
   }
   if (const u64* address = symbols_.find_address(word)) return symbols_.constant(*address, constant_bits);
   if (const Parameter* p = symbols_.find_parameter(word)) return symbols_.constant(p->offset, constant_bits);
-  return destination(word, bits, found);
+  return destination(word, bits, actual_bits);
 }
 
 int Decoder::source(size_t index, int bits) {

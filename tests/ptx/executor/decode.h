@@ -1,4 +1,4 @@
-// Turns one instruction's tokens into an Instruction.
+// Converts the tokens of an instruction to an Instruction.
 #pragma once
 #include <span>
 #include <string>
@@ -11,18 +11,18 @@
 
 namespace ptx {
 
-// One operand: a word ("%r1", "16", "%p1|%p2"), a vector in braces, or an address in brackets.
+// An operand: a word ("%r1", "16", "%p1|%p2"), a vector in braces, or an address in brackets.
 struct Operand {
   enum class Kind { kWord, kVector, kAddress } kind = Kind::kWord;
   bool negated = false;     // !%p
   std::string_view word;    // the word, or the base of an address
   std::string_view second;  // after '|'
-  s64 offset = 0;           // of an address
+  s64 offset = 0;           // offset of an address
   std::vector<std::string_view> elements;
 };
 
-// A spelling without the qualifiers that change nothing here (cache hints, .ftz, .sync.aligned of one-form
-// opcodes) and with types merged where only their width matters.
+// Returns a spelling without the qualifiers that the executor ignores (cache hints, .ftz, .sync.aligned of
+// one-form opcodes) and with types merged if only their width matters.
 std::string canonical(std::string_view spelling);
 
 struct Opcode;
@@ -36,15 +36,15 @@ class Decoder {
   // Slots of the registers that the latest instruction names.
   const std::vector<int>& named() const { return named_; }
 
-  // For the decode functions of opcodes.
+  // Functions for the decode functions of opcodes.
   size_t count() const { return operands_.size(); }
   const Operand& operand(size_t index) const;
   bool has(std::string_view qualifier) const;
   std::string_view spelling() const { return spelling_; }
   int vector_width() const;  // of a .v2, .v4 or .v8 qualifier
-  // Slots.  `bits` 0: any width, returned through `found`.
-  int destination(std::string_view word, int bits, int* found = nullptr);
-  int source(std::string_view word, int bits, int* found = nullptr);
+  // Return slots.  `bits` 0: any width, returned through `actual_bits`.
+  int destination(std::string_view word, int bits, int* actual_bits = nullptr);
+  int source(std::string_view word, int bits, int* actual_bits = nullptr);
   int source_predicate(const Operand& operand);
   int destination(size_t index, int bits) { return destination(word(index), bits); }
   int source(size_t index, int bits);

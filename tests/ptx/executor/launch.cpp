@@ -11,7 +11,7 @@ namespace {
 
 constexpr u8 kUnwrittenRegister = 0xcd, kUnwrittenShared = 0xff;
 
-// splitmix64: the same order on every machine.
+// splitmix64, which gives the same order on every machine.
 class Random {
  public:
   explicit Random(u64 seed) : state_(seed) {}
@@ -50,7 +50,7 @@ class Launch {
     try {
       run_blocks();
     } catch (const Trap&) {
-      // What was found up to the trap is the result.
+      // The reports and counters up to the trap are the result.
     }
     return {std::move(machine_.counters), machine_.reports.all(), footprint_bytes(machine_.buffers, false),
             footprint_bytes(machine_.buffers, true)};
@@ -137,16 +137,16 @@ class Launch {
     if (name == "%laneid") return lane;
     if (name == "%warpid") return warp;
     if (name == "%nwarpid") return static_cast<u32>(warps_.size());
-    const u32 own = 1u << lane;
-    if (name == "%lanemask_eq") return own;
-    if (name == "%lanemask_lt") return own - 1;
-    if (name == "%lanemask_le") return own | (own - 1);
-    if (name == "%lanemask_gt") return ~(own | (own - 1));
-    if (name == "%lanemask_ge") return ~(own - 1);
+    const u32 bit = 1u << lane;
+    if (name == "%lanemask_eq") return bit;
+    if (name == "%lanemask_lt") return bit - 1;
+    if (name == "%lanemask_le") return bit | (bit - 1);
+    if (name == "%lanemask_gt") return ~(bit | (bit - 1));
+    if (name == "%lanemask_ge") return ~(bit - 1);
     return 0;  // %clock
   }
 
-  // Runs every warp up to the next block barrier; false: the block has ended.
+  // Runs every warp up to the next block barrier; returns false if the block has ended.
   bool run_interval() {
     std::vector<u32> order(warps_.size());
     std::iota(order.begin(), order.end(), 0);

@@ -10,7 +10,7 @@ void fail(int line, const std::string& message) {
 
 namespace {
 
-// A table, for modules of many megabytes.
+// Characters of words; a table is fast enough for modules of many megabytes.
 constexpr auto kWord = [] {
   std::array<bool, 256> table{};
   for (char c : std::string_view("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.$%")) {

@@ -1,4 +1,4 @@
-// Cuts PTX text into tokens.
+// Splits PTX text into tokens.
 #pragma once
 #include <string_view>
 #include <vector>
@@ -14,7 +14,7 @@ struct Token {
   bool is(std::string_view s) const { return text == s; }
 };
 
-// The views point into `source`, which must outlive them.
+// Returns tokens whose views point into `source`, which must outlive them.
 std::vector<Token> tokenize(std::string_view source);
 
 [[noreturn]] void fail(int line, const std::string& message);

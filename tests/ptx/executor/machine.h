@@ -1,4 +1,4 @@
-// The state that handlers work on: one launch, its current block and its current warp.
+// State that the handlers of opcodes work on: one launch, its current block and its current warp.
 #pragma once
 #include <array>
 #include <map>
@@ -13,7 +13,7 @@ namespace ptx {
 
 enum class Use : u8 { kRead, kWrite, kAtomic };
 
-// A cp.async that has been issued and not yet waited for.
+// A cp.async that has been issued, but not waited for.
 struct PendingCopy {
   u32 destination = 0;
   u64 source = 0;
@@ -28,7 +28,7 @@ struct PendingWgmma {
   u32 group = 0;
   u64 a = 0, b = 0;  // descriptors
   bool accumulate = false;
-  std::vector<u32> fragment;  // a, where it lies in registers: four for each lane, as they were at issue
+  std::vector<u32> fragment;  // a, if in registers: four for each lane, as they were at issue
 };
 
 constexpr u8 kTouched = 0xff;
@@ -38,19 +38,19 @@ struct Warp {
   std::vector<u8> registers;
   std::array<int, kWarpSize> pc{};
   Mask initial = 0, alive = 0;
-  Mask parked = 0;  // lanes that wait for others of the warp at their instruction
+  Mask parked = 0;  // lanes that wait at their instruction for other lanes of the warp
   bool at_barrier = false;
-  int barrier = 0;                         // the instruction it waits at
+  int barrier = 0;                         // the instruction that the warp waits at
   Mask barrier_true = 0;                   // bar.red: lanes whose predicate is true
-  u32 step = 1;                            // counts the warp barriers passed
+  u32 step = 1;                            // counts the barriers that the warp has passed
   Mask carry = 0;                          // the condition code register of add.cc
   std::array<u32, kWarpSize> committed{};  // cp.async groups committed by each lane
   std::vector<PendingCopy> copies;
   u32 wgmma_group = 0;
   std::vector<PendingWgmma> wgmmas;
   std::map<int, std::vector<float>> accumulators;  // of wgmmas in flight, by first slot
-  // What happened to each register of wgmmas since the latest wgmma.fence: 0, or which shape of wgmma
-  // accumulates in a register, or kTouched.
+  // State of each register of wgmmas since the latest wgmma.fence: 0 for no access, the shape of the wgmma
+  // that accumulates in the register, or kTouched.
   std::vector<u8> unfenced;
 
   int scheduler() const { return id % kSchedulers; }
@@ -84,7 +84,7 @@ struct Machine {
   T* lanes(int slot) {
     return reinterpret_cast<T*>(registers + slot);
   }
-  // The low bit of a predicate slot asks for its complement.
+  // The low bit of a predicate slot selects the complement.
   Mask predicate(int slot) { return *lanes<u32>(slot & ~1) ^ (slot & 1 ? kAllLanes : 0); }
   void set_predicate(int slot, Mask value, Mask mask) {
     u32& p = *lanes<u32>(slot);
@@ -103,7 +103,7 @@ struct Machine {
   void addresses(const Address& address, u64* result);
   BufferState* find_buffer(u64 address, u64 bytes);
   // Check one thread's access and return the bytes to use, or null (out of bounds, write to read-only).
-  // `alignment` 0: the access's own size.  `value`: what is about to be written, if known.
+  // `alignment` 0: the size of the access.  `value`: the bytes about to be written, if known.
   u8* global_access(u64 address, u32 bytes, int lane, Use use, const u8* value = nullptr, u32 alignment = 0);
   u8* shared_access(u64 address, u32 bytes, int lane, Use use, const u8* value = nullptr);
 };

@@ -1,4 +1,4 @@
-// Device memory (buffers of the caller at made-up addresses) and the shared memory of one block.
+// Device memory (buffers of the caller at invented addresses) and the shared memory of one block.
 #pragma once
 #include <cstdlib>
 #include <memory>
@@ -22,7 +22,7 @@ struct Buffer {
   }
 };
 
-// The buffers outlive the launches: what one launch wrote into an uninitialised buffer the next may read.
+// The buffers outlive launches: a launch may read what an earlier one wrote into an uninitialised buffer.
 class DeviceMemory {
  public:
   explicit DeviceMemory(u64 base = 0) : base_(base) {}
@@ -34,25 +34,25 @@ class DeviceMemory {
   std::vector<Buffer> buffers_;
 };
 
-// One owner's accesses to a cell since the last ordering point.
+// The accesses of one kind to a cell since the last ordering point, merged into one.
 struct Access {
   u32 epoch = 0;  // block-barrier interval, counted over the whole launch; 0: never
   u32 step = 0;   // warp-barrier interval of the warp
   u8 warp = 0, lane = 0;
 };
 
-// Shadow of 2^shift bytes.
+// The shadow of 2^shift bytes of memory.
 struct Cell {
   Access write, read;
   bool write_atomic;   // every write since the last ordering point was atomic
-  bool pending;        // destination of a cp.async that has not landed
-  u8 operand_of;       // wgmmas in flight that read it
-  bool foreign_write;  // some earlier block wrote it
-  bool foreign_read;   // some earlier block read it
+  bool pending;        // destination of a cp.async whose data have not arrived
+  u8 operand_of;       // number of wgmmas in flight that read the cell
+  bool foreign_write;  // an earlier block wrote the cell
+  bool foreign_read;   // an earlier block read the cell
 };
 static_assert(std::is_trivially_copyable_v<Cell>);
 
-// Zeroed on demand by the operating system: a launch that touches little of a large buffer pays for little.
+// The operating system zeroes pages on demand, so untouched parts of a large buffer cost nothing.
 class Shadow {
  public:
   void allocate(u64 bytes, int shift);
@@ -69,7 +69,7 @@ class Shadow {
   int shift_ = 0;
 };
 
-// What one launch keeps about one buffer.
+// State of one buffer in one launch.
 struct BufferState {
   Buffer* buffer = nullptr;
   Shadow shadow;
@@ -80,7 +80,7 @@ struct SharedMemory {
   std::vector<u8> bytes;
   std::vector<SharedRange> ranges;
   Shadow shadow;
-  SharedRange last;  // the range found last
+  SharedRange last;  // the latest range that an access was found in
 
   bool holds(u32 at, u32 size) { return (at >= last.begin && u64{at} + size <= last.end) || find(at, size); }
 

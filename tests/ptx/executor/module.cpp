@@ -154,8 +154,8 @@ void parse_entry(Cursor& cursor, Module& module) {
   module.entries.push_back(entry);
 }
 
-// .extern .func (.param .b32 r) vprintf(...); or a function with a body.  Calls are refused where they are
-// made.
+// Skips `.extern .func (.param .b32 r) vprintf(...);` or a function with a body.  Calls are refused as
+// unsupported opcodes.
 void skip_function(Cursor& cursor) {
   while (!cursor.peek().is(';') && !cursor.peek().is('{')) cursor.next();
   if (!cursor.accept(";")) cursor.bracketed('{', '}');
@@ -190,21 +190,21 @@ Module parse_module(std::span<const Token> tokens) {
 }
 
 const Entry& find_entry(const Module& module, const std::string& part) {
-  const Entry* found = nullptr;
+  const Entry* match = nullptr;
   std::string names;
   int count = 0;
   for (const Entry& entry : module.entries) {
     names += " " + entry.name;
     if (entry.name == part) return entry;
     if (entry.name.find(part) == std::string::npos) continue;
-    found = &entry;
+    match = &entry;
     ++count;
   }
   if (count != 1) {
     throw ParseError("entry '" + part + "' matches " + std::to_string(count) +
                      " kernels; the module has:" + names);
   }
-  return *found;
+  return *match;
 }
 
 }  // namespace ptx

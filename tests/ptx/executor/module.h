@@ -9,7 +9,7 @@
 
 namespace ptx {
 
-// Reads tokens one after another.
+// Reads tokens in order.
 class Cursor {
  public:
   explicit Cursor(std::span<const Token> tokens) : tokens_(tokens) {}
@@ -20,9 +20,9 @@ class Cursor {
   bool accept(std::string_view text);
   void expect(std::string_view text);
   u64 number();
-  // The tokens up to `mark`, which is passed over.
+  // Returns the tokens up to `mark`, which is skipped.
   std::span<const Token> until(std::string_view mark);
-  // The tokens between the bracket here and the one that closes it.
+  // Returns the tokens between the next bracket and the one that closes it.
   std::span<const Token> bracketed(char open, char close);
   void skip_line();
 
@@ -31,7 +31,7 @@ class Cursor {
   size_t at_ = 0;
 };
 
-// ".align 16 .b8 name[64]" and the like, of variables and parameters.
+// A declaration of a variable or a parameter, such as ".align 16 .b8 name[64]".
 struct Declaration {
   std::string_view name, type;
   u32 alignment = 1, element_bytes = 0;
@@ -45,7 +45,7 @@ struct Entry {
   std::string name;
   std::span<const Token> parameters, body;
   int line = 0;
-  u32 max_threads = 1024;  // of a block: .maxntid or .reqntid
+  u32 max_threads = 1024;  // threads of a block: .maxntid or .reqntid
 };
 
 struct Module {

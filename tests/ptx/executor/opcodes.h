@@ -1,4 +1,4 @@
-// The table of opcodes and the templates that make handlers of plain functions.
+// The table of opcodes, and templates that make handlers from plain functions.
 #pragma once
 #include <string>
 #include <tuple>
@@ -21,7 +21,7 @@ struct Opcode {
 
 using OpcodeTable = std::unordered_map<std::string, Opcode>;
 
-// By canonical spelling, see canonical() in decode.h.
+// Returns all opcodes by canonical spelling, see canonical() in decode.h.
 const OpcodeTable& opcode_table();
 
 void add_integer_opcodes(OpcodeTable& table);
@@ -39,7 +39,7 @@ void add_wgmma_opcodes(OpcodeTable& table);
 void add_warp_opcodes(OpcodeTable& table);
 void add_flow_opcodes(OpcodeTable& table);
 
-// The letter of a register that holds a T.
+// Returns the letter of a register of a T.
 template <class T>
 constexpr char letter(bool destination) {
   const char small = sizeof(T) == 2 ? 'h' : sizeof(T) == 4 ? 'r' : 'd';
@@ -49,8 +49,8 @@ constexpr char letter(bool destination) {
 template <class F, class Signature>
 struct Lanewise;
 
-// Runs R f(A...) in every active lane.  Inactive lanes are computed too, and dropped, so that the loops
-// vectorise: a function must be defined for all arguments.
+// Runs R f(A...) in every active lane.  Inactive lanes are computed and dropped, so that the loops vectorise:
+// f must be defined for all arguments.
 template <class F, class R, class... A>
 struct Lanewise<F, R (*)(A...)> {
   static std::string operands() { return {letter<R>(true), letter<A>(false)...}; }

@@ -1,4 +1,4 @@
-// cp.async: the data lands at the wait that covers it, and is poison until then.
+// cp.async: the data arrive at the wait that covers the copy, and are poison until then.
 #include <algorithm>
 
 #include "decode.h"
@@ -43,7 +43,7 @@ void issue(Machine& m, const Instruction& i, Mask mask) {
   count_global(m, from, bytes, reading, true, false);
   const u64 global_bytes = m.counters.instructions[m.ip].bytes;
   count_shared(m, to, size, mask);
-  m.counters.instructions[m.ip].bytes = global_bytes;  // counts what was read, not the zeros
+  m.counters.instructions[m.ip].bytes = global_bytes;  // counts the bytes read, not the zeros
 }
 
 void commit(Machine& m, const Instruction&, Mask mask) {
@@ -52,7 +52,7 @@ void commit(Machine& m, const Instruction&, Mask mask) {
 
 void land(Machine& m, const PendingCopy& copy) {
   u8 data[16] = {};
-  // The source may be read at any time up to the wait, so it is checked here again.
+  // The hardware may read the source at any time up to the wait, so the wait checks it again.
   const BufferState* state = copy.source_bytes ? m.find_buffer(copy.source, copy.source_bytes) : nullptr;
   const int wait = m.ip;
   m.ip = copy.instruction;
@@ -96,7 +96,7 @@ void decode_issue(Decoder& d, Instruction& i) {
   if (d.has("cg") && i.immediate != 16) d.reject("cp.async.cg copies 16 bytes");
   d.origin().touches_memory = true;
   d.narrow_cells(Space::kShared, static_cast<int>(i.immediate));
-  // A partial read must not be taken for one of the whole cell.
+  // A partial read must not count as a read of the whole cell.
   d.narrow_cells(Space::kGlobal, d.count() == 4 ? 2 : static_cast<int>(i.immediate));
 }
 

@@ -1,4 +1,4 @@
-// atom and red: lanes are served one after another, in lane order.
+// atom and red: lanes are served in lane order.
 #include <algorithm>
 #include <functional>
 

@@ -19,7 +19,7 @@ u16 least(u16 a, u16 b) {
   if (is_nan(a)) return is_nan(b) ? kBfloatNan : b;
   if (is_nan(b)) return a;
   const float x = from_bfloat(a), y = from_bfloat(b);
-  return x == y ? a | b : x < y ? a : b;  // equal: the same, or zeros, of which the negative is less
+  return x == y ? a | b : x < y ? a : b;  // equal: the same bits, or zeros, where -0 is the lesser
 }
 
 u16 greatest(u16 a, u16 b) {

@@ -27,7 +27,7 @@ void add_shift_right(OpcodeTable& t, const std::string& type) {
       lanewise([](T a, u32 b) -> T { return a >> std::min(b, kBits<T> - 1) >> (b >= kBits<T>); });
 }
 
-// A field past the top is filled with the sign of the value, or with zeros.
+// Bits of a field past the top repeat the sign of the value, or are zero.
 template <class T>
 T extract(T a, u32 position, u32 length) {
   position &= 255, length &= 255;

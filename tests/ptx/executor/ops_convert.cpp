@@ -1,4 +1,4 @@
-// cvt.  Integer operands may sit in registers wider than their type.
+// cvt.  Integer operands may be in registers wider than their type.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -24,7 +24,7 @@ struct Up {
   static double apply(double a) { return std::ceil(a); }
 };
 
-// Saturates; a NaN gives 0, or the top bit alone where either type has 64 bits.
+// Saturates; a NaN gives 0, or only the top bit if either type has 64 bits.
 template <class D, class S, class Rounding>
 D to_integer(S a) {
   using L = std::numeric_limits<D>;
@@ -69,7 +69,7 @@ void add_real(OpcodeTable& t) {
   t["cvt.sat" + s] = lanewise([](S a) -> S { return a >= 1 ? S{1} : a > 0 ? a : S{0}; });
 }
 
-// The source value, sign- or zero-extended, and the bytes of either register.
+// Converts between integers; the result is sign- or zero-extended to its register.
 template <class D, class S, bool kSaturate>
 void integer(Machine& m, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) {
@@ -89,7 +89,7 @@ template <class D, class S>
 void decode_integer(Decoder& d, Instruction& i) {
   d.expect(2);
   int to = sizeof(D) * 8, from = sizeof(S) * 8;
-  // 8-bit values live in 16-bit or wider registers.
+  // 8-bit values are in 16-bit or wider registers.
   i.op[0] = d.destination(d.word(0), 0, &to);
   const bool number = d.word(1)[0] != '%';
   i.op[1] = number ? d.source(1, std::max(from, 16)) : d.source(d.word(1), 0, &from);
@@ -143,7 +143,7 @@ void add_convert_opcodes(OpcodeTable& t) {
   // The first operand goes to the upper half.
   t["cvt.rn.bf16x2.f32"] =
       lanewise([](float a, float b) -> u32 { return static_cast<u32>(to_bfloat(a)) << 16 | to_bfloat(b); });
-  // To nearest, ties away from zero.
+  // Rounds to nearest, ties away from zero.
   t["cvt.rna.tf32.f32"] = lanewise([](float a) -> u32 {
     const u32 bits = bits_as<u32>(a);
     return std::isfinite(a) ? (bits + 0x1000) & 0xffffe000u : bits;

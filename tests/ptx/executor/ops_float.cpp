@@ -27,7 +27,7 @@ T nan_or(T a, T b, T value) {
   return a != a || b != b ? std::numeric_limits<T>::quiet_NaN() : value;
 }
 
-// What arithmetic gives is one NaN, whichever came in.
+// Arithmetic returns one NaN for all NaN inputs.
 template <class T>
 T one_nan(T value) {
   return value != value ? std::numeric_limits<T>::quiet_NaN() : value;
@@ -52,7 +52,7 @@ void add_type(OpcodeTable& t) {
   t["copysign" + s] = lanewise([](T a, T b) -> T { return std::copysign(b, a); });
 }
 
-// The exact product of two floats, and what a double sum leaves out, tell which neighbour is on the asked-for
+// The exact product of two floats and the error of the double sum decide which neighbour is on the required
 // side.
 template <int kDirection>  // -1: down, 0: to zero, 1: up
 float directed_fma(float a, float b, float c) {

@@ -32,7 +32,7 @@ void decode_trap(Decoder& d, Instruction& i) {
   i.flow = Flow::kTrap;
 }
 
-// Only barrier 0, with all threads of the block.  op[1]: slot of the thread count, < 0: not given
+// Reads barrier 0 with all threads of the block.  op[1]: slot of the thread count, < 0: no count
 void read_barrier(Decoder& d, Instruction& i, size_t at, size_t operands) {
   if (d.count() != operands && d.count() != operands + 1) d.reject("wrong number of operands");
   if (d.immediate(at) != 0) d.reject("only barrier 0 is supported");

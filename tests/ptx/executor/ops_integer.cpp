@@ -58,7 +58,7 @@ void add_type(OpcodeTable& t) {
   }
 }
 
-// add.cc and its kin: `kSubtract`; `kUse` and `kSet` the carry.
+// add.cc and similar opcodes; `kUse` and `kSet`: they read and write the carry.
 template <class T, bool kSubtract, bool kUse, bool kSet>
 void carry(Machine& m, const Instruction& i, Mask mask) {
   T *d = m.lanes<T>(i.op[0]), *a = m.lanes<T>(i.op[1]), *b = m.lanes<T>(i.op[2]);

@@ -10,10 +10,10 @@ namespace {
 
 constexpr int kM = 16, kN = 8, kMaxK = 16;
 
-// Eight columns; the compiler does not find this shape by itself.
+// Eight columns as one vector: the compiler does not vectorise the loops in this shape.
 using Row = double __attribute__((vector_size(8 * sizeof(double))));
 
-// In double from the start: the conversion inside the product loop would cost more than the products.
+// Operands in double: converting them inside the product loop would cost more than the products.
 struct Fragments {
   double a[kM][kMaxK];
   Row b[kMaxK];
@@ -123,7 +123,7 @@ void ldmatrix(Machine& m, const Instruction& i, Mask mask) {
   }
 }
 
-// The other way round: lane l gives the address of row l % 8 of matrix l / 8.
+// The inverse of ldmatrix: lane l gives the address of row l % 8 of matrix l / 8.
 template <bool kTransposed>
 void stmatrix(Machine& m, const Instruction& i, Mask mask) {
   u64 address[kWarpSize];

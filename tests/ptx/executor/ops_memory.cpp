@@ -10,7 +10,7 @@ namespace {
 
 constexpr u32 kMaxAccess = 32;
 
-// Generic addresses point into the shared window or into global memory, lane by lane.
+// Returns the lanes whose generic address points into the shared window, and makes these addresses relative.
 Mask split_generic(u64* address, Mask mask) {
   Mask shared = 0;
   for_lanes(mask, [&](int lane) {
@@ -102,12 +102,12 @@ void load_parameter(Machine& m, const Instruction& i, Mask mask) {
   });
 }
 
-// The registers of an access; all have one width, which may exceed the element's.
+// Decodes the registers of an access; all have one width, which may exceed the element's.
 template <class E>
 void decode_registers(Decoder& d, Instruction& i, const std::vector<std::string_view>& names, bool load) {
   if (static_cast<int>(names.size()) != d.vector_width()) d.reject("vector width and operand differ");
   if (sizeof(E) * names.size() > kMaxAccess) d.reject("access too wide");
-  const bool narrow = sizeof(E) < 8;  // held in any wider register
+  const bool narrow = sizeof(E) < 8;  // the register may be wider
   int bits = sizeof(E) * 8;
   if (narrow || i.is_signed) {
     bits = sizeof(E) == 1 ? 16 : bits;

@@ -13,7 +13,7 @@ void copy(Machine& m, const Instruction& i, Mask mask) {
   for (int lane = 0; lane < kWarpSize; ++lane) d[lane] = mask >> lane & 1 ? a[lane] : d[lane];
 }
 
-// Reads or writes one register of `bytes` bytes in one lane.
+// Read or write one register of `bytes` bytes in one lane.
 u64 get(Machine& m, int slot, int bytes, int lane) {
   u64 value = 0;
   std::memcpy(&value, m.registers + slot + lane * bytes, bytes);

@@ -36,7 +36,7 @@ void setp(Machine& m, const Instruction& i, Mask mask) {
   if (i.op[1] >= 0) m.set_predicate(i.op[1], second, mask);
 }
 
-// Writes ones (or 1.0f) where the comparison holds.
+// Writes all ones (or 1.0f) in lanes where the comparison holds, and zero in the others.
 template <class T, class F>
 void set(Machine& m, const Instruction& i, Mask mask) {
   const Mask result = combine(m, i, compare<T>(m, i, F()));

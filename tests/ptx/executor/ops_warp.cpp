@@ -11,7 +11,7 @@ namespace {
 enum ShuffleMode { kUp, kDown, kButterfly, kIndex };
 enum VoteMode { kAny, kAll, kUniform, kBallot };
 
-// The scheduler has waited for the members that could still come; the rest is the program's fault.
+// The scheduler has waited for the members that can still arrive; a missing member is a fault of the program.
 void check_members(Machine& m, const Instruction& i, Mask mask) {
   const u32* members = m.lanes<u32>(i.members);
   for_lanes(mask, [&](int lane) {
@@ -126,7 +126,7 @@ void active_mask(Machine& m, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) { d[lane] = mask; });
 }
 
-// Orders the accesses of the whole warp; a barrier of some lanes only is not taken to order anything.
+// Orders the accesses of the whole warp; a barrier of only some lanes counts as ordering nothing.
 void warp_barrier(Machine& m, const Instruction& i, Mask mask) {
   check_members(m, i, mask);
   if (!(m.warp->alive & ~mask)) ++m.warp->step;

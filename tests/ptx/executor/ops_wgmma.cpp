@@ -2,8 +2,8 @@
 // of a warpgroup owns 16 rows.  An instruction takes 32 bytes of k: 16 bf16 or 8 tf32, which are never
 // transposed.
 //
-// It executes at the wait_group that covers it: until then its accumulator registers are poison, and its
-// operands count as read from issue to execution: a write in between is reported.
+// An instruction executes at the wait_group that covers it.  Until then its accumulator registers are poison,
+// and its operands count as being read: a write in between is reported.
 #include <algorithm>
 #include <array>
 
@@ -41,7 +41,7 @@ class Descriptor {
     row_bytes_ = swizzle == 1 ? 128 : swizzle == 2 ? 64 : 32;
   }
 
-  // The shared address of element `k` of row (of a) or column (of b) `mn`.
+  // Returns the shared address of element `k` of row (of a) or column (of b) `mn`.
   u32 address(u32 mn, u32 k) const {
     const u32 per_row = row_bytes_ / element_bytes_;
     const u32 plain = transposed_ ? start_ + mn / per_row * leading_ + k / 8 * stride_ + k % 8 * row_bytes_ +
@@ -59,7 +59,7 @@ class Descriptor {
   u32 element_bytes_, start_, leading_, stride_, row_bytes_;
 };
 
-// +1: one more wgmma in flight reads these 16 bytes.
+// Changes the number of wgmmas in flight that read these 16 bytes.
 void hold_operand(Machine& m, u32 address, int change) {
   if (!m.options.races) return;
   for (u32 at = 0; at < 16; at += 1u << m.program.shared_cell_shift) {
@@ -67,7 +67,7 @@ void hold_operand(Machine& m, u32 address, int change) {
   }
 }
 
-// An element of 16 bytes, poison where there are none.
+// Returns an element of 16 bytes, or poison if they are out of bounds.
 float element_of(const u8* piece, u32 index, u32 bytes) {
   u32 bits = 0xffffffffu;
   if (piece) {
@@ -108,8 +108,8 @@ std::vector<u32> fragment_of(Machine& m, const Instruction& i) {
   return fragment;
 }
 
-// Register r of a lane holds row lane / 4 + 8 (r % 2).  Of bf16 columns lane % 4 * 2 + 8 (r / 2) and the
-// next, of tf32 column lane % 4 + 4 (r / 2).
+// Register r of a lane has row lane / 4 + 8 (r % 2): for bf16 columns lane % 4 * 2 + 8 (r / 2) and the next,
+// for tf32 column lane % 4 + 4 (r / 2).
 void read_fragment(const PendingWgmma& w, u32 bytes, Operands& o) {
   for (size_t at = 0; at < w.fragment.size(); ++at) {
     const size_t r = at / kWarpSize, lane = at % kWarpSize, row = lane / 4 + r % 2 * 8;
@@ -150,7 +150,7 @@ void execute(Machine& m, const Instruction& i, const PendingWgmma& w) {
   }
 }
 
-// A descriptor, which all lanes must agree on.
+// Returns a descriptor, which must be the same in all lanes.
 u64 descriptor(Machine& m, int slot) {
   const u64* values = m.lanes<u64>(slot);
   for (int lane = 1; lane < kWarpSize; ++lane) {
@@ -159,11 +159,11 @@ u64 descriptor(Machine& m, int slot) {
   return values[0];
 }
 
-// Wgmmas of different shapes are not ordered by themselves, even where they accumulate in the same registers.
+// Wgmmas of different shapes are not ordered without a fence, even if they accumulate in the same registers.
 u8 shape_of(const Instruction& i) { return static_cast<u8>(i.vector | (i.element_bytes == 4 ? 64 : 0)); }
 
-// A warp's registers are a wgmma's from the fence on that comes after their last access; only one that
-// accumulates in the registers of an earlier one of its shape needs none.
+// A wgmma needs a fence between the last access of its registers and itself; only a wgmma that accumulates in
+// the registers of an earlier one of the same shape needs none.
 void check_fence(Machine& m, const Instruction& i) {
   bool fenced = true;
   for (size_t at = 0; at < i.guarded.size(); ++at) {
@@ -199,7 +199,7 @@ void issue(Machine& m, const Instruction& i, Mask) {
 
 void commit(Machine& m, const Instruction&, Mask) { ++m.warp->wgmma_group; }
 
-// Gives back the accumulators on which no wgmma is in flight any more.
+// Writes accumulators back to their registers if no other wgmma on them is in flight.
 void release(Machine& m, const PendingWgmma& done) {
   const std::vector<int>& list = m.program.code[done.instruction].list;
   for (const PendingWgmma& w : m.warp->wgmmas) {

@@ -78,7 +78,7 @@ class EntryParser {
     program_.shared_layout = begin + size + kRedZone;
   }
 
-  // Where dynamic shared memory begins must be known before the first instruction names it.
+  // The start of dynamic shared memory must be known before the first instruction names it.
   void scan_shared() {
     Cursor cursor(entry_.body);
     while (!cursor.done()) {
@@ -201,7 +201,7 @@ class EntryParser {
     }
   }
 
-  // Tells every instruction which registers of wgmmas it names.
+  // Sets, for every instruction, the registers of wgmmas that it names.
   void guard_registers() {
     std::map<int, int> places;  // numbers by slot
     for (const Instruction& i : program_.code) {
@@ -210,8 +210,8 @@ class EntryParser {
     for (auto& [slot, place] : places) place = program_.guarded++;
     for (size_t at = 0; at < program_.code.size() && !places.empty(); ++at) {
       Instruction& i = program_.code[at];
-      const std::vector<int> own = wgmma_registers(i);
-      for (int slot : own.empty() ? named_[at] : own) {
+      const std::vector<int> registers = wgmma_registers(i);
+      for (int slot : registers.empty() ? named_[at] : registers) {
         if (const auto it = places.find(slot); it != places.end()) i.guarded.push_back(it->second);
       }
     }

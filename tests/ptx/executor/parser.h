@@ -1,4 +1,4 @@
-// PTX text to Program.
+// Parses PTX text to a Program.
 #pragma once
 #include <string>
 
@@ -6,7 +6,7 @@
 
 namespace ptx {
 
-// `entry`: part of the name of the one kernel meant; empty if the module has only one.
+// `entry`: part of the kernel's name that no other kernel has; empty if the module has one kernel.
 Program parse(const std::string& text, const std::string& entry);
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// A decoded kernel: what the parser makes and the launch executes.
+// A decoded kernel, which the parser makes and the launch executes.
 #pragma once
 #include <array>
 #include <string>
@@ -12,9 +12,9 @@ struct Machine;
 struct Instruction;
 using Handler = void (*)(Machine&, const Instruction&, Mask);
 
-// How an instruction moves the program counter.
+// Effect of an instruction on the program counter.
 enum class Flow : u8 { kNext, kBranch, kBranchTable, kExit, kBlockBarrier, kTrap };
-// Which lanes must have arrived before an instruction executes.
+// Lanes that must have arrived before an instruction executes.
 enum class Gather : u8 { kNone, kMembers, kWarp };
 enum class Space : u8 { kGlobal, kShared, kGeneric, kParam };
 enum class BarrierResult : u8 { kNone, kPopc, kAnd, kOr };
@@ -42,10 +42,10 @@ struct Instruction {
   std::array<int, 16> op{};  // register slots: byte offsets into the register file
   Address address, source;   // cp.async has two addresses
   std::vector<int> list;     // wgmma accumulators, branch table targets
-  std::vector<int> guarded;  // registers of wgmmas that it names, numbered from 0
+  std::vector<int> guarded;  // registers of wgmmas that the instruction names, numbered from 0
 };
 
-// Where an instruction came from, kept apart from what the execution loop reads.
+// Origin of an instruction in the text; separate from the data that the execution loop reads.
 struct Origin {
   std::string opcode;  // spelling in the PTX text
   std::string text;
@@ -91,20 +91,20 @@ struct Program {
   std::vector<std::string> files;  // by .file number
   std::vector<Parameter> parameters;
   u32 parameter_bytes = 0;
-  u32 max_threads = 1024;  // of a block
+  u32 max_threads = 1024;  // threads of a block
   std::vector<Constant> constants;
   std::vector<SpecialRegister> specials;
   std::vector<SharedRange> shared_ranges;
   std::vector<ModuleVariable> variables;
   u32 static_shared = 0;   // declared bytes
-  u32 shared_layout = 0;   // bytes with the red zones: where dynamic shared memory begins
-  int register_bytes = 0;  // of one warp
+  u32 shared_layout = 0;   // bytes with the red zones; dynamic shared memory begins there
+  int register_bytes = 0;  // register file of one warp
   int guarded = 0;         // registers that wgmmas accumulate in or read
   // Shadow cells need be no finer than the narrowest access of the kernel (log2 of bytes).
   int global_cell_shift = 4, shared_cell_shift = 4;
 };
 
-// Made-up addresses.  Buffers lie 2^36 apart; module variables and the shared window far above them.
+// Invented addresses.  Buffers are 2^36 apart; module variables and the shared window are far above them.
 constexpr int kBufferShift = 36;
 constexpr u64 kVariableBase = u64{1} << 56;
 constexpr u64 kSharedWindow = u64{1} << 60;

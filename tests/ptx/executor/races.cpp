@@ -20,11 +20,11 @@ bool is_foreign(const Machine& m, const Access& earlier) {
   return earlier.epoch && earlier.epoch < m.block_start;
 }
 
-// Keeps one access for all since the last ordering point: of one thread, of many lanes, or of many warps.
+// Merges all accesses since the last ordering point into one: of one thread, of many lanes, or of many warps.
 void merge(const Machine& m, Access& access, bool& foreign, int lane) {
   foreign |= is_foreign(m, access);
   const u8 warp = static_cast<u8>(m.warp->id);
-  // What a warp did asynchronously it has waited for; only other warps need a barrier.
+  // A warp has waited for its asynchronous accesses; only other warps need a barrier.
   const u32 step = lane == kAsyncLane ? 0 : m.warp->step;
   if (access.epoch != m.epoch) {
     access = {m.epoch, step, warp, static_cast<u8>(lane)};
@@ -61,7 +61,7 @@ void record(Machine& m, Cell& cell, const Touch& t) {
     return;
   }
   const bool atomic = t.use == Use::kAtomic;
-  // An ordered write starts afresh; an unordered one of another kind was reported as it came.
+  // An ordered write starts a new record; an unordered one of another kind has already been reported.
   const bool fresh = !unordered(m, cell.write, t.lane);
   cell.write_atomic = atomic && (fresh || cell.write_atomic);
   merge(m, cell.write, cell.foreign_write, t.lane);
@@ -83,7 +83,7 @@ const char* name(Conflict conflict, bool global) {
 void touch(Machine& m, Cell* cell, u32 bytes, int shift, const Touch& t) {
   const bool global = t.space == Space::kGlobal;
   const u32 cell_bytes = 1u << shift;
-  Conflict found = Conflict::kNone;
+  Conflict first = Conflict::kNone;
   bool in_flight = false, uninitialised = false, operand = false;
   for (u32 at = 0; at < bytes; at += cell_bytes, ++cell) {
     in_flight |= cell->pending;
@@ -91,7 +91,7 @@ void touch(Machine& m, Cell* cell, u32 bytes, int shift, const Touch& t) {
     uninitialised |= cell->write.epoch < m.block_start;
     const u32 n = std::min(cell_bytes, bytes - at);
     const bool same = t.old_bytes && t.new_bytes && !std::memcmp(t.old_bytes + at, t.new_bytes + at, n);
-    if (found == Conflict::kNone) found = conflict(m, *cell, t, same);
+    if (first == Conflict::kNone) first = conflict(m, *cell, t, same);
     record(m, *cell, t);
   }
   if (in_flight) {
@@ -105,7 +105,7 @@ void touch(Machine& m, Cell* cell, u32 bytes, int shift, const Touch& t) {
   if (!global && t.use != Use::kWrite && uninitialised) {
     m.report("shared read of uninitialised memory", t.lane, t.address);
   }
-  if (found != Conflict::kNone) m.report(name(found, global), t.lane, t.address);
+  if (first != Conflict::kNone) m.report(name(first, global), t.lane, t.address);
 }
 
 }  // namespace ptx

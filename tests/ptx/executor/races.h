@@ -4,8 +4,7 @@
 
 namespace ptx {
 
-// Records an access to `bytes` bytes whose shadow begins at `cell` and reports what it conflicts with.
-// `bytes` are the machine's bytes before a write of `value`; either may be null.
+// An access of one lane.  `old_bytes`: the bytes in memory before a write of `new_bytes`; either may be null.
 struct Touch {
   Space space;
   int lane;
@@ -14,6 +13,7 @@ struct Touch {
   const u8* old_bytes;
   const u8* new_bytes;
 };
+// Records an access to `bytes` bytes whose shadow begins at `cell`, and reports its conflicts.
 void touch(Machine& machine, Cell* cell, u32 bytes, int shift, const Touch& touch);
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// What the checks found, one entry for each kind and instruction.
+// Faults that the checks found, with one entry for each kind and instruction.
 #pragma once
 #include <map>
 #include <string>
@@ -17,7 +17,7 @@ struct Report {
 
 class Reports {
  public:
-  // `describe` makes the example, only for the first report of its kind at this instruction.
+  // `describe` returns the example; it is called only for the first report of its kind at this instruction.
   template <class F>
   void add(const char* kind, int instruction, F describe) {
     auto [it, added] = index_.try_emplace({instruction, kind}, reports_.size());

@@ -10,9 +10,9 @@ namespace ptx {
 
 namespace {
 
-// Lanes at the lowest program counter run first, and stop where others wait: with structured code that is
-// where branches meet again.  An instruction that needs other lanes (bar.sync, shfl.sync, mma) parks its
-// lanes until those have come, so the order of blocks in the text does not matter to it.
+// Lanes at the lowest program counter run first, and stop where others wait: in structured code, where
+// branches join.  An instruction that needs other lanes (bar.sync, shfl.sync, mma) parks its lanes until
+// those have arrived, so the order of blocks in the text does not matter to it.
 class WarpRunner {
  public:
   WarpRunner(Machine& m, Warp& w) : m_(m), w_(w) {}
@@ -24,7 +24,7 @@ class WarpRunner {
       Mask ready = w_.alive & ~w_.parked;
       forced_ = ready == 0;
       if (forced_) {
-        ready = w_.parked & w_.alive;  // nobody else can come
+        ready = w_.parked & w_.alive;  // no other lane can arrive
         w_.parked = 0;
       }
       run_group(ready);
@@ -51,7 +51,7 @@ class WarpRunner {
     for_lanes(group & w_.alive, [&](int lane) { w_.pc[lane] = pc; });
   }
 
-  // Executes one instruction; false: regroup.  `group` may lose lanes whose pc has been set.
+  // Executes one instruction; returns false to regroup.  `group` may lose lanes whose pc has been set.
   bool step(int& pc, Mask& group) {
     if (pc >= static_cast<int>(m_.program.code.size())) throw ExecutionError("ran off the end of the kernel");
     if (++m_.steps > m_.options.step_limit) {
@@ -78,7 +78,7 @@ class WarpRunner {
     return !(needed & ~active);
   }
 
-  // Brings in the lanes parked here; false: lanes are missing, so these are parked.
+  // Adds the lanes that are parked here; returns false if lanes are missing, so that these are parked.
   bool gather(const Instruction& i, int pc, Mask& group, Mask& active) {
     const bool forced = std::exchange(forced_, false);
     if (active == w_.alive) return check(i, active);
@@ -100,10 +100,10 @@ class WarpRunner {
     return false;
   }
 
-  // Lanes that have exited cannot take part.
+  // Reports a fault if lanes have exited, as they cannot take part.
   bool check(const Instruction& i, Mask active) {
     if (i.gather == Gather::kWarp && active != w_.initial) m_.report(divergent(i), std::countr_zero(active));
-    // A fragment is spread over all 32 lanes.
+    // A fragment needs all 32 lanes.
     if (i.gather == Gather::kWarp && i.flow == Flow::kNext && w_.initial != kAllLanes &&
         active == w_.initial) {
       m_.report(divergent(i), std::countr_zero(active));
@@ -147,7 +147,7 @@ class WarpRunner {
     if (active == group) {
       const bool back = target <= pc;
       pc = target;
-      return !back || group == w_.alive;  // a loop must not keep lanes behind it waiting for ever
+      return !back || group == w_.alive;  // a loop must not starve the lanes behind it
     }
     for_lanes(group, [&](int lane) { w_.pc[lane] = active >> lane & 1 ? target : pc + 1; });
     group = 0;

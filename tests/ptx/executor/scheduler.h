@@ -4,10 +4,10 @@
 
 namespace ptx {
 
-// A trap: the launch stops, its reports stand.
+// Thrown by a trap: the launch stops and keeps its reports.
 struct Trap {};
 
-// Until every live lane is at a block barrier or has exited.
+// Runs the warp until every live lane is at a block barrier or has exited.
 void run_warp(Machine& machine, Warp& warp);
 
 }  // namespace ptx

@@ -1,4 +1,4 @@
-// Register slots, constants and the names of one kernel.
+// Register slots, constants and names of one kernel.
 #pragma once
 #include <map>
 #include <string>
@@ -54,9 +54,9 @@ class Symbols {
   std::map<int, int> scratch_;
 };
 
-// Bits of a type such as "f32", "bf16" or "pred"; 0: not a type.
+// Returns the bits of a type such as "f32", "bf16" or "pred"; 0 if it is not a type.
 int type_bits(std::string_view type);
-// Reads an integer, 0f... or 0d... literal; false: not a literal.
+// Reads an integer, 0f... or 0d... literal; returns false if it is not a literal.
 bool parse_number(std::string_view text, int bits, u64& value);
 
 }  // namespace ptx

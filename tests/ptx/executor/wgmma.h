@@ -1,14 +1,14 @@
-// What the parser and the scheduler need to know of wgmmas.
+// Properties of wgmmas that the parser and the scheduler use.
 #pragma once
 #include "machine.h"
 
 namespace ptx {
 
-// Slots of a wgmma's accumulators and of the registers that hold a, in this order; empty: another
-// instruction.
+// Returns the slots of a wgmma's accumulators and of a's registers, in this order; empty for other
+// instructions.
 std::vector<int> wgmma_registers(const Instruction& instruction);
 
-// An instruction other than a wgmma touches registers of wgmmas.
+// Records that an instruction other than a wgmma accesses registers of wgmmas.
 void touch_registers(Warp& warp, const Instruction& instruction);
 
 }  // namespace ptx

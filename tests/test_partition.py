@@ -18,12 +18,12 @@ from kradagrad_ext.distributed.partition import Box, assign_pieces, bytes_of, co
 
 @pytest.mark.parametrize("ranks", [8, 64, 512])
 def test_a_large_model_is_shared_out_evenly(ranks: int) -> None:
-    """GPT-3 XL, its embeddings without blocks."""
+    """The model is GPT-3 XL, whose embeddings have no blocks."""
     model = MODELS["1.3b"]
     configs = [config()] * len(model.shapes) + [config(precondition=False)] * len(model.plain_shapes)
     dealt = assign_pieces([*model.shapes, *model.plain_shapes], configs, ranks)
     for measure in (cost_of, bytes_of):
-        shares = [sum(measure(piece.plan) for piece in own) for own in dealt]
+        shares = [sum(measure(piece.blocking) for piece in pieces) for pieces in dealt]
         assert max(shares) <= 1.1 * sum(shares) / ranks, measure.__name__
 
 
@@ -44,20 +44,20 @@ def test_pieces_make_up_every_parameter(
     ranks: int,
     data: st.DataObject,
 ) -> None:
-    """Every element once, and the blocks of the pieces are those of the parameter."""
+    """Pieces have every element once, and their blocks are those of the parameter."""
     options = {"block_size": block_size, "max_factor_dim": max_factor_dim, "merge_dims": merge_dims}
     sizes = [tuple(shape) for shape in shapes]
     configs = [config(**options, **data.draw(divisions(shape))) for shape in sizes]
     pieces = list(itertools.chain(*assign_pieces(sizes, configs, ranks)))
-    for parameter, (shape, own) in enumerate(zip(sizes, configs, strict=True)):
+    for parameter, (shape, parameter_config) in enumerate(zip(sizes, configs, strict=True)):
         counted = torch.zeros(shape, dtype=torch.int64)
         blocks: Counter[object] = Counter()
         for piece in (piece for piece in pieces if piece.parameter == parameter):
             counted[piece.box.within(Box((0,) * len(shape), shape))] += 1
-            assert piece.plan.shape == piece.box.shape
-            blocks.update({group.block_shape: group.blocks for group in group_by_shape([piece.plan])})
+            assert piece.blocking.shape == piece.box.shape
+            blocks.update({group.block_shape: group.blocks for group in group_by_shape([piece.blocking])})
         assert (counted == 1).all()
-        expected = group_by_shape([blocking_of(shape, own)])
+        expected = group_by_shape([blocking_of(shape, parameter_config)])
         assert blocks == {group.block_shape: group.blocks for group in expected}
 
 

@@ -1,4 +1,4 @@
-"""The plan: merging, blocks and groups, from shapes alone."""
+"""Blocking: merged dims, block grids and shape groups, from shapes alone."""
 
 from __future__ import annotations
 
@@ -36,43 +36,45 @@ def test_blocks_tile_the_parameter_exactly_once(
         precondition_1d=True,
         **data.draw(divisions(shape)),
     )
-    plan = blocking_of(shape, options)
-    assert math.prod(plan.merged_shape) == math.prod(shape)
-    if not plan.grids:
-        assert not any(plan.factored) or math.prod(shape) == 0
+    blocking = blocking_of(shape, options)
+    assert math.prod(blocking.merged_shape) == math.prod(shape)
+    if not blocking.grids:
+        assert not any(blocking.factored) or math.prod(shape) == 0
         return
-    count = np.zeros(plan.merged_shape, dtype=int)
-    for region in plan.grids:
-        for cell in np.ndindex(*region.counts):
-            corner = [o + c * d for o, c, d in zip(region.offset, cell, region.block_shape, strict=True)]
-            count[tuple(slice(c, c + d) for c, d in zip(corner, region.block_shape, strict=True))] += 1
+    count = np.zeros(blocking.merged_shape, dtype=int)
+    for grid in blocking.grids:
+        for cell in np.ndindex(*grid.counts):
+            corner = [o + c * d for o, c, d in zip(grid.offset, cell, grid.block_shape, strict=True)]
+            count[tuple(slice(c, c + d) for c, d in zip(corner, grid.block_shape, strict=True))] += 1
     assert (count == 1).all()
-    for region in plan.grids:
-        assert region.block_shape[: plan.batch_dims] == (1,) * plan.batch_dims
-        modes = [*zip(region.block_shape, plan.factored, plan.merged_dims, strict=True)][plan.batch_dims :]
-        for dim, (side, factored, dims) in enumerate(modes, plan.batch_dims):
-            parts = parts_of(shape, options) if dims == (options.split_dim,) else [plan.merged_shape[dim]]
+    for grid in blocking.grids:
+        assert grid.block_shape[: blocking.batch_dims] == (1,) * blocking.batch_dims
+        modes = [*zip(grid.block_shape, blocking.factored, blocking.merged_dims, strict=True)][
+            blocking.batch_dims :
+        ]
+        for dim, (side, factored, dims) in enumerate(modes, blocking.batch_dims):
+            parts = parts_of(shape, options) if dims == (options.split_dim,) else [blocking.merged_shape[dim]]
             assert side <= min(block, max(parts)) if factored else side in parts
             assert factored == (max(parts) <= limit)
 
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(shapes, max_size=6), st.integers(1, 20))
-def test_groups_hold_every_block_once_in_order(all_shapes: list[tuple[int, ...]], block: int) -> None:
-    plans = [blocking_of(shape, config(block_size=block, precondition_1d=True)) for shape in all_shapes]
-    groups = group_by_shape(plans)
+def test_shape_groups_hold_every_block_once_in_order(all_shapes: list[tuple[int, ...]], block: int) -> None:
+    blockings = [blocking_of(shape, config(block_size=block, precondition_1d=True)) for shape in all_shapes]
+    groups = group_by_shape(blockings)
     assert len({(g.block_shape, g.factored) for g in groups}) == len(groups)
     seen = set()
     for group in groups:
         start = 0
         for member in group.members:
-            assert member.grid == plans[member.parameter].grids[member.grid_index]
+            assert member.grid == blockings[member.parameter].grids[member.grid_index]
             assert member.grid.block_shape == group.block_shape
             assert member.start == start
             start += member.grid.blocks
             seen.add((member.parameter, member.grid_index))
         assert start == group.blocks
-    assert seen == {(i, r) for i, plan in enumerate(plans) for r in range(len(plan.grids))}
+    assert seen == {(i, r) for i, blocking in enumerate(blockings) for r in range(len(blocking.grids))}
 
 
 @pytest.mark.parametrize(
@@ -100,33 +102,33 @@ def test_cut_puts_the_rest_last() -> None:
     assert cut(5, 256) == (5,)
 
 
-def regions_of(shape: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
-    regions = blocking_of(shape, config(**options)).grids
-    return [(region.offset, region.counts, region.block_shape) for region in regions]
+def grids_of(shape: tuple[int, ...], **options: Any) -> list[tuple[Any, ...]]:
+    grids = blocking_of(shape, config(**options)).grids
+    return [(grid.offset, grid.counts, grid.block_shape) for grid in grids]
 
 
 def test_no_block_reaches_from_one_part_into_the_next() -> None:
-    assert regions_of((12, 5), block_size=5, split=(6, 3, 3)) == [
+    assert grids_of((12, 5), block_size=5, split=(6, 3, 3)) == [
         ((0, 0), (1, 1), (5, 5)),
         ((5, 0), (1, 1), (1, 5)),
         ((6, 0), (2, 1), (3, 5)),
     ]
-    assert regions_of((12, 5), block_size=5, split=3) == [((0, 0), (3, 1), (4, 5))]
-    assert regions_of((5, 12), block_size=5, split=3, split_dim=-1) == [((0, 0), (1, 3), (5, 4))]
+    assert grids_of((12, 5), block_size=5, split=3) == [((0, 0), (3, 1), (4, 5))]
+    assert grids_of((5, 12), block_size=5, split=3, split_dim=-1) == [((0, 0), (1, 3), (5, 4))]
 
 
 def test_a_part_decides_whether_a_dim_has_a_factor() -> None:
     assert blocking_of((12, 5), config(max_factor_dim=4)).factored == (False, False)
     assert blocking_of((12, 5), config(max_factor_dim=5, split=3)).factored == (True, True)
     unfactored = blocking_of((12, 4), config(max_factor_dim=4, split=(5, 7)))
-    assert [region.block_shape for region in unfactored.grids] == [(5, 4), (7, 4)]
+    assert [grid.block_shape for grid in unfactored.grids] == [(5, 4), (7, 4)]
 
 
 def test_batch_dims_count_matrices() -> None:
-    """Blocks of all experts are blocks of one group, of order 2."""
-    plan = blocking_of((3, 10, 4), config(block_size=8, batch_dims=1, split=2, split_dim=1))
-    assert plan.merged_dims == ((0,), (1,), (2,))
-    (group,) = group_by_shape([plan])
+    """The blocks of all experts are in one shape group, and are of order 2."""
+    blocking = blocking_of((3, 10, 4), config(block_size=8, batch_dims=1, split=2, split_dim=1))
+    assert blocking.merged_dims == ((0,), (1,), (2,))
+    (group,) = group_by_shape([blocking])
     assert (group.block_shape, group.factored, group.blocks) == ((5, 4), (True, True), 6)
     vectors = blocking_of((3, 10), config(batch_dims=1))
     assert vectors.grids == ()
@@ -143,7 +145,7 @@ def test_batch_dims_count_matrices() -> None:
         ({"batch_dims": 3}, r"`batch_dims` must be dims of a \[10, 4\] parameter, got 3"),
     ],
 )
-def test_options_that_do_not_fit_a_shape_are_refused_before_anything_is_made(
+def test_options_that_do_not_fit_a_shape_are_refused_before_anything_changes(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -161,14 +163,14 @@ def test_parameters_left_to_the_grafting_method(shape: tuple[int, ...]) -> None:
 
 
 def test_a_dim_beyond_max_factor_dim_has_no_factor_and_is_not_cut() -> None:
-    plan = blocking_of((1000, 30), config(block_size=16, max_factor_dim=500))
-    assert plan.factored == (False, True)
-    assert {region.block_shape for region in plan.grids} == {(1000, 16), (1000, 14)}
+    blocking = blocking_of((1000, 30), config(block_size=16, max_factor_dim=500))
+    assert blocking.factored == (False, True)
+    assert {grid.block_shape for grid in blocking.grids} == {(1000, 16), (1000, 14)}
 
 
 def test_costs() -> None:
-    plans = [blocking_of((512, 256), config()), blocking_of((256, 256), config())]
-    (group,) = group_by_shape(plans)
+    blockings = [blocking_of((512, 256), config()), blocking_of((256, 256), config())]
+    (group,) = group_by_shape(blockings)
     assert isinstance(group, ShapeGroup)
     assert group.blocks == 3
     assert group.factor_elements == 3 * 2 * 256 * 256
