@@ -73,7 +73,7 @@ def joining(count: int) -> str:
     params = parameters([(64, 64)], count)
     optimizer = KrADagrad(params, block_size=64)
     whole = 0.0
-    with timed(LocalEngine, "_with") as spent:
+    with timed(LocalEngine, "_extended") as spent:
         for last in range(1, count + 1):
             set_gradients(params[:last])
             whole += seconds_of(optimizer.step)

@@ -20,7 +20,7 @@ from .state import State, StateWatch, check_state, drop_residuals
 from .step import BatchStep, GroupContext, LossScale, backend_of, plan_batch, step_batch
 from .whole_steps import WholeSteps
 
-Held = list[State | None]
+GroupStates = list[State | None]
 """The entry in ``optimizer.state`` of each parameter of a parameter group; None without one."""
 
 
@@ -36,7 +36,7 @@ class PlacedBatch:
     members: list[int]
     watch: StateWatch
 
-    def wanted(self, group_states: Held) -> list[Tensor] | None:
+    def wanted(self, group_states: GroupStates) -> list[Tensor] | None:
         """Return the state entries that the param batch wants; None if the states are not as it left them.
 
         Args:
@@ -77,7 +77,7 @@ class GroupBatches:
     placed: list[PlacedBatch]
     outside: list[int]
 
-    def wanted(self, context: GroupContext, group_states: Held) -> list[list[Tensor]] | None:
+    def wanted(self, context: GroupContext, group_states: GroupStates) -> list[list[Tensor]] | None:
         """Return the state entries that each param batch wants; see `PlacedBatch.wanted`.
 
         None if the parameters, their states or `rounding` have changed so that a param batch does not fit.
@@ -92,7 +92,7 @@ class GroupBatches:
         entries = [wanted for placed in self.placed if (wanted := placed.wanted(group_states)) is not None]
         return entries if len(entries) == len(self.placed) else None
 
-    def joining(self, context: GroupContext, group_states: Held) -> list[int]:
+    def joining(self, context: GroupContext, group_states: GroupStates) -> list[int]:
         """Return the indices of the parameters in no param batch that have a gradient or state."""
         return [i for i in self.outside if context.grads[i] is not None or group_states[i]]
 
@@ -115,7 +115,7 @@ class LocalEngine:
         return tensors
 
     def __init__(self) -> None:
-        self._rosters: dict[int, GroupBatches] = {}
+        self._by_position: dict[int, GroupBatches] = {}
         # torch.compile traces each param batch's step as a graph; all other code stays eager.
         self.step = torch.compiler.disable(self._step, recursive=False)  # type: ignore[no-untyped-call]
         self._plan = torch.compiler.disable(self._plan_groups)  # type: ignore[no-untyped-call]
@@ -168,19 +168,23 @@ class LocalEngine:
 
         An exception before `begin` leaves all values of parameters, state and gradients as they were.
         """
-        rosters: dict[int, GroupBatches] = {}
+        by_position: dict[int, GroupBatches] = {}
         new: dict[Tensor, State] = {}
         active = [context for context in contexts if context.has_gradient]
-        planned = [each for context in active for each in self._plan_group(context, state, rosters, new)]
+        planned = [each for context in active for each in self._plan_group(context, state, by_position, new)]
         changed = [
-            roster for position, roster in rosters.items() if roster is not self._rosters.get(position)
+            group_batches
+            for position, group_batches in by_position.items()
+            if group_batches is not self._by_position.get(position)
         ]
         kept = range(len(contexts))
-        self._rosters = {position: self._rosters[position] for position in kept if position in self._rosters}
-        self._rosters |= rosters
+        self._by_position = {
+            position: self._by_position[position] for position in kept if position in self._by_position
+        }
+        self._by_position |= by_position
         begin()
         state.update(new)
-        for placed in itertools.chain.from_iterable(roster.placed for roster in changed):
+        for placed in itertools.chain.from_iterable(group_batches.placed for group_batches in changed):
             placed.drop_residuals(state)
         loss_scale.unscale_(active)
         for context in active:
@@ -191,57 +195,57 @@ class LocalEngine:
         self,
         context: GroupContext,
         state: Mapping[Tensor, State],
-        rosters: dict[int, GroupBatches],
+        by_position: dict[int, GroupBatches],
         new: dict[Tensor, State],
     ) -> list[PlannedStep]:
         """Plan every param batch of a parameter group that has a gradient.
 
         Args:
-            rosters: receives the param batches of this parameter group.  new: receives states to be created.
+            by_position: receives this parameter group's batches.  new: receives states to be created.
         """
-        roster = self._rosters.get(context.position)
-        group_states: Held = list(map(state.get, context.params))
-        wanted = None if roster is None else roster.wanted(context, group_states)
-        joining = [] if roster is None else roster.joining(context, group_states)
+        group_batches = self._by_position.get(context.position)
+        group_states: GroupStates = list(map(state.get, context.params))
+        wanted = None if group_batches is None else group_batches.wanted(context, group_states)
+        joining = [] if group_batches is None else group_batches.joining(context, group_states)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(context, None if wanted is None or joining else roster)
-        if roster is None or wanted is None:
-            roster, wanted = self._kept(context, group_states)
-            joining = roster.joining(context, group_states)
+            _check_capture(context, None if wanted is None or joining else group_batches)
+        if group_batches is None or wanted is None:
+            group_batches, wanted = self._reusable(context, group_states)
+            joining = group_batches.joining(context, group_states)
         if joining:
-            roster, wanted = self._with(roster, wanted, joining, context, group_states, new)
-        rosters[context.position] = roster
+            group_batches, wanted = self._extended(group_batches, wanted, joining, context, group_states, new)
+        by_position[context.position] = group_batches
         planned = []
-        for placed, tensors in zip(roster.placed, wanted, strict=True):
+        for placed, tensors in zip(group_batches.placed, wanted, strict=True):
             placed.batch.check(context.config)
             gradients = placed.batch.gradients(placed.of(context.grads))
             if gradients is not None:
                 planned.append(PlannedStep(plan_batch(placed.batch, context, tensors), *gradients))
         return planned
 
-    def _with(
+    def _extended(
         self,
-        roster: GroupBatches,
+        group_batches: GroupBatches,
         wanted: list[list[Tensor]],
         joining: Sequence[int],
         context: GroupContext,
-        group_states: Held,
+        group_states: GroupStates,
         new: dict[Tensor, State],
     ) -> tuple[GroupBatches, list[list[Tensor]]]:
-        """Return the roster with the joining parameters, batched by device, dtype and grafting method.
+        """Return the group's batches with the joining parameters, by device, dtype and grafting method.
 
         They make one more param batch. It absorbs each older one with no more parameters than it has so far,
         so that n parameters that join one by one move each state log n times.
 
         Args:
-            wanted: the state entries that the roster's param batches want.
+            wanted: the state entries that these want.
             group_states: of the parameter group's parameters; receives new states.  new: receives them, too.
 
         Returns:
-            The roster, and the state entries that each param batch wants.
+            The group's batches, and the state entries that each param batch wants.
         """
         config, params = context.config, context.params
-        kept = list(zip(roster.placed, wanted, strict=True))
+        kept = list(zip(group_batches.placed, wanted, strict=True))
         by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
         blockings = {i: blocking_of(params[i].shape, config) for i in joining}
         for i, blocking in blockings.items():
@@ -259,19 +263,23 @@ class LocalEngine:
                     kept.remove(pair)
             members.sort()
             kept.append(self._place(context, members, [blockings[i] for i in members], group_states, new))
-        outside = sorted(set(roster.outside).difference(joining))
+        outside = sorted(set(group_batches.outside).difference(joining))
         batches = [placed for placed, _ in kept]
-        return replace(roster, placed=batches, outside=outside), [tensors for _, tensors in kept]
+        return replace(group_batches, placed=batches, outside=outside), [tensors for _, tensors in kept]
 
-    def _kept(self, context: GroupContext, group_states: Held) -> tuple[GroupBatches, list[list[Tensor]]]:
+    def _reusable(
+        self, context: GroupContext, group_states: GroupStates
+    ) -> tuple[GroupBatches, list[list[Tensor]]]:
         """Return the param batches of any parameter group that fit this one's parameters.
 
         Returns:
-            Their roster, and the state entries that each of them wants.
+            These batches, and the state entries that each of them wants.
         """
         params, outside, kept = context.params, set(range(len(context.params))), []
         places = {p: i for i, p in enumerate(params)}
-        for old in (placed for roster in self._rosters.values() for placed in roster.placed):
+        for old in (
+            placed for group_batches in self._by_position.values() for placed in group_batches.placed
+        ):
             old_params = old.batch.params
             placed = replace(old, members=[places[p] for p in old_params if p in places])
             if (
@@ -283,15 +291,15 @@ class LocalEngine:
                 kept.append((placed, wanted))
                 outside.difference_update(placed.members)
         batches = [placed for placed, _ in kept]
-        roster = GroupBatches(list(params), list(map(KIND, params)), batches, sorted(outside))
-        return roster, [wanted for _, wanted in kept]
+        group_batches = GroupBatches(list(params), list(map(KIND, params)), batches, sorted(outside))
+        return group_batches, [wanted for _, wanted in kept]
 
     @staticmethod
     def _place(
         context: GroupContext,
         members: list[int],
         blockings: Sequence[Blocking],
-        group_states: Held,
+        group_states: GroupStates,
         new: dict[Tensor, State],
     ) -> tuple[PlacedBatch, list[Tensor]]:
         """Return a new param batch that has adopted its parameters' states, and the entries it wants."""
@@ -310,11 +318,11 @@ class LocalEngine:
         return PlacedBatch(batch, members, StateWatch(states, wanted)), wanted
 
 
-def _check_capture(context: GroupContext, roster: GroupBatches | None) -> None:
+def _check_capture(context: GroupContext, group_batches: GroupBatches | None) -> None:
     """Refuse CUDA graph capture if replaying the graph would not reproduce a step.
 
     Args:
-        roster: the parameter group's; None if it does not fit this step.
+        group_batches: the parameter group's; None if it does not fit this step.
 
     Raises:
         RuntimeError: capture is refused; the message gives the reason.
@@ -330,7 +338,7 @@ def _check_capture(context: GroupContext, roster: GroupBatches | None) -> None:
                 f"KrADagrad: every parameter must have a gradient where a step is captured, as a graph would "
                 f"never step the others, got none for {parameter_name(context.position, i)}"
             )
-    if roster is None:
+    if group_batches is None:
         raise RuntimeError(
             f"KrADagrad: a step must be taken before one is captured, as parameters of {where} have no state "
             "yet, or another than on the last step"
@@ -341,7 +349,7 @@ def _check_capture(context: GroupContext, roster: GroupBatches | None) -> None:
                 f"KrADagrad: `{option}` of {where} must be a tensor on the parameters' device where a step "
                 "is captured, as a graph would keep its value of today, got one on the CPU"
             )
-    presences = [(placed.batch, presence(placed.of(context.grads))) for placed in roster.placed]
+    presences = [(placed.batch, presence(placed.of(context.grads))) for placed in group_batches.placed]
     if any(any(there) and batch.mask(there) not in batch.masks for batch, there in presences):
         raise RuntimeError(
             "KrADagrad: the same parameters must have gradients where a step is captured as on an earlier "

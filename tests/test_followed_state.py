@@ -150,7 +150,7 @@ def test_parameters_that_join_one_by_one_move_little_state() -> None:
             set_gradients(params[:count], count)
             optimizer.step()
     assert sum(moved) <= 64 * 7
-    assert len(optimizer._engine._rosters[0].placed) <= 7
+    assert len(optimizer._engine._by_position[0].placed) <= 7
 
 
 def test_a_late_parameter_has_its_root_on_its_first_step(backend: str) -> None:

@@ -250,7 +250,7 @@ class PendingWrite:
         guard: the one that updates were computed with, before lengths were known.
     """
 
-    part: OwnedBatch
+    owned: OwnedBatch
     step: BatchStep
     guard: Guard
     params: list[Tensor]
@@ -289,14 +289,14 @@ def advance(owned: OwnedBatch, tensors: PieceTensors, step: BatchStep) -> tuple[
     guard = owned.common.guard[owned.rows]
     graft_norms = accumulate(step, params, grads.tensors, workspace, guard)
     updates, update_norms = precondition(step, grads, workspace, guard)
-    share = PendingWrite(owned, step, guard, params, updates, fallbacks_of(step, grads, workspace))
+    pending = PendingWrite(owned, step, guard, params, updates, fallbacks_of(step, grads, workspace))
     if not step.scales_updates:
-        return share, None
+        return pending, None
     of_updates = sums_of(update_norms[batch.block_order], batch.block_offsets)
-    return share, (sums_of(graft_norms, batch.span_offsets), of_updates)
+    return pending, (sums_of(graft_norms, batch.span_offsets), of_updates)
 
 
-def finish(share: PendingWrite) -> None:
+def finish(pending: PendingWrite) -> None:
     """Write the new values of the pieces of an owned batch."""
-    guard = replace(share.guard, coefficients=share.part.common.guard.coefficients[share.part.rows])
-    write(share.step, share.params, share.updates, share.fallbacks, guard)
+    guard = replace(pending.guard, coefficients=pending.owned.common.guard.coefficients[pending.owned.rows])
+    write(pending.step, pending.params, pending.updates, pending.fallbacks, guard)

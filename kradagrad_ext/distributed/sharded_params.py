@@ -272,21 +272,21 @@ class ShardedParams:
             scalars = planned.states[common.parameters[0]][SCALARS]
             common.observe(scalars, norms, present, context.config)
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
-        loads, shares = [], []
-        for load, steps in zip(self._fetched(planned), planned.steps, strict=True):
-            loads.append(load)
-            for owned, tensors, step in zip(load.chunk.parts, load.taken, steps, strict=True):
+        fetched_chunks, pending_writes = [], []
+        for fetched, steps in zip(self._fetched(planned), planned.steps, strict=True):
+            fetched_chunks.append(fetched)
+            for owned, tensors, step in zip(fetched.chunk.parts, fetched.taken, steps, strict=True):
                 if step is not None:
-                    share, squares = advance(owned, tensors, step)
-                    shares.append(share)
+                    pending, squares = advance(owned, tensors, step)
+                    pending_writes.append(pending)
                     for sums, values in zip((graft_norms, update_norms), squares or (), strict=False):
                         add_to_rows_(sums, owned.matrices, values)
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for common, context in common_scalars:
             common.scale(graft_norms, update_norms, context)
-        for share in shares:
-            finish(share)
-        self._hand_back(loads, planned.locals_)
+        for pending in pending_writes:
+            finish(pending)
+        self._hand_back(fetched_chunks, planned.locals_)
 
     def observed(self, planned: ShardedStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
         """Return |g|_F of all matrices' gradients ``[M]``, and which are present and not refused ``[M]``.
@@ -386,12 +386,12 @@ class ShardedParams:
         sources = list(itertools.chain.from_iterable(zip(planned.grads, planned.locals_, strict=True)))
         upcoming = self._fetch(self.chunks[0], sources)
         for following in (*self.chunks[1:], None):
-            load = upcoming
+            fetched = upcoming
             if following is not None:
                 upcoming = self._fetch(following, sources)
-            if load.pending is not None:
-                load.pending.finish()
-            yield load
+            if fetched.pending is not None:
+                fetched.pending.finish()
+            yield fetched
 
     def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
         if self.replicated:
@@ -414,16 +414,16 @@ class ShardedParams:
             batches.append(PieceTensors(blocked, list(itertools.islice(params, count))))
         return FetchedChunk(chunk, batches, outgoing.views, outgoing=outgoing)
 
-    def _hand_back(self, loads: Sequence[FetchedChunk], locals_: Sequence[Tensor]) -> None:
+    def _hand_back(self, fetched_chunks: Sequence[FetchedChunk], locals_: Sequence[Tensor]) -> None:
         """Send every rank's new parameters, and write them only when all of them have arrived."""
         in_progress: list[PendingExchange] = []
-        for load in loads:
-            route = load.chunk.hand_back
+        for fetched in fetched_chunks:
+            route = fetched.chunk.hand_back
             targets = route.targets(locals_)
-            if load.outgoing is None:
-                in_progress.append(route.start(load.leaving, targets, self.group))
+            if fetched.outgoing is None:
+                in_progress.append(route.start(fetched.leaving, targets, self.group))
             else:
-                in_progress.append(route.send(load.outgoing, targets, self.group))
+                in_progress.append(route.send(fetched.outgoing, targets, self.group))
             if len(in_progress) > 1:
                 in_progress[-2].wait()
         in_progress[-1].wait()

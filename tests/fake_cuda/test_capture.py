@@ -111,7 +111,7 @@ def test_the_mask_of_a_graph_stays_where_it_is() -> None:
     optimizer = make(params, "native", capturable=True, lr=torch.tensor(0.1, device="cuda"))
     optimizer.step()
     graph = captured(optimizer)
-    masks = optimizer._engine._rosters[0].placed[0].batch.masks
+    masks = optimizer._engine._by_position[0].placed[0].batch.masks
     used = masks._captured[(True,) * len(params)]
     for count in range(1, 70):
         masks.of(tuple(i < count for i in range(100)))
