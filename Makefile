@@ -16,7 +16,7 @@ OTHER_TRITON ?= triton==3.6.0
 OTHER_TRITON_FOR ?= sm_90 or sm_100
 # Tests of the ops also run on Triton's interpreter: one thread a process, for NumPy's products as well.
 INTERPRETED := TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1
-ELEMENTWISE := $(addprefix tests/test_,accumulate.py parameter_step.py)
+ELEMENTWISE := $(addprefix tests/test_,update_moments.py apply_updates.py)
 ON_FACTORS := tests/test_square_root_step.py
 
 # Cache of compiled files and of Triton's results, shared between clones; empty: no cache.

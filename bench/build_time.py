@@ -14,7 +14,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHANGES = {
     "nothing": None,
-    "one kernel's file": "csrc/cuda/kernels/accumulate.cu",
+    "one kernel's file": "csrc/cuda/kernels/update_moments.cu",
     "one kernel's header": "csrc/cuda/kernels/elementwise.cuh",
     "every kernel's header": "csrc/cuda/kernels/ptx.cuh",
     "one C++ file": "csrc/cpu/operand.cpp",

@@ -2,7 +2,7 @@
 # Check and time every kernel on a machine with an NVIDIA GPU, in less than ten minutes and without a network.
 #
 #   make gpu-bundle && bash bench/gpu_check.sh        # make needs a compiler, the script does not
-#   bash bench/gpu_check.sh --only 'native/accumulate*' --blocking --memcheck
+#   bash bench/gpu_check.sh --only 'native/update_moments*' --blocking --memcheck
 #   PYTHON=/path/to/python bash bench/gpu_check.sh    # another interpreter than the python3 that has torch
 #
 # docs/gpu-check.md describes the check and its results; --help lists the options.

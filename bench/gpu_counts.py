@@ -21,9 +21,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from cuda import binaries, toolchain
 from cuda.executor_backend import Executor
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
 from inputs import square_root
+from inputs import update_moments as update_moments_inputs
 
 from kradagrad_ext.backends.base import COEFFICIENTS
 from kradagrad_ext.backends.scalars import spans_of
@@ -109,27 +109,27 @@ def _one_parameter(inputs: SimpleNamespace, kinds: dict[str, torch.dtype]) -> Si
     return inputs
 
 
-def _accumulate(case: Case, executor: Runner) -> int:
+def _update_moments(case: Case, executor: Runner) -> int:
     kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
     kinds |= {"grads": case.dtype, "params": case.dtype}
-    inputs = _one_parameter(accumulate_inputs.make(case.dtype), kinds)
+    inputs = _one_parameter(update_moments_inputs.make(case.dtype), kinds)
     inputs.graft_norms = torch.zeros(spans_of(NUMEL))
-    accumulate_inputs.run(executor, inputs)
+    update_moments_inputs.run(executor, inputs)
     return size(inputs.grads) + 2 * size([*inputs.momenta, *inputs.second_moments])
 
 
-def _parameter_step(case: Case, executor: Runner) -> int:
+def _apply_updates(case: Case, executor: Runner) -> int:
     kinds = dict.fromkeys(("momenta", "updates", "second_moments"), torch.float32)
     kinds |= {"params": case.dtype, "directions": case.dtype}
-    inputs = _one_parameter(parameter_step_inputs.make(case.dtype), kinds)
-    parameter_step_inputs.run(executor, inputs)
+    inputs = _one_parameter(apply_updates_inputs.make(case.dtype), kinds)
+    apply_updates_inputs.run(executor, inputs)
     return size(inputs.updates) + 2 * size(inputs.params)
 
 
 OPS = {
     "kron_step": _kron_step,
-    "accumulate": _accumulate,
-    "parameter_step": _parameter_step,
+    "update_moments": _update_moments,
+    "apply_updates": _apply_updates,
 }
 
 
@@ -168,5 +168,5 @@ def _steps(precisions: Sequence[str], dtypes: Sequence[torch.dtype], sides: Sequ
 STEPS = _steps(["bf16x3"], DTYPES, (64, 128, 256))
 # Bytes do not depend on the precision; arithmetic and shared memory do.
 ARITHMETIC = _steps(["tf32x3", "fp32"], DTYPES[:1], (64, 128, 256))
-ELEMENTWISE = [Case(op, dtype) for op in ("accumulate", "parameter_step") for dtype in DTYPES]
+ELEMENTWISE = [Case(op, dtype) for op in ("update_moments", "apply_updates") for dtype in DTYPES]
 CASES = [*STEPS, *ELEMENTWISE, *ARITHMETIC]

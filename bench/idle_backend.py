@@ -21,7 +21,7 @@ def kron_step_(*_: object, update: bool, precondition: bool) -> None:
     """Do nothing."""
 
 
-def observe_gradients_(
+def guard_gradients_(
     scalars: Tensor, coefficients: Tensor, active: Tensor, restarts: Tensor, *_: object
 ) -> None:
     """Mark all gradients as active and leave them unscaled."""
@@ -30,7 +30,7 @@ def observe_gradients_(
     restarts.fill_(False)
 
 
-def accumulate_(*_: object) -> None:
+def update_moments_(*_: object) -> None:
     """Do nothing."""
 
 
@@ -38,7 +38,7 @@ def scale_updates_(*_: object) -> None:
     """Do nothing."""
 
 
-def parameter_step_(*_: object) -> None:
+def apply_updates_(*_: object) -> None:
     """Do nothing."""
 
 

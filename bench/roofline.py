@@ -40,7 +40,7 @@ from kernel_costs import Blocks, Call, step_costs
 from kradagrad_ext.blocking import ShapeGroup, blocking_of, group_by_shape
 from kradagrad_ext.config import COUPLINGS, Config
 from kradagrad_ext.cost.blocks import TERMS, block_costs, root_costs
-from kradagrad_ext.cost.elementwise import CONCURRENT_WITH_ACCUMULATE, elements
+from kradagrad_ext.cost.elementwise import CONCURRENT_WITH_UPDATE_MOMENTS, elements
 from kradagrad_ext.cost.gpus import (
     DEFAULT_GPUS,
     GPUS,
@@ -109,7 +109,9 @@ def table(model: Model, block_size: int, options: argparse.Namespace) -> pd.Data
     saved = {f"{gpu.name} ms": -saved_by_concurrency(costs, gpu) for gpu in options.gpu}
     if any(saved.values()):
         zeros = dict.fromkeys(("launches", "GB", "Tflop", "least Tflop"), 0)
-        rows.append({"kernel": CONCURRENT_WITH_ACCUMULATE, "step": "with accumulate", **zeros, **saved})
+        rows.append(
+            {"kernel": CONCURRENT_WITH_UPDATE_MOMENTS, "step": "with update_moments", **zeros, **saved}
+        )
     rows += comparison(rows, roots, elements(model.shapes + model.plain_shapes), options)
     circumstances = {
         "model": model.name,

@@ -6,14 +6,14 @@
 
 namespace kradagrad {
 
-struct AccumulateArguments {
+struct UpdateMomentsArguments {
   Tensors momenta, second_moments, directions;
   Tensor graft_norms;
   Tensors grads, params;
   Tensor coefficients, active;
 };
 
-struct AccumulateScalars {
+struct UpdateMomentsScalars {
   double beta1, beta2, weight2;
   bool nesterov;
 };
@@ -37,9 +37,9 @@ inline int64_t spans_of(const Tensors& params) {
 
 // `dtypes`: those allowed for the coefficients, whose dtype others share; `view_dtypes`: for gradients and
 // parameters.
-inline void check_accumulate(const Checks& checks, const AccumulateArguments& in,
-                             const AccumulateScalars& scalars, const DTypes& dtypes,
-                             const DTypes& view_dtypes) {
+inline void check_update_moments(const Checks& checks, const UpdateMomentsArguments& in,
+                                 const UpdateMomentsScalars& scalars, const DTypes& dtypes,
+                                 const DTypes& view_dtypes) {
   const auto count = static_cast<int64_t>(in.params.size());
   checks.contiguous("coefficients", in.coefficients, {count, kCoefficients}, dtypes);
   const DTypes dtype = {in.coefficients.scalar_type()};
@@ -56,9 +56,9 @@ inline void check_accumulate(const Checks& checks, const AccumulateArguments& in
   checks.not_negative("weight2", scalars.weight2);
 }
 
-inline void check_parameter_step(const Checks& checks, const ParameterArguments& in,
-                                 const ParameterScalars& scalars, const DTypes& dtypes,
-                                 const DTypes& view_dtypes) {
+inline void check_apply_updates(const Checks& checks, const ParameterArguments& in,
+                                const ParameterScalars& scalars, const DTypes& dtypes,
+                                const DTypes& view_dtypes) {
   const size_t count = in.params.size();
   checks.contiguous("coefficients", in.coefficients, {static_cast<int64_t>(count), kCoefficients}, dtypes);
   const DTypes dtype = {in.coefficients.scalar_type()};

@@ -16,7 +16,7 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "str precision, bool coupled) -> ()");
   // The guard of M matrices' gradients, and the coefficients of their updates.
   m.def(
-      "observe_gradients_(Tensor(a!) scalars, Tensor(b!) coefficients, Tensor(c!) active, "
+      "guard_gradients_(Tensor(a!) scalars, Tensor(b!) coefficients, Tensor(c!) active, "
       "Tensor(d!) restarts, Tensor norms, Tensor numel, Tensor present, Tensor weight_decay, "
       "float spike_limit, float beta1, bool averaged, bool nesterov, float bias2, float decay2, "
       "float weight2, float eps, int decayed, bool by_chance, str length) -> ()");
@@ -27,12 +27,12 @@ STABLE_TORCH_LIBRARY(kradagrad_ext, m) {
       "Tensor preconditioned, float beta1, bool averaged, str length) -> ()");
   // Momentum, second moment and the norms of the grafting update, before the preconditioning.
   m.def(
-      "accumulate_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "
+      "update_moments_(Tensor(a!)[] momenta, Tensor(b!)[] second_moments, Tensor(c!)[] directions, "
       "Tensor(d!) graft_norms, Tensor[] grads, Tensor[] params, Tensor coefficients, "
       "Tensor active, float beta1, float beta2, float weight2, bool nesterov) -> ()");
   // Graft, weight decay, momentum and the write of every parameter.
   m.def(
-      "parameter_step_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor(c!)[] residuals, Tensor[] updates, "
+      "apply_updates_(Tensor(a!)[] params, Tensor(b!)[] momenta, Tensor(c!)[] residuals, Tensor[] updates, "
       "Tensor[] directions, Tensor[] second_moments, Tensor coefficients, Tensor active, "
       "Tensor lr, float momentum, bool nesterov) -> ()");
   // Roots of F F^T and their residuals, one matrix per core.

@@ -6,7 +6,7 @@
 
 namespace kradagrad {
 
-struct ObserveArguments {
+struct GuardArguments {
   Tensor scalars, coefficients, active, restarts, norms, numel, present, weight_decay;
 };
 
@@ -28,8 +28,8 @@ inline void check_beta(const Checks& checks, const char* name, double beta) {
 }
 
 // `dtypes`: those allowed for the scalars, whose dtype other tensors share.
-inline void check_observe(const Checks& checks, const ObserveArguments& in, const ObserveNumbers& numbers,
-                          const DTypes& dtypes) {
+inline void check_guard(const Checks& checks, const GuardArguments& in, const GuardNumbers& numbers,
+                        const DTypes& dtypes) {
   checks.contiguous("scalars", in.scalars, {"M", kScalars}, dtypes);
   const int64_t count = in.scalars.size(0);
   const DTypes dtype = {in.scalars.scalar_type()}, boolean = {ScalarType::Bool};

@@ -35,8 +35,8 @@ constexpr double kLargestMove = 10;
 constexpr double kSpent = 0.5;
 constexpr double kUnitsApart = 1099511627776.0;  // 2^40
 
-// The scalar arguments of observe_gradients_.
-struct ObserveNumbers {
+// The scalar arguments of guard_gradients_.
+struct GuardNumbers {
   double spike_limit, beta1;
   bool averaged, nesterov;
   double bias2, decay2, weight2, eps;
@@ -47,7 +47,7 @@ struct ObserveNumbers {
 
 // The same in T, in the form in which a matrix is observed.
 template <class T>
-struct ObserveRule {
+struct GuardRule {
   T spike_limit;
   T log_beta1, log_bias2;  // 0: no bias correction
   T lead;                  // 1 with Nesterov momentum, which looks one step ahead
@@ -72,7 +72,7 @@ struct LengthRule {
 };
 
 template <class T>
-ObserveRule<T> rule_of(const ObserveNumbers& in) {
+GuardRule<T> rule_of(const GuardNumbers& in) {
   const auto log_of = [](double beta) { return static_cast<T>(beta > 0 ? std::log(beta) : 0); };
   const double bound = in.averaged ? kLargestMove : kLargestMove / (1 - in.beta1);
   const bool is_bounded = in.length != Length::kGradient;
@@ -110,7 +110,7 @@ KRADAGRAD_EITHER T power_of_two_below(T size) {
 
 // Gives a matrix a new unit if it has none, or if its unit is too far from its gradients; returns c4.
 template <class T>
-KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T>& rule, bool& restarts) {
+KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const GuardRule<T>& rule, bool& restarts) {
   constexpr T kApart = T(kUnitsApart);
   constexpr T kLargest = std::is_same_v<T, float> ? T(0x1p60) : T(0x1p500);
   const T old = s.unit > 0 ? s.unit : T(1);
@@ -131,8 +131,8 @@ KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const ObserveRule<T
 
 // Updates the scalars with a gradient of this root mean square; returns c3, and sets c4 and `restarts`.
 template <class T>
-KRADAGRAD_EITHER T observe_gradient(Scalars<T>& s, T rms, T weight_decay, const ObserveRule<T>& rule,
-                                    T& shift, bool& restarts) {
+KRADAGRAD_EITHER T guard_gradient(Scalars<T>& s, T rms, T weight_decay, const GuardRule<T>& rule, T& shift,
+                                  bool& restarts) {
   const T usual = s.usual, largest = rule.spike_limit * usual;
   const bool is_known = usual > 0, is_large = is_known && rms > largest;
   const bool is_spike = is_large && s.in_a_row < kMostSpikes;
@@ -153,16 +153,16 @@ KRADAGRAD_EITHER T observe_gradient(Scalars<T>& s, T rms, T weight_decay, const 
   return scale;
 }
 
-// One matrix of observe_gradients_: its scalars s and coefficients c.
+// One matrix of guard_gradients_: its scalars s and coefficients c.
 template <class T>
-KRADAGRAD_EITHER void observe_matrix(Scalars<T>& s, T* c, bool& active, bool& restarts, double norm, T numel,
-                                     bool present, T weight_decay, const ObserveRule<T>& rule) {
+KRADAGRAD_EITHER void guard_matrix(Scalars<T>& s, T* c, bool& active, bool& restarts, double norm, T numel,
+                                   bool present, T weight_decay, const GuardRule<T>& rule) {
   T scale = 0, shift = 1;
   restarts = false;
   active = present && norm < INFINITY;
   if (active) {
     const T rms = static_cast<T>(norm / std::sqrt(static_cast<double>(numel)));
-    scale = observe_gradient(s, rms, weight_decay, rule, shift, restarts);
+    scale = guard_gradient(s, rms, weight_decay, rule, shift, restarts);
   } else if (present) {
     s.skipped += 1;
   }

@@ -194,7 +194,7 @@ def plan_batch(batch: ParamBatch, context: GroupContext, tensors: Sequence[Tenso
 
 @dataclass(frozen=True)
 class Guard:
-    """The result of `observe_gradients_` on the gradients of M matrices.
+    """The result of `guard_gradients_` on the gradients of M matrices.
 
     Attributes:
         coefficients: ``[M, 10]``, see `backends.base.COEFFICIENTS`.
@@ -209,14 +209,14 @@ class Guard:
 
     @property
     def scales(self) -> Tensor:
-        """The gradients' multipliers ``[M]``, 0 for an inactive matrix; `scale` overwrites them."""
+        """The gradients' multipliers ``[M]``, 0 for an inactive matrix; `scale_updates` overwrites them."""
         return self.coefficients[:, 3]
 
     def __getitem__(self, rows: slice | Tensor) -> Guard:
         return Guard(self.coefficients[rows], self.active[rows], self.restarts[rows])
 
 
-def observe_gradients(
+def guard_gradients(
     backend: Backend,
     rule: ScalarRule,
     scalars: Tensor,
@@ -233,7 +233,7 @@ def observe_gradients(
     """
     count = len(scalars)
     guard = Guard(scalars.new_empty(count, COEFFICIENTS), present.new_empty(count), present.new_empty(count))
-    backend.observe_gradients_(
+    backend.guard_gradients_(
         scalars,
         guard.coefficients,
         guard.active,
@@ -258,16 +258,16 @@ def step_batch(step: BatchStep, grads: list[Tensor], present: Tensor, loss_scale
     present = present if refused is None else present & ~refused
     norms = batch.gradient_norms(grads, host_looks=not config.capturable)
     rule = config.scalar_rule
-    guard = observe_gradients(step.backend, rule, scalars, norms, batch.numel, present, step.weight_decay)
+    guard = guard_gradients(step.backend, rule, scalars, norms, batch.numel, present, step.weight_decay)
     blocked, workspace = batch.blocked(grads), batch.workspace(config, step.state.momenta)
-    graft_norms = accumulate(step, params, grads, workspace, guard)
+    graft_norms = update_moments(step, params, grads, workspace, guard)
     updates, update_norms = precondition(step, blocked, workspace, guard)
     if step.scales_updates:
-        scale(step, guard, graft_norms, update_norms)
-    write(step, params, updates, fallbacks_of(step, blocked, workspace), guard)
+        scale_updates(step, guard, graft_norms, update_norms)
+    apply_updates(step, params, updates, fallbacks_of(step, blocked, workspace), guard)
 
 
-def accumulate(
+def update_moments(
     step: BatchStep,
     params: list[Tensor],
     grads: list[Tensor],
@@ -284,7 +284,7 @@ def accumulate(
     decay2, weight2 = config.second_moment_rule
     with step.side_stream.launches():
         graft_norms = batch.like.new_empty(batch.spans if step.scales_updates else 0)
-        step.backend.accumulate_(
+        step.backend.update_moments_(
             batch.matrices(state.momenta) if averaged else [],
             batch.matrices(state.second_moments) if state.second_moments else [],
             batch.matrices(workspace.written) if workspace.written else [],
@@ -338,7 +338,7 @@ def precondition(
     return batch.matrices(workspace.updates.tensors), norms
 
 
-def scale(step: BatchStep, guard: Guard, graft_norms: Tensor, update_norms: Tensor) -> None:
+def scale_updates(step: BatchStep, guard: Guard, graft_norms: Tensor, update_norms: Tensor) -> None:
     """Write the lengths of all updates to the coefficients, from the squared norms of spans and of blocks."""
     batch, is_used = step.batch, step.schedule.preconditions_on_device(step.config)
     step.backend.scale_updates_(
@@ -368,7 +368,7 @@ def fallbacks_of(step: BatchStep, grads: Blocked, workspace: Workspace) -> list[
     return step.batch.matrices(workspace.directions.tensors)
 
 
-def write(
+def apply_updates(
     step: BatchStep,
     params: list[Tensor],
     updates: list[Tensor],
@@ -378,7 +378,7 @@ def write(
     """Graft the updates, apply weight decay and the momentum of updates, and write the parameters."""
     batch, config, state = step.batch, step.config, step.state
     averaged = config.momentum_on == "gradient"
-    step.backend.parameter_step_(
+    step.backend.apply_updates_(
         batch.matrices(params),
         [] if averaged else batch.matrices(state.momenta),
         batch.matrices(state.residuals) if state.residuals else [],

@@ -33,8 +33,8 @@ LEAST_CTAS |= {
 LEAST_CTAS |= {f"wide_{half}": 1 for half in WHOLE_BLOCKS}
 LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
 LEAST_CTAS |= {"finish_norms": 32}
-LEAST_CTAS |= dict.fromkeys(("accumulate", "parameter_step"), 4)
-LEAST_CTAS |= dict.fromkeys(("observe_gradients", "scale_updates"), 8)
+LEAST_CTAS |= dict.fromkeys(("update_moments", "apply_updates"), 4)
+LEAST_CTAS |= dict.fromkeys(("guard_gradients", "scale_updates"), 8)
 
 
 def faults(kernel: str, made: Binary, shape: Shape, architecture: str) -> list[str]:
@@ -71,7 +71,7 @@ def test_every_kernel_is_within_its_budgets(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_moments_run_beside_factors(architecture: str) -> None:
     made, shapes = binaries.all_binaries(architecture), binaries.launch_shapes()
-    pair = [(made[name], shapes[name]) for name in ("accumulate", "resident_update_128_bf16x3")]
+    pair = [(made[name], shapes[name]) for name in ("update_moments", "resident_update_128_bf16x3")]
     assert binaries.fit_together(pair, architecture)
 
 
@@ -95,8 +95,9 @@ def test_kernels_that_fit_together_by_hand(registers: int, threads: int, shared:
          ["stack 0, local 0, 2 LDL, 1 STL"]),
         ("square_root_product_128_bf16x3", 64, 0, 0, 0, {}, 0, ["0 HMMA", "no LDGSTS"]),
         ("square_root_product_128_fp32", 64, 0, 0, 0, {"HMMA": 1, "LDGSTS": 1}, 0, ["1 HMMA"]),
-        ("accumulate", 255, 0, 0, 0, {}, 0, ["2 CTAs an SM, not 4"]),
-        ("accumulate", 32, 0, 0, 0, {}, 164 * KB, ["167936 bytes of shared memory", "0 CTAs an SM, not 4"]),
+        ("update_moments", 255, 0, 0, 0, {}, 0, ["2 CTAs an SM, not 4"]),
+        ("update_moments", 32, 0, 0, 0, {}, 164 * KB,
+         ["167936 bytes of shared memory", "0 CTAs an SM, not 4"]),
     ],
 )  # fmt: skip
 def test_faults_are_found(

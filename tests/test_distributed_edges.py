@@ -176,7 +176,7 @@ def norms_rank(rank: int, values: list[float]) -> list[float]:
     for p, value in zip(params, values, strict=True):
         p.grad = torch.full_like(p, value)
     optimizer.step()
-    norms: list[float] = optimizer._engine._shards[0]._gradient_norms([p.grad for p in params]).tolist()
+    norms: list[float] = optimizer._engine._shards[0]._local_norms([p.grad for p in params]).tolist()
     return norms
 
 

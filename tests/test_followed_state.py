@@ -171,7 +171,7 @@ def test_a_step_that_breaks_off_raises_and_later_ones_are_refused(after: int) ->
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     train(optimizer, params, range(2))
     saved, values = optimizer.state_dict(), [p.detach().clone() for p in params]
-    names = ["accumulate_", "kron_step_", "parameter_step_"]
+    names = ["update_moments_", "kron_step_", "apply_updates_"]
     with (
         mock.patch(f"kradagrad_ext.backends.reference.{names[after]}", side_effect=MemoryError),
         pytest.raises(RuntimeError, match="broke off after it had begun") as caught,
@@ -207,7 +207,7 @@ def test_an_interrupt_waits_for_the_end_of_a_step(number: int) -> None:
     optimizer = KrADagrad(params, **SMALL, backend="reference")
     before = signal.signal(number, handler)
     try:
-        for name in ("accumulate_", "kron_step_", "parameter_step_"):
+        for name in ("update_moments_", "kron_step_", "apply_updates_"):
             op = getattr(reference, name)
 
             def interrupting(*arguments: Any, op: Any = op, **options: Any) -> None:

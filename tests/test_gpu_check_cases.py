@@ -45,13 +45,13 @@ def test_cases_launch_the_kernel_that_they_test(kernel: str) -> None:
     assert all(kernel in planned(spec) for spec in specs.NATIVE[kernel])
 
 
-ACCUMULATE, PARAMETER_STEP = specs.ACCUMULATE[1], specs.PARAMETER_STEP[1]
+UPDATE_MOMENTS, APPLY_UPDATES = specs.UPDATE_MOMENTS[1], specs.APPLY_UPDATES[1]
 STEP, UPDATE = specs.NATIVE["resident_update_64_fp32"][1], specs.UPDATES[1]
-ALL = (STEP, ACCUMULATE, PARAMETER_STEP, UPDATE)
+ALL = (STEP, UPDATE_MOMENTS, APPLY_UPDATES, UPDATE)
 FAULTS = [
     *((spec, fault) for spec in ALL for fault in (None, "value", "inactive", "second")),
-    *((spec, "padding") for spec in (STEP, ACCUMULATE, PARAMETER_STEP)),
-    *((spec, "unwritten") for spec in (STEP, ACCUMULATE)),
+    *((spec, "padding") for spec in (STEP, UPDATE_MOMENTS, APPLY_UPDATES)),
+    *((spec, "unwritten") for spec in (STEP, UPDATE_MOMENTS)),
 ]
 
 
@@ -99,7 +99,7 @@ def spoil(result: Case, before: Case, fault: str) -> None:
         view = next(t for views in result.written().values() for t in views if not t.is_contiguous())
         correctness.whole(view)[view.shape[-1] if view.stride(-1) == 1 else -1] = 1.0
     else:
-        name = {"kron_step_": "norms", "accumulate_": "graft_norms"}[result.spec.op]
+        name = {"kron_step_": "norms", "update_moments_": "graft_norms"}[result.spec.op]
         result.arguments[name].copy_(before.arguments[name])
 
 
@@ -142,7 +142,7 @@ def test_a_laid_out_package_is_complete(tmp_path: Path) -> None:
 MEMCHECK = """\
 ========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
-=========     at accumulate+0x120
+=========     at update_moments+0x120
 ========= ERROR SUMMARY: 2 errors
 """
 PROFILE = """\
@@ -206,14 +206,14 @@ def test_a_page_of_a_run(tmp_path: Path) -> None:
         row = {"op": default.op, "recipe": default.recipe, "dtype": "float32", "shape": default.size}
         kept.row("times", f"{default.name}/{column}", row | {"backend": column, "metric": "ms", "p50": spent})
     error = {"backend": "native", "metric": "error of out", "p50": 2e-5, "bound": 1e-3}
-    kept.row("native", "accumulate/x", error)
-    kept.verdict("native", "accumulate/x", CRASH, "signal SIGSEGV")
+    kept.row("native", "update_moments/x", error)
+    kept.verdict("native", "update_moments/x", CRASH, "signal SIGSEGV")
     kept.close()
     text = report.page([tmp_path / record.CSV])
     assert "## Card" in text
     assert "| 128x128 | 0.5 | 0.4 | 1.5 |" in text
-    assert "| native | accumulate | 2.0e-05 |" in text
-    assert "- CRASH native/accumulate/x: signal SIGSEGV" in text
+    assert "| native | update_moments | 2.0e-05 |" in text
+    assert "- CRASH native/update_moments/x: signal SIGSEGV" in text
     assert [table.title for table in tables.tables(tables.words(kept.rows))] == [
         table.title for table in tables.tables(tables.read(tmp_path / record.CSV))
     ]

@@ -247,7 +247,7 @@ def op_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
     """Replace the ops by ones that do nothing; return the list of their arguments, by name."""
     calls: list[tuple[str, list[Tensor]]] = []
 
-    def accumulate_(*arguments: Any) -> None:
+    def update_moments_(*arguments: Any) -> None:
         for name, place in (("momenta", 0), ("second moments", 1), ("directions", 2), ("parameters", 5)):
             calls.append((name, arguments[place]))
 
@@ -258,13 +258,13 @@ def op_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Tensor]]]:
             calls.append(("directions", group.directions))
             calls.append(("out", group.out))
 
-    def parameter_step_(*arguments: Any) -> None:
+    def apply_updates_(*arguments: Any) -> None:
         for name, place in (("parameters", 0), ("updates", 2), ("fallbacks", 3)):
             calls.append((name, arguments[place]))
 
-    monkeypatch.setattr(reference, "accumulate_", accumulate_)
+    monkeypatch.setattr(reference, "update_moments_", update_moments_)
     monkeypatch.setattr(reference, "kron_step_", kron_step_)
-    monkeypatch.setattr(reference, "parameter_step_", parameter_step_)
+    monkeypatch.setattr(reference, "apply_updates_", apply_updates_)
     monkeypatch.setattr(reference, "update_factor_", lambda *_: None)
     return calls
 
@@ -320,7 +320,7 @@ def test_a_step_makes_one_view_of_each_gradient_that_is_cut_and_nothing_else_of_
 
 def work_of_a_rank(rank: int, layers: int, in_shards: bool) -> tuple[Counter[str], Counter[str]]:
     """Return the counts of a step's operations, and of its function calls."""
-    reference.accumulate_ = reference.parameter_step_ = reference.kron_step_ = lambda *_, **__: None
+    reference.update_moments_ = reference.apply_updates_ = reference.kron_step_ = lambda *_, **__: None
     shapes = [(16, 16), (16,)] * layers
     placed: Callable[[Tensor], Tensor] = torch.Tensor.clone
     if in_shards:

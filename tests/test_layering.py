@@ -194,8 +194,8 @@ MAX_FUNCTION_LINES = 40
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS = {
     "kradagrad_ext/optimizer.py:__init__": "all but a few lines are the options and their defaults",
-    "triton_kernels/accumulate.py:accumulate": "half of it is a kernel's arguments",
-    "triton_kernels/parameter_step.py:parameter_step": "half of it is a kernel's arguments",
+    "triton_kernels/update_moments.py:update_moments": "half of it is a kernel's arguments",
+    "triton_kernels/apply_updates.py:apply_updates": "half of it is a kernel's arguments",
     "triton_kernels/square_root_resident.py:square_root_resident": "half of it is a kernel's arguments",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import cases
 import pytest
 import torch
-from inputs import observe_gradients as observe_gradients_inputs
+from inputs import guard_gradients as guard_gradients_inputs
 from inputs import scale_updates as scale_updates_inputs
 from torch import Tensor
 
@@ -61,7 +61,7 @@ def some() -> list[Tensor]:
     return [torch.rand(3, 4), torch.rand(7)]
 
 
-def accumulate_arguments() -> tuple[object, ...]:
+def update_moments_arguments() -> tuple[object, ...]:
     scalars = (torch.rand(2, COEFFICIENTS), torch.ones(2, dtype=torch.bool), 0.9, 0.99, 0.01, True)
     return (some(), some(), some(), torch.zeros(2), some(), some(), *scalars)
 
@@ -73,9 +73,9 @@ def parameter_arguments() -> tuple[object, ...]:
     return (params, some(), residuals, updates, some(), some(), *scalars)
 
 
-def observe_arguments() -> tuple[object, ...]:
-    inputs = observe_gradients_inputs.rows(observe_gradients_inputs.make(torch.float32), torch.arange(7))
-    return (*vars(inputs).values(), *ScalarRule(**observe_gradients_inputs.RULE).values)
+def guard_arguments() -> tuple[object, ...]:
+    inputs = guard_gradients_inputs.rows(guard_gradients_inputs.make(torch.float32), torch.arange(7))
+    return (*vars(inputs).values(), *ScalarRule(**guard_gradients_inputs.RULE).values)
 
 
 def scale_arguments() -> tuple[object, ...]:
@@ -86,10 +86,10 @@ def scale_arguments() -> tuple[object, ...]:
 SAMPLES: dict[str, Callable[[], tuple[object, ...]]] = {
     "update_factor_": update_factor_arguments,
     "kron_step_": square_root_arguments,
-    "observe_gradients_": observe_arguments,
+    "guard_gradients_": guard_arguments,
     "scale_updates_": scale_arguments,
-    "accumulate_": accumulate_arguments,
-    "parameter_step_": parameter_arguments,
+    "update_moments_": update_moments_arguments,
+    "apply_updates_": parameter_arguments,
     "decomposed_roots": lambda: (torch.rand(3, 6, 6), 2),
 }
 
@@ -140,26 +140,26 @@ REFUSALS = [
     ("kron_step_", 8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "kron_step_: `left_root[0]` must"),
     ("kron_step_", 8, [], "kron_step_: `left_root` must be a list of 2"),
     ("kron_step_", 18, "half", "kron_step_: `precision` must be"),
-    ("observe_gradients_", 0, torch.zeros(7, 8), "observe_gradients_: `scalars` must be [M, 9] float32 or"),
-    ("observe_gradients_", 1, torch.zeros(7, 9), "observe_gradients_: `coefficients` must be [7, 10]"),
-    ("observe_gradients_", 2, torch.zeros(7), "observe_gradients_: `active` must be [7] bool"),
-    ("observe_gradients_", 3, torch.zeros(7), "observe_gradients_: `restarts` must be [7] bool"),
-    ("observe_gradients_", 4, torch.zeros(7), "observe_gradients_: `norms` must be [7] float64"),
-    ("observe_gradients_", 5, torch.zeros(6), "observe_gradients_: `numel` must be [7] float32"),
-    ("observe_gradients_", 6, torch.zeros(7), "observe_gradients_: `present` must be [7] bool"),
-    ("observe_gradients_", 7, torch.zeros(1), "observe_gradients_: `weight_decay` must be [] float32"),
-    ("observe_gradients_", 8, 1.0, "observe_gradients_: `spike_limit` must be > 1, got 1"),
-    ("observe_gradients_", 9, 1.0, "observe_gradients_: `beta1` must be in [0, 1), got 1"),
-    ("observe_gradients_", 12, -0.1, "observe_gradients_: `bias2` must be in [0, 1), got -0.1"),
-    ("observe_gradients_", 13, 1.1, "observe_gradients_: `decay2` must be in [0, 1], got 1.1"),
-    ("observe_gradients_", 14, -1.0, "observe_gradients_: `weight2` must be >= 0"),
-    ("observe_gradients_", 15, -1.0, "observe_gradients_: `eps` must be >= 0"),
-    ("observe_gradients_", 16, 6, "observe_gradients_: `decayed` must be 7, 8 or 9, got 6"),
+    ("guard_gradients_", 0, torch.zeros(7, 8), "guard_gradients_: `scalars` must be [M, 9] float32 or"),
+    ("guard_gradients_", 1, torch.zeros(7, 9), "guard_gradients_: `coefficients` must be [7, 10]"),
+    ("guard_gradients_", 2, torch.zeros(7), "guard_gradients_: `active` must be [7] bool"),
+    ("guard_gradients_", 3, torch.zeros(7), "guard_gradients_: `restarts` must be [7] bool"),
+    ("guard_gradients_", 4, torch.zeros(7), "guard_gradients_: `norms` must be [7] float64"),
+    ("guard_gradients_", 5, torch.zeros(6), "guard_gradients_: `numel` must be [7] float32"),
+    ("guard_gradients_", 6, torch.zeros(7), "guard_gradients_: `present` must be [7] bool"),
+    ("guard_gradients_", 7, torch.zeros(1), "guard_gradients_: `weight_decay` must be [] float32"),
+    ("guard_gradients_", 8, 1.0, "guard_gradients_: `spike_limit` must be > 1, got 1"),
+    ("guard_gradients_", 9, 1.0, "guard_gradients_: `beta1` must be in [0, 1), got 1"),
+    ("guard_gradients_", 12, -0.1, "guard_gradients_: `bias2` must be in [0, 1), got -0.1"),
+    ("guard_gradients_", 13, 1.1, "guard_gradients_: `decay2` must be in [0, 1], got 1.1"),
+    ("guard_gradients_", 14, -1.0, "guard_gradients_: `weight2` must be >= 0"),
+    ("guard_gradients_", 15, -1.0, "guard_gradients_: `eps` must be >= 0"),
+    ("guard_gradients_", 16, 6, "guard_gradients_: `decayed` must be 7, 8 or 9, got 6"),
     (
-        "observe_gradients_",
+        "guard_gradients_",
         18,
         "sgd",
-        "observe_gradients_: `length` must be graft, gradient, rms or whitened",
+        "guard_gradients_: `length` must be graft, gradient, rms or whitened",
     ),
     ("scale_updates_", 0, torch.zeros(7, 9), "scale_updates_: `coefficients` must be [M, 10]"),
     ("scale_updates_", 1, torch.zeros(7, 8), "scale_updates_: `scalars` must be [7, 9] float32"),
@@ -172,19 +172,19 @@ REFUSALS = [
     ("scale_updates_", 8, torch.zeros(7), "scale_updates_: `preconditioned` must be [7] bool"),
     ("scale_updates_", 9, -0.5, "scale_updates_: `beta1` must be in [0, 1), got -0.5"),
     ("scale_updates_", 11, "norm", "scale_updates_: `length` must be graft, gradient, rms or whitened, got"),
-    ("accumulate_", 3, torch.zeros(3), "accumulate_: `graft_norms` must be [2] float32"),
-    ("accumulate_", 4, [torch.zeros(3, 4)], "accumulate_: `grads` must"),
-    ("accumulate_", 6, torch.zeros(2, 3), "accumulate_: `coefficients` must be"),
-    ("parameter_step_", 2, [torch.zeros(3, 4), torch.zeros(7)], "parameter_step_: `residuals"),
-    ("parameter_step_", 3, [torch.zeros(3, 3), torch.zeros(7)], "parameter_step_: `updates"),
-    ("parameter_step_", 8, torch.zeros(2), "parameter_step_: `lr` must be"),
+    ("update_moments_", 3, torch.zeros(3), "update_moments_: `graft_norms` must be [2] float32"),
+    ("update_moments_", 4, [torch.zeros(3, 4)], "update_moments_: `grads` must"),
+    ("update_moments_", 6, torch.zeros(2, 3), "update_moments_: `coefficients` must be"),
+    ("apply_updates_", 2, [torch.zeros(3, 4), torch.zeros(7)], "apply_updates_: `residuals"),
+    ("apply_updates_", 3, [torch.zeros(3, 3), torch.zeros(7)], "apply_updates_: `updates"),
+    ("apply_updates_", 8, torch.zeros(2), "apply_updates_: `lr` must be"),
     ("decomposed_roots", 0, torch.zeros(3, 4, 5), "decomposed_roots: `factors` must be [N, d, d]"),
     ("decomposed_roots", 0, torch.zeros(3, 4, 4).half(), "decomposed_roots: `factors` must be"),
     ("decomposed_roots", 1, 0, "decomposed_roots: `p` must be at least 1, got 0"),
 ]
 
 
-TRITON_OPS = {op: getattr(triton, op) for op in ("accumulate_", "parameter_step_")}
+TRITON_OPS = {op: getattr(triton, op) for op in ("update_moments_", "apply_updates_")}
 """Ops of the Triton backend with the same arguments, which it checks before it looks for Triton."""
 
 
@@ -209,7 +209,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
-    "op", [*TRITON_OPS, "kron_step_", "update_factor_", "observe_gradients_", "scale_updates_"]
+    "op", [*TRITON_OPS, "kron_step_", "update_factor_", "guard_gradients_", "scale_updates_"]
 )
 def test_tensors_on_several_devices_are_refused(op: str) -> None:
     """Any tensor may be the one elsewhere. The dispatcher prefers CUDA to the CPU, so it leaves the check to

@@ -98,8 +98,8 @@ def test_elementwise_kernels_by_hand():
     config = make_config(block_size=128, nesterov=False)
     costs = {cost.kernel: cost for cost in roofline.cuda_costs(parts_of([(128, 128), (100,)], config))}
     count, spans = 128**2 + 100, 4 + 1
-    assert costs["accumulate"].bytes == (4 + 8 + 8) * count + 4 * spans
-    assert costs["parameter_step"].bytes == (4 + 8) * 128**2 + (4 + 4 + 8) * 100
+    assert costs["update_moments"].bytes == (4 + 8 + 8) * count + 4 * spans
+    assert costs["apply_updates"].bytes == (4 + 8) * 128**2 + (4 + 4 + 8) * 100
 
 
 def test_prediction_by_hand():
@@ -122,7 +122,7 @@ def test_concurrent_kernels_by_hand(kernel: str, least: float, most: float) -> N
     alone, waits = host.milliseconds(gpu), host.waiting_share(gpu)
     assert least <= waits <= most
     for size in (1e9, 3e10, 1e12):
-        guest = Cost("accumulate", "moments", 1, size, concurrent_with=host.kernel)
+        guest = Cost("update_moments", "moments", 1, size, concurrent_with=host.kernel)
         guest_time, both = guest.milliseconds(gpu), 1e3 * (3e10 + size) / gpu.bandwidth
         assert predict([guest, host], gpu) == pytest.approx(max(alone + waits * guest_time, both))
         assert predict([guest], gpu) == pytest.approx(guest_time)

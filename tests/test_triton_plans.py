@@ -16,24 +16,24 @@ pytest.importorskip("triton")
 from kradagrad_ext.backends import square_root_triton
 from kradagrad_ext.backends.base import BlockGroup, UpdateRule
 from kradagrad_ext.triton_kernels import (
-    accumulate,
+    apply_updates,
     elements_plan,
     gram,
     groups,
     inverse_root,
     kept_plans,
     launch,
-    parameter_step,
     scaled_product,
     side_state,
     square_root_resident,
     square_root_step,
     tuning,
+    update_moments,
 )
 
 KERNELS = [
-    accumulate.accumulate,
-    parameter_step.parameter_step,
+    update_moments.update_moments,
+    apply_updates.apply_updates,
     scaled_product.scaled_product,
     gram.gram,
     inverse_root.inverse_root,
@@ -136,9 +136,9 @@ def test_dispatch_of_elements(case: str, flat: bool) -> None:
 def test_too_many_separate_dims_are_refused() -> None:
     """A parameter that no merging of dims makes addressable is named before anything is launched."""
     strided = torch.zeros(3, 3, 3, 3, 3, 6)[:, ::2, ::2, ::2, ::2, ::2]
-    message = r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"
+    message = r"update_moments_: `params\[0\]`.*at most 5 dims.*got 6"
     with pytest.raises(RuntimeError, match=message):
-        elements_plan.parameters_of("accumulate_", [strided], {"grad": [strided]})
+        elements_plan.parameters_of("update_moments_", [strided], {"grad": [strided]})
 
 
 @pytest.mark.parametrize(

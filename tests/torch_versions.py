@@ -26,10 +26,10 @@ TESTING = ("numpy", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
 OPS = (
     "square_root",
     "square_root_step",
-    "observe_gradients",
-    "accumulate",
+    "guard_gradients",
+    "update_moments",
     "scale_updates",
-    "parameter_step",
+    "apply_updates",
     "decomposed_roots",
 )
 VARIABLES = {"KRADAGRAD_BUILD": "cpu", "OMP_NUM_THREADS": "1", **os.environ}

@@ -1,4 +1,4 @@
-"""Access to the elements of all parameters, of any strides, for `accumulate` and `parameter_step`.
+"""Access to the elements of all parameters, of any strides, for `update_moments` and `apply_updates`.
 
 A program processes a span of SPAN elements of one parameter, counted in the order of the parameter's memory.
 It takes CHUNK elements at a time, because the addresses of more would not fit the registers.

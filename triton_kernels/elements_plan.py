@@ -1,4 +1,4 @@
-"""Plans of accumulate_ and parameter_step_: from tensors to launches."""
+"""Plans of update_moments_ and apply_updates_: from tensors to launches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from . import elements as fields
 from . import entry, kept_plans, tuning
-from .accumulate import accumulate
+from .apply_updates import apply_updates
 from .launch import TYPES, Launch, Plan
-from .parameter_step import parameter_step
+from .update_moments import update_moments
 
 Constants = Mapping[str, bool]
 """Constants of a kernel besides those that follow from the tensors."""
@@ -92,16 +92,16 @@ def parameters_of(
     return parameters
 
 
-def accumulate_all(
+def update_moments_all(
     params: Sequence[Tensor],
     lists: Mapping[str, Sequence[Tensor]],
     nesterov: bool,
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Run `accumulate`; `lists`: tensors of all parameters by their names in `TENSORS`."""
+    """Run `update_moments`; `lists`: tensors of all parameters by their names in `TENSORS`."""
     constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(scalars["norms"]))}
-    _run("accumulate_", plan_accumulate, params, lists, constants, active, scalars)
+    _run("update_moments_", plan_update_moments, params, lists, constants, active, scalars)
 
 
 def step_all(
@@ -111,8 +111,8 @@ def step_all(
     active: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Run `parameter_step`; `lists`: tensors of all parameters by their names in `TENSORS`."""
-    _run("parameter_step_", plan_parameter_step, params, lists, {"NESTEROV": nesterov}, active, scalars)
+    """Run `apply_updates`; `lists`: tensors of all parameters by their names in `TENSORS`."""
+    _run("apply_updates_", plan_apply_updates, params, lists, {"NESTEROV": nesterov}, active, scalars)
 
 
 def _run(
@@ -136,12 +136,12 @@ def _run(
     kept_plans.run(key, symbols, plan, active, scalars)
 
 
-def plan_accumulate(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
-    return _plan(accumulate, parameters, constants, architecture, ("param", "grad"))
+def plan_update_moments(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
+    return _plan(update_moments, parameters, constants, architecture, ("param", "grad"))
 
 
-def plan_parameter_step(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
-    return _plan(parameter_step, parameters, constants, architecture, ("param", "direction"))
+def plan_apply_updates(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
+    return _plan(apply_updates, parameters, constants, architecture, ("param", "direction"))
 
 
 def _plan(

@@ -8,7 +8,7 @@ vectors of 16 bytes:
     large           blocks with a side of 256 or more, read in vectors      (grouped kernels)
     small           all others                                              (grouped kernels)
     16, 32, 64      the padded longest side                                 (square_root_resident)
-    elements        any parameter                                           (accumulate, parameter_step)
+    elements        any parameter                                           (update_moments, apply_updates)
 
 Blocks without a row of square_root_resident are left to the grouped kernels. `tile` is the side of a tile of
 the product, `depth` that of a stage; for the class elements they are the elements of a program (SPAN) and of

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.backends.scalars import sums_of
-from kradagrad_ext.cost.elementwise import before_blocks, parameter_step_costs
+from kradagrad_ext.cost.elementwise import apply_updates_costs, before_blocks
 from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.parameters import make_config
 
@@ -26,22 +26,22 @@ WRITES = {
     "kron_step_": (*SIDES, "out", "norms"),
     "update_factor_": ("factor", "statistics"),
     "polar_roots_": ("roots",),
-    "observe_gradients_": ("scalars", "coefficients", "active", "restarts"),
+    "guard_gradients_": ("scalars", "coefficients", "active", "restarts"),
     "scale_updates_": ("coefficients", "scalars"),
-    "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "apply_updates_": ("params", "momenta"),
 }
 OVERWRITES = {
     "kron_step_": ("out", "norms"),
-    "observe_gradients_": ("coefficients",),
-    "accumulate_": ("directions", "graft_norms"),
+    "guard_gradients_": ("coefficients",),
+    "update_moments_": ("directions", "graft_norms"),
 }
 """Outputs that the op does not read: NaN in them before a call must be gone after it."""
 
 REWRITTEN = ("coefficients", "active", "restarts")
 """Outputs that the op writes for all matrices, active or not."""
 
-MASKS = {"observe_gradients_": "present", "scale_updates_": "preconditioned"}
+MASKS = {"guard_gradients_": "present", "scale_updates_": "preconditioned"}
 """Arguments that mark the active parameters or matrices, if the name is not ``active``."""
 
 
@@ -136,10 +136,10 @@ class Case:
         if spec.factored:
             return factors.costs(spec, self.arguments)
         shapes = list(spec.blocks)
-        if spec.op == "accumulate_":
+        if spec.op == "update_moments_":
             return tuple(before_blocks(shapes, [], config, dtype))[-1:]
-        if spec.op == "parameter_step_":
-            return tuple(parameter_step_costs(shapes, [], config, dtype))[-1:]
+        if spec.op == "apply_updates_":
+            return tuple(apply_updates_costs(shapes, [], config, dtype))[-1:]
         return ()
 
 

@@ -55,9 +55,9 @@ def make(spec: Spec, source: Source) -> Arguments:
     if spec.factored:
         return update_arguments(kron_arguments(spec, source), spec)
     make_op = {
-        "accumulate_": accumulate_arguments,
-        "parameter_step_": parameter_step_arguments,
-        "observe_gradients_": observe_arguments,
+        "update_moments_": update_moments_arguments,
+        "apply_updates_": apply_updates_arguments,
+        "guard_gradients_": guard_arguments,
         "scale_updates_": scale_arguments,
     }[spec.op]
     return make_op(spec, source)
@@ -171,8 +171,8 @@ def offsets_of(params: list[Tensor]) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(counts)], device=params[0].device)
 
 
-def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
-    """Make arguments of ``accumulate_`` with the adam graft; ``bare``: without both moments."""
+def update_moments_arguments(spec: Spec, source: Source) -> Arguments:
+    """Make arguments of ``update_moments_`` with the adam graft; ``bare``: without both moments."""
     nesterov, dtype = spec.what == "nesterov", getattr(torch, spec.dtype)
     grads, params = _elements(spec, source, ("grads", "params"), dtype)
     momenta, directions = _elements(spec, source, ("momenta", "directions"), torch.float32)
@@ -191,8 +191,8 @@ def accumulate_arguments(spec: Spec, source: Source) -> Arguments:
     )
 
 
-def parameter_step_arguments(spec: Spec, source: Source) -> Arguments:
-    """Make arguments of ``parameter_step_`` with decoupled weight decay.
+def apply_updates_arguments(spec: Spec, source: Source) -> Arguments:
+    """Make arguments of ``apply_updates_`` with decoupled weight decay.
 
     With ``momentum`` or ``l2``, the last parameter has no update and c3 of the first is NaN.
     """
@@ -244,8 +244,8 @@ def _scalars(spec: Spec, source: Source) -> Arguments:
     )
 
 
-def observe_arguments(spec: Spec, source: Source) -> Arguments:
-    """Make arguments of ``observe_gradients_``, with spikes among the gradients."""
+def guard_arguments(spec: Spec, source: Source) -> Arguments:
+    """Make arguments of ``guard_gradients_``, with spikes among the gradients."""
     state = _scalars(spec, source)
     count = len(state["scalars"])
     norms = source.normal(count, scale=1000.0).abs().double()

@@ -31,10 +31,10 @@ MEMCHECKED = {
     "start_sides": ("start_sides",),
     "finish_sides": ("finish_sides",),
     "finish_norms": ("finish_norms",),
-    "observe_gradients": ("observe_gradients",),
-    "accumulate": ("accumulate",),
+    "guard_gradients": ("guard_gradients",),
+    "update_moments": ("update_moments",),
     "scale_updates": ("scale_updates",),
-    "parameter_step": ("parameter_step",),
+    "apply_updates": ("apply_updates",),
 }
 """Part of the kernel's name that memcheck filters by, and the tasks whose cases it runs."""
 RACECHECKED = {
@@ -43,7 +43,7 @@ RACECHECKED = {
     "resident_root_64": ("resident_root_64_bf16x3",),
     "wide_update": ("wide_update",),
     "square_root_product_64": ("square_root_product_64_tf32x3",),
-    "accumulate": ("accumulate",),
+    "update_moments": ("update_moments",),
 }
 PROFILED = (
     ("native", "resident_update_128", "kron_step_", 128),

@@ -115,17 +115,17 @@ def _roots(blocks: tuple[Sides, ...], precision: str) -> tuple[Spec, ...]:
 
 
 ELEMENTS = ((300, 70), (5000,), (1,), (33, 129))
-ACCUMULATE = tuple(
-    elementwise("accumulate_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
+UPDATE_MOMENTS = tuple(
+    elementwise("update_moments_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
     for dtype in ("float32", "bfloat16")
     for what, layout in (("all", "plain"), ("nesterov", "ragged"), ("l2", "transposed"), ("bare", "plain"))
 )
-PARAMETER_STEP = tuple(
-    elementwise("parameter_step_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
+APPLY_UPDATES = tuple(
+    elementwise("apply_updates_", *ELEMENTS, dtype=dtype, what=what, layout=layout)
     for dtype in ("float32", "bfloat16")
     for what, layout in (("all", "plain"), ("momentum", "ragged"), ("l2", "transposed"), ("bare", "plain"))
 )
-OBSERVE = tuple(elementwise("observe_gradients_", (300,), what=what) for what in ("all", "nesterov"))
+GUARD = tuple(elementwise("guard_gradients_", (300,), what=what) for what in ("all", "nesterov"))
 SCALE = tuple(elementwise("scale_updates_", (300,), what=what) for what in ("all", "rms"))
 UPDATES = (
     Spec("update_factor_", ((128, 128),), (256, 256), refine=3),
@@ -164,10 +164,10 @@ NATIVE: dict[str, tuple[Spec, ...]] = {
     "start_sides": UPDATES,
     "finish_sides": (kron(*LARGE, *LARGEST, refine=3),),
     "finish_norms": (kron(*LARGEST, what="product", layout="padded"),),
-    "observe_gradients": OBSERVE,
-    "accumulate": ACCUMULATE,
+    "guard_gradients": GUARD,
+    "update_moments": UPDATE_MOMENTS,
     "scale_updates": SCALE,
-    "parameter_step": PARAMETER_STEP,
+    "apply_updates": APPLY_UPDATES,
 }
 """Cases for each of the 35 CUDA kernels, by the kernel's name."""
 
@@ -183,8 +183,8 @@ TRITON: dict[str, tuple[Spec, ...]] = {
     **{f"grouped_small_{precision}": _triton_steps(BETWEEN, precision) for precision in PRECISIONS},
     **{f"square_root_resident_{precision}": _triton_steps(TINY, precision) for precision in PRECISIONS},
     "side_state": (*BETWEEN_PRODUCTS, *UPDATES),
-    "accumulate": ACCUMULATE,
-    "parameter_step": PARAMETER_STEP,
+    "update_moments": UPDATE_MOMENTS,
+    "apply_updates": APPLY_UPDATES,
 }
 """Cases by row of Triton's tuning table: a class of blocks and a precision, or an op."""
 
@@ -197,7 +197,7 @@ def _elements(op: str, dtype: str) -> Spec:
     return elementwise(op, TIMED, TIMED, TIMED[:1], dtype=dtype)
 
 
-ELEMENTWISE_OPS = ("accumulate_", "parameter_step_")
+ELEMENTWISE_OPS = ("update_moments_", "apply_updates_")
 TIMES: tuple[Spec, ...] = (
     *(_timed(side) for side in (128, 256, 64, 512, 1024)),
     *(_elements(op, "float32") for op in ELEMENTWISE_OPS),
@@ -220,7 +220,7 @@ def columns(op: str) -> tuple[str, ...]:
     """Return the backends and rivals that are timed on an op's cases, the project's first."""
     rivals = {
         "kron_step_": ("torch.bmm fp32", "torch.bmm tf32"),
-        "parameter_step_": ("AdamW fused",),
+        "apply_updates_": ("AdamW fused",),
     }
     return (*OURS, "roofline", *rivals.get(op, ()), "reference")
 

@@ -1,4 +1,4 @@
-// observe_gradients_ and scale_updates_: a few numbers for each of M matrices, processed sequentially
+// guard_gradients_ and scale_updates_: a few numbers for each of M matrices, processed sequentially
 // (scalar_rules.h has the rules of one matrix).
 #include <torch/csrc/stable/library.h>
 
@@ -14,13 +14,13 @@ T* data(const Tensor& tensor) {
 }
 
 template <class T>
-void run(const ObserveArguments& in, const ObserveRule<T>& rule) {
+void run(const GuardArguments& in, const GuardRule<T>& rule) {
   auto* const scalars = data<Scalars<T>>(in.scalars);
   const T decay = *data<T>(in.weight_decay);
   for (int64_t i = 0; i < in.scalars.size(0); ++i) {
-    observe_matrix(scalars[i], data<T>(in.coefficients) + kCoefficients * i, data<bool>(in.active)[i],
-                   data<bool>(in.restarts)[i], data<double>(in.norms)[i], data<T>(in.numel)[i],
-                   data<bool>(in.present)[i], decay, rule);
+    guard_matrix(scalars[i], data<T>(in.coefficients) + kCoefficients * i, data<bool>(in.active)[i],
+                 data<bool>(in.restarts)[i], data<double>(in.norms)[i], data<T>(in.numel)[i],
+                 data<bool>(in.present)[i], decay, rule);
   }
 }
 
@@ -40,25 +40,25 @@ void run(const LengthArguments& in, const LengthRule<T>& rule) {
   }
 }
 
-void observe_gradients(const Tensor scalars, const Tensor coefficients, const Tensor active,
-                       const Tensor restarts, const Tensor norms, const Tensor numel, const Tensor present,
-                       const Tensor weight_decay, double spike_limit, double beta1, bool averaged,
-                       bool nesterov, double bias2, double decay2, double weight2, double eps,
-                       int64_t decayed, bool by_chance, std::string length) {
-  const ObserveArguments in{scalars, coefficients, active, restarts, norms, numel, present, weight_decay};
-  const Checks checks("observe_gradients_", scalars);
-  const ObserveNumbers numbers{spike_limit,
-                               beta1,
-                               averaged,
-                               nesterov,
-                               bias2,
-                               decay2,
-                               weight2,
-                               eps,
-                               decayed,
-                               by_chance,
-                               length_named(checks, length)};
-  check_observe(checks, in, numbers, kFactorDTypes);
+void guard_gradients(const Tensor scalars, const Tensor coefficients, const Tensor active,
+                     const Tensor restarts, const Tensor norms, const Tensor numel, const Tensor present,
+                     const Tensor weight_decay, double spike_limit, double beta1, bool averaged,
+                     bool nesterov, double bias2, double decay2, double weight2, double eps, int64_t decayed,
+                     bool by_chance, std::string length) {
+  const GuardArguments in{scalars, coefficients, active, restarts, norms, numel, present, weight_decay};
+  const Checks checks("guard_gradients_", scalars);
+  const GuardNumbers numbers{spike_limit,
+                             beta1,
+                             averaged,
+                             nesterov,
+                             bias2,
+                             decay2,
+                             weight2,
+                             eps,
+                             decayed,
+                             by_chance,
+                             length_named(checks, length)};
+  check_guard(checks, in, numbers, kFactorDTypes);
   with_compute_type(scalars.scalar_type(), [&](auto type) { run(in, rule_of<decltype(type)>(numbers)); });
 }
 
@@ -79,6 +79,6 @@ void scale_updates(const Tensor coefficients, const Tensor scalars, const Tensor
 }  // namespace kradagrad::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
-  m.impl("observe_gradients_", TORCH_BOX(&kradagrad::cpu::observe_gradients));
+  m.impl("guard_gradients_", TORCH_BOX(&kradagrad::cpu::guard_gradients));
   m.impl("scale_updates_", TORCH_BOX(&kradagrad::cpu::scale_updates));
 }

@@ -22,7 +22,7 @@ void bounded_step(float* p, float keep, float rate, float a, float largest, cons
 void bounded_step(double* p, double keep, double rate, double a, double largest, const double* x,
                   int64_t size);
 
-// Rounds values by chance to a neighbouring bfloat16 number (parameter_step_ in
+// Rounds values by chance to a neighbouring bfloat16 number (apply_updates_ in
 // kradagrad_ext/backends/base.py). `chances`: the bits to be mixed, from start_chances and add_chances.
 void round_by_chance(float* values, const uint32_t* chances, int64_t size);
 void round_by_chance(double* values, const uint32_t* chances, int64_t size);

@@ -1,4 +1,5 @@
-// accumulate_ and parameter_step_ on CUDA: checks, and the plan of their launches (plan/elementwise_plan.h).
+// update_moments_ and apply_updates_ on CUDA: checks, and the plan of their launches
+// (plan/elementwise_plan.h).
 #include <torch/csrc/stable/library.h>
 
 #include "../elementwise_arguments.h"
@@ -17,34 +18,34 @@ ElementwiseInputs inputs_of(const Tensor& coefficients, const Tensor& active) {
   return inputs;
 }
 
-void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,
-                const Tensor graft_norms, const Tensors grads, const Tensors params,
-                const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
-                bool nesterov) {
-  const AccumulateArguments in{momenta, second_moments, directions,   graft_norms,
-                               grads,   params,         coefficients, active};
-  check_accumulate(Checks("accumulate_", coefficients), in, {beta1, beta2, weight2, nesterov}, kFloat,
-                   kKernelViewDTypes);
+void update_moments(const Tensors momenta, const Tensors second_moments, const Tensors directions,
+                    const Tensor graft_norms, const Tensors grads, const Tensors params,
+                    const Tensor coefficients, const Tensor active, double beta1, double beta2,
+                    double weight2, bool nesterov) {
+  const UpdateMomentsArguments in{momenta, second_moments, directions,   graft_norms,
+                                  grads,   params,         coefficients, active};
+  check_update_moments(Checks("update_moments_", coefficients), in, {beta1, beta2, weight2, nesterov}, kFloat,
+                       kKernelViewDTypes);
   ElementwiseInputs inputs = inputs_of(coefficients, active);
   inputs.params = infos(params);
   inputs.grads = infos(grads);
   inputs.momenta = infos(momenta);
   inputs.second_moments = infos(second_moments);
   inputs.directions = infos(directions);
-  check_layouts("accumulate_", inputs);
-  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, nesterov);
-  run("accumulate_", coefficients,
-      plan_accumulate(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
+  check_layouts("update_moments_", inputs);
+  const UpdateMomentsRule rule = update_moments_rule(beta1, beta2, weight2, nesterov);
+  run("update_moments_", coefficients,
+      plan_update_moments(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
 }
 
-void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
-                    const Tensors updates, const Tensors directions, const Tensors second_moments,
-                    const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
-                    bool nesterov) {
+void apply_updates(const Tensors params, const Tensors momenta, const Tensors residuals,
+                   const Tensors updates, const Tensors directions, const Tensors second_moments,
+                   const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
+                   bool nesterov) {
   const ParameterArguments in{params,         momenta,      residuals, updates, directions,
                               second_moments, coefficients, active,    lr};
-  check_parameter_step(Checks("parameter_step_", coefficients), in, {momentum, nesterov}, kFloat,
-                       kKernelViewDTypes);
+  check_apply_updates(Checks("apply_updates_", coefficients), in, {momentum, nesterov}, kFloat,
+                      kKernelViewDTypes);
   ElementwiseInputs inputs = inputs_of(coefficients, active);
   inputs.params = infos(params);
   inputs.momenta = infos(momenta);
@@ -52,15 +53,15 @@ void parameter_step(const Tensors params, const Tensors momenta, const Tensors r
   inputs.updates = infos(updates);
   inputs.directions = infos(directions);
   inputs.second_moments = infos(second_moments);
-  check_layouts("parameter_step_", inputs);
+  check_layouts("apply_updates_", inputs);
   const ParameterRule rule{static_cast<float>(momentum), nesterov, data<float>(lr)};
-  run("parameter_step_", coefficients, plan_parameter_step(inputs, rule));
+  run("apply_updates_", coefficients, plan_apply_updates(inputs, rule));
 }
 
 }  // namespace
 }  // namespace kradagrad::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CUDA, m) {
-  m.impl("accumulate_", TORCH_BOX(&kradagrad::cuda::accumulate));
-  m.impl("parameter_step_", TORCH_BOX(&kradagrad::cuda::parameter_step));
+  m.impl("update_moments_", TORCH_BOX(&kradagrad::cuda::update_moments));
+  m.impl("apply_updates_", TORCH_BOX(&kradagrad::cuda::apply_updates));
 }

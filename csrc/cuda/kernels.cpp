@@ -43,10 +43,10 @@
   KERNEL(wide_update, WideUpdate)                                \
   KERNEL(wide_precondition, WidePrecondition)                    \
   KERNEL(wide_root, WideRoots)                                   \
-  KERNEL(observe_gradients, ObserveGradients)                    \
+  KERNEL(guard_gradients, GuardGradients)                        \
   KERNEL(scale_updates, ScaleUpdates)                            \
-  KERNEL(accumulate, Accumulate)                                 \
-  KERNEL(parameter_step, ParameterStep)
+  KERNEL(update_moments, UpdateMoments)                          \
+  KERNEL(apply_updates, ApplyUpdates)
 
 namespace kradagrad::cuda {
 

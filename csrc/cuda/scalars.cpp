@@ -1,4 +1,4 @@
-// observe_gradients_ and scale_updates_ on CUDA: checks, and the plan of their launches
+// guard_gradients_ and scale_updates_ on CUDA: checks, and the plan of their launches
 // (plan/scalars_plan.h).
 #include <torch/csrc/stable/library.h>
 
@@ -11,30 +11,30 @@ namespace {
 
 const DTypes kFloat = {ScalarType::Float};
 
-void observe_gradients(const Tensor scalars, const Tensor coefficients, const Tensor active,
-                       const Tensor restarts, const Tensor norms, const Tensor numel, const Tensor present,
-                       const Tensor weight_decay, double spike_limit, double beta1, bool averaged,
-                       bool nesterov, double bias2, double decay2, double weight2, double eps,
-                       int64_t decayed, bool by_chance, std::string length) {
-  const ObserveArguments in{scalars, coefficients, active, restarts, norms, numel, present, weight_decay};
-  const Checks checks("observe_gradients_", scalars);
-  const ObserveNumbers numbers{spike_limit,
-                               beta1,
-                               averaged,
-                               nesterov,
-                               bias2,
-                               decay2,
-                               weight2,
-                               eps,
-                               decayed,
-                               by_chance,
-                               length_named(checks, length)};
-  check_observe(checks, in, numbers, kFloat);
-  run("observe_gradients_", scalars,
-      plan_observe_gradients({data<Scalars<float>>(scalars), data<float>(coefficients), data<bool>(active),
-                              data<bool>(restarts), data<double>(norms), data<float>(numel),
-                              data<bool>(present), data<float>(weight_decay), scalars.size(0),
-                              rule_of<float>(numbers)}));
+void guard_gradients(const Tensor scalars, const Tensor coefficients, const Tensor active,
+                     const Tensor restarts, const Tensor norms, const Tensor numel, const Tensor present,
+                     const Tensor weight_decay, double spike_limit, double beta1, bool averaged,
+                     bool nesterov, double bias2, double decay2, double weight2, double eps, int64_t decayed,
+                     bool by_chance, std::string length) {
+  const GuardArguments in{scalars, coefficients, active, restarts, norms, numel, present, weight_decay};
+  const Checks checks("guard_gradients_", scalars);
+  const GuardNumbers numbers{spike_limit,
+                             beta1,
+                             averaged,
+                             nesterov,
+                             bias2,
+                             decay2,
+                             weight2,
+                             eps,
+                             decayed,
+                             by_chance,
+                             length_named(checks, length)};
+  check_guard(checks, in, numbers, kFloat);
+  run("guard_gradients_", scalars,
+      plan_guard_gradients({data<Scalars<float>>(scalars), data<float>(coefficients), data<bool>(active),
+                            data<bool>(restarts), data<double>(norms), data<float>(numel),
+                            data<bool>(present), data<float>(weight_decay), scalars.size(0),
+                            rule_of<float>(numbers)}));
 }
 
 void scale_updates(const Tensor coefficients, const Tensor scalars, const Tensor graft_norms,
@@ -57,6 +57,6 @@ void scale_updates(const Tensor coefficients, const Tensor scalars, const Tensor
 }  // namespace kradagrad::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CUDA, m) {
-  m.impl("observe_gradients_", TORCH_BOX(&kradagrad::cuda::observe_gradients));
+  m.impl("guard_gradients_", TORCH_BOX(&kradagrad::cuda::guard_gradients));
   m.impl("scale_updates_", TORCH_BOX(&kradagrad::cuda::scale_updates));
 }

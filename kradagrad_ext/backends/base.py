@@ -7,7 +7,7 @@ concatenated over the list, enumerate the N blocks: gradients are read, and upda
 the parameters. Ops compute in the statistics' dtype (float32 or float64), not in that of the views.
 
 Every op except ``decomposed_roots`` works in place and returns nothing. The tensors of an inactive parameter
-(``active`` false) or block (``scales`` 0) keep all their bits, except what `observe_gradients_` records.
+(``active`` false) or block (``scales`` 0) keep all their bits, except what `guard_gradients_` records.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ none was computed since the factor started; a running mean of the mean square of
 sum of this mean's weights. The last two are 0 unless lengths depend on them."""
 
 COEFFICIENTS = 10
-"""Number of columns of the ``coefficients [P, 10]`` of `accumulate_` and `parameter_step_`: c0, c1, c2 of the
-graft; c3, the scale of the gradient, later of the update; c4, the factor that converts moments to the
+"""Number of columns of the ``coefficients [P, 10]`` of `update_moments_` and `apply_updates_`: c0, c1, c2 of
+the graft; c3, the scale of the gradient, later of the update; c4, the factor that converts moments to the
 gradient's unit; c5, the largest update of an element; c6, the seed of stochastic rounding, an integer below
 2^24, 0 for none; c7, c8, c9, the weight decay that is added to gradients, added to updates, or decoupled.
-`observe_gradients_` writes them, `scale_updates_` rewrites those of lengths (c0, c3)."""
+`guard_gradients_` writes them, `scale_updates_` rewrites those of lengths (c0, c3)."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -271,7 +271,7 @@ class Backend(Protocol):
             norms: ``[sum of N]`` in the compute dtype; written.
         """
 
-    def observe_gradients_(
+    def guard_gradients_(
         self,
         scalars: Tensor,
         coefficients: Tensor,
@@ -347,7 +347,7 @@ class Backend(Protocol):
             graft_offsets, update_offsets: ``[M + 1]``, update_order: ``[B]``, int64.  preconditioned: bool.
         """
 
-    def accumulate_(
+    def update_moments_(
         self,
         momenta: list[Tensor],
         second_moments: list[Tensor],
@@ -381,7 +381,7 @@ class Backend(Protocol):
             active: ``[P]`` bool.
         """
 
-    def parameter_step_(
+    def apply_updates_(
         self,
         params: list[Tensor],
         momenta: list[Tensor],

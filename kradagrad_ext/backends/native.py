@@ -27,10 +27,10 @@ name = "native"
 _OPS = (
     "kron_step_",
     "update_factor_",
-    "observe_gradients_",
-    "accumulate_",
+    "guard_gradients_",
+    "update_moments_",
     "scale_updates_",
-    "parameter_step_",
+    "apply_updates_",
     "decomposed_roots",
     "polar_roots_",
 )
@@ -121,7 +121,7 @@ def kron_step_(
     )
 
 
-def observe_gradients_(
+def guard_gradients_(
     scalars: Tensor,
     coefficients: Tensor,
     active: Tensor,
@@ -132,8 +132,8 @@ def observe_gradients_(
     weight_decay: Tensor,
     rule: ScalarRule,
 ) -> None:
-    """See `Backend.observe_gradients_`."""
-    op("observe_gradients_")(
+    """See `Backend.guard_gradients_`."""
+    op("guard_gradients_")(
         scalars, coefficients, active, restarts, norms, numel, present, weight_decay, *rule.values
     )
 
@@ -167,7 +167,7 @@ def scale_updates_(
     )
 
 
-def accumulate_(
+def update_moments_(
     momenta: list[Tensor],
     second_moments: list[Tensor],
     directions: list[Tensor],
@@ -181,8 +181,8 @@ def accumulate_(
     weight2: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.accumulate_`."""
-    op("accumulate_")(
+    """See `Backend.update_moments_`."""
+    op("update_moments_")(
         momenta,
         second_moments,
         directions,
@@ -198,7 +198,7 @@ def accumulate_(
     )
 
 
-def parameter_step_(
+def apply_updates_(
     params: list[Tensor],
     momenta: list[Tensor],
     residuals: list[Tensor],
@@ -211,8 +211,8 @@ def parameter_step_(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.parameter_step_`."""
-    op("parameter_step_")(
+    """See `Backend.apply_updates_`."""
+    op("apply_updates_")(
         params,
         momenta,
         residuals,

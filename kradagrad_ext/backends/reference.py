@@ -12,20 +12,20 @@ from torch import Tensor
 from kradagrad_ext.decomposed_roots import decomposed_roots
 from kradagrad_ext.polar import polar_roots_
 
-from .scalars import observe_gradients_, scale_updates_, spans_of
+from .scalars import guard_gradients_, scale_updates_, spans_of
 from .square_root import kron_step_, update_factor_
 
 __all__ = [
-    "accumulate_",
+    "apply_updates_",
     "available",
     "decomposed_roots",
+    "guard_gradients_",
     "kron_step_",
     "name",
-    "observe_gradients_",
-    "parameter_step_",
     "polar_roots_",
     "scale_updates_",
     "update_factor_",
+    "update_moments_",
 ]
 
 name = "reference"
@@ -46,7 +46,7 @@ def _graft_update(direction: Tensor, second_moment: Tensor | None, coefficients:
     return torch.where(denominator > 0, update / denominator, 0)
 
 
-def accumulate_(
+def update_moments_(
     momenta: list[Tensor],
     second_moments: list[Tensor],
     directions: list[Tensor],
@@ -60,7 +60,7 @@ def accumulate_(
     weight2: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.accumulate_`."""
+    """See `Backend.update_moments_`."""
     dtype = coefficients.dtype
     span_norms = (
         graft_norms.split_with_sizes([spans_of(p.numel()) for p in params]) if len(graft_norms) else None
@@ -84,7 +84,7 @@ def accumulate_(
             span_norms[i].zero_()[0] = torch.where(keep, norm, 0)
 
 
-def parameter_step_(
+def apply_updates_(
     params: list[Tensor],
     momenta: list[Tensor],
     residuals: list[Tensor],
@@ -97,7 +97,7 @@ def parameter_step_(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.parameter_step_`."""
+    """See `Backend.apply_updates_`."""
     for i, keep in enumerate(active.unbind()):
         p = old = params[i].to(coefficients.dtype)
         if residuals:

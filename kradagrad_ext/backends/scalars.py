@@ -28,7 +28,7 @@ A spike is a gradient of more than `spike_limit` times its matrix's usual root m
 to the usual one before it is used: factors and moments would remember it for hundreds of steps. The third
 spike in a row is a change of scale: the gradient is used unscaled, and the factors restart.
 
-`observe_gradients_` and `scale_updates_` do all of this. Here they are plain PyTorch, the definition of
+`guard_gradients_` and `scale_updates_` do all of this. Here they are plain PyTorch, the definition of
 correct results.
 """
 
@@ -89,7 +89,7 @@ LENGTHS = ("graft", "gradient", "rms", "whitened")
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarRule:
-    """The numbers of `observe_gradients_` and `scale_updates_`, in the order of the native ops' schemas.
+    """The numbers of `guard_gradients_` and `scale_updates_`, in the order of the native ops' schemas.
 
     Attributes:
         spike_limit: a gradient of more than this times its usual root mean square is a spike; > 1.
@@ -134,7 +134,7 @@ class ScalarRule:
         return LARGEST_MOVE if self.averaged else LARGEST_MOVE / (1 - self.beta1)
 
 
-def observe_gradients_(
+def guard_gradients_(
     scalars: Tensor,
     coefficients: Tensor,
     active: Tensor,
@@ -145,7 +145,7 @@ def observe_gradients_(
     weight_decay: Tensor,
     rule: ScalarRule,
 ) -> None:
-    """See `Backend.observe_gradients_`."""
+    """See `Backend.guard_gradients_`."""
     column = scalars.unbind(1)
     active.copy_(present & (norms < math.inf))
     rms, usual = (norms / numel.double().sqrt()).to(scalars.dtype), column[USUAL]

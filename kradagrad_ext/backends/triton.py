@@ -28,16 +28,16 @@ from .scalars import ScalarRule, spans_of
 from .square_root_triton import kernel_module, kron_step_, update_factor_
 
 __all__ = [
-    "accumulate_",
+    "apply_updates_",
     "available",
     "decomposed_roots",
+    "guard_gradients_",
     "kron_step_",
     "name",
-    "observe_gradients_",
-    "parameter_step_",
     "polar_roots_",
     "scale_updates_",
     "update_factor_",
+    "update_moments_",
 ]
 
 name = "triton"
@@ -90,7 +90,7 @@ def polar_roots_(sides: Sequence[RootSide], rule: RootRule, turn: Turn) -> None:
     (native if by_native else polar).polar_roots_(sides, rule, turn)
 
 
-def observe_gradients_(
+def guard_gradients_(
     scalars: Tensor,
     coefficients: Tensor,
     active: Tensor,
@@ -101,8 +101,8 @@ def observe_gradients_(
     weight_decay: Tensor,
     rule: ScalarRule,
 ) -> None:
-    """See `Backend.observe_gradients_`."""
-    (native if _has_native(scalars.device) else by_torch).observe_gradients_(
+    """See `Backend.guard_gradients_`."""
+    (native if _has_native(scalars.device) else by_torch).guard_gradients_(
         scalars, coefficients, active, restarts, norms, numel, present, weight_decay, rule
     )
 
@@ -134,7 +134,7 @@ def scale_updates_(
     )
 
 
-def accumulate_(
+def update_moments_(
     momenta: list[Tensor],
     second_moments: list[Tensor],
     directions: list[Tensor],
@@ -148,8 +148,8 @@ def accumulate_(
     weight2: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.accumulate_`."""
-    checks = Checks("accumulate_", coefficients.device)
+    """See `Backend.update_moments_`."""
+    checks = Checks("update_moments_", coefficients.device)
     checks.contiguous("coefficients", coefficients, [len(params), COEFFICIENTS], _FLOAT)
     spans = sum(spans_of(p.numel()) for p in params) if len(graft_norms) else 0
     checks.contiguous("graft_norms", graft_norms, [spans], _FLOAT)
@@ -165,10 +165,10 @@ def accumulate_(
     lists = {"grad": grads, "momentum": momenta, "second_moment": second_moments, "direction": directions}
     arguments: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
     scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
-    kernel_module("elements_plan").accumulate_all(params, lists, nesterov, active, arguments | scalars)
+    kernel_module("elements_plan").update_moments_all(params, lists, nesterov, active, arguments | scalars)
 
 
-def parameter_step_(
+def apply_updates_(
     params: list[Tensor],
     momenta: list[Tensor],
     residuals: list[Tensor],
@@ -181,8 +181,8 @@ def parameter_step_(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    """See `Backend.parameter_step_`."""
-    checks = Checks("parameter_step_", coefficients.device)
+    """See `Backend.apply_updates_`."""
+    checks = Checks("apply_updates_", coefficients.device)
     checks.contiguous("coefficients", coefficients, [len(params), COEFFICIENTS], _FLOAT)
     checks.contiguous("active", active, [len(params)], _BOOL)
     checks.tensor("lr", lr, [], _FLOAT)

@@ -16,8 +16,8 @@ from kradagrad_ext.state import keeps_residuals
 from .blocks import FLOAT
 from .gpus import Cost
 
-CONCURRENT_WITH_ACCUMULATE = "resident_update_128_bf16x3"
-"""The kernel that leaves an SM registers for a CTA of `accumulate`, launched before it on a side stream."""
+CONCURRENT_WITH_UPDATE_MOMENTS = "resident_update_128_bf16x3"
+"""The kernel beside which an SM has registers left for a CTA of `update_moments` on a side stream."""
 
 SCALARS = len(COLUMNS) + COEFFICIENTS
 """Number of scalars and coefficients of a matrix."""
@@ -42,14 +42,14 @@ def before_blocks(
         return
     count, size = elements(shapes), dtype.itemsize
     yield Cost("torch: foreach_norm", "guard", 1, size * count)
-    yield Cost("observe_gradients", "guard", 1, FLOAT * (SCALARS + len(COLUMNS)) * len(shapes))
+    yield Cost("guard_gradients", "guard", 1, FLOAT * (SCALARS + len(COLUMNS)) * len(shapes))
     averaged = config.momentum_on == "gradient"
     each = size + 2 * FLOAT * config.has_second_moment
     each += 2 * FLOAT * averaged + FLOAT * config.writes_directions
     each += size * bool(config.scalar_rule.decayed == GRADIENT_DECAY and config.weight_decay)
-    host = CONCURRENT_WITH_ACCUMULATE if matrices else ""
+    host = CONCURRENT_WITH_UPDATE_MOMENTS if matrices else ""
     spans = _spans(shapes) if _scales_updates(matrices, config) else 0
-    yield Cost("accumulate", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
+    yield Cost("update_moments", "moments", 1, each * count + FLOAT * spans, concurrent_with=host)
 
 
 def _spans(shapes: Sequence[Shape]) -> int:
@@ -61,7 +61,7 @@ def _scales_updates(matrices: Sequence[Shape], config: Config) -> bool:
     return bool(matrices) or not config.scalar_rule.keeps_grafts
 
 
-def parameter_step_costs(
+def apply_updates_costs(
     matrices: Sequence[Shape], rest: Sequence[Shape], config: Config, dtype: torch.dtype
 ) -> Iterator[Cost]:
     """Yield the costs of lengths, graft, weight decay, momentum of the update and the write.
@@ -78,4 +78,4 @@ def parameter_step_costs(
     each = 2 * size * (1 + keeps_residuals(config, dtype)) + 2 * FLOAT * (not averaged)
     direction = (FLOAT if averaged else size) + FLOAT * config.has_second_moment
     total = each * elements(shapes) + FLOAT * elements(matrices) + direction * elements(rest)
-    yield Cost("parameter_step", "write", 1, total)
+    yield Cost("apply_updates", "write", 1, total)

@@ -13,7 +13,7 @@ from kradagrad_ext.config import Config
 
 from .blocks import block_costs
 from .blocks import root_costs as root_costs_of
-from .elementwise import before_blocks, parameter_step_costs
+from .elementwise import apply_updates_costs, before_blocks
 from .gpus import Cost
 
 
@@ -83,7 +83,7 @@ def kernel_costs(
     costs = [cost for part in parts for cost in before_blocks(*part.shapes, part.options, part.dtype)]
     costs += [cost for part in parts for cost in costs_on_blocks(part)]
     return costs + [
-        cost for part in parts for cost in parameter_step_costs(*part.shapes, part.options, part.dtype)
+        cost for part in parts for cost in apply_updates_costs(*part.shapes, part.options, part.dtype)
     ]
 
 

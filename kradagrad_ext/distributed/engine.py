@@ -134,8 +134,8 @@ class ShardedEngine:
                 shard.plan(states, stepped, list(map(grads.__getitem__, shard.places)))
                 for shard, states in zip(self._shards, kept, strict=True)
             ]
-            observations = [
-                shard.observed(planned, loss_scale)
+            norms = [
+                shard.gradient_norms(planned, loss_scale)
                 for shard, planned in zip(self._shards, planned_steps, strict=True)
             ]
             begin()
@@ -145,8 +145,10 @@ class ShardedEngine:
             self._scatter(state)
             for context in stepped.values():
                 context.count()
-            for shard, planned, observed in zip(self._shards, planned_steps, observations, strict=True):
-                shard.step(planned, *observed)
+            for shard, planned, (gradient_norms, present) in zip(
+                self._shards, planned_steps, norms, strict=True
+            ):
+                shard.step(planned, gradient_norms, present)
 
     def _scatter(self, state: States) -> None:
         """Drop the consolidated tensors, which a step invalidates."""

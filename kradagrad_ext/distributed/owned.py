@@ -21,12 +21,12 @@ from kradagrad_ext.step import (
     BatchStep,
     GroupContext,
     Guard,
-    accumulate,
+    apply_updates,
     backend_of,
     fallbacks_of,
-    observe_gradients,
+    guard_gradients,
     precondition,
-    write,
+    update_moments,
 )
 
 from .collectives import Buffer, ExchangePlan, PendingExchange
@@ -77,16 +77,16 @@ class CommonScalars:
         """Store the scalars of its parameters in one tensor; see `state.StackedTensor`."""
         self._batch.adopt(states, self.like)
 
-    def observe(self, scalars: Tensor, norms: Tensor, present: Tensor, config: Config) -> None:
+    def set_guard(self, scalars: Tensor, norms: Tensor, present: Tensor, config: Config) -> None:
         """Compute the guard of this step and the coefficients of its updates.
 
         Args:
             scalars: those of its first parameter.  norms, present: those of all of the shard's matrices.
         """
-        self.scalars = self._batch.found(scalars)  # until `scale`
+        self.scalars = self._batch.found(scalars)  # until `scale_updates`
         config = config.for_blocks(self.has_blocks)
         self.backend = backend_of(config, self.like.device, self.like.dtype)
-        self.guard = observe_gradients(
+        self.guard = guard_gradients(
             self.backend,
             config.scalar_rule,
             self.scalars,
@@ -96,7 +96,7 @@ class CommonScalars:
             as_tensor(config.weight_decay, self.like),
         )
 
-    def scale(self, graft_norms: Tensor, update_norms: Tensor, context: GroupContext) -> None:
+    def scale_updates(self, graft_norms: Tensor, update_norms: Tensor, context: GroupContext) -> None:
         """Set the lengths of this step's updates."""
         dtype, rule = self.scalars.dtype, context.config.for_blocks(self.has_blocks).scalar_rule
         if self.has_blocks or not rule.keeps_grafts:
@@ -287,7 +287,7 @@ def advance(owned: OwnedBatch, tensors: PieceTensors, step: BatchStep) -> tuple[
     batch, grads, params = owned.batch, tensors.grads, tensors.params
     workspace = batch.workspace(step.config, step.state.momenta)
     guard = owned.common.guard[owned.rows]
-    graft_norms = accumulate(step, params, grads.tensors, workspace, guard)
+    graft_norms = update_moments(step, params, grads.tensors, workspace, guard)
     updates, update_norms = precondition(step, grads, workspace, guard)
     pending = PendingWrite(owned, step, guard, params, updates, fallbacks_of(step, grads, workspace))
     if not step.scales_updates:
@@ -299,4 +299,4 @@ def advance(owned: OwnedBatch, tensors: PieceTensors, step: BatchStep) -> tuple[
 def finish(pending: PendingWrite) -> None:
     """Write the new values of the pieces of an owned batch."""
     guard = replace(pending.guard, coefficients=pending.owned.common.guard.coefficients[pending.owned.rows])
-    write(pending.step, pending.params, pending.updates, pending.fallbacks, guard)
+    apply_updates(pending.step, pending.params, pending.updates, pending.fallbacks, guard)

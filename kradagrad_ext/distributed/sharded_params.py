@@ -258,7 +258,7 @@ class ShardedParams:
         """Step all parameters that have a gradient.
 
         Args:
-            norms, present: see `observed`.
+            norms, present: see `gradient_norms`.
 
         Raises:
             RuntimeError: a rank has died or did not come in time. Parameters are unchanged.
@@ -270,7 +270,7 @@ class ShardedParams:
         ]
         for common, context in common_scalars:
             scalars = planned.states[common.parameters[0]][SCALARS]
-            common.observe(scalars, norms, present, context.config)
+            common.set_guard(scalars, norms, present, context.config)
         graft_norms, update_norms = torch.zeros_like(norms), torch.zeros_like(norms)
         fetched_chunks, pending_writes = [], []
         for fetched, steps in zip(self._fetched(planned), planned.steps, strict=True):
@@ -283,12 +283,12 @@ class ShardedParams:
                         add_to_rows_(sums, owned.matrices, values)
         graft_norms, update_norms = self._sum(graft_norms, update_norms)
         for common, context in common_scalars:
-            common.scale(graft_norms, update_norms, context)
+            common.scale_updates(graft_norms, update_norms, context)
         for pending in pending_writes:
             finish(pending)
         self._hand_back(fetched_chunks, planned.locals_)
 
-    def observed(self, planned: ShardedStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+    def gradient_norms(self, planned: ShardedStep, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
         """Return |g|_F of all matrices' gradients ``[M]``, and which are present and not refused ``[M]``.
 
         A gradient counts as present if every rank has it. Nothing is changed.
@@ -299,7 +299,7 @@ class ShardedParams:
         Raises:
             RuntimeError: a rank has died or did not come in time.
         """
-        norms = loss_scale.unscaled(self._gradient_norms(planned.grads))
+        norms = loss_scale.unscaled(self._local_norms(planned.grads))
         present = self._present(planned.there)
         refused = loss_scale.refused(norms.device)
         reported = norms.new_zeros(1) if refused is None else refused.to(norms)[None]
@@ -330,7 +330,7 @@ class ShardedParams:
             for owned in chunk.parts:
                 owned.batch.check(configs[owned.position])
 
-    def _gradient_norms(self, grads: Sequence[Tensor]) -> Tensor:
+    def _local_norms(self, grads: Sequence[Tensor]) -> Tensor:
         """Return |g|_F ``[M]`` of the parts of all matrices' gradients that this rank reports, 0 for others.
 
         Replicas report shares of the parameters.

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 from compiled_module import compile_cached
-from inputs import accumulate as accumulate_inputs
-from inputs import observe_gradients as observe_gradients_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
+from inputs import guard_gradients as guard_gradients_inputs
 from inputs import roots, square_root
 from inputs import scale_updates as scale_updates_inputs
+from inputs import update_moments as update_moments_inputs
 
 from kradagrad_ext import build_info
 from kradagrad_ext.backends.base import Turn
@@ -192,7 +192,7 @@ def launch_shapes() -> dict[str, Shape]:
             root_rule = replace(roots.RULE, precision=precision)
             planner.polar_roots_([roots.root_side(1, side)], root_rule, Turn())
             launches += planner.planned
-    for module in (observe_gradients_inputs, accumulate_inputs, scale_updates_inputs, parameter_step_inputs):
+    for module in (guard_gradients_inputs, update_moments_inputs, scale_updates_inputs, apply_updates_inputs):
         module.run(planner, module.make(torch.float32))
         launches += planner.planned
     shapes = {name: Shape(threads, shared) for name, _, threads, shared, _ in launches}

@@ -131,18 +131,18 @@ ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uin
           pointer<bool>(active)};
 }
 
-Plan accumulate(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1, double beta2,
-                double weight2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
-  const AccumulateRule rule = accumulate_rule(beta1, beta2, weight2, nesterov);
+Plan update_moments(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1,
+                    double beta2, double weight2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
+  const UpdateMomentsRule rule = update_moments_rule(beta1, beta2, weight2, nesterov);
   const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
-  check_layouts("accumulate_", inputs);
-  return plan_accumulate(inputs, rule, pointer<float>(norms), {.multiprocessors = multiprocessors});
+  check_layouts("update_moments_", inputs);
+  return plan_update_moments(inputs, rule, pointer<float>(norms), {.multiprocessors = multiprocessors});
 }
 
-Plan parameter_step(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
-                    bool nesterov, uintptr_t lr) {
-  return plan_parameter_step(elementwise(lists, coefficients, active),
-                             {momentum, nesterov, pointer<float>(lr)});
+Plan apply_updates(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
+                   bool nesterov, uintptr_t lr) {
+  return plan_apply_updates(elementwise(lists, coefficients, active),
+                            {momentum, nesterov, pointer<float>(lr)});
 }
 
 const std::map<std::string, kradagrad::Length> kLengths = {{"graft", kradagrad::Length::kGraft},
@@ -150,14 +150,13 @@ const std::map<std::string, kradagrad::Length> kLengths = {{"graft", kradagrad::
                                                            {"rms", kradagrad::Length::kRms},
                                                            {"whitened", kradagrad::Length::kWhitened}};
 
-Plan observe_gradients(const std::array<uintptr_t, 8>& tensors, int64_t count, double spike_limit,
-                       double beta1, bool averaged, bool nesterov, double bias2, double decay2,
-                       double weight2, double eps, int64_t decayed, bool by_chance,
-                       const std::string& length) {
-  const kradagrad::ObserveNumbers numbers{
+Plan guard_gradients(const std::array<uintptr_t, 8>& tensors, int64_t count, double spike_limit, double beta1,
+                     bool averaged, bool nesterov, double bias2, double decay2, double weight2, double eps,
+                     int64_t decayed, bool by_chance, const std::string& length) {
+  const kradagrad::GuardNumbers numbers{
       spike_limit, beta1,   averaged,  nesterov,           bias2, decay2, weight2,
       eps,         decayed, by_chance, kLengths.at(length)};
-  return plan_observe_gradients(
+  return plan_guard_gradients(
       {pointer<kradagrad::Scalars<float>>(tensors[0]), pointer<float>(tensors[1]), pointer<bool>(tensors[2]),
        pointer<bool>(tensors[3]), pointer<double>(tensors[4]), pointer<float>(tensors[5]),
        pointer<bool>(tensors[6]), pointer<float>(tensors[7]), count, kradagrad::rule_of<float>(numbers)});
@@ -186,8 +185,8 @@ PYBIND11_MODULE(_plans, m) {
   m.def("longest_root_side", [](const std::string& precision, int32_t shared_limit) {
     return longest_root_side(kPrecisions.at(precision), {.shared = shared_limit});
   });
-  m.def("observe_gradients", &observe_gradients);
+  m.def("guard_gradients", &guard_gradients);
   m.def("scale_updates", &scale_updates);
-  m.def("accumulate", &accumulate);
-  m.def("parameter_step", &parameter_step);
+  m.def("update_moments", &update_moments);
+  m.def("apply_updates", &apply_updates);
 }

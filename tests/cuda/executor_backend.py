@@ -33,10 +33,10 @@ SOURCES = {
     "start_sides": "square_root_state",
     "finish_sides": "square_root_state",
     "finish_norms": "square_root_state",
-    "observe_gradients": "scalars",
+    "guard_gradients": "scalars",
     "scale_updates": "scalars",
-    "accumulate": "accumulate",
-    "parameter_step": "parameter_step",
+    "update_moments": "update_moments",
+    "apply_updates": "apply_updates",
 }
 """The source file of each kernel, by the beginning of the kernel's name."""
 
@@ -171,13 +171,13 @@ class Executor:
         )
         self.run(device, plan)
 
-    def observe_gradients_(
+    def guard_gradients_(
         self, scalars, coefficients, active, restarts, norms, numel, present, weight_decay, rule
     ) -> None:
         device = Device()
         tensors = (scalars, coefficients, active, restarts, norms, numel, present, weight_decay)
         addresses = [device.address(tensor) for tensor in tensors]
-        self.run(device, toolchain.plans().observe_gradients(addresses, len(scalars), *rule.values))
+        self.run(device, toolchain.plans().guard_gradients(addresses, len(scalars), *rule.values))
 
     def scale_updates_(
         self,
@@ -199,7 +199,7 @@ class Executor:
         numbers = (rule.beta1, rule.averaged, rule.length)
         self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))
 
-    def accumulate_(
+    def update_moments_(
         self,
         momenta,
         second_moments,
@@ -220,9 +220,9 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, nesterov)
         norms = device.address(graft_norms)
-        self.run(device, toolchain.plans().accumulate(lists, *fixed, norms, self.multiprocessors))
+        self.run(device, toolchain.plans().update_moments(lists, *fixed, norms, self.multiprocessors))
 
-    def parameter_step_(
+    def apply_updates_(
         self,
         params,
         momenta,
@@ -242,7 +242,7 @@ class Executor:
         lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
         fixed = (device.address(coefficients), device.address(active), momentum, nesterov)
         rate = device.address(lr)
-        self.run(device, toolchain.plans().parameter_step(lists, *fixed, rate))
+        self.run(device, toolchain.plans().apply_updates(lists, *fixed, rate))
 
     def polar_roots_(self, sides, rule, turn) -> None:
         device = Device()

@@ -1,4 +1,4 @@
-"""The CUDA kernels of accumulate_ and parameter_step_ on the PTX executor, against float64."""
+"""The CUDA kernels of update_moments_ and apply_updates_ on the PTX executor, against float64."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import cases
 import pytest
 import torch
 from cases import tensors_of
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
+from inputs import update_moments as update_moments_inputs
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -18,10 +18,10 @@ from kradagrad_ext.backends.base import COEFFICIENTS
 from .executor_backend import Executor
 
 DTYPES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
-MODULES = {"accumulate_": accumulate_inputs, "parameter_step_": parameter_step_inputs}
+MODULES = {"update_moments_": update_moments_inputs, "apply_updates_": apply_updates_inputs}
 WRITTEN = {
-    "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "apply_updates_": ("params", "momenta"),
 }
 CASES = [(op, options) for op, module in MODULES.items() for options in module.OPTIONS]
 
@@ -46,9 +46,9 @@ def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtyp
 @pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
 def test_rounding(count: int, residuals: bool) -> None:
     """Where arithmetic is exact, the kernel and the reference give the same bits."""
-    inputs = parameter_step_inputs.exact_inputs(count)
+    inputs = apply_updates_inputs.exact_inputs(count)
     ours, plain = (
-        parameter_step_inputs.run(backend, inputs, residuals=residuals) for backend in (Executor(), reference)
+        apply_updates_inputs.run(backend, inputs, residuals=residuals) for backend in (Executor(), reference)
     )
     for name in ("params", "residuals"):
         assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
@@ -79,7 +79,7 @@ def test_elements_more_than_two_to_the_31_apart() -> None:
     update, coefficients = torch.randn(2, 8), torch.ones(1, COEFFICIENTS)
     for param in (near, far):
         arguments = (coefficients, torch.ones(1, dtype=torch.bool), torch.tensor(0.1), 0.0, False)
-        Executor(races=False).parameter_step_([param], [], [], [update], [update], [], *arguments)
+        Executor(races=False).apply_updates_([param], [], [], [update], [update], [], *arguments)
     assert torch.equal(far, near)
 
 
@@ -89,7 +89,7 @@ def test_too_many_separate_dims_are_refused() -> None:
     strided = whole[:, ::2, ::2, ::2, ::2, ::2]
     assert strided.dim() == 6
     ones = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
-    with pytest.raises(RuntimeError, match=r"accumulate_: `params\[0\]`.*at most 5 dims.*got 6"):
-        Executor().accumulate_(
+    with pytest.raises(RuntimeError, match=r"update_moments_: `params\[0\]`.*at most 5 dims.*got 6"):
+        Executor().update_moments_(
             [], [], [], torch.zeros(1), [strided], [strided], *ones, 0.9, 0.99, 0.01, False
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import observe_gradients as observe_gradients_inputs
+from inputs import guard_gradients as guard_gradients_inputs
 from inputs import scale_updates as scale_updates_inputs
 from tolerances import assert_each_as_accurate
 
@@ -15,7 +15,7 @@ from kradagrad_ext.backends import reference
 
 from .executor_backend import Executor
 
-MODULES = (observe_gradients_inputs, scale_updates_inputs)
+MODULES = (guard_gradients_inputs, scale_updates_inputs)
 CASES = [(module, options) for module in MODULES for options in module.OPTIONS]
 
 

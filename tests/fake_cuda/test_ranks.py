@@ -58,7 +58,7 @@ def test_norms_are_few_launches_however_many_parameters(two_ranks: dist.ProcessG
         optimizer = make(params, "native", process_group=two_ranks)
         optimizer.step()
         with recorded() as recording:
-            optimizer._engine._shards[0]._gradient_norms([p.grad for p in params])
+            optimizer._engine._shards[0]._local_norms([p.grad for p in params])
         return len(recording.launches)
 
     assert norms(4) == norms(40)
@@ -74,4 +74,4 @@ def test_two_processes_step_on_gloo(tmp_path: Path) -> None:
     """Gloo's copies between the host and the device wait, so only refused calls are faults here."""
     for refusals, launched, _ in launch(2, rank_on_gloo, tmp_path):
         assert refusals == []
-        assert launched["parameter_step"] >= 1
+        assert launched["apply_updates"] >= 1

@@ -24,10 +24,10 @@ GROUPED = {
     "finish_norms": 1,
 }
 ELEMENTWISE = {
-    "observe_gradients": 1,
-    "accumulate": 1,
+    "guard_gradients": 1,
+    "update_moments": 1,
     "scale_updates": 1,
-    "parameter_step": 1,
+    "apply_updates": 1,
 }
 
 
@@ -141,11 +141,11 @@ def test_a_step_stays_in_its_stream_except_moments_beside_factors(
     assert kinds[beside[0] - 1]["event"] == "order"
     names = [event.get("name", "joined") for event in kinds[beside[-1] + 1 :]]
     if gpu_backend == "native":
-        assert {kinds[i]["name"] for i in beside} >= {"accumulate"}
+        assert {kinds[i]["name"] for i in beside} >= {"update_moments"}
         before, after = names[: names.index("joined")], names[names.index("joined") :]
         assert {name for name in before if "update" in name}
         assert {name for name in after if "precondition" in name} >= {"resident_precondition_64_bf16x3"}
-        assert not [name for name in before if "precondition" in name or name == "parameter_step"]
+        assert not [name for name in before if "precondition" in name or name == "apply_updates"]
 
 
 @pytest.mark.parametrize("gpu_backend", BACKENDS)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import accumulate as accumulate_inputs
-from inputs import observe_gradients as observe_gradients_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
+from inputs import guard_gradients as guard_gradients_inputs
 from inputs import roots, square_root
 from inputs import scale_updates as scale_updates_inputs
+from inputs import update_moments as update_moments_inputs
 from tolerances import assert_as_accurate, assert_each_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
@@ -27,8 +27,8 @@ RULES: list[dict[str, Any]] = [
     {"refine": 1, "damped_updates": 0.0},
 ]
 ELEMENTWISE = [
-    (accumulate_inputs, ("momenta", "second_moments")),
-    (parameter_step_inputs, ("params", "momenta")),
+    (update_moments_inputs, ("momenta", "second_moments")),
+    (apply_updates_inputs, ("params", "momenta")),
 ]
 
 
@@ -63,7 +63,7 @@ def test_a_whole_step(
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("module", "names"), ELEMENTWISE, ids=["accumulate", "parameter_step"])
+@pytest.mark.parametrize(("module", "names"), ELEMENTWISE, ids=["update_moments", "apply_updates"])
 def test_elementwise(
     module: Any, names: tuple[str, ...], dtype: torch.dtype, transposed: bool, gpu_backend: str
 ) -> None:
@@ -77,7 +77,7 @@ def test_elementwise(
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
 
 
-@pytest.mark.parametrize("module", [observe_gradients_inputs, scale_updates_inputs])
+@pytest.mark.parametrize("module", [guard_gradients_inputs, scale_updates_inputs])
 def test_scalars(module: Any, gpu_backend: str) -> None:
     inputs = on(module.make(torch.float32))
     for options in module.OPTIONS:

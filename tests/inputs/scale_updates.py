@@ -14,7 +14,7 @@ import torch
 from kradagrad_ext.backends.base import COEFFICIENTS
 from kradagrad_ext.backends.scalars import COLUMNS, LENGTHS, UNIT, USUAL, ScalarRule, sums_of
 
-from .observe_gradients import RULE
+from .guard_gradients import RULE
 
 OPTIONS: list[dict[str, Any]] = [
     {"length": length, "averaged": averaged} for length in LENGTHS for averaged in (True, False)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from cuda import binaries as cuda_binaries
 from cuda.binaries import Binary, Shape
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
 from inputs import square_root
+from inputs import update_moments as update_moments_inputs
 
 from kradagrad_ext.backends import square_root_triton
 from kradagrad_ext.triton_kernels import elements_plan, groups, square_root_step, tuning
@@ -88,21 +88,21 @@ def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan
     yield from _square_root_plans(precision, architecture)
     if precision != "fp32":
         return
-    tensors = accumulate_inputs.make(torch.float32)
+    tensors = update_moments_inputs.make(torch.float32)
     lists = {"grad": tensors.grads, "momentum": tensors.momenta, "second_moment": tensors.second_moments}
     parameters = elements_plan.parameters_of("", tensors.params, lists)
     yield (
         "elements",
-        elements_plan.plan_accumulate(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
+        elements_plan.plan_update_moments(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
     )
-    tensors = parameter_step_inputs.make(torch.float32)
+    tensors = apply_updates_inputs.make(torch.float32)
     lists = {
         "update": tensors.updates,
         "direction": tensors.directions,
         "second_moment": tensors.second_moments,
     }
     parameters = elements_plan.parameters_of("", tensors.params, lists)
-    yield "elements", elements_plan.plan_parameter_step(parameters, {"NESTEROV": False}, architecture)
+    yield "elements", elements_plan.plan_apply_updates(parameters, {"NESTEROV": False}, architecture)
 
 
 @functools.cache

@@ -7,9 +7,9 @@ from typing import Any
 
 import cases
 import torch
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
 from inputs import square_root
+from inputs import update_moments as update_moments_inputs
 from inputs.square_root import compare, group
 from tolerances import FACTOR, assert_as_accurate, precision_atol
 
@@ -41,18 +41,18 @@ def several() -> list[Any]:
     ]
 
 
-MODULES = {"accumulate_": accumulate_inputs, "parameter_step_": parameter_step_inputs}
+MODULES = {"update_moments_": update_moments_inputs, "apply_updates_": apply_updates_inputs}
 
 WRITTEN = {
-    "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta"),
+    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "apply_updates_": ("params", "momenta"),
 }
 
 
 def check_rounding(backend: Compiled, count: int, residuals: bool) -> None:
     """Check that the backend gives the reference's bits where arithmetic is exact."""
-    inputs = parameter_step_inputs.exact_inputs(count)
-    ours, plain = (parameter_step_inputs.run(b, inputs, residuals=residuals) for b in (backend, reference))
+    inputs = apply_updates_inputs.exact_inputs(count)
+    ours, plain = (apply_updates_inputs.run(b, inputs, residuals=residuals) for b in (backend, reference))
     for name in ("params", "residuals"):
         assert all(map(torch.equal, cases.tensors_of(ours, name), cases.tensors_of(plain, name)))
 

@@ -103,7 +103,7 @@ class Compiled:
     name = "compiled"
     decomposed_roots = staticmethod(reference.decomposed_roots)
     polar_roots_ = staticmethod(reference.polar_roots_)
-    observe_gradients_ = staticmethod(reference.observe_gradients_)
+    guard_gradients_ = staticmethod(reference.guard_gradients_)
     scale_updates_ = staticmethod(reference.scale_updates_)
 
     def __init__(
@@ -181,7 +181,7 @@ class Compiled:
         placed = {name: [Placed(tensor, device) for tensor in tensors] for name, tensors in lists.items()}
         return self.elements_plan.parameters_of("", placed.pop("param"), placed)
 
-    def accumulate_(
+    def update_moments_(
         self,
         momenta,
         second_moments,
@@ -200,12 +200,14 @@ class Compiled:
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
         constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(graft_norms))}
-        plan = self.elements_plan.plan_accumulate(self._lists(device, lists), constants, self.architecture)
+        plan = self.elements_plan.plan_update_moments(
+            self._lists(device, lists), constants, self.architecture
+        )
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
 
-    def parameter_step_(
+    def apply_updates_(
         self,
         params,
         momenta,
@@ -223,7 +225,7 @@ class Compiled:
         lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
         parameters, constants = self._lists(device, lists), {"NESTEROV": nesterov}
-        plan = self.elements_plan.plan_parameter_step(parameters, constants, self.architecture)
+        plan = self.elements_plan.plan_apply_updates(parameters, constants, self.architecture)
         scalars = {"momentum": momentum, "coefficients": device.address(coefficients)}
         scalars["lr"] = device.address(lr)
         self.run(plan, device, device.address(active), scalars)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
+from inputs import update_moments as update_moments_inputs
 from marks import slow
 
 from .checks import check_elements, check_rounding
@@ -16,43 +16,43 @@ from .mutants import Fault, edited, layer_that_notices
 
 FAULTS = [
     Fault(
-        "a span's tail is written", "accumulate.py",
-        "tl.store(momentum, d, mask=exists)", "tl.store(momentum, d)", "accumulate_", "race",
+        "a span's tail is written", "update_moments.py",
+        "tl.store(momentum, d, mask=exists)", "tl.store(momentum, d)", "update_moments_", "race",
     ),
     Fault(
-        "an inactive parameter keeps its norm", "accumulate.py",
-        "    elif HAS_NORMS:\n        tl.store(norm, 0.0)\n", "", "accumulate_", "values",
+        "an inactive parameter keeps its norm", "update_moments.py",
+        "    elif HAS_NORMS:\n        tl.store(norm, 0.0)\n", "", "update_moments_", "values",
     ),
     Fault(
-        "the gradient's scale left out", "accumulate.py",
-        "            g *= tl.load(c + 3)\n", "", "accumulate_", "values",
+        "the gradient's scale left out", "update_moments.py",
+        "            g *= tl.load(c + 3)\n", "", "update_moments_", "values",
     ),
     Fault(
         "spans overlap", "elements.py",
-        "* SPAN + chunk", "* CHUNK + chunk", "accumulate_", "race",
+        "* SPAN + chunk", "* CHUNK + chunk", "update_moments_", "race",
     ),
     Fault(
-        "a scale that is not finite is used", "parameter_step.py",
-        'tl.abs(scale) < float("inf")', "True", "parameter_step_", "values",
+        "a scale that is not finite is used", "apply_updates.py",
+        'tl.abs(scale) < float("inf")', "True", "apply_updates_", "values",
     ),
     Fault(
-        "all spans' norms in one place", "accumulate.py",
-        " + tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)", "", "accumulate_", "race",
+        "all spans' norms in one place", "update_moments.py",
+        " + tl.program_id(0) - tl.load(entry + FIRST_PROGRAM)", "", "update_moments_", "race",
     ),
     Fault(
-        "the second moment in the previous unit", "accumulate.py",
-        "beta2 * shift * shift", "beta2 * shift", "accumulate_", "values",
+        "the second moment in the previous unit", "update_moments.py",
+        "beta2 * shift * shift", "beta2 * shift", "update_moments_", "values",
     ),
     Fault(
-        "no bound", "parameter_step.py",
-        "tl.where(u > largest, largest, u)", "u", "parameter_step_", "values",
+        "no bound", "apply_updates.py",
+        "tl.where(u > largest, largest, u)", "u", "apply_updates_", "values",
     ),
     Fault(
-        "chance without the count", "parameter_step.py",
+        "chance without the count", "apply_updates.py",
         "mixed ^ count.to(tl.uint32) * 0x9E3779B9", "mixed", "rounding", "values",
     ),
     Fault(
-        "chance of fifteen bits", "parameter_step.py",
+        "chance of fifteen bits", "apply_updates.py",
         "mixed & 0xFFFF)", "mixed & 0x7FFF)", "rounding", "values",
     ),
 ]  # fmt: skip
@@ -62,17 +62,17 @@ def run(probe: str, backend: Any) -> None:
     """Raise AssertionError if a check notices a fault."""
     if probe == "rounding":
         check_rounding(backend, 5, False)
-    elif probe == "accumulate_":
-        check_elements(probe, backend, accumulate_inputs.make(torch.float32, True), nesterov=True)
+    elif probe == "update_moments_":
+        check_elements(probe, backend, update_moments_inputs.make(torch.float32, True), nesterov=True)
     else:
-        check_elements(probe, backend, parameter_step_inputs.make(torch.float32), momenta=True)
+        check_elements(probe, backend, apply_updates_inputs.make(torch.float32), momenta=True)
 
 
 def found(fault: Fault | None, probe: str) -> str | None:
     return layer_that_notices(fault, lambda **options: run(probe, Compiled("sm_80", **options)))
 
 
-@pytest.mark.parametrize("probe", ["accumulate_", "parameter_step_", "rounding"])
+@pytest.mark.parametrize("probe", ["update_moments_", "apply_updates_", "rounding"])
 def test_unedited_kernels_pass(probe: str) -> None:
     """Otherwise every fault would count as noticed."""
     assert found(None, probe) is None

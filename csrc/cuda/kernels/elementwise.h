@@ -28,7 +28,7 @@ struct Parameter {
   Elements param, grad, momentum, second_moment, direction, update, residual;
 };
 
-struct Accumulate {
+struct UpdateMoments {
   const Parameter* parameters;
   int32_t count;
   int32_t nesterov;
@@ -39,7 +39,7 @@ struct Accumulate {
   float* graft_norms;         // [spans]: |graft|^2; or null if not needed
 };
 
-struct ParameterStep {
+struct ApplyUpdates {
   const Parameter* parameters;
   int32_t count;
   int32_t nesterov;

@@ -1,5 +1,5 @@
-// observe_gradients, scale_updates: a few numbers for each of M matrices (formulas in csrc/scalar_rules.h).
-// observe_gradients has one thread per matrix. scale_updates has one CTA per matrix, which first adds up in
+// guard_gradients, scale_updates: a few numbers for each of M matrices (formulas in csrc/scalar_rules.h).
+// guard_gradients has one thread per matrix. scale_updates has one CTA per matrix, which first adds up in
 // float64 the norms of the matrix's spans and blocks; each thread adds every kScalarThreads-th. Their time is
 // that of a launch; in torch operations they would be about ninety.
 #include "reduce.cuh"
@@ -41,11 +41,11 @@ __device__ __forceinline__ Norms norms_of(const ScaleUpdates& in, int64_t i) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kScalarThreads) observe_gradients(const ObserveGradients in) {
+extern "C" __global__ void __launch_bounds__(kScalarThreads) guard_gradients(const GuardGradients in) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kScalarThreads + threadIdx.x;
   if (i >= in.count) return;
-  observe_matrix(in.scalars[i], in.coefficients + kCoefficients * i, in.active[i], in.restarts[i],
-                 in.norms[i], in.numel[i], in.present[i], *in.weight_decay, in.rule);
+  guard_matrix(in.scalars[i], in.coefficients + kCoefficients * i, in.active[i], in.restarts[i], in.norms[i],
+               in.numel[i], in.present[i], *in.weight_decay, in.rule);
 }
 
 extern "C" __global__ void __launch_bounds__(kScalarThreads) scale_updates(const ScaleUpdates in) {

@@ -9,7 +9,7 @@ namespace kradagrad::cuda {
 
 constexpr int kScalarThreads = 128;
 
-struct ObserveGradients {
+struct GuardGradients {
   Scalars<float>* scalars;  // [M]
   float* coefficients;      // [M, kCoefficients]
   bool *active, *restarts;  // [M]
@@ -18,7 +18,7 @@ struct ObserveGradients {
   const bool* present;      // [M]
   const float* weight_decay;
   int64_t count;  // M
-  ObserveRule<float> rule;
+  GuardRule<float> rule;
 };
 
 struct ScaleUpdates {

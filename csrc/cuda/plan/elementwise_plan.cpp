@@ -116,7 +116,7 @@ std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans)
 
 }  // namespace
 
-AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, bool nesterov) {
+UpdateMomentsRule update_moments_rule(double beta1, double beta2, double weight2, bool nesterov) {
   const auto rounded = [](double value) { return static_cast<float>(value); };
   return {rounded(beta1), rounded(1 - beta1), rounded(beta2), rounded(weight2), nesterov};
 }
@@ -131,8 +131,8 @@ void check_layouts(const char* op, const ElementwiseInputs& inputs) {
   }
 }
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
-                     const Gpu& gpu) {
+Plan plan_update_moments(const ElementwiseInputs& inputs, const UpdateMomentsRule& rule, float* graft_norms,
+                         const Gpu& gpu) {
   Planner planner;
   int64_t spans;
   const std::vector<Parameter> table = table_of(inputs, spans);
@@ -141,20 +141,20 @@ Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule
   // Elements that are not contiguous need address arithmetic, too, and thus many threads.
   const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& of) { return of.flat; });
   const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
-  planner.launch("accumulate", ctas, kElementThreads, 0,
-                 Accumulate{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
-                            rule.weight2, inputs.coefficients, inputs.active, spans, graft_norms});
+  planner.launch("update_moments", ctas, kElementThreads, 0,
+                 UpdateMoments{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
+                               rule.weight2, inputs.coefficients, inputs.active, spans, graft_norms});
   return planner.take();
 }
 
-Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule) {
+Plan plan_apply_updates(const ElementwiseInputs& inputs, const ParameterRule& rule) {
   Planner planner;
   int64_t spans;
   const std::vector<Parameter> table = table_of(inputs, spans);
   const Parameter* const parameters = planner.add(table);
-  planner.launch("parameter_step", spans, kElementThreads, 0,
-                 ParameterStep{parameters, static_cast<int32_t>(table.size()), rule.nesterov, rule.momentum,
-                               inputs.coefficients, inputs.active, rule.lr});
+  planner.launch("apply_updates", spans, kElementThreads, 0,
+                 ApplyUpdates{parameters, static_cast<int32_t>(table.size()), rule.nesterov, rule.momentum,
+                              inputs.coefficients, inputs.active, rule.lr});
   return planner.take();
 }
 

@@ -1,4 +1,4 @@
-// The launches of accumulate_ and parameter_step_.
+// The launches of update_moments_ and apply_updates_.
 #pragma once
 
 #include <vector>
@@ -17,13 +17,13 @@ struct ElementwiseInputs {
   const bool* active;         // [P]
 };
 
-struct AccumulateRule {
+struct UpdateMomentsRule {
   float beta1, rest1, beta2, weight2;
   bool nesterov;
 };
 
 // 1 - beta1 is rounded from double: in float it would lose digits.
-AccumulateRule accumulate_rule(double beta1, double beta2, double weight2, bool nesterov);
+UpdateMomentsRule update_moments_rule(double beta1, double beta2, double weight2, bool nesterov);
 
 struct ParameterRule {
   float momentum;
@@ -31,9 +31,9 @@ struct ParameterRule {
   const float* lr;
 };
 
-Plan plan_accumulate(const ElementwiseInputs& inputs, const AccumulateRule& rule, float* graft_norms,
-                     const Gpu& gpu);
-Plan plan_parameter_step(const ElementwiseInputs& inputs, const ParameterRule& rule);
+Plan plan_update_moments(const ElementwiseInputs& inputs, const UpdateMomentsRule& rule, float* graft_norms,
+                         const Gpu& gpu);
+Plan plan_apply_updates(const ElementwiseInputs& inputs, const ParameterRule& rule);
 
 // Throws, naming `op`, if a parameter's tensors have more than kMaxDims dims that cannot be merged.
 void check_layouts(const char* op, const ElementwiseInputs& inputs);

@@ -12,8 +12,8 @@ Plan plan_of(const char* kernel, int64_t ctas, const Parameters& parameters) {
 
 }  // namespace
 
-Plan plan_observe_gradients(const ObserveGradients& parameters) {
-  return plan_of("observe_gradients", (parameters.count + kScalarThreads - 1) / kScalarThreads, parameters);
+Plan plan_guard_gradients(const GuardGradients& parameters) {
+  return plan_of("guard_gradients", (parameters.count + kScalarThreads - 1) / kScalarThreads, parameters);
 }
 
 Plan plan_scale_updates(const ScaleUpdates& parameters) {

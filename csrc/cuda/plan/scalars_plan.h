@@ -1,4 +1,4 @@
-// The launches of observe_gradients_ and scale_updates_.
+// The launches of guard_gradients_ and scale_updates_.
 #pragma once
 
 #include "../kernels/scalars.h"
@@ -6,7 +6,7 @@
 
 namespace kradagrad::cuda {
 
-Plan plan_observe_gradients(const ObserveGradients& parameters);
+Plan plan_guard_gradients(const GuardGradients& parameters);
 Plan plan_scale_updates(const ScaleUpdates& parameters);
 
 }  // namespace kradagrad::cuda

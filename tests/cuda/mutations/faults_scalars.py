@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from .source_faults import Fault
 
-RULES, OBSERVE, SCALE = "scalar_rules.h", "observe_gradients", "scale_updates"
+RULES, GUARD, SCALE = "scalar_rules.h", "guard_gradients", "scale_updates"
 
 
-def _observe(name: str, old: str, new: str, layer: str = "values", file: str = RULES) -> Fault:
-    return Fault(name, file, old, new, OBSERVE, layer)
+def _guard(name: str, old: str, new: str, layer: str = "values", file: str = RULES) -> Fault:
+    return Fault(name, file, old, new, GUARD, layer)
 
 
 def _scale(name: str, old: str, new: str) -> Fault:
@@ -16,39 +16,37 @@ def _scale(name: str, old: str, new: str) -> Fault:
 
 
 FAULTS = [
-    _observe(
-        "the third spike is not accepted either", "s.in_a_row < kMostSpikes", "s.in_a_row <= kMostSpikes"
-    ),
-    _observe("spikes are counted for ever", "is_spike ? s.in_a_row + 1 : T(0)", "s.in_a_row + is_spike"),
-    _observe("a gradient of zero is a usual one", "if (rms > 0) {", "{"),
-    _observe("a spike enters the usual size whole", "rms < largest ? rms : largest;", "rms;"),
-    _observe("factors stay after a new scale", "restarts = is_large && !is_spike;", "restarts = false;"),
-    _observe("the usual size stays after a new scale", "is_known && !restarts;", "is_known;"),
-    _observe("a spike is used at its size", "is_spike ? usual / unit / rms : 1 / unit", "1 / unit"),
-    _observe("moments keep the old unit", "s.energy *= shift * shift;", ""),
-    _observe("units never change", "shift < kApart && shift > 1 / kApart", "true"),
-    _observe("units may grow for ever", " && shift > 1 / kApart", ""),
-    _observe("the moment is forgotten in a unit", "std::sqrt(s.energy) * old", "0 * old"),
-    _observe(
+    _guard("the third spike is not accepted either", "s.in_a_row < kMostSpikes", "s.in_a_row <= kMostSpikes"),
+    _guard("spikes are counted for ever", "is_spike ? s.in_a_row + 1 : T(0)", "s.in_a_row + is_spike"),
+    _guard("a gradient of zero is a usual one", "if (rms > 0) {", "{"),
+    _guard("a spike enters the usual size whole", "rms < largest ? rms : largest;", "rms;"),
+    _guard("factors stay after a new scale", "restarts = is_large && !is_spike;", "restarts = false;"),
+    _guard("the usual size stays after a new scale", "is_known && !restarts;", "is_known;"),
+    _guard("a spike is used at its size", "is_spike ? usual / unit / rms : 1 / unit", "1 / unit"),
+    _guard("moments keep the old unit", "s.energy *= shift * shift;", ""),
+    _guard("units never change", "shift < kApart && shift > 1 / kApart", "true"),
+    _guard("units may grow for ever", " && shift > 1 / kApart", ""),
+    _guard("the moment is forgotten in a unit", "std::sqrt(s.energy) * old", "0 * old"),
+    _guard(
         "weight decay has no part in a unit",
         "rule.decayed == kGradientDecay && weight_decay",
         "false && weight_decay",
     ),
-    _observe("shifts without a bound", "if (shift > kLargest) shift = kLargest;", ""),
-    _observe("shifts without a bound below", "if (shift < 1 / kLargest) shift = 1 / kLargest;", ""),
-    _observe("subnormal units", "exponent < kLeast ? kLeast : ", ""),
-    _observe("infinity passes for a norm", "norm < INFINITY", "!isnan(norm)"),
-    _observe("skipped gradients are not counted", "s.skipped += 1;", ""),
-    _observe("absent ones are counted as skipped", "} else if (present) {", "} else {"),
-    _observe("Nesterov's step ahead left out", "steps + rule.lead", "steps"),
-    _observe("no eps", "rule.eps * std::sqrt", "0 * std::sqrt"),
-    _observe("weight decay everywhere", "i == rule.decayed ? weight_decay : T(0)", "weight_decay"),
-    _observe("rounding by chance that was not requested", "rule.by_chance ? s.steps : T(0)", "s.steps"),
-    _observe("c4 and c3 exchanged", "c[3] = scale;\n  c[4] = shift;", "c[4] = scale;\n  c[3] = shift;"),
-    _observe(
+    _guard("shifts without a bound", "if (shift > kLargest) shift = kLargest;", ""),
+    _guard("shifts without a bound below", "if (shift < 1 / kLargest) shift = 1 / kLargest;", ""),
+    _guard("subnormal units", "exponent < kLeast ? kLeast : ", ""),
+    _guard("infinity passes for a norm", "norm < INFINITY", "!isnan(norm)"),
+    _guard("skipped gradients are not counted", "s.skipped += 1;", ""),
+    _guard("absent ones are counted as skipped", "} else if (present) {", "} else {"),
+    _guard("Nesterov's step ahead left out", "steps + rule.lead", "steps"),
+    _guard("no eps", "rule.eps * std::sqrt", "0 * std::sqrt"),
+    _guard("weight decay everywhere", "i == rule.decayed ? weight_decay : T(0)", "weight_decay"),
+    _guard("rounding by chance that was not requested", "rule.by_chance ? s.steps : T(0)", "s.steps"),
+    _guard("c4 and c3 exchanged", "c[3] = scale;\n  c[4] = shift;", "c[4] = scale;\n  c[3] = shift;"),
+    _guard(
         "one matrix more",
-        "if (i >= in.count) return;\n  observe",
-        "if (i > in.count) return;\n  observe",
+        "if (i >= in.count) return;\n  guard",
+        "if (i > in.count) return;\n  guard",
         file="scalars.cu",
     ),
     _scale(

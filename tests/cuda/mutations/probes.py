@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from inputs import accumulate as accumulate_inputs
-from inputs import parameter_step as parameter_step_inputs
+from inputs import apply_updates as apply_updates_inputs
+from inputs import update_moments as update_moments_inputs
 from tolerances import assert_as_accurate
 from torch import Tensor
 
@@ -24,12 +24,12 @@ from kradagrad_ext.backends import reference
 from . import root_probes, scalar_probes, square_root_probes
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "accumulate_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False},
-    "parameter_step_": {"momentum": 0.9, "nesterov": False},
+    "update_moments_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False},
+    "apply_updates_": {"momentum": 0.9, "nesterov": False},
 }
 WRITTEN = {
-    "accumulate_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "parameter_step_": ("params", "momenta", "residuals"),
+    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "apply_updates_": ("params", "momenta", "residuals"),
 }
 
 
@@ -77,8 +77,8 @@ class Probe:
         result = copied(self.given, dtype)
         options = DEFAULTS[self.op] | self.options
         getattr(backend, self.op)(*vars(result).values(), *options.values())
-        if self.op == "accumulate_":
-            accumulate_inputs.add_up_(result.graft_norms, result.params)
+        if self.op == "update_moments_":
+            update_moments_inputs.add_up_(result.graft_norms, result.params)
         return result
 
     @functools.cached_property
@@ -124,7 +124,7 @@ class ExactProbe(Probe):
         assert self.same_bits(ours, plain)
 
 
-def accumulate() -> list[Probe]:
+def update_moments() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
         (torch.float32, False, ("directions",), {}),
@@ -132,15 +132,15 @@ def accumulate() -> list[Probe]:
         (torch.float32, True, ("momenta", "directions"), {"beta2": 1.0, "weight2": 1.0}),
         (torch.bfloat16, True, ("second_moments",), {"nesterov": True}),
     ):
-        inputs = accumulate_inputs.make(dtype, transposed)
+        inputs = update_moments_inputs.make(dtype, transposed)
         for name in missing:
             setattr(inputs, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "accumulate_", inputs, options))
+        probes.append(Probe(name, "update_moments_", inputs, options))
     return probes
 
 
-def parameter_step() -> list[Probe]:
+def apply_updates() -> list[Probe]:
     probes = []
     for dtype, transposed, missing, options in (
         (torch.float32, False, ("residuals",), {"nesterov": True}),
@@ -148,17 +148,17 @@ def parameter_step() -> list[Probe]:
         (torch.float32, True, ("second_moments", "residuals"), {}),
         (torch.bfloat16, True, (), {}),
     ):
-        inputs = parameter_step_inputs.make(dtype, transposed)
+        inputs = apply_updates_inputs.make(dtype, transposed)
         inputs.updates[4][:] = math.nan  # the c3 of this parameter is not finite
         for name in missing:
             setattr(inputs, name, [])
         name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "parameter_step_", inputs, options))
+        probes.append(Probe(name, "apply_updates_", inputs, options))
     for count, missing in ((5, ["momenta", "residuals"]), (0, ["momenta"])):
-        inputs = parameter_step_inputs.exact_inputs(count)
+        inputs = apply_updates_inputs.exact_inputs(count)
         for name in missing:
             setattr(inputs, name, [])
-        probes.append(ExactProbe(f"exact, without {missing}", "parameter_step_", inputs, {}))
+        probes.append(ExactProbe(f"exact, without {missing}", "apply_updates_", inputs, {}))
     return probes
 
 
@@ -174,10 +174,10 @@ MAKERS = {
     "wide_update": square_root_probes.wide,
     "wide_precondition": square_root_probes.wide,
     "wide_root": root_probes.wide,
-    "observe_gradients": scalar_probes.observe,
+    "guard_gradients": scalar_probes.guard_gradients,
     "scale_updates": scalar_probes.scale,
-    "accumulate": accumulate,
-    "parameter_step": parameter_step,
+    "update_moments": update_moments,
+    "apply_updates": apply_updates,
     **{
         f"resident_{stage}_{side}_bf16x3": functools.partial(maker, side)
         for stage, maker in (

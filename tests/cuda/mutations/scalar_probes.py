@@ -9,7 +9,7 @@ from typing import Any
 
 import cases
 import torch
-from inputs import observe_gradients as observe_gradients_inputs
+from inputs import guard_gradients as guard_gradients_inputs
 from inputs import scale_updates as scale_updates_inputs
 from tolerances import assert_each_as_accurate
 
@@ -78,8 +78,8 @@ def _of(module: ModuleType) -> list[ScalarProbe]:
     ]
 
 
-def observe() -> list[ScalarProbe]:
-    return _of(observe_gradients_inputs)
+def guard_gradients() -> list[ScalarProbe]:
+    return _of(guard_gradients_inputs)
 
 
 def scale() -> list[ScalarProbe]:

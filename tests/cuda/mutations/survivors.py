@@ -104,7 +104,7 @@ RESIDENT = [
 
 OTHERS = [
     Survivor(
-        "accumulate",
+        "update_moments",
         SYNC,
         LAST_SUM,
         None,

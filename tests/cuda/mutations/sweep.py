@@ -17,10 +17,10 @@ from .ptx_edits import sample as sample_of
 KERNELS = (
     "resident_update_64_bf16x3",
     "resident_root_64_bf16x3",
-    "observe_gradients",
+    "guard_gradients",
     "scale_updates",
-    "accumulate",
-    "parameter_step",
+    "update_moments",
+    "apply_updates",
 )
 
 SMALL_KINDS = ("drop barrier", "drop wait", "wait for one group less", "drop commit")

@@ -1,4 +1,4 @@
-// The kernel of accumulate_: the elements of all parameters in one launch:
+// The kernel of update_moments_: the elements of all parameters in one launch:
 //
 //   g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
 //   d = m, beta1 m + (1 - beta1) g (nesterov), or g;   v = beta2 c4^2 v + weight2 g^2
@@ -18,8 +18,8 @@ namespace {
 
 // Returns the elements' share of |graft|^2.
 template <class Position>
-__device__ __forceinline__ float accumulate_elements(const Accumulate& in, const Position& at,
-                                                     const float* c) {
+__device__ __forceinline__ float update_moments_elements(const UpdateMoments& in, const Position& at,
+                                                         const float* c) {
   constexpr int kElements = Position::kElements;
   const Parameter& of = at.parameter;
   float g[kElements], d[kElements], v[kElements];
@@ -56,7 +56,7 @@ __device__ __forceinline__ float accumulate_elements(const Accumulate& in, const
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kElementThreads, 5) accumulate(const Accumulate in) {
+extern "C" __global__ void __launch_bounds__(kElementThreads, 5) update_moments(const UpdateMoments in) {
   __shared__ Parameter parameter;
 #pragma unroll 1
   for (int64_t span = blockIdx.x; span < in.spans; span += gridDim.x) {
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(kElementThreads, 5) accumulate(cons
     fetch(parameter, in.parameters[index]);
     float sum = 0;
     for_each_position(parameter, span, [&](const auto& at) {
-      sum += accumulate_elements(in, at, in.coefficients + kCoefficients * index);
+      sum += update_moments_elements(in, at, in.coefficients + kCoefficients * index);
     });
     sum = team_sum<kElementThreads / 32>(sum);
     if (threadIdx.x == 0 && in.graft_norms) in.graft_norms[span] = sum;

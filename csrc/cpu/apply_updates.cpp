@@ -1,4 +1,4 @@
-// parameter_step_: graft, weight decay, momentum and the write, for P parameters of any shapes:
+// apply_updates_: graft, weight decay, momentum and the write, for P parameters of any shapes:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
 //   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
@@ -119,14 +119,14 @@ void run(const ParameterArguments& in, const ParameterScalars& scalars) {
   });
 }
 
-void parameter_step(const Tensors params, const Tensors momenta, const Tensors residuals,
-                    const Tensors updates, const Tensors directions, const Tensors second_moments,
-                    const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
-                    bool nesterov) {
+void apply_updates(const Tensors params, const Tensors momenta, const Tensors residuals,
+                   const Tensors updates, const Tensors directions, const Tensors second_moments,
+                   const Tensor coefficients, const Tensor active, const Tensor lr, double momentum,
+                   bool nesterov) {
   const ParameterArguments in{params,         momenta,      residuals, updates, directions,
                               second_moments, coefficients, active,    lr};
   const ParameterScalars scalars{momentum, nesterov};
-  check_parameter_step(Checks("parameter_step_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
+  check_apply_updates(Checks("apply_updates_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }
 
@@ -134,5 +134,5 @@ void parameter_step(const Tensors params, const Tensors momenta, const Tensors r
 }  // namespace kradagrad::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
-  m.impl("parameter_step_", TORCH_BOX(&kradagrad::cpu::parameter_step));
+  m.impl("apply_updates_", TORCH_BOX(&kradagrad::cpu::apply_updates));
 }

@@ -1,4 +1,5 @@
-// accumulate_: momentum, second moment and the norms of the grafting update, for P parameters of any shapes:
+// update_moments_: momentum, second moment and the norms of the grafting update, for P parameters of any
+// shapes:
 //
 //   g = c3 (grad + c7 p)
 //   m = beta1 c4 m + (1 - beta1) g
@@ -27,7 +28,7 @@ struct Operands {
   std::optional<Operand> momentum, second_moment, direction;
 };
 
-std::vector<Operands> list_operands(const AccumulateArguments& in) {
+std::vector<Operands> list_operands(const UpdateMomentsArguments& in) {
   std::vector<Operands> operands;
   for (size_t p = 0; p < in.params.size(); ++p) {
     const auto order = memory_order(in.params[p]);
@@ -42,8 +43,8 @@ std::vector<Operands> list_operands(const AccumulateArguments& in) {
 
 // Processes one tile and returns its share of the graft's squared norm. `c`: the parameter's coefficients.
 template <class T>
-double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, const T* c, int64_t begin,
-                       int64_t size) {
+double update_moments_tile(const Operands& in, const UpdateMomentsScalars& scalars, const T* c, int64_t begin,
+                           int64_t size) {
   alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile];
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
@@ -79,7 +80,7 @@ double accumulate_tile(const Operands& in, const AccumulateScalars& scalars, con
 }
 
 template <class T>
-void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
+void run(const UpdateMomentsArguments& in, const UpdateMomentsScalars& scalars) {
   const std::vector<Operands> operands = list_operands(in);
   std::vector<int64_t> sizes;
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
@@ -95,9 +96,9 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   for_each_span(spans, [&](size_t i) {
     const Span& span = spans[i];
     for (int64_t done = 0; done < span.size; done += kTile) {
-      norms[first_norms[span.parameter] + (span.begin + done) / kSpan] +=
-          accumulate_tile(operands[span.parameter], scalars, coefficients + kCoefficients * span.parameter,
-                          span.begin + done, std::min(kTile, span.size - done));
+      norms[first_norms[span.parameter] + (span.begin + done) / kSpan] += update_moments_tile(
+          operands[span.parameter], scalars, coefficients + kCoefficients * span.parameter, span.begin + done,
+          std::min(kTile, span.size - done));
     }
   });
   if (in.graft_norms.numel() > 0) {
@@ -105,14 +106,14 @@ void run(const AccumulateArguments& in, const AccumulateScalars& scalars) {
   }
 }
 
-void accumulate(const Tensors momenta, const Tensors second_moments, const Tensors directions,
-                const Tensor graft_norms, const Tensors grads, const Tensors params,
-                const Tensor coefficients, const Tensor active, double beta1, double beta2, double weight2,
-                bool nesterov) {
-  const AccumulateArguments in{momenta, second_moments, directions,   graft_norms,
-                               grads,   params,         coefficients, active};
-  const AccumulateScalars scalars{beta1, beta2, weight2, nesterov};
-  check_accumulate(Checks("accumulate_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
+void update_moments(const Tensors momenta, const Tensors second_moments, const Tensors directions,
+                    const Tensor graft_norms, const Tensors grads, const Tensors params,
+                    const Tensor coefficients, const Tensor active, double beta1, double beta2,
+                    double weight2, bool nesterov) {
+  const UpdateMomentsArguments in{momenta, second_moments, directions,   graft_norms,
+                                  grads,   params,         coefficients, active};
+  const UpdateMomentsScalars scalars{beta1, beta2, weight2, nesterov};
+  check_update_moments(Checks("update_moments_", coefficients), in, scalars, kFactorDTypes, kViewDTypes);
   with_compute_type(coefficients.scalar_type(), [&](auto type) { run<decltype(type)>(in, scalars); });
 }
 
@@ -120,5 +121,5 @@ void accumulate(const Tensors momenta, const Tensors second_moments, const Tenso
 }  // namespace kradagrad::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(kradagrad_ext, CPU, m) {
-  m.impl("accumulate_", TORCH_BOX(&kradagrad::cpu::accumulate));
+  m.impl("update_moments_", TORCH_BOX(&kradagrad::cpu::update_moments));
 }

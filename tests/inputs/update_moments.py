@@ -1,4 +1,4 @@
-"""Inputs of `accumulate_`: parameters of all kinds of shapes."""
+"""Inputs of `update_moments_`: parameters of all kinds of shapes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(
     chosen |= options
     if not chosen["nesterov"]:
         result.directions = []
-    backend.accumulate_(*vars(result).values(), *chosen.values())
+    backend.update_moments_(*vars(result).values(), *chosen.values())
     if len(result.graft_norms):
         add_up_(result.graft_norms, result.params)
     return result

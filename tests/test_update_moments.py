@@ -1,4 +1,4 @@
-"""`accumulate_`: moments and graft norms, every backend against float64."""
+"""`update_moments_`: moments and graft norms, every backend against float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from inputs.accumulate import OPTIONS, make, run
+from inputs.update_moments import OPTIONS, make, run
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -58,7 +58,7 @@ def test_no_span_exceeds_its_length(numel: int, backend: str) -> None:
     """Gradients of ones, so that a norm counts elements; the reference counts all in the first span."""
     ones, norms = torch.ones(numel), torch.full((spans_of(numel),), -1.0)
     coefficients = torch.tensor([1.0, 1, 0, 1, 1, 1, 0, 0, 0, 0])[None]
-    cases.ops(backend, torch.float32).accumulate_(
+    cases.ops(backend, torch.float32).update_moments_(
         [], [], [], norms, [ones], [ones], coefficients, torch.tensor([True]), 0.9, 0.99, 0.01, False
     )
     assert norms.sum() == numel
@@ -78,7 +78,7 @@ def test_zero_over_zero_is_zero(backend: str) -> None:
 
 def test_no_parameters(backend: str) -> None:
     norms = torch.empty(0)
-    cases.ops(backend, torch.float32).accumulate_(
+    cases.ops(backend, torch.float32).update_moments_(
         [], [], [], norms, [], [], torch.empty(0, COEFFICIENTS), norms.bool(), 0.9, 0.99, 0.01, False
     )
     assert norms.shape == (0,)

@@ -1,4 +1,4 @@
-"""`parameter_step_`: graft, weight decay and the write of every parameter."""
+"""`apply_updates_`: graft, weight decay and the write of every parameter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def make_case(dtype: str) -> Case:
     common = common_arguments(dtype)
     size = common["params"][0].element_size()
     return Case(
-        op="parameter_step_",
+        op="apply_updates_",
         arguments=dict(
             momenta=[],
             residuals=[],
@@ -41,5 +41,5 @@ def make_case(dtype: str) -> Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parameter_step(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
+def test_apply_updates(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
     time_op(make_case(dtype), backend)

@@ -1,4 +1,4 @@
-"""Inputs of `observe_gradients_`: matrices in every state, gradients of every size."""
+"""Inputs of `guard_gradients_`: matrices in every state, gradients of every size."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def run(
     result.weight_decay.fill_(options.pop("weight_decay", float(inputs.weight_decay)))
     largest = LARGEST_SHIFT[inputs.scalars.dtype]
     with mock.patch.dict(LARGEST_SHIFT, {result.scalars.dtype: largest}):
-        backend.observe_gradients_(*vars(result).values(), ScalarRule(**options))
+        backend.guard_gradients_(*vars(result).values(), ScalarRule(**options))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The kernel of accumulate_: the elements of all parameters in one launch::
+"""The kernel of update_moments_: the elements of all parameters in one launch::
 
     g = c3 (grad + c7 p);   m = beta1 c4 m + (1 - beta1) g
     d = m, beta1 m + (1 - beta1) g (NESTEROV), or g;   v = beta2 c4^2 v + weight2 g^2
@@ -42,7 +42,7 @@ from .entry import FIRST_PROGRAM, find
         "weight2",
     ]
 )
-def accumulate(
+def update_moments(
     table,
     count,
     scratch,

@@ -1,4 +1,4 @@
-"""Inputs of `parameter_step_`: parameters of all kinds of shapes."""
+"""Inputs of `apply_updates_`: parameters of all kinds of shapes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(
             setattr(result, name, [])
     if not options.pop("second_moments", True):
         result.second_moments = []
-    backend.parameter_step_(*vars(result).values(), *(chosen | options).values())
+    backend.apply_updates_(*vars(result).values(), *(chosen | options).values())
     return result
 
 

@@ -1,4 +1,4 @@
-// The kernel of parameter_step_: the elements of all parameters in one launch:
+// The kernel of apply_updates_: the elements of all parameters in one launch:
 //
 //   u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
 //   bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (nesterov: u + momentum b)
@@ -49,7 +49,7 @@ __device__ __forceinline__ float rounded_by_chance(float value, uint32_t mixed) 
 }
 
 template <class Position>
-__device__ __forceinline__ void step_elements(const ParameterStep& in, const Position& at, const float* c,
+__device__ __forceinline__ void step_elements(const ApplyUpdates& in, const Position& at, const float* c,
                                               float lr) {
   constexpr int kElements = Position::kElements;
   const Parameter& of = at.parameter;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void step_elements(const ParameterStep& in, const Pos
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kElementThreads, 6) parameter_step(const ParameterStep in) {
+extern "C" __global__ void __launch_bounds__(kElementThreads, 6) apply_updates(const ApplyUpdates in) {
   const int index = parameter_of(in.parameters, in.count, blockIdx.x);
   if (!in.active[index]) return;
   __shared__ Parameter parameter;

@@ -1,4 +1,4 @@
-"""The kernel of parameter_step_: the elements of all parameters in one launch::
+"""The kernel of apply_updates_: the elements of all parameters in one launch::
 
     u = c3 update, or c0 d / (sqrt(c1 v) + c2) or c0 d if there is no update or c3 is not finite
     bits(q) = bits(p) + residual;   u = u + c8 q;   b = momentum b + u, u = b (NESTEROV: u + momentum b)
@@ -41,7 +41,7 @@ from .entry import find
         "momentum",
     ]
 )
-def parameter_step(
+def apply_updates(
     table,
     count,
     scratch,

@@ -1,4 +1,4 @@
-"""`accumulate_`: momentum, second moment and the norm of the adam graft."""
+"""`update_moments_`: momentum, second moment and the norm of the adam graft."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_case(dtype: str) -> Case:
     grads = [gradient.to(DTYPES[dtype]) for gradient in gradients(1, 0)]
     scalars = dict(beta1=0.9, beta2=0.99, weight2=0.01, nesterov=False)
     return Case(
-        op="accumulate_",
+        op="update_moments_",
         arguments=dict(
             momenta=momenta,
             second_moments=second_moments,
@@ -42,5 +42,5 @@ def make_case(dtype: str) -> Case:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_accumulate(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
+def test_update_moments(dtype: str, backend: str, time_op: Callable[[Case, str], None]) -> None:
     time_op(make_case(dtype), backend)

@@ -1,4 +1,4 @@
-"""`observe_gradients_`: guard and coefficients of matrices, every backend against float64."""
+"""`guard_gradients_`: guard and coefficients of matrices, every backend against float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from inputs.observe_gradients import OPTIONS, WRITTEN, make, rows, run
+from inputs.guard_gradients import OPTIONS, WRITTEN, make, rows, run
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference

@@ -1,4 +1,4 @@
-"""`parameter_step_`: the update of every parameter, by every backend, against float64."""
+"""`apply_updates_`: the update of every parameter, by every backend, against float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from inputs.parameter_step import OPTIONS, SHAPES, exact_inputs, make, run
+from inputs.apply_updates import OPTIONS, SHAPES, exact_inputs, make, run
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
