@@ -1,9 +1,21 @@
-"""The optimizer class: constructor arguments, argument checks, `step` and state dicts."""
+"""The optimizer: what a step does, its options, and state dicts.
+
+One step on a matrix W with the gradient G, in the order of `step.step_batch`:
+
+    guard         G without NaN or Inf, a spike scaled down to the usual size      `guard_gradients`
+    moments       M <- beta1 M + (1 - beta1) G, and V of G^2                       `update_moments`
+    factors       for each block and side: F <- F R, so that F F^T follows         `precondition`
+                  the inverse of the running statistics (when due)
+    roots         P = (F F^T)^(1/p) (when due)
+    direction     U = P_left M P_right for each block
+    length        U <- U |Adam's update| / |U| for each matrix                     `scale_updates`
+    write         W <- W - lr (U + weight_decay W)                                 `apply_updates`
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -13,7 +25,6 @@ from torch.optim import Optimizer
 from . import checkpoint
 from .blocking import blocking_of
 from .config import (
-    OPTIONS,
     Config,
     ConfigCache,
     check_no_overlap,
@@ -27,11 +38,13 @@ from .config import (
 )
 from .coverage import check_coverage, check_options
 from .engine import LocalEngine
+from .group_options import GROUP_DEFAULTS, GroupOptions, check_group_options
 from .step import GroupContext, LossScale
 from .whole_steps import WholeSteps, outside_inference_mode
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
     from .distributed.engine import ShardedEngine
 
@@ -45,58 +58,59 @@ class KrADagrad(Optimizer):
     method's update. docs/concepts.md states where the defaults differ from the paper, and why;
     `PublishedKrADagrad` implements the paper's optimizers.
 
-    Every option can be overridden in a parameter group. ``precondition=False`` in a group leaves its
-    parameters to the grafting method (for example embeddings and output heads).
+    Every option except the last three can differ between parameter groups. ``precondition=False`` in a group
+    leaves its parameters to the grafting method (for example embeddings and output heads).
 
     Args:
         params: dense float32, float64 or bfloat16 parameters, named parameters or parameter groups.
+
+    Basics:
         lr: a number or a one-element tensor; on the parameters' device if it is to change in a CUDA graph.
         betas: decay of the momentum and of the grafting method's second moment.
         eps: the grafting method's epsilon, relative to the root mean square of the matrix's gradients.
-        weight_decay: decoupled, or with ``decoupled_weight_decay=False`` added before the momentum; a number
-            or a one-element tensor, like `lr`.
+        weight_decay: decoupled, as in AdamW; a number or a one-element tensor, like `lr`.
+        nesterov: Nesterov momentum.
+
+    Blocks:
         block_size: longest side of a block; None is 256 for a group whose parameters are on a CPU when they
             are added, and 128 elsewhere.
-        merge_dims: multiply neighbouring small dims before cutting blocks.
         max_factor_dim: a (merged) dim, or part of one, longer than this gets no factor and is not cut.
-        batch_dims: number of leading dims that count matrices: 1 for experts' weights ``[experts, m, n]``.
-        split, split_dim: the parts of one dim, as a number of equal parts or the length of each; for example
-            queries, keys and values in one matrix. No block crosses from one part into the next.
+
+    Factors:
         factor_update: ``cholesky`` (exact), ``products`` (fast on tensor cores; the result is above the exact
             factor, never below it), or ``auto``: cholesky on a CPU, products elsewhere.
         coupling: ``kl``: each factor is updated from the gradient that the other side's root has whitened
             (KL-Shampoo); ``none``: from the gradient itself.
-        refine: number of iteration steps, 1 to 6, that bring an update by products close to the exact one.
-        precision: of float32 products on tensor cores: ``bf16x3``, ``tf32x3`` or ``fp32``.
+        factor_every: steps between updates of the factors.
         factor_decay: decay of old statistics, per factor update.
         damping: relative to the statistics' mean eigenvalue.
-        factor_every, root_every: steps between updates of the factors, and between two roots of a block. Both
-            are computed more often at first: on each of twenty steps, on every second of the next twenty, and
-            so on. ``polar`` computes some blocks' roots on each step, ``eigh`` computes all on the last step.
-        spike_limit: a gradient more than this many times as large as its matrix's usual gradients (root mean
-            squares) is scaled down to the usual size; ``math.inf`` turns this off.
-        start_step: first step that is preconditioned; earlier steps take the grafting method's update.
-        exponent: power 1/p of the inverse statistics on every mode; None is 1/2 for matrices and vectors,
-            1/k for blocks of k modes.
+        factor_dtype: ``torch.bfloat16`` stores factors in half the memory; None stores them in float32, or
+            float64 for float64 parameters.
+
+    Roots:
         root_method: ``eigh``, ``polar`` (matrix products only) or ``auto``: polar on an accelerator.
+        root_every: steps between two roots of a block. Roots and factors are computed more often at first: on
+            each of twenty steps, on every second of the next twenty, and so on. ``polar`` computes some
+            blocks' roots on each step, ``eigh`` computes all on the last step.
         root_steps: steps of the polar iteration, 5 to 8. Fewer are cheaper and leave small directions of the
             statistics less of their root (docs/numerics.md). None is 6 with ``root_every=1``, else 8. Set 8
             for a smaller damping or blocks of more than 256 with ``root_every=1``, too.
-        factor_dtype, root_dtype: ``torch.bfloat16`` stores factors or roots in half the memory; None stores
-            them in float32, or float64 for float64 parameters.
-        packed: store roots as triangles, in half the memory, and also factors where ``cholesky`` updates
-            them; a step unpacks some of them at a time.
+        root_dtype: of the stored roots, like `factor_dtype`.
+
+    Length:
         graft: where an update's length comes from: ``adam``, ``adagrad``, ``rmsprop`` or ``sgd`` take the
             length of that method's update. ``rms`` (the same for every matrix) and ``whitened`` (each block's
             signal over its noise; needs ``coupling="kl"``) keep no second moment; vectors then take Adam.
-        momentum_on: ``gradient`` (average, then precondition) or ``update`` (the paper's order:
-            heavy-ball momentum of the finished update).
-        nesterov: Nesterov momentum.  decoupled_weight_decay: as in AdamW.
+        spike_limit: a gradient more than this many times as large as its matrix's usual gradients (root mean
+            squares) is scaled down to the usual size; ``math.inf`` turns this off.
         rounding: of bfloat16 parameters. ``stochastic``: randomly up or down with the right mean; the random
             numbers are the same on any number of threads and ranks. ``compensated``: to the nearest, with the
             other sixteen bits of float32 kept as state: parameters move bit for bit as in float32.
             ``nearest``: an update of less than half a parameter's last digit does not move it.
-        precondition_1d: precondition vectors, too.
+
+    Runtime:
+        packed: store roots as triangles, in half the memory, and also factors where ``cholesky`` updates
+            them; a step unpacks some of them at a time.
         capturable: a step can be captured in a CUDA graph and compiled as one graph: no host sync, schedules
             on the device, roots by products and in turns (docs/large-models.md).
         backend: ``auto``, ``native``, ``triton`` or ``reference``.
@@ -109,9 +123,16 @@ class KrADagrad(Optimizer):
         strict: raise an error instead of a warning if less than nine tenths of the elements of the model's
             matrices are preconditioned; groups with ``precondition=False`` do not count.
 
+    Group options:
+        **group_options: for parameter groups, or here for all parameters; `GroupOptions` describes them:
+            `precondition`, `precondition_1d`, `merge_dims`, `batch_dims`, `split`, `split_dim`, and what few
+            users change: `exponent`, `start_step`, `momentum_on`, `decoupled_weight_decay`, `refine`,
+            `precision`.
+
     Raises:
         ValueError: an option is out of range, or a structural option changed after the state was created.
-        TypeError: a parameter or gradient is sparse, complex, integer or of an unsupported dtype.
+        TypeError: an option does not exist, or a parameter or gradient is sparse, complex, integer or of an
+            unsupported dtype.
     """
 
     def __init__(
@@ -122,48 +143,64 @@ class KrADagrad(Optimizer):
         eps: float = 1e-8,
         weight_decay: float | Tensor = 0.0,
         *,
+        nesterov: bool = True,
         block_size: int | None = None,
-        merge_dims: bool = True,
         max_factor_dim: int = 8192,
-        batch_dims: int = 0,
-        split: int | Sequence[int] = 1,
-        split_dim: int = 0,
         factor_update: str = "auto",
         coupling: str = "kl",
-        refine: int = 2,
-        precision: str = "bf16x3",
+        factor_every: int = 1,
         factor_decay: float = 0.8,
         damping: float = 1e-3,
-        factor_every: int = 1,
-        root_every: int = 10,
-        start_step: int = 1,
-        spike_limit: float = 5.0,
-        exponent: float | None = None,
-        root_method: str = "auto",
-        root_steps: int | None = None,
         factor_dtype: torch.dtype | None = None,
+        root_method: str = "auto",
+        root_every: int = 10,
+        root_steps: int | None = None,
         root_dtype: torch.dtype | None = None,
-        packed: bool = False,
         graft: str = "adam",
-        momentum_on: str = "gradient",
-        nesterov: bool = True,
-        decoupled_weight_decay: bool = True,
+        spike_limit: float = 5.0,
         rounding: str = "stochastic",
-        precondition_1d: bool = False,
+        packed: bool = False,
         capturable: bool = False,
         backend: str = "auto",
         process_group: ProcessGroup | None = None,
         amp_scaling: bool = False,
         strict: bool = False,
+        **group_options: Unpack[GroupOptions],
     ) -> None:
-        arguments = locals()
-        options = {name: arguments[name] for name in ("lr", *OPTIONS) if name in arguments}
+        check_group_options(group_options)
         check_process_group(process_group)
-        for name in ("amp_scaling", "strict"):
-            require(isinstance(arguments[name], bool), name, "a bool", arguments[name])
+        require(isinstance(amp_scaling, bool), "amp_scaling", "a bool", amp_scaling)
+        require(isinstance(strict, bool), "strict", "a bool", strict)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "block_size": block_size,
+            "max_factor_dim": max_factor_dim,
+            "factor_update": factor_update,
+            "coupling": coupling,
+            "factor_every": factor_every,
+            "factor_decay": factor_decay,
+            "damping": damping,
+            "factor_dtype": factor_dtype,
+            "root_method": root_method,
+            "root_every": root_every,
+            "root_steps": root_steps,
+            "root_dtype": root_dtype,
+            "graft": graft,
+            "spike_limit": spike_limit,
+            "rounding": rounding,
+            "packed": packed,
+            "capturable": capturable,
+            "backend": backend,
+            **GROUP_DEFAULTS,
+            **group_options,
+        }
         self._process_group, self._amp_scaling, self._strict = process_group, amp_scaling, strict
         self._whole = WholeSteps()
-        super().__init__(params, {**options, "precondition": True, "step": 0, "format": checkpoint.FORMAT})
+        super().__init__(params, {**defaults, "step": 0, "format": checkpoint.FORMAT})
         check_coverage(self.param_groups, strict)
         self._engine = self._make_engine()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from training import SHAPES, SMALL, parameters, relative_difference, set_gradients, train
 
 from kradagrad_ext import KrADagrad
+from kradagrad_ext.config import OPTIONS
+from kradagrad_ext.group_options import GROUP_DEFAULTS, GroupOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. .* of the elements of matrices are")
 
@@ -213,3 +217,42 @@ def test_named_parameters_and_a_module_moved_after_construction(backend: str) ->
     state = optimizer.state[model[0].weight]
     assert state["factor_0_0"].dtype == torch.float64
     assert state["matrix_stats"][0, 0] == 2
+
+
+def test_every_option_is_either_named_by_the_constructor_or_a_group_option() -> None:
+    """All of them are documented: the constructor's own under its headings, group options with their type."""
+    named = list(inspect.signature(KrADagrad).parameters)[1:-1]
+    beside = {"lr", "process_group", "amp_scaling", "strict"}
+    assert {*named, *GROUP_DEFAULTS} == {*OPTIONS, *beside}
+    assert not {*named} & {*GROUP_DEFAULTS}
+    assert GROUP_DEFAULTS.keys() == GroupOptions.__annotations__.keys()
+    for names, documented in ((named, KrADagrad.__doc__), (GROUP_DEFAULTS, GroupOptions.__doc__)):
+        assert [
+            name for name in names if not re.search(rf"^        (\w+, )?{name}[:,]", documented, re.M)
+        ] == []
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("spilt", "keywords must be options, got `spilt`; is `split` meant"),
+        ("learning_rate_of_everything", "keywords must be options, got `learning_rate_of_everything`$"),
+    ],
+)
+def test_a_keyword_that_is_no_option_is_refused(keyword: str, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        KrADagrad([torch.ones(2, 2, requires_grad=True)], **{keyword: 3})
+
+
+def test_a_group_option_is_a_keyword_for_all_parameters(backend: str) -> None:
+    """It gives the same steps as in the parameter group, and a group still overrides it."""
+    trained = []
+    for keywords, group in (({"split": 2}, {}), ({}, {"split": 2}), ({"split": 3}, {"split": 2})):
+        p = torch.linspace(-1, 1, 24).reshape(6, 4).requires_grad_()
+        optimizer = KrADagrad([{"params": [p], **group}], backend=backend, **keywords)
+        for _ in range(3):
+            p.grad = p.detach().sin()
+            optimizer.step()
+        trained.append(p.detach().clone())
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])

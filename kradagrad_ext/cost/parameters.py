@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kradagrad_ext.blocking import Shape
-from kradagrad_ext.config import Config, default_block_size
+from kradagrad_ext.config import OPTIONS, Config, default_block_size
+from kradagrad_ext.group_options import GROUP_DEFAULTS
 from kradagrad_ext.optimizer import KrADagrad
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,10 +41,10 @@ def make_config(**options: object) -> Config:
     Raises:
         ValueError: an option is out of range.
     """
-    defaults = inspect.signature(KrADagrad).parameters
-    values = {field.name: defaults[field.name].default for field in fields(Config) if field.name in defaults}
+    named = inspect.signature(KrADagrad).parameters
+    values: dict[str, Any] = {name: named[name].default for name in OPTIONS if name in named}
     values["block_size"] = default_block_size(torch.device("cuda"))
-    return Config(**{**values, "precondition": True, **options})
+    return Config(**{**values, **GROUP_DEFAULTS, **options})
 
 
 def read_parameters(model: Given, dtype: torch.dtype, options: Mapping[str, Any]) -> list[ParamShape]:
@@ -57,13 +58,11 @@ def read_parameters(model: Given, dtype: torch.dtype, options: Mapping[str, Any]
     Raises:
         ValueError, TypeError: as in `KrADagrad`, for unsupported dtypes, and without any elements.
     """
-    names = [field.name for field in fields(Config)]
     for name in options:
-        if name not in names:
-            raise ValueError(f"KrADagrad: options must be of {', '.join(names)}, got {name}")
+        if name not in OPTIONS:
+            raise ValueError(f"KrADagrad: options must be of {', '.join(OPTIONS)}, got {name}")
     _check_dtype(dtype, "`dtype`")
-    constructor = {name: value for name, value in options.items() if name != "precondition"}
-    optimizer = KrADagrad(_groups(model, dtype, options.get("precondition", True)), **constructor)
+    optimizer = KrADagrad(_groups(model, dtype), **options)
     parameters = []
     for position, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
@@ -81,7 +80,7 @@ def _check_dtype(dtype: object, name: str) -> None:
         raise ValueError(f"KrADagrad: {name} must be of {names}, which kernels on a GPU take, got {dtype}")
 
 
-def _groups(model: Given, dtype: torch.dtype, precondition: object) -> list[dict[str, Any]]:
+def _groups(model: Given, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Return parameter groups of tensors without memory, one for every parameter and every shape."""
     if isinstance(model, nn.Module):
         items: list[Any] = [p for p in model.parameters() if p.requires_grad]
@@ -108,7 +107,7 @@ def _groups(model: Given, dtype: torch.dtype, precondition: object) -> list[dict
         if not isinstance(params, Iterable):
             raise TypeError(f"KrADagrad: `params` of a group must be parameters or shapes, got {params!r}")
         listed = [params] if isinstance(params, Tensor) else params
-        groups.append({"precondition": precondition, **group, "params": [stand_in(p) for p in listed]})
+        groups.append({**group, "params": [stand_in(p) for p in listed]})
     return groups
 
 
