@@ -32,11 +32,12 @@ PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.cs
 .PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
-# Each optimizer at its tuned learning rate, which is the example's default.
+# Each optimizer at its tuned learning rate, which is the example's default. Runs that Ctrl-C stopped go on; after a
+# complete demo, both train anew.
 demo: $(VENV)/demo
-	rm -rf runs/demo
-	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw
-	$(BIN)/python examples/train_gpt.py --optimizer kradagrad --steps $(STEPS) --out runs/demo/kradagrad
+	test ! -e runs/demo/comparison.png || rm -r runs/demo
+	$(BIN)/python examples/train_gpt.py --optimizer adamw --steps $(STEPS) --out runs/demo/adamw --resume-if-any
+	$(BIN)/python examples/train_gpt.py --optimizer kradagrad --steps $(STEPS) --out runs/demo/kradagrad --resume-if-any
 	$(BIN)/python examples/compare_runs.py runs/demo/adamw runs/demo/kradagrad --out runs/demo
 
 test: $(VENV)/installed

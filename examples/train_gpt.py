@@ -125,7 +125,8 @@ def prepare(parser: options.Parser, arguments: list[str] | None, ranks: Ranks) -
         specified, resume = options.parse(parser, arguments)
         ranks.choose_device(specified.get("device"))
         store = Store(Path(specified["out"]), ranks)
-        saved = store.load() if resume else None
+        resumes = resume == "always" or (resume == "if any" and checkpoint.exists(store.folder))
+        saved = store.load() if resumes else None
         chosen = Options(**specified) if saved is None else options.resumed(saved["options"], specified)
         chosen = fit_to(ranks, chosen)
         if saved is None:

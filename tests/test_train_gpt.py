@@ -105,6 +105,20 @@ def test_a_resumed_run_equals_an_unbroken_one(optimizer, more, text, tmp_path, m
     assert_same_run(broken, whole)
 
 
+def test_resume_if_any_starts_continues_and_keeps_a_finished_run(text, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(text, whole, "--optimizer", "adamw", "--resume-if-any") == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 9, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(text, broken, "--optimizer", "adamw", "--resume-if-any") == 128 + signal.SIGINT
+    assert len(rows(broken)) == 9
+    assert train(text, broken, "--optimizer", "adamw", "--resume-if-any") == 0
+    assert_same_run(broken, whole)
+    log = (broken / "log.csv").read_text()
+    assert train(text, broken, "--optimizer", "adamw", "--resume-if-any") == 0
+    assert (broken / "log.csv").read_text() == log
+
+
 def test_steps_after_the_checkpoint_of_a_crash_are_repeated(text, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(text, whole, "--optimizer", "adamw") == 0

@@ -114,10 +114,13 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def parse(parser: Parser, arguments: list[str] | None) -> tuple[dict[str, Any], bool]:
-    """Return the specified options with `out`, and True to resume. Raise UsageError on a wrong option."""
+def parse(parser: Parser, arguments: list[str] | None) -> tuple[dict[str, Any], str]:
+    """Return the specified options with `out`, and if to resume: ``never``, ``if any`` or ``always``.
+
+    Raise UsageError on a wrong option.
+    """
     specified = vars(parser.parse_args(arguments))
-    resume = specified.pop("resume", False)
+    resume = specified.pop("resume", "never")
     if specified.get("data") is not None:
         specified["data"] = str(Path(specified["data"]).resolve())
     specified.setdefault("out", f"runs/{specified.get('optimizer', Options.optimizer)}")
@@ -158,7 +161,17 @@ def make_parser(description: str) -> Parser:
     training.add_argument("--heads", type=int, help=f"default: {default['heads']}")
     running = parser.add_argument_group("run")
     running.add_argument("--out", help="folder of the run; default: runs/OPTIMIZER")
-    running.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    resuming = running.add_mutually_exclusive_group()
+    resuming.add_argument(
+        "--resume", action="store_const", const="always", help="continue from the checkpoint in --out"
+    )
+    resuming.add_argument(
+        "--resume-if-any",
+        dest="resume",
+        action="store_const",
+        const="if any",
+        help="continue if --out has a checkpoint, else start",
+    )
     running.add_argument("--eval-every", type=int, help=f"steps; default: {default['eval_every']}")
     running.add_argument(
         "--checkpoint-every", type=int, help=f"steps; default: {default['checkpoint_every']}"
