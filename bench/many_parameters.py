@@ -61,7 +61,7 @@ def comparison(width: int, count: int, steps: int) -> str:
     params = parameters(shapes, count)
     optimizer = KrADagrad(params, block_size=128)
     whole = []
-    with timed(GroupBatches, "wanted") as spent:
+    with timed(GroupBatches, "tensors") as spent:
         for _ in range(steps + 2):
             set_gradients(params)
             whole.append(seconds_of(optimizer.step))

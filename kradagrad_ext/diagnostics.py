@@ -275,7 +275,7 @@ def _batches(state: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if key.startswith("factor_stats_"):
             place = key.removeprefix("factor_stats_")
             tensors = (state[f"factor_{place}"], state[key], state[f"root_stats_{place}"])
-            for of_blocks in zip(*(getattr(tensor, "parts", [tensor]) for tensor in tensors), strict=True):
+            for of_blocks in zip(*(getattr(tensor, "tensors", [tensor]) for tensor in tensors), strict=True):
                 grid = of_blocks[1].ndim - 1  # sharded states keep the dims of the block grid
                 factors, factor_stats, root_stats = (tensor.flatten(0, grid - 1) for tensor in of_blocks)
                 yield factors, factor_stats, root_stats

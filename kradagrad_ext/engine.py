@@ -36,8 +36,10 @@ class PlacedBatch:
     members: list[int]
     watch: StateWatch
 
-    def wanted(self, group_states: GroupStates) -> list[Tensor] | None:
-        """Return the state entries that the param batch wants; None if the states are not as it left them.
+    def tensors(self, group_states: GroupStates) -> list[Tensor] | None:
+        """Return the state tensors from which the param batch derives its state.
+
+        None if the states are not as the param batch left them.
 
         Args:
             group_states: the states of the parameter group's parameters.
@@ -46,7 +48,7 @@ class PlacedBatch:
         if not all(states) or not self.watch.holds(states):
             return None
         try:
-            return [states[i][key] for i, key in self.batch.wanted]
+            return [states[i][key] for i, key in self.batch.entries]
         except KeyError:
             return None
 
@@ -77,8 +79,8 @@ class GroupBatches:
     placed: list[PlacedBatch]
     outside: list[int]
 
-    def wanted(self, context: GroupContext, group_states: GroupStates) -> list[list[Tensor]] | None:
-        """Return the state entries that each param batch wants; see `PlacedBatch.wanted`.
+    def tensors(self, context: GroupContext, group_states: GroupStates) -> list[list[Tensor]] | None:
+        """Return the state tensors of each param batch; see `PlacedBatch.tensors`.
 
         None if the parameters, their states or `rounding` have changed so that a param batch does not fit.
         """
@@ -89,8 +91,8 @@ class GroupBatches:
             or not all(placed.batch.is_rounded_as(context.config) for placed in self.placed)
         ):
             return None
-        entries = [wanted for placed in self.placed if (wanted := placed.wanted(group_states)) is not None]
-        return entries if len(entries) == len(self.placed) else None
+        tensors = [found for placed in self.placed if (found := placed.tensors(group_states)) is not None]
+        return tensors if len(tensors) == len(self.placed) else None
 
     def joining(self, context: GroupContext, group_states: GroupStates) -> list[int]:
         """Return the indices of the parameters in no param batch that have a gradient or state."""
@@ -205,18 +207,20 @@ class LocalEngine:
         """
         group_batches = self._by_position.get(context.position)
         group_states: GroupStates = list(map(state.get, context.params))
-        wanted = None if group_batches is None else group_batches.wanted(context, group_states)
+        of_batches = None if group_batches is None else group_batches.tensors(context, group_states)
         joining = [] if group_batches is None else group_batches.joining(context, group_states)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(context, None if wanted is None or joining else group_batches)
-        if group_batches is None or wanted is None:
-            group_batches, wanted = self._reusable(context, group_states)
+            _check_capture(context, None if of_batches is None or joining else group_batches)
+        if group_batches is None or of_batches is None:
+            group_batches, of_batches = self._reusable(context, group_states)
             joining = group_batches.joining(context, group_states)
         if joining:
-            group_batches, wanted = self._extended(group_batches, wanted, joining, context, group_states, new)
+            group_batches, of_batches = self._extended(
+                group_batches, of_batches, joining, context, group_states, new
+            )
         by_position[context.position] = group_batches
         planned = []
-        for placed, tensors in zip(group_batches.placed, wanted, strict=True):
+        for placed, tensors in zip(group_batches.placed, of_batches, strict=True):
             placed.batch.check(context.config)
             gradients = placed.batch.gradients(placed.of(context.grads))
             if gradients is not None:
@@ -226,7 +230,7 @@ class LocalEngine:
     def _extended(
         self,
         group_batches: GroupBatches,
-        wanted: list[list[Tensor]],
+        tensors: list[list[Tensor]],
         joining: Sequence[int],
         context: GroupContext,
         group_states: GroupStates,
@@ -238,14 +242,14 @@ class LocalEngine:
         so that n parameters that join one by one move each state log n times.
 
         Args:
-            wanted: the state entries that these want.
+            tensors: the state tensors of each of its param batches.
             group_states: of the parameter group's parameters; receives new states.  new: receives them, too.
 
         Returns:
-            The group's batches, and the state entries that each param batch wants.
+            The group's batches, and the state tensors of each param batch.
         """
         config, params = context.config, context.params
-        kept = list(zip(group_batches.placed, wanted, strict=True))
+        kept = list(zip(group_batches.placed, tensors, strict=True))
         by_key: dict[tuple[torch.device, torch.dtype, str], list[int]] = defaultdict(list)
         blockings = {i: blocking_of(params[i].shape, config) for i in joining}
         for i, blocking in blockings.items():
@@ -273,7 +277,7 @@ class LocalEngine:
         """Return the param batches of any parameter group that fit this one's parameters.
 
         Returns:
-            These batches, and the state entries that each of them wants.
+            These batches, and the state tensors of each.
         """
         params, outside, kept = context.params, set(range(len(context.params))), []
         places = {p: i for i, p in enumerate(params)}
@@ -286,13 +290,13 @@ class LocalEngine:
                 len(placed.members) == len(old_params)
                 and list(map(KIND, old_params)) == old.batch.kinds
                 and old.batch.is_of(context.config)
-                and (wanted := placed.wanted(group_states)) is not None
+                and (tensors := placed.tensors(group_states)) is not None
             ):
-                kept.append((placed, wanted))
+                kept.append((placed, tensors))
                 outside.difference_update(placed.members)
         batches = [placed for placed, _ in kept]
         group_batches = GroupBatches(list(params), list(map(KIND, params)), batches, sorted(outside))
-        return group_batches, [wanted for _, wanted in kept]
+        return group_batches, [tensors for _, tensors in kept]
 
     @staticmethod
     def _place(
@@ -302,7 +306,7 @@ class LocalEngine:
         group_states: GroupStates,
         new: dict[Tensor, State],
     ) -> tuple[PlacedBatch, list[Tensor]]:
-        """Return a new param batch that has adopted its parameters' states, and the entries it wants."""
+        """Return a new param batch that has adopted its parameters' states, and its state tensors."""
         config, params = context.config, [context.params[i] for i in members]
         batch = ParamBatch(params, config, blockings)
         batch.check(config)
@@ -314,8 +318,8 @@ class LocalEngine:
                 group_states[i] = new[p] = {}
         states: list[Any] = [group_states[i] for i in members]
         batch.adopt(states)
-        wanted = [states[i][key] for i, key in batch.wanted]
-        return PlacedBatch(batch, members, StateWatch(states, wanted)), wanted
+        tensors = [states[i][key] for i, key in batch.entries]
+        return PlacedBatch(batch, members, StateWatch(states, tensors)), tensors
 
 
 def _check_capture(context: GroupContext, group_batches: GroupBatches | None) -> None:

@@ -115,7 +115,7 @@ class ParamBatch:
         if not has_scalars:
             self.specs = [{key: specs[key] for key in specs if key != SCALARS} for specs in self.specs]
         self._arrangement = StateLayout(self.specs, self.groups, self._layouts, self.like)
-        self._rooms: dict[bool, tuple[Blocked, Blocked]] = {}
+        self._kept_buffers: dict[bool, tuple[Blocked, Blocked]] = {}
         moment_bytes = sum(p.numel() for p in params) * dtype.itemsize
         self.is_small = moment_bytes <= KEPT_BYTES
         matrices = self.matrices(self.params)
@@ -159,12 +159,12 @@ class ParamBatch:
         self._arrangement.adopt(states)
 
     @property
-    def wanted(self) -> list[tuple[int, str]]:
+    def entries(self) -> list[tuple[int, str]]:
         """(parameter, key) of the state entries that `state` takes; see `StateLayout`."""
-        return self._arrangement.wanted
+        return self._arrangement.entries
 
     def state(self, tensors: Sequence[Tensor]) -> BatchState:
-        """Return the state of all parameters from the `wanted` entries; see `StateLayout.state`."""
+        """Return the state of all parameters from the `entries`; see `StateLayout.state`."""
         return self._arrangement.state(tensors)
 
     def matrices(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -233,33 +233,33 @@ class ParamBatch:
 
     def workspace(self, config: Config, momenta: list[Tensor]) -> Workspace:
         """Return the buffers that a step writes directions and updates to."""
-        room, updates = self._room_for(config)
+        directions, updates = self._buffers_for(config)
         if not config.writes_directions:
             return Workspace([], self.blocked(momenta), updates, None)
-        fallbacks = list(room.tensors)
+        fallbacks = list(directions.tensors)
         for i in self._with_blocks:
             fallbacks[i] = momenta[i]
-        return Workspace(room.tensors, room, updates, fallbacks)
+        return Workspace(directions.tensors, directions, updates, fallbacks)
 
-    def _room_for(self, config: Config) -> tuple[Blocked, Blocked]:
+    def _buffers_for(self, config: Config) -> tuple[Blocked, Blocked]:
         """Return buffers for the directions, and the same buffers of parameters with blocks for the updates.
 
         Parameters that need no buffer get an empty tensor. Small buffers are kept for the next steps, except
         with `capturable`: a graph allocates its buffers, and views that it can write through.
         """
-        kept = self._rooms.get(config.writes_directions)
+        kept = self._kept_buffers.get(config.writes_directions)
         if kept is not None and not config.capturable:
             return kept
         buffers = [
             self.like.new_empty(p.shape) if has or config.writes_directions else self.like
             for has, p in zip(self._has_blocks, self.params, strict=True)
         ]
-        room = self.blocked(buffers)
+        directions = self.blocked(buffers)
         updates = [each if has else self.like for has, each in zip(self._has_blocks, buffers, strict=True)]
-        rooms = room, Blocked(updates, room.views)
+        both = directions, Blocked(updates, directions.views)
         if self.is_small and not config.capturable:
-            self._rooms = {config.writes_directions: rooms}
-        return rooms
+            self._kept_buffers = {config.writes_directions: both}
+        return both
 
     def is_of(self, config: Config) -> bool:
         """Return True if the options shape the state as it is."""

@@ -259,7 +259,7 @@ class StackedTensor:
         parameter, key, *_ = self.entries[0]
         return parameter, key
 
-    def found(self, first: Tensor) -> Tensor:
+    def stacked(self, first: Tensor) -> Tensor:
         """Return the stacked tensor, from its first entry's view."""
         return first if self.is_one else first.as_strided(self.spec.shape, self.stride)
 
@@ -293,7 +293,7 @@ class StateLayout:
     """How the states of a param batch's parameters are stacked.
 
     Attributes:
-        wanted: (parameter, key) of the entries from which `state` derives all tensors of a `BatchState`.
+        entries: (parameter, key) of the entries from which `state` derives all tensors of a `BatchState`.
 
     Args:
         specs: of each parameter's state; scalars may be left out of all.
@@ -320,7 +320,7 @@ class StateLayout:
         self._stats = {kind: self._rows([_entries(kind, *side) for side in sides]) for kind in kinds}
         self._stats_rows = [group.blocks for group, _ in self._sides]
         of_elements = [[(i, key) for i, keys in enumerate(specs) if key in keys] for key in OF_ELEMENTS]
-        self.wanted = [*(batch.first for batch in self._batches()), *itertools.chain(*of_elements)]
+        self.entries = [*(batch.first for batch in self._batches()), *itertools.chain(*of_elements)]
         self._of_elements = list(map(len, of_elements))
 
     def _rows(self, lists: Sequence[Sequence[tuple[int, str]]], is_root: bool = False) -> StackedTensor:
@@ -350,13 +350,13 @@ class StateLayout:
         """Return the state of all parameters, whose entries are as `adopt` left them.
 
         Args:
-            tensors: the entries that are `wanted`.
+            tensors: the entries that `entries` lists.
         """
         left = iter(tensors)
         none = self._like.new_empty(0, 0, 0)
-        scalars = none if self._scalars is None else self._scalars.found(next(left))
-        factors, roots = ([batch.found(next(left)) for batch in each] for each in self._of_sides.values())
-        stats = [batch.found(next(left)) for batch in self._stats.values()]
+        scalars = none if self._scalars is None else self._scalars.stacked(next(left))
+        factors, roots = ([batch.stacked(next(left)) for batch in each] for each in self._of_sides.values())
+        stats = [batch.stacked(next(left)) for batch in self._stats.values()]
         factor_stats, root_stats = stats or (
             self._like.new_zeros(0, columns) for columns in OF_BLOCKS.values()
         )

@@ -181,7 +181,7 @@ def plan_batch(batch: ParamBatch, context: GroupContext, tensors: Sequence[Tenso
     """Plan a param batch's work on this step.
 
     Args:
-        tensors: the entries ``batch.wanted`` of its parameters' states.
+        tensors: the entries ``batch.entries`` of its parameters' states.
     """
     config = batch.options(context.config)
     lr, decay = batch.number("lr", context.lr), batch.number("weight_decay", config.weight_decay)

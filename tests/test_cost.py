@@ -27,7 +27,7 @@ def bytes_by_kind(states: Iterable[dict[str, Any]]) -> Counter[str]:
     for state in states:
         for key, tensor in state.items():
             stem = key.rsplit("_", 2)[0] if key[-1].isdigit() else key
-            for part in getattr(tensor, "parts", [tensor]):
+            for part in getattr(tensor, "tensors", [tensor]):
                 sizes[KINDS.get(stem, "rest")] += part.numel() * part.element_size()
     return sizes
 

@@ -143,7 +143,7 @@ def measured_rank(rank: int, root: str) -> int:
     model = GPT(options.context, options.layers, options.width, options.heads)
     optimizer = KrADagrad(model.parameters(), process_group=dist.group.WORLD)
     state = optimizer.state_dict()["state"].values()
-    parts = [part for tensors in state for t in tensors.values() for part in getattr(t, "parts", [])]
+    parts = [part for tensors in state for t in tensors.values() for part in getattr(t, "tensors", [])]
     return sum(part.nbytes for part in parts)
 
 

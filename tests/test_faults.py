@@ -112,7 +112,7 @@ class Run:
 
 def parts_of(value: Tensor) -> list[Tensor]:
     """Return the parts of a tensor on this rank."""
-    return getattr(value, "parts", [value])
+    return getattr(value, "tensors", [value])
 
 
 def operations(name: str, steps: int, **options: Any) -> tuple[int, list[Tensor]]:

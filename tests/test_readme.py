@@ -1,4 +1,4 @@
-"""Every Python snippet of the README runs, those on large models on two ranks; links have targets."""
+"""The snippets of the README and of the pages on large models and trainers run; links have targets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import ranks
 import torch
-import transformers
-from torch import nn
 
 from kradagrad_ext.cost.__main__ import main
 
@@ -23,33 +21,26 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def snippets(heading: str) -> list[str]:
-    """Return the Python blocks of one section."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+def snippets(page: str, heading: str | None = None) -> list[str]:
+    """Return the Python blocks of a page, or of one of its sections."""
+    text = (ROOT / page).read_text()
+    if heading is not None:
+        text = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-TRAINERS = [source for source in snippets("Large models") if "Trainer(" in source]
-LARGE = [source for source in snippets("Large models") if source not in TRAINERS]
+SETUP, *LARGE = snippets("docs/large-models.md", "In a few lines")
+SETUP_OF_TRAINERS, *TRAINERS = snippets("docs/trainers.md")
 
 
-def test_the_first_example_prints_diagnostics(capsys: pytest.CaptureFixture[str]) -> None:
-    (source,) = snippets("Use")
-    exec(source, {})
-    assert "non_finite_gradients" in capsys.readouterr().out
-
-
-def make_model() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 60, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, **tokens))
-
-
-def make_batches(count: int) -> list[dict[str, torch.Tensor]]:
-    tokens = torch.randint(0, 60, (count, 4, 8), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": batch, "labels": batch} for batch in tokens]
+def test_the_first_lines_make_an_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = snippets("README.md")
+    model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    model(torch.ones(1, 8)).sum().backward()
+    before = [p.clone() for p in model.parameters()]
+    exec(source, {"model": model})
+    assert not all(map(torch.equal, before, model.parameters()))
+    assert "matrices" in capsys.readouterr().out
 
 
 def run_rank(rank: int, folder: str) -> list[list[float]]:
@@ -61,18 +52,19 @@ def run_rank(rank: int, folder: str) -> list[list[float]]:
     torch.compile = functools.partial(torch.compile, backend="aot_eager")
     losses = []
     for source in LARGE:
-        space: dict[str, Any] = {"torch": torch, "model": make_model(), "batches": make_batches(3)}
+        torch.manual_seed(0)
+        space: dict[str, Any] = {}
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(LARGE[0], space)
-            if source is not LARGE[0]:
-                exec(source, space)
-        losses.append(train(space["model"], space["optimizer"], space.get("step")))
+            exec(SETUP, space)
+            exec(source, space)
+        losses.append(train(space))
     return losses
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: Any) -> list[float]:
+def train(space: dict[str, Any]) -> list[float]:
     losses = []
-    for number, batch in enumerate(make_batches(1) * 6):
+    model, optimizer, step = space["model"], space["optimizer"], space.get("step")
+    for number, batch in enumerate(space["batches"][:1] * 6):
         loss = model(**batch).loss
         loss.backward()
         (step if step and number else optimizer.step)()
@@ -93,28 +85,26 @@ def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
-@pytest.mark.parametrize("source", TRAINERS, ids=["transformers", "lightning"])
+@pytest.mark.parametrize("source", TRAINERS, ids=["transformers", "lightning", "accelerate"])
 def test_snippets_on_trainers_train(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (batch,) = make_batches(1)
-    examples = [{key: value[0] for key, value in batch.items()}] * 16
-    space: dict[str, Any] = {"torch": torch, "model": make_model(), "dataset": examples}
-    space["loader"] = torch.utils.data.DataLoader(examples, 4)
-    space["arguments"] = transformers.TrainingArguments("out", max_steps=20, use_cpu=True, report_to="none")
+    torch.manual_seed(0)
+    space: dict[str, Any] = {}
+    exec(SETUP_OF_TRAINERS, space)
 
     def loss() -> float:
         with torch.no_grad():
-            return float(space["model"](**{key: value[:1] for key, value in batch.items()}).loss)
+            rows = torch.stack([example["input_ids"] for example in space["dataset"]])
+            return float(space["model"](input_ids=rows, labels=rows).loss)
 
     before = loss()
-    exec(LARGE[0], space)
     exec(source, space)
     assert loss() < before - 1
 
 
 def test_the_cost_of_a_large_model_is_printed() -> None:
-    (command,) = re.findall(r"^python -m kradagrad_ext\.(.*)$", README, re.MULTILINE)
+    (command,) = re.findall(r"`python -m kradagrad_ext\.(cost .*?)`", README)
     module, *arguments = shlex.split(command)
     assert module == "cost"
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -26,7 +26,7 @@ def make_batch(shapes: Sequence[tuple[int, ...]] = SHAPES, **options: Any) -> Pa
 
 
 def batch_state(batch: ParamBatch, states: list[State]) -> BatchState:
-    return batch.state([states[i][key] for i, key in batch.wanted])
+    return batch.state([states[i][key] for i, key in batch.entries])
 
 
 @pytest.mark.parametrize("options", [{}, {"precondition_1d": True}, {"max_factor_dim": 10}], ids=str)

@@ -25,10 +25,10 @@ all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else d
 
 @dataclass(frozen=True)
 class Segment:
-    """A box of tensor number `slot`: the slices `part` of it, or the whole tensor if `part` is None."""
+    """A box of tensor number `slot`: the slices `index` of it, or the whole tensor if `index` is None."""
 
     slot: int
-    part: tuple[slice, ...] | None
+    index: tuple[slice, ...] | None
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -187,24 +187,24 @@ class Places:
 
     Attributes:
         slots: the tensor of each segment.
-        parts: number and slices of every segment that is not a whole tensor.
+        indices: number and slices of every segment that is not a whole tensor.
     """
 
     slots: list[int]
-    parts: list[tuple[int, tuple[slice, ...]]]
+    indices: list[tuple[int, tuple[slice, ...]]]
 
     @classmethod
     def of_segments(cls, lists: Sequence[Sequence[Segment]]) -> Places:
         segments = list(itertools.chain(*lists))
         numbered = enumerate(segments)
-        parts = [(number, segment.part) for number, segment in numbered if segment.part is not None]
-        return cls([segment.slot for segment in segments], parts)
+        indices = [(number, segment.index) for number, segment in numbered if segment.index is not None]
+        return cls([segment.slot for segment in segments], indices)
 
     def of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return a view of every segment; `tensors`: by slot."""
         views = list(map(tensors.__getitem__, self.slots))
-        for number, part in self.parts:
-            views[number] = views[number][part]
+        for number, index in self.indices:
+            views[number] = views[number][index]
         return views
 
 

@@ -72,7 +72,7 @@ class ShardedEngine:
             self._shards.append(self._make_shard(contexts, new, whereabouts))
         places = {p: place for place, p in enumerate(whereabouts)}
         for shard in self._shards:
-            shard.found = [whereabouts.get(p) for p in shard.params]
+            shard.whereabouts = [whereabouts.get(p) for p in shard.params]
             shard.places = [places.get(p, len(places)) for p in shard.params]
 
     def _make_shard(

@@ -83,7 +83,7 @@ class CommonScalars:
         Args:
             scalars: those of its first parameter.  norms, present: those of all of the shard's matrices.
         """
-        self.scalars = self._batch.found(scalars)  # until `scale_updates`
+        self.scalars = self._batch.stacked(scalars)  # until `scale_updates`
         config = config.for_blocks(self.has_blocks)
         self.backend = backend_of(config, self.like.device, self.like.dtype)
         self.guard = guard_gradients(
@@ -152,20 +152,20 @@ class OwnedBatch:
         pairs = zip(self.pieces, self.places, strict=True)
         return [PieceState(of_parameters[piece.parameter], places) for piece, places in pairs]
 
-    def wanted(self, of_parameters: Sequence[State]) -> list[Tensor]:
-        """Return the state tensors that `ParamBatch.wanted` lists, looked up once per state."""
-        parameter, key, _ = self._wanted[0]
-        cache: dict[int, list[Tensor]] = of_parameters[parameter][key].found
+    def state_tensors(self, of_parameters: Sequence[State]) -> list[Tensor]:
+        """Return the state tensors that `ParamBatch.entries` lists, looked up once per state."""
+        parameter, key, _ = self._entries[0]
+        cache: dict[int, list[Tensor]] = of_parameters[parameter][key].looked_up
         if id(self) not in cache:
-            cache[id(self)] = [of_parameters[i][key].parts[part] for i, key, part in self._wanted]
+            cache[id(self)] = [of_parameters[i][key].tensors[index] for i, key, index in self._entries]
         return cache[id(self)]
 
     @functools.cached_property
-    def _wanted(self) -> list[tuple[int, str, int]]:
+    def _entries(self) -> list[tuple[int, str, int]]:
         entries = []
-        for number, key in self.batch.wanted:
+        for number, key in self.batch.entries:
             place = self.places[number][key]
-            entries.append((self.pieces[number].parameter, place.key, place.part))
+            entries.append((self.pieces[number].parameter, place.key, place.index))
         return entries
 
     def buffers(self) -> PieceTensors:
@@ -186,11 +186,11 @@ class ChunkBuffers:
     """The buffers of a chunk's gradients and parameters.
 
     Attributes:
-        taken: those of each owned batch.
+        batches: those of each owned batch.
         arriving: the tensors that are received into.  leaving: the parameters that are handed back.
     """
 
-    taken: list[PieceTensors]
+    batches: list[PieceTensors]
     arriving: list[Tensor]
     leaving: list[Tensor]
 
@@ -200,27 +200,27 @@ class Chunk:
     """The pieces that are fetched by one collective, stepped, and handed back by another.
 
     Attributes:
-        parts: this rank's owned batches.
+        batches: this rank's owned batches.
         fetch, hand_back: the exchanges of gradients and parameters, and of new parameters.
         kept: the buffers, if they are small.
     """
 
-    parts: list[OwnedBatch]
+    batches: list[OwnedBatch]
     fetch: ExchangePlan
     hand_back: ExchangePlan
     kept: ChunkBuffers | None = None
 
-    def room(self) -> ChunkBuffers:
+    def buffers(self) -> ChunkBuffers:
         """Return the buffers; they are kept between steps if all owned batches are small."""
         if self.kept is not None:
             return self.kept
-        batches = [owned.buffers() for owned in self.parts]
+        batches = [owned.buffers() for owned in self.batches]
         grads = [grad for tensors in batches for grad in tensors.grads.tensors]
         params = [param for tensors in batches for param in tensors.params]
         pairs = zip(grads, params, strict=True)
         arriving = self.fetch.targets(list(itertools.chain.from_iterable(pairs)))
         buffers = ChunkBuffers(batches, arriving, self.hand_back.sources(params))
-        self.kept = buffers if all(owned.batch.is_small for owned in self.parts) else None
+        self.kept = buffers if all(owned.batch.is_small for owned in self.batches) else None
         return buffers
 
 
@@ -229,14 +229,14 @@ class FetchedChunk:
     """A chunk on a step, from the fetch of its gradients and parameters.
 
     Attributes:
-        taken: the tensors of each owned batch.
+        batches: the tensors of each owned batch.
         pending: the collective that fills them; None if they are local.
         leaving: the parameters that are handed back.
         outgoing: the buffer that `leaving` are views of, if they are packed already.
     """
 
     chunk: Chunk
-    taken: list[PieceTensors]
+    batches: list[PieceTensors]
     leaving: list[Tensor]
     pending: PendingExchange | None = None
     outgoing: Buffer | None = None

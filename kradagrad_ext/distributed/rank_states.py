@@ -39,7 +39,7 @@ class RankStates:
         common_scalars: Sequence[CommonScalars],
     ) -> None:
         self._params, self._names, self._blockings, self._specs = params, names, blockings, specs
-        self._parts, self._common_scalars = owned_batches, common_scalars
+        self._owned_batches, self._common_scalars = owned_batches, common_scalars
         self._places: list[Sequence[Mapping[str, PiecePlace]]] = [()] * len(params)
         self._place_pieces()
         self._remember([])
@@ -48,7 +48,7 @@ class RankStates:
     def _place_pieces(self) -> None:
         """Record in every owned batch where the states of its pieces are stored."""
         by_parameter: list[list[tuple[OwnedBatch, int]]] = [[] for _ in self._params]
-        for owned in self._parts:
+        for owned in self._owned_batches:
             for number, piece in enumerate(owned.pieces):
                 by_parameter[piece.parameter].append((owned, number))
         for parameter, pieces in enumerate(by_parameter):
@@ -74,7 +74,7 @@ class RankStates:
         states: list[State] = [self._state(i, old[i]) if i in old else {} for i in range(len(present))]
         # Before tensors are moved, so that the optimizer's state does not keep the old ones.
         state.update({self._params[i]: states[i] for i in old if old[i]})
-        for owned in self._parts:
+        for owned in self._owned_batches:
             owned.batch.adopt(owned.states(states))
         for common in self._common_scalars:
             common.adopt([states[index] for index in common.parameters])

@@ -64,7 +64,7 @@ class ShardedParams:
 
     Args:
         params: those of all parameter groups, in order.
-        found, configs: the place of each, and its options.
+        whereabouts, configs: the place of each, and its options.
 
     Raises:
         ValueError: ranks disagree on the parameters, or a placement is not supported; on every rank.
@@ -73,13 +73,13 @@ class ShardedParams:
     def __init__(
         self,
         params: Sequence[Tensor],
-        found: Sequence[Whereabouts],
+        whereabouts: Sequence[Whereabouts],
         configs: Sequence[Config],
         group: dist.ProcessGroup,
     ) -> None:
         self.params, self.group = list(params), group
-        self.found: list[Whereabouts | None] = list(found)
-        names = [parameter_name(*where) for where in found]
+        self.whereabouts: list[Whereabouts | None] = list(whereabouts)
+        names = [parameter_name(*where) for where in whereabouts]
         self.places: list[int] = []  # of each parameter's gradient among those of all groups
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         self.boxes = tuple(local_box(p, name) for p, name in zip(params, names, strict=True))
@@ -93,7 +93,7 @@ class ShardedParams:
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
         self.dealt = assign_pieces(shapes, configs, self.ranks)
-        self.arranged: list[Whereabouts | None] = []  # `found` when the batches were created
+        self.arranged: list[Whereabouts | None] = []  # `whereabouts` when the batches were created
         self.kinds: list[Any] = []
         self.roundings: dict[int, str] = {}
 
@@ -108,9 +108,9 @@ class ShardedParams:
         """
         kinds = [*map(SHAPE, self.params), *map(PLACE, locals_of(self.params))]
         roundings = {position: config.rounding for position, config in configs.items()}
-        if self.found == self.arranged and kinds == self.kinds and roundings == self.roundings:
+        if self.whereabouts == self.arranged and kinds == self.kinds and roundings == self.roundings:
             return
-        positions = [where and where[0] for where in self.found]
+        positions = [where and where[0] for where in self.whereabouts]
         self._check_blockings(configs)
         self.device = local(self.params[0]).device
         self.masks, self.norms = Masks(self.device), self._make_norms()
@@ -136,16 +136,16 @@ class ShardedParams:
             self._make_chunk([chunks[i] if i < len(chunks) else [] for chunks in by_chunk], configs)
             for i in range(max(map(len, by_chunk)))
         ]
-        names = {i: parameter_name(*where) for i, where in enumerate(self.found) if where is not None}
-        owned_batches = [owned for chunk in self.chunks for owned in chunk.parts]
+        names = {i: parameter_name(*where) for i, where in enumerate(self.whereabouts) if where is not None}
+        owned_batches = [owned for chunk in self.chunks for owned in chunk.batches]
         self.kept = RankStates(
             self.params, names, self.blockings, self.specs, owned_batches, list(self.common_scalars.values())
         )
-        self.arranged, self.kinds, self.roundings = list(self.found), kinds, roundings
+        self.arranged, self.kinds, self.roundings = list(self.whereabouts), kinds, roundings
 
     def _check_blockings(self, configs: Mapping[int, Config]) -> None:
         """Raise ValueError if a parameter is cut into other blocks than those of the existing state."""
-        for p, where, blocking in zip(self.params, self.found, self.blockings, strict=True):
+        for p, where, blocking in zip(self.params, self.whereabouts, self.blockings, strict=True):
             if where is not None and blocking_of(tuple(p.shape), configs[where[0]]) != blocking:
                 options = {option: getattr(configs[where[0]], option) for option in STRUCTURAL}
                 raise ValueError(
@@ -170,21 +170,21 @@ class ShardedParams:
 
     def _make_chunk(self, pieces: Sequence[Sequence[Piece]], configs: Mapping[int, Config]) -> Chunk:
         """Create a chunk from the pieces of every rank."""
-        by_rank = [self._by_part(rank_pieces) for rank_pieces in pieces]
+        by_rank = [self._by_batch(rank_pieces) for rank_pieces in pieces]
         owned_batches = [
-            self._make_part(key, members, configs[key[0]]) for key, members in by_rank[self.rank].items()
+            self._make_batch(key, members, configs[key[0]]) for key, members in by_rank[self.rank].items()
         ]
         routes = self._routes([list(itertools.chain(*by_key.values())) for by_key in by_rank])
         return Chunk(owned_batches, *routes)
 
-    def _by_part(self, pieces: Sequence[Piece]) -> dict[Key, list[Piece]]:
+    def _by_batch(self, pieces: Sequence[Piece]) -> dict[Key, list[Piece]]:
         """Return one rank's pieces by key, which is the order in which they are sent."""
         by_key: dict[Key, list[Piece]] = {}
         for piece in pieces:
             by_key.setdefault(self.keys[piece.parameter], []).append(piece)
         return by_key
 
-    def _make_part(self, key: Key, pieces: Sequence[Piece], config: Config) -> OwnedBatch:
+    def _make_batch(self, key: Key, pieces: Sequence[Piece], config: Config) -> OwnedBatch:
         common = self.common_scalars[key]
         device = common.like.device
         buffers = [torch.empty((), dtype=key[1], device=device).expand(piece.box.shape) for piece in pieces]
@@ -245,10 +245,10 @@ class ShardedParams:
         filled = [p if grad is None else grad for grad, p in zip(grads, locals_, strict=True)]
         steps = [
             [
-                plan_batch(owned.batch, contexts[owned.position], owned.wanted(states))
+                plan_batch(owned.batch, contexts[owned.position], owned.state_tensors(states))
                 if owned.position in contexts
                 else None
-                for owned in chunk.parts
+                for owned in chunk.batches
             ]
             for chunk in self.chunks
         ]
@@ -275,7 +275,7 @@ class ShardedParams:
         fetched_chunks, pending_writes = [], []
         for fetched, steps in zip(self._fetched(planned), planned.steps, strict=True):
             fetched_chunks.append(fetched)
-            for owned, tensors, step in zip(fetched.chunk.parts, fetched.taken, steps, strict=True):
+            for owned, tensors, step in zip(fetched.chunk.batches, fetched.batches, steps, strict=True):
                 if step is not None:
                     pending, squares = advance(owned, tensors, step)
                     pending_writes.append(pending)
@@ -327,7 +327,7 @@ class ShardedParams:
     def check(self, configs: Mapping[int, Config]) -> None:
         """Raise ValueError if an option does not fit the existing state."""
         for chunk in self.chunks:
-            for owned in chunk.parts:
+            for owned in chunk.batches:
                 owned.batch.check(configs[owned.position])
 
     def _local_norms(self, grads: Sequence[Tensor]) -> Tensor:
@@ -395,12 +395,12 @@ class ShardedParams:
 
     def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
         if self.replicated:
-            return self._found(chunk, sources)
-        room, route = chunk.room(), chunk.fetch
-        pending = route.start(route.sources(sources), room.arriving, self.group)
-        return FetchedChunk(chunk, room.taken, room.leaving, pending)
+            return self._local_chunk(chunk, sources)
+        buffers, route = chunk.buffers(), chunk.fetch
+        pending = route.start(route.sources(sources), buffers.arriving, self.group)
+        return FetchedChunk(chunk, buffers.batches, buffers.leaving, pending)
 
-    def _found(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
+    def _local_chunk(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
         """Return a local chunk: gradients are used in place, parameters are copied to the outgoing buffer."""
         tensors = chunk.fetch.sources(sources)
         outgoing = chunk.hand_back.outgoing()
@@ -408,7 +408,7 @@ class ShardedParams:
             torch._foreach_copy_(outgoing.views, tensors[1::2])
         grads, params = iter(tensors[::2]), iter(outgoing.views)
         batches = []
-        for owned in chunk.parts:
+        for owned in chunk.batches:
             count = len(owned.pieces)
             blocked = owned.batch.blocked(list(itertools.islice(grads, count)))
             batches.append(PieceTensors(blocked, list(itertools.islice(params, count))))
@@ -433,5 +433,5 @@ class ShardedParams:
 
 def _segments(whole: Box, shared: Box, dtype: torch.dtype) -> Callable[[int], Segment]:
     """Return a function from a slot, whose tensor holds the box `whole`, to its segment `shared`."""
-    part = None if shared == whole else shared.within(whole)
-    return lambda slot: Segment(slot, part, shared.shape, dtype)
+    index = None if shared == whole else shared.within(whole)
+    return lambda slot: Segment(slot, index, shared.shape, dtype)

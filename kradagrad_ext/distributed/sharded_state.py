@@ -27,33 +27,33 @@ from kradagrad_ext.state import SCALARS, State, TensorSpec, key_of
 from .partition import Box, Piece
 
 NOTHING = torch.empty(0, device="cpu")
-"""Placeholder of a part that is not created yet."""
+"""Placeholder of a tensor that is not created yet."""
 
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten.detach.default, torch.ops.aten._to_copy.default)
 
 
 class ShardedTensorState(torch.Tensor):
-    """A tensor of some size, of which `boxes` and their `parts` are on this rank.
+    """A tensor of some size, of which `boxes` and their `tensors` are on this rank.
 
     Attributes:
-        parts: the elements of each box, in the corresponding one of `shapes`; blocks are consecutive.
+        tensors: the elements of each box, in the corresponding one of `shapes`; blocks are consecutive.
         whole: the whole tensor in host memory, on the rank that it was last gathered on; None after a step.
-        found: by owned batch, the state tensors that its step uses. It is valid as long as this object is in
-            the state: if any entry of the state is replaced, the next step replaces all of these objects.
+        looked_up: by owned batch, the state tensors that its step uses. It is valid as long as this object is
+            in the state: if any entry of the state is replaced, the next step replaces all of these objects.
     """
 
     boxes: list[Box]
-    parts: list[Tensor]
+    tensors: list[Tensor]
     shapes: list[Shape]
     whole: Tensor | None
-    found: dict[int, list[Tensor]]
+    looked_up: dict[int, list[Tensor]]
 
     @staticmethod
     def __new__(
         cls: type[ShardedTensorState], size: Shape, dtype: torch.dtype, device: torch.device
     ) -> ShardedTensorState:
         new: ShardedTensorState = torch.Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=device)
-        new.boxes, new.parts, new.shapes, new.whole, new.found = [], [], [], None, {}
+        new.boxes, new.tensors, new.shapes, new.whole, new.looked_up = [], [], [], None, {}
         return new
 
     @classmethod
@@ -64,14 +64,14 @@ class ShardedTensorState(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Run the ops that copy a state dict, part by part; refuse all other ops."""
+        """Run the ops that copy a state dict, tensor by tensor; refuse all other ops."""
         if func not in COPIES:
             raise NotImplementedError(f"KrADagrad: {func} must be called on whole tensors, got pieces of one")
         source: ShardedTensorState = args[0]
-        parts = [func(part, **(kwargs or {})) for part in source.parts]
-        like = parts[0] if parts else source
+        tensors = [func(tensor, **(kwargs or {})) for tensor in source.tensors]
+        like = tensors[0] if tensors else source
         copy = ShardedTensorState(tuple(source.shape), like.dtype, like.device)
-        copy.boxes, copy.parts, copy.shapes = list(source.boxes), parts, list(source.shapes)
+        copy.boxes, copy.tensors, copy.shapes = list(source.boxes), tensors, list(source.shapes)
         return copy
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
@@ -87,29 +87,29 @@ class ShardedTensorState(torch.Tensor):
     def gathered(self, to: int, group: dist.ProcessGroup) -> Tensor | None:
         """Return the whole tensor ``self.shape`` in host memory on the group's rank `to`, None on others."""
         whole = torch.zeros(tuple(self.shape), dtype=self.dtype, device=self.device)
-        for box, part in zip(self.boxes, self.parts, strict=True):
-            whole[box.within(Box((0,) * self.ndim, tuple(self.shape)))] = part.view(box.shape)
+        for box, tensor in zip(self.boxes, self.tensors, strict=True):
+            whole[box.within(Box((0,) * self.ndim, tuple(self.shape)))] = tensor.view(box.shape)
         if whole.numel():
             # A sum of bytes is exact if all except one are zero, whatever their dtype.
             dist.reduce(whole.view(-1).view(torch.uint8), group=group, group_dst=to)
         return whole.to("cpu") if group.rank() == to else None
 
     def include(self, box: Box, shape: Shape) -> None:
-        """Add a box, whose part is yet to be created."""
+        """Add a box, whose tensor is yet to be created."""
         self.boxes.append(box)
-        self.parts.append(NOTHING)
+        self.tensors.append(NOTHING)
         self.shapes.append(shape)
 
     def shared_from(self, value: Tensor) -> ShardedTensorState:
-        """Return the same boxes of `value`: its parts if it is in the same pieces, copies if it is whole."""
+        """Return the same boxes of `value`: its tensors, or copies if it is whole."""
         shared = ShardedTensorState(tuple(self.shape), value.dtype, value.device)
         shared.boxes, shared.shapes = list(self.boxes), list(self.shapes)
         if isinstance(value, ShardedTensorState):
-            shared.parts = list(value.parts)
+            shared.tensors = list(value.tensors)
             return shared
         whole = Box((0,) * self.ndim, tuple(self.shape))
         pairs = zip(self.boxes, self.shapes, strict=True)
-        shared.parts = [value[box.within(whole)].reshape(shape).clone() for box, shape in pairs]
+        shared.tensors = [value[box.within(whole)].reshape(shape).clone() for box, shape in pairs]
         return shared
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
@@ -128,16 +128,16 @@ class ShardedTensorState(torch.Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
         offset = tuple(index.offset or ())
-        pairs = zip(self.boxes, self.parts, strict=True)
-        return next(part.view(box.shape) for box, part in pairs if box.offset == offset)
+        pairs = zip(self.boxes, self.tensors, strict=True)
+        return next(tensor.view(box.shape) for box, tensor in pairs if box.offset == offset)
 
 
 @dataclass(frozen=True)
 class PiecePlace:
-    """The place of an entry of a piece's state: part number `part`, a box, of the parameter's entry `key`."""
+    """The place of an entry of a piece's state: tensor number `index` of the parameter's entry `key`."""
 
     key: str
-    part: int
+    index: int
     box: Box
     shape: Shape
 
@@ -155,14 +155,14 @@ class PieceState(MutableMapping[str, Tensor]):
 
     def __getitem__(self, key: str) -> Tensor:
         place = self._places[key]
-        part: Tensor = self._state[place.key].parts[place.part]
-        if part is NOTHING:
+        tensor: Tensor = self._state[place.key].tensors[place.index]
+        if tensor is NOTHING:
             raise KeyError(key)
-        return part
+        return tensor
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         place = self._places[key]
-        self._state[place.key].parts[place.part] = value
+        self._state[place.key].tensors[place.index] = value
 
     def __delitem__(self, key: str) -> NoReturn:
         raise TypeError(f"KrADagrad: {key} must stay in the state of a piece")
@@ -213,7 +213,7 @@ def empty_pieces(
     places: Sequence[Mapping[str, PiecePlace]],
     device: torch.device,
 ) -> dict[str, ShardedTensorState]:
-    """Return one parameter's state, except scalars, with boxes whose parts are yet to be created.
+    """Return one parameter's state, except scalars, with boxes whose tensors are yet to be created.
 
     Args:
         specs: those of the whole parameter's state.  places: those of every piece on this rank.
