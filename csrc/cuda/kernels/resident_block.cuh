@@ -61,10 +61,10 @@ __device__ __forceinline__ void write_product(Product& product, const Matrix& to
   }
   constexpr int kStep = Team<kTiles>::kThreads * sizeof(float2);
   const Shared first = place + Worker<kTiles>::thread() * sizeof(float2);
-  Shared own = first;
+  Shared slot = first;
   product.for_each_pair([&](int, int, float (&pair)[2]) {
-    memory_at<float2>(own) = {pair[0], pair[1]};
-    own += kStep;
+    memory_at<float2>(slot) = {pair[0], pair[1]};
+    slot += kStep;
   });
 #pragma unroll 1
   for (int i = 0; i < Product::kPairs; ++i) {

@@ -251,17 +251,17 @@ class ResidentSideUpdate {
     const Shared y = symmetric_place(0), z = symmetric_place(1), t = symmetric_place(2);
 #pragma unroll 1
     for (int i = 0; i < products; ++i) {
-      const int turn = i % 3;
+      const int phase = i % 3;
       Lower product = lower_tiles_of_product();
-      const SymmetricTiles left{turn == 2 ? t : y}, right{turn == 0 && i > 0 ? t : z};
+      const SymmetricTiles left{phase == 2 ? t : y}, right{phase == 0 && i > 0 ? t : z};
       product.template add<Multiply>(left, right, d_tiles(), d_tiles());
-      if (turn == 1) {
+      if (phase == 1) {
         const Iteration it(in_.rule, norm, i / 3 + 1);
         product.scale(-it.b);
         product.add_diagonal(item().d, it.a);
       }
       __syncthreads();
-      product.template write<Format>(turn == 0 ? y : turn == 1 ? t : z);
+      product.template write<Format>(phase == 0 ? y : phase == 1 ? t : z);
       __syncthreads();
     }
   }

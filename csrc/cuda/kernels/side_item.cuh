@@ -28,11 +28,11 @@ struct SideItem {
       const ResidentUpdateGroup& group =
           in.groups[search(in.count, from, [&](int i) { return in.groups[i].first_item; })];
       const int64_t within = from - group.first_item, block = within >> (group.sides - 1);
-      const float own = in.scales[group.first_block + block];
-      if (own == 0) continue;
+      const float block_scale = in.scales[group.first_block + block];
+      if (block_scale == 0) continue;
       take(in.views, group, group.side[within & (group.sides - 1)], block, lane);
       if (lane > 0) return;
-      scale = own;
+      scale = block_scale;
       index = from;
       active = true;
       return;

@@ -90,7 +90,7 @@ __device__ __forceinline__ void finish_side(const SquareRootGroups& in, const Sq
 }
 
 // The group of this CTA, and its block within the group.
-__device__ __forceinline__ const SquareRootGroup& own_group(const SquareRootGroups& in, int64_t* block) {
+__device__ __forceinline__ const SquareRootGroup& group_of(const SquareRootGroups& in, int64_t* block) {
   const int64_t cta = blockIdx.x;
   const SquareRootGroup& group =
       in.groups[search(in.count, cta, [&](int i) { return in.groups[i].first_cta; })];
@@ -102,7 +102,7 @@ __device__ __forceinline__ const SquareRootGroup& own_group(const SquareRootGrou
 
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(const SquareRootGroups in) {
   int64_t block;
-  const SquareRootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = group_of(in, &block);
   if (in.scales[group.first_block + block] == 0) return;
   const Matrix grad(in.views, group.grad, block, group.m, group.n);
   float most = 0, sum = 0;
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) gradient_norms(co
 
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const SquareRootGroups in) {
   int64_t block;
-  const SquareRootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = group_of(in, &block);
   const float scale = in.scales[group.first_block + block];
   if (scale == 0) return;
   for (int i = 0; i < group.sides; ++i) {
@@ -137,17 +137,17 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) start_sides(const
 
 extern "C" __global__ void __launch_bounds__(kBlockThreads, 3) finish_sides(const SquareRootGroups in) {
   int64_t block;
-  const SquareRootGroup& group = own_group(in, &block);
+  const SquareRootGroup& group = group_of(in, &block);
   if (in.scales[group.first_block + block] == 0) return;
   for (int i = 0; i < group.sides; ++i) finish_side(in, group.side[i], block);
 }
 
 extern "C" __global__ void __launch_bounds__(32) finish_norms(const NormSums in) {
   const int64_t cta = blockIdx.x;
-  const NormSum& own = in.sums[search(in.count, cta, [&](int i) { return in.sums[i].first_cta; })];
-  const int64_t block = own.start + cta - own.first_cta, index = own.first_block + block;
-  const bool counts = in.scales[index] != 0 && own.partials;
-  const float norm = counts ? total(own.partials + block * own.count, own.count) : 0;
+  const NormSum& sum = in.sums[search(in.count, cta, [&](int i) { return in.sums[i].first_cta; })];
+  const int64_t block = sum.start + cta - sum.first_cta, index = sum.first_block + block;
+  const bool counts = in.scales[index] != 0 && sum.partials;
+  const float norm = counts ? total(sum.partials + block * sum.count, sum.count) : 0;
   if (threadIdx.x == 0) in.norms[index] = norm;
 }
 

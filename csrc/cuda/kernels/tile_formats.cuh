@@ -38,11 +38,11 @@ struct PlaneTiles {
   template <bool kOfB, Order kOrder>
   static __device__ __forceinline__ void read(uint32_t (&words)[4], TileRead<kOrder> tile, int plane,
                                               Lane lane) {
-    const int own = lane.index(), swapped = (own & 7) | (own & 8) << 1 | (own & 16) >> 1;
+    const int straight = lane.index(), swapped = (straight & 7) | (straight & 8) << 1 | (straight & 16) >> 1;
     if constexpr (kOrder == Order::kPlain) {
-      load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : own));
+      load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : straight));
     } else {
-      load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? own : swapped));
+      load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? straight : swapped));
     }
   }
 
@@ -125,10 +125,10 @@ struct PlaneTiles {
       const uint32_t kept = (above <= 0 ? 0xffffu : 0) | (above < 0 ? 0xffff0000u : 0);
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
-        uint32_t (&own)[4] = plane[p];
-        own[2] = transpose_matrix(own[1]);
+        uint32_t (&words)[4] = plane[p];
+        words[2] = transpose_matrix(words[1]);
 #pragma unroll
-        for (int i = 0; i < 4; i += 3) own[i] = (own[i] & kept) | (transpose_matrix(own[i]) & ~kept);
+        for (int i = 0; i < 4; i += 3) words[i] = (words[i] & kept) | (transpose_matrix(words[i]) & ~kept);
       }
     }
 

@@ -324,8 +324,8 @@ struct LowerTiles {
 
   __device__ __forceinline__ explicit LowerTiles(const Share& share) : share(share) {}
 
-  static __device__ __forceinline__ Shared tile_of(Shared tiles, const Share& own, int slot) {
-    return SymmetricTiles{tiles}.place(own.row(slot), own.col(slot));
+  static __device__ __forceinline__ Shared tile_of(Shared tiles, const Share& share, int slot) {
+    return SymmetricTiles{tiles}.place(share.row(slot), share.col(slot));
   }
 
   __device__ __forceinline__ bool has(int slot) const {
@@ -336,15 +336,15 @@ struct LowerTiles {
   // between the two would grow with every refinement.
   template <class Format>
   __device__ __forceinline__ void write(Shared tiles) const {
-    const Share own = share.forgotten();
+    const Share current = share.forgotten();
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       if (!has(s)) continue;
-      const Shared tile = tile_of(tiles, own, s);
-      if (s % 2 == 0 && s < 3 && own.row(s) == own.col(s)) {
-        Format::write_mirrored(tile, c[s], own.lane);
+      const Shared tile = tile_of(tiles, current, s);
+      if (s % 2 == 0 && s < 3 && current.row(s) == current.col(s)) {
+        Format::write_mirrored(tile, c[s], current.lane);
       } else {
-        Format::write(tile, c[s], own.lane);
+        Format::write(tile, c[s], current.lane);
       }
     }
   }
@@ -352,10 +352,10 @@ struct LowerTiles {
   // Adds `factor` times a matrix that `write` has written.
   template <class Format>
   __device__ __forceinline__ void add_written(Shared tiles, float factor) {
-    const Share own = share.forgotten();
+    const Share current = share.forgotten();
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      if (has(s)) Format::add(c[s], factor, tile_of(tiles, own, s), own.lane);
+      if (has(s)) Format::add(c[s], factor, tile_of(tiles, current, s), current.lane);
     }
   }
 
@@ -406,10 +406,10 @@ struct LowerTiles {
     float sum = 0;
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      float own = 0;
+      float squares = 0;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) own += scale * c[s][e / 4][e % 4] * (scale * c[s][e / 4][e % 4]);
-      sum += share.row(s) == share.col(s) ? own : 2 * own;
+      for (int e = 0; e < 8; ++e) squares += scale * c[s][e / 4][e % 4] * (scale * c[s][e / 4][e % 4]);
+      sum += share.row(s) == share.col(s) ? squares : 2 * squares;
     }
     return sum;
   }

@@ -31,10 +31,10 @@ inline int32_t kernel_side(int32_t longest, int32_t symmetric_matrices, Precisio
   return 0;
 }
 
-// Number of CTAs for `turns` work items per team. If long and short items alternate, as the two sides of a
+// Number of CTAs for `rounds` work items per team. If long and short items alternate, as the two sides of a
 // long block do, the number is odd: with an even number every CTA would get items of only one kind.
-inline int64_t ctas_for(int64_t turns, int64_t most, bool alternate) {
-  if (turns <= most) return turns;
+inline int64_t ctas_for(int64_t rounds, int64_t most, bool alternate) {
+  if (rounds <= most) return rounds;
   return alternate && most % 2 == 0 ? most - 1 : most;
 }
 
@@ -53,10 +53,10 @@ void launch_resident(Planner& planner, const std::string& op, const Gpu& gpu, in
   const int32_t tiles = side / kTile, teams = teams_of(tiles);
   parameters.places = places_of(tiles, symmetric_matrices);
   const int32_t shared = resident_shared(tiles, parameters.places);
-  const int64_t turns = (parameters.items + teams - 1) / teams;
+  const int64_t rounds = (parameters.items + teams - 1) / teams;
   const int64_t most = gpu.multiprocessors * ctas_of_sm(tiles, precision, shared, gpu);
   planner.launch("resident_" + op + "_" + std::to_string(side) + "_" + name_of(precision),
-                 ctas_for(turns, most, alternate && teams == 1), kResidentThreads, shared, parameters);
+                 ctas_for(rounds, most, alternate && teams == 1), kResidentThreads, shared, parameters);
 }
 
 // Upper bound of the memory of a launch's matrices; those of a root of 1024 a side take 16 MB.

@@ -425,17 +425,17 @@ SYMMETRIC = [
         "if (at.row < size && at.row == at.col) c",
         "if (at.row + 1 < size && at.row == at.col) c",
     ),
-    product(ROOT, "off-diagonal tiles counted once in a norm", "? own : 2 * own;", "? own : own;"),
+    product(ROOT, "off-diagonal tiles counted once in a norm", "? squares : 2 * squares;", "? squares : squares;"),
     product(
         ROOT,
         "a written matrix added to the first slot alone",
-        "if (has(s)) Format::add(c[s], factor, tile_of(tiles, own, s), own.lane);",
-        "if (has(s)) Format::add(c[0], factor, tile_of(tiles, own, s), own.lane);",
+        "if (has(s)) Format::add(c[s], factor, tile_of(tiles, current, s), current.lane);",
+        "if (has(s)) Format::add(c[0], factor, tile_of(tiles, current, s), current.lane);",
     ),
     product(
         ROOT,
         "every tile mirrored as on the diagonal",
-        "if (s % 2 == 0 && s < 3 && own.row(s) == own.col(s)) {",
+        "if (s % 2 == 0 && s < 3 && current.row(s) == current.col(s)) {",
         "if (s % 2 == 0 && s < 3) {",
     ),
 ]

@@ -84,7 +84,7 @@ RESULTS = [
         "const Shared first = place;",
         "race",
     ),
-    block(PRECONDITION, "pairs pass through one place of a thread", "    own += kStep;\n", "", "values"),
+    block(PRECONDITION, "pairs pass through one place of a thread", "    slot += kStep;\n", "", "values"),
     Fault(
         "quadruples of float32 in bfloat16",
         "memory.cuh",

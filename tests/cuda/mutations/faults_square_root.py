@@ -115,8 +115,8 @@ STATES = [
     state(
         "finish_norms",
         "the norm of an inactive block",
-        "in.scales[index] != 0 && own.partials",
-        "own.partials",
+        "in.scales[index] != 0 && sum.partials",
+        "sum.partials",
         "uninitialised",
     ),
     state(

@@ -57,7 +57,7 @@ BARRIERS = [
     barrier("before B takes the place of U", "    ", "    b.write("),
     barrier("before the first product", "    m.template write<Format>(symmetric_place(1));\n    "),
     barrier("before a product takes a factor's place", "it.a);\n      }\n      "),
-    barrier("before the next product", "turn == 1 ? t : z);\n      "),
+    barrier("before the next product", "phase == 1 ? t : z);\n      "),
     barrier(
         "before S takes the place of Y", "(left, right, d_tiles(), d_tiles());\n      ", "      if (i == 0)"
     ),
@@ -324,9 +324,9 @@ FACTORS = [
     update("T^2 from S without its coefficient", "i == 0 ? -first.b1 : -second.b", "-second.b"),
     update("T^2 from T without its coefficient", "i == 0 ? first.a1 : second.a", "second.a"),
     update("coefficients of the previous step", "i / 3 + 1);", "i / 3);"),
-    update("T in the wrong turn", "if (turn == 1) {", "if (turn == 2) {"),
+    update("T in the wrong phase", "if (phase == 1) {", "if (phase == 2) {"),
     update("T without its diagonal", "        product.add_diagonal(item().d, it.a);\n", ""),
-    update("Y by Z after the first turn", "turn == 0 && i > 0 ? t : z", "z"),
+    update("Y by Z after the first phase", "phase == 0 && i > 0 ? t : z", "z"),
     update("one round too few", "3 * (in_.rule.refine - 1);", "3 * (in_.rule.refine - 1) - 3;"),
     update(
         "F Y for F Z",

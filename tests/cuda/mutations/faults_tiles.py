@@ -22,8 +22,8 @@ def floats(kernel: str, name: str, old: str, new: str, layer: str = "values") ->
     return Fault(f"{name} (floats)", FORMATS, old, new, kernel, layer)
 
 
-PLAIN = "load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : own));"
-TRANSPOSED = "load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? own : swapped));"
+PLAIN = "load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : straight));"
+TRANSPOSED = "load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? straight : swapped));"
 STORED = "const Address to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
 ELEMENT = "const Address at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
 
@@ -31,18 +31,18 @@ READS = [
     planes("high and low swapped along rows", PLAIN, PLAIN.replace("plane *", "(1 - plane) *")),
     planes("high and low swapped along columns", TRANSPOSED, TRANSPOSED.replace("plane *", "(1 - plane) *")),
     planes(
-        "8 x 8 matrices of A in B's order", PLAIN, PLAIN.replace("? swapped : own", "? swapped : swapped")
+        "8 x 8 matrices of A in B's order", PLAIN, PLAIN.replace("? swapped : straight", "? swapped : swapped")
     ),
-    planes("8 x 8 matrices of B in A's order", PLAIN, PLAIN.replace("? swapped : own", "? own : own")),
+    planes("8 x 8 matrices of B in A's order", PLAIN, PLAIN.replace("? swapped : straight", "? straight : straight")),
     planes(
         "8 x 8 matrices of A in B's order, transposed",
         TRANSPOSED,
-        TRANSPOSED.replace("? own : swapped", "? own : own"),
+        TRANSPOSED.replace("? straight : swapped", "? straight : straight"),
     ),
     planes(
         "8 x 8 matrices of B in A's order, transposed",
         TRANSPOSED,
-        TRANSPOSED.replace("? own : swapped", "? swapped : swapped"),
+        TRANSPOSED.replace("? straight : swapped", "? swapped : swapped"),
     ),
     planes("transposed tiles read along rows", "load_matrices_transposed(words,", "load_matrices(words,"),
     planes("plain tiles read along columns", "load_matrices(words,", "load_matrices_transposed(words,"),
@@ -128,22 +128,22 @@ STORES = [
 MIRRORS = [
     planes(
         "the low plane is not mirrored",
-        "uint32_t (&own)[4] = plane[p];",
-        "uint32_t (&own)[4] = plane[0];",
+        "uint32_t (&words)[4] = plane[p];",
+        "uint32_t (&words)[4] = plane[0];",
         "values",
         UPDATE,
     ),
-    planes("the mirror image not transposed", "own[2] = transpose_matrix(own[1]);", "own[2] = own[1];"),
+    planes("the mirror image not transposed", "words[2] = transpose_matrix(words[1]);", "words[2] = words[1];"),
     planes(
         "the mirror image of the wrong matrix",
-        "own[2] = transpose_matrix(own[1]);",
-        "own[2] = transpose_matrix(own[0]);",
+        "words[2] = transpose_matrix(words[1]);",
+        "words[2] = transpose_matrix(words[0]);",
     ),
     planes("the mirror of the wrong matrices on the diagonal", "i < 4; i += 3)", "i < 4; i += 2)"),
     planes(
         "matrices on the diagonal mirrored without being transposed",
-        "(transpose_matrix(own[i]) & ~kept)",
-        "(own[i ^ 3] & ~kept)",
+        "(transpose_matrix(words[i]) & ~kept)",
+        "(words[i ^ 3] & ~kept)",
     ),
     floats(
         ROOT_TF32,

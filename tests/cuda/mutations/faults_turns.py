@@ -144,8 +144,8 @@ SIDES = [
     ),
     side("one side's blocks of two", "within >> (group.sides - 1);", "within >> 1;"),
     side("the scale of another group's block", "in.scales[group.first_block + block]", "in.scales[block]"),
-    side("inactive blocks take part", "      if (own == 0) continue;\n", ""),
-    side("the gradient's scale left out", "scale = own;", "scale = 1;"),
+    side("inactive blocks take part", "      if (block_scale == 0) continue;\n", ""),
+    side("the gradient's scale left out", "scale = block_scale;", "scale = 1;"),
     side("an item without its number", "      index = from;\n", "", "StepLimit"),
     side(
         "an item that is not active",
