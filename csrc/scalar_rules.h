@@ -22,7 +22,7 @@ constexpr int kGradientDecay = 7;  // c7: weight decay added to gradients; c8: t
 // The columns of a matrix's scalars (kradagrad_ext/backends/scalars.py).
 template <class T>
 struct Scalars {
-  T steps, energy, usual, in_a_row, spikes, skipped, fallbacks, ratio, unit;
+  T steps, mean_square, usual, in_a_row, spikes, skipped, fallbacks, ratio, unit;
 };
 constexpr int kScalars = sizeof(Scalars<float>) / sizeof(float);
 
@@ -114,7 +114,7 @@ KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const GuardRule<T>&
   constexpr T kApart = T(kUnitsApart);
   constexpr T kLargest = std::is_same_v<T, float> ? T(0x1p60) : T(0x1p500);
   const T old = s.unit > 0 ? s.unit : T(1);
-  const T of_moment = std::sqrt(s.energy) * old;
+  const T of_moment = std::sqrt(s.mean_square) * old;
   T size = s.usual > of_moment ? s.usual : of_moment;
   if (!(size > 0)) return 1;
   if (rule.decayed == kGradientDecay && weight_decay / kApart > size) size = weight_decay / kApart;
@@ -124,7 +124,7 @@ KRADAGRAD_EITHER T renew_unit(Scalars<T>& s, T weight_decay, const GuardRule<T>&
   if (shift > kLargest) shift = kLargest;
   if (shift < 1 / kLargest) shift = 1 / kLargest;
   s.unit = unit;
-  s.energy *= shift * shift;
+  s.mean_square *= shift * shift;
   restarts = true;
   return shift;
 }
@@ -149,7 +149,7 @@ KRADAGRAD_EITHER T guard_gradient(Scalars<T>& s, T rms, T weight_decay, const Gu
   const T unit = s.unit > 0 ? s.unit : T(1);
   const T scale = is_spike ? usual / unit / rms : 1 / unit;
   const T scaled_rms = scale * rms;
-  s.energy = rule.decay2 * s.energy + rule.weight2 * scaled_rms * scaled_rms;
+  s.mean_square = rule.decay2 * s.mean_square + rule.weight2 * scaled_rms * scaled_rms;
   return scale;
 }
 
@@ -170,7 +170,7 @@ KRADAGRAD_EITHER void guard_matrix(Scalars<T>& s, T* c, bool& active, bool& rest
   const T c1 = without_bias(rule.log_bias2, steps);
   c[0] = without_bias(rule.log_beta1, steps + rule.lead);
   c[1] = c1;
-  c[2] = rule.eps * std::sqrt(c1 * s.energy);
+  c[2] = rule.eps * std::sqrt(c1 * s.mean_square);
   c[3] = scale;
   c[4] = shift;
   c[5] = rule.largest;

@@ -127,7 +127,7 @@ def _close(
     for mode in state.modes:
         if step.turn(config, makes_roots_in_turns(state.group, config, step.scales.device)) is not None:
             state.roots[mode][blocks] = linalg.pack_lower(whole.roots[mode])
-        if state.factors[mode].ndim == 2 and (step.schedule.factors_due(config) or step.has_newcomers):
+        if state.factors[mode].ndim == 2 and (step.schedule.factors_due(config) or step.has_new_blocks):
             state.factors[mode][blocks] = linalg.pack_upper(whole.factors[mode])
 
 

@@ -186,7 +186,7 @@ class ParamBatch:
         if self.structure["graft"] == "whitened":
             state.root_stats[:, WHITENED_MEAN : WHITENED_WEIGHT + 1].mul_(keeps[:, None])
 
-    def has_newcomers(self, state: BatchState, active: Tensor) -> bool:
+    def has_new_blocks(self, state: BatchState, active: Tensor) -> bool:
         """True if blocks of active matrices, ``[M]`` bool, lack a factor, or a root since it started."""
         rootless = state.root_stats.select(1, RESIDUAL) == 0
         return bool((rootless & active[self._stats_matrices]).any())

@@ -46,14 +46,14 @@ class BlockGroupStep:
 
     Attributes:
         schedule: the step's.
-        has_newcomers: true if active blocks may lack a factor, or a root since the factor started.
+        has_new_blocks: true if active blocks may lack a factor, or a root since the factor started.
         side_stream: computes `directions`; join it before reading them.
         scales: ``[N]``, multiplier of each block's gradient; 0 for an inactive block.
         grads, directions, out: block views ``[*grid, *block_shape]``; `out` is written.
     """
 
     schedule: Schedule
-    has_newcomers: bool
+    has_new_blocks: bool
     side_stream: SideStream
     scales: Tensor
     grads: list[Tensor]
@@ -63,7 +63,7 @@ class BlockGroupStep:
     def turn(self, config: Config, in_turns: bool) -> Turn | None:
         """Return the turn of blocks whose roots are due; None if none are."""
         turn = self.schedule.turn(config, in_turns)
-        return Turn(turns=0) if turn is None and self.has_newcomers else turn
+        return Turn(turns=0) if turn is None and self.has_new_blocks else turn
 
     @property
     def active(self) -> Tensor:
@@ -161,7 +161,7 @@ def _step_of_any_order(state: GroupState, config: Config, backend: Backend, step
 
 def _updates_any(step: BlockGroupStep, config: Config) -> bool:
     """Return True if any factor may be due for an update: one that has not started is always due."""
-    return step.schedule.factors_due(config) or step.has_newcomers
+    return step.schedule.factors_due(config) or step.has_new_blocks
 
 
 def _update_scales(

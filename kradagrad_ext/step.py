@@ -313,11 +313,11 @@ def precondition(
     if not batch.groups:
         return [batch.like] * len(guard.active), batch.like
     batch.restart(state, guard.restarts)
-    has_newcomers = not step.host_looks or batch.has_newcomers(state, guard.active)
+    has_new_blocks = not step.host_looks or batch.has_new_blocks(state, guard.active)
     steps = [
         BlockGroupStep(
             step.schedule,
-            has_newcomers,
+            has_new_blocks,
             step.side_stream,
             scales,
             grads.views[i],

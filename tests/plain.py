@@ -88,7 +88,7 @@ def step_matrix(
     """Take one step of one matrix; write its value and state."""
     places = list(blocks(value, config))
     if not state:
-        state.update(steps=0, energy=0.0, usual=0.0, in_a_row=0)
+        state.update(steps=0, mean_square=0.0, usual=0.0, in_a_row=0)
         state.update(m=torch.zeros_like(value), v=torch.zeros_like(value), blocks=[{} for _ in places])
     if not grad.isfinite().all():
         return
@@ -100,9 +100,9 @@ def step_matrix(
     corrected = direction / (1 - beta1 ** (t + 1))
     if config.for_blocks(bool(places)).graft == "adam":
         state["v"] = beta2 * state["v"] + (1 - beta2) * grad.square()
-        state["energy"] = beta2 * state["energy"] + (1 - beta2) * float(grad.square().mean())
+        state["mean_square"] = beta2 * state["mean_square"] + (1 - beta2) * float(grad.square().mean())
         c1 = 1 / (1 - beta2**t)
-        denominator = (c1 * state["v"]).sqrt() + config.eps * math.sqrt(c1 * state["energy"])
+        denominator = (c1 * state["v"]).sqrt() + config.eps * math.sqrt(c1 * state["mean_square"])
         graft = torch.where(denominator > 0, corrected / denominator, 0)
     else:
         rms = root_mean_square(corrected)

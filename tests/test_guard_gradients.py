@@ -12,7 +12,7 @@ from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
 from kradagrad_ext.backends.scalars import (
-    ENERGY,
+    MEAN_SQUARE,
     SKIPPED,
     UNIT,
     USUAL,
@@ -61,7 +61,7 @@ def test_units_are_powers_of_two_near_the_gradients(backend: str) -> None:
     units = ours.scalars[ours.active & (ours.scalars[:, USUAL] > 0), UNIT]
     assert (torch.frexp(units).mantissa == 0.5).all()
     new = ours.restarts & (ours.scalars[:, UNIT] != inputs.scalars[:, UNIT])
-    sizes = torch.maximum(ours.scalars[:, USUAL], ours.scalars[:, ENERGY].sqrt() * ours.scalars[:, UNIT])
+    sizes = torch.maximum(ours.scalars[:, USUAL], ours.scalars[:, MEAN_SQUARE].sqrt() * ours.scalars[:, UNIT])
     ratio = (sizes / ours.scalars[:, UNIT])[new & (ours.scalars[:, USUAL] > 2e-38)]
     assert len(ratio) > 5
     assert ((ratio > 0.09) & (ratio < 2.01)).all(), ratio

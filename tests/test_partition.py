@@ -21,9 +21,9 @@ def test_a_large_model_is_shared_out_evenly(ranks: int) -> None:
     """The model is GPT-3 XL, whose embeddings have no blocks."""
     model = MODELS["1.3b"]
     configs = [config()] * len(model.shapes) + [config(precondition=False)] * len(model.plain_shapes)
-    dealt = assign_pieces([*model.shapes, *model.plain_shapes], configs, ranks)
+    assigned = assign_pieces([*model.shapes, *model.plain_shapes], configs, ranks)
     for measure in (cost_of, bytes_of):
-        shares = [sum(measure(piece.blocking) for piece in pieces) for pieces in dealt]
+        shares = [sum(measure(piece.blocking) for piece in pieces) for pieces in assigned]
         assert max(shares) <= 1.1 * sum(shares) / ranks, measure.__name__
 
 

@@ -292,18 +292,19 @@ class Backend(Protocol):
             STEPS + 1;   SPIKES + spike;   IN_A_ROW + 1 with a spike, else 0
             USUAL' = USUAL where rms = 0;   rms where USUAL = 0, or large without a spike (factors restart)
                      hypot(sqrt(0.95) USUAL, sqrt(0.05) min(rms, spike_limit USUAL))  else
-            size   = max(USUAL', sqrt(ENERGY) UNIT), at least weight_decay / UNITS_APART where `decayed` is 7
+            size   = max(USUAL', sqrt(MEAN_SQUARE) UNIT), at least weight_decay / UNITS_APART where `decayed`
+                     is 7
             UNIT'  = 2^floor(log2 size), a normal number as is its reciprocal, where size would be > 0 without
                      weight decay, and the matrix has no unit or UNIT / UNIT' is not within
                      (1 / UNITS_APART, UNITS_APART) (factors restart);   else UNIT
-            c4     = UNIT / UNIT', within `LARGEST_SHIFT`;   ENERGY c4^2
+            c4     = UNIT / UNIT', within `LARGEST_SHIFT`;   MEAN_SQUARE c4^2
             c3     = 1 / UNIT', or with a spike USUAL / UNIT' / rms
-            ENERGY = decay2 ENERGY + weight2 (c3 rms)^2
+            MEAN_SQUARE = decay2 MEAN_SQUARE + weight2 (c3 rms)^2
 
         Otherwise c3 = 0 and c4 = 1, and a gradient that is present is counted as SKIPPED. For all matrices::
 
             c0 = 1 / (1 - beta1^(t + nesterov)) where averaged, else 1;   t = max(STEPS, 1)
-            c1 = 1 / (1 - bias2^t);   c2 = eps sqrt(c1 ENERGY);   c5 = `ScalarRule.largest`
+            c1 = 1 / (1 - bias2^t);   c2 = eps sqrt(c1 MEAN_SQUARE);   c5 = `ScalarRule.largest`
             c6 = STEPS where `by_chance`, else 0;   c7, c8, c9 = 0, but column `decayed` is weight_decay
 
         Args:

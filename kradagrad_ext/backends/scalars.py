@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-STEPS, ENERGY, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO, UNIT = COLUMNS = range(9)
+STEPS, MEAN_SQUARE, USUAL, IN_A_ROW, SPIKES, SKIPPED, FALLBACKS, RATIO, UNIT = COLUMNS = range(9)
 """Columns of the ``scalars [M, 9]``: number of gradients seen; mean of v, 0 without a second moment; running
 root mean square of the gradients that are not zero; number of spikes in a row, up to the latest gradient;
 number of spikes in total; number of gradients skipped because they were not finite; number of steps on which
@@ -167,8 +167,8 @@ def guard_gradients_(
     restarts |= is_new
     unit = _units(scalars)
     scales = torch.where(active, torch.where(is_spike, usual_before / unit / rms, 1 / unit), 0)
-    energy = rule.decay2 * column[ENERGY] + rule.weight2 * (scales * rms).square()
-    column[ENERGY].copy_(torch.where(active, energy, column[ENERGY]))
+    mean_square = rule.decay2 * column[MEAN_SQUARE] + rule.weight2 * (scales * rms).square()
+    column[MEAN_SQUARE].copy_(torch.where(active, mean_square, column[MEAN_SQUARE]))
     _write_coefficients(coefficients, scalars, scales, shifts, weight_decay, rule)
 
 
@@ -186,7 +186,7 @@ def _renew_units_(
         The factors that convert the matrices' moments, and True for matrices with a new unit; ``[M]`` each.
     """
     old, limits = _units(scalars), torch.finfo(scalars.dtype)
-    size = torch.maximum(scalars[:, USUAL], scalars[:, ENERGY].sqrt() * old)
+    size = torch.maximum(scalars[:, USUAL], scalars[:, MEAN_SQUARE].sqrt() * old)
     if rule.decayed == GRADIENT_DECAY:  # which moments contain, too
         size = torch.where(size > 0, torch.maximum(size, weight_decay / UNITS_APART), 0)
     bounded = size.clamp(limits.tiny, 1 / limits.tiny)
@@ -197,7 +197,7 @@ def _renew_units_(
     scalars[:, UNIT] = torch.where(is_new, unit, scalars[:, UNIT])
     largest = LARGEST_SHIFT[size.dtype]
     shifts = torch.where(is_new, shifts.clamp_(1 / largest, largest), 1)
-    scalars[:, ENERGY] *= shifts.square()
+    scalars[:, MEAN_SQUARE] *= shifts.square()
     return shifts, is_new
 
 
@@ -212,7 +212,7 @@ def _write_coefficients(
     steps = scalars[:, STEPS].clamp_min(1)  # a matrix without gradients may have any finite coefficients
     c0 = _without_bias(rule.beta1 if rule.averaged else 0, steps + rule.nesterov)
     c1 = _without_bias(rule.bias2, steps)
-    c2 = rule.eps * (c1 * scalars[:, ENERGY]).sqrt()
+    c2 = rule.eps * (c1 * scalars[:, MEAN_SQUARE]).sqrt()
     seeds = scalars[:, STEPS] if rule.by_chance else torch.zeros_like(steps)
     columns = (c0, c1, c2, scales, shifts, torch.full_like(steps, rule.largest), seeds)
     coefficients[:, :7] = torch.stack(columns, 1)

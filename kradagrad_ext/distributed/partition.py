@@ -168,15 +168,17 @@ def assign_pieces(shapes: Sequence[Shape], configs: Sequence[Config], ranks: int
         ]
         for has_blocks in (True, False)
     )
-    dealt: list[list[Piece]] = [[] for _ in range(ranks)]
+    assigned: list[list[Piece]] = [[] for _ in range(ranks)]
     for pieces, measure in ((blocked, cost_of), (plain, bytes_of)):
-        loads = [(sum(measure(piece.blocking) for piece in share), rank) for rank, share in enumerate(dealt)]
+        loads = [
+            (sum(measure(piece.blocking) for piece in share), rank) for rank, share in enumerate(assigned)
+        ]
         heapq.heapify(loads)
         for piece in sorted(pieces, key=lambda piece: -measure(piece.blocking)):
             load, rank = heapq.heappop(loads)
-            dealt[rank].append(piece)
+            assigned[rank].append(piece)
             heapq.heappush(loads, (load + measure(piece.blocking), rank))
-    return dealt
+    return assigned
 
 
 def _max_piece_cost(blockings: Sequence[Blocking], ranks: int, has_blocks: bool) -> float:

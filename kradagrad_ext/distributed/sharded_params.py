@@ -92,7 +92,7 @@ class ShardedParams:
         self.replicated = all(
             len(h.ranks_of) == 1 and len(*h.ranks_of.values()) == self.ranks for h in self.holders
         )
-        self.dealt = assign_pieces(shapes, configs, self.ranks)
+        self.assigned = assign_pieces(shapes, configs, self.ranks)
         self.arranged: list[Whereabouts | None] = []  # `whereabouts` when the batches were created
         self.kinds: list[Any] = []
         self.roundings: dict[int, str] = {}
@@ -129,9 +129,9 @@ class ShardedParams:
             if position is not None
         }
         self.common_scalars = self._make_common_scalars()
-        dealt = [[piece for piece in pieces if piece.parameter in self.keys] for pieces in self.dealt]
+        assigned = [[piece for piece in pieces if piece.parameter in self.keys] for pieces in self.assigned]
         sizes = [p.element_size() for p in self.params]
-        by_chunk = [list(split_by_bytes(pieces, sizes, CHUNK_BYTES)) for pieces in dealt]
+        by_chunk = [list(split_by_bytes(pieces, sizes, CHUNK_BYTES)) for pieces in assigned]
         self.chunks = [
             self._make_chunk([chunks[i] if i < len(chunks) else [] for chunks in by_chunk], configs)
             for i in range(max(map(len, by_chunk)))
@@ -396,8 +396,8 @@ class ShardedParams:
     def _fetch(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
         if self.replicated:
             return self._local_chunk(chunk, sources)
-        buffers, route = chunk.buffers(), chunk.fetch
-        pending = route.start(route.sources(sources), buffers.arriving, self.group)
+        buffers, exchange = chunk.buffers(), chunk.fetch
+        pending = exchange.start(exchange.sources(sources), buffers.arriving, self.group)
         return FetchedChunk(chunk, buffers.batches, buffers.leaving, pending)
 
     def _local_chunk(self, chunk: Chunk, sources: Sequence[Tensor]) -> FetchedChunk:
@@ -418,12 +418,12 @@ class ShardedParams:
         """Send every rank's new parameters, and write them only when all of them have arrived."""
         in_progress: list[PendingExchange] = []
         for fetched in fetched_chunks:
-            route = fetched.chunk.hand_back
-            targets = route.targets(locals_)
+            exchange = fetched.chunk.hand_back
+            targets = exchange.targets(locals_)
             if fetched.outgoing is None:
-                in_progress.append(route.start(fetched.leaving, targets, self.group))
+                in_progress.append(exchange.start(fetched.leaving, targets, self.group))
             else:
-                in_progress.append(route.send(fetched.outgoing, targets, self.group))
+                in_progress.append(exchange.send(fetched.outgoing, targets, self.group))
             if len(in_progress) > 1:
                 in_progress[-2].wait()
         in_progress[-1].wait()

@@ -13,9 +13,9 @@ import torch
 from kradagrad_ext.backends.base import COEFFICIENTS
 from kradagrad_ext.backends.scalars import (
     COLUMNS,
-    ENERGY,
     IN_A_ROW,
     LARGEST_SHIFT,
+    MEAN_SQUARE,
     SKIPPED,
     SPIKES,
     STEPS,
@@ -56,7 +56,7 @@ OPTIONS: list[dict[str, Any]] = [
 RATIOS = [1.0, 0.0, 29.9, 30.1, 2.0**50, 2.0**-50, 1e-30, 1e30, math.inf, math.nan]
 
 
-# USUAL, UNIT, IN_A_ROW and ENERGY of matrices that may get such a gradient.
+# USUAL, UNIT, IN_A_ROW and MEAN_SQUARE of matrices that may get such a gradient.
 KNOWN = [
     (0.0, 0.0, 0, 0.0),
     (1.3, 1.0, 0, 1.7),
@@ -86,7 +86,7 @@ def make(dtype: torch.dtype, transposed: bool = False) -> SimpleNamespace:
         known[far, :2] *= 2.0**850
         near = known[:, 0] < 1e-29
         known[near & (known[:, 0] > 0), :2] *= 2.0**-850
-    for i, column in enumerate((USUAL, UNIT, IN_A_ROW, ENERGY)):
+    for i, column in enumerate((USUAL, UNIT, IN_A_ROW, MEAN_SQUARE)):
         scalars[:, column] = known[:, i]
     numel = torch.tensor([1.0, 7, 4096, 1e9], dtype=compute).repeat(count)[:count]
     usual = torch.where(scalars[:, USUAL] > 0, scalars[:, USUAL], 1).double()

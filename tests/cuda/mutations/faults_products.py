@@ -425,7 +425,9 @@ SYMMETRIC = [
         "if (at.row < size && at.row == at.col) c",
         "if (at.row + 1 < size && at.row == at.col) c",
     ),
-    product(ROOT, "off-diagonal tiles counted once in a norm", "? squares : 2 * squares;", "? squares : squares;"),
+    product(
+        ROOT, "off-diagonal tiles counted once in a norm", "? squares : 2 * squares;", "? squares : squares;"
+    ),
     product(
         ROOT,
         "a written matrix added to the first slot alone",

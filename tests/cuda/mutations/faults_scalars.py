@@ -23,10 +23,10 @@ FAULTS = [
     _guard("factors stay after a new scale", "restarts = is_large && !is_spike;", "restarts = false;"),
     _guard("the usual size stays after a new scale", "is_known && !restarts;", "is_known;"),
     _guard("a spike is used at its size", "is_spike ? usual / unit / rms : 1 / unit", "1 / unit"),
-    _guard("moments keep the old unit", "s.energy *= shift * shift;", ""),
+    _guard("moments keep the old unit", "s.mean_square *= shift * shift;", ""),
     _guard("units never change", "shift < kApart && shift > 1 / kApart", "true"),
     _guard("units may grow for ever", " && shift > 1 / kApart", ""),
-    _guard("the moment is forgotten in a unit", "std::sqrt(s.energy) * old", "0 * old"),
+    _guard("the moment is forgotten in a unit", "std::sqrt(s.mean_square) * old", "0 * old"),
     _guard(
         "weight decay has no part in a unit",
         "rule.decayed == kGradientDecay && weight_decay",

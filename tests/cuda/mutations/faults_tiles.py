@@ -23,7 +23,9 @@ def floats(kernel: str, name: str, old: str, new: str, layer: str = "values") ->
 
 
 PLAIN = "load_matrices(words, tile.address + plane * kPlane + 16 * (kOfB ? swapped : straight));"
-TRANSPOSED = "load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? straight : swapped));"
+TRANSPOSED = (
+    "load_matrices_transposed(words, tile.address + plane * kPlane + 16 * (kOfB ? straight : swapped));"
+)
 STORED = "const Address to = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
 ELEMENT = "const Address at = tile + (row / 8 + col / 8 * 2) * kMatrix + row % 8 * 16 + col % 8 * 2;"
 
@@ -31,9 +33,15 @@ READS = [
     planes("high and low swapped along rows", PLAIN, PLAIN.replace("plane *", "(1 - plane) *")),
     planes("high and low swapped along columns", TRANSPOSED, TRANSPOSED.replace("plane *", "(1 - plane) *")),
     planes(
-        "8 x 8 matrices of A in B's order", PLAIN, PLAIN.replace("? swapped : straight", "? swapped : swapped")
+        "8 x 8 matrices of A in B's order",
+        PLAIN,
+        PLAIN.replace("? swapped : straight", "? swapped : swapped"),
     ),
-    planes("8 x 8 matrices of B in A's order", PLAIN, PLAIN.replace("? swapped : straight", "? straight : straight")),
+    planes(
+        "8 x 8 matrices of B in A's order",
+        PLAIN,
+        PLAIN.replace("? swapped : straight", "? straight : straight"),
+    ),
     planes(
         "8 x 8 matrices of A in B's order, transposed",
         TRANSPOSED,
@@ -133,7 +141,9 @@ MIRRORS = [
         "values",
         UPDATE,
     ),
-    planes("the mirror image not transposed", "words[2] = transpose_matrix(words[1]);", "words[2] = words[1];"),
+    planes(
+        "the mirror image not transposed", "words[2] = transpose_matrix(words[1]);", "words[2] = words[1];"
+    ),
     planes(
         "the mirror image of the wrong matrix",
         "words[2] = transpose_matrix(words[1]);",
