@@ -60,7 +60,7 @@ class NamedParam:
         return self.names[0]
 
     @property
-    def own_name(self) -> str:
+    def matched_name(self) -> str:
         """The part of the name that tables match: the module's for a `weight` or `bias`, else the last."""
         *path, last = self.name.split(".")
         return path[-1] if path and last in ("weight", "bias") else last
@@ -194,13 +194,13 @@ def _kind(param: NamedParam, heads: nn.Module | None) -> str:
         return "norms"
     if sum(size != 1 for size in param.shape) < 2:
         return "vectors"
-    if param.module is heads or (param.own_name in HEADS and not param.in_a_layer):
+    if param.module is heads or (param.matched_name in HEADS and not param.in_a_layer):
         return "heads"
-    if not param.name.endswith(".weight") and "embed" in param.own_name:
+    if not param.name.endswith(".weight") and "embed" in param.matched_name:
         return "embeddings"
     if len(param.shape) == 3 and any("expert" in text.lower() for text in (class_name, param.name)):
         return "experts"
-    fused = param.own_name in (*FUSED_BY_PART, *FUSED_BY_HEAD, *GATE_AND_UP)
+    fused = param.matched_name in (*FUSED_BY_PART, *FUSED_BY_HEAD, *GATE_AND_UP)
     return "fused" if fused else "matrices"
 
 
@@ -209,7 +209,7 @@ def _split_options(param: NamedParam, model: nn.Module) -> dict[str, Any]:
     batch = {"batch_dims": 1} if param.kind == "experts" else {}
     first = len(batch)
     transposed = type(param.module).__name__ == "Conv1D"  # of transformers, [in, out]
-    if param.own_name in GATE_AND_UP:
+    if param.matched_name in GATE_AND_UP:
         dim = first if param.kind == "fused" else _gate_dim(param)
         split: int | tuple[int, ...] | None = 2 if dim is not None else None
     else:
@@ -240,14 +240,14 @@ def _queries_keys_values(
     """Return the split of a fused matrix's outputs into queries, keys and values; None if it is unknown."""
     config = getattr(param.owner, "config", None) or getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", None)
-    if param.own_name in (*FUSED_BY_PART, *FUSED_BY_HEAD) and isinstance(heads, int) and heads > 0:
+    if param.matched_name in (*FUSED_BY_PART, *FUSED_BY_HEAD) and isinstance(heads, int) and heads > 0:
         head = getattr(config, "head_dim", None) or inputs // heads
         groups = getattr(config, "num_key_value_heads", None) or heads
         if total == (heads + 2 * groups) * head:
-            if param.own_name in FUSED_BY_HEAD:
+            if param.matched_name in FUSED_BY_HEAD:
                 return total // head
             return 3 if groups == heads else (heads * head, groups * head, groups * head)
-    if param.own_name in FUSED_BY_PART and total in (2 * inputs, 3 * inputs):
+    if param.matched_name in FUSED_BY_PART and total in (2 * inputs, 3 * inputs):
         return total // inputs
     return None
 

@@ -292,8 +292,7 @@ class Backend(Protocol):
             STEPS + 1;   SPIKES + spike;   IN_A_ROW + 1 with a spike, else 0
             USUAL' = USUAL where rms = 0;   rms where USUAL = 0, or large without a spike (factors restart)
                      hypot(sqrt(0.95) USUAL, sqrt(0.05) min(rms, spike_limit USUAL))  else
-            size   = max(USUAL', sqrt(MEAN_SQUARE) UNIT), at least weight_decay / UNITS_APART where `decayed`
-                     is 7
+            size   = max(USUAL', sqrt(MEAN_SQUARE) UNIT), >= weight_decay / UNITS_APART where `decayed` is 7
             UNIT'  = 2^floor(log2 size), a normal number as is its reciprocal, where size would be > 0 without
                      weight decay, and the matrix has no unit or UNIT / UNIT' is not within
                      (1 / UNITS_APART, UNITS_APART) (factors restart);   else UNIT

@@ -77,13 +77,13 @@ struct SideItem {
   __device__ __forceinline__ void take(const View* views, const ResidentUpdateGroup& group,
                                        const ResidentSide& side, int64_t block, int lane) {
     const bool is_right = side.right != 0;
-    const int own_d = is_right ? group.n : group.m, own_k = is_right ? group.m : group.n;
+    const int side_d = is_right ? group.n : group.m, side_k = is_right ? group.m : group.n;
     const Matrices& of = lane == kGrad ? group.grad : lane == kRoot ? side.other_root : side.factor;
-    const int rows = lane == kGrad ? group.m : lane == kRoot ? own_k : own_d;
+    const int rows = lane == kGrad ? group.m : lane == kRoot ? side_k : side_d;
     const int cols = lane == kGrad ? group.n : rows;
     matrices[lane] = of.views > 0 ? Matrix(views, of, block, rows, cols) : Matrix::empty();
     if (lane > 0) return;
-    m = group.m, n = group.n, d = own_d, k = own_k;
+    m = group.m, n = group.n, d = side_d, k = side_k;
     right = is_right;
     statistics = side.statistics + block * kColumns;
     is_new = statistics[kWeight] == 0;

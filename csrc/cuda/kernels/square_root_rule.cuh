@@ -73,10 +73,10 @@ struct Iteration {
     t = rule.decay + norm;
     float f = sqrtf(rule.decay / t), at_decay = 1;
     for (int i = 0; i < rule.refine; ++i) {
-      const float s = sqrtf(3 / (1 + f + f * f)), own_a = 1.5f * s, own_b = 0.5f * s * s * s;
-      if (i == 0) a1 = own_a, b1 = own_b;
-      if (i == step) a = own_a, b = own_b;
-      const float shrunk = own_a - own_b * f * f;
+      const float s = sqrtf(3 / (1 + f + f * f)), step_a = 1.5f * s, step_b = 0.5f * s * s * s;
+      if (i == 0) a1 = step_a, b1 = step_b;
+      if (i == step) a = step_a, b = step_b;
+      const float shrunk = step_a - step_b * f * f;
       at_decay *= shrunk;
       f = fminf(1, f * shrunk);
     }

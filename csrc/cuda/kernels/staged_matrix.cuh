@@ -104,9 +104,9 @@ struct StagedMatrix {
     if (!from.in_fours()) {
       read_elements(from, place);
     } else if (from.bf16) {
-      read_own<uint2>(place);
+      read_groups<uint2>(place);
     } else {
-      read_own<float4>(place);
+      read_groups<float4>(place);
     }
   }
 
@@ -173,11 +173,11 @@ struct StagedMatrix {
     return {tile.row * kTile + within.row, tile.col * kTile + within.col};
   }
 
-  // The first of a thread's groups of four elements in `place`; they are kOwnStep apart.
+  // The first of a thread's groups of four elements in `place`; they are kGroupStep apart.
   static __device__ __forceinline__ Shared first_four(Shared place) {
     return place + Here::thread() * sizeof(float4);
   }
-  static constexpr int kOwnStep = kThreads * sizeof(float4);
+  static constexpr int kGroupStep = kThreads * sizeof(float4);
 
   // Calls use(i, address, true if inside) for the groups of four of a matrix with contiguous rows. If the
   // matrix fills the grid, all groups are inside, and nothing is tested.
@@ -226,7 +226,7 @@ struct StagedMatrix {
     const Shared to = first_four(place);
     for_each_four<Element>(from, [&](auto i, const Element* at, bool inside) {
       constexpr int kSize = 4 * sizeof(Element);
-      copy_async<kSize>(to + i() * kOwnStep, inside ? at : from.data, inside ? kSize : 0);
+      copy_async<kSize>(to + i() * kGroupStep, inside ? at : from.data, inside ? kSize : 0);
     });
   }
 
@@ -237,18 +237,18 @@ struct StagedMatrix {
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
       const auto [row, col] = element(Grid::tile(i * kTilesAtOnce + of_thread.tile), of_thread.within);
-      memory_at<float4>(to + i * kOwnStep) = {from.read(row, col), from.read(row, col + 1),
-                                              from.read(row, col + 2), from.read(row, col + 3)};
+      memory_at<float4>(to + i * kGroupStep) = {from.read(row, col), from.read(row, col + 1),
+                                                from.read(row, col + 2), from.read(row, col + 3)};
     }
-    read_own<float4>(place);
+    read_groups<float4>(place);
   }
 
   // Reads a thread's elements of float32 (float4) or bf16 (uint2).
   template <class Four>
-  __device__ __forceinline__ void read_own(Shared place) {
+  __device__ __forceinline__ void read_groups(Shared place) {
     const Shared from = first_four(place);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) unpack(memory_at<const Four>(from + i * kOwnStep), four[i]);
+    for (int i = 0; i < kCount; ++i) unpack(memory_at<const Four>(from + i * kGroupStep), four[i]);
   }
 };
 

@@ -150,12 +150,13 @@ struct FullProduct {
   template <class A, class B>
   __device__ __forceinline__ void add(A a, B b, int rows, int cols, int depth, Exact exact = {}) {
     if (row(0) >= rows || col(0) >= cols) return;
-    int own_rows[kRows], own_cols[kCols];
+    int row_tiles[kRows], col_tiles[kCols];
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) own_rows[i] = row(i);
+    for (int i = 0; i < kRows; ++i) row_tiles[i] = row(i);
 #pragma unroll
-    for (int j = 0; j < kCols; ++j) own_cols[j] = col(j);
-    add_product<Multiply, Rectangle<kRows, kCols, A::kSymmetric>>(c, a, b, own_rows, own_cols, depth, exact);
+    for (int j = 0; j < kCols; ++j) col_tiles[j] = col(j);
+    add_product<Multiply, Rectangle<kRows, kCols, A::kSymmetric>>(c, a, b, row_tiles, col_tiles, depth,
+                                                                  exact);
   }
 
   // Calls use(value) for every element.
@@ -254,13 +255,13 @@ struct LowerShare {
   uint32_t rows = 0, cols = 0;  // of all slots, 4 bits each
 
   __device__ __forceinline__ LowerShare(int warp, Lane lane) : warp(warp), lane(lane) {
-    visit([&](auto shape, const auto& own_rows, const auto& own_cols) {
+    visit([&](auto shape, const auto& row_tiles, const auto& col_tiles) {
       using Shape = decltype(shape);
 #pragma unroll
       for (int s = 0; s < kSlots; ++s) {
         const bool missing = s >= Shape::kSlots;
-        rows |= (missing ? kMissing : own_rows[missing ? 0 : Shape::slot(s).a]) << 4 * s;
-        cols |= (missing ? kMissing : own_cols[missing ? 0 : Shape::slot(s).b]) << 4 * s;
+        rows |= (missing ? kMissing : row_tiles[missing ? 0 : Shape::slot(s).a]) << 4 * s;
+        cols |= (missing ? kMissing : col_tiles[missing ? 0 : Shape::slot(s).b]) << 4 * s;
       }
     });
   }

@@ -45,7 +45,7 @@ PRODUCTS = [
     product("Y1 without the square's cross term", "it.a1 - 2 * it.b1 * low", "it.a1 - it.b1 * low"),
     rule(PRODUCT, "only the last step is restored", "at_decay *= shrunk;", "at_decay = shrunk;"),
     rule(
-        PRODUCT, "coefficients of the first step alone", "if (i == step) a = own_a", "if (i == 0) a = own_a"
+        PRODUCT, "coefficients of the first step alone", "if (i == step) a = step_a", "if (i == 0) a = step_a"
     ),
     product("F' is never found not finite", "add_partial(failed);", "add_partial(0);"),
     product(

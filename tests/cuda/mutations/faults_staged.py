@@ -24,7 +24,7 @@ REGISTERS = "    } else if (from.bf16) {\n      read_aligned"
 UNPACKED = "    } else if (from.bf16) {\n#pragma"
 COPIED = "      if (from.bf16) {\n        copy_aligned"
 BF16 = "    } else if (from.bf16) {\n"
-ENDED = f"{BF16}      read_own<uint2>(place);\n    }} else {{\n      read_own<float4>(place);\n"
+ENDED = f"{BF16}      read_groups<uint2>(place);\n    }} else {{\n      read_groups<float4>(place);\n"
 
 EDGES = [
     memory("quadruples beyond the columns", "return aligned && cols % 4 == 0;", "return aligned;"),
@@ -249,8 +249,8 @@ COPIES = [
     staged(
         UPDATE,
         "a matrix that is not copied is not read",
-        "    if (!from.in_fours()) {\n      read_elements(from, place);\n" + BF16 + "      read_own",
-        "    if (false) {\n      read_elements(from, place);\n" + BF16 + "      read_own",
+        "    if (!from.in_fours()) {\n      read_elements(from, place);\n" + BF16 + "      read_groups",
+        "    if (false) {\n      read_elements(from, place);\n" + BF16 + "      read_groups",
         "uninitialised",
     ),
     staged(
@@ -259,15 +259,15 @@ COPIES = [
     staged(
         PRECONDITION,
         "copies of a thread to one place",
-        "copy_async<kSize>(to + i() * kOwnStep,",
+        "copy_async<kSize>(to + i() * kGroupStep,",
         "copy_async<kSize>(to,",
         "in-flight",
     ),
     staged(
         PRECONDITION,
         "copies half as far apart",
-        "copy_async<kSize>(to + i() * kOwnStep,",
-        "copy_async<kSize>(to + i() * kOwnStep / 2,",
+        "copy_async<kSize>(to + i() * kGroupStep,",
+        "copy_async<kSize>(to + i() * kGroupStep / 2,",
         "race",
     ),
 ]
@@ -286,7 +286,7 @@ PLACES = [
     staged(
         PRECONDITION,
         "elements kept in one place",
-        "unpack(memory_at<const Four>(from + i * kOwnStep), four[i]);",
+        "unpack(memory_at<const Four>(from + i * kGroupStep), four[i]);",
         "unpack(memory_at<const Four>(from), four[i]);",
     ),
     staged(PRECONDITION, "lanes of one row for another", "lane % 16 / 2;", "lane % 16 / 4;", "values"),

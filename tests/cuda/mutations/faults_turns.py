@@ -158,8 +158,8 @@ SIDES = [
     side("no item, and active", "right = is_new = active = false;", "right = is_new = false;", "StepLimit"),
     side(
         "d and k swapped",
-        "is_right ? group.n : group.m, own_k = is_right",
-        "is_right ? group.m : group.n, own_k = !is_right",
+        "is_right ? group.n : group.m, side_k = is_right",
+        "is_right ? group.m : group.n, side_k = !is_right",
         "bounds",
     ),
     side(
@@ -180,7 +180,7 @@ SIDES = [
         "lane == kRoot ? group.grad : lane == kGrad ? side",
         "bounds",
     ),
-    side("P of this side's shape", "lane == kRoot ? own_k : own_d;", "own_d;", "bounds"),
+    side("P of this side's shape", "lane == kRoot ? side_k : side_d;", "side_d;", "bounds"),
     side("G of as many columns as rows", "lane == kGrad ? group.n : rows;", "rows;", "bounds"),
     side("statistics of the first block", "side.statistics + block * kColumns;", "side.statistics;", "race"),
     side("no block's gradient is its first", "statistics[kWeight] == 0;", "false;"),
