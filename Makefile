@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 # Processes of the test suite; each computes on one thread.
 JOBS ?= auto
 STEPS ?= 300
+RECORD ?=
 # The oldest supported Triton, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The Triton of common GPU images. test-triton-budgets compiles with it for the architectures where `auto` selects Triton's kernels.
@@ -63,7 +64,7 @@ test-triton: $(VENV)/installed $(VENV)-none/installed
 # The budgets of the default precision's kernels with another Triton; test-slow checks them with the newest.
 test-triton-budgets: $(VENV)-$(subst ==,-,$(OTHER_TRITON))/installed
 	PYTHONPATH=$(abspath $(<D)) $(BIN)/pytest -n $(JOBS) -k "specialisation and bf16x3 and ($(OTHER_TRITON_FOR))" \
-	    $(PYTEST_ARGS) tests/test_triton_budgets.py
+	    $(PYTEST_ARGS) tests/bench/test_triton_budgets.py
 
 # The native library with the oldest torch, the newest and some between, in environments of many GB.
 test-torch-versions:
@@ -83,14 +84,15 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
+# Results go to build/bench, or with RECORD=--record to bench/results and docs/images, which git tracks.
 bench: $(VENV)/bench
-	$(BIN)/pytest bench --benchmark-only $(PYTEST_ARGS)
-	$(BIN)/python bench/bench_step.py
-	$(BIN)/python bench/plot.py
+	$(BIN)/pytest bench/ops --benchmark-only $(RECORD) $(PYTEST_ARGS)
+	$(BIN)/python -m bench.steps.step $(RECORD)
+	$(BIN)/python -m bench.plot $(RECORD)
 
 # The native library for one architecture, to copy to a machine with a GPU (docs/gpu-check.md).
 gpu-bundle: $(VENV)/installed
-	cd bench && $(abspath $(BIN))/python -m gpu_check.package .gpu-bundle
+	$(BIN)/python -m bench.gpu.check.package .gpu-bundle
 
 clean:
 	rm -rf build dist .gpu-bundle kradagrad_ext.egg-info $(VENV) $(VENV)-none $(VENV)-triton-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

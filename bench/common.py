@@ -1,11 +1,13 @@
 """Measurement, verification and recording, shared by all benches.
 
 A result is verified against the float64 reference before it is timed. Times come from interleaved repeats
-after a warm-up; the 20th, 50th and 80th percentile are reported. Each run appends rows to one tidy CSV.
+after a warm-up; the 20th, 50th and 80th percentile are reported. Each run appends rows to one tidy CSV, which
+is a file that git tracks only with `--record`.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.metadata
 import os
@@ -24,8 +26,15 @@ from torch import Tensor
 
 from kradagrad_ext.backends import available_backends
 
-HERE = Path(__file__).resolve().parent
-RESULTS = Path(os.environ.get("KRADAGRAD_BENCH_CSV", HERE / "results" / "benchmarks.csv"))
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "bench/results"
+"""Folder of the results that git tracks."""
+
+UNRECORDED = ROOT / "build/bench"
+"""Folder of all other results."""
+
+BENCHMARKS = "benchmarks.csv"
+RECORD_HELP = "write to the files that git tracks: "
 MEASURED = ("op", "backend", "dtype", "shape", "blocks", "metric", "p20", "p50", "p80")
 CIRCUMSTANCES = ("git_sha", "machine", "versions", "date")
 
@@ -126,6 +135,13 @@ def matmul_rate() -> float:
     return product.flops / min(interleave({"mm": product}, repeats=9)["mm"])
 
 
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table in Markdown, with a line break at its end."""
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def usable_backends() -> list[str]:
     """Return the names of the backends that run on the CPU here."""
     reasons = available_backends(torch.device("cpu"))
@@ -138,9 +154,7 @@ def git_sha() -> str:
     commands = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", ":!bench/results"])
     try:
         sha, changes = (
-            subprocess.run(
-                ["git", *command], cwd=HERE.parent, capture_output=True, text=True, check=True
-            ).stdout
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
             for command in commands
         )
     except (OSError, subprocess.CalledProcessError):
@@ -170,7 +184,19 @@ def versions() -> str:
     return "; ".join(installed)
 
 
-def append_rows(rows: Iterable[Row], path: Path = RESULTS) -> None:
+def add_record_option(parser: argparse.ArgumentParser, files: str) -> None:
+    """Add `--record`, which permits a command to change these files."""
+    parser.add_argument("--record", action="store_true", help=RECORD_HELP + files)
+
+
+def benchmarks_csv(record: bool) -> Path:
+    """Return the CSV of all benches: the tracked one, or `$KRADAGRAD_BENCH_CSV` or else one in build/."""
+    if record:
+        return RECORDED / BENCHMARKS
+    return Path(os.environ.get("KRADAGRAD_BENCH_CSV", UNRECORDED / BENCHMARKS))
+
+
+def append_rows(rows: Iterable[Row], path: Path) -> None:
     """Append the rows with the circumstances of this run; write the header into a new file."""
     circumstances = (
         git_sha(),

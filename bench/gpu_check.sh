@@ -7,15 +7,18 @@
 #
 # docs/gpu-check.md describes the check and its results; --help lists the options.
 set -euo pipefail
-bench=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$(dirname "$0")/.." && pwd)
 
 has_torch() { command -v "$1" >/dev/null && "$1" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; }
 
-for python in ${PYTHON:-python3 python "$bench/../.venv/bin/python"}; do
+run='import runpy, sys; sys.path.append(sys.argv.pop(1)); runpy.run_module("bench.gpu.check", run_name="__main__", alter_sys=True)'
+
+for python in ${PYTHON:-python3 python "$root/.venv/bin/python"}; do
   if has_torch "$python"; then
-    # No cd: relative paths in the options refer to the caller's folder.
-    export PYTHONUNBUFFERED=1 PYTHONPATH="$bench${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$python" -m gpu_check "$@"
+    # No cd: relative paths in the options refer to the caller's folder. No PYTHONPATH: workers, which inherit the
+    # environment, must not find the tree's package.
+    export PYTHONUNBUFFERED=1
+    exec "$python" -c "$run" "$root" "$@"
   fi
 done
 echo "bench/gpu_check.sh: no python with torch (looked at ${PYTHON:-python3, python and .venv/bin/python}): set PYTHON" >&2

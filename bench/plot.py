@@ -1,6 +1,7 @@
 """Plots of the latest run of each measurement in the CSV.
 
-python bench/plot.py [--csv bench/results/benchmarks.csv] [--out docs/images]
+python -m bench.plot                 # of build/bench/benchmarks.csv, beside it
+python -m bench.plot --record        # of bench/results/benchmarks.csv, into docs/images
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
-from common import HERE, RESULTS
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bench.common import ROOT, UNRECORDED, add_record_option, benchmarks_csv
 
 OURS, OTHERS = "#1f5fa8", "#9aa3ad"
 SERIES = ("#1f5fa8", "#d1682b", "#3b8f5a", "#8a5aa8")
@@ -31,7 +33,7 @@ def plot_steps(rows: pd.DataFrame) -> Figure | None:
     """Plot the mean milliseconds of every optimizer's step, with the spread over root periods."""
     chosen = rows[rows["op"].str.startswith("step ") & (rows["metric"] == "mean_ms")]
     chosen = chosen[(chosen["shape"] == "gpt2-layer x1") & ~chosen["op"].str.endswith(UNTIMED)]
-    chosen = chosen[chosen["date"] == chosen["date"].max()]  # only rivals from the same process
+    chosen = chosen[chosen["date"] == chosen["date"].max()]  # only baselines from the same process
     if chosen.empty:
         return None
     chosen = chosen.sort_values("p50", ascending=False)
@@ -67,7 +69,7 @@ def plot_shares(rows: pd.DataFrame) -> Figure | None:
         lines_with_spread(
             axes, series.sort_values("side"), "side", op.removeprefix("kron_step_ "), color, 100
         )
-    axes.plot([256], [70], "_", color="black", markersize=14, label="bound for cholesky")
+    axes.plot([256], [70], "_", color="black", markersize=14, label="target for cholesky")
     axes.set_xscale("log", base=2)
     sides = sorted(chosen["side"].unique())
     axes.set_xticks(sides, map(str, sides))
@@ -120,19 +122,24 @@ PLOTS = {"step_time": plot_steps, "matmul_share": plot_shares, "root_error": plo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "images")
+    parser.add_argument("--csv", type=Path, help="the measurements; default: build/bench/benchmarks.csv")
+    parser.add_argument("--out", type=Path, help="folder of the plots; default: build/bench")
+    add_record_option(parser, "docs/images, from bench/results/benchmarks.csv")
     arguments = parser.parse_args()
+    csv = arguments.csv or benchmarks_csv(arguments.record)
+    if not csv.exists():
+        parser.error(f"there are no measurements in {csv}; --csv or --record chooses others")
+    out = arguments.out or (ROOT / "docs/images" if arguments.record else UNRECORDED)
     mpl.use("Agg")
     mpl.rcParams.update(STYLE)
-    rows = latest(pd.read_csv(arguments.csv, keep_default_na=False, na_values=["nan"]))
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = latest(pd.read_csv(csv, keep_default_na=False, na_values=["nan"]))
+    out.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
         figure = plot(rows)
         if figure is None:
             print(f"{name}: nothing measured yet")
             continue
-        path = arguments.out / f"{name}.png"
+        path = out / f"{name}.png"
         figure.savefig(path)
         plt.close(figure)
         print(path)

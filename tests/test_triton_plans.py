@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,24 +251,6 @@ def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
     expected = square_root_step.plan_groups(block_groups, rule)
     assert table.tolist() == expected.words
     assert [vars(each) for each in plan.launches] == [vars(each) for each in expected.launches]
-
-
-def test_tuner_writes_a_table_that_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring needs a GPU. Candidates begin with the present row, which the end of an exchange restores."""
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent / "bench"))
-    import tune_triton
-
-    tune_triton.write(tuning.table(), tmp_path / "table.csv")
-    assert tuning.read(tmp_path / "table.csv") == tuning.table()
-    for key, row in list(tuning.table().items()):
-        first, *others = tune_triton.candidates(key)
-        assert first == row
-        assert others
-        assert row not in others
-    key = tuning.Key("inverse_root", "large", "bf16x3", "sm_90")
-    with tune_triton.exchanged(key, others[0]):
-        assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == others[0].warps
-    assert tuning.config(inverse_root.inverse_root, *key[1:]).warps == tuning.table()[key].warps
 
 
 def _moved(group: BlockGroup) -> BlockGroup:

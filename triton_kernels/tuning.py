@@ -2,8 +2,8 @@
 
 They are in a plain table, tuning.csv, by op, shape class, precision and architecture. There is no autotuning:
 it would run kernels that work in place many times, and the first step would take minutes.
-bench/tune_triton.py measures a new table. Shape classes, where "in vectors" means that every row is whole
-vectors of 16 bytes:
+bench/tuning/tune_triton.py measures a new table. Shape classes, where "in vectors" means that every row is
+whole vectors of 16 bytes:
 
     large           blocks with a side of 256 or more, read in vectors      (grouped kernels)
     small           all others                                              (grouped kernels)

@@ -1,7 +1,7 @@
 """The paper's synthetic experiment: optimizers in float32 and float64 on an ill-conditioned quadratic.
 
-    python bench/experiments/quadratic.py                        # n = 128 and 512, about ten minutes
-    python bench/experiments/quadratic.py --sizes 1536 --rates 5e-3
+    python -m bench.experiments.quadratic                        # n = 128 and 512, about ten minutes
+    python -m bench.experiments.quadratic --sizes 1536 --rates 5e-3
 
 The experiment is the synthetic one of Mei, Moreno and Walters, UAI 2023. The loss is sum(W * (H0 W H1)) for a
 matrix W [n, n], in float64. H0 and H1 have eigenvalues 10^(-r^2), r from 0 to -2, scaled to at most 10, in
@@ -23,14 +23,14 @@ import matplotlib as mpl
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
-from shampoo import Shampoo
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from bench.common import ROOT
+from bench.experiments.shampoo import Shampoo
 from kradagrad_ext import KrADagrad, PublishedKrADagrad
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, ROOT_EVERY, MOMENTUM = 250, 3, 0.9
 RATES = (2.5e-3, 5e-3, 1e-2)
 
@@ -38,7 +38,7 @@ Factory = Callable[[list[torch.nn.Parameter], float], Optimizer]
 
 
 @dataclass(frozen=True)
-class Contender:
+class OptimizerInDtype:
     """An optimizer and the dtype that it computes in.
 
     Attributes:
@@ -89,15 +89,15 @@ def sgd(params: list[torch.nn.Parameter], lr: float) -> Optimizer:
     return torch.optim.SGD(params, lr=lr)
 
 
-CONTENDERS = (
-    Contender("Shampoo", torch.float64, Shampoo),
-    Contender("Shampoo", torch.float32, Shampoo),
-    Contender("KrADagrad", torch.float32, ours(coupling="none")),
-    Contender("KrADagrad, coupled", torch.float32, ours(coupling="kl")),
-    Contender("published star", torch.float32, published("star")),
-    Contender("published plain", torch.float32, published("plain"), (1e-2,)),
-    Contender("Adam", torch.float32, adam, (1.0,)),
-    Contender("SGD", torch.float32, sgd, (1e-3,)),
+OPTIMIZERS = (
+    OptimizerInDtype("Shampoo", torch.float64, Shampoo),
+    OptimizerInDtype("Shampoo", torch.float32, Shampoo),
+    OptimizerInDtype("KrADagrad", torch.float32, ours(coupling="none")),
+    OptimizerInDtype("KrADagrad, coupled", torch.float32, ours(coupling="kl")),
+    OptimizerInDtype("published star", torch.float32, published("star")),
+    OptimizerInDtype("published plain", torch.float32, published("plain"), (1e-2,)),
+    OptimizerInDtype("Adam", torch.float32, adam, (1.0,)),
+    OptimizerInDtype("SGD", torch.float32, sgd, (1e-3,)),
 )
 
 
@@ -127,10 +127,10 @@ class Quadratic:
         return float((w.double() * self.gradient(w)).sum()) / 2
 
 
-def losses(problem: Quadratic, contender: Contender, lr: float) -> Iterator[float]:
+def losses(problem: Quadratic, chosen: OptimizerInDtype, lr: float) -> Iterator[float]:
     """Yield the loss after every step; stop after the first loss that is not finite."""
-    w = torch.nn.Parameter(problem.start.to(contender.dtype))
-    optimizer = contender.factory([w], lr)
+    w = torch.nn.Parameter(problem.start.to(chosen.dtype))
+    optimizer = chosen.factory([w], lr)
     for _ in range(STEPS):
         w.grad = problem.gradient(w.detach()).to(w.dtype)
         optimizer.step()
@@ -141,14 +141,14 @@ def losses(problem: Quadratic, contender: Contender, lr: float) -> Iterator[floa
 
 
 def run(sizes: Sequence[int], rates: Sequence[float]) -> pd.DataFrame:
-    """Run every contender, size and learning rate; return one row per step."""
-    runs = [(n, contender, lr) for n in sizes for contender in CONTENDERS for lr in contender.rates or rates]
+    """Run every optimizer, size and learning rate; return one row per step."""
+    runs = [(n, chosen, lr) for n in sizes for chosen in OPTIMIZERS for lr in chosen.rates or rates]
     rows = []
     with tqdm(total=STEPS * len(runs), desc="quadratic", disable=None) as progress:
-        for n, contender, lr in runs:
-            progress.set_postfix_str(f"n = {n}, {contender.label}, lr {lr:g}")
-            for step, loss in enumerate(losses(Quadratic.of_size(n), contender, lr), start=1):
-                rows.append((n, contender.label, lr, step, loss))
+        for n, chosen, lr in runs:
+            progress.set_postfix_str(f"n = {n}, {chosen.label}, lr {lr:g}")
+            for step, loss in enumerate(losses(Quadratic.of_size(n), chosen, lr), start=1):
+                rows.append((n, chosen.label, lr, step, loss))
                 progress.update()
     return pd.DataFrame(rows, columns=["n", "optimizer", "lr", "step", "loss"])
 
@@ -169,7 +169,7 @@ def markdown(rows: pd.DataFrame) -> str:
 
 def common_labels() -> list[str]:
     """Return the labels of the optimizers that run at the learning rates of the command line."""
-    return [contender.label for contender in CONTENDERS if contender.rates is None]
+    return [chosen.label for chosen in OPTIMIZERS if chosen.rates is None]
 
 
 def plot(rows: pd.DataFrame, path: Path) -> None:

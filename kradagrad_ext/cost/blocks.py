@@ -2,7 +2,7 @@
 
 Flops are one multiplication and one addition per term, half of it where a product is symmetric. Bytes count
 every operand of an update and of a product once: gradient, roots as triangles, factor in and out; direction,
-roots, update. Bytes that launches pass to each other are not included (bench/roofline.py counts them).
+roots, update. Bytes that launches pass to each other are not included (bench/roofline counts them).
 """
 
 from __future__ import annotations

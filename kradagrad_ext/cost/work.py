@@ -1,7 +1,7 @@
 """The work of the CUDA kernels in one CTA, counted without a GPU, and the time that an SM takes for it.
 
-Nothing is measured. bench/kernel_work.py writes the table. Every limit in it is a count, which is converted
-to cycles by a rate of the hardware (`gpus`) or by one of the four assumptions here.
+Nothing is measured. bench/gpu/kernels/work.py writes the table. Every limit in it is a count, which is
+converted to cycles by a rate of the hardware (`gpus`) or by one of the four assumptions here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Counts of executed machine code, from listings written by hand and against PTX.
 
-bench/kernel_work.py predicts times from these counts: an instruction that is counted twice or not at all
+bench/gpu/kernels/work.py predicts times from these counts: an instruction that is counted twice or not at all
 would make a kernel look slow or fast for no reason.
 """
 

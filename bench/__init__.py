@@ -1,0 +1,1 @@
+"""Benchmarks, measurements on GPUs and experiments; README.md lists the commands."""

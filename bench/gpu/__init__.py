@@ -1,0 +1,1 @@
+"""What is run on a GPU, or about its kernels without one."""

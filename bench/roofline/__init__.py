@@ -1,0 +1,1 @@
+"""Costs of kernel launches, and predictions of their times."""

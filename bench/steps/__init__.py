@@ -1,0 +1,1 @@
+"""Benches of whole optimizer steps: time, host time, memory and build."""
