@@ -20,7 +20,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
-    """Make a gradient ``[m, n]``, float32: half its energy in a fixed subspace of rank 16, half noise.
+    """Make a gradient ``[m, n]``, float32: half its squared norm in a fixed subspace of rank 16, half noise.
 
     The coefficients in the subspace change with the step. Gradients of a network are far from white. Plain
     noise would favour methods whose roots converge faster for better conditioned statistics.

@@ -22,7 +22,7 @@ from .polar import POLYNOMIALS
 FACTOR_UPDATES = ("auto", *METHODS)
 COUPLINGS = ("none", "kl")
 GRAFTS = ("adam", "adagrad", "rmsprop", "sgd", "rms", "whitened")
-OWN_LENGTHS = ("rms", "whitened")
+LENGTHS_OF_BLOCKS = ("rms", "whitened")
 """Grafting methods that give lengths to blocks' updates only; parameters without blocks take Adam."""
 
 _LENGTH_OF = {"sgd": "gradient", "rms": "rms", "whitened": "whitened"}
@@ -317,9 +317,9 @@ class Config:
     def for_blocks(self, has_blocks: bool) -> Config:
         """Return the options of parameters with or without blocks.
 
-        Parameters without blocks take Adam if the grafting method is one of `OWN_LENGTHS`.
+        Parameters without blocks take Adam if the grafting method is one of `LENGTHS_OF_BLOCKS`.
         """
-        return self if has_blocks or self.graft not in OWN_LENGTHS else self._with_adam
+        return self if has_blocks or self.graft not in LENGTHS_OF_BLOCKS else self._with_adam
 
     @functools.cached_property
     def _with_adam(self) -> Config:

@@ -23,20 +23,24 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from gpt.optimizers import DEFAULT_LR, MAX_GRADIENT_NORM, NAMES, build_rivals
+from gpt.optimizers import BETAS, DEFAULT_LR, MAX_GRADIENT_NORM, build_rivals
 from gpt.trainer import learning_rate_factor
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from bench.common import RECORDED, UNRECORDED, add_record_option, git_sha, machine, versions
 from bench.tuning.tasks import TASKS, TrainingTask
 from kradagrad_ext import KrADagrad
+
+RATES = {**DEFAULT_LR, "soap": 3e-3}
+"""Default learning rate of each optimizer."""
 
 KEY = ("task", "optimizer", "settings", "steps", "seed")
 RESULT = ("val_loss", "seconds", "optimizer_seconds")
@@ -65,7 +69,7 @@ def grid(varied: dict[str, list[object]], one_at_a_time: bool) -> Iterator[Setti
 def make_optimizers(name: str, task: TrainingTask, settings: Settings) -> list[Optimizer]:
     """Return optimizers that together have every parameter of a task's model."""
     options = {key: torch.bfloat16 if v == "bfloat16" else v for key, v in settings.items() if key != "lr"}
-    lr = float(str(settings.get("lr", DEFAULT_LR[name])))
+    lr = float(str(settings.get("lr", RATES[name])))
     matrices, ends, vectors = task.parameters()
     if name == "kradagrad":
         embeddings = options.pop("embeddings", task.precondition_ends)
@@ -73,7 +77,19 @@ def make_optimizers(name: str, task: TrainingTask, settings: Settings) -> list[O
         return [KrADagrad(groups, lr=lr, **options)]
     if options:
         raise SystemExit(f"tune_defaults: only lr can be varied for {name}, got {sorted(options)}")
-    return build_rivals(name, matrices, ends + vectors, lr)
+    return (
+        build_soap(matrices, ends + vectors, lr)
+        if name == "soap"
+        else build_rivals(name, matrices, ends + vectors, lr)
+    )
+
+
+def build_soap(matrices: list[nn.Parameter], rest: list[nn.Parameter], lr: float) -> list[Optimizer]:
+    """Return SOAP, with its package's defaults, on the matrices, and AdamW on the rest, as beside Muon."""
+    from pytorch_optimizer import SOAP
+
+    soap = SOAP(matrices, lr=lr, weight_decay=0.0, precondition_frequency=10)
+    return [soap, AdamW(rest, lr=lr, betas=BETAS, weight_decay=0.0)]
 
 
 def run(task_name: str, optimizer: str, settings: Settings, steps: int, seed: int) -> dict[str, float]:
@@ -121,6 +137,26 @@ def append(path: Path, row: dict[str, object]) -> None:
         writer.writerow(row)
 
 
+def run_missing(
+    path: Path,
+    done: Collection[tuple[str, ...]],
+    task: str,
+    optimizer: str,
+    settings: Settings,
+    steps: int,
+    seed: int,
+) -> None:
+    """Train once and append the result to the CSV, unless `done` has a run of the same key."""
+    key = (task, optimizer, json.dumps(settings, sort_keys=True), str(steps), str(seed))
+    if key in done:
+        return
+    result = run(task, optimizer, settings, steps, seed)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    circumstances = dict(zip(CIRCUMSTANCES, (git_sha(), machine(), versions(), date), strict=True))
+    append(path, {**dict(zip(KEY, key, strict=True)), **result, **circumstances})
+    print(f"{' '.join(key)}: {result['val_loss']:.4f}", file=sys.stderr)
+
+
 def print_summary(rows: list[dict[str, str]]) -> None:
     """Print a Markdown table, best median first."""
     by_settings: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
@@ -151,7 +187,7 @@ def print_summary(rows: list[dict[str, str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=tuple(TASKS), default="text")
-    parser.add_argument("--optimizer", choices=NAMES, default="kradagrad")
+    parser.add_argument("--optimizer", choices=tuple(RATES), default="kradagrad")
     parser.add_argument("--vary", nargs="+", action="append", default=[], metavar=("OPTION", "VALUE"))
     parser.add_argument("--one-at-a-time", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -166,15 +202,7 @@ def main() -> None:
     done = {key_of(row) for file in files for row in stored(file)}
     for settings in grid(varied, arguments.one_at_a_time):
         for seed in arguments.seeds:
-            text = json.dumps(settings, sort_keys=True)
-            key = (arguments.task, arguments.optimizer, text, str(steps), str(seed))
-            if key in done:
-                continue
-            result = run(arguments.task, arguments.optimizer, settings, steps, seed)
-            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            circumstances = dict(zip(CIRCUMSTANCES, (git_sha(), machine(), versions(), date), strict=True))
-            append(path, {**dict(zip(KEY, key, strict=True)), **result, **circumstances})
-            print(f"{' '.join(key)}: {result['val_loss']:.4f}", file=sys.stderr)
+            run_missing(path, done, arguments.task, arguments.optimizer, settings, steps, seed)
     print_summary([row for file in files for row in stored(file)])
 
 

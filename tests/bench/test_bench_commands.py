@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from bench.experiments import quadratic
 from bench.ops import roots_accuracy
 from bench.steps import host_time
-from bench.tuning import tune_defaults
+from bench.tuning import results, tune_defaults
 
 
 @pytest.mark.parametrize("lr", slow_after(1, quadratic.RATES))
@@ -84,3 +84,21 @@ def test_roots_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not refused
             bound = {torch.float64: 1e-7, torch.float32: 1e-5, torch.bfloat16: 1e-2}[arithmetic.store]
             assert max(samples) < bound
+
+
+def test_the_table_of_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every optimizer trains on every task and seed; a second call runs none."""
+    monkeypatch.setattr(results, "BEST_RATES", {"curves": {"adamw": 1e-3, "kradagrad": 1e-2}})
+    monkeypatch.setattr(results, "NAMES", {"adamw": "AdamW", "kradagrad": "KrADagrad"})
+    path = tmp_path / "results.csv"
+    command = ["--csv", str(path), "--steps", "2", "--seeds", "0", "1"]
+    results.main(command)
+    first = path.read_text()
+    assert len(first.splitlines()) == 5
+    results.main(command)
+    assert path.read_text() == first
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert lines[0] == "| | curves, 400 steps |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| AdamW", "| KrADagrad"]
