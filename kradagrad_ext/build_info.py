@@ -27,7 +27,7 @@ class BuildInfo:
     torch: str | None = None
 
 
-def read() -> BuildInfo:
+def read_build_info() -> BuildInfo:
     """Return the record of this installation's build; the file is read once."""
     return _read(RECORD)
 

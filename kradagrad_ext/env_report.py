@@ -46,7 +46,7 @@ def _machine() -> dict[str, str]:
 
 
 def _native_library() -> str:
-    build = build_info.read()
+    build = build_info.read_build_info()
     if build.native == "none":
         return f"none: {build.reason}"
     return f"{build.native}, KRADAGRAD_BUILD={build.requested}, {build.compiler}, torch {build.torch}"

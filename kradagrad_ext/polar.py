@@ -139,7 +139,7 @@ def refresh_(
     for blocks in torch.split(due, max(least, slice_length(factors))):
         unit = units(stats[blocks], root_side.columns)
         new, residual = root_function(factors[blocks].to(stats.dtype) * unit[:, None, None])
-        store(
+        store_roots_(
             roots, root_side.root_stats, blocks, root_side.active[blocks] & (unit > 0), new, residual, bound
         )
 
@@ -168,7 +168,7 @@ def due_blocks(root_side: RootSide, turn: Turn, host_looks: bool) -> Tensor:
     return (~is_due).long().sub(2 * new.long()).argsort(stable=True)[: len(due)]
 
 
-def store(
+def store_roots_(
     roots: Tensor,
     root_stats: Tensor,
     due: Tensor,

@@ -211,7 +211,7 @@ def refresh_roots(
     for state, is_active in zip(states, active, strict=True):
         p = config.root_order(len(state.group.block_shape))
         method = _root_method(state.group, config, is_active.device)
-        by_products = functools.partial(roots.polar_roots, polynomials=polynomials)
+        by_products = functools.partial(roots.roots_by_products, polynomials=polynomials)
         take_roots = by_products if method == "polar" else backend.decomposed_roots
         for mode in state.modes:
             side = Side(state.factors[mode], state.factor_stats[mode], state.roots[mode])
@@ -219,7 +219,7 @@ def refresh_roots(
             if method == "polar" and p == 2:
                 squares.append(root_side)
             else:
-                roots.refresh_(root_side, functools.partial(take_roots, p=p), method == "eigh", turn)
+                roots.refresh_due_(root_side, functools.partial(take_roots, p=p), method == "eigh", turn)
     if squares:
         rule = RootRule(polynomials, roots.RESIDUAL_BOUND, config.precision)
         backend.polar_roots_(squares, rule, turn)

@@ -95,7 +95,7 @@ class PublishedKrADagrad(Optimizer):
         """Add parameters, with options that override the optimizer's; raise as the class does."""
         super().add_param_group(param_group)
         try:
-            check_options(self.param_groups[-1])
+            check_published_options(self.param_groups[-1])
             for i, p in enumerate(self.param_groups[-1]["params"]):
                 check_tensor(p, f"parameter {i} of parameter group {len(self.param_groups) - 1}")
         except (TypeError, ValueError):
@@ -140,7 +140,7 @@ class PublishedKrADagrad(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for position, group in enumerate(self.param_groups):
-            check_options(group)
+            check_published_options(group)
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
                     check_tensor(p.grad, f"the gradient of parameter {i} of parameter group {position}")
@@ -173,7 +173,7 @@ class PublishedKrADagrad(Optimizer):
             ValueError: the state dict does not fit this optimizer. Nothing is loaded then.
         """
         for group in state_dict["param_groups"]:
-            check_options(group)
+            check_published_options(group)
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for p, index in zip(group["params"], saved["params"], strict=True):
@@ -190,7 +190,7 @@ def _moved(value: Any, device: torch.device) -> Any:  # noqa: ANN401
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def check_options(options: Options) -> None:
+def check_published_options(options: Options) -> None:
     """Raise ValueError, naming the option, if one of a parameter group is missing or out of range."""
     expected: list[tuple[str, str, Callable[[Any], bool]]] = [
         ("variant", f"one of {VARIANTS}", lambda value: value in VARIANTS),
@@ -220,7 +220,7 @@ def new_state(grad: Tensor, options: Options) -> dict[str, Any]:
         lists over modes of ``[d, d]``. P = I; X = I / matrix_eps (star) or I (plain).
     """
     scale = options["matrix_eps"] if options["variant"] == "star" else 1.0
-    blocks = cut(grad.reshape(merged_shape(grad.shape, options["block_size"])), options["block_size"])
+    blocks = blocks_of(grad.reshape(merged_shape(grad.shape, options["block_size"])), options["block_size"])
     roots = [[torch.eye(d, dtype=grad.dtype, device=grad.device) for d in block.shape] for block in blocks]
     factors = [[root / scale for root in modes] for modes in roots]
     return {"step": 0, "momentum": torch.zeros_like(grad), "factors": factors, "roots": roots}
@@ -239,7 +239,7 @@ def preconditioned(grad: Tensor, state: Mapping[str, Any], options: Options) -> 
     star = options["variant"] == "star"
     step_block = star_step if star else plain_step
     update = torch.empty(shape, dtype=grad.dtype, device=grad.device)
-    blocks, targets = (cut(tensor, options["block_size"]) for tensor in (grad.reshape(shape), update))
+    blocks, targets = (blocks_of(tensor, options["block_size"]) for tensor in (grad.reshape(shape), update))
     for i, (block, target) in enumerate(zip(blocks, targets, strict=True)):
         target.copy_(step_block(block, state["factors"][i], state["roots"][i], state["step"], options))
     if state["step"] < options["start_step"]:
@@ -375,7 +375,7 @@ def merged_shape(shape: Sequence[int], block_size: int) -> list[int]:
     return merged
 
 
-def cut(tensor: Tensor, block_size: int) -> list[Tensor]:
+def blocks_of(tensor: Tensor, block_size: int) -> list[Tensor]:
     """Return views of a tensor's blocks in row-major order; the last along a dim may be shorter."""
     blocks = [tensor]
     for dim in range(tensor.dim()):

@@ -56,7 +56,7 @@ def _square_root_by_products(matrices: Tensor, polynomials: Sequence[Polynomial]
     return y * bound.sqrt()
 
 
-def polar_roots(
+def roots_by_products(
     factors: Tensor, p: int, polynomials: Sequence[Polynomial] = polar.POLYNOMIALS[8]
 ) -> tuple[Tensor, Tensor]:
     """Return the same as `Backend.decomposed_roots` by products alone, for p = 2, 4, 8, ..."""
@@ -69,7 +69,7 @@ def polar_roots(
     return root, residuals(root, f @ f.mT, p, usable)
 
 
-def refresh_(root_side: RootSide, root_function: RootFunction, factorised: bool, turn: Turn) -> None:
+def refresh_due_(root_side: RootSide, root_function: RootFunction, factorised: bool, turn: Turn) -> None:
     """Refresh the roots that are due by `polar.refresh_`, with the bound of all roots.
 
     Args:

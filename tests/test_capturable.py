@@ -142,7 +142,7 @@ def test_steps_follow_their_definition() -> None:
 
     def rooted(side: Side, columns: int) -> Tensor:
         scale = polar.units(side.statistics, columns)[:, None, None]
-        return roots.polar_roots(scale * side.factor, 2)[0][0]
+        return roots.roots_by_products(scale * side.factor, 2)[0][0]
 
     for step in range(1, 6):
         set_gradients(ours, step)

@@ -56,9 +56,9 @@ def test_the_record_is_read_once(monkeypatch, tmp_path):
     path = tmp_path / "_build.json"
     path.write_text(json.dumps({"requested": "cpu", "native": "cpu", "reason": None}))
     monkeypatch.setattr(build_info, "RECORD", path)
-    read = build_info.read()
+    read = build_info.read_build_info()
     path.unlink()
-    assert build_info.read() is read
+    assert build_info.read_build_info() is read
 
 
 def test_report_distinguishes_a_missing_device_from_a_build_without_cuda(monkeypatch):

@@ -30,7 +30,7 @@ IN_TREE = (
     "NOTICE",
 )
 
-BUILD = build_info.read()
+BUILD = build_info.read_build_info()
 
 needs_library = pytest.mark.skipif(BUILD.native == "none", reason=f"no native library here: {BUILD.reason}")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training import parameters, set_gradients
 
 from kradagrad_ext import KrADagrad, PublishedKrADagrad
-from kradagrad_ext.published import cut, merged_shape, plain_mode
+from kradagrad_ext.published import blocks_of, merged_shape, plain_mode
 
 SHAPES = ((20, 12), (9, 6, 5), (7,), (1,), (1, 1), (), (0, 3))
 VARIANTS = ("star", "plain")
@@ -185,7 +185,7 @@ def test_merging(shape: tuple[int, ...], merged: list[int]) -> None:
 
 
 def test_blocks_are_cut_row_by_row_with_the_rest_last() -> None:
-    blocks = cut(torch.arange(35).reshape(5, 7), 4)
+    blocks = blocks_of(torch.arange(35).reshape(5, 7), 4)
     assert [tuple(block.shape) for block in blocks] == [(4, 4), (4, 3), (1, 4), (1, 3)]
     assert [int(block.flatten()[0]) for block in blocks] == [0, 4, 28, 32]
 
@@ -362,5 +362,5 @@ def test_tensors_of_other_kinds_are_refused(convert: Callable[[Tensor], Tensor],
 
 @pytest.mark.parametrize("option", ["variant", "matrix_eps"])
 def test_the_main_optimizer_lacks_these_options(option: str) -> None:
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+    with pytest.raises(TypeError, match=f"keywords must be options, got `{option}`"):
         KrADagrad(parameters((6, 4)), **{option: "star"})

@@ -31,7 +31,7 @@ def broken_native(monkeypatch):
     module = SimpleNamespace(name="native", available=lambda device, dtype=None: "its library is missing")
     monkeypatch.setitem(sys.modules, backends._REGISTRY["native"], module)
     built = BuildInfo("auto", "none", "no C++ compiler was found")
-    monkeypatch.setattr(backends.build_info, "read", lambda: built)
+    monkeypatch.setattr(backends.build_info, "read_build_info", lambda: built)
 
 
 def test_every_backend_is_reported_with_a_reason_or_none():
@@ -66,7 +66,7 @@ def test_fallback_is_logged_once_and_says_why(caplog):
 @pytest.mark.usefixtures("broken_native")
 def test_fallback_of_a_build_without_native_is_no_warning(caplog, monkeypatch):
     built = BuildInfo("none", "none", "it was left out by KRADAGRAD_BUILD=none")
-    monkeypatch.setattr(backends.build_info, "read", lambda: built)
+    monkeypatch.setattr(backends.build_info, "read_build_info", lambda: built)
     with caplog.at_level(logging.INFO, "kradagrad_ext"):
         backends.resolve("auto", CPU, torch.float32)
     assert [record.levelname for record in caplog.records] == ["INFO"]

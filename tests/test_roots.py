@@ -19,7 +19,7 @@ from kradagrad_ext.backends import native, triton
 from kradagrad_ext.backends.base import REFUSALS, RESIDUAL, RMS, WEIGHT, RootRule, RootSide, Side, Turn
 from kradagrad_ext.decomposed_roots import decomposed_roots
 
-METHODS = {"polar": roots.polar_roots, "eigh": decomposed_roots}
+METHODS = {"polar": roots.roots_by_products, "eigh": decomposed_roots}
 MARGIN = 1.01
 """Factor by which the intervals are wider that polynomials are made for."""
 
@@ -40,11 +40,11 @@ def refresh(
     turn: Turn | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Call `roots.refresh_` for active blocks (default: all); return the root statistics, `known` before."""
+    """Call `roots.refresh_due_` for active blocks (default: all); return root statistics, `known` before."""
     stats = torch.zeros(len(new), 4) if known is None else known.clone()
     every_block = torch.ones(len(new), dtype=torch.bool)
     side = RootSide(Side(factors, statistics, new), stats, every_block if active is None else active, k)
-    roots.refresh_(side, root_function(method), True, turn or Turn())
+    roots.refresh_due_(side, root_function(method), True, turn or Turn())
     return stats
 
 
@@ -108,7 +108,7 @@ def test_fewer_steps_fall_short_in_small_directions_alone(steps: int) -> None:
     bound = float(torch.linalg.vector_norm(values**2).sqrt())
     v = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64)).Q
     f = v * values
-    root, residual = roots.polar_roots(f[None], 2, polar.POLYNOMIALS[steps])
+    root, residual = roots.roots_by_products(f[None], 2, polar.POLYNOMIALS[steps])
     made = torch.linalg.vecdot(v, root[0] @ v, dim=0)
     above = values > 1.1 * floor * bound
     assert 0 < above.sum() < 64
@@ -122,7 +122,7 @@ def test_fewer_steps_fall_short_in_small_directions_alone(steps: int) -> None:
 def test_the_bound_of_the_largest_singular_value_may_be_met(d: int) -> None:
     """One number meets it, and a matrix of rank 1 and little else nearly does."""
     v = torch.randn(200, d, 1)
-    _, residual = roots.polar_roots(v @ v.mT + 1e-2 * torch.eye(d), 2)
+    _, residual = roots.roots_by_products(v @ v.mT + 1e-2 * torch.eye(d), 2)
     assert residual.max() < 5e-6
 
 

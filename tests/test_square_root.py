@@ -141,7 +141,9 @@ def test_products_stay_within_their_range(refine: int, t: float) -> None:
     for largest in h[1:]:
         values = torch.tensor([[decay, float(largest)]], dtype=torch.float64).diag_embed()
         # A matrix of these eigenvalues whose bound is t: one more direction has the rest of its norm.
-        root = square_root.inverse_root(_with_bound(values, decay, t), decay, refine)[0].diagonal()
+        root = square_root.inverse_root_by_products(_with_bound(values, decay, t), decay, refine)[
+            0
+        ].diagonal()
         ratio = root[:2].square() * values[0].diagonal()
         assert abs(float(ratio[0]) - 1) < 1e-12
         assert 1 - 1e-12 <= float(ratio[1]) <= RANGES[refine, t]

@@ -121,7 +121,7 @@ def matrix_work_timed(backend_name: str, inside: list[float]) -> Iterator[None]:
     """Append the seconds of every factor update, product and refresh of roots to `inside`."""
     backend = resolve(backend_name, torch.device("cpu"), torch.float32)
     # A refresh calls the backend's decompositions, which are not in this list, so nothing is counted twice.
-    targets = [(backend, "kron_step_"), (backend, "update_factor_"), (roots, "refresh_")]
+    targets = [(backend, "kron_step_"), (backend, "update_factor_"), (roots, "refresh_due_")]
     with ExitStack() as patches:
         for owner, name in targets:
             patches.enter_context(mock.patch.object(owner, name, timed(getattr(owner, name), inside)))

@@ -54,7 +54,7 @@ class TrainingTask(Protocol):
         """Return the mean loss on the fixed validation data."""
 
 
-class Text:
+class TextTask:
     """The task ``text``, with 16 windows of 128 bytes a step."""
 
     steps, precondition_ends = 300, False
@@ -202,4 +202,4 @@ class Images(_Images):
         return matrices, ends, [p for p in model.parameters() if p.dim() < 2]
 
 
-TASKS: dict[str, type[Text | Curves | Images]] = {"text": Text, "curves": Curves, "images": Images}
+TASKS: dict[str, type[TextTask | Curves | Images]] = {"text": TextTask, "curves": Curves, "images": Images}

@@ -21,14 +21,14 @@
 namespace kradagrad::cpu {
 namespace {
 
-struct Operands {
+struct WriteOperands {
   Operand param, direction;
   std::optional<Operand> momentum, residual, update, second_moment;
   bool is_bf16;
 };
 
-std::vector<Operands> list_operands(const ParameterArguments& in) {
-  std::vector<Operands> operands;
+std::vector<WriteOperands> list_operands(const ParameterArguments& in) {
+  std::vector<WriteOperands> operands;
   for (size_t p = 0; p < in.params.size(); ++p) {
     const auto order = memory_order(in.params[p]);
     const auto optional = [&](const Tensors& list) {
@@ -45,7 +45,7 @@ std::vector<Operands> list_operands(const ParameterArguments& in) {
 // Writes the parameter, and the residual of its rounding. `q`: the tile's new values, which may be changed;
 // `chances`: null if q is not rounded by chance.
 template <class T>
-void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t begin, int64_t size) {
+void write_rounded(const WriteOperands& in, T* q, const uint32_t* chances, int64_t begin, int64_t size) {
   if (in.residual) {
     alignas(64) T residuals[kTile];
     split_residuals(q, residuals, size);
@@ -58,7 +58,7 @@ void write_rounded(const Operands& in, T* q, const uint32_t* chances, int64_t be
 
 // Steps one tile; `c`: the parameter's coefficients.
 template <class T>
-void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
+void step_tile(const WriteOperands& in, const ParameterScalars& scalars, const T* c, T lr, int64_t begin,
                int64_t size) {
   alignas(64) T p_scratch[kTile], u[kTile], scratch[kTile], v_scratch[kTile];
   alignas(64) uint32_t chance_scratch[kTile];
@@ -104,7 +104,7 @@ void step_tile(const Operands& in, const ParameterScalars& scalars, const T* c, 
 
 template <class T>
 void run(const ParameterArguments& in, const ParameterScalars& scalars) {
-  const std::vector<Operands> operands = list_operands(in);
+  const std::vector<WriteOperands> operands = list_operands(in);
   std::vector<int64_t> sizes;
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
   const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));

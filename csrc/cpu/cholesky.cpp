@@ -79,10 +79,11 @@ bool invert_diagonal(const T* source, int64_t source_row, int size, T* v) {
 }  // namespace
 
 template <class T>
-void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* failed, Buffer<T>& scratch) {
+void solve_by_cholesky(const MatrixBatch<T>& f, const MatrixBatch<T>& h, uint8_t* failed,
+                       Buffer<T>& scratch) {
   const int64_t count = h.count, d = h.rows, tallest = std::min<int64_t>(d, kPanel);
   const auto inverses =
-      Matrices<T>::contiguous(scratch.reserve(count * tallest * kPanel), count, tallest, kPanel);
+      MatrixBatch<T>::contiguous(scratch.reserve(count * tallest * kPanel), count, tallest, kPanel);
   for (int64_t begin = 0; begin < d; begin += kPanel) {
     const int64_t end = std::min<int64_t>(begin + kPanel, d), width = end - begin;
     const auto above = h.row_range(0, begin).col_range(begin, d);
@@ -104,7 +105,9 @@ void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* fail
   }
 }
 
-template void solve_by_cholesky(const Matrices<float>&, const Matrices<float>&, uint8_t*, Buffer<float>&);
-template void solve_by_cholesky(const Matrices<double>&, const Matrices<double>&, uint8_t*, Buffer<double>&);
+template void solve_by_cholesky(const MatrixBatch<float>&, const MatrixBatch<float>&, uint8_t*,
+                                Buffer<float>&);
+template void solve_by_cholesky(const MatrixBatch<double>&, const MatrixBatch<double>&, uint8_t*,
+                                Buffer<double>&);
 
 }  // namespace kradagrad::cpu

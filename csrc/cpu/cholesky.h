@@ -12,6 +12,6 @@ namespace kradagrad::cpu {
 // contiguous. Only the upper triangle of H is read; H is overwritten. If a pivot of item i is not positive
 // and finite, `failed[i]` is set, and the item's F and H are undefined. `scratch` grows as needed.
 template <class T>
-void solve_by_cholesky(const Matrices<T>& f, const Matrices<T>& h, uint8_t* failed, Buffer<T>& scratch);
+void solve_by_cholesky(const MatrixBatch<T>& f, const MatrixBatch<T>& h, uint8_t* failed, Buffer<T>& scratch);
 
 }  // namespace kradagrad::cpu

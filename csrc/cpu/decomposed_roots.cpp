@@ -42,20 +42,20 @@ template <class T>
 void compose(T* root, const Spectrum& spectrum, int64_t d, double power) {
   const T* const value = static_cast<const T*>(spectrum.values.data_ptr());
   T* const data = static_cast<T*>(spectrum.vectors.data_ptr());
-  const Matrices<T> w{data, 1, d, d, 0, spectrum.vectors.stride(1), spectrum.vectors.stride(0)};
+  const MatrixBatch<T> w{data, 1, d, d, 0, spectrum.vectors.stride(1), spectrum.vectors.stride(0)};
   for (int64_t i = 0; i < d; ++i) {
     const T scale = static_cast<T>(std::pow(std::max<double>(value[i], 0), power));
     for (int64_t j = 0; j < d; ++j) data[i * w.row_stride + j * w.col_stride] *= scale;
   }
-  multiply(Matrices<T>::contiguous(root, 1, d, d), w.transposed(), w, kUpperOut);
+  multiply(MatrixBatch<T>::contiguous(root, 1, d, d), w.transposed(), w, kUpperOut);
   mirror_upper(root, d);
 }
 
 // The upper triangle of X = F F^T.
 template <class T>
 void gram(T* x, T* f, int64_t d) {
-  const auto factor = Matrices<T>::contiguous(f, 1, d, d);
-  multiply(Matrices<T>::contiguous(x, 1, d, d), factor, factor.transposed(), kUpperOut);
+  const auto factor = MatrixBatch<T>::contiguous(f, 1, d, d);
+  multiply(MatrixBatch<T>::contiguous(x, 1, d, d), factor, factor.transposed(), kUpperOut);
 }
 
 // The root if X is too ill-conditioned for its eigenvalues in T.
@@ -105,7 +105,7 @@ bool find_root(T* root, T* f, T* x, int64_t d, int64_t p, Scratch<T>& scratch) {
 // |P^p - X| / |X| with `size` = |X|^2; the upper triangle of X is overwritten.
 template <class T>
 double residual(T* root, T* x, double size, int64_t d, int64_t p, Scratch<T>& scratch) {
-  const auto matrix = [d](T* data) { return Matrices<T>::contiguous(data, 1, d, d); };
+  const auto matrix = [d](T* data) { return MatrixBatch<T>::contiguous(data, 1, d, d); };
   const auto p1 = matrix(root);
   auto power = p1, product = matrix(scratch.power.reserve(d * d)),
        spare = matrix(scratch.product.reserve(d * d));

@@ -69,9 +69,9 @@ typename FactorUpdate<T>::Item FactorUpdate<T>::prepare(const T* statistics, dou
 template <class T>
 void FactorUpdate<T>::load(const SideArrays<T>& side, const Unfoldings<T>& unfoldings) {
   const int64_t count = unfoldings.u.count, d = unfoldings.u.rows, k = unfoldings.u.cols;
-  f_ = Matrices<T>::contiguous(scratch_.factor.reserve(count * d * d), count, d, d);
-  b_ = Matrices<T>::contiguous(scratch_.b.reserve(count * k * d), count, k, d);
-  h_ = Matrices<T>::contiguous(scratch_.h.reserve(count * d * d), count, d, d);
+  f_ = MatrixBatch<T>::contiguous(scratch_.factor.reserve(count * d * d), count, d, d);
+  b_ = MatrixBatch<T>::contiguous(scratch_.b.reserve(count * k * d), count, k, d);
+  h_ = MatrixBatch<T>::contiguous(scratch_.h.reserve(count * d * d), count, d, d);
   for (int64_t i = 0; i < count; ++i) load_item(side, i, d, k);
 }
 
@@ -117,7 +117,7 @@ void FactorUpdate<T>::whiten(const Unfoldings<T>& unfoldings) {
 template <class T>
 void FactorUpdate<T>::add_damping(int64_t k) {
   const int64_t count = f_.count, d = f_.rows;
-  const auto damped = Matrices<T>::contiguous(scratch_.damped.reserve(count * d * d), count, d, d);
+  const auto damped = MatrixBatch<T>::contiguous(scratch_.damped.reserve(count * d * d), count, d, d);
   const double share = rule_.damped_updates * rule_.weight * rule_.damping * static_cast<double>(k);
   for (int64_t i = 0; i < count; ++i) {
     const double rms = items_[i].ready ? items_[i].rms : 0;
@@ -155,7 +155,8 @@ void FactorUpdate<T>::solve_failed_item(int64_t i, const Unfoldings<T>& unfoldin
 
 // out = a b for symmetric a and b that commute; both triangles of out are written.
 template <class T>
-void FactorUpdate<T>::multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b) {
+void FactorUpdate<T>::multiply_symmetric(const MatrixBatch<T>& out, const MatrixBatch<T>& a,
+                                         const MatrixBatch<T>& b) {
   multiply(out, a, b, kUpperOut);
   for (int64_t i = 0; i < out.count; ++i) mirror_upper(out.item(i), out.rows);
 }
@@ -166,7 +167,7 @@ template <class T>
 void FactorUpdate<T>::times_polynomial() {
   const int64_t count = h_.count, d = h_.rows;
   const auto matrices = [&](Buffer<T>& buffer) {
-    return Matrices<T>::contiguous(buffer.reserve(count * d * d), count, d, d);
+    return MatrixBatch<T>::contiguous(buffer.reserve(count * d * d), count, d, d);
   };
   auto y = h_, z = matrices(scratch_.root), polynomial = matrices(scratch_.power),
        product = matrices(scratch_.product);

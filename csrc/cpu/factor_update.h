@@ -28,7 +28,7 @@ struct SideArrays {
 // The unfoldings of a chunk's blocks, and numbers of each item.
 template <class T>
 struct Unfoldings {
-  Matrices<T> u;                      // [count, d, k]
+  MatrixBatch<T> u;                   // [count, d, k]
   std::vector<double> squared_norms;  // of the gradients
   std::vector<double> stretches;      // |U|_F^2 / squared_norms; 1 without coupling
 };
@@ -65,7 +65,7 @@ class FactorUpdate {
   void add_damping(int64_t k);
   void times_inverse_root();
   void times_polynomial();
-  void multiply_symmetric(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b);
+  void multiply_symmetric(const MatrixBatch<T>& out, const MatrixBatch<T>& a, const MatrixBatch<T>& b);
   void solve_failed_item(int64_t i, const Unfoldings<T>& unfoldings);
   void store(const SideArrays<T>& side, const T* scales, const Unfoldings<T>& unfoldings);
   double weight_of(const Unfoldings<T>& unfoldings, int64_t i) const;
@@ -77,7 +77,7 @@ class FactorUpdate {
   std::vector<Item> items_;
   std::vector<uint8_t> failed_;
   std::vector<double> traces_;
-  Matrices<T> f_, b_, h_;  // b_ is B^T, whose products need no transposed panels
+  MatrixBatch<T> f_, b_, h_;  // b_ is B^T, whose products need no transposed panels
 };
 
 }  // namespace kradagrad::cpu

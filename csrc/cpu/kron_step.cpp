@@ -34,9 +34,9 @@ SideArrays<T> arrays_of(const Tensor& factor, const Tensor& statistics, int64_t 
 
 // The blocks from `first` on, packed; blocks that are not active become zeros, which no result depends on.
 template <class T>
-Matrices<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
-                   int64_t rows, int64_t cols, Buffer<T>& buffer) {
-  const auto matrices = Matrices<T>::contiguous(buffer.reserve(count * rows * cols), count, rows, cols);
+MatrixBatch<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
+                      int64_t rows, int64_t cols, Buffer<T>& buffer) {
+  const auto matrices = MatrixBatch<T>::contiguous(buffer.reserve(count * rows * cols), count, rows, cols);
   for (int64_t i = 0; i < count; ++i) {
     if (scales[first + i] != 0) {
       pack(blocks[first + i], rows, cols, matrices.item(i));
@@ -49,8 +49,8 @@ Matrices<T> packed(const std::vector<BlockView>& blocks, const T* scales, int64_
 
 // Gradients times their scales, so that no square over- or underflows.
 template <class T>
-Matrices<T> scaled(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
-                   int64_t rows, int64_t cols, Buffer<T>& buffer) {
+MatrixBatch<T> scaled(const std::vector<BlockView>& blocks, const T* scales, int64_t first, int64_t count,
+                      int64_t rows, int64_t cols, Buffer<T>& buffer) {
   const auto matrices = packed(blocks, scales, first, count, rows, cols, buffer);
   for (int64_t i = 0; i < count; ++i) {
     if (scales[first + i] != 1) scale(matrices.item(i), scales[first + i], matrices.item(i), rows * cols);
@@ -59,7 +59,7 @@ Matrices<T> scaled(const std::vector<BlockView>& blocks, const T* scales, int64_
 }
 
 template <class T>
-std::vector<double> squared_norms(const Matrices<T>& matrices) {
+std::vector<double> squared_norms(const MatrixBatch<T>& matrices) {
   std::vector<double> norms;
   const int64_t size = matrices.rows * matrices.cols;
   for (int64_t i = 0; i < matrices.count; ++i) norms.push_back(dot(matrices.item(i), matrices.item(i), size));
@@ -68,7 +68,7 @@ std::vector<double> squared_norms(const Matrices<T>& matrices) {
 
 // Unfoldings that are whitened on the other side.
 template <class T>
-Unfoldings<T> coupled(const Matrices<T>& u, const std::vector<double>& gradient_norms,
+Unfoldings<T> coupled(const MatrixBatch<T>& u, const std::vector<double>& gradient_norms,
                       const std::vector<double>& product_norms) {
   std::vector<double> stretches;
   for (size_t i = 0; i < gradient_norms.size(); ++i) {
@@ -79,7 +79,7 @@ Unfoldings<T> coupled(const Matrices<T>& u, const std::vector<double>& gradient_
 
 // Inputs of all threads: the blocks of the lists, and the arrays by block.
 template <class T>
-struct Step {
+struct KronStep {
   const BlockGroup& in;
   FactorRule rule;
   bool update, precondition;
@@ -92,7 +92,7 @@ struct Step {
 template <class T>
 class Worker {
  public:
-  explicit Worker(const Step<T>& step) : step_(step), m_(step.in.m), n_(step.in.n) {}
+  explicit Worker(const KronStep<T>& step) : step_(step), m_(step.in.m), n_(step.in.n) {}
 
   void operator()(int64_t first, int64_t count) {
     if (step_.precondition || (step_.update && step_.rule.coupled)) {
@@ -110,8 +110,8 @@ class Worker {
     const std::vector<double> ones(count, 1.0);
     Unfoldings<T> left{g, norms, ones}, right{g.transposed(), norms, ones};
     if (step_.rule.coupled) {
-      const auto by_right = Matrices<T>::contiguous(half_.reserve(count * m_ * n_), count, m_, n_);
-      const auto by_left = Matrices<T>::contiguous(other_half_.reserve(count * m_ * n_), count, m_, n_);
+      const auto by_right = MatrixBatch<T>::contiguous(half_.reserve(count * m_ * n_), count, m_, n_);
+      const auto by_left = MatrixBatch<T>::contiguous(other_half_.reserve(count * m_ * n_), count, m_, n_);
       multiply(by_right, g, right_);
       multiply(by_left, left_, g);
       left = coupled(by_right, norms, squared_norms(by_right));
@@ -126,7 +126,7 @@ class Worker {
 
   void precondition(int64_t first, int64_t count) {
     const auto direction = packed(step_.direction, step_.scales, first, count, m_, n_, packed_);
-    const auto half = Matrices<T>::contiguous(half_.reserve(count * m_ * n_), count, m_, n_);
+    const auto half = MatrixBatch<T>::contiguous(half_.reserve(count * m_ * n_), count, m_, n_);
     multiply(half, left_, direction);
     multiply(direction, half, right_);
     const T* const statistics = static_cast<const T*>(step_.in.left.statistics.data_ptr());
@@ -145,17 +145,17 @@ class Worker {
     }
   }
 
-  static Matrices<T> root(const Tensor& root, int64_t first, int64_t count, Buffer<T>& buffer) {
+  static MatrixBatch<T> root(const Tensor& root, int64_t first, int64_t count, Buffer<T>& buffer) {
     const int64_t side = root.size(1), size = side * side;
     const bool in_place = root.scalar_type() == dtype_of<T>;
     T* const values =
         read_as(root, first * size, count * size, in_place ? nullptr : buffer.reserve(count * size));
-    return Matrices<T>::contiguous(values, count, side, side);
+    return MatrixBatch<T>::contiguous(values, count, side, side);
   }
 
-  const Step<T>& step_;
+  const KronStep<T>& step_;
   int64_t m_, n_;
-  Matrices<T> left_, right_;
+  MatrixBatch<T> left_, right_;
   UpdateScratch<T> scratch_;
   Buffer<T> packed_, half_, other_half_, left_root_, right_root_;
 };
@@ -168,15 +168,15 @@ void run(const BlockGroup& group, const GroupArguments& in, const FactorRule& ru
     if (in.precondition) std::fill_n(norms, count, T(0));
     return;
   }
-  const Step<T> step{group,
-                     rule,
-                     in.update,
-                     in.precondition,
-                     list_blocks(group.out),
-                     list_blocks(group.grad),
-                     list_blocks(group.direction),
-                     static_cast<const T*>(in.scales.data_ptr()) + group.first_block,
-                     norms};
+  const KronStep<T> step{group,
+                         rule,
+                         in.update,
+                         in.precondition,
+                         list_blocks(group.out),
+                         list_blocks(group.grad),
+                         list_blocks(group.direction),
+                         static_cast<const T*>(in.scales.data_ptr()) + group.first_block,
+                         norms};
   const int64_t largest = std::max(largest_matrix(m, n), largest_matrix(n, m));
   for_each_chunk(count, chunk_size(count, largest * sizeof(T)), [&] { return Worker<T>(step); });
 }

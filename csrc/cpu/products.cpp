@@ -26,7 +26,7 @@ constexpr int64_t kStrip = 64;  // columns of a thread's work item
 // One product of the batch.
 template <class T>
 struct Product {
-  Matrices<T> out, a, b;
+  MatrixBatch<T> out, a, b;
   Triangles triangles;
   T alpha, beta;
 };
@@ -37,7 +37,7 @@ struct Range {
 };
 
 template <class T>
-void pack_panel(const Matrices<T>& b, Range inner, Range cols, int64_t width, T* packed) {
+void pack_panel(const MatrixBatch<T>& b, Range inner, Range cols, int64_t width, T* packed) {
   for (int64_t l = inner.begin; l < inner.end; ++l, packed += width) {
     const T* const row = b.data + l * b.row_stride + cols.begin * b.col_stride;
     if (b.col_stride == 1) {
@@ -159,8 +159,8 @@ void strip_of_columns(const Product<T>& p, Range cols) {
 }  // namespace
 
 template <class T>
-void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b, Triangles triangles,
-              T alpha, T beta) {
+void multiply(const MatrixBatch<T>& out, const MatrixBatch<T>& a, const MatrixBatch<T>& b,
+              Triangles triangles, T alpha, T beta) {
   constexpr int64_t kThreadFlops = int64_t{1} << 22;
   if (out.count == 0 || out.rows == 0 || out.cols == 0) return;
   const int64_t strips = ceil_div(out.cols, kStrip);
@@ -177,9 +177,9 @@ void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b
   torch::stable::parallel_for(0, out.count * strips, ceil_div(kThreadFlops, flops), run);
 }
 
-template void multiply(const Matrices<float>&, const Matrices<float>&, const Matrices<float>&, Triangles,
-                       float, float);
-template void multiply(const Matrices<double>&, const Matrices<double>&, const Matrices<double>&, Triangles,
-                       double, double);
+template void multiply(const MatrixBatch<float>&, const MatrixBatch<float>&, const MatrixBatch<float>&,
+                       Triangles, float, float);
+template void multiply(const MatrixBatch<double>&, const MatrixBatch<double>&, const MatrixBatch<double>&,
+                       Triangles, double, double);
 
 }  // namespace kradagrad::cpu

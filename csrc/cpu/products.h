@@ -8,23 +8,23 @@ namespace kradagrad::cpu {
 
 // `count` strided matrices [rows, cols]; strides in elements.
 template <class T>
-struct Matrices {
+struct MatrixBatch {
   T* data;
   int64_t count, rows, cols;
   int64_t batch_stride, row_stride, col_stride;
 
-  static Matrices contiguous(T* data, int64_t count, int64_t rows, int64_t cols) {
+  static MatrixBatch contiguous(T* data, int64_t count, int64_t rows, int64_t cols) {
     return {data, count, rows, cols, rows * cols, cols, 1};
   }
   T* item(int64_t i) const { return data + i * batch_stride; }
-  Matrices items(int64_t first, int64_t number) const {
+  MatrixBatch items(int64_t first, int64_t number) const {
     return {item(first), number, rows, cols, batch_stride, row_stride, col_stride};
   }
-  Matrices transposed() const { return {data, count, cols, rows, batch_stride, col_stride, row_stride}; }
-  Matrices row_range(int64_t begin, int64_t end) const {
+  MatrixBatch transposed() const { return {data, count, cols, rows, batch_stride, col_stride, row_stride}; }
+  MatrixBatch row_range(int64_t begin, int64_t end) const {
     return {data + begin * row_stride, count, end - begin, cols, batch_stride, row_stride, col_stride};
   }
-  Matrices col_range(int64_t begin, int64_t end) const {
+  MatrixBatch col_range(int64_t begin, int64_t end) const {
     return transposed().row_range(begin, end).transposed();
   }
 };
@@ -44,7 +44,7 @@ constexpr int64_t kDepth = 256;
 // out = alpha a b + beta out, with flops only for the triangles; `out` has contiguous rows. It may be `b`, or
 // `a` if b is upper triangular.
 template <class T>
-void multiply(const Matrices<T>& out, const Matrices<T>& a, const Matrices<T>& b, Triangles triangles = {},
-              T alpha = 1, T beta = 0);
+void multiply(const MatrixBatch<T>& out, const MatrixBatch<T>& a, const MatrixBatch<T>& b,
+              Triangles triangles = {}, T alpha = 1, T beta = 0);
 
 }  // namespace kradagrad::cpu

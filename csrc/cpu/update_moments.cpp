@@ -23,13 +23,13 @@
 namespace kradagrad::cpu {
 namespace {
 
-struct Operands {
+struct MomentOperands {
   Operand grad, param;
   std::optional<Operand> momentum, second_moment, direction;
 };
 
-std::vector<Operands> list_operands(const UpdateMomentsArguments& in) {
-  std::vector<Operands> operands;
+std::vector<MomentOperands> list_operands(const UpdateMomentsArguments& in) {
+  std::vector<MomentOperands> operands;
   for (size_t p = 0; p < in.params.size(); ++p) {
     const auto order = memory_order(in.params[p]);
     const auto optional = [&](const Tensors& list) {
@@ -43,8 +43,8 @@ std::vector<Operands> list_operands(const UpdateMomentsArguments& in) {
 
 // Processes one tile and returns its share of the graft's squared norm. `c`: the parameter's coefficients.
 template <class T>
-double update_moments_tile(const Operands& in, const UpdateMomentsScalars& scalars, const T* c, int64_t begin,
-                           int64_t size) {
+double update_moments_tile(const MomentOperands& in, const UpdateMomentsScalars& scalars, const T* c,
+                           int64_t begin, int64_t size) {
   alignas(64) T g_scratch[kTile], m_scratch[kTile], v_scratch[kTile], scratch[kTile];
   const T beta1 = static_cast<T>(scalars.beta1), rest1 = static_cast<T>(1 - scalars.beta1);
   const T* g = in.grad.read(begin, size, g_scratch);
@@ -81,7 +81,7 @@ double update_moments_tile(const Operands& in, const UpdateMomentsScalars& scala
 
 template <class T>
 void run(const UpdateMomentsArguments& in, const UpdateMomentsScalars& scalars) {
-  const std::vector<Operands> operands = list_operands(in);
+  const std::vector<MomentOperands> operands = list_operands(in);
   std::vector<int64_t> sizes;
   for (const Tensor& param : in.params) sizes.push_back(param.numel());
   const std::vector<Span> spans = cut_spans(sizes, static_cast<const bool*>(in.active.data_ptr()));

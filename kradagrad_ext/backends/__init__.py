@@ -97,7 +97,7 @@ def _first_available(names: list[str], device: torch.device, dtype: torch.dtype)
 @functools.cache
 def _log_fallback(device_type: str, name: str, refusals: tuple[tuple[str, str], ...]) -> None:
     """Log each fallback once; as a warning if this build was meant to have the native backend."""
-    build = build_info.read()
+    build = build_info.read_build_info()
     missing = "native" in dict(refusals) and build.requested != "none"
     expected = missing and device_type in ("cpu", build.native)
     why = "; ".join(f"{refused}: {reason}" for refused, reason in refusals)

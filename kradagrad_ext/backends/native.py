@@ -41,7 +41,7 @@ _DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32,)}
 
 def available(device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Return None if tensors of this device and factors of this dtype are supported, else the reason."""
-    build = build_info.read()
+    build = build_info.read_build_info()
     if device.type not in _DTYPES or (device.type == "cuda" and build.native not in ("cuda", "none")):
         return f"no kernels for {device.type} in this build"
     dtypes = _DTYPES[device.type]

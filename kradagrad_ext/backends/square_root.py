@@ -156,7 +156,7 @@ def _times_inverse_root(
     h = rule.decay * identity_like(f) + b @ b.mT + damping_root.mT @ damping_root
     failed = torch.zeros_like(h[:, 0, 0], dtype=torch.bool)
     if rule.method == "products":
-        return f @ inverse_root(h, rule.decay, rule.refine), failed
+        return f @ inverse_root_by_products(h, rule.decay, rule.refine), failed
     lower, info = torch.linalg.cholesky_ex(h)
     failed = (info != 0) & h.isfinite().all(-1).all(-1)
     if bool(failed.any()):
@@ -166,7 +166,7 @@ def _times_inverse_root(
     return torch.linalg.solve_triangular(lower, f.mT, upper=False).mT, failed
 
 
-def inverse_root(h: Tensor, decay: float, refine: int) -> Tensor:
+def inverse_root_by_products(h: Tensor, decay: float, refine: int) -> Tensor:
     """Return R = q(H), near H^(-1/2) and never below it: q(decay)^2 decay = 1 and q(h)^2 h >= 1 up to |H|.
 
     With t = decay + |H - decay I|_F, which no eigenvalue of H exceeds, this is the coupled Newton-Schulz

@@ -126,7 +126,7 @@ def disassemble(cubin: Path) -> str:
 @functools.cache
 def library() -> Path:
     """Return the path of the native library; give up unless it was built from the kernels of this tree."""
-    built = build_info.read()
+    built = build_info.read_build_info()
     if built.native != "cuda":
         toolchain.give_up(f"this installation serves {built.native}: KRADAGRAD_BUILD=cuda pip install .")
     if built.kernels != toolchain.build_native.kernels_digest():

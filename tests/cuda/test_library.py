@@ -14,7 +14,7 @@ from kradagrad_ext.backends.base import UpdateRule
 
 from .toolchain import KERNELS, ROOT
 
-BUILD = build_info.read()
+BUILD = build_info.read_build_info()
 needs_kernels = pytest.mark.skipif(BUILD.native != "cuda", reason=f"this build serves {BUILD.native}")
 
 ONE_SIDED = (("decomposed_roots", "CUDA"), ("polar_roots_", "CPU"))

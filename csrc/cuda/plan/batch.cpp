@@ -7,15 +7,15 @@ namespace {
 
 constexpr int64_t kCopyBytes = 16;  // size of an asynchronous copy
 
-struct Dim {
+struct LeadingDim {
   int64_t size, stride;
 };
 
 // The leading dims of [*, rows, cols], contiguous dims merged, without those of size 1.
-std::vector<Dim> leading_dims(const TensorInfo& tensor) {
-  std::vector<Dim> dims;
+std::vector<LeadingDim> leading_dims(const TensorInfo& tensor) {
+  std::vector<LeadingDim> dims;
   for (std::size_t i = 0; i + 2 < tensor.sizes.size(); ++i) {
-    const Dim dim{tensor.sizes[i], tensor.strides[i]};
+    const LeadingDim dim{tensor.sizes[i], tensor.strides[i]};
     if (dim.size == 1) continue;
     if (!dims.empty() && dims.back().stride == dim.stride * dim.size) {
       dims.back() = {dims.back().size * dim.size, dim.stride};
@@ -27,10 +27,10 @@ std::vector<Dim> leading_dims(const TensorInfo& tensor) {
 }
 
 // Lists a tensor's views. A view has two leading dims; every index of further outer dims has a separate view.
-void list_views(const TensorInfo& tensor, std::vector<Dim> dims, char* data, int64_t& first,
+void list_views(const TensorInfo& tensor, std::vector<LeadingDim> dims, char* data, int64_t& first,
                 std::vector<View>& views) {
   if (dims.size() > 2) {
-    const Dim outer = dims.front();
+    const LeadingDim outer = dims.front();
     dims.erase(dims.begin());
     for (int64_t i = 0; i < outer.size; ++i) {
       list_views(tensor, dims, data + i * outer.stride * tensor.element_size(), first, views);

@@ -13,7 +13,7 @@ constexpr int32_t kMostSquares = 5;
 int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Products that are launched together.
-struct Step {
+struct ProductStep {
   std::vector<SquareRootProduct> products;
   int64_t ctas = 0;
 
@@ -173,7 +173,7 @@ class SquareRootPlan {
   float* partials(const Part& part, int32_t count) { return planner_.floats(part.group->in.blocks * count); }
 
   void plan_slice(const std::vector<Part>& slice) {
-    Step first, last;
+    ProductStep first, last;
     std::vector<Work> works;
     std::vector<NormSum> sums;
     int64_t norm_ctas = 0;
@@ -192,7 +192,7 @@ class SquareRootPlan {
   }
 
   // Plans D P_r, then V = P_l (D P_r) / rms.
-  void plan_two_sided(const Part& part, Step& first, Step& last, std::vector<NormSum>& sums,
+  void plan_two_sided(const Part& part, ProductStep& first, ProductStep& last, std::vector<NormSum>& sums,
                       int64_t& norm_ctas) {
     const Group& group = *part.group;
     const int32_t m = group.in.m, n = group.in.n, count = tiles(m, n);
@@ -215,7 +215,7 @@ class SquareRootPlan {
   }
 
   // Plans both sides' scratch memory and, for a coupled update, G P_r and P_l G.
-  void plan_sides(const Part& part, Step& first, std::vector<Work>& works) {
+  void plan_sides(const Part& part, ProductStep& first, std::vector<Work>& works) {
     const Group& group = *part.group;
     const int32_t m = group.in.m, n = group.in.n;
     for (const bool right : {false, true}) {
@@ -283,7 +283,7 @@ class SquareRootPlan {
 
   // Plans B, M, the iteration for R, and F R.
   void plan_updates(std::vector<Work>& works) {
-    std::vector<Step> steps(rule_.refine == 1 ? 3 : 2 * rule_.refine + 2);
+    std::vector<ProductStep> steps(rule_.refine == 1 ? 3 : 2 * rule_.refine + 2);
     for (Work& work : works) {
       work.side = static_cast<int32_t>(sides_.size());
       sides_.push_back({rule_, work.d, work.k, work.entry.updates, work.entry.statistics, work.sizes,
@@ -291,10 +291,10 @@ class SquareRootPlan {
       plan_whitening(work, steps[0], steps[1]);
       plan_iteration(work, steps);
     }
-    for (const Step& step : steps) add_products(step);
+    for (const ProductStep& step : steps) add_products(step);
   }
 
-  void plan_whitening(const Work& work, Step& first, Step& second) {
+  void plan_whitening(const Work& work, ProductStep& first, ProductStep& second) {
     SquareRootProduct b = product(work.part, work.d, work.k, work.d, SquareRootEpilogue::kWhiten);
     b.side = work.side;
     b.a = {work.entry.factor, 1};
@@ -328,7 +328,7 @@ class SquareRootPlan {
   // by then. The third step and all later ones make the new Y in the place that is neither that of Y, T or Z
   // nor that of the old Z, at first M, which the same launch reads to make Z. Then the new T takes the place
   // of the old Y, and the new Z that of the old T.
-  void plan_iteration(const Work& work, std::vector<Step>& steps) {
+  void plan_iteration(const Work& work, std::vector<ProductStep>& steps) {
     const int64_t blocks = work.part.blocks();
     const std::vector<Matrices>& at = work.squares;
     int32_t m = 0, y = 1, t = 2, z = rule_.refine == 1 ? 0 : rule_.refine == 2 ? 1 : 3;
@@ -358,7 +358,7 @@ class SquareRootPlan {
     steps.back().add(factor, blocks);
   }
 
-  void add_products(const Step& step) {
+  void add_products(const ProductStep& step) {
     const std::string kernel =
         "square_root_product_" + std::to_string(tile_) + "_" + name_of(inputs_.precision);
     stages_.push_back({kernel, step.ctas, step.products, {}, {}});
