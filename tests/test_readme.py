@@ -112,13 +112,25 @@ def test_the_cost_of_a_large_model_is_printed() -> None:
     assert "PREDICTED, not measured" in out.getvalue()
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))]
-)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_have_targets(page: str) -> None:
-    folder = (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
-        assert target.startswith("http") or (folder / target).exists(), target
+    """Every link names a file that exists, and a heading of it if it has an anchor."""
+    source = ROOT / page
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", source.read_text()):
+        if target.startswith("http"):
+            continue
+        file = source.parent / target if target else source
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), (target, anchor)
 
 
 def test_every_test_that_the_table_of_situations_names_is_there() -> None:
