@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
@@ -144,13 +145,32 @@ def test_rows_and_lines_are_written_before_the_run_ends(tmp_path: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines that name a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text(errors="replace").replace("\0", " "))
+    return [line for line in found if str(folder) in line]
+
+
 def test_without_a_device_nothing_is_run(tmp_path: Path) -> None:
+    """A build of the library, which begins where there is nvcc, ends with the check."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = ["bash", SCRIPT, "--out", tmp_path / "out", "--work", tmp_path / "work", "--only", "ceilings"]
+    (tmp_path / "temporary").mkdir()
     done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=300, env=environment()
+        [*map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(TMPDIR=str(tmp_path / "temporary")),
     )
+    until = time.monotonic() + 30
+    while processes_of(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes_of(tmp_path) == []
     assert done.returncode == 2
     assert "FAIL machine/facts" in done.stdout
     assert verdicts(rows(tmp_path / "out"), "ceilings") == {}

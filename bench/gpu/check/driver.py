@@ -62,6 +62,7 @@ class Check:
         )
         self.launcher = Launcher(command, self._environment(), self.folder, self.record)
         self.building: threading.Thread | None = None
+        self.builder: subprocess.Popen[str] | None = None
 
     def _environment(self) -> dict[str, str]:
         """Return the workers' environment: the laid out folder, a Triton cache, no network, no buffering."""
@@ -140,15 +141,22 @@ class Check:
             major_minor = f"{self.context.capability // 10}.{self.context.capability % 10}"
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", major_minor)
             try:
-                package.build(sys.executable, self.work / "bundle")
+                package.build(sys.executable, self.work / "bundle", started=self._take_builder)
                 package.put_library(folder, self.work / "bundle")
                 reason = package.loads(sys.executable, folder, self.launcher.environment)
             except package.PackageError as error:
                 reason = str(error)
-            self.record.verdict("library", "build", FAIL if reason else PASS, reason or "built here")
+            if not self.launcher.stopped:
+                self.record.verdict("library", "build", FAIL if reason else PASS, reason or "built here")
 
         self.building = threading.Thread(target=build, daemon=True)
         self.building.start()
+
+    def _take_builder(self, process: subprocess.Popen[str]) -> None:
+        """Keep the process of the build, which must not outlive the check."""
+        self.builder = process
+        if self.launcher.stopped:
+            package.end(process)
 
     def _compile(self) -> None:
         """Compile Triton's kernels in the background, from the first second."""
@@ -224,8 +232,10 @@ class Check:
         return (self.folder / "kradagrad_ext" / package.LIBRARY).exists()
 
     def _finish(self) -> None:
-        """End the remaining workers and write the remaining files, the summary first."""
+        """End the remaining processes and write the remaining files, the summary first."""
         self.launcher.end_all()
+        if self.builder is not None:
+            package.end(self.builder)
         try:
             text = "\n\n".join(table.text() for table in tables.tables(tables.words(self.record.rows)))
         except (KeyError, ValueError) as error:

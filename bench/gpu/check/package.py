@@ -8,13 +8,17 @@ and a digest of its sources. If it is missing or of other sources, the library i
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,8 +55,16 @@ def bundled_sha(bundle: Path, root: Path = ROOT) -> str:
         return "unknown"
 
 
-def build(python: str, bundle: Path, root: Path = ROOT) -> None:
-    """Build the library with its kernels into a bundle, without a network. Raise PackageError if it fails."""
+def build(
+    python: str,
+    bundle: Path,
+    root: Path = ROOT,
+    started: Callable[[subprocess.Popen[str]], object] = lambda process: None,
+) -> None:
+    """Build the library with its kernels into a bundle, without a network. Raise PackageError if it fails.
+
+    `started` gets the process, so that another thread can `end` it.
+    """
     environment = {
         **os.environ,
         "KRADAGRAD_BUILD": "cuda",
@@ -63,9 +75,17 @@ def build(python: str, bundle: Path, root: Path = ROOT) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--no-deps", "--no-build-isolation", "--no-compile", "--upgrade", "--target", folder]
         command = [python, "-m", "pip", "install", "-v", *options, str(root)]
-        done = _run(command, root, environment)
-        if done.returncode:
-            raise PackageError(f"the build failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            started(process)
+            output, _ = process.communicate()
+        finally:
+            end(process)
+        if process.returncode:
+            raise PackageError(f"the build failed:\n{output[-8000:]}")
         built = Path(folder, "kradagrad_ext")
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir(parents=True)
@@ -78,6 +98,13 @@ def build(python: str, bundle: Path, root: Path = ROOT) -> None:
         "library": _file_digest(bundle / LIBRARY),
     }
     (bundle / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a build with all its compilers, if it still runs."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def check(bundle: Path, root: Path = ROOT) -> dict[str, str]:
@@ -162,10 +189,11 @@ def _run(
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    bundle = ROOT / sys.argv[1]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle", type=Path, help="folder, relative to the repository's root")
+    bundle: Path = ROOT / parser.parse_args().bundle
     try:
         build(sys.executable, bundle)
     except PackageError as error:
