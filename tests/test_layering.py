@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -199,6 +200,9 @@ LONGER_FUNCTIONS = {
     "triton_kernels/update_moments.py:update_moments": "half of it is a kernel's arguments",
     "triton_kernels/apply_updates.py:apply_updates": "half of it is a kernel's arguments",
     "triton_kernels/square_root_resident.py:square_root_resident": "half of it is a kernel's arguments",
+    "bench/gpu/check/options.py:parser": "all of it are options and their help texts",
+    "examples/gpt/options.py:make_parser": "all of it are options and their help texts",
+    "tests/ptx/test_memory.py:test_atomics": "all but a few lines are PTX",
 }
 
 PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
@@ -206,6 +210,26 @@ SOURCE_FILES = sorted(
     path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
 )
 BUILD_FILES = sorted(ROOT.glob("*.py"))
+
+# What each folder of bench imports from bench beside its own modules, from the bottom up; "" is bench itself.
+BENCH_IMPORTS = {
+    "": set(),
+    "roofline": set(),
+    "ops": {""},
+    "steps": {"", "ops"},
+    "gpu": set(),
+    "gpu.check": {"", "roofline"},
+    "gpu.kernels": {"", "roofline"},
+    "tuning": {"", "gpu.check"},
+    "experiments": {""},
+}
+
+# Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once.
+BENCH_HELPERS = {"gpu.kernels": {"tests"}, "tuning": {"examples"}}
+
+OUTSIDE = ("bench", "tests", "examples")
+OUTSIDE_FILES = sorted(path for folder in OUTSIDE for path in (ROOT / folder).rglob("*.py"))
+"""Files that are not installed."""
 
 
 def relative(path):
@@ -258,6 +282,87 @@ def includes(path):
     return re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
 
 
+def imported_names(path):
+    """Yield the absolute name of every module that a file may import: modules, and names from modules."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def folder_in_bench(name):
+    """Return the folder of bench, with dots, that contains a module or is it; "" is bench itself."""
+    parts = name.split(".")[1:]
+    return ".".join(parts[: next(n for n in (2, 1, 0) if ".".join(parts[:n]) in BENCH_IMPORTS)])
+
+
+def test_nobody_imports_a_test_module():
+    importing = {
+        relative(path): [
+            name
+            for name in imported_names(path)
+            if any(part == "conftest" or part.startswith(("test_", "bench_")) for part in name.split("."))
+        ]
+        for path in [*PYTHON_FILES, *BUILD_FILES, *OUTSIDE_FILES]
+    }
+    assert {path: names for path, names in importing.items() if names} == {}
+
+
+def test_only_bench_and_its_tests_import_bench():
+    foreign = [path for path in OUTSIDE_FILES if not relative(path).startswith(("bench/", "tests/bench/"))]
+    importing = [path for path in foreign if "bench" in {name.split(".")[0] for name in imported_names(path)}]
+    assert importing == []
+
+
+def top_modules(folder):
+    """Return the names of the modules and packages of a folder that is on the path."""
+    return {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+
+
+def test_the_package_imports_nothing_outside():
+    names = {*OUTSIDE, *top_modules("tests"), *top_modules("examples")}
+    importing = {
+        relative(path): names & {name.split(".")[0] for name in imported_modules(path)}
+        for path in [*PYTHON_FILES, *BUILD_FILES]
+    }
+    assert {path: found for path, found in importing.items() if found} == {}
+
+
+def test_folders_of_bench_import_only_what_they_may():
+    """Every folder has a line in BENCH_IMPORTS, which permits only folders above it, and uses all of it."""
+    order = list(BENCH_IMPORTS)
+    assert all(set(order[: order.index(name)]) >= others for name, others in BENCH_IMPORTS.items())
+    folders = {".".join(path.parent.relative_to(ROOT / "bench").parts) for path in OUTSIDE_FILES
+               if relative(path).startswith("bench/")}  # fmt: skip
+    assert folders == BENCH_IMPORTS.keys()
+    imported, helpers = {name: set() for name in folders}, {name: set() for name in folders}
+    for path in (ROOT / "bench").rglob("*.py"):
+        folder = folder_in_bench(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        names = set(imported_names(path))
+        imported[folder] |= {folder_in_bench(name) for name in names if name.startswith("bench.")} - {folder}
+        tops = {name.split(".")[0] for name in names} - {"bench"}
+        helpers[folder] |= {top for top in ("tests", "examples") if tops & top_modules(top)}
+    assert imported == BENCH_IMPORTS
+    assert {name: found for name, found in helpers.items() if found} == BENCH_HELPERS
+    extending = {relative(path) for path in (ROOT / "bench").rglob("*.py") if "sys.path" in path.read_text()}
+    assert extending == {f"bench/{name.replace('.', '/')}/__init__.py" for name in BENCH_HELPERS}
+
+
+def test_classes_of_bench_have_different_names():
+    names = Counter(
+        node.name
+        for path in (ROOT / "bench").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_ops_cpp_includes_nothing_of_ours():
     ours = {path.name for path in SOURCE_FILES}
     assert [name for name in includes(ROOT / "csrc/ops.cpp") if Path(name).name in ours] == []
@@ -277,7 +382,7 @@ def test_only_cuda_code_includes_kernels():
 def test_files_are_short():
     lines = {
         relative(path): len(path.read_text().splitlines())
-        for path in [*PYTHON_FILES, *SOURCE_FILES, *BUILD_FILES]
+        for path in [*PYTHON_FILES, *SOURCE_FILES, *BUILD_FILES, *OUTSIDE_FILES]
     }
     long = {name: n for name, n in lines.items() if n > MAX_FILE_LINES and name not in LONGER_FILES}
     assert long == {}
@@ -294,7 +399,7 @@ def function_lines(node):
 def test_functions_are_short():
     lines = {
         f"{relative(path)}:{node.name}": function_lines(node)
-        for path in [*PYTHON_FILES, *BUILD_FILES]
+        for path in [*PYTHON_FILES, *BUILD_FILES, *OUTSIDE_FILES]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }

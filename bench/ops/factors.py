@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from bench.ops.case import Case
 from bench.workload import block_view, gradient
 from kradagrad_ext.backends.base import RMS, WEIGHT, BlockGroup, Side, UpdateRule
 
@@ -70,3 +74,26 @@ def update_flops(d: int, k: int, recipe: str) -> float:
 def product_flops(m: int, n: int) -> float:
     """Return the flops of P_left D P_right for one block ``[m, n]``."""
     return 2.0 * m * n * (m + n)
+
+
+@functools.lru_cache(maxsize=1)
+def kron_step_case(side: int, recipe: str) -> Case:
+    """Return a step of square blocks."""
+    group = matrix_block_group(side)
+    blocks = len(group.left.factor)
+    return Case(
+        op="kron_step_",
+        arguments=dict(
+            groups=[group],
+            scales=torch.ones(blocks),
+            norms=torch.zeros(blocks),
+            rule=replace(RULE, **RECIPES[recipe]),
+            update=True,
+            precondition=True,
+        ),
+        writes=("groups", "norms"),
+        shape=f"{side}x{side}",
+        blocks=blocks,
+        recipe=recipe,
+        flops=blocks * (2 * update_flops(side, side, recipe) + product_flops(side, side)),
+    )

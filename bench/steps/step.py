@@ -28,8 +28,8 @@ from bench.common import (
     usable_backends,
     versions,
 )
-from bench.ops.bench_kron_step import make_case
 from bench.ops.case import Runner, verify_case
+from bench.ops.factors import kron_step_case
 from bench.steps.baselines import (
     BLOCK,
     REFERENCE_RECIPES,
@@ -107,7 +107,7 @@ def shares_part(options: argparse.Namespace) -> tuple[list[Target], list[Row]]:
     for side in SIDES:
         runners, least = {}, {}
         for recipe in SHARE_RECIPES:
-            case = make_case(side, recipe)
+            case = kron_step_case(side, recipe)
             verify_case(case, backend)
             runners[recipe], least[recipe] = Runner(case, backend), case.flops
         product = MatmulRate()
