@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +16,58 @@ from marks import slow_after
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
+from bench import common, plot
 from bench.experiments import quadratic
 from bench.ops import roots_accuracy
 from bench.steps import host_time
 from bench.tuning import results, tune_defaults
+
+ROOT = common.ROOT
+PAGES = [ROOT / "Makefile", *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / "bench").rglob("*.md")]
+COMMAND = re.compile(r"python -m (bench(?:\.\w+)*)")
+
+
+def test_commands_of_the_pages_exist() -> None:
+    """Every command of bench is in bench/README.md, and every command that a page names exists."""
+    modules = list((ROOT / "bench").rglob("*.py"))
+    named = {name for path in [*PAGES, *modules] for name in COMMAND.findall(path.read_text())}
+    assert [name for name in named if importlib.util.find_spec(name) is None] == []
+    mains = {path for path in modules if '__name__ == "__main__"' in path.read_text()}
+    mains |= {path.parent for path in modules if path.name == "__main__.py"}
+    commands = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in mains}
+    commands.remove("bench.gpu.check.worker")  # only the check starts it
+    assert commands == set(COMMAND.findall((ROOT / "bench/README.md").read_text()))
+
+
+def test_only_record_changes_what_git_tracks(tmp_path: Path) -> None:
+    tracked, written = common.benchmarks_csv(record=True), tmp_path / "benchmarks.csv"
+    before = tracked.read_bytes()
+    backend = common.usable_backends()[0]
+    command = [sys.executable, "-m", "pytest", "bench/ops", "--benchmark-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "-k", f"decomposed_roots and 64-{backend}"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "KRADAGRAD_BENCH_CSV": str(written)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    header, row = written.read_text().splitlines()
+    assert header.startswith("op,backend,dtype")
+    assert row.startswith(f"decomposed_roots,{backend},float32,64x64,64,ms,")
+    assert tracked.read_bytes() == before
+    assert ROOT / "bench/results" in tracked.parents
+
+
+def test_other_results_are_in_the_build_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KRADAGRAD_BENCH_CSV", raising=False)
+    assert ROOT / "build" in common.benchmarks_csv(record=False).parents
+
+
+def test_plots_of_the_recorded_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = str(common.benchmarks_csv(record=True))
+    monkeypatch.setattr(sys, "argv", ["plot", "--csv", recorded, "--out", str(tmp_path)])
+    plot.main()
+    plots = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert plots.keys() == {f"{name}.png" for name in plot.PLOTS}
+    assert min(plots.values()) > 10_000
 
 
 @pytest.mark.parametrize("lr", slow_after(1, quadratic.RATES))
