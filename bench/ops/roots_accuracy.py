@@ -19,12 +19,12 @@ from torch import Tensor
 
 from bench.common import Row, add_record_option, append_rows, benchmarks_csv, percentiles
 from kradagrad_ext.decomposed_roots import decomposed_roots
-from kradagrad_ext.roots import RESIDUAL_BOUND, polar_roots
+from kradagrad_ext.roots import RESIDUAL_BOUND, roots_by_products
 
 SIDE, SAMPLES = 128, 5
 CONDITIONS = [10.0**exponent for exponent in range(13)]
 ORDERS = (2, 4)
-METHODS = {"eigh": decomposed_roots, "polar": polar_roots}
+METHODS = {"eigh": decomposed_roots, "polar": roots_by_products}
 
 
 @dataclass(frozen=True)
