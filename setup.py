@@ -45,7 +45,7 @@ setup(
     package_dir={"kradagrad_ext.triton_kernels": "triton_kernels"},
     package_data={
         "kradagrad_ext": ["py.typed"],
-        "kradagrad_ext.cost": ["*.csv"],
+        "kradagrad_ext.cost.time_model": ["*.csv"],
         "kradagrad_ext.triton_kernels": ["*.csv"],
     },
     ext_modules=[native] if DECISION.compiler else [],

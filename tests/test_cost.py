@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from kradagrad_ext import KrADagrad, estimate_cost, param_groups
 from kradagrad_ext.backends.scalars import COLUMNS
 from kradagrad_ext.cost import traffic
+from kradagrad_ext.cost.parameters import read_parameters
 from kradagrad_ext.distributed import collectives, sharded_params
+from kradagrad_ext.distributed.partition import assign_pieces
 
 KINDS = {"factor": "factors", "root": "roots", "exp_avg": "moments", "exp_avg_sq": "moments"}
 
@@ -126,8 +130,8 @@ class Matrices(nn.Module):
         return torch.stack([matrix.square().mean() for matrix in self.matrices]).sum()
 
 
-def measured_rank(rank: int) -> dict[str, tuple[Counter[str], int, int]]:
-    """Return, by mode, the bytes of this rank's state, and those that it sends and receives on a step."""
+def measured_rank(rank: int) -> dict[str, tuple[Counter[str], Counter[str]]]:
+    """Return, by mode, the bytes of this rank's state, and those that it sends, receives and copies."""
     from torch.distributed.fsdp import fully_shard
 
     sharded_params.CHUNK_BYTES = CHUNK_BYTES
@@ -135,7 +139,6 @@ def measured_rank(rank: int) -> dict[str, tuple[Counter[str], int, int]]:
     count_bytes(rank, carried)
     measured = {}
     for mode in ("ddp", "fsdp"):
-        carried.clear()
         torch.manual_seed(0)
         model = Matrices()
         if mode == "fsdp":
@@ -145,14 +148,15 @@ def measured_rank(rank: int) -> dict[str, tuple[Counter[str], int, int]]:
         options = SHARED | ({"process_group": dist.group.WORLD} if mode == "ddp" else {})
         optimizer = KrADagrad(groups, **options)
         model().backward()
+        carried.clear()
         optimizer.step()
-        measured[mode] = bytes_by_kind(optimizer.state.values()), carried["sent"], carried["received"]
+        measured[mode] = bytes_by_kind(optimizer.state.values()), carried.copy()
     return measured
 
 
 def count_bytes(rank: int, carried: Counter[str]) -> None:
-    """Patch the collectives that carry gradients and parameters to count their bytes."""
-    all_to_all, all_gather = dist.all_to_all_single, collectives.all_gather
+    """Patch the collectives that carry gradients and parameters, and copies, to count their bytes."""
+    all_to_all, all_gather, copy = dist.all_to_all_single, collectives.all_gather, torch._foreach_copy_
 
     def counted_all_to_all(
         out: Tensor, source: Tensor, expected: list[int], sizes: list[int], **rest: Any
@@ -166,21 +170,31 @@ def count_bytes(rank: int, carried: Counter[str]) -> None:
         carried["received"] += out.numel() - source.numel()
         return all_gather(out, source, **rest)
 
+    def counted_copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+        carried["copied"] += sum(target.nbytes for target in targets)
+        copy(targets, sources)
+
     dist.all_to_all_single, collectives.all_gather = counted_all_to_all, counted_all_gather
+    torch._foreach_copy_ = counted_copy
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_state_and_traffic_of_every_rank(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Estimated state and bytes to and from other ranks are exact on each rank, with several chunks."""
+    """Estimated state and bytes sent, received and copied are exact on each rank, with several chunks."""
     monkeypatch.setattr(traffic, "CHUNK_BYTES", CHUNK_BYTES)
     measured = ranks.launch(world, measured_rank, tmp_path)
+    parameters = read_parameters(SIZES, torch.float32, SHARED)
+    dealt = assign_pieces([p.shape for p in parameters], [p.config for p in parameters], world)
     for mode in ("ddp", "fsdp"):
-        estimate = estimate_cost(SIZES, world_size=world, replicated=mode == "ddp", **SHARED)
-        for rank, of_rank in zip(estimate.ranks, measured, strict=True):
-            state, sent, received = of_rank[mode]
+        replicated = mode == "ddp"
+        estimate = estimate_cost(SIZES, world_size=world, replicated=replicated, **SHARED)
+        exchanged = traffic.traffic_of(parameters, dealt, replicated)
+        for rank, of_rank, each in zip(estimate.ranks, measured, exchanged, strict=True):
+            state, carried = of_rank[mode]
             assert estimated_bytes(rank.state) == state
-            assert (rank.sent, rank.received) == (sent, received)
-            assert min(sent, received) > 0
+            assert (rank.sent, rank.received) == (carried["sent"], carried["received"])
+            assert each.copies(replicated).bytes == 2 * carried["copied"]  # read and written
+            assert min(carried.values()) > 0
 
 
 @pytest.mark.parametrize("world", [3, 16])
@@ -201,6 +215,17 @@ def test_ranks_divide_state_and_work(world: int) -> None:
         sent, received = (sum(getattr(rank, way) for rank in shared.ranks) for way in ("sent", "received"))
         assert sent == received
     assert (alone.ranks[0].sent, alone.ranks[0].received) == (0, 0)
+
+
+def test_the_package_imports_no_cost_module_before_it_is_asked_for_one() -> None:
+    code = """
+import sys, kradagrad_ext
+assert not [name for name in sys.modules if name.startswith("kradagrad_ext.cost")]
+assert kradagrad_ext.estimate_cost.__module__ == "kradagrad_ext.cost"
+assert kradagrad_ext.cost.time_model.predict
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

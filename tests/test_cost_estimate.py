@@ -16,9 +16,10 @@ import torch
 from kradagrad_ext import estimate_cost
 from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.cost.__main__ import main
-from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, GPUS, TRAINING_MFU
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.time_model import TRAINING_MFU
+from kradagrad_ext.cost.time_model.gpus import BANDWIDTH_FRACTION, GPUS
 
 pytestmark = pytest.mark.filterwarnings("ignore:KrADagrad. `max_factor_dim` should be")
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field, replace
 
 from kradagrad_ext.backends.base import UpdateRule
 from kradagrad_ext.blocking import iteration_products
-from kradagrad_ext.cost.blocks import (
+from kradagrad_ext.cost.work import (
     FLOAT,
     KINDS,
     RESIDENT_SIDES,
     WHOLE_SIDE,
+    Cost,
     kernel_name,
     kernel_side,
     product_tile,
 )
-from kradagrad_ext.cost.gpus import Cost
 
 TILE = 16  # side of a tensor-core tile, csrc/cuda/kernels/tile.cuh
 DEPTH = 32  # kProductDepth

@@ -9,9 +9,8 @@ import torch
 
 from bench.roofline.cuda_costs import Blocks, CallOptions, step_costs
 from kradagrad_ext.blocking import ShapeGroup
-from kradagrad_ext.cost.blocks import block_costs
-from kradagrad_ext.cost.gpus import Cost, Gpu
-from kradagrad_ext.cost.steps import GroupShapes, kernel_costs
+from kradagrad_ext.cost.time_model.gpus import Gpu
+from kradagrad_ext.cost.work import Cost, GroupShapes, block_costs, kernel_costs
 
 
 def launch_costs(parts: Sequence[GroupShapes], triton_on: Gpu | None = None) -> list[Cost]:

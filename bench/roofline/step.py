@@ -7,10 +7,10 @@
 
 **These are predictions. Nothing here was measured on a GPU.** Bytes and flops are counted from the launches
 of csrc/cuda/plan. The time of a kernel's CTA is the largest of its times on tensor cores, schedulers, shared
-memory and DRAM, plus its waits if few CTAs share an SM (`kradagrad_ext.cost.work`, counted by
+memory and DRAM, plus its waits if few CTAs share an SM (`kradagrad_ext.cost.time_model`, counted by
 bench/gpu/kernels/work.py); the number of CTAs follows from the flops. For a kernel without counted work, the
-time is the larger of bytes over bandwidth and flops over the arithmetic rate. `kradagrad_ext.cost.gpus`
-states the share of each peak, with reasons. Blocks without a kernel take torch's products.
+time is the larger of bytes over bandwidth and flops over the arithmetic rate. `cost.time_model.gpus` states
+the share of each peak, with reasons. Blocks without a kernel take torch's products.
 
 Bytes: each launch's operands once, as if the L2 kept data shared by CTAs of a launch, and nothing between
 launches. Flops: those that the tensor cores execute. bf16x3 is three bf16 products (two if an operand is
@@ -38,20 +38,18 @@ import torch
 from bench.roofline.launches import launch_costs
 from kradagrad_ext.blocking import blocking_of, group_by_shape
 from kradagrad_ext.config import COUPLINGS, Config
-from kradagrad_ext.cost.blocks import TERMS, root_costs
-from kradagrad_ext.cost.elementwise import CONCURRENT_WITH_UPDATE_MOMENTS, elements
-from kradagrad_ext.cost.gpus import (
-    DEFAULT_GPUS,
-    GPUS,
-    Cost,
-    Gpu,
-    predict,
-    saved_by_concurrency,
-    training_step,
-)
 from kradagrad_ext.cost.models import MODELS, Model, parse_shapes
 from kradagrad_ext.cost.parameters import DTYPES, make_config
-from kradagrad_ext.cost.steps import parts_of
+from kradagrad_ext.cost.time_model import DEFAULT_GPUS, predict, saved_by_concurrency, training_step
+from kradagrad_ext.cost.time_model.gpus import GPUS, Gpu
+from kradagrad_ext.cost.work import (
+    CONCURRENT_WITH_UPDATE_MOMENTS,
+    TERMS,
+    Cost,
+    elements,
+    parts_of,
+    root_costs,
+)
 
 DEFAULT_BLOCKS = (128, 256, 512, 1024)
 
@@ -80,7 +78,7 @@ def merged(costs: Sequence[Cost]) -> list[Cost]:
 
 def record(cost: Cost, gpus: Sequence[Gpu]) -> dict[str, Any]:
     """Return one line of the table."""
-    times = {f"{gpu.name} ms": cost.milliseconds(gpu) for gpu in gpus}
+    times = {f"{gpu.name} ms": predict([cost], gpu) for gpu in gpus}
     return {
         "kernel": cost.kernel,
         "step": cost.step,

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from bench.roofline.cuda_costs import FLOAT, KINDS, terms
-from kradagrad_ext.cost.gpus import Cost, Gpu
+from kradagrad_ext.cost.time_model.gpus import Gpu
+from kradagrad_ext.cost.work import Cost
 from kradagrad_ext.triton_kernels import entry, groups, launch, square_root_step
 
 SYMMETRIC = ("gram", "inverse_root")

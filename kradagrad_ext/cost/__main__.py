@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from kradagrad_ext.config import GRAFTS
 
 from . import estimate_cost
-from .gpus import TOKENS
 from .models import MODELS, Model, parse_shapes
 from .parameters import DTYPES, make_config
+from .time_model import TOKENS
 
 
 def _count(text: str) -> int:
@@ -57,30 +57,18 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the estimate for command-line arguments."""
     parser = _parser()
-    args = parser.parse_args(arguments)
-    model = args.shapes or MODELS[args.model]
+    options = vars(parser.parse_args(arguments))
+    name, shapes, as_json = (options.pop(key) for key in ("model", "shapes", "json"))
+    model = shapes or MODELS[name]
     groups = [{"params": model.shapes}, {"params": model.plain_shapes, "precondition": False}]
-    stored = [None if text == "float32" else DTYPES[text] for text in (args.factor_dtype, args.root_dtype)]
+    for key in ("dtype", "root_dtype", "factor_dtype"):
+        options[key] = None if key != "dtype" and options[key] == "float32" else DTYPES[options[key]]
+    given = {key: value for key, value in options.items() if value is not None}
     try:
-        estimate = estimate_cost(
-            [group for group in groups if group["params"]],
-            world_size=args.world_size,
-            replicated=args.replicated,
-            dtype=DTYPES[args.dtype],
-            tokens=args.tokens,
-            **({} if args.block_size is None else {"block_size": args.block_size}),
-            max_factor_dim=args.max_factor_dim,
-            root_every=args.root_every,
-            root_steps=args.root_steps,
-            factor_dtype=stored[0],
-            root_dtype=stored[1],
-            packed=args.packed,
-            graft=args.graft,
-            device=args.device,
-        )
+        estimate = estimate_cost([group for group in groups if group["params"]], **given)
     except ValueError as error:
         parser.error(str(error))
-    print(json.dumps(estimate.as_dict(), indent=1) if args.json else estimate)
+    print(json.dumps(estimate.as_dict(), indent=1) if as_json else estimate)
 
 
 if __name__ == "__main__":

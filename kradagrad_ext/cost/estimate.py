@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from kradagrad_ext.tables import aligned
 
-from .gpus import DEFAULT_GPUS, GPUS, TRAINING_MFU, Cost, predict, training_step
-from .memory import StateBytes
+from .state import StateBytes
+from .time_model import DEFAULT_GPUS, TRAINING_MFU, predict, training_step
+from .work import Cost
 
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -59,13 +60,13 @@ class RankEstimate:
         return self.kernels.milliseconds[gpu] + self.roots.milliseconds[gpu]
 
 
-ROWS: tuple[tuple[str, str, Callable[[RankEstimate], float]], ...] = (
-    ("flops", "flop", lambda rank: rank.kernels.flops + rank.roots.flops),
-    ("bytes moved", "B", lambda rank: rank.kernels.bytes + rank.roots.bytes),
-    ("bytes sent", "B", lambda rank: rank.sent),
-    ("bytes received", "B", lambda rank: rank.received),
-)
-"""Rows of the table on a rank's step: name, unit and number."""
+ROWS: dict[str, tuple[str, Callable[[RankEstimate], float]]] = {
+    "flops": ("flop", lambda rank: rank.kernels.flops + rank.roots.flops),
+    "bytes moved": ("B", lambda rank: rank.kernels.bytes + rank.roots.bytes),
+    "bytes sent": ("B", lambda rank: rank.sent),
+    "bytes received": ("B", lambda rank: rank.received),
+}
+"""Rows of the table on a rank's step: unit and number, by name."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Estimate:
     @property
     def mean_state(self) -> StateBytes:
         """The mean state of all ranks."""
-        return sum((rank.state for rank in self.ranks), StateBytes()).divided(len(self.ranks))
+        columns = zip(*(astuple(rank.state) for rank in self.ranks), strict=True)
+        return StateBytes(*(sum(column) / len(self.ranks) for column in columns))
 
     def slowest(self, gpu: str) -> RankEstimate:
         """Return the slowest rank on a GPU, for which the others wait."""
@@ -99,7 +101,7 @@ class Estimate:
 
     def training_milliseconds(self, gpu: str) -> float:
         """Return the milliseconds of forward and backward of a training step on one of the ranks."""
-        return training_step(self.parameters, GPUS[gpu], self.tokens) / len(self.ranks)
+        return training_step(self.parameters, gpu, self.tokens) / len(self.ranks)
 
     def share(self, gpu: str) -> float:
         """Return the optimizer's time as a share of forward and backward, 0.01 for one percent."""
@@ -108,13 +110,14 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         """Return numbers and names alone, for JSON: the most and the mean over the ranks."""
         states = {"most": self.most_state, "mean": self.mean_state}
+        numbers = {name: list(map(of, self.ranks)) for name, (_, of) in ROWS.items()}
         return {
             "parameters": self.parameters,
             "world_size": len(self.ranks),
             "replicated": self.replicated,
             "tokens": self.tokens,
             "state_bytes": {name: {**asdict(state), "total": state.total} for name, state in states.items()},
-            "step": {name: dict(zip(states, self._spread(of), strict=True)) for name, _, of in ROWS},
+            "step": {name: {"most": max(n), "mean": sum(n) / len(n)} for name, n in numbers.items()},
             "predicted_milliseconds": {
                 gpu: {
                     "kernels": self.slowest(gpu).kernels.milliseconds[gpu],
@@ -128,45 +131,44 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return a table to read."""
-        alone = len(self.ranks) == 1
-        placed = "replicated" if self.replicated else "sharded"
-        where = "1 rank" if alone else f"{len(self.ranks)} ranks, {placed}"
+        alone, numbers = len(self.ranks) == 1, self.as_dict()
+        where = "1 rank" if alone else f"{len(self.ranks)} ranks, "
+        where += "" if alone else "replicated" if self.replicated else "sharded"
         lines = [
             f"{self.parameters / 1e6:,.1f} M parameters on {where}. Times are PREDICTED, not measured.",
             "",
-            *aligned(self._size_rows(), numbers=(1, 2)),
+            *aligned(_size_rows(numbers), numbers=(1, 2)),
             "",
-            *aligned(self._time_rows(), numbers=range(1, 1 + len(DEFAULT_GPUS))),
+            *aligned(_time_rows(numbers), numbers=range(1, 1 + len(DEFAULT_GPUS))),
             "",
             f"A training step has {self.tokens:,} tokens; forward and backward run at {TRAINING_MFU:.0%} of "
             "the peak.",
         ]
         return "\n".join(lines if alone else [*lines, "Not in the times: what ranks send one another."])
 
-    def _size_rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of state, work and traffic."""
-        most, mean = self.most_state, self.mean_state
-        sizes = [("state", most.total, mean.total)]
-        sizes += [(f"  {name}", size, asdict(mean)[name]) for name, size in asdict(most).items()]
-        spreads = [(f"{name} a step", *(_unit(v, unit) for v in self._spread(of))) for name, unit, of in ROWS]
-        rows = [(name, _unit(first, "B"), _unit(second, "B")) for name, first, second in sizes]
-        return [("a rank", "most", "mean"), *rows, *spreads]
 
-    def _time_rows(self) -> list[tuple[str, ...]]:
-        """Return the rows of times by GPU, those of the slowest rank."""
-        slowest = {gpu: self.slowest(gpu) for gpu in DEFAULT_GPUS}
-        return [
-            ("milliseconds a step, PREDICTED", *DEFAULT_GPUS),
-            ("kernels", *(f"{rank.kernels.milliseconds[gpu]:.2f}" for gpu, rank in slowest.items())),
-            ("new roots", *(f"{rank.roots.milliseconds[gpu]:.2f}" for gpu, rank in slowest.items())),
-            ("forward and backward", *(f"{self.training_milliseconds(gpu):.1f}" for gpu in DEFAULT_GPUS)),
-            ("share of these", *(f"{self.share(gpu):.1%}" for gpu in DEFAULT_GPUS)),
-        ]
+def _size_rows(numbers: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of state, work and traffic, from `Estimate.as_dict`."""
+    states = numbers["state_bytes"]
+    names = {"total": "state", **{name: f"  {name}" for name in states["most"] if name != "total"}}
+    sizes = [
+        (row, "B", {which: state[name] for which, state in states.items()}) for name, row in names.items()
+    ]
+    sizes += [(f"{name} a step", unit, numbers["step"][name]) for name, (unit, _) in ROWS.items()]
+    rows = [(row, _unit(pair["most"], unit), _unit(pair["mean"], unit)) for row, unit, pair in sizes]
+    return [("a rank", "most", "mean"), *rows]
 
-    def _spread(self, of: Callable[[RankEstimate], float]) -> tuple[float, float]:
-        """Return the most and the mean of all ranks."""
-        values = [of(rank) for rank in self.ranks]
-        return max(values), sum(values) / len(values)
+
+def _time_rows(numbers: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of times by GPU, those of the slowest rank, from `Estimate.as_dict`."""
+    times, shares = numbers["predicted_milliseconds"].values(), numbers["predicted_share"].values()
+    return [
+        ("milliseconds a step, PREDICTED", *DEFAULT_GPUS),
+        ("kernels", *(f"{of_gpu['kernels']:.2f}" for of_gpu in times)),
+        ("new roots", *(f"{of_gpu['roots']:.2f}" for of_gpu in times)),
+        ("forward and backward", *(f"{of_gpu['training']:.1f}" for of_gpu in times)),
+        ("share of these", *(f"{share:.1%}" for share in shares)),
+    ]
 
 
 def _unit(value: float, unit: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kradagrad_ext.blocking import Shape
-from kradagrad_ext.config import OPTIONS, Config, default_block_size
+from kradagrad_ext.config import OPTIONS, Config, default_block_size, parameter_name
 from kradagrad_ext.group_options import GROUP_DEFAULTS
 from kradagrad_ext.optimizer import KrADagrad
 
@@ -66,9 +66,9 @@ def read_parameters(model: Given, dtype: torch.dtype, options: Mapping[str, Any]
     parameters = []
     for position, group in enumerate(optimizer.param_groups):
         for i, p in enumerate(group["params"]):
-            _check_dtype(p.dtype, f"parameter {i} of parameter group {position}")
+            _check_dtype(p.dtype, parameter_name(position, i))
             parameters.append(ParamShape(tuple(p.shape), p.dtype, position, Config.of(group)))
-    if not any(p.numel() for group in optimizer.param_groups for p in group["params"]):
+    if not any(0 not in p.shape for p in parameters):
         count = len(parameters)
         raise ValueError(f"KrADagrad: `model` must have parameters with elements, got {count} without")
     return parameters
@@ -82,37 +82,35 @@ def _check_dtype(dtype: object, name: str) -> None:
 
 def _groups(model: Given, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Return parameter groups of tensors without memory, one for every parameter and every shape."""
-    if isinstance(model, nn.Module):
-        items: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    elif isinstance(model, Iterable) and not isinstance(model, (Tensor, str)):
-        items = list(model)
-    else:
+    if not isinstance(model, Iterable | nn.Module) or isinstance(model, Tensor | str):
         raise _not_parameters(model)
+    trained = (p for p in model.parameters() if p.requires_grad) if isinstance(model, nn.Module) else model
+    items: list[Any] = list(trained)
     grouped = bool(items) and all(isinstance(item, Mapping) for item in items)
     stand_ins: dict[int, Tensor] = {}  # by id: a parameter that occurs twice stays one, which is refused
-
-    def stand_in(item: Any) -> Tensor:  # noqa: ANN401
-        named = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
-        p = item[1] if named else item
-        if isinstance(p, Tensor):
-            return stand_ins.setdefault(id(p), torch.empty(p.shape, dtype=p.dtype, device="meta"))
-        is_shape = isinstance(p, (tuple, list)) and all(type(side) is int and side >= 0 for side in p)
-        if not is_shape:
-            raise _not_parameters(p)
-        return torch.empty(p, dtype=dtype, device="meta")
-
     groups = []
     for group in items if grouped else [{"params": items}]:
         params = group.get("params")
         if not isinstance(params, Iterable):
             raise TypeError(f"KrADagrad: `params` of a group must be parameters or shapes, got {params!r}")
         listed = [params] if isinstance(params, Tensor) else params
-        groups.append({**group, "params": [stand_in(p) for p in listed]})
+        groups.append({**group, "params": [_stand_in(item, dtype, stand_ins) for item in listed]})
     return groups
 
 
+def _stand_in(item: Any, dtype: torch.dtype, stand_ins: dict[int, Tensor]) -> Tensor:  # noqa: ANN401
+    """Return a tensor without memory for a parameter, a named parameter or a shape."""
+    named = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+    p = item[1] if named else item
+    if isinstance(p, Tensor):
+        return stand_ins.setdefault(id(p), torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    if not isinstance(p, tuple | list) or not all(type(side) is int and side >= 0 for side in p):
+        raise _not_parameters(p)
+    return torch.empty(p, dtype=dtype, device="meta")
+
+
 def _not_parameters(got: object) -> TypeError:
+    shown = got if isinstance(got, int | float | str | tuple | list) else type(got).__name__
     return TypeError(
-        "KrADagrad: `model` must be a module, parameters, parameter groups or shapes, "
-        f"got {got if isinstance(got, (int, float, str, tuple, list)) else type(got).__name__}"
+        f"KrADagrad: `model` must be a module, parameters, parameter groups or shapes, got {shown}"
     )

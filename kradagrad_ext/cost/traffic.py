@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from kradagrad_ext.distributed.partition import CHUNK_BYTES, Piece, split_by_bytes
 
-from .gpus import Cost
 from .parameters import ParamShape
+from .work import Cost
 
 
 @dataclass
@@ -34,12 +34,11 @@ class Traffic:
     def copies(self, replicated: bool) -> Cost:
         """Return the cost of copies into and out of the collectives' buffers: each is read and written.
 
-        Replicas: gradient and parameter of owned pieces, these packed and padded, and all parameters staged
-        and written. Shards: gradient and parameter packed and unpacked, and the parameter packed, staged
-        and written.
+        Parameters are copied from owned pieces, and into all that are held. Shards copy gradients and
+        parameters from what is held and into owned pieces, too; replicas find both where they are.
         """
-        size = 2 * (4 * self.owned + 2 * self.held) if replicated else 2 * (3 * self.owned + 4 * self.held)
-        return Cost("torch: foreach_copy", "exchange", 0, size)
+        copies = 1 if replicated else 3
+        return Cost("torch: foreach_copy", "exchange", 0, 2 * copies * (self.owned + self.held))
 
 
 def traffic_of(
@@ -84,15 +83,13 @@ def _exchange_shards(
     for owner, pieces in zip(ranks, dealt, strict=True):
         for piece in pieces:
             p = parameters[piece.parameter]
-            rows, start, count = (
-                (p.shape[0], piece.box.offset[0], piece.box.shape[0]) if p.shape else (1, 0, 1)
-            )
-            shard = max(1, -(-rows // len(ranks)))
-            row_size = piece.box.numel * p.dtype.itemsize // max(count, 1)
-            owner.owned += row_size * count
-            for first in range(start - start % shard, start + count, shard):
-                holder = ranks[first // shard]
-                size = row_size * (min(first + shard, start + count) - max(first, start))
+            (start, *_), (count, *_) = piece.box.offset or (0,), piece.box.shape or (1,)
+            end, row_bytes = start + count, piece.box.numel * p.dtype.itemsize // count
+            shard = -(-(p.shape or (1,))[0] // len(ranks))
+            for index in range(start // shard, -(-end // shard)):
+                rows = min((index + 1) * shard, end) - max(index * shard, start)
+                holder, size = ranks[index], rows * row_bytes
+                owner.owned += size
                 holder.held += size
                 if holder is not owner:
                     holder.sent += 2 * size

@@ -7,9 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from kradagrad_ext.cost import work
-from kradagrad_ext.cost.gpus import GPUS, Cost
-from kradagrad_ext.cost.work import BUSY_FRACTION, LATENCY_CYCLES, LOOKUP_CYCLES, PHASE_CYCLES, KernelWork
+from kradagrad_ext.cost.time_model import kernel_work as work
+from kradagrad_ext.cost.time_model import predict
+from kradagrad_ext.cost.time_model.gpus import GPUS
+from kradagrad_ext.cost.time_model.kernel_work import (
+    BUSY_FRACTION,
+    LATENCY_CYCLES,
+    LOOKUP_CYCLES,
+    PHASE_CYCLES,
+    KernelWork,
+)
+from kradagrad_ext.cost.work import Cost
 
 CTA = KernelWork(
     "k", "128", "sm_90", mma=4000, mma_most=1000, mma_least=1000, slots_most=6000, slots_least=5900,
@@ -81,8 +89,8 @@ def test_a_launch_takes_the_cycles_of_its_ctas():
     flops = {"bf16": ctas * row.mma * work.MMA_FLOPS["bf16"]}
     cost = Cost(row.kernel, "product", 1, ctas * row.bytes, flops)
     cycles = row.cycles(gpu.mma_cycles, row.bytes / gpu.bytes_a_cycle)
-    assert cost.milliseconds(gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.clock))
-    assert cost.milliseconds(GPUS["H200"]) < cost.milliseconds(gpu)
+    assert predict([cost], gpu) == pytest.approx(1e3 * ctas * cycles / (gpu.sms * gpu.clock))
+    assert predict([cost], "H200") < predict([cost], gpu)
 
 
 @pytest.mark.slow

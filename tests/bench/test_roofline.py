@@ -19,12 +19,12 @@ from bench.roofline.cuda_costs import Blocks, CallOptions, lower_elements, step_
 from bench.roofline.launches import launch_costs
 from kradagrad_ext.backends.base import UpdateRule
 from kradagrad_ext.backends.scalars import SPAN
-from kradagrad_ext.cost import blocks
-from kradagrad_ext.cost.elementwise import elements
-from kradagrad_ext.cost.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, Cost, gpu_of, predict
+from kradagrad_ext.cost import work
 from kradagrad_ext.cost.models import MODELS, parse_shapes
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.steps import parts_of, root_costs
+from kradagrad_ext.cost.time_model import milliseconds, predict
+from kradagrad_ext.cost.time_model.gpus import BANDWIDTH_FRACTION, FEED_FRACTION, GPUS, gpu_of
+from kradagrad_ext.cost.work import Cost, GroupShapes, elements, parts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3, method="products")
@@ -117,15 +117,16 @@ def test_concurrent_kernels_by_hand(kernel: str, least: float, most: float) -> N
     """One kernel prefetches its bytes, the other waits for some of them."""
     gpu, flops = GPUS["H100"], {"bf16": 1e13}
     host = Cost(kernel, "update", 1, 3e10, flops)
-    alone, waits = host.milliseconds(gpu), host.waiting_share(gpu)
+    alone, waiting = milliseconds(host, gpu)
+    waits = waiting / alone
     assert least <= waits <= most
     for size in (1e9, 3e10, 1e12):
         guest = Cost("update_moments", "moments", 1, size, concurrent_with=host.kernel)
-        guest_time, both = guest.milliseconds(gpu), 1e3 * (3e10 + size) / gpu.bandwidth
+        guest_time, both = milliseconds(guest, gpu)[0], 1e3 * (3e10 + size) / gpu.bandwidth
         assert predict([guest, host], gpu) == pytest.approx(max(alone + waits * guest_time, both))
         assert predict([guest], gpu) == pytest.approx(guest_time)
         other = replace(host, kernel="wide_root")
-        assert predict([guest, other], gpu) == pytest.approx(guest_time + other.milliseconds(gpu))
+        assert predict([guest, other], gpu) == pytest.approx(guest_time + milliseconds(other, gpu)[0])
 
 
 @pytest.mark.parametrize("block_size", [128, 256])
@@ -244,6 +245,10 @@ def test_launches_are_those_of_the_plans(
     assert counted == planned(call)
 
 
+def root_costs(parts: list[GroupShapes]) -> list[Cost]:
+    return [cost for part in parts for cost in work.root_costs(part.groups, part.options)]
+
+
 def test_roots_of_sides_of_one_size_share_a_launch() -> None:
     """Launches are those of csrc/cuda/plan/root_plan.cpp; eigendecompositions are made on some steps only."""
     shapes = [(64, 96), (90, 100), (200, 300), (500, 1000), (600, 2000)]
@@ -273,12 +278,12 @@ def test_constants_are_those_of_the_sources():
     sources = ROOT / "csrc"
     text = "".join(path.read_text() for path in sorted(sources.rglob("*.*")) if path.is_file())
     for name, value in (
-        ("kResidentSide", blocks.RESIDENT_SIDES[-1]),
-        ("kMiddleSide", blocks.RESIDENT_SIDES[1]),
+        ("kResidentSide", work.RESIDENT_SIDES[-1]),
+        ("kMiddleSide", work.RESIDENT_SIDES[1]),
         ("kKernelSides[]", "{64, kMiddleSide, kResidentSide, kWideSide}"),
         ("kRootSides[]", "{64, kMiddleSide, kResidentSide, kWideSide, 512, 1024}"),
         ("kWideSide", "kWideTiles * kTile"),
-        ("kWideTiles", blocks.WHOLE_SIDE // cuda_costs.TILE),
+        ("kWideTiles", work.WHOLE_SIDE // cuda_costs.TILE),
         ("kStaticShared", cuda_costs.STATIC_BYTES),
         ("kSpan", SPAN),
         ("kProductDepth", cuda_costs.DEPTH),

@@ -13,9 +13,8 @@ from bench.gpu.check.inputs import SIDES, Arguments, Source, copied, make, offse
 from bench.gpu.check.specs import CaseSpec
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.backends.scalars import sums_of
-from kradagrad_ext.cost.elementwise import apply_updates_costs, before_blocks
-from kradagrad_ext.cost.gpus import Cost
 from kradagrad_ext.cost.parameters import make_config
+from kradagrad_ext.cost.work import Cost, apply_updates_costs, before_blocks
 
 ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "fp32": 1e-4}
 """Largest relative Frobenius error against float64: two-term bf16 has an error of 2^-16 per product."""

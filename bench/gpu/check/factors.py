@@ -14,7 +14,7 @@ from bench.roofline.cuda_costs import Blocks, CallOptions, step_costs
 from kradagrad_ext import polar
 from kradagrad_ext.backends import native, reference, resolve, triton
 from kradagrad_ext.backends.base import BlockGroup, RootRule, RootSide, Side, Turn, UpdateRule
-from kradagrad_ext.cost.gpus import Cost
+from kradagrad_ext.cost.work import Cost
 from kradagrad_ext.roots import RESIDUAL_BOUND
 
 Arguments = dict[str, Any]

@@ -12,11 +12,11 @@ from bench.gpu.check.words import Report, SkippedError
 from bench.roofline.launches import launch_costs
 from kradagrad_ext import KrADagrad
 from kradagrad_ext.blocking import blocking_of, group_by_shape
-from kradagrad_ext.cost.blocks import root_costs
-from kradagrad_ext.cost.gpus import gpu_of, predict
 from kradagrad_ext.cost.models import MODELS
 from kradagrad_ext.cost.parameters import make_config
-from kradagrad_ext.cost.steps import parts_of
+from kradagrad_ext.cost.time_model import predict
+from kradagrad_ext.cost.time_model.gpus import gpu_of
+from kradagrad_ext.cost.work import parts_of, root_costs
 from kradagrad_ext.schedule import SETTLED
 
 ROUNDS, WARMUP, SECONDS = 40, 12, 4.0

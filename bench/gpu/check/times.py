@@ -11,7 +11,8 @@ from bench.gpu.check.products import tf32
 from bench.gpu.check.specs import OURS
 from bench.gpu.check.timing import Call, device_times, host_time, kernel_times, nothing
 from bench.gpu.check.words import Report, SkippedError
-from kradagrad_ext.cost.gpus import gpu_of, predict
+from kradagrad_ext.cost.time_model import predict
+from kradagrad_ext.cost.time_model.gpus import gpu_of
 
 ROUNDS, SECONDS = 30, 1.5
 OTHERS = ("Mem", "void", "cuda")

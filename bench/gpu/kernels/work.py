@@ -1,7 +1,7 @@
 """Work of each CUDA kernel in one CTA, for every architecture: the data of the time model.
 
     python -m bench.gpu.kernels.work                 # prints a table
-    python -m bench.gpu.kernels.work --record        # writes kradagrad_ext/cost/kernel_work.csv as well
+    python -m bench.gpu.kernels.work --record        # writes cost/time_model/kernel_work.csv, too
     python -m bench.gpu.kernels.work --lines resident_update_128_bf16x3 --architecture sm_90
 
 Nothing here was measured on a GPU. The PTX executor runs calls and counts products, passes through shared
@@ -36,9 +36,9 @@ from inputs.roots import root_side
 
 from bench.common import add_record_option, markdown_table
 from kradagrad_ext.backends.base import Turn
-from kradagrad_ext.cost.blocks import RESIDENT_SIDES
-from kradagrad_ext.cost.gpus import GPUS
-from kradagrad_ext.cost.work import FILE, KernelWork
+from kradagrad_ext.cost.time_model.gpus import GPUS
+from kradagrad_ext.cost.time_model.kernel_work import FILE, KernelWork
+from kradagrad_ext.cost.work import RESIDENT_SIDES
 
 WARP = 32
 
@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--architecture", choices=binaries.ARCHITECTURES, help="only this architecture; default: all"
     )
     parser.add_argument("--most", type=int, default=25, help="lines to show at most")
-    add_record_option(parser, "kradagrad_ext/cost/kernel_work.csv, which has all architectures")
+    add_record_option(parser, "kradagrad_ext/cost/time_model/kernel_work.csv, which has all architectures")
     options = parser.parse_args(arguments)
     if options.record and (options.architecture or options.lines):
         parser.error("--record writes all architectures: leave out --architecture and --lines")
