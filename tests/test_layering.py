@@ -201,13 +201,14 @@ LONGER_FUNCTIONS = {
     "triton_kernels/square_root_resident.py:square_root_resident": "half of it is a kernel's arguments",
     "bench/gpu/check/options.py:parser": "all of it are options and their help texts",
     "examples/gpt/options.py:make_parser": "all of it are options and their help texts",
-    "tests/ptx/test_memory.py:test_atomics": "all but a few lines are PTX",
+    "tools/ptx_executor/tests/test_memory.py:test_atomics": "all but a few lines are PTX",
 }
 
 PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])
 SOURCE_FILES = sorted(
     path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
 )
+TOOLS = sorted(path for path in (ROOT / "tools").rglob("*") if path.suffix in {".py", ".cpp", ".h"})
 BUILD_FILES = sorted(ROOT.glob("*.py"))
 
 # What each folder of bench imports from bench beside its own modules, from the bottom up; "" is bench itself.
@@ -224,9 +225,9 @@ BENCH_IMPORTS = {
 }
 
 # Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once.
-BENCH_HELPERS = {"gpu.kernels": {"tests"}, "tuning": {"examples"}}
+BENCH_HELPERS = {"gpu.kernels": {"tests", "tools"}, "tuning": {"examples"}}
 
-OUTSIDE = ("bench", "tests", "examples")
+OUTSIDE = ("bench", "tests", "examples", "tools")
 OUTSIDE_FILES = sorted(path for folder in OUTSIDE for path in (ROOT / folder).rglob("*.py"))
 """Files that are not installed."""
 
@@ -274,6 +275,15 @@ def test_triton_kernels_import_torch_and_triton_only():
     paths = sorted((ROOT / "triton_kernels").rglob("*.py"))
     allowed = {"torch", "triton", "", *(path.stem for path in paths), *sys.stdlib_module_names}
     foreign = {relative(path): {name.split(".")[0] for name in imported_modules(path)} for path in paths}
+    assert {path: names - allowed for path, names in foreign.items() if names - allowed} == {}
+
+
+def test_tools_import_nothing_of_ours_but_the_build_rules():
+    paths = [path for path in TOOLS if path.suffix == ".py"]
+    ours = {"build_backend", "compile_cached", "ninja_rules", "ptx_executor", *(path.stem for path in paths)}
+    allowed = {"numpy", "pybind11", "pytest", "triton", "", *ours, *sys.stdlib_module_names}
+    foreign = {relative(path): {name.split(".")[0] for name in imported_modules(path)} for path in paths}
+    assert paths
     assert {path: names - allowed for path, names in foreign.items() if names - allowed} == {}
 
 

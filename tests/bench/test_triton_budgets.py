@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from cuda.binaries import KB, Binary, Counter, Shape
 from cuda.limits import CTA_SHARED, MOST_REGISTERS
-from ptx import Counters
+from ptx_executor import Counters
 from triton_ptx.binaries import ARCHITECTURES, PRECISIONS, Made, launches, made, tensor_cores, tuning
 from triton_ptx.compiled import Compiled
 

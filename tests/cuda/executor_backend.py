@@ -10,7 +10,7 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-import ptx
+import ptx_executor
 import torch
 from torch import Tensor
 
@@ -42,17 +42,17 @@ SOURCES = {
 
 
 @functools.cache
-def kernel(name: str) -> ptx.Kernel:
+def kernel(name: str) -> ptx_executor.Kernel:
     """Return a kernel by the name that a plan launches."""
     stem = next(stem for start, stem in SOURCES.items() if name.startswith(start))
-    return ptx.Kernel(toolchain.ptx(stem), name)
+    return ptx_executor.Kernel(toolchain.ptx(stem), name)
 
 
 class Device:
     """The memory of one call of an op; each storage is placed once, and a tensor has its offset in it."""
 
     def __init__(self) -> None:
-        self.memory = ptx.Memory()
+        self.memory = ptx_executor.Memory()
         self._addresses: dict[int, int] = {}
 
     def address(self, tensor: Tensor) -> int:
@@ -95,7 +95,7 @@ class Executor:
         self.seed = seed
         self.races = races
         self.scratch_bytes = scratch_bytes
-        self.launches: list[tuple[str, ptx.Launch]] = []
+        self.launches: list[tuple[str, ptx_executor.Launch]] = []
         self.planned: list[tuple[str, list[int], list[int], int, bytes]] = []
 
     def run(self, device: Device, plan) -> None:

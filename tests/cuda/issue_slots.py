@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import ptx
+import ptx_executor
 
 from .sass import Block, Instruction
 
@@ -52,7 +52,7 @@ def chains(text: str) -> list[Chain]:
 class Executions:
     """Executions of the PTX lines of one kernel, summed over some launches."""
 
-    def __init__(self, launches: Sequence[ptx.Counters]) -> None:
+    def __init__(self, launches: Sequence[ptx_executor.Counters]) -> None:
         self._runs: dict[int, Runs] = {}
         for same in zip(*(counters.instructions for counters in launches), strict=True):
             counts = zip(*(counts for *_, counts in same), strict=True)
@@ -114,7 +114,7 @@ class Weighed:
         return result
 
 
-def weigh(code: Iterable[Block], launches: Sequence[ptx.Counters]) -> Weighed:
+def weigh(code: Iterable[Block], launches: Sequence[ptx_executor.Counters]) -> Weighed:
     """Return how often the usual code of a kernel runs in some launches."""
     executions = Executions(launches)
     return Weighed(tuple((block, executions.of(block)) for block in code))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import ptx
+import ptx_executor
 
 from . import binaries, toolchain
 from .executor_backend import kernel
@@ -147,7 +147,7 @@ def assemble(name: str, architecture: str, lines: bool = True) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     source, target = folder / f"{name}.ptx", folder / f"{name}.{architecture}.cubin"
     text = kernel(name).text
-    source.write_text(ptx.isolate(numbered(text) if lines else text, name))
+    source.write_text(ptx_executor.isolate(numbered(text) if lines else text, name))
     command = [_ptxas(), "-lineinfo", f"-arch={architecture}", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target

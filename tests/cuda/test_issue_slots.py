@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import ptx
+import ptx_executor
 import pytest
 from inputs import square_root
 
@@ -81,8 +81,8 @@ def test_statements_say_their_line():
     assert sass.numbered(body) == wanted
 
 
-def counted(*runs: int) -> ptx.Counters:
-    return ptx.Counters(instructions=[(line, "add", [n, n, 0, 0]) for line, n in enumerate(runs, 1)])
+def counted(*runs: int) -> ptx_executor.Counters:
+    return ptx_executor.Counters(instructions=[(line, "add", [n, n, 0, 0]) for line, n in enumerate(runs, 1)])
 
 
 def instruction(line: int, predicate: str = "") -> sass.Instruction:

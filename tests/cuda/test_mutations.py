@@ -6,7 +6,7 @@ import importlib
 import re
 from pathlib import Path
 
-import ptx
+import ptx_executor
 import pytest
 from marks import slow
 
@@ -55,7 +55,7 @@ def test_unedited_kernel_passes(kernel: str) -> None:
 @slow
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_source_fault_is_noticed(fault: Fault) -> None:
-    text = ptx.isolate(source_faults.compiled(fault), fault.kernel)
+    text = ptx_executor.isolate(source_faults.compiled(fault), fault.kernel)
     assert fault.layer in layers_that_notice(text, fault.kernel, of_kernel(fault.kernel))
 
 

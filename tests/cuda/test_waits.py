@@ -5,7 +5,7 @@ If the time model wrongly takes a load to be hidden, or not hidden, it errs by s
 
 from __future__ import annotations
 
-import ptx
+import ptx_executor
 import pytest
 
 from . import sass, waits
@@ -83,4 +83,4 @@ def test_registers_that_are_read() -> None:
 def test_lookups_are_requests_of_a_few_sectors() -> None:
     """Three lanes of a warp may each look up a value."""
     lines = [{"ptx_line": 1, "sectors": 12, "n": 4}, {"ptx_line": 2, "sectors": 32, "n": 4}]
-    assert waits.lookups([ptx.Counters(by_line=lines)]) == {1}
+    assert waits.lookups([ptx_executor.Counters(by_line=lines)]) == {1}

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ptx
+import ptx_executor
 
 from .issue_slots import Runs, Weighed
 from .sass import Instruction
@@ -62,7 +62,7 @@ FEW_SECTORS = 4
 """Sectors of a request in which all lanes read one value, or a few lanes one each; a matrix's has eight."""
 
 
-def lookups(launches: Sequence[ptx.Counters]) -> set[int]:
+def lookups(launches: Sequence[ptx_executor.Counters]) -> set[int]:
     """Return the lines of PTX whose loads request a few sectors."""
     sectors: Counter[int] = Counter()
     for counters in launches:

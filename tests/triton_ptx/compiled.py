@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import ptx
+import ptx_executor
 import pytest
 import torch
 from cuda.executor_backend import Device
@@ -112,7 +112,7 @@ class Compiled:
         self.architecture, self.seed, self.package = architecture, seed, package
         self.scratch = {} if scratch_bytes is None else {"scratch_bytes": scratch_bytes}
         self.elements_plan = importlib.import_module(f"{package}.elements_plan")
-        self.launches: list[tuple[str, ptx.Launch]] = []
+        self.launches: list[tuple[str, ptx_executor.Launch]] = []
 
     def run(self, plan: launch.Plan, device: Device, taking_part: int, scalars: dict[str, Any]) -> None:
         table, memory = device.allocate(8 * len(plan.words) * entry.WIDTH.value)
@@ -124,7 +124,7 @@ class Compiled:
             made = compiled(item, self.architecture)
             first = table + 8 * item.first * entry.WIDTH.value
             values = [first, item.count, scratch, taking_part, *(scalars[name] for name in item.scalars)]
-            kernel = ptx.Kernel(made.asm["ptx"], item.kernel.__name__)
+            kernel = ptx_executor.Kernel(made.asm["ptx"], item.kernel.__name__)
             unused = len(kernel.parameters) - len(values)  # for Triton's scratch memory
             result = kernel.launch(
                 device.memory,

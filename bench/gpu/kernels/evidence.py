@@ -35,9 +35,9 @@ HEADER = """\
 
 **Content.** The first tables describe the machine code in the native library: the spills of each kernel, the
 CTAs that fit an SM, and the use of tensor cores and asynchronous copies. The last table has counts of whole
-calls of an op, taken while the PTX of the same machine code runs on the CPU (`tests/ptx`): the bytes moved if
-the L2 keeps everything within a launch and nothing between launches, the bytes that warps request, the passes
-through shared memory, and the mma instructions per load from shared memory.
+calls of an op, taken while the PTX of the same machine code runs on the CPU (`tools/ptx_executor`): the bytes
+moved if the L2 keeps everything within a launch and nothing between launches, the bytes that warps request,
+the passes through shared memory, and the mma instructions per load from shared memory.
 
 **Limits.** The page has no times. It does not show if the L2 keeps the data that these counts assume, how
 ptxas orders instructions and hides latencies, or how often an instruction of the first tables runs. It does

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import ptx
+import ptx_executor
 import pytest
 import torch
 from cuda import binaries, issue_slots, sass, waits
@@ -114,7 +114,7 @@ CALLS = (
 class Launched:
     """All launches of one kernel in a call."""
 
-    counters: tuple[ptx.Counters, ...]
+    counters: tuple[ptx_executor.Counters, ...]
     shape: binaries.Shape
     turns: int
 

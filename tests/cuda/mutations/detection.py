@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import ptx
+import ptx_executor
 
 from cuda import executor_backend, toolchain
 
@@ -46,10 +46,10 @@ class Caught(Exception):  # noqa: N818, an outcome rather than an error
 class Watched:
     """A kernel whose launches are stopped early, and raise `Caught` at a report."""
 
-    def __init__(self, kernel: ptx.Kernel) -> None:
+    def __init__(self, kernel: ptx_executor.Kernel) -> None:
         self.kernel = kernel
 
-    def launch(self, *args: object, **options: object) -> ptx.Launch:
+    def launch(self, *args: object, **options: object) -> ptx_executor.Launch:
         launch = self.kernel.launch(*args, **options, step_limit=STEP_LIMIT)
         if launch.reports:
             raise Caught(*(layer_of(report.kind) for report in launch.reports))
@@ -64,7 +64,7 @@ def layer_of(kind: str) -> str:
 def unedited(name: str) -> Watched:
     """Return a kernel in a separate module, which loads faster than the whole one."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if name.startswith(start))
-    return Watched(ptx.Kernel(ptx.isolate(toolchain.ptx(stem), name), name))
+    return Watched(ptx_executor.Kernel(ptx_executor.isolate(toolchain.ptx(stem), name), name))
 
 
 @contextlib.contextmanager
@@ -108,13 +108,13 @@ def check(probe: Probe, budget: dict[str, int]) -> None:
 def layers_that_notice(text: str, name: str, probes: list[Probe]) -> set[str]:
     """Return the layers of the first call that notices a mutant's PTX; empty if no call does."""
     try:
-        kernel = Watched(ptx.Kernel(text, name))
+        kernel = Watched(ptx_executor.Kernel(text, name))
         for probe in probes:
             budget = budget_of(probe, name)
             with exchanged(name, kernel):
                 check(probe, budget)
     except Caught as caught:
         return caught.layers
-    except (ptx.ParseError, ptx.ExecutionError, ptx.StepLimit) as error:
+    except (ptx_executor.ParseError, ptx_executor.ExecutionError, ptx_executor.StepLimit) as error:
         return {type(error).__name__}
     return set()

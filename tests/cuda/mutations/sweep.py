@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
-import ptx
+import ptx_executor
 
 from cuda import executor_backend, toolchain
 
@@ -35,7 +35,7 @@ def sample(kernel: str, text: str) -> list[Edit]:
 def text_of(kernel: str) -> str:
     """Return the PTX of a kernel, isolated as it is tested."""
     stem = next(stem for start, stem in executor_backend.SOURCES.items() if kernel.startswith(start))
-    return ptx.isolate(toolchain.ptx(stem), kernel)
+    return ptx_executor.isolate(toolchain.ptx(stem), kernel)
 
 
 UNREACHED = "not reached"

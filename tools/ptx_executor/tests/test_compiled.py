@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptx import ExecutionError, Kernel, Launch, Memory, StepLimit
-from ptx.oracle import from_bfloat, to_bfloat
+from ptx_executor import ExecutionError, Kernel, Launch, Memory, StepLimit
+
+from .oracle import from_bfloat, to_bfloat
 
 DATA = Path(__file__).parent / "data"
 TEXT = (DATA / "rank_k.ptx").read_text()

@@ -1,4 +1,4 @@
-// The Python module.  Arguments are checked and named in Python (tests/ptx/api.py).
+// The Python module.  Arguments are checked and named in Python (ptx_executor/api.py).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from ptx import ExecutionError, ParseError, opcodes
-from ptx.kernel_text import execute, kinds
-from ptx.oracle import from_bfloat, to_bfloat
+from ptx_executor import ExecutionError, ParseError, opcodes
+
+from .kernel_text import execute, kinds
+from .oracle import from_bfloat, to_bfloat
 
 SWIZZLES = {128: 1, 64: 2, 32: 3}  # bytes of a row: the descriptor's code
 

@@ -6,8 +6,9 @@ import operator
 import numpy as np
 import pytest
 
-from ptx import opcodes
-from ptx.kernel_text import execute, kinds
+from ptx_executor import opcodes
+
+from .kernel_text import execute, kinds
 
 LANE = "mov.u32 %r1, %laneid; mad.wide.u32 %d1, %r1, 4, %d0; ld.global.b32 %r2, [%d1];"
 STORE = "st.global.b32 [%d1], %r3;"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ptx.kernel_text import execute, kinds
+from .kernel_text import execute, kinds
 
 START = """.shared .align 16 .b8 s[256]; .shared .align 4 .b8 t[128];
   mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; mov.u32 %r3, s; mad.lo.u32 %r4, %r1, 4, %r3;

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ptx.kernel_text import execute
+from .kernel_text import execute
 
 START = ".shared .align 128 .b8 s[8192]; mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; mov.u32 %r3, s;"
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ptx import ParseError, opcodes
-from ptx.kernel_text import execute, kinds
+from ptx_executor import ParseError, opcodes
+
+from .kernel_text import execute, kinds
 
 START = """.shared .align 16 .b8 s[1024]; mov.u32 %r1, %tid.x; mov.u32 %r2, s; mad.lo.u32 %r3, %r1, 16, %r2;
   mad.wide.u32 %d2, %r1, 16, %d0; mad.wide.u32 %d3, %r1, 16, %d1;"""

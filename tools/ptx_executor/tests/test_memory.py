@@ -6,8 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from ptx import Kernel, Memory, ParseError, opcodes
-from ptx.kernel_text import DTYPES, execute, module, register
+from ptx_executor import Kernel, Memory, ParseError, opcodes
+
+from .kernel_text import DTYPES, execute, module, register
 
 SHARED = ".shared .align 16 .b8 s[4096];\n"
 WIDTHS = [(bits, vector) for bits in (8, 16, 32, 64) for vector in (1, 2, 4) if bits * vector <= 128]

@@ -40,10 +40,10 @@ class Report:
         )
 
 
-class Counters(dict):
+class Counters(dict[str, Any]):
     """The counted work of a launch; counters.mma is counters["mma"]."""
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (numbers, and tables of them)
         try:
             return self[name]
         except KeyError:
@@ -79,7 +79,8 @@ class Memory:
             raise ValueError("a writable buffer needs a writeable array")
         name = name or f"buffer {len(self._arrays)}"
         self._arrays.append(array)
-        return self._memory.place(array.ctypes.data, array.nbytes, name, writable, uninitialised)
+        address: int = self._memory.place(array.ctypes.data, array.nbytes, name, writable, uninitialised)
+        return address
 
 
 def _dimensions(value: int | Sequence[int]) -> list[int]:
@@ -90,7 +91,7 @@ def _dimensions(value: int | Sequence[int]) -> list[int]:
     return numbers + [1] * (3 - len(numbers))
 
 
-def _encode(value: Any, size: int, name: str) -> bytes:
+def _encode(value: object, size: int, name: str) -> bytes:
     if isinstance(value, (bytes, bytearray)):
         data = bytes(value)
     elif isinstance(value, (bool, int)):
@@ -172,4 +173,5 @@ def opcodes() -> list[str]:
 
 def canonical(spelling: str) -> str:
     """Return the spelling under which an opcode is known."""
-    return _executor.canonical(spelling)
+    known: str = _executor.canonical(spelling)
+    return known

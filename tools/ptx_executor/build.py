@@ -1,4 +1,4 @@
-"""Compilation of the executor on first use, into build/ptx/ of the repository."""
+"""Compilation of the executor on first use, into build/ptx_executor/ of the repository."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,7 @@ def _processor() -> str:
 
 
 def load() -> ModuleType:
+    """Compile what has changed, and import the module."""
     # bindings.cpp takes longest, so it starts first.
     sources = sorted(SOURCES.glob("*.cpp"), key=lambda path: (path.name != "bindings.cpp", path.name))
-    return build_module("_executor", sources, FLAGS, ROOT / "build/ptx", _processor())
+    return build_module("_executor", sources, FLAGS, ROOT / "build/ptx_executor", _processor())

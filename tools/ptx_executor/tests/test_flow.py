@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from ptx import ExecutionError, Kernel, Memory, StepLimit, opcodes
-from ptx.kernel_text import execute, kinds, module
+from ptx_executor import ExecutionError, Kernel, Memory, StepLimit, opcodes
+
+from .kernel_text import execute, kinds, module
 
 INDEX = (
     "mov.u32 %r10, %ctaid.x; mov.u32 %r11, %ntid.x; mov.u32 %r12, %tid.x; "

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from ptx import opcodes
-from ptx.kernel_text import execute, kinds
-from ptx.oracle import from_bfloat, to_bfloat, truncate_to_tf32
+from ptx_executor import opcodes
+
+from .kernel_text import execute, kinds
+from .oracle import from_bfloat, to_bfloat, truncate_to_tf32
 
 # PTX ISA, "Matrix Fragments for mma.m16n8k*": groupID = laneid >> 2, threadID_in_group = laneid % 4.  Each
 # function gives (row, column) of element i of the fragment in a lane; two bf16 elements share a register, low

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .api import Kernel, Launch, Memory
+from ptx_executor import Kernel, Launch, Memory
 
 LANES = 32
 DTYPES = {

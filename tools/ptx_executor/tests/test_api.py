@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from ptx import ExecutionError, Kernel, Memory, ParseError, StepLimit, isolate
-from ptx.kernel_text import module
+from ptx_executor import ExecutionError, Kernel, Memory, ParseError, StepLimit, isolate
+
+from .kernel_text import module
 
 STORE = module(
     "ld.param.u64 %d0, [a]; ld.param.f32 %f1, [b]; st.global.f32 [%d0], %f1; ret;", [".u64 a", ".f32 b"]

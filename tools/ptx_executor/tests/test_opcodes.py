@@ -5,14 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from ptx import canonical, opcodes
-from ptx.cases_convert import CASES as CONVERT
-from ptx.cases_float import CASES as FLOAT
-from ptx.cases_float import PACKED
-from ptx.cases_integer import CASES as INTEGER
-from ptx.cases_integer import Case
-from ptx.kernel_text import DTYPES, execute, lanewise
-from ptx.oracle import from_bfloat, same, to_bfloat, wrap
+from ptx_executor import canonical, opcodes
+
+from .cases_convert import CASES as CONVERT
+from .cases_float import CASES as FLOAT
+from .cases_float import PACKED
+from .cases_integer import CASES as INTEGER
+from .cases_integer import Case
+from .kernel_text import DTYPES, execute, lanewise
+from .oracle import from_bfloat, same, to_bfloat, wrap
 
 CASES = INTEGER | FLOAT | CONVERT
 # Tested in other files: the first word of the spelling.

@@ -1,7 +1,8 @@
-"""Compilation of the tests' C++ Python modules, by the same rules as the native library."""
+"""Compilation of C++ Python modules for tests and tools, by the same rules as the native library."""
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import os
 import shlex
@@ -42,9 +43,10 @@ def build_module(
     build = ninja_rules.Build(folder)
     relative = [path.resolve().relative_to(ROOT) for path in sources]
     objects = [build.compile(compiler, path, f"{path.name}.o") for path in relative]
-    library = ROOT / build.link(command, objects, [], f"{name}.so")
+    library = str(ROOT / build.link(command, objects, [], f"{name}.so"))
     build.run()
-    spec = importlib.util.spec_from_file_location(name, library)
+    loader = importlib.machinery.ExtensionFileLoader(name, library)
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=library)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
