@@ -39,14 +39,16 @@ class BuildPython(build_py):
 
 native = Extension("kradagrad_ext._native", [str(path) for path in sources(DECISION)], py_limited_api=True)
 
+# PyPI has a distribution named triton_kernels, so this one is installed inside the package.
+KERNELS = [f"kradagrad_ext.{name}" for name in find_packages(include=["triton_kernels", "triton_kernels.*"])]
+
 setup(
-    # PyPI has a distribution named triton_kernels, so this one is installed inside the package.
-    packages=[*find_packages(include=["kradagrad_ext", "kradagrad_ext.*"]), "kradagrad_ext.triton_kernels"],
+    packages=[*find_packages(include=["kradagrad_ext", "kradagrad_ext.*"]), *KERNELS],
     package_dir={"kradagrad_ext.triton_kernels": "triton_kernels"},
     package_data={
         "kradagrad_ext": ["py.typed"],
         "kradagrad_ext.cost.time_model": ["*.csv"],
-        "kradagrad_ext.triton_kernels": ["*.csv"],
+        "kradagrad_ext.triton_kernels.plan": ["*.csv"],
     },
     ext_modules=[native] if DECISION.compiler else [],
     cmdclass={"build_ext": build_native(DECISION), "build_py": BuildPython},

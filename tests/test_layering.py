@@ -208,6 +208,7 @@ PYTHON_FILES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "triton_kernels").rglob(
 SOURCE_FILES = sorted(
     path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
 )
+PLAN = ROOT / "triton_kernels/plan"
 TOOLS = sorted(path for path in (ROOT / "tools").rglob("*") if path.suffix in {".py", ".cpp", ".h"})
 BUILD_FILES = sorted(ROOT.glob("*.py"))
 
@@ -276,6 +277,12 @@ def test_triton_kernels_import_torch_and_triton_only():
     allowed = {"torch", "triton", "", *(path.stem for path in paths), *sys.stdlib_module_names}
     foreign = {relative(path): {name.split(".")[0] for name in imported_modules(path)} for path in paths}
     assert {path: names - allowed for path, names in foreign.items() if names - allowed} == {}
+
+
+def test_triton_kernels_import_nothing_of_their_plans():
+    plans = {"plan", *(f"plan.{path.stem}" for path in PLAN.glob("*.py"))}
+    importing = {relative(path): {*imported_modules(path)} for path in (ROOT / "triton_kernels").glob("*.py")}
+    assert {path: names & plans for path, names in importing.items() if names & plans} == {}
 
 
 def test_tools_import_nothing_of_ours_but_the_build_rules():

@@ -118,6 +118,8 @@ def test_none_builds_the_python_package_whatever_compiler_there_is(tree):
     assert name.endswith("-py3-none-any.whl")
     files = zipfile.ZipFile(tree / "dist" / name).namelist()
     assert "kradagrad_ext/triton_kernels/__init__.py" in files
+    assert "kradagrad_ext/triton_kernels/plan/launch.py" in files
+    assert "kradagrad_ext/triton_kernels/plan/tuning.csv" in files
     assert "kradagrad_ext/py.typed" in files
     assert not [file for file in files if file.endswith(".so")]
     assert {file.split("/")[0] for file in files} == {"kradagrad_ext", f"{name.split('-py3')[0]}.dist-info"}

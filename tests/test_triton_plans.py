@@ -16,18 +16,20 @@ from kradagrad_ext.backends import square_root_triton
 from kradagrad_ext.backends.base import BlockGroup, UpdateRule
 from kradagrad_ext.triton_kernels import (
     apply_updates,
-    elements_plan,
     gram,
-    groups,
     inverse_root,
-    kept_plans,
-    launch,
     scaled_product,
     side_state,
     square_root_resident,
+    update_moments,
+)
+from kradagrad_ext.triton_kernels.plan import (
+    elements,
+    groups,
+    launch,
+    plan_cache,
     square_root_step,
     tuning,
-    update_moments,
 )
 
 KERNELS = [
@@ -128,7 +130,7 @@ def test_dispatch_of_elements(case: str, flat: bool) -> None:
     if case in ("transposed", "mixed"):
         param = param.mT
     grad = torch.randn(8, 12) if case == "mixed" else param.clone(memory_format=torch.preserve_format)
-    (parameter,) = elements_plan.parameters_of("", [param], {"grad": [grad]})
+    (parameter,) = elements.parameters_of("", [param], {"grad": [grad]})
     assert parameter.flat() == flat
 
 
@@ -137,7 +139,7 @@ def test_too_many_separate_dims_are_refused() -> None:
     strided = torch.zeros(3, 3, 3, 3, 3, 6)[:, ::2, ::2, ::2, ::2, ::2]
     message = r"update_moments_: `params\[0\]`.*at most 5 dims.*got 6"
     with pytest.raises(RuntimeError, match=message):
-        elements_plan.parameters_of("update_moments_", [strided], {"grad": [strided]})
+        elements.parameters_of("update_moments_", [strided], {"grad": [strided]})
 
 
 @pytest.mark.parametrize(
@@ -210,46 +212,49 @@ def test_slices_bound_the_scratch_memory() -> None:
 
 def test_plans_are_kept_and_tables_for_tensors_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(kept_plans, "_KEPT", type(kept_plans._KEPT)())
-    monkeypatch.setattr(kept_plans, "MOST_KEPT", 2)
+    monkeypatch.setattr(plan_cache, "_PLANS", type(plan_cache._PLANS)())
+    monkeypatch.setattr(plan_cache, "MOST_PLANS", 2)
 
     def planned(tensor: Tensor) -> Tensor:
         def make() -> launch.Plan:
-            made.append(symbol)
-            return launch.Plan(words=[[symbol.data_ptr(), 7]])
+            made.append(spec)
+            return launch.Plan(entries=[[spec.data_ptr(), 7]])
 
-        symbol = (symbols := kept_plans.TensorSymbols()).of(tensor)
-        return kept_plans.plan_of(symbol, symbols.addresses, torch.device("cpu"), make)[1]
+        spec = (specs := plan_cache.TensorSpecs()).of(tensor)
+        return plan_cache.plan_of(spec, specs.addresses, torch.device("cpu"), make)[1]
 
-    tensors = [torch.zeros(4) for _ in range(kept_plans.MOST_TABLES + 1)]
+    tensors = [torch.zeros(4) for _ in range(plan_cache.MOST_TABLES + 1)]
     for tensor in tensors:
         assert planned(tensor).tolist() == [[tensor.data_ptr(), 7]]
     assert len(made) == 1, "a tensor at another address needs no other plan"
     assert planned(tensors[-1]) is planned(tensors[-1])
-    assert len(*[kept.tables for kept in kept_plans._KEPT.values()]) == kept_plans.MOST_TABLES
+    assert len(*[kept.tables for kept in plan_cache._PLANS.values()]) == plan_cache.MOST_TABLES
     assert planned(tensors[0][1:]).tolist() == [[tensors[0].data_ptr() + 4, 7]]
     assert planned(tensors[0][::2]).tolist() == [[tensors[0].data_ptr(), 7]]
     assert len(made) == 3, "a tensor that moved within 16 bytes, or has another shape, does"
-    assert len(kept_plans._KEPT) == 2
+    assert len(plan_cache._PLANS) == 2
     planned(tensors[0])
     assert len(made) == 4
 
 
 def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
-    """Every symbol gets its address, in views of several dims and of a part of a tensor."""
+    """Every spec gets its address, in views of several dims and of a part of a tensor."""
     tensor_groups = [square_root.group(3, (70, 100), "grid", view_dtype=torch.bfloat16)]
     tensor_groups.append(square_root.group(2, (20, 9), "column"))
     block_groups = [
         square_root_triton._of_kernels(group, first, True)
         for group, first in zip(tensor_groups, (0, 3), strict=True)
     ]
-    rule, symbols = groups.StepRule(2, True, True, "bf16x3", "sm_90"), kept_plans.TensorSymbols()
-    symbolic = [group.symbolic(symbols) for group in block_groups]
-    plan, table = kept_plans.plan_of(
-        object(), symbols.addresses, torch.device("cpu"), lambda: square_root_step.plan_groups(symbolic, rule)
+    rule, specs = groups.StepRule(2, True, True, "bf16x3", "sm_90"), plan_cache.TensorSpecs()
+    group_specs = [group.spec(specs) for group in block_groups]
+    plan, table = plan_cache.plan_of(
+        object(),
+        specs.addresses,
+        torch.device("cpu"),
+        lambda: square_root_step.plan_groups(group_specs, rule),
     )
     expected = square_root_step.plan_groups(block_groups, rule)
-    assert table.tolist() == expected.words
+    assert table.tolist() == expected.entries
     assert [vars(each) for each in plan.launches] == [vars(each) for each in expected.launches]
 
 
@@ -277,7 +282,7 @@ def test_a_change_of_any_argument_that_a_plan_depends_on_makes_another(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = []
-    monkeypatch.setattr(kept_plans, "run", lambda key, *_: keys.append(key))
+    monkeypatch.setattr(plan_cache, "run", lambda key, *_: keys.append(key))
     group, scales, norms = square_root.group(2, (12, 12)), torch.ones(2), torch.zeros(2)
     calls = {"update": True, "precondition": True}
     rule, change, other = CHANGES[what]

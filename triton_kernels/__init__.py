@@ -1,4 +1,5 @@
 """Triton kernels of KrADagrad's operators, installed as ``kradagrad_ext.triton_kernels``.
 
-They import only torch, triton and the standard library, and nothing else of this project.
+``plan/`` makes their launches on the host. Both import only torch, triton and the standard library, and
+nothing else of this project.
 """

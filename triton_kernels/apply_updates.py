@@ -25,7 +25,7 @@ from .elements import (
     UPDATE,
     adaptive,
     chunk_of_span,
-    places,
+    pointers,
 )
 from .entry import find
 
@@ -71,19 +71,19 @@ def apply_updates(
             u = tl.zeros((CHUNK,), tl.float32)
             made_of = tl.zeros((CHUNK,), tl.float32)
             if usable:
-                made_of = tl.load(places(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
+                made_of = tl.load(pointers(entry, UPDATE, at, tl.float32, FLAT), mask=exists, other=0.0)
                 u = scale * made_of
             else:
-                d = tl.load(places(entry, DIRECTION, at, DIRECTION_TYPE, FLAT), mask=exists, other=0.0)
+                d = tl.load(pointers(entry, DIRECTION, at, DIRECTION_TYPE, FLAT), mask=exists, other=0.0)
                 made_of = d.to(tl.float32)
                 u = tl.load(c) * made_of
                 if HAS_SECOND_MOMENT:
-                    v = tl.load(places(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
+                    v = tl.load(pointers(entry, SECOND_MOMENT, at, tl.float32, FLAT), mask=exists, other=0.0)
                     u = adaptive(made_of, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))
-            param = places(entry, PARAM, at, PARAM_TYPE, FLAT)
+            param = pointers(entry, PARAM, at, PARAM_TYPE, FLAT)
             if HAS_RESIDUAL:
-                upper = tl.load(places(entry, PARAM, at, tl.int16, FLAT), mask=exists, other=0)
-                residual = places(entry, RESIDUAL, at, tl.int16, FLAT)
+                upper = tl.load(pointers(entry, PARAM, at, tl.int16, FLAT), mask=exists, other=0)
+                residual = pointers(entry, RESIDUAL, at, tl.int16, FLAT)
                 lower = tl.load(residual, mask=exists, other=0).to(tl.int32)
                 bits = (upper.to(tl.int32) << 16) + tl.where((upper & 0x7FFF) != 0, lower, 0)
                 p = bits.to(tl.float32, bitcast=True)
@@ -92,7 +92,7 @@ def apply_updates(
             old = p
             u += tl.load(c + 8) * p
             if HAS_MOMENTUM:
-                buffer = places(entry, MOMENTUM, at, tl.float32, FLAT)
+                buffer = pointers(entry, MOMENTUM, at, tl.float32, FLAT)
                 b = momentum * tl.load(buffer, mask=exists, other=0.0) + u
                 tl.store(buffer, b, mask=exists)
                 u = u + momentum * b if NESTEROV else b

@@ -41,7 +41,7 @@ def chunk_of_span(entry, chunk, FLAT: tl.constexpr, SPAN: tl.constexpr, CHUNK: t
 
 
 @triton.jit
-def places(entry, TENSOR: tl.constexpr, index, TYPE: tl.constexpr, FLAT: tl.constexpr):
+def pointers(entry, TENSOR: tl.constexpr, index, TYPE: tl.constexpr, FLAT: tl.constexpr):
     """Return pointers to elements of a tensor."""
     field = entry + TENSORS + TENSOR * TENSOR_WIDTH
     data = tl.load(field).to(tl.pointer_type(TYPE))

@@ -1,8 +1,8 @@
-"""Entries of a launch's table (blocks.py): how a program finds its entry, and matrices through it.
+"""Entries of a launch's table (plan/views.py): how a program finds its entry, and matrices through it.
 
 A table is int64 ``[count, WIDTH]``. Kernels are not specialised by its values. The compiler knows three
 properties of a matrix: its dtype, its order, and if its runs are whole 16-byte vectors. They are constants,
-and a launch is made for each combination of them (launch.py). Addresses in scratch memory are offsets in
+and a launch is made for each combination of them (plan/launch.py). Addresses in scratch memory are offsets in
 bytes from its start, so that a table remains valid wherever the allocator places that memory.
 """
 
@@ -55,7 +55,7 @@ def find(table, count):
 
 
 @triton.jit
-def own_block_and_tile(entry):
+def block_and_tile(entry):
     """Return the block, counted within the group, and the tile of this program."""
     local = tl.program_id(0).to(tl.int64) - tl.load(entry + FIRST_PROGRAM)
     tiles = tl.load(entry + TILES)
@@ -96,7 +96,7 @@ def matrix(entry, INDEX: tl.constexpr, block, scratch, TYPE: tl.constexpr, VECTO
 
 
 @triton.jit
-def place(data, row_stride, col_stride, i, j, ORDER: tl.constexpr):
+def pointers(data, row_stride, col_stride, i, j, ORDER: tl.constexpr):
     """Return pointers to the elements (i, j)."""
     if ORDER == "row":
         return data + i[:, None] * row_stride + j[None, :]

@@ -16,11 +16,11 @@ from .entry import (
     BOUNDS,
     DEPTH,
     ROWS,
+    block_and_tile,
     find,
     inside,
     matrix,
-    own_block_and_tile,
-    place,
+    pointers,
     size,
     takes_part,
 )
@@ -48,8 +48,8 @@ def _add_gram_of_factor(
     f, stride, _step = matrix(entry, 2, block, scratch, F_TYPE, VECTOR)
     for start in range(0, d, BK):
         k = start + tl.arange(0, BK)
-        x = tl.load(place(f, 1, stride, i, k, "col"), mask=inside(i, k, d, d), other=0.0)
-        y = tl.load(place(f, stride, 1, k, j, "row"), mask=inside(k, j, d, d), other=0.0)
+        x = tl.load(pointers(f, 1, stride, i, k, "col"), mask=inside(i, k, d, d), other=0.0)
+        y = tl.load(pointers(f, stride, 1, k, j, "row"), mask=inside(k, j, d, d), other=0.0)
         sum = dot(x * scale, y * scale, sum, PRECISION)
     return sum
 
@@ -74,7 +74,7 @@ def gram(
     BK: tl.constexpr,
 ):
     entry = find(table, count)
-    block, tile = own_block_and_tile(entry)
+    block, tile = block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, True, BM, BM)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)

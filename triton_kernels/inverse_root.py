@@ -2,7 +2,7 @@
 
 Coupled Newton-Schulz with minimax scaling on Y0 = H / t, t = decay + |M|_F, whose eigenvalues are all in
 (0, 1]; Y converges to Y0^(1/2), Z to Y0^(-1/2), and f is the value that the steps so far have given to
-sqrt(decay / t) (square_root.py)::
+sqrt(decay / t) (backends/square_root.py)::
 
     T = a I - b Z Y;   Y <- Y T;   Z <- T Z;      a = 1.5 s,  b = 0.5 s^3,  s^2 = 3 / (1 + f + f^2)
     f <- min(1, f (a - b f^2))
@@ -26,7 +26,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .entry import BOUND, BOUNDS, find, own_block_and_tile, takes_part
+from .entry import BOUND, BOUNDS, block_and_tile, find, takes_part
 from .multiply import load_square, multiply, store_symmetric, tile_corner, total
 
 
@@ -138,7 +138,7 @@ def inverse_root(
     BK: tl.constexpr,
 ):
     entry = find(table, count)
-    block, tile = own_block_and_tile(entry)
+    block, tile = block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, True, BM, BM)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BM)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .entry import COLS, DEPTH, ROWS, TILE_COLS, floats, inside, matrix, place, size
+from .entry import COLS, DEPTH, ROWS, TILE_COLS, floats, inside, matrix, pointers, size
 from .precision import dot
 
 
@@ -53,8 +53,8 @@ def multiply(
     c = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
     for start in range(0, depth, BK):
         k = start + tl.arange(0, BK)
-        x = tl.load(place(a, a_rows, a_cols, i, k, A_ORDER), mask=inside(i, k, rows, depth), other=0.0)
-        y = tl.load(place(b, b_rows, b_cols, k, j, B_ORDER), mask=inside(k, j, depth, cols), other=0.0)
+        x = tl.load(pointers(a, a_rows, a_cols, i, k, A_ORDER), mask=inside(i, k, rows, depth), other=0.0)
+        y = tl.load(pointers(b, b_rows, b_cols, k, j, B_ORDER), mask=inside(k, j, depth, cols), other=0.0)
         if a_scale is not None:
             x = x * a_scale
         if b_scale is not None:
@@ -68,7 +68,7 @@ def store(entry, block, scratch, i, j, value, ORDER: tl.constexpr, VECTOR: tl.co
     """Write the elements (i, j) of matrix 3, ``[rows, cols]``."""
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     out, out_rows, out_cols = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
-    tl.store(place(out, out_rows, out_cols, i, j, ORDER), value, mask=inside(i, j, rows, cols))
+    tl.store(pointers(out, out_rows, out_cols, i, j, ORDER), value, mask=inside(i, j, rows, cols))
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def load_square(entry, INDEX: tl.constexpr, block, scratch, i, j, VECTOR: tl.con
     """Return a tile of a square matrix."""
     rows = size(entry, ROWS, VECTOR)
     data, stride, _step = matrix(entry, INDEX, block, scratch, tl.float32, VECTOR)
-    return tl.load(place(data, stride, 1, i, j, "row"), mask=inside(i, j, rows, rows), other=0.0)
+    return tl.load(pointers(data, stride, 1, i, j, "row"), mask=inside(i, j, rows, rows), other=0.0)
 
 
 @triton.jit
@@ -87,9 +87,9 @@ def store_symmetric(entry, block, scratch, i, j, value, VECTOR: tl.constexpr):
     """
     rows = size(entry, ROWS, VECTOR)
     out, stride, _step = matrix(entry, 3, block, scratch, tl.float32, VECTOR)
-    tl.store(place(out, stride, 1, i, j, "row"), value, mask=inside(i, j, rows, rows))
+    tl.store(pointers(out, stride, 1, i, j, "row"), value, mask=inside(i, j, rows, rows))
     if tl.min(i) != tl.min(j):
-        mirrored = place(out, stride, 1, j, i, "row")
+        mirrored = pointers(out, stride, 1, j, i, "row")
         tl.store(mirrored, tl.trans(value), mask=inside(j, i, rows, rows))
 
 

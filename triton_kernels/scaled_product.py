@@ -23,11 +23,11 @@ from .entry import (
     PARTIAL,
     PARTIALS,
     ROWS,
+    block_and_tile,
     find,
     inside,
     matrix,
-    own_block_and_tile,
-    place,
+    pointers,
     size,
     takes_part,
 )
@@ -41,8 +41,8 @@ def _load_b(entry, block, scratch, i, j, TYPE: tl.constexpr, ORDER: tl.constexpr
     """Return the rows i and columns j of B, which has as many rows as A."""
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     data, row_stride, col_stride = matrix(entry, 1, block, scratch, TYPE, VECTOR)
-    places = place(data, row_stride, col_stride, i, j, ORDER)
-    return tl.load(places, mask=inside(i, j, rows, cols), other=0.0).to(tl.float32)
+    at = pointers(data, row_stride, col_stride, i, j, ORDER)
+    return tl.load(at, mask=inside(i, j, rows, cols), other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def scaled_product(
     BK: tl.constexpr,
 ):
     entry = find(table, count)
-    block, tile = own_block_and_tile(entry)
+    block, tile = block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)

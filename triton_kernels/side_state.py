@@ -25,12 +25,12 @@ from .entry import (
     STATISTICS,
     WHITENED,
     WHITENEDS,
+    block_and_tile,
     find,
     floats,
     inside,
     matrix,
-    own_block_and_tile,
-    place,
+    pointers,
     size,
     takes_part,
 )
@@ -84,14 +84,14 @@ def square_gradients(
 ):
     """Write the tiles' shares of |G|_F^2, with G matrix 0."""
     entry = find(table, count)
-    block, tile = own_block_and_tile(entry)
+    block, tile = block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
         row, col = tile_corner(entry, tile, False, BM, BN)
         i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
         rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
         data, row_stride, col_stride = matrix(entry, 0, block, scratch, A_TYPE, VECTOR)
-        places = place(data, row_stride, col_stride, i, j, A_ORDER)
-        g = tl.load(places, mask=inside(i, j, rows, cols), other=0.0)
+        at = pointers(data, row_stride, col_stride, i, j, A_ORDER)
+        g = tl.load(at, mask=inside(i, j, rows, cols), other=0.0)
         store_partial(entry, block, tile, scratch, PARTIAL, PARTIALS, squared_norm(g))
 
 
@@ -109,7 +109,7 @@ def new_statistics(rms, weight_before, squared, elements, decay, weight):
 def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLED: tl.constexpr):
     """Write the state of a side ``[ROWS, COLS]`` after its gradient; count blocks with non-finite rms."""
     entry = find(table, count)
-    block, _tile = own_block_and_tile(entry)
+    block, _tile = block_and_tile(entry)
     taken = 0.0
     scale = tl.load(scales + tl.load(entry + FIRST_BLOCK) + block)
     if scale != 0:
@@ -145,7 +145,7 @@ def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLE
 def finish_norms(table, count, scratch, scales, norms):
     """Write norms = |V|_F^2 from its shares, 0 for an inactive block."""
     entry = find(table, count)
-    block, _tile = own_block_and_tile(entry)
+    block, _tile = block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
     norm = 0.0
     if tl.load(scales + index) != 0:
@@ -161,8 +161,8 @@ def _write_factor(entry, block, scratch, tile, TYPE: tl.constexpr, BM: tl.conste
     i, j = row + tl.arange(0, BM), col + tl.arange(0, BN)
     new, new_stride, _new_step = matrix(entry, 0, block, scratch, tl.float32, False)
     factor, stride, _step = matrix(entry, 3, block, scratch, TYPE, False)
-    f = tl.load(place(new, new_stride, 1, i, j, "row"), mask=inside(i, j, d, d), other=0.0)
-    tl.store(place(factor, stride, 1, i, j, "row"), f.to(TYPE), mask=inside(i, j, d, d))
+    f = tl.load(pointers(new, new_stride, 1, i, j, "row"), mask=inside(i, j, d, d), other=0.0)
+    tl.store(pointers(factor, stride, 1, i, j, "row"), f.to(TYPE), mask=inside(i, j, d, d))
 
 
 @triton.jit(do_not_specialize=["table", "count", "scratch", "scales", "weight"])
@@ -178,7 +178,7 @@ def finish_sides(
 ):
     """Write factor and statistics of the blocks whose new factor is finite; count the other blocks."""
     entry = find(table, count)
-    block, tile = own_block_and_tile(entry)
+    block, tile = block_and_tile(entry)
     if takes_part(entry, block, scratch, scales):
         finite = is_finite(total(entry, block, scratch, PARTIAL, PARTIALS))
         if finite:

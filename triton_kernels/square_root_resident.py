@@ -23,11 +23,11 @@ from .entry import (
     RIGHT_STATISTICS,
     ROWS,
     STATISTICS,
+    block_and_tile,
     find,
     inside,
     matrix,
-    own_block_and_tile,
-    place,
+    pointers,
     size,
 )
 from .inverse_root import iterate, restored
@@ -75,7 +75,8 @@ def _load(
     """Return a whole matrix, padded to M x N."""
     i, j = tl.arange(0, M), tl.arange(0, N)
     data, row_stride, col_stride = matrix(entry, INDEX, block, scratch, TYPE, VECTOR)
-    return tl.load(place(data, row_stride, col_stride, i, j, ORDER), mask=inside(i, j, rows, cols), other=0.0)
+    at = pointers(data, row_stride, col_stride, i, j, ORDER)
+    return tl.load(at, mask=inside(i, j, rows, cols), other=0.0)
 
 
 @triton.jit
@@ -186,7 +187,7 @@ def _update_side(
             if finite:
                 i = tl.arange(0, u.shape[0])
                 data, stride, _step = matrix(entry, SIDE, block, scratch, TYPE, VECTOR)
-                tl.store(place(data, stride, 1, i, i, "row"), new, mask=inside(i, i, d, d))
+                tl.store(pointers(data, stride, 1, i, i, "row"), new, mask=inside(i, i, d, d))
                 rms = new_rms
                 tl.store(statistics + RMS, new_rms)
                 tl.store(statistics + WEIGHT, new_weight)
@@ -234,7 +235,7 @@ def square_root_resident(
     N: tl.constexpr,
 ):
     entry = find(table, count)
-    block, _tile = own_block_and_tile(entry)
+    block, _tile = block_and_tile(entry)
     index = tl.load(entry + FIRST_BLOCK) + block
     rows, cols = size(entry, ROWS, VECTOR), size(entry, COLS, VECTOR)
     norm = tl.full((), 0, tl.float64)
@@ -273,7 +274,8 @@ def square_root_resident(
             v = tl.where(rms > 0, v / tl.where(rms > 0, rms, 1.0), 0.0)
             i, j = tl.arange(0, M), tl.arange(0, N)
             data, row_stride, col_stride = matrix(entry, OUT, block, scratch, tl.float32, VECTOR)
-            tl.store(place(data, row_stride, col_stride, i, j, OUT_ORDER), v, mask=inside(i, j, rows, cols))
+            at = pointers(data, row_stride, col_stride, i, j, OUT_ORDER)
+            tl.store(at, v, mask=inside(i, j, rows, cols))
             norm = squared_norm(v)
     if HAS_OUT:
         tl.store(norms + index, norm.to(tl.float32))

@@ -23,7 +23,7 @@ from .elements import (
     SECOND_MOMENT,
     adaptive,
     chunk_of_span,
-    places,
+    pointers,
 )
 from .entry import FIRST_PROGRAM, find
 
@@ -73,23 +73,23 @@ def update_moments(
         sums = tl.zeros((CHUNK,), tl.float32)
         for chunk in range(SPAN // CHUNK):
             at, exists = chunk_of_span(entry, chunk, FLAT, SPAN, CHUNK)
-            g = tl.load(places(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
+            g = tl.load(pointers(entry, GRAD, at, GRAD_TYPE, FLAT), mask=exists, other=0.0).to(tl.float32)
             if decay != 0:
-                p = tl.load(places(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
+                p = tl.load(pointers(entry, PARAM, at, PARAM_TYPE, FLAT), mask=exists, other=0.0)
                 g += decay * p.to(tl.float32)
             g *= tl.load(c + 3)
             d = g
             if HAS_MOMENTUM:
-                momentum = places(entry, MOMENTUM, at, tl.float32, FLAT)
+                momentum = pointers(entry, MOMENTUM, at, tl.float32, FLAT)
                 d = beta1 * shift * tl.load(momentum, mask=exists, other=0.0) + rest1 * g
                 tl.store(momentum, d, mask=exists)
                 if NESTEROV:
                     d = beta1 * d + rest1 * g
             if HAS_DIRECTION:
-                tl.store(places(entry, DIRECTION, at, tl.float32, FLAT), d, mask=exists)
+                tl.store(pointers(entry, DIRECTION, at, tl.float32, FLAT), d, mask=exists)
             graft = tl.load(c) * d
             if HAS_SECOND_MOMENT:
-                second = places(entry, SECOND_MOMENT, at, tl.float32, FLAT)
+                second = pointers(entry, SECOND_MOMENT, at, tl.float32, FLAT)
                 v = beta2 * shift * shift * tl.load(second, mask=exists, other=0.0) + weight2 * g * g
                 tl.store(second, v, mask=exists)
                 graft = adaptive(d, v, tl.load(c), tl.load(c + 1), tl.load(c + 2))

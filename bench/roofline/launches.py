@@ -27,7 +27,7 @@ def costs_on_blocks(part: GroupShapes, triton_on: Gpu | None) -> list[Cost]:
     sizes = [(group.blocks, *group.block_shape) for group in fused]
     if fused and triton_on is not None:
         from bench.roofline.triton_costs import architecture_by_name, costs_of_blocks
-        from kradagrad_ext.triton_kernels.groups import StepRule
+        from kradagrad_ext.triton_kernels.plan.groups import StepRule
 
         launched = StepRule(rule.refine, rule.coupled, True, rule.precision, architecture_by_name(triton_on))
         costs = costs_of_blocks(sizes, launched, part.dtype)

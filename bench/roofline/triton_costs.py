@@ -15,7 +15,8 @@ import torch
 from bench.roofline.cuda_costs import FLOAT, KINDS, terms
 from kradagrad_ext.cost.time_model.gpus import Gpu
 from kradagrad_ext.cost.work import Cost
-from kradagrad_ext.triton_kernels import entry, groups, launch, square_root_step
+from kradagrad_ext.triton_kernels import entry
+from kradagrad_ext.triton_kernels.plan import groups, launch, square_root_step
 
 SYMMETRIC = ("gram", "inverse_root")
 PRODUCTS = (*SYMMETRIC, "scaled_product")
@@ -38,7 +39,7 @@ def costs_of_blocks(
         planned.append(_group(first, (count, m, n), dtype, stored))
         first += count
     plan = square_root_step.plan_groups(planned, rule)
-    return [_cost(each, plan.words[each.first : each.first + each.count], rule) for each in plan.launches]
+    return [_cost(each, plan.entries[each.first : each.first + each.count], rule) for each in plan.launches]
 
 
 def _group(
@@ -57,28 +58,28 @@ def _group(
 
 def _cost(item: launch.Launch, entries: list[list[int]], rule: groups.StepRule) -> Cost:
     name, step = item.kernel.__name__, str(item.constants.get("STEP", item.constants.get("SCALE", "")))
-    counted = [_entry_cost(item, words, blocks, rule) for words, blocks in _blocks_of(item, entries)]
+    counted = [_entry_cost(item, fields, blocks, rule) for fields, blocks in _blocks_of(item, entries)]
     size, flops, least = (sum(column) for column in zip(*counted, strict=True))
     kinds = {f"triton {KINDS[rule.precision]}": flops} if flops else {}
     return Cost(f"triton {name}", step, 1, size, kinds, least)
 
 
 def _blocks_of(item: launch.Launch, entries: list[list[int]]) -> Iterator[tuple[list[int], int]]:
-    starts = [words[entry.FIRST_PROGRAM.value] for words in entries] + [item.programs]
-    for words, start, end in zip(entries, starts[:-1], starts[1:], strict=True):
-        yield words, (end - start) // words[entry.TILES.value]
+    starts = [fields[entry.FIRST_PROGRAM.value] for fields in entries] + [item.programs]
+    for fields, start, end in zip(entries, starts[:-1], starts[1:], strict=True):
+        yield fields, (end - start) // fields[entry.TILES.value]
 
 
 def _entry_cost(
-    item: launch.Launch, words: list[int], blocks: int, rule: groups.StepRule
+    item: launch.Launch, fields: list[int], blocks: int, rule: groups.StepRule
 ) -> tuple[float, float, float]:
     """Return bytes, executed flops and least flops of the blocks of one entry."""
     if item.kernel.__name__ in PRODUCTS:
-        each = _product(item, words, rule)
+        each = _product(item, fields, rule)
     elif item.kernel.__name__ == "square_root_resident":
-        each = _resident(item, words, rule)
+        each = _resident(item, fields, rule)
     elif item.kernel.__name__ in ("square_gradients", "finish_sides"):
-        m, n = words[entry.ROWS.value], words[entry.COLS.value] or words[entry.ROWS.value]
+        m, n = fields[entry.ROWS.value], fields[entry.COLS.value] or fields[entry.ROWS.value]
         moved = _element(item, "A_TYPE") if "A_TYPE" in item.constants else FLOAT + _element(item, "TYPE")
         each = float(moved * m * n), 0.0, 0.0
     else:
@@ -90,15 +91,15 @@ def _element(item: launch.Launch, name: str) -> int:
     return 2 if str(item.constants.get(name)) == "bf16" else FLOAT
 
 
-def _product(item: launch.Launch, words: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
+def _product(item: launch.Launch, fields: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
     """Return bytes and flops of a block of a grouped product."""
-    rows, cols, depth = (words[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
+    rows, cols, depth = (fields[field.value] for field in (entry.ROWS, entry.COLS, entry.DEPTH))
     sizes = [(rows * depth, "A_TYPE"), (depth * cols, "B_TYPE"), (rows * rows, "F_TYPE"), (rows * cols, "")]
     distinct = {}
     for index, (count, dtype) in enumerate(sizes):
         at = entry.MATRICES.value + index * entry.MATRIX_WIDTH.value
-        if any(words[at : at + entry.MATRIX_WIDTH.value]):
-            distinct[words[at], words[at + 1]] = count * _element(item, dtype)
+        if any(fields[at : at + entry.MATRIX_WIDTH.value]):
+            distinct[fields[at], fields[at + 1]] = count * _element(item, dtype)
     depths = [depth]
     if item.constants.get("DAMPED"):
         depths.append(rows)
@@ -107,14 +108,14 @@ def _product(item: launch.Launch, words: list[int], rule: groups.StepRule) -> tu
     tile = item.config.constants["BM"]
     padded = sum(math.ceil(d / item.config.constants["BK"]) * item.config.constants["BK"] for d in depths)
     split = terms(rule.precision, _element(item, "A_TYPE") == 2, _element(item, "B_TYPE") == 2)
-    flops = 2.0 * words[entry.TILES.value] * tile * tile * padded * split
+    flops = 2.0 * fields[entry.TILES.value] * tile * tile * padded * split
     half = 2 if item.kernel.__name__ in SYMMETRIC else 1
     return float(sum(distinct.values())), flops, 2.0 * rows * cols * sum(depths) / half
 
 
-def _resident(item: launch.Launch, words: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
+def _resident(item: launch.Launch, fields: list[int], rule: groups.StepRule) -> tuple[float, float, float]:
     """Return bytes and flops of a whole block: G, D and the product, both factors twice, both roots."""
-    m, n = words[entry.ROWS.value], words[entry.COLS.value]
+    m, n = fields[entry.ROWS.value], fields[entry.COLS.value]
     views = sum(_element(item, f"{name}_TYPE") for name in ("GRAD", "DIRECTION")) + FLOAT
     sides = ((m, "LEFT"), (n, "RIGHT"))
     squares = sum(

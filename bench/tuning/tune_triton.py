@@ -28,8 +28,8 @@ from bench.common import ROOT, UNRECORDED, add_record_option, relative_error
 from bench.gpu.check.cases import ERROR_BOUNDS, DeviceCase
 from bench.gpu.check.specs import TIMED, elementwise, kron
 from bench.gpu.check.timing import device_times
-from kradagrad_ext.triton_kernels import kept_plans, tuning
-from kradagrad_ext.triton_kernels.tuning import Choice, Key
+from kradagrad_ext.triton_kernels.plan import plan_cache, tuning
+from kradagrad_ext.triton_kernels.plan.tuning import Choice, Key
 
 SIDES = {"16": 16, "32": 32, "64": 64, "small": 128, "large": 512}
 ELEMENTS = [
@@ -80,7 +80,7 @@ def exchanged(key: Key, choice: Choice) -> Iterator[None]:
 
 def forget() -> None:
     tuning.config.cache_clear()
-    kept_plans.forget()
+    plan_cache.forget()
 
 
 def tune(key: Key, device: torch.device) -> Choice:
@@ -119,9 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--precision", help="tune only rows of this precision; default: all")
     parser.add_argument("--out", type=Path, help="the copy; default: build/bench/tuning_triton.csv")
-    add_record_option(parser, "triton_kernels/tuning.csv")
+    add_record_option(parser, "triton_kernels/plan/tuning.csv")
     options = parser.parse_args(arguments)
-    recorded, unrecorded = ROOT / "triton_kernels/tuning.csv", UNRECORDED / "tuning_triton.csv"
+    recorded, unrecorded = ROOT / "triton_kernels/plan/tuning.csv", UNRECORDED / "tuning_triton.csv"
     out = options.out or (recorded if options.record else unrecorded)
     if not torch.cuda.is_available():
         print("no GPU: nothing was run", file=sys.stderr)

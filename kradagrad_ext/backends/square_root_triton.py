@@ -45,7 +45,7 @@ def update_factor_(
     if rule.method == "cholesky" or dtype == torch.float64:
         square_root.update_factor_(factor, statistics, unfolding, scales, rule)
     elif 0 not in (blocks, factor.shape[-1], columns):
-        group = kernel_module("groups").KernelGroup(blocks, 0, views, (factor, statistics))
+        group = kernel_module("plan.groups").KernelGroup(blocks, 0, views, (factor, statistics))
         _run([group], scales, rule, coupled=False)
 
 
@@ -85,10 +85,10 @@ def kron_step_(
 def _run(
     groups: list[Any], scales: Tensor, rule: UpdateRule, coupled: bool, norms: Tensor | None = None
 ) -> None:
-    architecture = kernel_module("tuning").architecture_of(scales.device)
-    precision = kernel_module("tuning").served(rule.precision, architecture)
+    architecture = kernel_module("plan.tuning").architecture_of(scales.device)
+    precision = kernel_module("plan.tuning").served(rule.precision, architecture)
     damped = rule.damped_updates > 0
-    launched = kernel_module("groups").StepRule(rule.refine, coupled, damped, precision, architecture)
+    launched = kernel_module("plan.groups").StepRule(rule.refine, coupled, damped, precision, architecture)
     scalars = {
         "decay": rule.decay,
         "weight": rule.weight,
@@ -97,16 +97,16 @@ def _run(
         "damped_updates": rule.damped_updates,
         "norms": norms,
     }
-    kernel_module("square_root_step").run(groups, launched, scales, scalars)
+    kernel_module("plan.square_root_step").run(groups, launched, scales, scalars)
 
 
 def _of_kernels(group: BlockGroup, first: int, rooted: bool) -> Any:  # noqa: ANN401
-    """Return the shape group in the form that the kernels read (triton_kernels/groups.py)."""
+    """Return the shape group in the form that the kernels read (triton_kernels/plan/groups.py)."""
     left, right = group.left, group.right
     sides = (left.factor, left.statistics), (right.factor, right.statistics)
     roots = (left.root, right.root) if rooted else (None, None)
     blocks = len(left.factor)
-    kernel_group = kernel_module("groups").KernelGroup
+    kernel_group = kernel_module("plan.groups").KernelGroup
     return kernel_group(blocks, first, group.grads, *sides, group.directions, group.out, *roots)
 
 

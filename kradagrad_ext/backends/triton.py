@@ -60,7 +60,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
     if dtype not in (None, torch.float32):
         return f"factors must be float32, not {dtype}"
     try:
-        kernel_module("launch")
+        kernel_module("plan.launch")
     except ImportError as error:
         return f"{error}: pip install kradagrad-ext[triton]"
     return _gpu_reason(device) if device.type == "cuda" else None
@@ -165,7 +165,7 @@ def update_moments_(
     lists = {"grad": grads, "momentum": momenta, "second_moment": second_moments, "direction": directions}
     arguments: dict[str, Any] = {"coefficients": coefficients, "norms": graft_norms}
     scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
-    kernel_module("elements_plan").update_moments_all(params, lists, nesterov, active, arguments | scalars)
+    kernel_module("plan.elements").update_moments_all(params, lists, nesterov, active, arguments | scalars)
 
 
 def apply_updates_(
@@ -198,4 +198,4 @@ def apply_updates_(
     lists = {"momentum": momenta, "update": updates, "direction": directions, "second_moment": second_moments}
     lists["residual"] = residuals
     scalars = {"coefficients": coefficients, "lr": lr, "momentum": momentum}
-    kernel_module("elements_plan").step_all(params, lists, nesterov, active, scalars)
+    kernel_module("plan.elements").step_all(params, lists, nesterov, active, scalars)

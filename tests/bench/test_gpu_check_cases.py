@@ -137,7 +137,7 @@ def test_a_laid_out_package_is_complete(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith(str(tmp_path))
-    assert (tmp_path / "kradagrad_ext/triton_kernels/tuning.csv").exists()
+    assert (tmp_path / "kradagrad_ext/triton_kernels/plan/tuning.csv").exists()
 
 
 MEMCHECK = """\

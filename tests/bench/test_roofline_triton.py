@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench.roofline.triton_costs import costs_of_blocks
-from kradagrad_ext.triton_kernels.groups import StepRule
+from kradagrad_ext.triton_kernels.plan.groups import StepRule
 
 B = 256
 

@@ -24,7 +24,7 @@ from triton_ptx.compiled import Compiled
 
 from bench.gpu.kernels.counts import ELEMENTWISE, CountedCall, count
 from bench.roofline.triton_costs import costs_of_blocks
-from kradagrad_ext.triton_kernels.groups import StepRule
+from kradagrad_ext.triton_kernels.plan.groups import StepRule
 
 EXECUTED = {name: functools.partial(Compiled, name) for name in ("sm_80", "sm_90")}
 # The rows of sm_80 serve sm_86, sm_89 and sm_120 too, which have less.

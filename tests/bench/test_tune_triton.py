@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("triton")
 
 from bench.tuning import tune_triton
-from kradagrad_ext.triton_kernels import inverse_root, tuning
+from kradagrad_ext.triton_kernels import inverse_root
+from kradagrad_ext.triton_kernels.plan import tuning
 
 
 def test_tuner_writes_a_table_that_reads_back(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from inputs import square_root
 from inputs import update_moments as update_moments_inputs
 
 from kradagrad_ext.backends import square_root_triton
-from kradagrad_ext.triton_kernels import elements_plan, groups, square_root_step, tuning
+from kradagrad_ext.triton_kernels.plan import elements, groups, square_root_step, tuning
 from kradagrad_ext.triton_kernels.square_root_resident import square_root_resident
 
 from .compiled import compiled, launch
@@ -90,10 +90,10 @@ def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan
         return
     tensors = update_moments_inputs.make(torch.float32)
     lists = {"grad": tensors.grads, "momentum": tensors.momenta, "second_moment": tensors.second_moments}
-    parameters = elements_plan.parameters_of("", tensors.params, lists)
+    parameters = elements.parameters_of("", tensors.params, lists)
     yield (
         "elements",
-        elements_plan.plan_update_moments(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
+        elements.plan_update_moments(parameters, {"NESTEROV": False, "HAS_NORMS": True}, architecture),
     )
     tensors = apply_updates_inputs.make(torch.float32)
     lists = {
@@ -101,8 +101,8 @@ def _plans(precision: str, architecture: str) -> Iterator[tuple[str, launch.Plan
         "direction": tensors.directions,
         "second_moment": tensors.second_moments,
     }
-    parameters = elements_plan.parameters_of("", tensors.params, lists)
-    yield "elements", elements_plan.plan_apply_updates(parameters, {"NESTEROV": False}, architecture)
+    parameters = elements.parameters_of("", tensors.params, lists)
+    yield "elements", elements.plan_apply_updates(parameters, {"NESTEROV": False}, architecture)
 
 
 @functools.cache

@@ -29,7 +29,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402  (it reads the vari
 from triton.compiler import ASTSource  # noqa: E402
 
 from kradagrad_ext.backends import reference, square_root_triton  # noqa: E402
-from kradagrad_ext.triton_kernels import entry, launch, tuning  # noqa: E402
+from kradagrad_ext.triton_kernels import entry  # noqa: E402
+from kradagrad_ext.triton_kernels.plan import launch, tuning  # noqa: E402
 
 __all__ = ["Compiled", "compiled", "launch", "tuning"]  # and names that binaries.py imports from here
 
@@ -101,23 +102,23 @@ class Compiled:
     """
 
     name = "compiled"
-    decomposed_roots = staticmethod(reference.decomposed_roots)
-    polar_roots_ = staticmethod(reference.polar_roots_)
-    guard_gradients_ = staticmethod(reference.guard_gradients_)
-    scale_updates_ = staticmethod(reference.scale_updates_)
 
     def __init__(
         self, architecture: str, seed: int = 0, package: str = PACKAGE, scratch_bytes: int | None = None
     ) -> None:
         self.architecture, self.seed, self.package = architecture, seed, package
         self.scratch = {} if scratch_bytes is None else {"scratch_bytes": scratch_bytes}
-        self.elements_plan = importlib.import_module(f"{package}.elements_plan")
+        self.elements = importlib.import_module(f"{package}.plan.elements")
         self.launches: list[tuple[str, ptx_executor.Launch]] = []
 
+    def __getattr__(self, name: str) -> Any:
+        """Return the reference's op where Triton has no kernel."""
+        return getattr(reference, name)
+
     def run(self, plan: launch.Plan, device: Device, taking_part: int, scalars: dict[str, Any]) -> None:
-        table, memory = device.allocate(8 * len(plan.words) * entry.WIDTH.value)
-        if plan.words:
-            memory[:] = np.array(plan.words, np.int64).reshape(-1).view(np.uint8)
+        table, memory = device.allocate(8 * len(plan.entries) * entry.WIDTH.value)
+        if plan.entries:
+            memory[:] = np.array(plan.entries, np.int64).reshape(-1).view(np.uint8)
         scratch, _ = device.allocate(plan.scratch, uninitialised=True)
         self.launches = []
         for item in plan.launches:
@@ -147,11 +148,11 @@ class Compiled:
 
     def _module(self, name: str) -> Any:
         """Return a kernel module as the backend imports it, with this architecture and the executor."""
-        if name == "tuning":
-            served = importlib.import_module(f"{self.package}.tuning").served
+        if name == "plan.tuning":
+            served = importlib.import_module(f"{self.package}.{name}").served
             return SimpleNamespace(architecture_of=lambda _: self.architecture, served=served)
         module = importlib.import_module(f"{self.package}.{name}")
-        if name != "square_root_step":
+        if name != "plan.square_root_step":
             return module
         return SimpleNamespace(run=functools.partial(self._run_step, module.plan_groups))
 
@@ -179,7 +180,7 @@ class Compiled:
 
     def _lists(self, device: Device, lists: dict[str, list[torch.Tensor]]) -> list[Any]:
         placed = {name: [Placed(tensor, device) for tensor in tensors] for name, tensors in lists.items()}
-        return self.elements_plan.parameters_of("", placed.pop("param"), placed)
+        return self.elements.parameters_of("", placed.pop("param"), placed)
 
     def update_moments_(
         self,
@@ -200,9 +201,7 @@ class Compiled:
         lists = {"param": params, "grad": grads, "momentum": momenta}
         lists |= {"second_moment": second_moments, "direction": directions}
         constants = {"NESTEROV": nesterov, "HAS_NORMS": bool(len(graft_norms))}
-        plan = self.elements_plan.plan_update_moments(
-            self._lists(device, lists), constants, self.architecture
-        )
+        plan = self.elements.plan_update_moments(self._lists(device, lists), constants, self.architecture)
         scalars = {"beta1": beta1, "rest1": 1 - beta1, "beta2": beta2, "weight2": weight2}
         scalars |= {"coefficients": device.address(coefficients), "norms": device.address(graft_norms)}
         self.run(plan, device, device.address(active), scalars)
@@ -225,7 +224,7 @@ class Compiled:
         lists = {"param": params, "momentum": momenta, "residual": residuals, "update": updates}
         lists |= {"direction": directions, "second_moment": second_moments}
         parameters, constants = self._lists(device, lists), {"NESTEROV": nesterov}
-        plan = self.elements_plan.plan_apply_updates(parameters, constants, self.architecture)
+        plan = self.elements.plan_apply_updates(parameters, constants, self.architecture)
         scalars = {"momentum": momentum, "coefficients": device.address(coefficients)}
         scalars["lr"] = device.address(lr)
         self.run(plan, device, device.address(active), scalars)

@@ -37,7 +37,7 @@ def edited(fault: Fault) -> str:
 def package_of(fault: Fault) -> str:
     """Return the name of an importable copy of the kernels with the fault in it."""
     text = edited(fault)
-    sources = "".join(path.read_text() for path in sorted(KERNELS.glob("*.py")))
+    sources = "".join(path.read_text() for path in sorted(KERNELS.rglob("*.py")))
     name = f"mutant_{hashlib.sha256((sources + text).encode()).hexdigest()[:16]}"
     folder = MUTANTS / name
     shutil.copytree(KERNELS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))

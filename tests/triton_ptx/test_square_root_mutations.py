@@ -226,17 +226,17 @@ FAULTS = [
         "coupled", "values",
     ),
     Fault(
-        "both halves of a step in one place", "square_root_plan.py",
+        "both halves of a step in one place", "plan/square_root.py",
         "self._iterate(\"product\", 0, y, t, free[1])", "self._iterate(\"product\", 0, y, t, free[0])",
         "four steps", "race",
     ),
     Fault(
-        "a stage too late", "square_root_plan.py",
+        "a stage too late", "plan/square_root.py",
         "yield [self._iterate(\"polynomial\", number, z, y, t)]",
         "yield [self._iterate(\"polynomial\", number, z, z, t)]", "four steps", "values",
     ),
     Fault(
-        "slices share memory that outlasts them", "square_root_step.py",
+        "slices share memory that outlasts them", "plan/square_root_step.py",
         "    mark = plan.mark()\n", "    mark = 0\n", "slices", "race",
     ),
     Fault(

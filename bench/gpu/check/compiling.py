@@ -21,7 +21,7 @@ from bench.gpu.check.cases import DeviceCase
 from bench.gpu.check.specs import TIMES, TRITON, CaseSpec
 from bench.gpu.check.words import ExhaustedError
 from kradagrad_ext.backends import triton as backend
-from kradagrad_ext.triton_kernels import kept_plans, launch, tuning
+from kradagrad_ext.triton_kernels.plan import launch, plan_cache, tuning
 
 Key = tuple[str, tuple[tuple[str, Any], ...], launch.KernelConfig]
 
@@ -68,7 +68,7 @@ def specialisations(capability: int) -> list[tuple[launch.Launch, list[Any]]]:
         for spec in _specs():
             DeviceCase(spec, torch.device("cpu")).call("triton")()
         _optimizer_steps()
-    kept_plans.forget()
+    plan_cache.forget()
     return list(distinct.values())
 
 

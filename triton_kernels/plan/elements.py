@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-from . import elements as fields
-from . import entry, kept_plans, tuning
-from .apply_updates import apply_updates
+from .. import elements, entry
+from ..apply_updates import apply_updates
+from ..update_moments import update_moments
+from . import plan_cache, tuning
 from .launch import TYPES, Launch, Plan
-from .update_moments import update_moments
 
 Constants = Mapping[str, bool]
 """Constants of a kernel besides those that follow from the tensors."""
 
-MOST_DIMS = fields.DIMS.value
+MOST_DIMS = elements.DIMS.value
 TENSORS = ("param", "grad", "momentum", "second_moment", "direction", "update", "residual")
 """Names of the tensors, in the order of their numbers in an entry."""
 
@@ -52,21 +52,21 @@ class ElementsParam:
         whole = self.tensors["param"].numel() % entry.SIZE_MULTIPLE.value == 0
         return contiguous and whole and all(tensor.data_ptr() % 16 == 0 for tensor in self.tensors.values())
 
-    def words(self, first_program: int, first_span: int) -> list[int]:
-        """Return the entry's words."""
-        words = [0] * entry.WIDTH.value
-        words[entry.FIRST_PROGRAM.value] = first_program
-        words[fields.PARAMETER.value] = self.number
-        words[fields.NUMEL.value] = self.tensors["param"].numel()
-        words[fields.FIRST_SPAN.value] = first_span
+    def fields(self, first_program: int, first_span: int) -> list[int]:
+        """Return the fields of the parameter's entry."""
+        fields = [0] * entry.WIDTH.value
+        fields[entry.FIRST_PROGRAM.value] = first_program
+        fields[elements.PARAMETER.value] = self.number
+        fields[elements.NUMEL.value] = self.tensors["param"].numel()
+        fields[elements.FIRST_SPAN.value] = first_span
         dims = [(1, dict.fromkeys(self.tensors, 0))] * MOST_DIMS + self.layout()
-        for place, (size, strides) in enumerate(dims[-MOST_DIMS:]):
-            words[fields.SIZES.value + place] = size
+        for dim, (size, strides) in enumerate(dims[-MOST_DIMS:]):
+            fields[elements.SIZES.value + dim] = size
             for name, tensor in self.tensors.items():
-                at = fields.TENSORS.value + TENSORS.index(name) * fields.TENSOR_WIDTH.value
-                words[at] = tensor.data_ptr()
-                words[at + 1 + place] = strides[name]
-        return words
+                at = elements.TENSORS.value + TENSORS.index(name) * elements.TENSOR_WIDTH.value
+                fields[at] = tensor.data_ptr()
+                fields[at + 1 + dim] = strides[name]
+        return fields
 
 
 def parameters_of(
@@ -125,15 +125,15 @@ def _run(
     scalars: Mapping[str, Any],
 ) -> None:
     architecture = tuning.architecture_of(active.device)
-    symbols = kept_plans.TensorSymbols()
-    symbolic = symbols.all(params)
-    symbolic_lists = {name: symbols.all(tensors) for name, tensors in lists.items()}
-    key = (op, *constants.values(), architecture, symbolic, *symbolic_lists.items())
+    specs = plan_cache.TensorSpecs()
+    param_specs = specs.all(params)
+    list_specs = {name: specs.all(tensors) for name, tensors in lists.items()}
+    key = (op, *constants.values(), architecture, param_specs, *list_specs.items())
 
     def plan() -> Plan:
-        return make(parameters_of(op, symbolic, symbolic_lists), constants, architecture)
+        return make(parameters_of(op, param_specs, list_specs), constants, architecture)
 
-    kept_plans.run(key, symbols, plan, active, scalars)
+    plan_cache.run(key, specs, plan, active, scalars)
 
 
 def plan_update_moments(parameters: list[ElementsParam], constants: Constants, architecture: str) -> Plan:
@@ -165,9 +165,9 @@ def _plan(
         options = {name: value for name, value in options.items() if name in kernel.arg_names}
         classes.setdefault(tuple(options.items()), []).append(parameter)
     for key, same in classes.items():
-        first, programs = len(plan.words), 0
+        first, programs = len(plan.entries), 0
         for parameter in same:
-            plan.words.append(parameter.words(programs, first_spans[parameter.number]))
+            plan.entries.append(parameter.fields(programs, first_spans[parameter.number]))
             programs += counts[parameter.number]
         plan.launches.append(Launch(kernel, config, dict(key), programs, first, len(same)))
     return plan

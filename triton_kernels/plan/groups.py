@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .kept_plans import TensorSymbols
+from .plan_cache import TensorSpecs
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class KernelGroup:
         rows, cols = (self.grad or self.out)[0].shape[-2:]
         return rows, cols
 
-    def symbolic(self, symbols: TensorSymbols) -> KernelGroup:
+    def spec(self, specs: TensorSpecs) -> KernelGroup:
         """Return everything that a plan may know of the group, hashable."""
-        of: Any = symbols.of  # symbols stand in for tensors
+        of: Any = specs.of  # specs stand in for tensors
         roots = [root if root is None else of(root) for root in (self.left_root, self.right_root)]
         sides = [side and (of(side[0]), of(side[1])) for side in (self.left, self.right)]
         lists = [tuple(map(of, views)) for views in (self.grad, self.direction, self.out)]

@@ -1,21 +1,22 @@
 """Launches as data: a kernel, its entries of the plan's table, and its constants.
 
-A plan depends only on dtypes, shapes, strides and addresses (kept_plans.py). `run` launches it through
+A plan depends only on dtypes, shapes, strides and addresses (plan_cache.py). `run` launches it through
 Triton; tests launch the same plan in other ways.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton.language as tl
 
-from . import entry as fields
-from .blocks import Matrices
+from .. import entry
+from .views import Matrices
 
 ALIGNMENT = 64
 
@@ -63,15 +64,15 @@ class BlockWork:
     def entries(self) -> Iterable[tuple[list[int], int]]:
         """Yield the entries and their numbers of programs."""
         for start, end in self.pieces():
-            words = [0] * fields.WIDTH.value
-            words[fields.STATE.value] = -1
-            for place, value in self.fields.items():
-                words[place] = value
-            words[fields.START.value], words[fields.TILES.value] = start, self.tiles
+            values = [0] * entry.WIDTH.value
+            values[entry.STATE.value] = -1
+            for field, value in self.fields.items():
+                values[field] = value
+            values[entry.START.value], values[entry.TILES.value] = start, self.tiles
             for index, matrices in self.matrices.items():
-                at = fields.MATRICES.value + index * fields.MATRIX_WIDTH.value
-                words[at : at + fields.MATRIX_WIDTH.value] = matrices.at(start).words(matrices.scratch)
-            yield words, (end - start) * self.tiles
+                at = entry.MATRICES.value + index * entry.MATRIX_WIDTH.value
+                values[at : at + entry.MATRIX_WIDTH.value] = matrices.at(start).fields(matrices.scratch)
+            yield values, (end - start) * self.tiles
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,17 @@ COMMON = 4
 class Plan:
     """Launches in order, their table, and the bytes of scratch memory that they share."""
 
-    launches: list[Launch] = field(default_factory=list)
-    words: list[list[int]] = field(default_factory=list)
+    launches: list[Launch] = dataclasses.field(default_factory=list)
+    entries: list[list[int]] = dataclasses.field(default_factory=list)
     scratch: int = 0
     _used: int = 0
 
     def floats(self, count: int) -> int:
         """Reserve scratch memory for `count` float32, and return its offset in bytes."""
-        place = self._used
+        offset = self._used
         self._used += -(-4 * count // ALIGNMENT) * ALIGNMENT
         self.scratch = max(self.scratch, self._used)
-        return place
+        return offset
 
     def doubles(self, count: int) -> int:
         """Reserve scratch memory for `count` float64, and return its offset in bytes."""
@@ -131,14 +132,14 @@ class Plan:
                 key = (work.kernel.__name__, work.config, tuple(work.constants.items()))
                 by_launch.setdefault(key, []).append(work)
         for same in by_launch.values():
-            first, programs = len(self.words), 0
+            first, programs = len(self.entries), 0
             for work in same:
-                for words, programs_of_entry in work.entries():
-                    words[fields.FIRST_PROGRAM.value] = programs
-                    self.words.append(words)
+                for values, programs_of_entry in work.entries():
+                    values[entry.FIRST_PROGRAM.value] = programs
+                    self.entries.append(values)
                     programs += programs_of_entry
             work = same[0]
-            count = len(self.words) - first
+            count = len(self.entries) - first
             self.launches.append(Launch(work.kernel, work.config, work.constants, programs, first, count))
 
 

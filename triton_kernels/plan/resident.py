@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import entry as fields
-from . import square_root_resident as kernel
+from .. import entry
+from .. import square_root_resident as kernel
 from . import tuning
-from .blocks import Matrices, matrices_of
 from .groups import KernelGroup, StepRule
 from .launch import TYPES, BlockWork
-from .product_plan import in_vectors
+from .product import in_vectors
+from .views import Matrices, matrices_of
 
 TENSORS = {
     "GRAD": kernel.GRAD,
@@ -56,12 +56,12 @@ def resident_work(group: KernelGroup, rule: StepRule) -> BlockWork:
     """Return the work that is the step of all of a group's blocks."""
     rows, cols = group.shape
     by_name = _matrices(group)
-    words = {
-        fields.FIRST_BLOCK.value: group.first_block,
-        fields.ROWS.value: rows,
-        fields.COLS.value: cols,
-        fields.STATISTICS.value: group.left[1].data_ptr() if group.left else 0,
-        fields.RIGHT_STATISTICS.value: group.right[1].data_ptr() if group.right else 0,
+    fields = {
+        entry.FIRST_BLOCK.value: group.first_block,
+        entry.ROWS.value: rows,
+        entry.COLS.value: cols,
+        entry.STATISTICS.value: group.left[1].data_ptr() if group.left else 0,
+        entry.RIGHT_STATISTICS.value: group.right[1].data_ptr() if group.right else 0,
     }
     matrices = {TENSORS[name].value: matrix for name, matrix in by_name.items()}
     constants = {
@@ -79,7 +79,7 @@ def resident_work(group: KernelGroup, rule: StepRule) -> BlockWork:
         "N": tuning.padded(cols),
     }
     config = tuning.config(kernel.square_root_resident, *_key(group, rule))
-    return BlockWork(kernel.square_root_resident, config, constants, words, matrices, 0, group.blocks)
+    return BlockWork(kernel.square_root_resident, config, constants, fields, matrices, 0, group.blocks)
 
 
 def _matrices(group: KernelGroup) -> dict[str, Matrices]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import entry as fields
+from .. import entry
 from . import tuning
-from .blocks import Matrices, scratch_matrices
 from .groups import StepRule
 from .launch import TYPES, BlockWork, KernelConfig, Plan
+from .views import Matrices, scratch_matrices
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Product:
 
     Args:
         added, out: matrices 2 and 3 of the entry.
-        words: words of the entry besides those that follow from the matrices.
+        fields: fields of the entry by index, besides those that follow from the matrices.
         typed: True if the dtypes of A and B and the orders of all three are constants of the kernel.
     """
 
@@ -27,7 +27,7 @@ class Product:
     a: Matrices
     b: Matrices
     out: Matrices
-    words: Mapping[int, int]
+    fields: Mapping[int, int]
     added: Matrices | None = None
     symmetric: bool = False
     typed: bool = False
@@ -54,7 +54,7 @@ class Product:
 
 def in_vectors(sizes: Iterable[int], matrices: Mapping[Any, Matrices]) -> bool:
     """Return True if every matrix can be read in vectors of 16 bytes."""
-    multiple = all(size % fields.SIZE_MULTIPLE.value == 0 for size in sizes)
+    multiple = all(size % entry.SIZE_MULTIPLE.value == 0 for size in sizes)
     return multiple and all(matrix.aligned for matrix in matrices.values())
 
 
@@ -86,29 +86,31 @@ class DepthRange:
     def work(self, product: Product, **constants: Any) -> BlockWork:  # noqa: ANN401
         """Return the work that makes a product of these blocks."""
         rows, cols, depth = product.a.rows, product.b.cols, product.a.cols
-        words = {
-            fields.FIRST_BLOCK.value: self.first_block,
-            fields.TILE_COLS.value: self.tiles(product.kernel, 1, cols),
-            fields.ROWS.value: rows,
-            fields.COLS.value: cols,
-            fields.DEPTH.value: depth,
-            **product.words,
+        fields = {
+            entry.FIRST_BLOCK.value: self.first_block,
+            entry.TILE_COLS.value: self.tiles(product.kernel, 1, cols),
+            entry.ROWS.value: rows,
+            entry.COLS.value: cols,
+            entry.DEPTH.value: depth,
+            **product.fields,
         }
         constants |= product.types() | {"PRECISION": self.rule.precision, "VECTOR": product.vector()}
         tiles = self.tiles(product.kernel, rows, cols, product.symmetric)
         config = self.config(product.kernel)
         return BlockWork(
-            product.kernel, config, constants, words, product.matrices(), self.start, self.end, tiles
+            product.kernel, config, constants, fields, product.matrices(), self.start, self.end, tiles
         )
 
-    def once(
+    def per_block_work(
         self,
         kernel: Any,  # noqa: ANN401
         matrices: dict[int, Matrices],
-        words: Mapping[int, int],
+        fields: Mapping[int, int],
         tiles: int = 1,
         **constants: Any,  # noqa: ANN401
     ) -> BlockWork:
         """Return a work that runs one program, or one program a tile, for each of these blocks."""
-        words = {fields.FIRST_BLOCK.value: self.first_block, **words}
-        return BlockWork(kernel, self.config(kernel), constants, words, matrices, self.start, self.end, tiles)
+        fields = {entry.FIRST_BLOCK.value: self.first_block, **fields}
+        return BlockWork(
+            kernel, self.config(kernel), constants, fields, matrices, self.start, self.end, tiles
+        )

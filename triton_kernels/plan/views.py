@@ -34,7 +34,7 @@ class View:
     row_stride: int
     col_stride: int
 
-    def words(self, scratch: bool) -> list[int]:
+    def fields(self, scratch: bool) -> list[int]:
         """Return the fields that `entry.matrix` reads."""
         strides = [self.inner, self.outer_stride, self.inner_stride, self.row_stride, self.col_stride]
         return [self.data, int(scratch), self.first, *strides]

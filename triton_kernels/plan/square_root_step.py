@@ -12,18 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from . import entry as fields
-from . import kept_plans, side_state, tuning
-from .blocks import Matrices, matrices_of
-from .gram import gram
+from .. import entry, side_state
+from ..gram import gram
+from ..scaled_product import scaled_product
+from ..side_state import finish_norms, square_gradients
+from . import plan_cache, tuning
 from .groups import KernelGroup, StepRule
 from .launch import TYPES, BlockWork, Plan
-from .product_plan import DepthRange, in_vectors
-from .scaled_product import scaled_product
-from .side_state import finish_norms, square_gradients
+from .product import DepthRange, in_vectors
+from .resident import is_in_vectors, is_resident, resident_work
 from .slices import SCRATCH_BYTES, slices_of
-from .square_root_plan import SquareRootSide, SquareRootUpdate, scaled, squares_of
-from .square_root_resident_plan import is_in_vectors, is_resident, resident_work
+from .square_root import SquareRootSide, SquareRootUpdate, scaled, squares_of
+from .views import Matrices, matrices_of
 
 
 class TwoSidedProduct:
@@ -34,10 +34,10 @@ class TwoSidedProduct:
         self.left_root, self.right_root = matrices_of([group.left_root]), matrices_of([group.right_root])
         self.whole = whole
         tiles = whole.tiles(scaled_product, self.out.rows, self.out.cols)
-        self.words = {
-            fields.STATISTICS.value: group.left[1].data_ptr(),
-            fields.PARTIAL.value: whole.plan.doubles(tiles * group.blocks),
-            fields.PARTIALS.value: tiles,
+        self.fields = {
+            entry.STATISTICS.value: group.left[1].data_ptr(),
+            entry.PARTIAL.value: whole.plan.doubles(tiles * group.blocks),
+            entry.PARTIALS.value: tiles,
         }
 
     def half(self, part: DepthRange) -> Matrices:
@@ -45,13 +45,13 @@ class TwoSidedProduct:
         return part.matrices(self.out.rows, self.out.cols)
 
     def first(self, part: DepthRange, half: Matrices) -> BlockWork:
-        return scaled(part, "one", self.direction, self.right_root, half, self.words)
+        return scaled(part, "one", self.direction, self.right_root, half, self.fields)
 
     def second(self, part: DepthRange, half: Matrices) -> BlockWork:
-        return scaled(part, "rms", self.left_root, half, self.out, self.words, norm=True)
+        return scaled(part, "rms", self.left_root, half, self.out, self.fields, norm=True)
 
     def norms(self) -> BlockWork:
-        return self.whole.once(finish_norms, {}, self.words)
+        return self.whole.per_block_work(finish_norms, {}, self.fields)
 
 
 class SquareRootGroup:
@@ -71,8 +71,8 @@ class SquareRootGroup:
 
     def _sides(self, grad: Matrices) -> Iterator[SquareRootSide]:
         tiles = self.whole.tiles(square_gradients, self.rows, self.cols)
-        place = self.plan.doubles(tiles * self.group.blocks)
-        self.energy = {fields.ENERGY.value: place, fields.ENERGIES.value: tiles}
+        offset = self.plan.doubles(tiles * self.group.blocks)
+        self.energy = {entry.ENERGY.value: offset, entry.ENERGIES.value: tiles}
         roots, coupled = (self.group.left_root, self.group.right_root), self.rule.coupled
         left, right = (matrices_of([root]) if coupled else None for root in roots)
         yield self._side(*self.group.left, grad, right)
@@ -85,18 +85,18 @@ class SquareRootGroup:
         d, blocks, tiles = unfolding.rows, self.group.blocks, self.whole.tiles
         bounds = tiles(gram, d, d, symmetric=True)
         across, square = tiles(scaled_product, d, unfolding.cols), tiles(scaled_product, d, d)
-        words = {
-            fields.STATE.value: self.plan.floats(side_state.ARRAYS.value * blocks),
-            fields.BLOCKS.value: blocks,
-            fields.STATISTICS.value: statistics.data_ptr(),
+        fields = {
+            entry.STATE.value: self.plan.floats(side_state.ARRAYS.value * blocks),
+            entry.BLOCKS.value: blocks,
+            entry.STATISTICS.value: statistics.data_ptr(),
             **self.energy,
-            fields.BOUND.value: self.plan.doubles(bounds * blocks),
-            fields.BOUNDS.value: bounds,
-            fields.WHITENED.value: self.plan.doubles(across * blocks),
-            fields.WHITENEDS.value: across,
+            entry.BOUND.value: self.plan.doubles(bounds * blocks),
+            entry.BOUNDS.value: bounds,
+            entry.WHITENED.value: self.plan.doubles(across * blocks),
+            entry.WHITENEDS.value: across,
         }
         stretched, finished = (self.plan.doubles(count * blocks) for count in (across, square))
-        return SquareRootSide(matrices_of([factor]), unfolding, whitening, words, stretched, finished)
+        return SquareRootSide(matrices_of([factor]), unfolding, whitening, fields, stretched, finished)
 
     def scratch_of_block(self) -> int:
         """Return an upper bound of the bytes that one block's works take."""
@@ -123,17 +123,17 @@ class SquareRootGroup:
             yield [product.second(part, half)]
 
     def _square_gradients(self, part: DepthRange, grad: Matrices) -> BlockWork:
-        words = {
-            fields.ROWS.value: self.rows,
-            fields.COLS.value: self.cols,
-            fields.TILE_COLS.value: part.tiles(square_gradients, 1, self.cols),
-            fields.PARTIAL.value: self.energy[fields.ENERGY.value],
-            fields.PARTIALS.value: self.energy[fields.ENERGIES.value],
+        fields = {
+            entry.ROWS.value: self.rows,
+            entry.COLS.value: self.cols,
+            entry.TILE_COLS.value: part.tiles(square_gradients, 1, self.cols),
+            entry.PARTIAL.value: self.energy[entry.ENERGY.value],
+            entry.PARTIALS.value: self.energy[entry.ENERGIES.value],
         }
         constants = {"A_TYPE": TYPES[grad.dtype], "A_ORDER": grad.order}
         vector = in_vectors((self.rows, self.cols), {0: grad})
         tiles = part.tiles(square_gradients, self.rows, self.cols)
-        return part.once(square_gradients, {0: grad}, words, tiles, **constants, VECTOR=vector)
+        return part.per_block_work(square_gradients, {0: grad}, fields, tiles, **constants, VECTOR=vector)
 
 
 def plan_groups(groups: list[KernelGroup], rule: StepRule, scratch_bytes: int = SCRATCH_BYTES) -> Plan:
@@ -152,6 +152,6 @@ def plan_groups(groups: list[KernelGroup], rule: StepRule, scratch_bytes: int = 
 
 def run(groups: list[KernelGroup], rule: StepRule, scales: Tensor, scalars: Mapping[str, Any]) -> None:
     """Plan and launch a call; `scalars`: the kernels' arguments by name."""
-    symbols = kept_plans.TensorSymbols()
-    symbolic = [group.symbolic(symbols) for group in groups]
-    kept_plans.run((rule, *symbolic), symbols, lambda: plan_groups(symbolic, rule), scales, scalars)
+    specs = plan_cache.TensorSpecs()
+    group_specs = [group.spec(specs) for group in groups]
+    plan_cache.run((rule, *group_specs), specs, lambda: plan_groups(group_specs, rule), scales, scalars)

@@ -1,6 +1,6 @@
 """Cache of plans: a plan depends on all properties of a call's tensors except their addresses.
 
-A plan is made from `TensorSymbol`s: tensors without storage, which have distinct symbolic addresses. When
+A plan is made from `TensorSpec`s: tensors without storage, which have distinct symbolic addresses. When
 tensors have moved, one addition makes the table with the real addresses from it, and the table is uploaded.
 """
 
@@ -20,16 +20,16 @@ from . import launch
 from .launch import Plan
 
 ADDRESS_BITS = 44
-"""Bit from which a symbol's address contains its number; all sizes and other words of a table are smaller."""
+"""Bit from which a spec's address contains its number; all sizes and other fields of a table are smaller."""
 OFFSET_MASK = (1 << ADDRESS_BITS) - 1
 ALIGNMENT = 16
-MOST_KEPT = 128
+MOST_PLANS = 128
 """Number of plans that are kept."""
 MOST_TABLES = 4
 """Number of tables of one plan that are kept, for tensors that swap their memory."""
 
 
-class TensorSymbol(NamedTuple):
+class TensorSpec(NamedTuple):
     """The properties of a tensor that a plan may use, with a tensor's methods."""
 
     number: int
@@ -55,23 +55,23 @@ class TensorSymbol(NamedTuple):
         return ((self.number + 1) << ADDRESS_BITS) + self.misalignment
 
 
-class TensorSymbols:
+class TensorSpecs:
     """The tensors of a call, numbered in the order of their first use."""
 
     def __init__(self) -> None:
-        self._known: dict[int, TensorSymbol] = {}
+        self._known: dict[int, TensorSpec] = {}
         self.addresses: list[int] = []
 
-    def of(self, tensor: Tensor) -> TensorSymbol:
+    def of(self, tensor: Tensor) -> TensorSpec:
         known = self._known.get(id(tensor))
         if known is None:
             address = tensor.data_ptr()
             layout = (tensor.dtype, tuple(tensor.shape), tensor.stride(), address % ALIGNMENT)
-            known = self._known[id(tensor)] = TensorSymbol(len(self.addresses), *layout)
+            known = self._known[id(tensor)] = TensorSpec(len(self.addresses), *layout)
             self.addresses.append(address)
         return known
 
-    def all(self, tensors: Iterable[Tensor]) -> tuple[TensorSymbol, ...]:
+    def all(self, tensors: Iterable[Tensor]) -> tuple[TensorSpec, ...]:
         return tuple(map(self.of, tensors))
 
 
@@ -83,30 +83,30 @@ class UploadedTable(NamedTuple):
 
 
 @dataclass
-class Kept:
+class CachedPlan:
     """A plan, and its latest tables by device, stream and addresses."""
 
     plan: Plan
     tables: OrderedDict[Hashable, UploadedTable] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
-        self.words = torch.tensor(self.plan.words, dtype=torch.int64, device="cpu")
-        self.places = (self.words.view(-1) > OFFSET_MASK).nonzero().view(-1)
-        symbolic = self.words.view(-1)[self.places]
+        self.entries = torch.tensor(self.plan.entries, dtype=torch.int64, device="cpu")
+        self.pointers = (self.entries.view(-1) > OFFSET_MASK).nonzero().view(-1)
+        symbolic = self.entries.view(-1)[self.pointers]
         self.numbers = (symbolic >> ADDRESS_BITS) - 1
         self.offsets = symbolic & OFFSET_MASK
 
     def table(self, addresses: list[int], device: torch.device) -> UploadedTable:
-        """Return the words with real addresses, and start their upload to the device."""
-        words = self.words.clone()
+        """Return the entries with real addresses, and start their upload to the device."""
+        entries = self.entries.clone()
         aligned = [address - address % ALIGNMENT for address in addresses]
         starts = torch.tensor(aligned, dtype=torch.int64, device="cpu")
-        words.view(-1)[self.places] = starts[self.numbers] + self.offsets
-        pinned = words.pin_memory() if device.type == "cuda" else words
+        entries.view(-1)[self.pointers] = starts[self.numbers] + self.offsets
+        pinned = entries.pin_memory() if device.type == "cuda" else entries
         return UploadedTable(pinned.to(device, non_blocking=True), pinned)
 
 
-_KEPT: OrderedDict[Hashable, Kept] = OrderedDict()
+_PLANS: OrderedDict[Hashable, CachedPlan] = OrderedDict()
 _CAPTURED: list[UploadedTable] = []
 """Tables that CUDA graphs use; they are never freed, since a graph may be replayed at any time."""
 _LOCK = threading.Lock()
@@ -114,7 +114,7 @@ _LOCK = threading.Lock()
 
 def forget() -> None:
     """Drop all plans, because something that they were made from has changed."""
-    _KEPT.clear()
+    _PLANS.clear()
 
 
 def plan_of(
@@ -125,17 +125,17 @@ def plan_of(
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device).cuda_stream
         capturing = torch.cuda.is_current_stream_capturing()
-    place = (device, stream, tuple(addresses))
+    table_key = (device, stream, tuple(addresses))
     with _LOCK:
-        kept = _KEPT.pop(key, None) or Kept(make())
-        _keep(_KEPT, key, kept, MOST_KEPT)
-        known = kept.tables.pop(place, None)
-        table = known or kept.table(addresses, device)
+        cached = _PLANS.pop(key, None) or CachedPlan(make())
+        _keep(_PLANS, key, cached, MOST_PLANS)
+        known = cached.tables.pop(table_key, None)
+        table = known or cached.table(addresses, device)
         if capturing:
             _CAPTURED.append(table)
         if known or not capturing:  # a captured upload runs only when the graph is replayed
-            _keep(kept.tables, place, table, MOST_TABLES)
-    return kept.plan, table.device
+            _keep(cached.tables, table_key, table, MOST_TABLES)
+    return cached.plan, table.device
 
 
 def _keep(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int) -> None:  # noqa: ANN401
@@ -147,11 +147,11 @@ def _keep(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int
 
 def run(
     key: Hashable,
-    symbols: TensorSymbols,
+    specs: TensorSpecs,
     make: Callable[[], Plan],
     taking_part: Tensor,
     scalars: Mapping[str, Any],
 ) -> None:
-    """Launch the plan that `key` names; `make` makes it from `symbols` if it is not kept."""
-    plan, table = plan_of(key, symbols.addresses, taking_part.device, make)
+    """Launch the plan that `key` names; `make` makes it from `specs` if it is not kept."""
+    plan, table = plan_of(key, specs.addresses, taking_part.device, make)
     launch.run(plan, table, taking_part, scalars)

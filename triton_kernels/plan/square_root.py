@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from . import entry as fields
-from .blocks import Matrices
-from .gram import gram
+from .. import entry
+from ..gram import gram
+from ..inverse_root import inverse_root
+from ..scaled_product import scaled_product
+from ..side_state import finish_sides, track_statistics
 from .groups import StepRule
-from .inverse_root import inverse_root
 from .launch import TYPES, BlockWork
-from .product_plan import DepthRange, Product
-from .scaled_product import scaled_product
-from .side_state import finish_sides, track_statistics
+from .product import DepthRange, Product
+from .views import Matrices
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class SquareRootSide:
     Args:
         factor: F ``[d, d]``.  unfolding: G ``[d, k]``, as this side sees it.
         whitening: the root ``[k, k]`` that multiplies G from the right, if sides are coupled.
-        words: words of every entry of this side: the locations of its state and its sums (entry.py).
+        fields: fields of every entry of this side, by index (entry.py): where its state and its sums are.
         stretched, finished: offsets in scratch memory of the shares of |U|_F^2 and |F'|_F^2.
     """
 
     factor: Matrices
     unfolding: Matrices
     whitening: Matrices | None
-    words: Mapping[int, int]
+    fields: Mapping[int, int]
     stretched: int
     finished: int
 
@@ -65,36 +65,36 @@ class SquareRootUpdate:
         """Return the work that makes U, which needs no result of this side."""
         if self.side.whitening is None:
             return []
-        words = self._shares(self.side.stretched, self.k)
-        return [scaled(self.part, "one", self.side.unfolding, self.side.whitening, self.u, words, norm=True)]
+        fields = self._shares(self.side.stretched, self.k)
+        return [scaled(self.part, "one", self.side.unfolding, self.side.whitening, self.u, fields, norm=True)]
 
     def stages(self) -> Iterator[list[BlockWork]]:
         """Yield the works in stages: lists of works, each list waiting for the one before."""
         factor, (m, *rest) = self.side.factor, self.squares
         yield [self._track()]
-        words = self._shares(self.side.words[fields.WHITENED.value], self.k)
-        yield [self._of_factor("whitening", factor.transposed, self.u, self.b, words)]
+        fields = self._shares(self.side.fields[entry.WHITENED.value], self.k)
+        yield [self._of_factor("whitening", factor.transposed, self.u, self.b, fields)]
         yield [self._gram(m)]
         z = yield from self._iterates(m, rest)
         new = next(matrix for matrix in self.squares if matrix is not z)
         yield [self._of_factor("root", factor, z, new, self._shares(self.side.finished, self.d))]
         yield [self._finish(new)]
 
-    def _shares(self, place: int, cols: int) -> dict[int, int]:
-        """Return the words that locate the shares of a sum by tile of a product ``[d, cols]``."""
+    def _shares(self, offset: int, cols: int) -> dict[int, int]:
+        """Return the fields that locate the shares of a sum by tile of a product ``[d, cols]``."""
         tiles = self.part.tiles(scaled_product, self.d, cols)
-        return {fields.PARTIAL.value: place, fields.PARTIALS.value: tiles}
+        return {entry.PARTIAL.value: offset, entry.PARTIALS.value: tiles}
 
     def _track(self) -> BlockWork:
-        sizes = {fields.ROWS.value: self.d, fields.COLS.value: self.k}
-        words = {**self.side.words, **sizes, **self._shares(self.side.stretched, self.k)}
-        return self.part.once(track_statistics, {}, words, COUPLED=self.side.whitening is not None)
+        sizes = {entry.ROWS.value: self.d, entry.COLS.value: self.k}
+        fields = {**self.side.fields, **sizes, **self._shares(self.side.stretched, self.k)}
+        return self.part.per_block_work(track_statistics, {}, fields, COUPLED=self.side.whitening is not None)
 
     def _of_factor(
         self, scale: str, factor: Matrices, b: Matrices, out: Matrices, shares: Mapping[int, int]
     ) -> BlockWork:
-        words, refine = {**self.side.words, **shares}, self.rule.refine if scale == "root" else 0
-        return scaled(self.part, scale, factor, b, out, words, norm=True, refine=refine, of_factor=True)
+        fields, refine = {**self.side.fields, **shares}, self.rule.refine if scale == "root" else 0
+        return scaled(self.part, scale, factor, b, out, fields, norm=True, refine=refine, of_factor=True)
 
     def _gram(self, m: Matrices) -> BlockWork:
         product = Product(
@@ -103,7 +103,7 @@ class SquareRootUpdate:
             self.b.transposed,
             added=self.side.factor if self.rule.damped else None,
             out=m,
-            words=self.side.words,
+            fields=self.side.fields,
             symmetric=True,
         )
         return self.part.work(product, F_TYPE=TYPES[self.side.factor.dtype], DAMPED=self.rule.damped)
@@ -140,16 +140,18 @@ class SquareRootUpdate:
         out: Matrices,
         added: Matrices | None = None,
     ) -> BlockWork:
-        product = Product(inverse_root, a, b, added=added, out=out, words=self.side.words, symmetric=True)
+        product = Product(inverse_root, a, b, added=added, out=out, fields=self.side.fields, symmetric=True)
         return self.part.work(product, STEP=step, NUMBER=number)
 
     def _finish(self, new: Matrices) -> BlockWork:
         """Return the work that copies F' from scratch memory: all tiles of F R read the old F."""
         d, factor = self.d, self.side.factor
-        sizes = {fields.ROWS.value: d, fields.TILE_COLS.value: self.part.tiles(finish_sides, 1, d)}
-        words = {**self.side.words, **sizes, **self._shares(self.side.finished, d)}
+        sizes = {entry.ROWS.value: d, entry.TILE_COLS.value: self.part.tiles(finish_sides, 1, d)}
+        fields = {**self.side.fields, **sizes, **self._shares(self.side.finished, d)}
         tiles = self.part.tiles(finish_sides, d, d)
-        return self.part.once(finish_sides, {0: new, 3: factor}, words, tiles, TYPE=TYPES[factor.dtype])
+        return self.part.per_block_work(
+            finish_sides, {0: new, 3: factor}, fields, tiles, TYPE=TYPES[factor.dtype]
+        )
 
 
 def scaled(
@@ -158,12 +160,12 @@ def scaled(
     a: Matrices,
     b: Matrices,
     out: Matrices,
-    words: Mapping[int, int],
+    fields: Mapping[int, int],
     *,
     norm: bool = False,
     refine: int = 0,
     of_factor: bool = False,
 ) -> BlockWork:
     """Return a work of scaled_product; `refine` is used by the scale "root" only."""
-    product = Product(scaled_product, a, b, out=out, words=words, typed=True)
+    product = Product(scaled_product, a, b, out=out, fields=fields, typed=True)
     return part.work(product, SCALE=scale, REFINE=refine, OF_FACTOR=of_factor, NORM=norm)

@@ -1,0 +1,1 @@
+"""Launch plans of the Triton kernels, made and kept on the host."""
