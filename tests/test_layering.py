@@ -362,7 +362,7 @@ def test_folders_of_bench_import_only_what_they_may():
         names = set(imported_names(path))
         imported[folder] |= {folder_in_bench(name) for name in names if name.startswith("bench.")} - {folder}
         tops = {name.split(".")[0] for name in names} - {"bench"}
-        helpers[folder] |= {top for top in ("tests", "examples") if tops & top_modules(top)}
+        helpers[folder] |= {top for top in ("tests", "examples", "tools") if tops & top_modules(top)}
     assert imported == BENCH_IMPORTS
     assert {name: found for name, found in helpers.items() if found} == BENCH_HELPERS
     extending = {relative(path) for path in (ROOT / "bench").rglob("*.py") if "sys.path" in path.read_text()}

@@ -15,12 +15,12 @@ import triton.language as tl
 from .entry import (
     BLOCKS,
     COLS,
-    ENERGIES,
-    ENERGY,
     FIRST_BLOCK,
     PARTIAL,
     PARTIALS,
     ROWS,
+    SQUARED_NORM,
+    SQUARED_NORMS,
     STATE,
     STATISTICS,
     WHITENED,
@@ -113,7 +113,7 @@ def track_statistics(table, count, scratch, scales, decay, weight, prior, COUPLE
     taken = 0.0
     scale = tl.load(scales + tl.load(entry + FIRST_BLOCK) + block)
     if scale != 0:
-        squared = total(entry, block, scratch, ENERGY, ENERGIES)
+        squared = total(entry, block, scratch, SQUARED_NORM, SQUARED_NORMS)
         stretch = tl.full((), 1, tl.float64)
         if COUPLED:
             stretch = total(entry, block, scratch, PARTIAL, PARTIALS) / squared

@@ -54,7 +54,7 @@ RIGHT_ROOT = tl.constexpr(6)
 
 @triton.jit
 def _product(a, b, PRECISION: tl.constexpr):
-    """Return A B from a separate region: a chain of products in one region would exceed the registers."""
+    """Return A B under a condition: a chain of products in one basic block would exceed the registers."""
     c = tl.zeros((a.shape[0], b.shape[1]), tl.float32)
     if tl.program_id(0) >= 0:
         c = dot(a, b, c, PRECISION)
@@ -156,7 +156,7 @@ def _updated(
 
 @triton.jit
 def _update_side(
-    entry, SIDE: tl.constexpr, STATISTICS_FIELD: tl.constexpr, block, scratch, u, energy, scale, d, k,
+    entry, SIDE: tl.constexpr, STATISTICS_FIELD: tl.constexpr, block, scratch, u, norm_squared, scale, d, k,
     decay, weight, damping, prior, damped_updates,
     TYPE: tl.constexpr, COUPLED: tl.constexpr, DAMPED: tl.constexpr, REFINE: tl.constexpr,
     PRECISION: tl.constexpr, VECTOR: tl.constexpr,
@@ -166,9 +166,9 @@ def _update_side(
     rms, old_weight = tl.load(statistics + RMS), tl.load(statistics + WEIGHT)
     fallbacks = tl.load(statistics + FALLBACKS)
     tl.debug_barrier()  # every thread has read what one of them writes
-    squared, stretch = energy, tl.full((), 1, tl.float64)
+    squared, stretch = norm_squared, tl.full((), 1, tl.float64)
     if COUPLED:
-        stretch = squared_norm(u) / energy
+        stretch = squared_norm(u) / norm_squared
         squared *= tl.where(stretch > 0, 1, 0)
     squared *= scale.to(tl.float64) * scale
     new_rms, new_weight = new_statistics(rms, old_weight, squared, (d * k).to(tl.float64), decay, weight)
@@ -244,12 +244,12 @@ def square_root_resident(
         rms = tl.load(side_statistics(entry, block, STATISTICS) + RMS)
         if UPDATE:
             u = _load(entry, GRAD, block, scratch, rows, cols, M, N, GRAD_TYPE, GRAD_ORDER, VECTOR)
-            energy = squared_norm(u)
+            norm_squared = squared_norm(u)
             if COUPLED:
                 root = _load_square(entry, RIGHT_ROOT, block, scratch, cols, N, RIGHT_ROOT_TYPE, VECTOR)
                 u = _product(u, root, PRECISION)
             rms = _update_side(
-                entry, LEFT, STATISTICS, block, scratch, u, energy, scale, rows, cols,
+                entry, LEFT, STATISTICS, block, scratch, u, norm_squared, scale, rows, cols,
                 decay, weight, damping, prior, damped_updates,
                 LEFT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip
@@ -259,7 +259,7 @@ def square_root_resident(
                 root = _load_square(entry, LEFT_ROOT, block, scratch, rows, M, LEFT_ROOT_TYPE, VECTOR)
                 u = _product(root, u, PRECISION)
             _update_side(
-                entry, RIGHT, RIGHT_STATISTICS, block, scratch, tl.trans(u), energy, scale, cols, rows,
+                entry, RIGHT, RIGHT_STATISTICS, block, scratch, tl.trans(u), norm_squared, scale, cols, rows,
                 decay, weight, damping, prior, damped_updates,
                 RIGHT_TYPE, COUPLED, DAMPED, REFINE, PRECISION, VECTOR,
             )  # fmt: skip

@@ -73,9 +73,9 @@ def estimate_cost(
 def _ranks(
     parameters: list[ParamShape], world_size: int, replicated: bool, device: torch.device
 ) -> Iterator[RankEstimate]:
-    dealt = assign_pieces([p.shape for p in parameters], [p.config for p in parameters], world_size)
+    assigned = assign_pieces([p.shape for p in parameters], [p.config for p in parameters], world_size)
     scalars = scalar_bytes(parameters, device)
-    for pieces, traffic in zip(dealt, traffic_of(parameters, dealt, replicated), strict=True):
+    for pieces, traffic in zip(assigned, traffic_of(parameters, assigned, replicated), strict=True):
         parts = split_parts((parameters[piece.parameter], piece.blocking) for piece in pieces)
         kernels = [*kernel_costs(parts), traffic.copies(replicated)]
         roots = [cost for part in parts for cost in root_costs(part.groups, part.options)]

@@ -42,24 +42,24 @@ class Traffic:
 
 
 def traffic_of(
-    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], replicated: bool
+    parameters: Sequence[ParamShape], assigned: Sequence[Sequence[Piece]], replicated: bool
 ) -> list[Traffic]:
     """Return the traffic of every rank.
 
     Args:
-        dealt: the pieces of every rank.
+        assigned: the pieces of every rank.
         replicated: True if all ranks hold all parameters and gradients, False if they hold shards of rows, as
             `fully_shard` cuts them.
     """
-    ranks = [Traffic() for _ in dealt]
+    ranks = [Traffic() for _ in assigned]
     if len(ranks) > 1:
         exchange = _exchange_replicas if replicated else _exchange_shards
-        exchange(parameters, dealt, ranks)
+        exchange(parameters, assigned, ranks)
     return ranks
 
 
 def _exchange_replicas(
-    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
+    parameters: Sequence[ParamShape], assigned: Sequence[Sequence[Piece]], ranks: list[Traffic]
 ) -> None:
     """Add the traffic of replicas: all have the gradients; in every chunk all ranks pad to the largest."""
     sizes = [p.dtype.itemsize for p in parameters]
@@ -67,20 +67,20 @@ def _exchange_replicas(
     def size(pieces: Sequence[Piece]) -> int:
         return sum(piece.box.numel * sizes[piece.parameter] for piece in pieces)
 
-    by_rank = (split_by_bytes(pieces, sizes, CHUNK_BYTES) for pieces in dealt)
+    by_rank = (split_by_bytes(pieces, sizes, CHUNK_BYTES) for pieces in assigned)
     chunks = itertools.zip_longest(*by_rank, fillvalue=())
     passed = (len(ranks) - 1) * sum(max(map(size, chunk)) for chunk in chunks)
     held = sum(math.prod(p.shape) * p.dtype.itemsize for p in parameters)
-    for rank, pieces in zip(ranks, dealt, strict=True):
+    for rank, pieces in zip(ranks, assigned, strict=True):
         rank.sent = rank.received = passed
         rank.held, rank.owned = held, size(pieces)
 
 
 def _exchange_shards(
-    parameters: Sequence[ParamShape], dealt: Sequence[Sequence[Piece]], ranks: list[Traffic]
+    parameters: Sequence[ParamShape], assigned: Sequence[Sequence[Piece]], ranks: list[Traffic]
 ) -> None:
     """Add the traffic of shards: gradients and parameters are sent to owners, parameters are sent back."""
-    for owner, pieces in zip(ranks, dealt, strict=True):
+    for owner, pieces in zip(ranks, assigned, strict=True):
         for piece in pieces:
             p = parameters[piece.parameter]
             (start, *_), (count, *_) = piece.box.offset or (0,), piece.box.shape or (1,)

@@ -72,7 +72,7 @@ class SquareRootGroup:
     def _sides(self, grad: Matrices) -> Iterator[SquareRootSide]:
         tiles = self.whole.tiles(square_gradients, self.rows, self.cols)
         offset = self.plan.doubles(tiles * self.group.blocks)
-        self.energy = {entry.ENERGY.value: offset, entry.ENERGIES.value: tiles}
+        self.squared_norm = {entry.SQUARED_NORM.value: offset, entry.SQUARED_NORMS.value: tiles}
         roots, coupled = (self.group.left_root, self.group.right_root), self.rule.coupled
         left, right = (matrices_of([root]) if coupled else None for root in roots)
         yield self._side(*self.group.left, grad, right)
@@ -89,7 +89,7 @@ class SquareRootGroup:
             entry.STATE.value: self.plan.floats(side_state.ARRAYS.value * blocks),
             entry.BLOCKS.value: blocks,
             entry.STATISTICS.value: statistics.data_ptr(),
-            **self.energy,
+            **self.squared_norm,
             entry.BOUND.value: self.plan.doubles(bounds * blocks),
             entry.BOUNDS.value: bounds,
             entry.WHITENED.value: self.plan.doubles(across * blocks),
@@ -127,8 +127,8 @@ class SquareRootGroup:
             entry.ROWS.value: self.rows,
             entry.COLS.value: self.cols,
             entry.TILE_COLS.value: part.tiles(square_gradients, 1, self.cols),
-            entry.PARTIAL.value: self.energy[entry.ENERGY.value],
-            entry.PARTIALS.value: self.energy[entry.ENERGIES.value],
+            entry.PARTIAL.value: self.squared_norm[entry.SQUARED_NORM.value],
+            entry.PARTIALS.value: self.squared_norm[entry.SQUARED_NORMS.value],
         }
         constants = {"A_TYPE": TYPES[grad.dtype], "A_ORDER": grad.order}
         vector = in_vectors((self.rows, self.cols), {0: grad})

@@ -106,7 +106,7 @@ def scratch_matrices(offset: int, first: int, count: int, rows: int, cols: int) 
 
 
 def _views_of(tensor: Tensor, first: int) -> Iterator[View]:
-    """Yield a tensor's views: a view has two leading dims, so every index of the other dims has its own."""
+    """Yield a tensor's views: a view has two leading dims, one for each index of the other dims."""
     if tensor.numel() == 0:
         return
     dims = _leading_dims(tensor)
