@@ -205,19 +205,17 @@ class LocalEngine:
         Args:
             by_position: receives this parameter group's batches.  new: receives states to be created.
         """
-        group_batches = self._by_position.get(context.position)
         group_states: GroupStates = list(map(state.get, context.params))
-        of_batches = None if group_batches is None else group_batches.tensors(context, group_states)
-        joining = [] if group_batches is None else group_batches.joining(context, group_states)
+        kept = self._kept(context, group_states)
+        joining = [] if kept is None else kept[0].joining(context, group_states)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            _check_capture(context, None if of_batches is None or joining else group_batches)
-        if group_batches is None or of_batches is None:
-            group_batches, of_batches = self._reusable(context, group_states)
-            joining = group_batches.joining(context, group_states)
+            _check_capture(context, None if kept is None or joining else kept[0])
+        if kept is None:
+            kept = self._reusable(context, group_states)
+            joining = kept[0].joining(context, group_states)
+        group_batches, of_batches = kept
         if joining:
-            group_batches, of_batches = self._extended(
-                group_batches, of_batches, joining, context, group_states, new
-            )
+            group_batches, of_batches = self._extended(*kept, joining, context, group_states, new)
         by_position[context.position] = group_batches
         planned = []
         for placed, tensors in zip(group_batches.placed, of_batches, strict=True):
@@ -226,6 +224,14 @@ class LocalEngine:
             if gradients is not None:
                 planned.append(PlannedStep(plan_batch(placed.batch, context, tensors), *gradients))
         return planned
+
+    def _kept(
+        self, context: GroupContext, group_states: GroupStates
+    ) -> tuple[GroupBatches, list[list[Tensor]]] | None:
+        """Return the parameter group's batches and the state tensors of each; None if they do not fit."""
+        group_batches = self._by_position.get(context.position)
+        tensors = None if group_batches is None else group_batches.tensors(context, group_states)
+        return None if group_batches is None or tensors is None else (group_batches, tensors)
 
     def _extended(
         self,
@@ -288,6 +294,7 @@ class LocalEngine:
             placed = replace(old, members=[places[p] for p in old_params if p in places])
             if (
                 len(placed.members) == len(old_params)
+                and outside.issuperset(placed.members)  # the batches of groups without a step may be outdated
                 and list(map(KIND, old_params)) == old.batch.kinds
                 and old.batch.is_of(context.config)
                 and (tensors := placed.tensors(group_states)) is not None

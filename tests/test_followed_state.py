@@ -59,6 +59,42 @@ def test_a_step_uses_edited_state(backend: str) -> None:
     )
 
 
+def test_a_parameter_that_moves_on_and_on_is_stepped_once(backend: str) -> None:
+    """Groups without a gradient on a step keep their batches, also of parameters that have moved away."""
+    moving, *others = parameters((7,), (12, 20), (20, 12))
+    (alone,) = parameters((7,))
+    optimizer = KrADagrad([{"params": [p]} for p in (moving, *others)], **SMALL, backend=backend)
+    plain = KrADagrad([alone], **SMALL, backend=backend)
+    first, second, third = optimizer.param_groups
+    for number, (source, target) in enumerate(((first, second), (second, third), (third, first))):
+        for p in (moving, alone):
+            set_gradients([p], number)
+        others[0].grad = None
+        others[1].grad = torch.ones(20, 12)
+        optimizer.step()
+        plain.step()
+        assert torch.equal(moving, alone)
+        target["params"].insert(0, source["params"].pop(0))
+
+
+def test_a_parameter_without_a_gradient_leaves_its_group(backend: str) -> None:
+    """The group is shorter then, and the parameter's place in it is gone."""
+    params = parameters((12, 20), (20, 12), (7,))
+    optimizer = KrADagrad([{"params": [params[0]]}, {"params": params[1:]}], **SMALL, backend=backend)
+    for _ in range(2):
+        for p in params[:2]:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        before = params[2].detach().clone()
+        optimizer.param_groups[0]["params"].append(optimizer.param_groups[1]["params"].pop())
+        params[2].grad = torch.ones(7)
+        optimizer.step()
+        assert not torch.equal(params[2], before)
+        params[2].grad = None
+        optimizer.param_groups[1]["params"].append(optimizer.param_groups[0]["params"].pop())
+        del optimizer.state[params[2]]
+
+
 @pytest.mark.parametrize("shape", [(12, 20), (4, 3)])
 def test_a_parameter_of_another_shape_is_named_before_anything_changes(
     shape: tuple[int, ...], backend: str
