@@ -7,7 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from inputs.guard_gradients import OPTIONS, WRITTEN, make, rows, run
+from inputs.guard_gradients import GUARD_GRADIENTS, OPTIONS, make, rows, run
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -38,7 +38,7 @@ def test_any_number_of_matrices(count: int, backend: str) -> None:
     ours, whole = (
         run(cases.ops(backend, torch.float32), matrices) for matrices in (rows(inputs, chosen), inputs)
     )
-    for name in WRITTEN:
+    for name in GUARD_GRADIENTS.written:
         a, b = getattr(ours, name), getattr(whole, name)[chosen]
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
 

@@ -8,7 +8,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from inputs.scale_updates import OPTIONS, WRITTEN, make, rows, run, sums
+from inputs.scale_updates import OPTIONS, SCALE_UPDATES, make, rows, run, sums
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -21,7 +21,7 @@ def test_agrees_with_float64(dtype: torch.dtype, options: dict[str, Any], backen
     inputs = make(dtype)
     ours = run(cases.ops(backend, dtype), inputs, **options)
     plain, exact = run(reference, inputs, **options), run(reference, inputs, torch.float64, **options)
-    for name in WRITTEN:
+    for name in SCALE_UPDATES.written:
         assert_each_as_accurate(getattr(ours, name), getattr(plain, name), getattr(exact, name), name)
 
 
@@ -32,7 +32,7 @@ def test_any_number_of_matrices(count: int, backend: str) -> None:
     ours, whole = (
         run(cases.ops(backend, torch.float32), matrices) for matrices in (rows(inputs, chosen), inputs)
     )
-    for name in WRITTEN:
+    for name in SCALE_UPDATES.written:
         assert torch.equal(getattr(ours, name).nan_to_num(), getattr(whole, name)[chosen].nan_to_num())
 
 

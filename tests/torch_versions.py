@@ -23,15 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RELEASES = ("2.10.0", "2.11.0", "2.13.0", "2.14.1")
 BUILDING = ("setuptools>=77", "ninja")
 TESTING = ("numpy", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")
-OPS = (
-    "square_root",
-    "square_root_step",
-    "guard_gradients",
-    "update_moments",
-    "scale_updates",
-    "apply_updates",
-    "decomposed_roots",
-)
+INPUTS = sorted(path.stem for path in (ROOT / "tests/inputs").glob("*.py"))
+OPS = [name for name in INPUTS if (ROOT / f"tests/test_{name}.py").exists()]
+OPS += ["square_root_step", "decomposed_roots"]
+"""Ops by the names of their tests."""
 VARIABLES = {"KRADAGRAD_BUILD": "cpu", "OMP_NUM_THREADS": "1", **os.environ}
 """Variables of every command. CUDA kernels would take minutes to compile for each release, and need a GPU."""
 

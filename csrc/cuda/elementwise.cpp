@@ -1,5 +1,4 @@
-// update_moments_ and apply_updates_ on CUDA: checks, and the plan of their launches
-// (plan/elementwise_plan.h).
+// The elementwise ops on CUDA: checks, and the plan of their launches (plan/elementwise_plan.h).
 #include <torch/csrc/stable/library.h>
 
 #include "../elementwise_arguments.h"
@@ -11,11 +10,8 @@ namespace {
 
 const DTypes kFloat = {ScalarType::Float};
 
-ElementwiseInputs inputs_of(const Tensor& coefficients, const Tensor& active) {
-  ElementwiseInputs inputs{};
-  inputs.coefficients = data<float>(coefficients);
-  inputs.active = data<bool>(active);
-  return inputs;
+void run_elementwise(const char* op, const Tensor& like, const ElementwiseCall& call) {
+  run(op, like, plan_elementwise(op, call, gpu_of(like)));
 }
 
 void update_moments(const Tensors momenta, const Tensors second_moments, const Tensors directions,
@@ -26,16 +22,17 @@ void update_moments(const Tensors momenta, const Tensors second_moments, const T
                                   grads,   params,         coefficients, active};
   check_update_moments(Checks("update_moments_", coefficients), in, {beta1, beta2, weight2, nesterov}, kFloat,
                        kKernelViewDTypes);
-  ElementwiseInputs inputs = inputs_of(coefficients, active);
-  inputs.params = infos(params);
-  inputs.grads = infos(grads);
-  inputs.momenta = infos(momenta);
-  inputs.second_moments = infos(second_moments);
-  inputs.directions = infos(directions);
-  check_layouts("update_moments_", inputs);
-  const UpdateMomentsRule rule = update_moments_rule(beta1, beta2, weight2, nesterov);
-  run("update_moments_", coefficients,
-      plan_update_moments(inputs, rule, data<float>(graft_norms), gpu_of(coefficients)));
+  ElementwiseCall call;
+  call.lists["momenta"] = infos(momenta);
+  call.lists["second_moments"] = infos(second_moments);
+  call.lists["directions"] = infos(directions);
+  call.lists["grads"] = infos(grads);
+  call.lists["params"] = infos(params);
+  call.tensors = {{"graft_norms", graft_norms.data_ptr()},
+                  {"coefficients", coefficients.data_ptr()},
+                  {"active", active.data_ptr()}};
+  call.scalars = {{"beta1", beta1}, {"beta2", beta2}, {"weight2", weight2}, {"nesterov", nesterov}};
+  run_elementwise("update_moments_", coefficients, call);
 }
 
 void apply_updates(const Tensors params, const Tensors momenta, const Tensors residuals,
@@ -46,16 +43,17 @@ void apply_updates(const Tensors params, const Tensors momenta, const Tensors re
                               second_moments, coefficients, active,    lr};
   check_apply_updates(Checks("apply_updates_", coefficients), in, {momentum, nesterov}, kFloat,
                       kKernelViewDTypes);
-  ElementwiseInputs inputs = inputs_of(coefficients, active);
-  inputs.params = infos(params);
-  inputs.momenta = infos(momenta);
-  inputs.residuals = infos(residuals);
-  inputs.updates = infos(updates);
-  inputs.directions = infos(directions);
-  inputs.second_moments = infos(second_moments);
-  check_layouts("apply_updates_", inputs);
-  const ParameterRule rule{static_cast<float>(momentum), nesterov, data<float>(lr)};
-  run("apply_updates_", coefficients, plan_apply_updates(inputs, rule));
+  ElementwiseCall call;
+  call.lists["params"] = infos(params);
+  call.lists["momenta"] = infos(momenta);
+  call.lists["residuals"] = infos(residuals);
+  call.lists["updates"] = infos(updates);
+  call.lists["directions"] = infos(directions);
+  call.lists["second_moments"] = infos(second_moments);
+  call.tensors = {
+      {"coefficients", coefficients.data_ptr()}, {"active", active.data_ptr()}, {"lr", lr.data_ptr()}};
+  call.scalars = {{"momentum", momentum}, {"nesterov", nesterov}};
+  run_elementwise("apply_updates_", coefficients, call);
 }
 
 }  // namespace

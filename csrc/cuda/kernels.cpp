@@ -45,8 +45,7 @@
   KERNEL(wide_root, WideRoots)                                   \
   KERNEL(guard_gradients, GuardGradients)                        \
   KERNEL(scale_updates, ScaleUpdates)                            \
-  KERNEL(update_moments, UpdateMoments)                          \
-  KERNEL(apply_updates, ApplyUpdates)
+  FOR_EVERY_ELEMENTWISE_KERNEL(KERNEL)
 
 namespace kradagrad::cuda {
 

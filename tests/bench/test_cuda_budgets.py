@@ -5,31 +5,17 @@ bench/gpu/kernels/evidence.py lists the same numbers.
 
 from __future__ import annotations
 
+import inputs
 import pytest
 from cuda import binaries
-from cuda.binaries import ARCHITECTURES, KB, PRECISIONS, Binary, Shape
+from cuda.binaries import ARCHITECTURES, KB, Binary, Shape
 from cuda.limits import CTA_SHARED, MOST_REGISTERS
 from marks import slow
 
 from bench.gpu.kernels.counts import ARITHMETIC, ELEMENTWISE, STEPS, CountedCall, count
 
 PRODUCTS = ("square_root_product", "resident", "wide")
-WHOLE_BLOCKS = ("update", "precondition", "root")
-
-# Number of CTAs that must fit an SM; the kernels' launch bounds require the same or fewer.
-LEAST_CTAS = {f"square_root_product_128_{precision}": 1 for precision in PRECISIONS if precision != "tf32x3"}
-LEAST_CTAS |= {"square_root_product_64_tf32x3": 2}
-LEAST_CTAS |= {
-    f"resident_{half}_{side}_{precision}": 2 if side == 64 and precision != "tf32x3" else 1
-    for half in WHOLE_BLOCKS
-    for side in (64, 96, 128)
-    for precision in (PRECISIONS[:1] if side == 96 else PRECISIONS)
-}
-LEAST_CTAS |= {f"wide_{half}": 1 for half in WHOLE_BLOCKS}
-LEAST_CTAS |= dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), 3)
-LEAST_CTAS |= {"finish_norms": 32}
-LEAST_CTAS |= dict.fromkeys(("update_moments", "apply_updates"), 4)
-LEAST_CTAS |= dict.fromkeys(("guard_gradients", "scale_updates"), 8)
+LEAST_CTAS = {name: kernel.least_ctas for name, kernel in inputs.kernels().items()}
 
 
 def faults(kernel: str, made: Binary, shape: Shape, architecture: str) -> list[str]:

@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import inputs
 import torch
 from compiled_module import compile_cached
-from inputs import apply_updates as apply_updates_inputs
-from inputs import guard_gradients as guard_gradients_inputs
 from inputs import roots, square_root
-from inputs import scale_updates as scale_updates_inputs
-from inputs import update_moments as update_moments_inputs
+from inputs.op import TensorOp
 
 from kradagrad_ext import build_info
 from kradagrad_ext.backends.base import Turn
@@ -192,9 +190,10 @@ def launch_shapes() -> dict[str, Shape]:
             root_rule = replace(roots.RULE, precision=precision)
             planner.polar_roots_([roots.root_side(1, side)], root_rule, Turn())
             launches += planner.planned
-    for module in (guard_gradients_inputs, update_moments_inputs, scale_updates_inputs, apply_updates_inputs):
-        module.run(planner, module.make(torch.float32))
-        launches += planner.planned
+    for op in inputs.ops().values():
+        if isinstance(op, TensorOp):
+            op.run(planner, op.make(torch.float32))
+            launches += planner.planned
     shapes = {name: Shape(threads, shared) for name, _, threads, shared, _ in launches}
     assert all(shapes[name] == Shape(threads, shared) for name, _, threads, shared, _ in launches)
     return shapes

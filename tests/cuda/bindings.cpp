@@ -122,27 +122,14 @@ Plan roots(const std::vector<py::dict>& sides, const std::vector<std::array<floa
   return plan_roots(inputs);
 }
 
-ElementwiseInputs elementwise(const py::dict& lists, uintptr_t coefficients, uintptr_t active) {
-  const auto list = [&](const char* name) {
-    return lists.contains(name) ? infos(lists[name].cast<TensorTuples>()) : TensorInfos{};
-  };
-  return {list("params"),       list("grads"),   list("momenta"),   list("second_moments"),
-          list("directions"),   list("updates"), list("residuals"), pointer<float>(coefficients),
-          pointer<bool>(active)};
-}
-
-Plan update_moments(const py::dict& lists, uintptr_t coefficients, uintptr_t active, double beta1,
-                    double beta2, double weight2, bool nesterov, uintptr_t norms, int32_t multiprocessors) {
-  const UpdateMomentsRule rule = update_moments_rule(beta1, beta2, weight2, nesterov);
-  const ElementwiseInputs inputs = elementwise(lists, coefficients, active);
-  check_layouts("update_moments_", inputs);
-  return plan_update_moments(inputs, rule, pointer<float>(norms), {.multiprocessors = multiprocessors});
-}
-
-Plan apply_updates(const py::dict& lists, uintptr_t coefficients, uintptr_t active, float momentum,
-                   bool nesterov, uintptr_t lr) {
-  return plan_apply_updates(elementwise(lists, coefficients, active),
-                            {momentum, nesterov, pointer<float>(lr)});
+// The arguments are those of `ElementwiseCall`.
+Plan elementwise(const std::string& op, const std::map<std::string, TensorTuples>& lists,
+                 const std::map<std::string, uintptr_t>& tensors,
+                 const std::map<std::string, double>& scalars, int32_t multiprocessors) {
+  ElementwiseCall call{{}, {}, scalars};
+  for (const auto& [name, list] : lists) call.lists[name] = infos(list);
+  for (const auto& [name, address] : tensors) call.tensors[name] = pointer<void>(address);
+  return plan_elementwise(op, call, {.multiprocessors = multiprocessors});
 }
 
 const std::map<std::string, kradagrad::Length> kLengths = {{"graft", kradagrad::Length::kGraft},
@@ -187,6 +174,5 @@ PYBIND11_MODULE(_plans, m) {
   });
   m.def("guard_gradients", &guard_gradients);
   m.def("scale_updates", &scale_updates);
-  m.def("update_moments", &update_moments);
-  m.def("apply_updates", &apply_updates);
+  m.def("elementwise", &elementwise);
 }

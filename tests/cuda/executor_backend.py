@@ -7,45 +7,31 @@ that was not written. Scratch memory counts as uninitialised.
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import inputs
 import numpy as np
 import ptx_executor
 import torch
 from torch import Tensor
 
 from kradagrad_ext.backends import reference, square_root
+from kradagrad_ext.backends.base import Backend
 
 from . import toolchain
 
 name = "executor"
 
 PRECISION = "bf16x3"
-SOURCES = {
-    "square_root_product": "square_root_product",
-    "resident_update": "resident_update",
-    "resident_precondition": "resident_precondition",
-    "resident_root": "resident_root",
-    "wide_update": "wide_update",
-    "wide_precondition": "wide_precondition",
-    "wide_root": "wide_root",
-    "gradient_norms": "square_root_state",
-    "start_sides": "square_root_state",
-    "finish_sides": "square_root_state",
-    "finish_norms": "square_root_state",
-    "guard_gradients": "scalars",
-    "scale_updates": "scalars",
-    "update_moments": "update_moments",
-    "apply_updates": "apply_updates",
-}
-"""The source file of each kernel, by the beginning of the kernel's name."""
 
 
 @functools.cache
 def kernel(name: str) -> ptx_executor.Kernel:
     """Return a kernel by the name that a plan launches."""
-    stem = next(stem for start, stem in SOURCES.items() if name.startswith(start))
-    return ptx_executor.Kernel(toolchain.ptx(stem), name)
+    return ptx_executor.Kernel(toolchain.ptx(inputs.kernels()[name].source), name)
 
 
 class Device:
@@ -199,50 +185,25 @@ class Executor:
         numbers = (rule.beta1, rule.averaged, rule.length)
         self.run(device, toolchain.plans().scale_updates(addresses, len(scalars), *numbers))
 
-    def update_moments_(
-        self,
-        momenta,
-        second_moments,
-        directions,
-        graft_norms,
-        grads,
-        params,
-        coefficients,
-        active,
-        beta1,
-        beta2,
-        weight2,
-        nesterov,
-    ) -> None:
-        device = Device()
-        lists = {"momenta": momenta, "second_moments": second_moments, "directions": directions}
-        lists |= {"grads": grads, "params": params}
-        lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
-        fixed = (device.address(coefficients), device.address(active), beta1, beta2, weight2, nesterov)
-        norms = device.address(graft_norms)
-        self.run(device, toolchain.plans().update_moments(lists, *fixed, norms, self.multiprocessors))
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name in inputs.elementwise():
+            return functools.partial(self._elementwise, name)
+        raise AttributeError(name)
 
-    def apply_updates_(
-        self,
-        params,
-        momenta,
-        residuals,
-        updates,
-        directions,
-        second_moments,
-        coefficients,
-        active,
-        lr,
-        momentum,
-        nesterov,
-    ) -> None:
-        device = Device()
-        lists = {"params": params, "momenta": momenta, "updates": updates, "directions": directions}
-        lists |= {"second_moments": second_moments, "residuals": residuals}
-        lists = {key: device.describe_all(tensors) for key, tensors in lists.items()}
-        fixed = (device.address(coefficients), device.address(active), momentum, nesterov)
-        rate = device.address(lr)
-        self.run(device, toolchain.plans().apply_updates(lists, *fixed, rate))
+    def _elementwise(self, op: str, *args: Any, **options: Any) -> None:
+        """Run an elementwise op, whose plan takes its arguments by their names."""
+        device, kinds = Device(), ({}, {}, {})
+        lists, tensors, scalars = kinds
+        contract = inspect.signature(getattr(Backend, op))
+        arguments = contract.bind(self, *args, **options).arguments
+        for name, value in list(arguments.items())[1:]:
+            if isinstance(value, Tensor):
+                tensors[name] = device.address(value)
+            elif isinstance(value, (list, tuple)):
+                lists[name] = device.describe_all(value)
+            else:
+                scalars[name] = float(value)
+        self.run(device, toolchain.plans().elementwise(op, *kinds, self.multiprocessors))
 
     def polar_roots_(self, sides, rule, turn) -> None:
         device = Device()

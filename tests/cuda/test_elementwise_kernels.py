@@ -1,15 +1,16 @@
-"""The CUDA kernels of update_moments_ and apply_updates_ on the PTX executor, against float64."""
+"""The CUDA kernels of the elementwise ops on the PTX executor, against float64."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import cases
+import inputs
 import pytest
 import torch
 from cases import tensors_of
 from inputs import apply_updates as apply_updates_inputs
-from inputs import update_moments as update_moments_inputs
+from inputs.op import ElementwiseOp
 from tolerances import assert_as_accurate
 
 from kradagrad_ext.backends import reference
@@ -18,56 +19,56 @@ from kradagrad_ext.backends.base import COEFFICIENTS
 from .executor_backend import Executor
 
 DTYPES = [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
-MODULES = {"update_moments_": update_moments_inputs, "apply_updates_": apply_updates_inputs}
-WRITTEN = {
-    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "apply_updates_": ("params", "momenta"),
-}
-CASES = [(op, options) for op, module in MODULES.items() for options in module.OPTIONS]
+OPS = inputs.elementwise()
+CASES = [(op, options) for op in OPS.values() for options in op.options]
 
 
-@pytest.mark.parametrize(("op", "options"), CASES, ids=str)
+def named(value: object) -> str:
+    return value.name if isinstance(value, ElementwiseOp) else str(value)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES, ids=named)
 @pytest.mark.parametrize(("dtype", "transposed"), DTYPES)
-def test_agrees_with_float64(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool) -> None:
-    module = MODULES[op]
-    inputs = module.make(dtype, transposed)
-    ours = module.run(Executor(), inputs, **options)
-    plain = module.run(reference, inputs, **options)
-    exact = module.run(reference, inputs, torch.float64, **options)
-    for name in WRITTEN[op]:
+def test_agrees_with_float64(
+    op: ElementwiseOp, options: dict[str, Any], dtype: torch.dtype, transposed: bool
+) -> None:
+    given = op.make(dtype, transposed)
+    ours = op.run(Executor(), given, **options)
+    plain = op.run(reference, given, **options)
+    exact = op.run(reference, given, torch.float64, **options)
+    for name in op.written:
         results = (tensors_of(result, name) for result in (ours, plain, exact))
         for i, (a, b, c) in enumerate(zip(*results, strict=True)):
             assert_as_accurate(a, b, c, f"{name}[{i}]")
         cases.assert_same_padding(
-            tensors_of(ours, name), tensors_of(inputs, name)[: len(tensors_of(ours, name))]
+            tensors_of(ours, name), tensors_of(given, name)[: len(tensors_of(ours, name))]
         )
 
 
 @pytest.mark.parametrize(("count", "residuals"), [(5, False), (0, True)])
 def test_rounding(count: int, residuals: bool) -> None:
     """Where arithmetic is exact, the kernel and the reference give the same bits."""
-    inputs = apply_updates_inputs.exact_inputs(count)
+    given = apply_updates_inputs.exact_inputs(count)
     ours, plain = (
-        apply_updates_inputs.run(backend, inputs, residuals=residuals) for backend in (Executor(), reference)
+        apply_updates_inputs.run(backend, given, residuals=residuals) for backend in (Executor(), reference)
     )
     for name in ("params", "residuals"):
         assert all(map(torch.equal, tensors_of(ours, name), tensors_of(plain, name)))
 
 
-@pytest.mark.parametrize("op", MODULES)
-def test_same_bits_for_any_order_of_blocks_and_warps(op: str) -> None:
-    module = MODULES[op]
-    inputs = module.make(torch.float32)
-    results = [module.run(Executor(seed), inputs) for seed in (0, 1, 2)]
-    for name in WRITTEN[op]:
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_same_bits_for_any_order_of_blocks_and_warps(op: ElementwiseOp) -> None:
+    given = op.make(torch.float32)
+    results = [op.run(Executor(seed), given) for seed in (0, 1, 2)]
+    for name in op.written:
         for first, *others in zip(*(tensors_of(result, name) for result in results), strict=True):
             assert all(torch.equal(first, other) for other in others), name
 
 
-@pytest.mark.parametrize("op", MODULES)
-def test_one_launch_serves_all_parameters(op: str) -> None:
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_one_launch_serves_all_parameters(op: ElementwiseOp) -> None:
     executor = Executor()
-    MODULES[op].run(executor, MODULES[op].make(torch.float32))
+    op.run(executor, op.make(torch.float32))
     assert len(executor.launches) == 1
 
 

@@ -6,11 +6,12 @@ import importlib
 import re
 from pathlib import Path
 
+import inputs
 import ptx_executor
 import pytest
 from marks import slow
 
-from . import executor_backend, mutations
+from . import mutations
 from .mutations import source_faults, survivors, sweep
 from .mutations.detection import layers_that_notice
 from .mutations.probes import MAKERS, of_kernel
@@ -20,6 +21,7 @@ from .mutations.survivors import Survivor
 
 LISTS = sorted(path.stem for path in Path(mutations.__file__).parent.glob("faults_*.py"))
 FAULTS = [fault for name in LISTS for fault in importlib.import_module(f"{mutations.__name__}.{name}").FAULTS]
+FAULTS += [fault for op in inputs.elementwise().values() for fault in op.faults]
 
 MOST_SURVIVORS = 0.5
 """Share of the edits of masks, addresses and lanes that may go unnoticed where probes execute them: many only
@@ -36,7 +38,10 @@ def name_of(fault: Fault) -> str:
 
 def test_every_kernel_has_a_probe() -> None:
     """One of the kernel's sides and precisions is enough."""
-    assert set(executor_backend.SOURCES) == {re.sub(r"_\d+_\w+$", "", name) for name in MAKERS}
+    started, probed = (
+        {re.sub(r"_\d+_\w+$", "", name) for name in names} for names in (inputs.kernels(), MAKERS)
+    )
+    assert started == probed
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=name_of)

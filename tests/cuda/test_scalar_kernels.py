@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
+import inputs
 import pytest
 import torch
-from inputs import guard_gradients as guard_gradients_inputs
-from inputs import scale_updates as scale_updates_inputs
+from inputs.op import ScalarOp
 from tolerances import assert_each_as_accurate
 
 from kradagrad_ext.backends import reference
 
 from .executor_backend import Executor
 
-MODULES = (guard_gradients_inputs, scale_updates_inputs)
-CASES = [(module, options) for module in MODULES for options in module.OPTIONS]
+OPS = {name: op for name, op in inputs.ops().items() if isinstance(op, ScalarOp)}
+CASES = [(op, options) for op in OPS.values() for options in op.options]
 
 
-@pytest.mark.parametrize(("module", "options"), CASES, ids=str)
-def test_agrees_with_float64(module: ModuleType, options: dict[str, Any]) -> None:
-    inputs = module.make(torch.float32)
-    ours, plain = (module.run(backend, inputs, **options) for backend in (Executor(), reference))
-    exact = module.run(reference, inputs, torch.float64, **options)
-    for name in module.WRITTEN:
+def named(value: object) -> str:
+    return value.name if isinstance(value, ScalarOp) else str(value)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES, ids=named)
+def test_agrees_with_float64(op: ScalarOp, options: dict[str, Any]) -> None:
+    given = op.make(torch.float32)
+    ours, plain = (op.run(backend, given, **options) for backend in (Executor(), reference))
+    exact = op.run(reference, given, torch.float64, **options)
+    for name in op.written:
         results = [getattr(result, name) for result in (ours, plain, exact)]
         if results[0].dtype == torch.bool:
             assert torch.equal(results[0], results[2]), name
@@ -32,22 +35,22 @@ def test_agrees_with_float64(module: ModuleType, options: dict[str, Any]) -> Non
             assert_each_as_accurate(*results, name)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 @pytest.mark.parametrize("count", [0, 1, 128, 129])
-def test_any_number_of_matrices_in_one_launch(module: ModuleType, count: int) -> None:
-    inputs, executor = module.make(torch.float32), Executor()
-    chosen = torch.arange(count) % len(inputs.numel)
-    ours = module.run(executor, module.rows(inputs, chosen))
+def test_any_number_of_matrices_in_one_launch(op: ScalarOp, count: int) -> None:
+    given, executor = op.make(torch.float32), Executor()
+    chosen = torch.arange(count) % len(given.numel)
+    ours = op.run(executor, op.rows(given, chosen))
     assert len(executor.launches) == (count > 0)
-    whole = module.run(Executor(), inputs)
-    for name in module.WRITTEN:
+    whole = op.run(Executor(), given)
+    for name in op.written:
         assert torch.equal(getattr(ours, name).nan_to_num(), getattr(whole, name)[chosen].nan_to_num())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_same_bits_for_any_order_of_blocks_and_warps(module: ModuleType) -> None:
-    inputs = module.make(torch.float32)
-    first, *others = (module.run(Executor(seed), inputs) for seed in (0, 1, 2))
-    for name in module.WRITTEN:
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_same_bits_for_any_order_of_blocks_and_warps(op: ScalarOp) -> None:
+    given = op.make(torch.float32)
+    first, *others = (op.run(Executor(seed), given) for seed in (0, 1, 2))
+    for name in op.written:
         for other in others:
             assert torch.equal(getattr(first, name).nan_to_num(), getattr(other, name).nan_to_num())

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import inputs
 import pytest
 import torch
-from inputs import apply_updates as apply_updates_inputs
-from inputs import guard_gradients as guard_gradients_inputs
+from cases import tensors_of
 from inputs import roots, square_root
-from inputs import scale_updates as scale_updates_inputs
-from inputs import update_moments as update_moments_inputs
+from inputs.op import ElementwiseOp, ScalarOp
 from tolerances import assert_as_accurate, assert_each_as_accurate, precision_atol
 
 from kradagrad_ext.backends import reference, resolve
@@ -26,10 +25,8 @@ RULES: list[dict[str, Any]] = [
     {"refine": 3, "coupled": True},
     {"refine": 1, "damped_updates": 0.0},
 ]
-ELEMENTWISE = [
-    (update_moments_inputs, ("momenta", "second_moments")),
-    (apply_updates_inputs, ("params", "momenta")),
-]
+ELEMENTWISE = inputs.elementwise()
+SCALARS = {name: op for name, op in inputs.ops().items() if isinstance(op, ScalarOp)}
 
 
 def ops(backend: str) -> Any:
@@ -63,27 +60,25 @@ def test_a_whole_step(
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("module", "names"), ELEMENTWISE, ids=["update_moments", "apply_updates"])
-def test_elementwise(
-    module: Any, names: tuple[str, ...], dtype: torch.dtype, transposed: bool, gpu_backend: str
-) -> None:
-    inputs = on(module.make(dtype, transposed))
-    for options in module.OPTIONS:
-        ours = module.run(ops(gpu_backend), inputs, **options)
-        plain = module.run(reference, inputs, **options)
-        exact = module.run(reference, inputs, torch.float64, **options)
-        for name in names:
-            for i, trio in enumerate(zip(*(getattr(r, name) for r in (ours, plain, exact)), strict=True)):
+@pytest.mark.parametrize("op", ELEMENTWISE.values(), ids=ELEMENTWISE)
+def test_elementwise(op: ElementwiseOp, dtype: torch.dtype, transposed: bool, gpu_backend: str) -> None:
+    given = on(op.make(dtype, transposed))
+    for options in op.options:
+        ours = op.run(ops(gpu_backend), given, **options)
+        plain = op.run(reference, given, **options)
+        exact = op.run(reference, given, torch.float64, **options)
+        for name in op.written:
+            for i, trio in enumerate(zip(*(tensors_of(r, name) for r in (ours, plain, exact)), strict=True)):
                 judge(assert_as_accurate, *trio, f"{name}[{i}] {options}")
 
 
-@pytest.mark.parametrize("module", [guard_gradients_inputs, scale_updates_inputs])
-def test_scalars(module: Any, gpu_backend: str) -> None:
-    inputs = on(module.make(torch.float32))
-    for options in module.OPTIONS:
-        ours, plain = (module.run(b, inputs, **options) for b in (ops(gpu_backend), reference))
-        exact = module.run(reference, inputs, torch.float64, **options)
-        for name in module.WRITTEN:
+@pytest.mark.parametrize("op", SCALARS.values(), ids=SCALARS)
+def test_scalars(op: ScalarOp, gpu_backend: str) -> None:
+    given = on(op.make(torch.float32))
+    for options in op.options:
+        ours, plain = (op.run(b, given, **options) for b in (ops(gpu_backend), reference))
+        exact = op.run(reference, given, torch.float64, **options)
+        for name in op.written:
             results = [getattr(result, name).cpu() for result in (ours, plain, exact)]
             if results[0].dtype == torch.bool:
                 judge(equal, [results[0]], [results[2]])
@@ -99,11 +94,9 @@ def assert_rooted(side: RootSide, atol: float) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("d", [1, 33, 64, 96, 128, 129, 256, 300, 600])
 def test_roots(d: int, precision: str, gpu_backend: str) -> None:
-    inputs = roots.root_side(5, d)
-    side = Side(
-        *(tensor.to(CUDA) for tensor in (inputs.side.factor, inputs.side.statistics, inputs.side.root))
-    )
-    ours = RootSide(side, inputs.root_stats.to(CUDA), inputs.active.to(CUDA), inputs.columns)
+    given = roots.root_side(5, d)
+    side = Side(*(tensor.to(CUDA) for tensor in (given.side.factor, given.side.statistics, given.side.root)))
+    ours = RootSide(side, given.root_stats.to(CUDA), given.active.to(CUDA), given.columns)
     ops(gpu_backend).polar_roots_([ours], replace(roots.RULE, precision=precision), Turn())
     judge(assert_rooted, ours, max(2e-5, 4 * precision_atol(precision, 2)))
 

@@ -1,4 +1,4 @@
-"""Inputs of `guard_gradients_`: matrices in every state, gradients of every size."""
+"""Inputs and declaration of `guard_gradients_`: matrices in every state, gradients of every size."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from kradagrad_ext.backends.scalars import (
     USUAL,
     ScalarRule,
 )
+
+from .op import Kernel, Refusal, ScalarOp
 
 RULE: dict[str, Any] = {
     "spike_limit": 30.0,
@@ -119,9 +121,42 @@ def run(
     return result
 
 
-WRITTEN = ("scalars", "coefficients", "active", "restarts")
-
-
 def rows(inputs: SimpleNamespace, chosen: torch.Tensor) -> SimpleNamespace:
     each = {name: value if value.ndim == 0 else value[chosen] for name, value in vars(inputs).items()}
     return SimpleNamespace(**each)
+
+
+def sample() -> tuple[object, ...]:
+    inputs = rows(make(torch.float32), torch.arange(7))
+    return (*vars(inputs).values(), *ScalarRule(**RULE).values)
+
+
+GUARD_GRADIENTS = ScalarOp(
+    "guard_gradients_",
+    sample,
+    [
+        Refusal(0, torch.zeros(7, 8), "`scalars` must be [M, 9] float32 or"),
+        Refusal(1, torch.zeros(7, 9), "`coefficients` must be [7, 10]"),
+        Refusal(2, torch.zeros(7), "`active` must be [7] bool"),
+        Refusal(3, torch.zeros(7), "`restarts` must be [7] bool"),
+        Refusal(4, torch.zeros(7), "`norms` must be [7] float64"),
+        Refusal(5, torch.zeros(6), "`numel` must be [7] float32"),
+        Refusal(6, torch.zeros(7), "`present` must be [7] bool"),
+        Refusal(7, torch.zeros(1), "`weight_decay` must be [] float32"),
+        Refusal(8, 1.0, "`spike_limit` must be > 1, got 1"),
+        Refusal(9, 1.0, "`beta1` must be in [0, 1), got 1"),
+        Refusal(12, -0.1, "`bias2` must be in [0, 1), got -0.1"),
+        Refusal(13, 1.1, "`decay2` must be in [0, 1], got 1.1"),
+        Refusal(14, -1.0, "`weight2` must be >= 0"),
+        Refusal(15, -1.0, "`eps` must be >= 0"),
+        Refusal(16, 6, "`decayed` must be 7, 8 or 9, got 6"),
+        Refusal(18, "sgd", "`length` must be graft, gradient, rms or whitened"),
+    ],
+    {"guard_gradients": Kernel("scalars", 8, swept=True)},
+    make=make,
+    options=OPTIONS,
+    run=run,
+    written=("scalars", "coefficients", "active", "restarts"),
+    rows=rows,
+)
+OPS = (GUARD_GRADIENTS,)

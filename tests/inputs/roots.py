@@ -8,6 +8,8 @@ from torch import Tensor
 from kradagrad_ext import polar
 from kradagrad_ext.backends.base import RMS, WEIGHT, RootRule, RootSide, Side
 
+from .op import Kernel, Op, Refusal, resident_kernels
+
 BOUND = 1e-2
 RULE = RootRule(polar.POLYNOMIALS[8], BOUND)
 
@@ -40,3 +42,20 @@ def error(side: RootSide) -> float:
     want = wanted(side)
     difference = torch.linalg.matrix_norm(side.side.root.double() - want) / torch.linalg.matrix_norm(want)
     return difference.max().item() if difference.numel() else 0.0
+
+
+OPS = (
+    Op(
+        "polar_roots_",
+        kernels=resident_kernels("root", swept=True) | {"wide_root": Kernel("wide_root", 1)},
+    ),
+    Op(
+        "decomposed_roots",
+        lambda: (torch.rand(3, 6, 6), 2),
+        [
+            Refusal(0, torch.zeros(3, 4, 5), "`factors` must be [N, d, d]"),
+            Refusal(0, torch.zeros(3, 4, 4).half(), "`factors` must be"),
+            Refusal(1, 0, "`p` must be at least 1, got 0"),
+        ],
+    ),
+)

@@ -1,4 +1,4 @@
-"""Inputs of `scale_updates_`: norms of every size, of matrices in every state."""
+"""Inputs and declaration of `scale_updates_`: norms of every size, of matrices in every state."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kradagrad_ext.backends.base import COEFFICIENTS
 from kradagrad_ext.backends.scalars import COLUMNS, LENGTHS, UNIT, USUAL, ScalarRule, sums_of
 
 from .guard_gradients import RULE
+from .op import Kernel, Refusal, ScalarOp
 
 OPTIONS: list[dict[str, Any]] = [
     {"length": length, "averaged": averaged} for length in LENGTHS for averaged in (True, False)
@@ -102,4 +103,32 @@ def run(
     return result
 
 
-WRITTEN = ("coefficients", "scalars")
+def sample() -> tuple[object, ...]:
+    inputs = rows(make(torch.float32), torch.arange(7))
+    return (*vars(inputs).values(), 0.9, True, "graft")
+
+
+SCALE_UPDATES = ScalarOp(
+    "scale_updates_",
+    sample,
+    [
+        Refusal(0, torch.zeros(7, 9), "`coefficients` must be [M, 10]"),
+        Refusal(1, torch.zeros(7, 8), "`scalars` must be [7, 9] float32"),
+        Refusal(2, torch.zeros(7).double(), "`graft_norms` must be [S] float32"),
+        Refusal(3, torch.zeros(7).long(), "`graft_offsets` must be [8] int64"),
+        Refusal(4, torch.zeros(7).double(), "`update_norms` must be [B] float32"),
+        Refusal(5, torch.zeros(1).long(), "`update_order` must be ["),
+        Refusal(6, torch.zeros(8), "`update_offsets` must be [8] int64"),
+        Refusal(7, torch.zeros(6), "`numel` must be [7] float32"),
+        Refusal(8, torch.zeros(7), "`preconditioned` must be [7] bool"),
+        Refusal(9, -0.5, "`beta1` must be in [0, 1), got -0.5"),
+        Refusal(11, "norm", "`length` must be graft, gradient, rms or whitened, got"),
+    ],
+    {"scale_updates": Kernel("scalars", 8, swept=True)},
+    make=make,
+    options=OPTIONS,
+    run=run,
+    written=("coefficients", "scalars"),
+    rows=rows,
+)
+OPS = (SCALE_UPDATES,)

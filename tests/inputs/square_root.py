@@ -16,6 +16,7 @@ from kradagrad_ext.backends import square_root
 from kradagrad_ext.backends.base import FALLBACKS, RMS, WEIGHT, BlockGroup, Side, UpdateRule
 
 from . import layouts
+from .op import Kernel, Op, Refusal, resident_kernels
 
 RULE = UpdateRule(decay=0.9, weight=0.1, damping=1e-3)
 
@@ -204,3 +205,91 @@ RULES = {
     "coupled": replace(RULE, coupled=True),
     "coupled products": replace(RULE, method="products", refine=3, coupled=True),
 }
+
+FLAT_RULE = (0.9, 0.5, 1e-3, 0.1, 1.0, "cholesky", 2, "bf16x3", True)
+"""A rule as the schema has it."""
+
+
+def kron_step_sample() -> tuple[object, ...]:
+    """Return arguments for two shape groups: 4 blocks [5, 3] and 2 blocks [3, 2]."""
+    shapes = [(4, 5, 3), (2, 3, 2)]
+    left = [cases.spd(n, rows, torch.float32) for n, rows, _ in shapes]
+    right = [cases.spd(n, columns, torch.float32) for n, _, columns in shapes]
+    grad, direction = (
+        [view for shape in shapes for view in cases.strided(torch.randn(shape))] for _ in range(2)
+    )
+    out, norms = [torch.zeros(shape) for shape in shapes], torch.zeros(6)
+    roots = [x.clone() for x in left], [x.clone() for x in right]
+    statistics = [[torch.ones(n, 4) for n, *_ in shapes] for _ in range(2)]
+    scales = torch.tensor([1, 0.3, 0, 1, 1, 1])
+    return (
+        left,
+        right,
+        *statistics,
+        out,
+        norms,
+        grad,
+        direction,
+        *roots,
+        scales,
+        *FLAT_RULE,
+        True,
+        True,
+    )
+
+
+def update_factor_sample() -> tuple[object, ...]:
+    x, scales = cases.spd(4, 5, torch.float32), torch.ones(4)
+    unfolding = cases.strided(torch.randn(4, 5, 3))
+    return (x, torch.ones(4, 4), unfolding, scales, *FLAT_RULE)
+
+
+KERNELS = {
+    "square_root_product_64_tf32x3": Kernel("square_root_product", 2),
+    **{
+        f"square_root_product_128_{precision}": Kernel("square_root_product", 1)
+        for precision in ("bf16x3", "fp32")
+    },
+    **dict.fromkeys(("gradient_norms", "start_sides", "finish_sides"), Kernel("square_root_state", 3)),
+    "finish_norms": Kernel("square_root_state", 32),
+    **{
+        name: kernel
+        for half in ("update", "precondition")
+        for name, kernel in resident_kernels(half, swept=half == "update").items()
+    },
+    **{f"wide_{half}": Kernel(f"wide_{half}", 1) for half in ("update", "precondition")},
+}
+OPS = (
+    Op(
+        "update_factor_",
+        update_factor_sample,
+        [
+            Refusal(0, torch.zeros(2, 3, 4), "`factor` must be"),
+            Refusal(1, torch.zeros(4, 2), "`statistics` must be"),
+            Refusal(2, [torch.zeros(4, 6, 3)], "`unfolding"),
+            Refusal(3, torch.ones(4, dtype=torch.bool), "`scales` must be"),
+            Refusal(4, 1.5, "`decay` must be in (0, 1], got 1.5"),
+            Refusal(6, 0.0, "`damping` must be > 0"),
+            Refusal(7, 0.0, "`prior` must be > 0"),
+            Refusal(8, -1.0, "`damped_updates` must be >= 0"),
+            Refusal(9, "qr", "`method` must be cholesky or products, got qr"),
+            Refusal(10, 7, "`refine` must be 1 to 6, got 7"),
+        ],
+    ),
+    Op(
+        "kron_step_",
+        kron_step_sample,
+        [
+            Refusal(1, [torch.zeros(4, 3, 3)], "`right` must be a list of 2"),
+            Refusal(1, [torch.zeros(3, 3, 3), torch.zeros(2, 2, 2)], "`right[0]` must be"),
+            Refusal(4, [torch.zeros(4, 5, 4), torch.zeros(2, 3, 2)], "`out[0]` must be"),
+            Refusal(4, [torch.zeros(5, 5, 3), torch.zeros(2, 3, 2)], "`out` must be views"),
+            Refusal(4, [torch.zeros(4, 5, 3)], "`out` must be views of 2 blocks for group 1"),
+            Refusal(5, torch.zeros(4), "`norms` must be"),
+            Refusal(8, [torch.zeros(4, 4, 4), torch.zeros(2, 3, 3)], "`left_root[0]` must"),
+            Refusal(8, [], "`left_root` must be a list of 2"),
+            Refusal(18, "half", "`precision` must be"),
+        ],
+        KERNELS,
+    ),
+)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import cases
+import inputs
 import torch
 from inputs import apply_updates as apply_updates_inputs
 from inputs import square_root
-from inputs import update_moments as update_moments_inputs
+from inputs.op import ElementwiseOp
 from inputs.square_root import compare, group
 from tolerances import FACTOR, assert_as_accurate, precision_atol
 
@@ -41,28 +42,23 @@ def several() -> list[Any]:
     ]
 
 
-MODULES = {"update_moments_": update_moments_inputs, "apply_updates_": apply_updates_inputs}
-
-WRITTEN = {
-    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "apply_updates_": ("params", "momenta"),
-}
+OPS = {name: op for name, op in inputs.elementwise().items() if op.on_triton}
+"""The elementwise ops that have a Triton kernel."""
 
 
 def check_rounding(backend: Compiled, count: int, residuals: bool) -> None:
     """Check that the backend gives the reference's bits where arithmetic is exact."""
-    inputs = apply_updates_inputs.exact_inputs(count)
-    ours, plain = (apply_updates_inputs.run(b, inputs, residuals=residuals) for b in (backend, reference))
+    given = apply_updates_inputs.exact_inputs(count)
+    ours, plain = (apply_updates_inputs.run(b, given, residuals=residuals) for b in (backend, reference))
     for name in ("params", "residuals"):
         assert all(map(torch.equal, cases.tensors_of(ours, name), cases.tensors_of(plain, name)))
 
 
-def check_elements(op: str, backend: Compiled, inputs: Any, **options: Any) -> None:
-    module = MODULES[op]
-    results = [module.run(backend, inputs, **options), module.run(reference, inputs, **options)]
-    results.append(module.run(reference, inputs, torch.float64, **options))
-    for name in WRITTEN[op]:
+def check_elements(op: ElementwiseOp, backend: Compiled, given: Any, **options: Any) -> None:
+    results = [op.run(backend, given, **options), op.run(reference, given, **options)]
+    results.append(op.run(reference, given, torch.float64, **options))
+    for name in op.written:
         lists = [cases.tensors_of(result, name) for result in results]
         for i, trio in enumerate(zip(*lists, strict=True)):
             assert_as_accurate(*trio, f"{name}[{i}]")
-        cases.assert_same_padding(lists[0], cases.tensors_of(inputs, name)[: len(lists[0])])
+        cases.assert_same_padding(lists[0], cases.tensors_of(given, name)[: len(lists[0])])

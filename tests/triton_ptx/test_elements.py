@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .checks import MODULES, check_elements, check_rounding
+from .checks import OPS, check_elements, check_rounding
 from .compiled import Compiled
 
 ARCHITECTURES = ["sm_80", "sm_90"]
@@ -17,11 +17,11 @@ ARCHITECTURES = ["sm_80", "sm_90"]
 @pytest.mark.parametrize(("dtype", "transposed"), [(torch.float32, True), (torch.bfloat16, False)])
 @pytest.mark.parametrize(
     ("op", "options"),
-    [(op, options) for op, module in MODULES.items() for options in module.OPTIONS],
+    [(name, options) for name, op in OPS.items() for options in op.options],
     ids=str,
 )
 def test_elements(op: str, options: dict[str, Any], dtype: torch.dtype, transposed: bool, arch: str) -> None:
-    check_elements(op, Compiled(arch), MODULES[op].make(dtype, transposed), **options)
+    check_elements(OPS[op], Compiled(arch), OPS[op].make(dtype, transposed), **options)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import apply_updates as apply_updates_inputs
-from inputs import update_moments as update_moments_inputs
 from marks import slow
 
-from .checks import check_elements, check_rounding
+from .checks import OPS, check_elements, check_rounding
 from .compiled import Compiled
 from .mutants import Fault, edited, layer_that_notices
 
@@ -63,9 +61,9 @@ def run(probe: str, backend: Any) -> None:
     if probe == "rounding":
         check_rounding(backend, 5, False)
     elif probe == "update_moments_":
-        check_elements(probe, backend, update_moments_inputs.make(torch.float32, True), nesterov=True)
+        check_elements(OPS[probe], backend, OPS[probe].make(torch.float32, True), nesterov=True)
     else:
-        check_elements(probe, backend, apply_updates_inputs.make(torch.float32), momenta=True)
+        check_elements(OPS[probe], backend, OPS[probe].make(torch.float32), momenta=True)
 
 
 def found(fault: Fault | None, probe: str) -> str | None:

@@ -49,4 +49,9 @@ struct ApplyUpdates {
   const float* lr;
 };
 
+// Every elementwise kernel with its parameters.
+#define FOR_EVERY_ELEMENTWISE_KERNEL(KERNEL) \
+  KERNEL(update_moments, UpdateMoments)      \
+  KERNEL(apply_updates, ApplyUpdates)
+
 }  // namespace kradagrad::cuda

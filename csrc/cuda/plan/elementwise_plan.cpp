@@ -10,23 +10,11 @@ namespace {
 constexpr int kTensors = 7;
 using OfParameter = std::array<const TensorInfo*, kTensors>;  // null: missing
 
-const TensorInfo* present(const TensorInfos& list, std::size_t index) {
-  if (list.empty()) return nullptr;
-  for (const int64_t size : list[index].sizes) {
-    if (size == 0) return nullptr;
-  }
-  return &list[index];
-}
-
-OfParameter tensors_of(const ElementwiseInputs& inputs, std::size_t i) {
-  return {&inputs.params[i],
-          present(inputs.grads, i),
-          present(inputs.momenta, i),
-          present(inputs.second_moments, i),
-          present(inputs.directions, i),
-          present(inputs.updates, i),
-          present(inputs.residuals, i)};
-}
+// The names of the lists whose tensors fill an entry of the table, in the order of `Parameter`; null: no
+// list. An op whose lists have other names maps them onto these tensors.
+using Lists = std::array<const char*, kTensors>;
+constexpr Lists kLists = {"params",     "grads",   "momenta",  "second_moments",
+                          "directions", "updates", "residuals"};
 
 struct Layout {
   std::vector<int64_t> sizes;
@@ -85,77 +73,119 @@ bool is_flat(const Layout& layout, const OfParameter& tensors) {
   return true;
 }
 
-// The table of all parameters; `spans` is set to the number of their spans.
-std::vector<Parameter> table_of(const ElementwiseInputs& inputs, int64_t& spans) {
-  std::vector<Parameter> table;
-  spans = 0;
-  for (std::size_t p = 0; p < inputs.params.size(); ++p) {
-    const OfParameter tensors = tensors_of(inputs, p);
-    const Layout layout = layout_of(tensors);
-    Parameter entry{};
-    entry.first_span = spans;
-    entry.numel = 1;
-    for (const int64_t size : inputs.params[p].sizes) entry.numel *= size;
-    entry.dims = static_cast<int32_t>(layout.sizes.size());
-    entry.flat = is_flat(layout, tensors);
-    std::copy(layout.sizes.begin(), layout.sizes.end(), entry.sizes);
-    Elements* const elements[kTensors] = {&entry.param,         &entry.grad,      &entry.momentum,
-                                          &entry.second_moment, &entry.direction, &entry.update,
-                                          &entry.residual};
-    for (int i = 0; i < kTensors; ++i) {
-      if (!tensors[i]) continue;
-      elements[i]->data = tensors[i]->data;
-      elements[i]->bf16 = tensors[i]->bf16;
-      std::copy(layout.strides[i].begin(), layout.strides[i].end(), elements[i]->strides);
-    }
-    table.push_back(entry);
-    spans += (entry.numel + kSpan - 1) / kSpan;
-  }
-  return table;
+void check_layout(const std::string& op, const std::string& list, std::size_t index, const Layout& layout) {
+  if (layout.sizes.size() <= kMaxDims) return;
+  throw std::runtime_error(op + ": `" + list + "[" + std::to_string(index) +
+                           "]` and its tensors must have at most " + std::to_string(kMaxDims) +
+                           " dims that are not contiguous with each other, got " +
+                           std::to_string(layout.sizes.size()));
 }
+
+Parameter entry_of(const OfParameter& tensors, const Layout& layout, int64_t first_span) {
+  Parameter entry{};
+  entry.first_span = first_span;
+  entry.numel = 1;
+  for (const int64_t size : tensors[0]->sizes) entry.numel *= size;
+  entry.dims = static_cast<int32_t>(layout.sizes.size());
+  entry.flat = is_flat(layout, tensors);
+  std::copy(layout.sizes.begin(), layout.sizes.end(), entry.sizes);
+  Elements* const elements[kTensors] = {&entry.param,         &entry.grad,      &entry.momentum,
+                                        &entry.second_moment, &entry.direction, &entry.update,
+                                        &entry.residual};
+  for (int i = 0; i < kTensors; ++i) {
+    if (!tensors[i]) continue;
+    elements[i]->data = tensors[i]->data;
+    elements[i]->bf16 = tensors[i]->bf16;
+    std::copy(layout.strides[i].begin(), layout.strides[i].end(), elements[i]->strides);
+  }
+  return entry;
+}
+
+// A call's arguments, and the table of its parameters.
+class Arguments {
+ public:
+  Arguments(const std::string& op, const ElementwiseCall& call, const Lists& names = kLists) : call_(call) {
+    std::array<const TensorInfos*, kTensors> lists;
+    for (int i = 0; i < kTensors; ++i) {
+      const auto list = names[i] ? call.lists.find(names[i]) : call.lists.end();
+      lists[i] = list == call.lists.end() || list->second.empty() ? nullptr : &list->second;
+    }
+    const std::size_t count = lists[0] ? lists[0]->size() : 0;
+    for (std::size_t p = 0; p < count; ++p) {
+      OfParameter tensors;
+      for (int i = 0; i < kTensors; ++i) tensors[i] = lists[i] ? present((*lists[i])[p]) : nullptr;
+      tensors[0] = &(*lists[0])[p];  // the others are like it
+      const Layout layout = layout_of(tensors);
+      check_layout(op, names[0], p, layout);
+      table_.push_back(entry_of(tensors, layout, spans_));
+      spans_ += (table_.back().numel + kSpan - 1) / kSpan;
+    }
+  }
+
+  const std::vector<Parameter>& table() const { return table_; }
+  int32_t count() const { return static_cast<int32_t>(table_.size()); }
+  int64_t spans() const { return spans_; }
+
+  bool all_flat() const {
+    return std::all_of(table_.begin(), table_.end(), [](const Parameter& of) { return of.flat; });
+  }
+
+  double scalar(const char* name) const { return call_.scalars.at(name); }
+  float rounded(const char* name) const { return static_cast<float>(scalar(name)); }
+  bool flag(const char* name) const { return scalar(name) != 0; }
+
+  template <class T>
+  T* tensor(const char* name) const {
+    return static_cast<T*>(call_.tensors.at(name));
+  }
+
+ private:
+  static const TensorInfo* present(const TensorInfo& tensor) {
+    const bool is_empty = std::find(tensor.sizes.begin(), tensor.sizes.end(), 0) != tensor.sizes.end();
+    return is_empty ? nullptr : &tensor;
+  }
+
+  const ElementwiseCall& call_;
+  std::vector<Parameter> table_;
+  int64_t spans_ = 0;
+};
+
+Plan plan_update_moments(const std::string& op, const ElementwiseCall& call, const Gpu& gpu) {
+  const Arguments in(op, call);
+  Planner planner;
+  const Parameter* const parameters = planner.add(in.table());
+  // Elements that are not contiguous need address arithmetic, too, and thus many threads.
+  const int64_t ctas = in.all_flat() ? std::min<int64_t>(in.spans(), gpu.multiprocessors) : in.spans();
+  const auto rest1 = static_cast<float>(1 - in.scalar("beta1"));  // in float it would lose digits
+  planner.launch("update_moments", ctas, kElementThreads, 0,
+                 UpdateMoments{parameters, in.count(), in.flag("nesterov"), in.rounded("beta1"), rest1,
+                               in.rounded("beta2"), in.rounded("weight2"), in.tensor<float>("coefficients"),
+                               in.tensor<bool>("active"), in.spans(), in.tensor<float>("graft_norms")});
+  return planner.take();
+}
+
+Plan plan_apply_updates(const std::string& op, const ElementwiseCall& call, const Gpu&) {
+  const Arguments in(op, call);
+  Planner planner;
+  const Parameter* const parameters = planner.add(in.table());
+  planner.launch(
+      "apply_updates", in.spans(), kElementThreads, 0,
+      ApplyUpdates{parameters, in.count(), in.flag("nesterov"), in.rounded("momentum"),
+                   in.tensor<float>("coefficients"), in.tensor<bool>("active"), in.tensor<float>("lr")});
+  return planner.take();
+}
+
+using MakePlan = Plan (*)(const std::string&, const ElementwiseCall&, const Gpu&);
+
+const std::map<std::string, MakePlan> kPlans = {
+    {"update_moments_", &plan_update_moments},
+    {"apply_updates_", &plan_apply_updates},
+};
 
 }  // namespace
 
-UpdateMomentsRule update_moments_rule(double beta1, double beta2, double weight2, bool nesterov) {
-  const auto rounded = [](double value) { return static_cast<float>(value); };
-  return {rounded(beta1), rounded(1 - beta1), rounded(beta2), rounded(weight2), nesterov};
-}
-
-void check_layouts(const char* op, const ElementwiseInputs& inputs) {
-  for (std::size_t p = 0; p < inputs.params.size(); ++p) {
-    const std::size_t dims = layout_of(tensors_of(inputs, p)).sizes.size();
-    if (dims <= kMaxDims) continue;
-    throw std::runtime_error(std::string(op) + ": `params[" + std::to_string(p) +
-                             "]` and its tensors must have at most " + std::to_string(kMaxDims) +
-                             " dims that are not contiguous with each other, got " + std::to_string(dims));
-  }
-}
-
-Plan plan_update_moments(const ElementwiseInputs& inputs, const UpdateMomentsRule& rule, float* graft_norms,
-                         const Gpu& gpu) {
-  Planner planner;
-  int64_t spans;
-  const std::vector<Parameter> table = table_of(inputs, spans);
-  const Parameter* const parameters = planner.add(table);
-  const auto count = static_cast<int32_t>(table.size());
-  // Elements that are not contiguous need address arithmetic, too, and thus many threads.
-  const bool flat = std::all_of(table.begin(), table.end(), [](const Parameter& of) { return of.flat; });
-  const int64_t ctas = flat ? std::min<int64_t>(spans, gpu.multiprocessors) : spans;
-  planner.launch("update_moments", ctas, kElementThreads, 0,
-                 UpdateMoments{parameters, count, rule.nesterov, rule.beta1, rule.rest1, rule.beta2,
-                               rule.weight2, inputs.coefficients, inputs.active, spans, graft_norms});
-  return planner.take();
-}
-
-Plan plan_apply_updates(const ElementwiseInputs& inputs, const ParameterRule& rule) {
-  Planner planner;
-  int64_t spans;
-  const std::vector<Parameter> table = table_of(inputs, spans);
-  const Parameter* const parameters = planner.add(table);
-  planner.launch("apply_updates", spans, kElementThreads, 0,
-                 ApplyUpdates{parameters, static_cast<int32_t>(table.size()), rule.nesterov, rule.momentum,
-                              inputs.coefficients, inputs.active, rule.lr});
-  return planner.take();
+Plan plan_elementwise(const std::string& op, const ElementwiseCall& call, const Gpu& gpu) {
+  return kPlans.at(op)(op, call, gpu);
 }
 
 }  // namespace kradagrad::cuda

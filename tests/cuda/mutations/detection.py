@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import inputs
 import ptx_executor
 
 from cuda import executor_backend, toolchain
@@ -63,8 +64,8 @@ def layer_of(kind: str) -> str:
 @functools.cache
 def unedited(name: str) -> Watched:
     """Return a kernel in a separate module, which loads faster than the whole one."""
-    stem = next(stem for start, stem in executor_backend.SOURCES.items() if name.startswith(start))
-    return Watched(ptx_executor.Kernel(ptx_executor.isolate(toolchain.ptx(stem), name), name))
+    text = toolchain.ptx(inputs.kernels()[name].source)
+    return Watched(ptx_executor.Kernel(ptx_executor.isolate(text, name), name))
 
 
 @contextlib.contextmanager

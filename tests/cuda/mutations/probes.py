@@ -7,14 +7,13 @@ it gives NaN, and comparing the storage reveals a kernel that writes it.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import inputs
 import torch
-from inputs import apply_updates as apply_updates_inputs
-from inputs import update_moments as update_moments_inputs
+from inputs.op import ElementwiseOp, ScalarOp
 from tolerances import assert_as_accurate
 from torch import Tensor
 
@@ -22,15 +21,6 @@ from cuda.executor_backend import Executor
 from kradagrad_ext.backends import reference
 
 from . import root_probes, scalar_probes, square_root_probes
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "update_moments_": {"beta1": 0.9, "beta2": 0.99, "weight2": 0.01, "nesterov": False},
-    "apply_updates_": {"momentum": 0.9, "nesterov": False},
-}
-WRITTEN = {
-    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "apply_updates_": ("params", "momenta", "residuals"),
-}
 
 
 def in_place(tensor: Tensor) -> Tensor:
@@ -68,18 +58,13 @@ class Probe:
     """One call of an op, with its tensors by name and its other arguments."""
 
     name: str
-    op: str
+    op: ElementwiseOp
     given: SimpleNamespace
     options: dict[str, Any]
     executor = Executor
 
     def run(self, backend: Any, dtype: torch.dtype | None = None) -> SimpleNamespace:
-        result = copied(self.given, dtype)
-        options = DEFAULTS[self.op] | self.options
-        getattr(backend, self.op)(*vars(result).values(), *options.values())
-        if self.op == "update_moments_":
-            update_moments_inputs.add_up_(result.graft_norms, result.params)
-        return result
+        return self.op.call(backend, copied(self.given, dtype), self.options)
 
     @functools.cached_property
     def expected(self) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -90,16 +75,16 @@ class Probe:
         return self._around(self.given)
 
     def _around(self, inputs: SimpleNamespace) -> list[Tensor]:
-        written = WRITTEN[self.op]
+        written = self.op.written
         return [surroundings(t, name in written) for name in vars(inputs) for t in tensors(inputs, name)]
 
     def check(self, ours: SimpleNamespace) -> None:
         """Raise AssertionError if a result is not accurate enough or other memory was written."""
         plain, exact = self.expected
-        for name in set(WRITTEN[self.op]) - {
-            "residuals"
-        }:  # residuals are whole numbers, which `ExactProbe` checks
+        for name in self.op.written:
             trios = zip(*(tensors(result, name) for result in (ours, plain, exact)), strict=True)
+            # `ExactProbe` checks whole numbers.
+            trios = [trio for trio in trios if trio[0].is_floating_point()]
             if "norms" in name:  # each span apart: a large norm would hide another's error
                 trios = [part for trio in trios for part in zip(*(t.split(1) for t in trio), strict=True)]
             for i, (a, b, c) in enumerate(trios):
@@ -110,7 +95,7 @@ class Probe:
     def same_bits(self, one: SimpleNamespace, other: SimpleNamespace) -> bool:
         return all(
             torch.equal(a, b)
-            for name in WRITTEN[self.op]
+            for name in self.op.written
             for a, b in zip(tensors(one, name), tensors(other, name), strict=True)
         )
 
@@ -124,42 +109,10 @@ class ExactProbe(Probe):
         assert self.same_bits(ours, plain)
 
 
-def update_moments() -> list[Probe]:
-    probes = []
-    for dtype, transposed, missing, options in (
-        (torch.float32, False, ("directions",), {}),
-        (torch.bfloat16, False, (), {"nesterov": True}),
-        (torch.float32, True, ("momenta", "directions"), {"beta2": 1.0, "weight2": 1.0}),
-        (torch.bfloat16, True, ("second_moments",), {"nesterov": True}),
-    ):
-        inputs = update_moments_inputs.make(dtype, transposed)
-        for name in missing:
-            setattr(inputs, name, [])
-        name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "update_moments_", inputs, options))
-    return probes
-
-
-def apply_updates() -> list[Probe]:
-    probes = []
-    for dtype, transposed, missing, options in (
-        (torch.float32, False, ("residuals",), {"nesterov": True}),
-        (torch.bfloat16, False, ("momenta", "residuals"), {}),
-        (torch.float32, True, ("second_moments", "residuals"), {}),
-        (torch.bfloat16, True, (), {}),
-    ):
-        inputs = apply_updates_inputs.make(dtype, transposed)
-        inputs.updates[4][:] = math.nan  # the c3 of this parameter is not finite
-        for name in missing:
-            setattr(inputs, name, [])
-        name = f"{str(dtype)[6:]}{', transposed' * transposed}, without {missing}, {options}"
-        probes.append(Probe(name, "apply_updates_", inputs, options))
-    for count, missing in ((5, ["momenta", "residuals"]), (0, ["momenta"])):
-        inputs = apply_updates_inputs.exact_inputs(count)
-        for name in missing:
-            setattr(inputs, name, [])
-        probes.append(ExactProbe(f"exact, without {missing}", "apply_updates_", inputs, {}))
-    return probes
+def of(op: ElementwiseOp) -> list[Probe]:
+    """Return an op's declared calls."""
+    kinds = {False: Probe, True: ExactProbe}
+    return [kinds[call.exact](call.name, op, call.given, call.options) for call in op.calls()]
 
 
 MAKERS = {
@@ -174,10 +127,13 @@ MAKERS = {
     "wide_update": square_root_probes.wide,
     "wide_precondition": square_root_probes.wide,
     "wide_root": root_probes.wide,
-    "guard_gradients": scalar_probes.guard_gradients,
-    "scale_updates": scalar_probes.scale,
-    "update_moments": update_moments,
-    "apply_updates": apply_updates,
+    **{
+        kernel: functools.partial(make, op)
+        for kind, make in ((ScalarOp, scalar_probes.of), (ElementwiseOp, of))
+        for op in inputs.ops().values()
+        if isinstance(op, kind)
+        for kernel in op.kernels
+    },
     **{
         f"resident_{stage}_{side}_bf16x3": functools.partial(maker, side)
         for stage, maker in (

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import cases
 import torch
-from inputs import guard_gradients as guard_gradients_inputs
-from inputs import scale_updates as scale_updates_inputs
+from inputs.op import ScalarOp
 from tolerances import assert_each_as_accurate
 
 from cuda.executor_backend import Executor
@@ -34,17 +33,17 @@ def all_but_the_last(inputs: SimpleNamespace) -> SimpleNamespace:
 
 @dataclass(frozen=True, eq=False)
 class ScalarProbe:
-    """One call; `module` has its op's inputs."""
+    """One call of an op."""
 
     name: str
-    module: ModuleType
+    op: ScalarOp
     given: SimpleNamespace
     options: dict[str, Any]
     executor = Executor
 
     def run(self, backend: Any, dtype: torch.dtype | None = None) -> SimpleNamespace:
         """Run on a copy of the given matrices and of all of their memory."""
-        return self.module.run(backend, all_but_the_last(self.given), dtype, **self.options)
+        return self.op.run(backend, all_but_the_last(self.given), dtype, **self.options)
 
     @functools.cached_property
     def expected(self) -> tuple[SimpleNamespace, SimpleNamespace]:
@@ -68,19 +67,9 @@ class ScalarProbe:
     def same_bits(self, one: SimpleNamespace, other: SimpleNamespace) -> bool:
         return all(
             torch.equal(getattr(one, name).nan_to_num(), getattr(other, name).nan_to_num())
-            for name in self.module.WRITTEN
+            for name in self.op.written
         )
 
 
-def _of(module: ModuleType) -> list[ScalarProbe]:
-    return [
-        ScalarProbe(str(options), module, module.make(torch.float32), options) for options in module.OPTIONS
-    ]
-
-
-def guard_gradients() -> list[ScalarProbe]:
-    return _of(guard_gradients_inputs)
-
-
-def scale() -> list[ScalarProbe]:
-    return _of(scale_updates_inputs)
+def of(op: ScalarOp) -> list[ScalarProbe]:
+    return [ScalarProbe(str(options), op, op.make(torch.float32), options) for options in op.options]

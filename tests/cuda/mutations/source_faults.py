@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
-from cuda import executor_backend, toolchain
+import inputs
+from inputs.op import Fault
+
+from cuda import toolchain
+
+__all__ = ["Fault", "compiled", "edited", "sources"]
 
 FLAGS = ("-std=c++20", "--ptx", "-arch=compute_80")
 MUTANTS = toolchain.BUILD / "mutants"
 CSRC = toolchain.ROOT / "csrc"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A replacement of `old`, which occurs once in `file`, by `new`; the checks of `layer` must notice it."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    kernel: str
-    layer: str
 
 
 class DoesNotApply(Exception):  # noqa: N818
@@ -48,7 +40,7 @@ def only(text: str, kernel: str) -> str:
 
 def sources(fault: Fault) -> dict[str, str]:
     """Return the mutant's .cu file and those that it may include, by their paths in csrc."""
-    stem = next(stem for start, stem in executor_backend.SOURCES.items() if fault.kernel.startswith(start))
+    stem = inputs.kernels()[fault.kernel].source
     files = [toolchain.KERNELS / f"{stem}.cu", *toolchain.kernel_headers()]
     texts = {str(path.relative_to(CSRC)): path.read_text() for path in files}
     place = next((place for place in texts if Path(place).name == fault.file), None)

@@ -5,23 +5,17 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
+import inputs
 import ptx_executor
 
-from cuda import executor_backend, toolchain
+from cuda import toolchain
 
 from .detection import layers_that_notice
 from .probes import of_kernel
 from .ptx_edits import KINDS, STRICT, Edit
 from .ptx_edits import sample as sample_of
 
-KERNELS = (
-    "resident_update_64_bf16x3",
-    "resident_root_64_bf16x3",
-    "guard_gradients",
-    "scale_updates",
-    "update_moments",
-    "apply_updates",
-)
+KERNELS = tuple(name for name, kernel in inputs.kernels().items() if kernel.swept)
 
 SMALL_KINDS = ("drop barrier", "drop wait", "wait for one group less", "drop commit")
 PER_KIND = {kind: 1000 if kind in SMALL_KINDS else 12 if kind in STRICT else 6 for kind in KINDS}
@@ -34,8 +28,7 @@ def sample(kernel: str, text: str) -> list[Edit]:
 
 def text_of(kernel: str) -> str:
     """Return the PTX of a kernel, isolated as it is tested."""
-    stem = next(stem for start, stem in executor_backend.SOURCES.items() if kernel.startswith(start))
-    return ptx_executor.isolate(toolchain.ptx(stem), kernel)
+    return ptx_executor.isolate(toolchain.ptx(inputs.kernels()[kernel].source), kernel)
 
 
 UNREACHED = "not reached"
