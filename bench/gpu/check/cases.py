@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.check import factors
-from bench.gpu.check.inputs import SIDES, Arguments, Source, copied, make, offsets_of
+from bench.gpu.check.inputs import MASKS, WRITES, Arguments, Source, copied, make, offsets_of
 from bench.gpu.check.specs import CaseSpec
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.backends.scalars import sums_of
@@ -20,27 +20,8 @@ ERROR_BOUNDS = {"bf16x3": 1e-3, "tf32x3": 1e-4, "fp32": 1e-4}
 """Largest relative Frobenius error against float64: two-term bf16 has an error of 2^-16 per product."""
 ELEMENTWISE_BOUNDS = {"float32": 1e-5, "bfloat16": 8e-3}
 
-WRITES = {
-    "kron_step_": (*SIDES, "out", "norms"),
-    "update_factor_": ("factor", "statistics"),
-    "polar_roots_": ("roots",),
-    "guard_gradients_": ("scalars", "coefficients", "active", "restarts"),
-    "scale_updates_": ("coefficients", "scalars"),
-    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
-    "apply_updates_": ("params", "momenta"),
-}
-OVERWRITES = {
-    "kron_step_": ("out", "norms"),
-    "guard_gradients_": ("coefficients",),
-    "update_moments_": ("directions", "graft_norms"),
-}
-"""Outputs that the op does not read: NaN in them before a call must be gone after it."""
-
 REWRITTEN = ("coefficients", "active", "restarts")
 """Outputs that the op writes for all matrices, active or not."""
-
-MASKS = {"guard_gradients_": "present", "scale_updates_": "preconditioned"}
-"""Arguments that mark the active parameters or matrices, if the name is not ``active``."""
 
 
 @dataclass

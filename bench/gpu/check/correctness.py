@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.gpu.check.cases import OVERWRITES, REWRITTEN, DeviceCase, rows
-from bench.gpu.check.inputs import whole
+from bench.gpu.check.cases import REWRITTEN, DeviceCase, rows
+from bench.gpu.check.inputs import OVERWRITES, whole
 from bench.gpu.check.timing import captured
 from bench.gpu.check.words import Report
 

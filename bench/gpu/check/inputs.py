@@ -26,6 +26,25 @@ Arguments = dict[str, Any]
 SIDES = ("left", "right", "left_statistics", "right_statistics")
 LISTS = (*SIDES, "out", "grad", "direction", "left_root", "right_root")
 
+WRITES = {
+    "kron_step_": (*SIDES, "out", "norms"),
+    "update_factor_": ("factor", "statistics"),
+    "polar_roots_": ("roots",),
+    "guard_gradients_": ("scalars", "coefficients", "active", "restarts"),
+    "scale_updates_": ("coefficients", "scalars"),
+    "update_moments_": ("momenta", "second_moments", "directions", "graft_norms"),
+    "apply_updates_": ("params", "momenta"),
+}
+OVERWRITES = {
+    "kron_step_": ("out", "norms"),
+    "guard_gradients_": ("coefficients",),
+    "update_moments_": ("directions", "graft_norms"),
+}
+"""Outputs that the op does not read: NaN in them before a call must be gone after it."""
+
+MASKS = {"guard_gradients_": "present", "scale_updates_": "preconditioned"}
+"""Arguments that mark the active parameters or matrices, if the name is not ``active``."""
+
 
 class Source:
     """A generator of random tensors on a device; equal seeds give equal tensors."""

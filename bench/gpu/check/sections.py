@@ -27,14 +27,7 @@ MEMCHECKED = {
     "resident_root": ("resident_root_64_bf16x3", "resident_root_128_bf16x3"),
     "wide": ("wide_update", "wide_precondition", "wide_root"),
     "square_root_product": ("square_root_product_64_tf32x3", "square_root_product_128_bf16x3"),
-    "gradient_norms": ("gradient_norms",),
-    "start_sides": ("start_sides",),
-    "finish_sides": ("finish_sides",),
-    "finish_norms": ("finish_norms",),
-    "guard_gradients": ("guard_gradients",),
-    "update_moments": ("update_moments",),
-    "scale_updates": ("scale_updates",),
-    "apply_updates": ("apply_updates",),
+    **{name: (name,) for name in specs.NATIVE if not name.startswith(("resident", "wide", "square_root"))},
 }
 """Part of the kernel's name that memcheck filters by, and the tasks whose cases it runs."""
 RACECHECKED = {

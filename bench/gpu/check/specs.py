@@ -169,7 +169,7 @@ NATIVE: dict[str, tuple[CaseSpec, ...]] = {
     "scale_updates": SCALE,
     "apply_updates": APPLY_UPDATES,
 }
-"""Cases for each of the 35 CUDA kernels, by the kernel's name."""
+"""Cases for every CUDA kernel, by the kernel's name."""
 
 
 def _triton_steps(blocks: tuple[Sides, ...], precision: str) -> tuple[CaseSpec, ...]:

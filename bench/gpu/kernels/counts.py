@@ -8,19 +8,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, Protocol
 
+import inputs
 import torch
 from cuda.executor_backend import Executor
-from inputs import apply_updates as apply_updates_inputs
 from inputs import square_root
-from inputs import update_moments as update_moments_inputs
-from torch import Tensor
+from inputs.op import ElementwiseOp
 
 from bench.roofline.cuda_costs import Blocks, CallOptions, step_costs
-from kradagrad_ext.backends.base import COEFFICIENTS
-from kradagrad_ext.backends.scalars import spans_of
 
 SECTOR = 32
 BLOCKS = 2
@@ -70,50 +66,28 @@ class Count:
     ideal_wavefronts: int
 
 
-def size(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def _kron_step(call: CountedCall, executor: ExecutedBackend) -> int:
     """Run a step; return as the floor the bytes that the roofline assumes for it."""
     rule = replace(square_root.RULE, method="products", refine=REFINE, precision=call.precision, coupled=True)
     group = square_root.group(BLOCKS, (call.side, call.side), view_dtype=call.dtype)
-    inputs = square_root.given([group], rule)
-    inputs.scales.fill_(1)
-    square_root.run(executor, inputs)
+    given = square_root.given([group], rule)
+    given.scales.fill_(1)
+    square_root.run(executor, given)
     options = CallOptions(rule, grad=call.dtype.itemsize, direction=call.dtype.itemsize)
     return int(sum(cost.bytes for cost in step_costs([Blocks(BLOCKS, call.side, call.side)], options)))
 
 
-def _one_parameter(inputs: SimpleNamespace, kinds: dict[str, torch.dtype]) -> SimpleNamespace:
-    """Replace the tensors of an elementwise op's arguments by those of one parameter."""
-    for name, dtype in kinds.items():
-        setattr(inputs, name, [torch.rand(NUMEL).to(dtype)])
-    inputs.coefficients, inputs.active = torch.ones(1, COEFFICIENTS), torch.ones(1, dtype=torch.bool)
-    return inputs
+def _elementwise(op: ElementwiseOp, call: CountedCall, executor: ExecutedBackend) -> int:
+    """Run an elementwise op on one parameter; return the bytes that it must read and write."""
+    given = op.one_parameter(call.dtype, NUMEL)
+    op.run(executor, given)
+    return op.floor(given)
 
 
-def _update_moments(call: CountedCall, executor: ExecutedBackend) -> int:
-    kinds = dict.fromkeys(("momenta", "second_moments", "directions"), torch.float32)
-    kinds |= {"grads": call.dtype, "params": call.dtype}
-    inputs = _one_parameter(update_moments_inputs.make(call.dtype), kinds)
-    inputs.graft_norms = torch.zeros(spans_of(NUMEL))
-    update_moments_inputs.run(executor, inputs)
-    return size(inputs.grads) + 2 * size([*inputs.momenta, *inputs.second_moments])
-
-
-def _apply_updates(call: CountedCall, executor: ExecutedBackend) -> int:
-    kinds = dict.fromkeys(("momenta", "updates", "second_moments"), torch.float32)
-    kinds |= {"params": call.dtype, "directions": call.dtype}
-    inputs = _one_parameter(apply_updates_inputs.make(call.dtype), kinds)
-    apply_updates_inputs.run(executor, inputs)
-    return size(inputs.updates) + 2 * size(inputs.params)
-
-
-OPS = {
+ELEMENTWISE_OPS = {name.removesuffix("_"): op for name, op in inputs.elementwise().items()}
+OPS: dict[str, Callable[[CountedCall, ExecutedBackend], int]] = {
     "kron_step": _kron_step,
-    "update_moments": _update_moments,
-    "apply_updates": _apply_updates,
+    **{name: functools.partial(_elementwise, op) for name, op in ELEMENTWISE_OPS.items()},
 }
 
 
@@ -154,5 +128,5 @@ def _steps(
 STEPS = _steps(["bf16x3"], DTYPES, (64, 128, 256))
 # Bytes do not depend on the precision; arithmetic and shared memory do.
 ARITHMETIC = _steps(["tf32x3", "fp32"], DTYPES[:1], (64, 128, 256))
-ELEMENTWISE = [CountedCall(op, dtype) for op in ("update_moments", "apply_updates") for dtype in DTYPES]
+ELEMENTWISE = [CountedCall(op, dtype) for op in ELEMENTWISE_OPS for dtype in DTYPES]
 CALLS = [*STEPS, *ELEMENTWISE, *ARITHMETIC]

@@ -49,9 +49,8 @@ the counts for the two architectures whose PTX the executor runs.
 
 **Launches of the CUDA kernels.** All blocks of up to 64, 96, 128 or 256 a side take 2 launches each. Their
 roots, and those of blocks of up to 512 or 1024, take 1 each. Larger blocks take 12 at refine 2, for any
-number of blocks. `update_moments_` takes 2; `guard_gradients_`, `scale_updates_` and `apply_updates_` take 1
-each. `test_square_root_kernels.py`, `test_scalar_kernels.py` and `test_elementwise_kernels.py` in
-`tests/cuda` count them.
+number of blocks. All other ops take 1. `test_square_root_kernels.py`, `test_scalar_kernels.py` and
+`test_elementwise_kernels.py` in `tests/cuda` count them.
 
 **Launches of Triton's kernels.** Blocks of up to 64 a side take 1 launch where they fit. Other blocks take 13
 at refine 2, or 14 where sides are coupled (`tests/test_triton_plans.py`).
