@@ -44,9 +44,11 @@ def test_only_record_changes_what_git_tracks(tmp_path: Path) -> None:
     before = tracked.read_bytes()
     backend = common.usable_backends()[0]
     command = [sys.executable, "-m", "pytest", "bench/ops", "--benchmark-only", "-p", "no:cacheprovider"]
+    # In a worker of pytest-xdist, pytest-benchmark turns itself off.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_XDIST_WORKER"}
     done = subprocess.run(
         [*command, "-k", f"decomposed_roots and 64-{backend}"], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "KRADAGRAD_BENCH_CSV": str(written)},
+        env={**environment, "KRADAGRAD_BENCH_CSV": str(written)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     header, row = written.read_text().splitlines()
