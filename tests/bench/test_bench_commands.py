@@ -144,7 +144,7 @@ def test_the_table_of_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every optimizer trains on every task and seed; a second call runs none."""
-    monkeypatch.setattr(results, "BEST_RATES", {"curves": {"adamw": 1e-3, "kradagrad": 1e-2}})
+    monkeypatch.setattr(results, "RATES", {"curves": {"adamw": 1e-3, "kradagrad": 1e-2}})
     monkeypatch.setattr(results, "NAMES", {"adamw": "AdamW", "kradagrad": "KrADagrad"})
     path = tmp_path / "results.csv"
     command = ["--csv", str(path), "--steps", "2", "--seeds", "0", "1"]
