@@ -30,7 +30,7 @@ from gpt.optimizers import NAMES
 from gpt.ranks import MODES
 
 TESTS = Path(__file__).resolve().parent
-README = (TESTS.parent / "README.md").read_text()
+LARGE_MODELS = (TESTS.parent / "docs/large-models.md").read_text()
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 """Environment of the ranks, of which four run on any machine."""
 ROUNDING = {"rtol": 1e-7, "atol": 1e-7}
@@ -173,11 +173,11 @@ def test_a_stopped_run_goes_on_on_any_ranks(launch: Launch, text: Path, tmp_path
 
 
 def test_a_signal_to_torchrun_stops_the_ranks_which_say_how_to_go_on(text: Path, tmp_path: Path) -> None:
-    """The command is the README's."""
+    """The command is that of docs/large-models.md."""
     out = tmp_path / "run"
     seldom = ("--eval-every=150", "--checkpoint-every=150")
-    (readme_arguments,) = re.findall(r"^torchrun (.*)$", README, re.MULTILINE)
-    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(readme_arguments)]
+    (its_arguments,) = re.findall(r"^torchrun (.*)$", LARGE_MODELS, re.MULTILINE)
+    command = [sys.executable, "-m", "torch.distributed.run", *shlex.split(its_arguments)]
     command += arguments(text, out, "--optimizer=adamw", *seldom, steps=150)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     with subprocess.Popen(command, cwd=TESTS.parent, **pipes) as process:
