@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from kradagrad_ext.backends.base import UpdateRule
 from kradagrad_ext.blocking import iteration_products
@@ -166,9 +166,7 @@ def whole_costs(groups: Sequence[Blocks], side: int, call: CallOptions) -> Itera
         if not wanted:
             continue
         works = [(group.count, make(group, side, call)) for group in groups]
-        # CTAs that keep a block on chip load the next block's matrices while they multiply.
-        cost = _cost(kernel_name(name, side, call.rule.precision), name, 1, works, call)
-        yield replace(cost, overlaps=resident)
+        yield _cost(kernel_name(name, side, call.rule.precision), name, 1, works, call)
 
 
 def _cost(

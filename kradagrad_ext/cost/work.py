@@ -59,7 +59,6 @@ class Cost:
         bytes: bytes of global memory, every operand of a launch once.
         flops: flops by kind of arithmetic, as executed: every term of split products, padding included.
         least_flops: one multiplication and addition per term of the formula, half of it if C is symmetric.
-        overlaps: True if memory and arithmetic of different CTAs overlap on an SM, for work not counted.
         concurrent_with: the kernel that this one shares the SMs with, if it is launched on the same step.
     """
 
@@ -69,7 +68,6 @@ class Cost:
     bytes: float
     flops: dict[str, float] = field(default_factory=dict)
     least_flops: float = 0.0
-    overlaps: bool = True
     concurrent_with: str = ""
 
 

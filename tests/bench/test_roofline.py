@@ -57,7 +57,6 @@ def test_resident_block_of_128_by_hand() -> None:
     assert update.flops == {"bf16": 3 * 2 * (3 * full + 4 * lower)}
     assert update.least_flops == 2 * (3 * 2 + 4) * 128**3
     assert product.flops == {"bf16": 3 * 2 * full}
-    assert update.overlaps
 
 
 def test_bfloat16_saves_products_and_bytes() -> None:
@@ -105,9 +104,7 @@ def test_prediction_by_hand():
     bandwidth, rate = 1e9 * BANDWIDTH_FRACTION * gpu.hbm, 1e12 * FEED_FRACTION * gpu.mma_sync * gpu.bf16
     memory, arithmetic = 1e9 / bandwidth, 1e11 / rate
     cost = Cost("a", "b", 1, 1e9, {"bf16": 1e11})
-    apart = Cost("a", "b", 1, 1e9, {"bf16": 1e11}, overlaps=False)
     assert predict([cost], gpu) == pytest.approx(1e3 * max(memory, arithmetic))
-    assert predict([apart], "H100") == pytest.approx(1e3 * (memory + arithmetic))
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,13 @@ def predict(costs: Iterable[Cost], gpu: Gpu | str) -> float:
 def milliseconds(cost: Cost, gpu: Gpu) -> tuple[float, float]:
     """Return the time of one kernel, and the part of it in which CTAs wait for bytes, 0 if it is not counted.
 
-    Without counted work it is the larger of both roofs, or their sum if phases do not overlap.
+    Without counted work it is the larger of both roofs.
     """
     work = work_of(cost.kernel, gpu.architecture)
     if work is None or not cost.flops:
         memory = 1e3 * cost.bytes / gpu.bandwidth
         arithmetic = 1e3 * sum(flops / gpu.rate(kind) for kind, flops in cost.flops.items())
-        return max(memory, arithmetic) if cost.overlaps else memory + arithmetic, 0.0
+        return max(memory, arithmetic), 0.0
     ctas = sum(flops / MMA_FLOPS[kind] for kind, flops in cost.flops.items()) / work.mma
     memory = cost.bytes / ctas / gpu.bytes_a_cycle
     each = 1e3 * ctas / (gpu.sms * gpu.clock)
