@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+from marks import in_turn
 
 from kradagrad_ext.backends import available_backends
 
@@ -20,6 +23,23 @@ USABLE = [name for name, reason in available_backends(torch.device("cpu")).items
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes; child processes inherit the variable
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+SLOW_SHARE = int(os.environ.get("KRADAGRAD_SLOW_SHARE", "1"))
+"""One in this many slow cases of every test runs; which ones depends on the commit."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow cases that this commit does not take."""
+    slow = [item for item in items if SLOW_SHARE > 1 and item.get_closest_marker("slow")]
+    if not slow:
+        return
+    here = Path(__file__).parent
+    head = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=here, text=True)
+    taken = in_turn([item.nodeid.split("[")[0] for item in slow], SLOW_SHARE, int(head[:8], 16))
+    left_out = {item for item, is_taken in zip(slow, taken, strict=True) if not is_taken}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,10 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from trajectory import DTYPES, RECIPES, STEPS, check_equals_the_reference
-
-INTERPRETED_STEPS = 9
-"""Number of steps in Triton's interpreter, which takes seconds for each; roots are recomputed twice."""
+from trajectory import DTYPES, FEW_STEPS, RECIPES, STEPS, check_equals_the_reference
 
 
 @DTYPES
@@ -18,5 +15,5 @@ INTERPRETED_STEPS = 9
 def test_equals_the_reference(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, options: dict[str, Any], backend: str
 ) -> None:
-    steps = INTERPRETED_STEPS if backend == "triton" else STEPS
+    steps = FEW_STEPS if backend == "triton" else STEPS
     check_equals_the_reference(monkeypatch, cases.ops(backend, torch.float32), dtype, options, steps)

@@ -17,6 +17,9 @@ STEPS = 15
 """Number of steps. In more, this model amplifies differences: an error of 5e-5 in the roots, which bf16x3
 leaves, becomes 2e-4 in 15 steps and 4e-3 in 20."""
 
+FEW_STEPS = 9
+"""Number of steps where each takes seconds; roots are recomputed twice."""
+
 LR = {torch.float32: 1e-2, torch.bfloat16: 5e-4}
 """Learning rates by dtype. Larger ones in bfloat16 would measure rounding of the parameters, not kernels."""
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import inputs
@@ -13,7 +11,7 @@ import ptx_executor
 import pytest
 from marks import slow
 
-from . import mutations, toolchain
+from . import mutations
 from .mutations import source_faults, survivors, sweep
 from .mutations.detection import layers_that_notice
 from .mutations.probes import MAKERS, of_kernel
@@ -25,9 +23,6 @@ LISTS = sorted(path.stem for path in Path(mutations.__file__).parent.glob("fault
 FAULTS = [fault for name in LISTS for fault in importlib.import_module(f"{mutations.__name__}.{name}").FAULTS]
 FAULTS += [fault for op in inputs.elementwise().values() for fault in op.faults]
 
-SHARE = int(os.environ.get("KRADAGRAD_FAULT_SHARE", "1"))
-"""One in this many faults is compiled, which ones depends on the commit."""
-
 MOST_SURVIVORS = 0.5
 """Share of the edits of masks, addresses and lanes that may go unnoticed where probes execute them: many only
 move a value that is not used, or widen a mask where the matrix happens to end."""
@@ -35,13 +30,6 @@ move a value that is not used, or widen a mask where the matrix happens to end."
 MOST_UNREACHED = 0.6
 """Share of the sampled edits in code that no probe executes: 64-bit division where 32 bits do, other
 layouts and dtypes of each operand, pairs above the diagonal."""
-
-
-def sampled(faults: list[Fault]) -> list[Fault]:
-    """Return every `SHARE`-th fault; all of them without git."""
-    command = ["git", "rev-parse", "HEAD"]
-    head = subprocess.run(command, cwd=toolchain.ROOT, capture_output=True, text=True, check=False).stdout
-    return faults[int(head[:8], 16) % SHARE :: SHARE] if head else faults
 
 
 def name_of(fault: Fault) -> str:
@@ -70,7 +58,7 @@ def test_unedited_kernel_passes(kernel: str) -> None:
 
 
 @slow
-@pytest.mark.parametrize("fault", sampled(FAULTS), ids=name_of)
+@pytest.mark.parametrize("fault", FAULTS, ids=name_of)
 def test_source_fault_is_noticed(fault: Fault) -> None:
     text = ptx_executor.isolate(source_faults.compiled(fault), fault.kernel)
     assert fault.layer in layers_that_notice(text, fault.kernel, of_kernel(fault.kernel))

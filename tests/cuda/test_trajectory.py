@@ -1,4 +1,4 @@
-"""Fifteen steps of the optimizer through the CUDA kernels on the executor equal those of the reference."""
+"""Nine steps of the optimizer through the CUDA kernels on the executor equal those of the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from marks import slow_after
-from trajectory import LR, RECIPES, check_equals_the_reference
+from trajectory import FEW_STEPS, LR, RECIPES, check_equals_the_reference
 
 from .executor_backend import Executor
 
@@ -17,4 +17,4 @@ from .executor_backend import Executor
 def test_equals_the_reference(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, options: dict[str, Any]
 ) -> None:
-    check_equals_the_reference(monkeypatch, Executor(), dtype, options)
+    check_equals_the_reference(monkeypatch, Executor(), dtype, options, FEW_STEPS)
