@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kradagrad_ext import KrADagrad
 
-EXAMPLES = int(os.environ.get("KRADAGRAD_STATEFUL_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("KRADAGRAD_STATEFUL_EXAMPLES", "2000"))
 """Number of examples of each recipe."""
 
 SHAPES = [(3, 5), (4, 2), (3,), (2, 3, 3), (6, 2)]
