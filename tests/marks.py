@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,5 +24,9 @@ def in_turn(functions: Sequence[str], share: int, turn: int) -> list[bool]:
         functions: the test function of each case.
         turn: any integer; every case is taken on one of `share` consecutive turns.
     """
-    total, numbers = Counter(functions), defaultdict[str, "itertools.count[int]"](itertools.count)
-    return [next(numbers[name]) % share == turn % min(share, total[name]) for name in functions]
+    total, seen = Counter(functions), Counter[str]()
+    taken = []
+    for name in functions:
+        taken.append(seen[name] % share == turn % min(share, total[name]))
+        seen[name] += 1
+    return taken

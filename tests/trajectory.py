@@ -54,9 +54,10 @@ def train(
     x, y = torch.randn(64, 20, dtype=dtype), torch.randn(64, 4, dtype=dtype)
     # Heavy-ball momentum of the update adds up to ten updates.
     lr = LR[dtype] * (0.1 if options.get("momentum_on") == "update" else 1)
-    defaults = dict(lr=lr, block_size=144, factor_update="products", root_every=4, root_method="polar")
     # Stochastic rounding hashes the bits of the update: where the last of them differs, so does the choice.
-    defaults["rounding"] = "nearest"
+    defaults = dict(
+        lr=lr, block_size=144, factor_update="products", root_every=4, root_method="polar", rounding="nearest"
+    )
     optimizer = KrADagrad(model.parameters(), **(defaults | options))
     for _ in range(steps):
         optimizer.zero_grad()
