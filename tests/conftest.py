@@ -29,8 +29,9 @@ SLOW_SHARE = int(os.environ.get("KRADAGRAD_SLOW_SHARE", "1"))
 """One in this many slow cases of every test runs; which ones depends on the commit."""
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow cases that this commit does not take."""
+    """Of the cases that -k and -m select, leave out the slow ones that this commit does not take."""
     if SLOW_SHARE == 1:
         return
     here = Path(__file__).parent

@@ -122,12 +122,17 @@ def _write(path: Path, text: str) -> None:
         partial.replace(path)
 
 
+def kernel_names() -> list[str]:
+    """Return the kernels that csrc/cuda/kernels.cpp and the headers of kernels/ list."""
+    lists = [ROOT / "csrc/cuda/kernels.cpp", *sorted((ROOT / "csrc/cuda/kernels").glob("*.h"))]
+    return [name for path in lists for name in re.findall(r"\bKERNEL\((\w+), \w+\)", path.read_text())]
+
+
 def _kernel_stubs() -> Path:
-    """Write a source with a function for every kernel in csrc/cuda/kernels.cpp, registered as nvcc does."""
-    names = re.findall(r"KERNEL\((\w+), \w+\)", (ROOT / "csrc/cuda/kernels.cpp").read_text())
+    """Write a source with a function for every kernel, registered as nvcc does."""
     types = "void**, const char*, char*, const char*, int, void*, void*, void*, void*, int*"
     lines = [f'extern "C" void __cudaRegisterFunction({types});']
-    for name in names:
+    for name in kernel_names():
         call = f"__cudaRegisterFunction(0, reinterpret_cast<const char*>(&{name}), 0, "
         lines.append(f'extern "C" void {name}() {{}}')
         lines.append(f"__attribute__((constructor)) static void register_{name}() {{")

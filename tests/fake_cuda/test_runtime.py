@@ -6,6 +6,7 @@ Each test runs in a separate process, as the library must be the only libcuda of
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,18 @@ try:
     build.cuda_headers()
 except FileNotFoundError as missing:
     pytest.skip(str(missing), allow_module_level=True)
+
+
+def test_every_kernel_has_a_stub() -> None:
+    """Without one the library of the package does not load, which only a CUDA build of torch would show."""
+    defined = set()
+    for source in (build.ROOT / "csrc/cuda/kernels").glob("*.cu"):
+        text = source.read_text()
+        defined.update(re.findall(r"__launch_bounds__\([^)]*\)\s+(\w+)\(", text))
+        for side, precision in re.findall(r"^KRADAGRAD_KERNEL\((\d+), \d+, (\w+),", text, re.MULTILINE):
+            defined.add(f"{source.stem}_{side}_{precision}")
+    assert sorted(build.kernel_names()) == sorted(defined)
+
 
 PREAMBLE = """
 import ctypes, sys
