@@ -128,7 +128,7 @@ def test_missing_triton_is_reported_with_its_remedy(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     backends.resolve("auto", CPU, torch.float32)
-    with pytest.raises(RuntimeError, match=r"cannot run .*triton.* pip install kradagrad-ext\[triton\]"):
+    with pytest.raises(RuntimeError, match=r"cannot run .*triton.* pip install 'triton>=3.3'"):
         backends.resolve("triton", CPU, torch.float32)
 
 

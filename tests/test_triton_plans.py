@@ -220,7 +220,7 @@ def test_plans_are_kept_and_tables_for_tensors_that_stay(monkeypatch: pytest.Mon
             made.append(spec)
             return launch.Plan(entries=[[spec.data_ptr(), 7]])
 
-        spec = (specs := plan_cache.TensorSpecs()).of(tensor)
+        spec = (specs := plan_cache.SymbolicTensors()).of(tensor)
         return plan_cache.plan_of(spec, specs.addresses, torch.device("cpu"), make)[1]
 
     tensors = [torch.zeros(4) for _ in range(plan_cache.MOST_TABLES + 1)]
@@ -245,7 +245,7 @@ def test_a_table_is_that_of_a_plan_made_for_these_very_tensors() -> None:
         square_root_triton._of_kernels(group, first, True)
         for group, first in zip(tensor_groups, (0, 3), strict=True)
     ]
-    rule, specs = groups.StepRule(2, True, True, "bf16x3", "sm_90"), plan_cache.TensorSpecs()
+    rule, specs = groups.StepRule(2, True, True, "bf16x3", "sm_90"), plan_cache.SymbolicTensors()
     group_specs = [group.spec(specs) for group in block_groups]
     plan, table = plan_cache.plan_of(
         object(),

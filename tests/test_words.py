@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,10 @@ def test_words_are_found_in_identifiers_and_phrases_in_prose() -> None:
     assert not contains("class OwnedBatch: owner", "own")
     assert contains("where there\nis none", "is none")
     assert not contains("if x is None", "is none")
+
+
+def test_no_two_classes_of_the_product_share_a_name() -> None:
+    modules = [path for path in product_files() if path.suffix == ".py"]
+    names = [name for path in modules for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE)]
+    assert len(names) > 50
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -28,20 +28,30 @@ NAMES = {"adamw": "AdamW", "muon": "Muon", "soap": "SOAP", "kradagrad": "KrADagr
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Return the lines of a Markdown table: an optimizer a row, loss and seconds of each task."""
+    """Return a Markdown table, line by line: an optimizer a row, loss and seconds of each task."""
     tasks = [task for task in RATES if any(row["task"] == task for row in rows)]
+    columns = [_column([row for row in rows if row["task"] == task]) for task in tasks]
     cells = [f"{task}, {TASKS[task].steps} steps" for task in tasks]
     lines = ["| | " + " | ".join(cells) + " |", "|---" * (len(tasks) + 1) + "|"]
     for optimizer, name in NAMES.items():
-        cells = []
-        for task in tasks:
-            runs = [row for row in rows if (row["task"], row["optimizer"]) == (task, optimizer)]
-            loss, seconds = (
-                statistics.median(float(run[key]) for run in runs) for key in ("val_loss", "seconds")
-            )
-            cells.append(f"{loss:.3f} in {seconds:.0f} s")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(column[optimizer] for column in columns) + " |")
     return lines
+
+
+def _column(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return the cell of each optimizer from the rows of one task."""
+    medians = {
+        optimizer: [
+            statistics.median(float(row[key]) for row in rows if row["optimizer"] == optimizer)
+            for key in ("val_loss", "seconds")
+        ]
+        for optimizer in NAMES
+    }
+    least = min(loss for loss, _ in medians.values())
+    return {
+        optimizer: f"{'**' * (loss == least)}{loss:#.4g}{'**' * (loss == least)} in {seconds:.0f} s"
+        for optimizer, (loss, seconds) in medians.items()
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -62,7 +62,7 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
     try:
         kernel_module("plan.launch")
     except ImportError as error:
-        return f"{error}: pip install kradagrad-ext[triton]"
+        return f"{error}: pip install 'triton>=3.3'"
     return _gpu_reason(device) if device.type == "cuda" else None
 
 

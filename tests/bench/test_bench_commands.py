@@ -140,6 +140,12 @@ def test_roots_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
             assert max(samples) < bound
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tuning.md"])
+def test_pages_have_the_table_of_the_recorded_results(page: str) -> None:
+    table = "\n".join(results.table(tune_defaults.stored(common.RECORDED / "results.csv")))
+    assert table in (ROOT / page).read_text()
+
+
 def test_the_table_of_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

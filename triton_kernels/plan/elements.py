@@ -125,7 +125,7 @@ def _run(
     scalars: Mapping[str, Any],
 ) -> None:
     architecture = tuning.architecture_of(active.device)
-    specs = plan_cache.TensorSpecs()
+    specs = plan_cache.SymbolicTensors()
     param_specs = specs.all(params)
     list_specs = {name: specs.all(tensors) for name, tensors in lists.items()}
     key = (op, *constants.values(), architecture, param_specs, *list_specs.items())

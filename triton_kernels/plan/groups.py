@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .plan_cache import TensorSpecs
+from .plan_cache import SymbolicTensors
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class KernelGroup:
         rows, cols = (self.grad or self.out)[0].shape[-2:]
         return rows, cols
 
-    def spec(self, specs: TensorSpecs) -> KernelGroup:
+    def spec(self, specs: SymbolicTensors) -> KernelGroup:
         """Return everything that a plan may know of the group, hashable."""
         of: Any = specs.of  # specs stand in for tensors
         roots = [root if root is None else of(root) for root in (self.left_root, self.right_root)]

@@ -1,6 +1,6 @@
 """Cache of plans: a plan depends on all properties of a call's tensors except their addresses.
 
-A plan is made from `TensorSpec`s: tensors without storage, which have distinct symbolic addresses. When
+A plan is made from `SymbolicTensor`s: tensors without storage, which have distinct symbolic addresses. When
 tensors have moved, one addition makes the table with the real addresses from it, and the table is uploaded.
 """
 
@@ -29,7 +29,7 @@ MOST_TABLES = 4
 """Number of tables of one plan that are kept, for tensors that swap their memory."""
 
 
-class TensorSpec(NamedTuple):
+class SymbolicTensor(NamedTuple):
     """The properties of a tensor that a plan may use, with a tensor's methods."""
 
     number: int
@@ -55,23 +55,23 @@ class TensorSpec(NamedTuple):
         return ((self.number + 1) << ADDRESS_BITS) + self.misalignment
 
 
-class TensorSpecs:
+class SymbolicTensors:
     """The tensors of a call, numbered in the order of their first use."""
 
     def __init__(self) -> None:
-        self._known: dict[int, TensorSpec] = {}
+        self._known: dict[int, SymbolicTensor] = {}
         self.addresses: list[int] = []
 
-    def of(self, tensor: Tensor) -> TensorSpec:
+    def of(self, tensor: Tensor) -> SymbolicTensor:
         known = self._known.get(id(tensor))
         if known is None:
             address = tensor.data_ptr()
             layout = (tensor.dtype, tuple(tensor.shape), tensor.stride(), address % ALIGNMENT)
-            known = self._known[id(tensor)] = TensorSpec(len(self.addresses), *layout)
+            known = self._known[id(tensor)] = SymbolicTensor(len(self.addresses), *layout)
             self.addresses.append(address)
         return known
 
-    def all(self, tensors: Iterable[Tensor]) -> tuple[TensorSpec, ...]:
+    def all(self, tensors: Iterable[Tensor]) -> tuple[SymbolicTensor, ...]:
         return tuple(map(self.of, tensors))
 
 
@@ -147,7 +147,7 @@ def _keep(kept: OrderedDict[Hashable, Any], key: Hashable, value: Any, most: int
 
 def run(
     key: Hashable,
-    specs: TensorSpecs,
+    specs: SymbolicTensors,
     make: Callable[[], Plan],
     taking_part: Tensor,
     scalars: Mapping[str, Any],

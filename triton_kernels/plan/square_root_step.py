@@ -152,6 +152,6 @@ def plan_groups(groups: list[KernelGroup], rule: StepRule, scratch_bytes: int = 
 
 def run(groups: list[KernelGroup], rule: StepRule, scales: Tensor, scalars: Mapping[str, Any]) -> None:
     """Plan and launch a call; `scalars`: the kernels' arguments by name."""
-    specs = plan_cache.TensorSpecs()
+    specs = plan_cache.SymbolicTensors()
     group_specs = [group.spec(specs) for group in groups]
     plan_cache.run((rule, *group_specs), specs, lambda: plan_groups(group_specs, rule), scales, scalars)
