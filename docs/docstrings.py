@@ -5,7 +5,9 @@ The docstrings differ from Google's style in four ways, which are converted here
 - ``::`` introduces indented text, which becomes a fenced block;
 - a table may have rules of equals signs;
 - options are grouped by titles, such as ``Blocks:``;
-- one entry may describe several names: ``a, b: ...``, or several entries stand in one line: ``a: ...  b: ...``.
+- one entry may describe several names, ``a, b: ...``, or several entries stand in a line, ``a: ...  b: ...``.
+
+Names of pages, such as docs/concepts.md, become links to them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import griffe
 
+PAGE = re.compile(r"\bdocs/([\w-]+)\.md")
 SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
 ENTRY = re.compile(r" {4}(?P<names>\*{0,2}\w+(?:, \w+)*): (?P<text>.*)")
 
@@ -25,7 +28,8 @@ class Docstrings(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:  # noqa: ANN401
         """Rewrite the docstring of one object."""
         if obj.docstring is not None:
-            obj.docstring.value = converted(obj.docstring.value, obj.is_class and _is_typed_dict(obj))
+            text = converted(obj.docstring.value, obj.is_class and _is_typed_dict(obj))
+            obj.docstring.value = PAGE.sub(r"[\1](\1.html)", text)
 
 
 def _is_typed_dict(obj: griffe.Object) -> bool:

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: the site's front page, links out of docs/, and GitHub's anchors.
 
-The front page is README.md. A link to a file outside docs/ leads to that file at `repo_url`, or without one to
-a page with its contents. A link to a file that does not exist ends the build.
+The front page is README.md. A link to a file outside docs/ leads to that file at `repo_url`, or without one
+to a page with its contents. A link to a file that does not exist ends the build.
 """
 
 from __future__ import annotations
