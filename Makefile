@@ -30,7 +30,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint bench gpu-bundle clean
+.PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint docs bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
 # Each optimizer at its tuned learning rate, which is the example's default. Runs that Ctrl-C stopped go on; after a
@@ -84,6 +84,10 @@ lint: $(VENV)/lint
 	$(BIN)/mypy
 	find csrc tests tools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 
+# The site of docs/, README.md and the docstrings, in build/site; every warning is an error.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Results go to build/bench, or with RECORD=--record to bench/results and docs/images, which git tracks.
 bench: $(VENV)/bench
 	$(BIN)/pytest bench/ops --benchmark-only $(RECORD) $(PYTEST_ARGS)
@@ -121,6 +125,10 @@ $(VENV)/installed: $(VENV)/demo
 
 $(VENV)/lint: $(VENV)/installed
 	$(INSTALL) -e '.[lint]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/installed
