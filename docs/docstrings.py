@@ -29,7 +29,7 @@ class Docstrings(griffe.Extension):
         """Rewrite the docstring of one object."""
         if obj.docstring is not None:
             text = converted(obj.docstring.value, obj.is_class and _is_typed_dict(obj))
-            obj.docstring.value = PAGE.sub(r"[\1](\1.html)", text)
+            obj.docstring.value = PAGE.sub(r"[\1](\1.md)", text)
 
 
 def _is_typed_dict(obj: griffe.Object) -> bool:

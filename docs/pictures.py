@@ -20,7 +20,7 @@ from kradagrad_ext.cost.models import llama
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 460
 INK, PALE, LEFT, RIGHT, GREY = "#1f2937", "#e5e7eb", "#2563eb", "#d97706", "#9ca3af"
-KINDS = {"moments": GREY, "factors": LEFT, "roots": RIGHT}
+KINDS = {"moments, statistics": GREY, "factors": LEFT, "roots": RIGHT}
 """Colour of each kind of state in the picture of memory."""
 
 BFLOAT16 = {"root_dtype": torch.bfloat16, "factor_dtype": torch.bfloat16}
@@ -149,7 +149,8 @@ def memory_rows() -> dict[str, dict[str, float]]:
         groups = [{"params": MODEL.shapes}, {"params": MODEL.plain_shapes, "precondition": False}]
         estimate = estimate_cost(groups, device="cuda", **options)
         state: StateBytes = estimate.most_state
-        rows[name] = {kind: getattr(state, kind) / estimate.parameters for kind in KINDS}
+        sizes = (state.moments + state.rest, state.factors, state.roots)
+        rows[name] = {kind: size / estimate.parameters for kind, size in zip(KINDS, sizes, strict=True)}
     return rows
 
 
@@ -161,7 +162,7 @@ def memory() -> str:
     x = 16.0
     for kind, colour in KINDS.items():
         parts += [rect(x, 42, 12, 12, colour, colour), text(x + 18, 53, kind, "start", 'font-size="12.5"')]
-        x += 96
+        x += 38 + 7 * len(kind)
     y = 72.0
     for name, row in rows.items():
         parts.append(text(16, y + 12, name, "start", 'font-size="12.5"'))

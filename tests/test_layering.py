@@ -228,7 +228,7 @@ BENCH_IMPORTS = {
 # Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once.
 BENCH_HELPERS = {"gpu.kernels": {"tests", "tools"}, "tuning": {"examples"}}
 
-OUTSIDE = ("bench", "tests", "examples", "tools")
+OUTSIDE = ("bench", "docs", "tests", "examples", "tools")
 OUTSIDE_FILES = sorted(path for folder in OUTSIDE for path in (ROOT / folder).rglob("*.py"))
 """Files that are not installed."""
 
