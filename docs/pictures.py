@@ -142,12 +142,12 @@ def step() -> str:
     return svg(540, "The parts of a step and the data between them", parts)
 
 
-def memory_rows() -> dict[str, dict[str, float]]:
-    """Return the bytes of state a parameter of each kind, on a GPU, by recipe."""
+def memory_rows(device: str = "cuda") -> dict[str, dict[str, float]]:
+    """Return the bytes of state a parameter of each kind, on a device, by recipe."""
     rows = {}
     for name, options in RECIPES.items():
         groups = [{"params": MODEL.shapes}, {"params": MODEL.plain_shapes, "precondition": False}]
-        estimate = estimate_cost(groups, device="cuda", **options)
+        estimate = estimate_cost(groups, device=device, **options)
         state: StateBytes = estimate.most_state
         sizes = (state.moments + state.rest, state.factors, state.roots)
         rows[name] = {kind: size / estimate.parameters for kind, size in zip(KINDS, sizes, strict=True)}
