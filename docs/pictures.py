@@ -105,16 +105,19 @@ def blocks() -> str:
     y = y0 + 258
     for x, fill, name in (
         (24.0, "#bfdbfe", "P left"),
-        (136.0, "#bbf7d0", "G"),
-        (248.0, "#fde68a", "P right"),
+        (152.0, "#bbf7d0", "G"),
+        (280.0, "#fde68a", "P right"),
     ):
-        parts += [rect(x, y, 84, 84, fill), text(x + 42, y + 47, name)]
-    parts += [text(122, y + 47, "·"), text(234, y + 47, "·")]
-    for x, name in ((66, "F left"), (290, "F right")):
-        parts += [arrow((x, y + 118), (x, y + 90)), text(x, y + 136, f"its root: {name}")]
-    notes = ("F Fᵀ follows the inverse", "of the running statistics", "G Gᵀ (left), Gᵀ G (right)")
-    parts += [text(24, y + 164 + 18 * i, note, "start", 'font-size="12.5"') for i, note in enumerate(notes)]
-    return svg(int(y + 164 + 18 * len(notes)), "A matrix in blocks, each with two factors", parts)
+        parts += [rect(x, y, 88, 88, fill), text(x + 44, y + 49, name)]
+    parts += [text(132, y + 49, "·"), text(260, y + 49, "·")]
+    for x, name in ((68, "F left"), (324, "F right")):
+        parts += [arrow((x, y + 122), (x, y + 94)), text(x, y + 140, name)]
+    notes = (
+        "P is a root of F Fᵀ, which follows the inverse of the running",
+        "statistics: of G Gᵀ on the left, of Gᵀ G on the right.",
+    )
+    parts += [text(24, y + 172 + 18 * i, note, "start", 'font-size="12.5"') for i, note in enumerate(notes)]
+    return svg(int(y + 172 + 18 * len(notes)), "A matrix in blocks, each with two factors", parts)
 
 
 def step() -> str:
@@ -129,11 +132,11 @@ def step() -> str:
         box(16, 158, 200, ["moments", "M: running mean of G", "V: of its squares"], green),
         box(244, 158, 200, ["factors, both sides", "F ← F R", "(P of the other side whitens G)"], blue),
         arrow((344, 226), (344, 258)),
-        box(244, 260, 200, ["roots, when due", "P = (F Fᵀ)^½, checked"], amber),
+        box(244, 260, 200, ["roots, when due", "P = (F Fᵀ)^(1/2), checked"], amber),
         arrow((116, 226), (116, 334), (150, 334)),
         arrow((344, 310), (344, 334), (312, 334)),
         text(106, 286, "M", "end"),
-        box(152, 320, 158, ["direction", "U = P left · M · P right"], PALE),
+        box(152, 320, 158, ["product", "U = P left · M · P right"], PALE),
         arrow((230, 370), (230, 394)),
         box(110, 396, 240, ["length", "|U| becomes that of Adam's update"], PALE),
         arrow((230, 446), (230, 470)),
