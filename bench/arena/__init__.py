@@ -1,0 +1,1 @@
+"""A comparison of optimizers that a sceptic can rerun: the same tasks, budgets and loop for every optimizer."""

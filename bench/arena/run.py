@@ -1,0 +1,159 @@
+"""One run: a rival trains a task's model for one seed."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from bench.arena.parameters import ModelParameters
+from bench.arena.rivals import RIVALS, Rival
+from bench.arena.tasks.base import Task, trainable
+from bench.arena.tasks.registry import task_of
+
+WARMUP_SHARE = 0.05
+MAX_GRADIENT_NORM = 1.0
+POINTS = 25
+"""Validations of a run after the one before its first step."""
+
+OK, NOT_FINITE = "ok", "not finite"
+
+Curve = list[tuple[int, float, float]]
+"""Steps, seconds and validation loss."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What determines a run."""
+
+    task: str
+    optimizer: str
+    lr: float
+    value: float
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run measured; `seconds` are those of the loop without validation."""
+
+    val_loss: float
+    seconds: float
+    optimizer_seconds: float
+    state_bytes: int
+    status: str
+    curve: Curve
+
+
+def rate_factor(schedule: str, step: int, steps: int) -> float:
+    """Return the share of the peak rate: linear warm-up, then half a cosine to 0, or constant."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+def evaluation_steps(steps: int) -> set[int]:
+    return {round(steps * point / POINTS) for point in range(1, POINTS + 1)} - {0}
+
+
+def tensors_in(value: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield every tensor in nested containers and objects; each object once."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item, seen)
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from tensors_in(item, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | nn.Module):
+        yield from tensors_in(vars(value), seen)
+
+
+class Contestant:
+    """A rival's optimizers on one model, stepped together under the schedule."""
+
+    def __init__(self, rival: Rival, task: Task, model: nn.Module, run: Run) -> None:
+        self.rival, self.model, self.steps = rival, model, run.steps
+        self.parameters = ModelParameters.of(model, task.ends)
+        self.optimizers: list[Optimizer] = rival.make(self.parameters, run.lr, run.value)
+        self._rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
+        self.switch("train")
+
+    def switch(self, mode: str) -> None:
+        """Give an optimizer that averages its iterates the weights for ``train`` or for ``eval``."""
+        for one in self.optimizers:
+            if self.rival.schedule == "constant":
+                getattr(one, mode)()
+
+    def step(self, number: int) -> None:
+        factor = rate_factor(self.rival.schedule, number, self.steps)
+        self.parameters.share_gradients()
+        for one, rates in zip(self.optimizers, self._rates, strict=True):
+            for group, rate in zip(one.param_groups, rates, strict=True):
+                group["lr"] = factor * rate
+            one.step()
+        self.model.zero_grad()
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the state's storages, without those of the model and its gradients."""
+        known = {
+            t.untyped_storage().data_ptr() for _, p in trainable(self.model) for t in (p, p.grad) if t is not None
+        }
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for one in self.optimizers
+            for tensor in tensors_in(dict(one.state), set())
+        }
+        return sum(size for pointer, size in storages.items() if pointer not in known)
+
+
+def train(run: Run) -> Outcome:
+    """Train once and return what was measured."""
+    return train_on(task_of(run.task), RIVALS[run.optimizer], run)
+
+
+def train_on(task: Task, rival: Rival, run: Run) -> Outcome:
+    """Train a task's model. A loss that is not finite ends the run."""
+    for seed in (torch.manual_seed, random.seed, numpy.random.seed):  # PSGD draws from each of them
+        seed(run.seed)
+    model, batches = task.model(run.seed), task.batches(run.seed)
+    contestant = Contestant(rival, task, model, run)
+    parameters: list[Any] = [p for _, p in trainable(model)]
+    due = evaluation_steps(run.steps)
+    curve: Curve = [(0, 0.0, task.validate(model))]
+    seconds = by_optimizer = 0.0
+    for step in range(run.steps):
+        start = time.perf_counter()
+        loss = task.loss(model, next(batches))
+        loss.backward()
+        clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        before = time.perf_counter()
+        contestant.step(step)
+        end = time.perf_counter()
+        seconds, by_optimizer = seconds + end - start, by_optimizer + end - before
+        if not math.isfinite(loss.item()):
+            break
+        if step + 1 in due:
+            contestant.switch("eval")
+            curve.append((step + 1, seconds, task.validate(model)))
+            contestant.switch("train")
+    final = curve[-1][2] if curve[-1][0] == run.steps else math.nan
+    status = OK if math.isfinite(final) else NOT_FINITE
+    return Outcome(final, seconds, by_optimizer, contestant.state_bytes(), status, curve)
