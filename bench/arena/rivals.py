@@ -1,4 +1,4 @@
-"""The optimizers of the arena: how each is made, its learning rates, and one more hyperparameter of three values.
+"""The arena's optimizers: how each is made, its learning rates, and three values of one more hyperparameter.
 
 All options that are not named here are the defaults of the optimizer's package, except that nobody decays
 weights and that preconditioners are refreshed every ten steps. The factories import their packages.
@@ -111,7 +111,9 @@ def kl_soap(parameters: ModelParameters, lr: float, beta2: float) -> list[Optimi
 
 
 def kl_shampoo(parameters: ModelParameters, lr: float, decay: float) -> list[Optimizer]:
-    return of_heavyball("KLShampoo", parameters, lr, betas=(BETA1, decay), shampoo_beta=decay, merge_dims=False)
+    return of_heavyball(
+        "KLShampoo", parameters, lr, betas=(BETA1, decay), shampoo_beta=decay, merge_dims=False
+    )
 
 
 def shampoo(parameters: ModelParameters, lr: float, beta2: float) -> list[Optimizer]:

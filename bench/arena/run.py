@@ -114,7 +114,10 @@ class Contestant:
     def state_bytes(self) -> int:
         """Return the bytes of the state's storages, without those of the model and its gradients."""
         known = {
-            t.untyped_storage().data_ptr() for _, p in trainable(self.model) for t in (p, p.grad) if t is not None
+            t.untyped_storage().data_ptr()
+            for _, p in trainable(self.model)
+            for t in (p, p.grad)
+            if t is not None
         }
         storages = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()

@@ -44,8 +44,8 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss on a batch."""
 
-    @classmethod
-    def prepare(cls, folder: Path) -> None:  # noqa: B027
+    @classmethod  # noqa: B027  (most tasks read no file)
+    def prepare(cls, folder: Path) -> None:
         """Make the files that the task reads in `folder`, if it has any and they are missing."""
 
     def model(self, seed: int) -> nn.Module:

@@ -148,7 +148,9 @@ class ConvNet(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(inner, outer, 3, stride=1 + (i > 0), padding=1), nn.GroupNorm(8, outer), nn.ReLU()
+                    nn.Conv2d(inner, outer, 3, stride=1 + (i > 0), padding=1),
+                    nn.GroupNorm(8, outer),
+                    nn.ReLU(),
                 )
                 for i, (inner, outer) in enumerate(itertools.pairwise(self.channels))
             )

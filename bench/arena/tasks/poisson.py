@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -62,7 +63,7 @@ class Poisson(Task):
     def make_model(self) -> nn.Module:
         sizes = [2, *[WIDTH] * LAYERS, 1]
         layers: list[nn.Module] = []
-        for inner, outer in zip(sizes[:-1], sizes[1:], strict=True):
+        for inner, outer in itertools.pairwise(sizes):
             linear = nn.Linear(inner, outer)
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)

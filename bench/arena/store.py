@@ -1,0 +1,99 @@
+"""The CSV of runs: one row a run, written when the run ends, with its validation curve as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from bench.arena.run import Outcome, Run
+
+CIRCUMSTANCES = ("git_sha", "machine", "versions", "date")
+RUN = tuple(field.name for field in fields(Run))
+OUTCOME = tuple(field.name for field in fields(Outcome))
+COLUMNS = (*RUN, *OUTCOME, *CIRCUMSTANCES)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, its outcome, and where and with what it ran."""
+
+    run: Run
+    outcome: Outcome
+    circumstances: tuple[str, str, str, str]
+
+
+def row_of(record: Record) -> dict[str, object]:
+    outcome = dict(vars(record.outcome))
+    outcome["curve"] = json.dumps(
+        [[step, round(seconds, 3), float(f"{loss:.6g}")] for step, seconds, loss in record.outcome.curve]
+    )
+    for name in ("seconds", "optimizer_seconds"):
+        outcome[name] = f"{outcome[name]:.3f}"
+    outcome["val_loss"] = f"{record.outcome.val_loss:.7g}"
+    return {**vars(record.run), **outcome, **dict(zip(CIRCUMSTANCES, record.circumstances, strict=True))}
+
+
+def record_of(row: dict[str, str]) -> Record:
+    run = Run(
+        row["task"],
+        row["optimizer"],
+        float(row["lr"]),
+        float(row["value"]),
+        int(row["steps"]),
+        int(row["seed"]),
+    )
+    outcome = Outcome(
+        float(row["val_loss"]),
+        float(row["seconds"]),
+        float(row["optimizer_seconds"]),
+        int(row["state_bytes"]),
+        row["status"],
+        [(int(step), float(seconds), float(loss)) for step, seconds, loss in json.loads(row["curve"])],
+    )
+    return Record(run, outcome, tuple(row[name] for name in CIRCUMSTANCES))  # type: ignore[arg-type]
+
+
+class Store:
+    """The records of a CSV. Each new one replaces the file as a whole: no row is ever half written."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file, if there is one.
+
+        Raises:
+            ValueError: its columns are others.
+        """
+        self.path, self.records = path, []
+        if path.exists():
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != COLUMNS:
+                    raise ValueError(
+                        f"{path} must have the columns {', '.join(COLUMNS)}, got {reader.fieldnames}"
+                    )
+                self.records = [record_of(row) for row in reader]
+
+    records: list[Record]
+
+    @property
+    def done(self) -> dict[Run, float]:
+        return {record.run: record.outcome.val_loss for record in self.records}
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+        write(self.records, self.path)
+
+
+def write(records: Iterable[Record], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(row_of, records))
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
