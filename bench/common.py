@@ -174,7 +174,7 @@ def machine() -> str:
 
 
 def versions() -> str:
-    packages = ("torch", "kradagrad-ext", "pytorch_optimizer", "heavyball")
+    packages = ("torch", "kradagrad-ext", "pytorch_optimizer", "heavyball", "schedulefree")
     installed = [f"python {platform.python_version()}"]
     for package in packages:
         try:

@@ -221,12 +221,18 @@ BENCH_IMPORTS = {
     "gpu": set(),
     "gpu.check": {"", "roofline"},
     "gpu.kernels": {"", "roofline"},
-    "tuning": {"", "gpu.check"},
+    "arena.tasks": {""},
+    "arena": {"", "arena.tasks", "steps"},
+    "tuning": {"", "arena.tasks", "gpu.check"},
     "experiments": {""},
 }
 
 # Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once.
-BENCH_HELPERS = {"gpu.kernels": {"tests", "tools"}, "tuning": {"examples"}}
+BENCH_HELPERS = {
+    "gpu.kernels": {"tests", "tools"},
+    "arena.tasks": {"examples"},
+    "tuning": {"examples"},
+}
 
 OUTSIDE = ("bench", "docs", "tests", "examples", "tools")
 OUTSIDE_FILES = sorted(path for folder in OUTSIDE for path in (ROOT / folder).rglob("*.py"))

@@ -17,7 +17,7 @@ from scipy import stats
 
 from bench.arena.protocol import SEARCH_SEED
 from bench.arena.run import Curve
-from bench.arena.store import Record
+from bench.arena.store import RunRecord
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
@@ -107,8 +107,8 @@ def paired_p(first: Mapping[int, float], second: Mapping[int, float]) -> float:
 class Results:
     """The runs of the best choices: ``runs[task, optimizer][seed]``."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        by_choice: dict[tuple[str, str], dict[tuple[float, float, int], dict[int, Record]]] = defaultdict(
+    def __init__(self, records: Sequence[RunRecord]) -> None:
+        by_choice: dict[tuple[str, str], dict[tuple[float, float, int], dict[int, RunRecord]]] = defaultdict(
             dict
         )
         for record in records:
@@ -233,13 +233,9 @@ def profile(ratios: Mapping[str, Sequence[float]], at: float) -> dict[str, float
     Args:
         ratios: for each optimizer its steps or seconds on every task, infinite where the loss is not reached.
     """
-    columns = list(zip(*ratios.values(), strict=True))
-    least = [min(column) for column in columns]
-    return {
-        name: sum(
-            math.isfinite(value) and value <= (1 + 1e-9) * at * low
-            for value, low in zip(values, least, strict=True)
-        )
-        / len(least)
-        for name, values in ratios.items()
-    }
+    limits = [(1 + 1e-9) * at * min(column) for column in zip(*ratios.values(), strict=True)]
+    return {name: sum(map(_within, values, limits)) / len(limits) for name, values in ratios.items()}
+
+
+def _within(value: float, limit: float) -> bool:
+    return math.isfinite(value) and value <= limit

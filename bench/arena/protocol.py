@@ -1,8 +1,8 @@
 """The search of every rival's hyperparameters, the same for all, and what has to run next.
 
-Seed 0 searches: five learning rates with the middle value of the second hyperparameter; while the best
-rate is the lowest or the highest, up to two more rates beyond it; then the other two values at the best
-rate. That is at most nine runs. Seeds 1 to 5 then train with the best choice. All of this is a function of the results so
+Seed 0 searches: five learning rates with the middle value of the second hyperparameter; while the best rate
+is the lowest or the highest, up to two more rates beyond it; then the other two values at the best rate:
+at most nine runs. Seeds 1 to 5 then train with the best choice. All of this is a function of the results so
 far, so that an interrupted search goes on where it was.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from bench.arena.rivals import Rival
-from bench.arena.run import Run
+from bench.arena.run import ArenaRun
 
 SEARCH_SEED = 0
 
@@ -117,10 +117,10 @@ class Campaign:
     rival: Rival
     budget: Budget
 
-    def run(self, choice: Choice, seed: int) -> Run:
-        return Run(self.task, self.rival.name, choice.lr, choice.value, self.steps, seed)
+    def run(self, choice: Choice, seed: int) -> ArenaRun:
+        return ArenaRun(self.task, self.rival.name, choice.lr, choice.value, self.steps, seed)
 
-    def losses(self, done: Mapping[Run, float]) -> dict[Choice, float]:
+    def losses(self, done: Mapping[ArenaRun, float]) -> dict[Choice, float]:
         return {
             Choice(run.lr, run.value): loss
             for run, loss in done.items()
@@ -128,7 +128,7 @@ class Campaign:
             == (self.task, self.rival.name, self.steps, SEARCH_SEED)
         }
 
-    def waiting(self, done: Mapping[Run, float]) -> list[Run]:
+    def waiting(self, done: Mapping[ArenaRun, float]) -> list[ArenaRun]:
         """Return the runs that can start now, in order; more may follow from their results."""
         choices, best = search(self.rival, self.budget, self.losses(done))
         if choices:
@@ -137,13 +137,13 @@ class Campaign:
         runs = [self.run(best, seed) for seed in seeds if best is not None]
         return [run for run in runs if run not in done]
 
-    def finished(self, done: Mapping[Run, float]) -> int:
+    def finished(self, done: Mapping[ArenaRun, float]) -> int:
         """Return the number of runs that are done."""
         return sum(
             (run.task, run.optimizer, run.steps) == (self.task, self.rival.name, self.steps) for run in done
         )
 
-    def total(self, done: Mapping[Run, float]) -> int:
+    def total(self, done: Mapping[ArenaRun, float]) -> int:
         """Return the number of runs in all, as far as it is known."""
         waiting = self.waiting(done)
         return (
@@ -153,7 +153,7 @@ class Campaign:
         )
 
 
-def next_runs(campaigns: Sequence[Campaign], done: Mapping[Run, float]) -> Iterator[Run]:
+def next_runs(campaigns: Sequence[Campaign], done: Mapping[ArenaRun, float]) -> Iterator[ArenaRun]:
     """Yield all runs that can start now, task by task; in a task, the optimizers take turns.
 
     So the optimizers of a task train under the same conditions of the machine.

@@ -24,7 +24,7 @@ from bench.arena.measures import (
 from bench.arena.protocol import SEARCH_SEED
 from bench.arena.rivals import BASELINE, OURS, RIVALS
 from bench.arena.run import OK
-from bench.arena.store import Record
+from bench.arena.store import RunRecord
 from bench.common import markdown_table
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -187,7 +187,7 @@ def paired_table(results: Results) -> str:
     return per_task(results, cell)
 
 
-def choices_table(results: Results, records: Sequence[Record]) -> str:
+def choices_table(results: Results, records: Sequence[RunRecord]) -> str:
     """Return the best choices, with runs of the search and bytes of state."""
     searched = [record.run for record in records if record.run.seed == SEARCH_SEED]
     rows = []
@@ -204,7 +204,7 @@ def choices_table(results: Results, records: Sequence[Record]) -> str:
     )
 
 
-def failures_table(records: Sequence[Record]) -> str:
+def failures_table(records: Sequence[RunRecord]) -> str:
     rows = [
         [
             record.run.task,
@@ -221,7 +221,7 @@ def failures_table(records: Sequence[Record]) -> str:
     return markdown_table(["", "optimizer", "rate, value", "seed", "what happened"], rows)
 
 
-def report(records: Sequence[Record]) -> str:
+def report(records: Sequence[RunRecord]) -> str:
     """Return all tables, or a sentence if no run of the best choices has ended."""
     results = Results(records)
     if not results.runs:

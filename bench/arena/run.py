@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from bench.arena.parameters import ModelParameters
 from bench.arena.rivals import RIVALS, Rival
-from bench.arena.tasks.base import Task, trainable
+from bench.arena.tasks.base import ArenaTask, trainable
 from bench.arena.tasks.registry import task_of
 
 WARMUP_SHARE = 0.05
@@ -32,7 +32,7 @@ Curve = list[tuple[int, float, float]]
 
 
 @dataclass(frozen=True)
-class Run:
+class ArenaRun:
     """What determines a run."""
 
     task: str
@@ -89,7 +89,7 @@ def tensors_in(value: object, seen: set[int]) -> Iterator[Tensor]:
 class Contestant:
     """A rival's optimizers on one model, stepped together under the schedule."""
 
-    def __init__(self, rival: Rival, task: Task, model: nn.Module, run: Run) -> None:
+    def __init__(self, rival: Rival, task: ArenaTask, model: nn.Module, run: ArenaRun) -> None:
         self.rival, self.model, self.steps = rival, model, run.steps
         self.parameters = ModelParameters.of(model, task.ends)
         self.optimizers: list[Optimizer] = rival.make(self.parameters, run.lr, run.value)
@@ -127,12 +127,12 @@ class Contestant:
         return sum(size for pointer, size in storages.items() if pointer not in known)
 
 
-def train(run: Run) -> Outcome:
+def train(run: ArenaRun) -> Outcome:
     """Train once and return what was measured."""
     return train_on(task_of(run.task), RIVALS[run.optimizer], run)
 
 
-def train_on(task: Task, rival: Rival, run: Run) -> Outcome:
+def train_on(task: ArenaTask, rival: Rival, run: ArenaRun) -> Outcome:
     """Train a task's model. A loss that is not finite ends the run."""
     for seed in (torch.manual_seed, random.seed, numpy.random.seed):  # PSGD draws from each of them
         seed(run.seed)

@@ -9,24 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bench.arena.run import Outcome, Run
+from bench.arena.run import ArenaRun, Outcome
 
 CIRCUMSTANCES = ("git_sha", "machine", "versions", "date")
-RUN = tuple(field.name for field in fields(Run))
+RUN = tuple(field.name for field in fields(ArenaRun))
 OUTCOME = tuple(field.name for field in fields(Outcome))
 COLUMNS = (*RUN, *OUTCOME, *CIRCUMSTANCES)
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A run, its outcome, and where and with what it ran."""
 
-    run: Run
+    run: ArenaRun
     outcome: Outcome
     circumstances: tuple[str, str, str, str]
 
 
-def row_of(record: Record) -> dict[str, object]:
+def row_of(record: RunRecord) -> dict[str, object]:
     outcome = dict(vars(record.outcome))
     outcome["curve"] = json.dumps(
         [[step, round(seconds, 3), float(f"{loss:.6g}")] for step, seconds, loss in record.outcome.curve]
@@ -37,8 +37,8 @@ def row_of(record: Record) -> dict[str, object]:
     return {**vars(record.run), **outcome, **dict(zip(CIRCUMSTANCES, record.circumstances, strict=True))}
 
 
-def record_of(row: dict[str, str]) -> Record:
-    run = Run(
+def record_of(row: dict[str, str]) -> RunRecord:
+    run = ArenaRun(
         row["task"],
         row["optimizer"],
         float(row["lr"]),
@@ -54,7 +54,7 @@ def record_of(row: dict[str, str]) -> Record:
         row["status"],
         [(int(step), float(seconds), float(loss)) for step, seconds, loss in json.loads(row["curve"])],
     )
-    return Record(run, outcome, tuple(row[name] for name in CIRCUMSTANCES))  # type: ignore[arg-type]
+    return RunRecord(run, outcome, tuple(row[name] for name in CIRCUMSTANCES))  # type: ignore[arg-type]
 
 
 class Store:
@@ -76,18 +76,18 @@ class Store:
                     )
                 self.records = [record_of(row) for row in reader]
 
-    records: list[Record]
+    records: list[RunRecord]
 
     @property
-    def done(self) -> dict[Run, float]:
+    def done(self) -> dict[ArenaRun, float]:
         return {record.run: record.outcome.val_loss for record in self.records}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: RunRecord) -> None:
         self.records.append(record)
         write(self.records, self.path)
 
 
-def write(records: Iterable[Record], path: Path) -> None:
+def write(records: Iterable[RunRecord], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("w", newline="") as file:

@@ -14,14 +14,14 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from bench.arena.run import Outcome, Run, train
-from bench.arena.store import Record
+from bench.arena.run import ArenaRun, Outcome, train
+from bench.arena.store import RunRecord
 from bench.common import git_sha, machine, versions
 
 LIMIT_SECONDS = 3600.0
 """A run that takes longer ends and loses."""
 
-Trainer = Callable[[Run], Outcome]
+Trainer = Callable[[ArenaRun], Outcome]
 
 
 def lost(status: str, seconds: float = 0.0) -> Outcome:
@@ -45,7 +45,7 @@ def serve(connection: Connection, core: int | None, trainer: Trainer) -> None:
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
             )
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        connection.send(Record(run, outcome, (*where, date)))
+        connection.send(RunRecord(run, outcome, (*where, date)))
 
 
 class ArenaWorker:
@@ -53,7 +53,7 @@ class ArenaWorker:
 
     def __init__(self, core: int | None, trainer: Trainer, limit: float) -> None:
         self.core, self.trainer, self.limit = core, trainer, limit
-        self.run: Run | None = None
+        self.run: ArenaRun | None = None
         self._start()
 
     def _start(self) -> None:
@@ -63,7 +63,7 @@ class ArenaWorker:
         self.process.start()
         theirs.close()
 
-    def give(self, run: Run) -> None:
+    def give(self, run: ArenaRun) -> None:
         self.run, self.since = run, time.monotonic()
         self.connection.send(run)
 
@@ -71,7 +71,7 @@ class ArenaWorker:
     def late(self) -> bool:
         return self.run is not None and time.monotonic() - self.since > self.limit
 
-    def take(self) -> Record | None:
+    def take(self) -> RunRecord | None:
         """Return the record of the run that ended; None if it goes on."""
         assert self.run is not None
         if self.connection.poll():
@@ -90,13 +90,13 @@ class ArenaWorker:
         self.process.join(10)
         return self.process.exitcode
 
-    def _restart(self, status: str) -> Record:
+    def _restart(self, status: str) -> RunRecord:
         assert self.run is not None
         self.end()
         self._start()
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
         where = (git_sha(), machine(), versions(), date)
-        return Record(self.run, lost(status, time.monotonic() - self.since), where)
+        return RunRecord(self.run, lost(status, time.monotonic() - self.since), where)
 
     def end(self) -> None:
         self.process.kill()
@@ -113,8 +113,11 @@ def cores(count: int) -> list[int | None]:
 
 
 def train_all(
-    upcoming: Callable[[], Iterator[Run]], count: int, trainer: Trainer = train, limit: float = LIMIT_SECONDS
-) -> Iterator[Record]:
+    upcoming: Callable[[], Iterator[ArenaRun]],
+    count: int,
+    trainer: Trainer = train,
+    limit: float = LIMIT_SECONDS,
+) -> Iterator[RunRecord]:
     """Yield the record of every run as it ends.
 
     Args:

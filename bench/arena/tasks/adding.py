@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from bench.arena.tasks.base import Batch, Task, validation_batches
+from bench.arena.tasks.base import ArenaTask, Batch, validation_batches
 
 LENGTH = 40
 HIDDEN = 128
@@ -23,7 +23,7 @@ class SumReader(nn.Module):
         return self.head(self.gru(numbers)[0][:, -1])[:, 0]
 
 
-class Adding(Task):
+class Adding(ArenaTask):
     """The sum of two marked numbers of a sequence (Hochreiter and Schmidhuber); mean squared error.
 
     The answer 1 for every sequence has a loss of 1/6.

@@ -18,7 +18,7 @@ FIRST_BATCH_SEED = 1000
 VALIDATION_SEED = 1
 
 
-class Task(ABC):
+class ArenaTask(ABC):
     """One task. Its validation data is the same for every seed.
 
     Attributes:
@@ -67,7 +67,7 @@ class Task(ABC):
         return total / sum(len(batch[0]) for batch in self.validation)
 
 
-def validation_batches(task: Task, count: int) -> list[Batch]:
+def validation_batches(task: ArenaTask, count: int) -> list[Batch]:
     """Return `count` validation batches of a task whose data is generated."""
     generator = Generator().manual_seed(VALIDATION_SEED)
     return [task.batch(generator) for _ in range(count)]

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from bench.arena.tasks.base import VALIDATION_SEED, Batch, Task
+from bench.arena.tasks.base import VALIDATION_SEED, ArenaTask, Batch
 
 SIDE = 8
 NOISE = 0.2
@@ -16,7 +16,7 @@ HELD_OUT = 5
 """One of so many digits is for validation."""
 
 
-class Digits(Task):
+class Digits(ArenaTask):
     """64-512-256-128-16 and back: 8 x 8 digits from noisy, shifted ones; cross-entropy an image.
 
     Noise and shifts are new in every batch, so that a fast optimizer gains and does not overfit.

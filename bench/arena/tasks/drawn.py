@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from bench.arena.tasks.base import Batch, Task
+from bench.arena.tasks.base import ArenaTask, Batch
 
 SIDE = 28
 """Side of an image, in pixels."""
@@ -42,7 +42,7 @@ def cross_entropy_an_image(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
 
-class DrawnTask(Task):
+class DrawnTask(ArenaTask):
     """A task with batches of drawn images."""
 
     batch_size: int
@@ -65,7 +65,7 @@ class Curves(DrawnTask):
     name, steps = "curves", 600
     batch_size = 256
     sizes = (SIDE * SIDE, 400, 200, 100, 50, 25, 6)
-    ends = ("22.weight",)
+    ends = ("21.weight",)
 
     def draw_batch(self, count: int, generator: Generator | None) -> Batch:
         images = draw(0.1 + 0.8 * torch.rand(count, 1, 3, 2, generator=generator)).flatten(1)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Generator, Tensor, nn
 
-from bench.arena.tasks.base import Batch, Task
+from bench.arena.tasks.base import ArenaTask, Batch
 
 WIDTH, LAYERS = 64, 3
 INSIDE, EDGE = 1024, 256
@@ -44,7 +44,7 @@ def laplacian(model: nn.Module, points: Tensor) -> Tensor:
     return curvatures[0] + curvatures[1]
 
 
-class Poisson(Task):
+class Poisson(ArenaTask):
     """-(u_xx + u_yy) = f on the unit square, u = 0 on its edge.
 
     Trained on the residual of the equation, relative to f, and the edge; validated by the relative error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from bench.arena.tasks.adding import Adding
-from bench.arena.tasks.base import Task
+from bench.arena.tasks.base import ArenaTask
 from bench.arena.tasks.digits import Digits
 from bench.arena.tasks.drawn import Convolutions, Curves, Images
 from bench.arena.tasks.experts import MixtureOfExperts
@@ -13,7 +13,7 @@ from bench.arena.tasks.poisson import Poisson
 from bench.arena.tasks.regression import Regression
 from bench.arena.tasks.text import CodeText, LowRank, ManualText
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, type[ArenaTask]] = {
     task.name: task
     for task in (
         CodeText,
@@ -32,6 +32,6 @@ TASKS: dict[str, type[Task]] = {
 
 
 @cache
-def task_of(name: str) -> Task:
+def task_of(name: str) -> ArenaTask:
     """Return the task of a name; a process makes each once."""
     return TASKS[name]()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from bench.arena.tasks.base import Batch, Task, validation_batches
+from bench.arena.tasks.base import ArenaTask, Batch, validation_batches
 
 SIDE = 256
 CONDITION = 1e4
 
 
-class Regression(Task):
+class Regression(ArenaTask):
     """y = A S^-1/2 x for inputs x of covariance S with condition number 1e4; mean squared error.
 
     A is orthogonal: every direction of the inputs, however small, has the same share in y.

@@ -12,7 +12,7 @@ from gpt.data import Text, load_text, validation_windows, windows
 from gpt.model import GPT, next_byte_loss
 from torch import Generator, Tensor, nn
 
-from bench.arena.tasks.base import Batch, Task, trainable
+from bench.arena.tasks.base import ArenaTask, Batch, trainable
 from bench.common import UNRECORDED
 
 CONTEXT, BATCH = 128, 16
@@ -38,7 +38,7 @@ def help_topics() -> Text:
     return Text(train, validation, digest="")
 
 
-class LanguageTask(Task):
+class LanguageTask(ArenaTask):
     """Windows of a text; the loss is in nats a byte."""
 
     ends = ("token_embedding.weight", "position_embedding.weight", "head.weight")
