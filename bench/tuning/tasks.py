@@ -35,9 +35,12 @@ class TrainingTask:
     generator: Generator | None = None
 
     def __init__(self, seed: int) -> None:
-        self._task = self.kind()
+        self._task = self.make_task()
         torch.manual_seed(seed)
         self.model = self._task.make_model()
+
+    def make_task(self) -> ArenaTask:
+        return self.kind()
 
     def parameters(self) -> tuple[Parameters, Parameters, Parameters]:
         """Return inner matrices; embeddings and output layers; vectors."""
@@ -63,6 +66,9 @@ class TextTask(TrainingTask):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.generator = Generator().manual_seed(seed)
+
+    def make_task(self) -> ArenaTask:
+        return CodeText(stride=1)
 
 
 class CurvesTask(TrainingTask):

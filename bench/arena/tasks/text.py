@@ -17,6 +17,9 @@ from bench.common import UNRECORDED
 
 CONTEXT, BATCH = 128, 16
 LAYERS, WIDTH, HEADS = 5, 128, 4
+STRIDE = 4
+"""Of the example's 256 validation windows, which take as long as ten steps, one in so many is used."""
+
 TOPICS_HELD_OUT = 10
 """One of so many help topics is for validation."""
 
@@ -44,9 +47,10 @@ class LanguageTask(ArenaTask):
     ends = ("token_embedding.weight", "position_embedding.weight", "head.weight")
     batch_size: ClassVar[int] = BATCH
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, stride: int = STRIDE) -> None:
+        """Set the text; every `stride`-th of the example's validation windows is for validation."""
         self.text = text
-        chunks = validation_windows(text.validation, CONTEXT).split(4 * BATCH)
+        chunks = validation_windows(text.validation, CONTEXT)[::stride].split(4 * BATCH)
         self.validation = [(chunk,) for chunk in chunks]
 
     def make_model(self) -> nn.Module:
@@ -66,8 +70,8 @@ class CodeText(LanguageTask):
 
     name, steps = "text", 300
 
-    def __init__(self) -> None:
-        super().__init__(standard_library())
+    def __init__(self, stride: int = STRIDE) -> None:
+        super().__init__(standard_library(), stride)
 
 
 class ManualText(LanguageTask):
