@@ -1,4 +1,4 @@
-"""The script for modded-nanogpt's track at toy size, with shards that the test makes, on one and two ranks."""
+"""The script for modded-nanogpt's track at toy size, with shards that the test makes, on one rank and two."""
 
 from __future__ import annotations
 
