@@ -21,8 +21,8 @@ from bench.arena.store import RunRecord
 
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
-UNREACHED = 2.0
-"""Ratio that counts in a mean for a median run that never reaches the loss."""
+UNREACHED, LEAST = 2.0, 0.01
+"""Ratios that count in a mean for a median run that never reaches the loss, and for one below the least."""
 
 STEPS, SECONDS = 0, 1
 """Columns of a curve."""
@@ -165,9 +165,9 @@ def ratio_to_baseline(
 ) -> Interval | None:
     """Return the steps or seconds to the baseline's median final loss over those of the baseline's whole run.
 
-    A median over seeds with its interval; None without runs of both.
+    A median over seeds with its interval; None without runs of both, or without a finite loss to reach.
     """
-    if not results.losses(task, baseline) or not results.losses(task, optimizer):
+    if not math.isfinite(results.final(task, baseline)) or not results.losses(task, optimizer):
         return None
     whole = statistics.median(
         curve[-1][column] if curve else math.inf for curve in results.curves(task, baseline)

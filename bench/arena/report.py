@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.arena.measures import (
+    LEAST,
     SECONDS,
     STEPS,
     UNREACHED,
@@ -132,7 +133,7 @@ def mean_ratio(results: Results, optimizer: str, column: int) -> tuple[str, int,
     if not values:
         return NONE, 0, 0
     reaching = sum(map(math.isfinite, values))
-    counted = [value if math.isfinite(value) else UNREACHED for value in values]
+    counted = [max(LEAST, value) if math.isfinite(value) else UNREACHED for value in values]
     return with_limits(geometric_mean_interval(counted)), reaching, len(values)
 
 

@@ -29,12 +29,17 @@ class RunRecord:
 def row_of(record: RunRecord) -> dict[str, object]:
     outcome = dict(vars(record.outcome))
     outcome["curve"] = json.dumps(
-        [[step, round(seconds, 3), float(f"{loss:.6g}")] for step, seconds, loss in record.outcome.curve]
+        [[step, round(seconds, 3), _rounded(loss)] for step, seconds, loss in record.outcome.curve]
     )
     for name in ("seconds", "optimizer_seconds"):
         outcome[name] = f"{outcome[name]:.3f}"
-    outcome["val_loss"] = f"{record.outcome.val_loss:.7g}"
+    outcome["val_loss"] = _rounded(record.outcome.val_loss)
     return {**vars(record.run), **outcome, **dict(zip(CIRCUMSTANCES, record.circumstances, strict=True))}
+
+
+def _rounded(loss: float) -> float:
+    """Return a loss with its float32 digits: a curve's end stays equal to the final loss."""
+    return float(f"{loss:.8g}")
 
 
 def record_of(row: dict[str, str]) -> RunRecord:
@@ -60,6 +65,8 @@ def record_of(row: dict[str, str]) -> RunRecord:
 class Store:
     """The records of a CSV. Each new one replaces the file as a whole: no row is ever half written."""
 
+    records: list[RunRecord]
+
     def __init__(self, path: Path) -> None:
         """Read the file, if there is one.
 
@@ -75,8 +82,6 @@ class Store:
                         f"{path} must have the columns {', '.join(COLUMNS)}, got {reader.fieldnames}"
                     )
                 self.records = [record_of(row) for row in reader]
-
-    records: list[RunRecord]
 
     @property
     def done(self) -> dict[ArenaRun, float]:

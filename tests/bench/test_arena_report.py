@@ -137,6 +137,7 @@ def test_ratios_to_the_baseline() -> None:
     assert never is not None
     assert never.value == math.inf
     assert ratio_to_baseline(results, "text", "sgd", "adamw", STEPS) is None
+    assert ratio_to_baseline(results, "text", "adamw", "muon", STEPS) is None  # Muon's loss is not finite
     assert results.best_rival("curves", "kradagrad") == "adamw"
 
 
@@ -201,6 +202,24 @@ def test_the_report_of_a_small_csv(tmp_path: Path, capsys: pytest.CaptureFixture
     plots = {file.name: file.stat().st_size for file in tmp_path.glob("*.png")}
     assert plots.keys() == {"arena_steps.png", "arena_seconds.png", "arena_profiles.png"}
     assert min(plots.values()) > 10_000
+
+
+def test_the_baseline_reaches_its_own_loss_in_its_csv(tmp_path: Path) -> None:
+    path = tmp_path / "arena.csv"
+    write([record("curves", "adamw", seed, 1 / (3 + seed) ** 0.5) for seed in range(6)], path)
+    results = Results(Store(path).records)
+    ratio = ratio_to_baseline(results, "curves", "adamw", "adamw", STEPS)
+    assert ratio is not None
+    assert ratio.value == 1.0
+
+
+def test_a_report_where_the_baseline_is_at_the_start_or_not_finite() -> None:
+    """A loss that all have before the first step counts as the least ratio, an infinite one not at all."""
+    runs = [record("curves", name, seed, 12.0) for name in ("adamw", "kradagrad") for seed in range(3)]
+    runs += [record("text", "adamw", seed, math.nan) for seed in range(3)]
+    runs += [record("text", "kradagrad", seed, 1.0) for seed in range(3)]
+    text = report.report(runs)
+    assert "| KrADagrad | 0.01 | 0.01 | 1 of 1 |" in text
 
 
 def test_a_report_of_the_search_alone_says_that_nothing_was_measured(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ArenaTask]:
                 self[name] = LowRank(folder)
             else:
                 self[name] = kind()
-            self[name].validation = [tuple(t[:32] for t in batch) for batch in self[name].validation[:1]]
+            if name != "poisson":  # whose grid has to be whole
+                self[name].validation = [tuple(t[:32] for t in batch) for batch in self[name].validation[:1]]
             return self[name]
 
     return Made()

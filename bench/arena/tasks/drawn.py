@@ -62,7 +62,7 @@ class DrawnTask(ArenaTask):
 class Curves(DrawnTask):
     """An autoencoder 784-400-200-100-50-25-6 and back, of one curve an image; cross-entropy an image."""
 
-    name, steps = "curves", 600
+    name, steps = "curves", 900
     batch_size = 256
     sizes = (SIDE * SIDE, 400, 200, 100, 50, 25, 6)
     ends = ("21.weight",)

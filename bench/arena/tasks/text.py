@@ -11,6 +11,7 @@ import torch
 from gpt.data import Text, load_text, validation_windows, windows
 from gpt.model import GPT, next_byte_loss
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from bench.arena.tasks.base import ArenaTask, Batch, trainable
 from bench.common import UNRECORDED
@@ -122,7 +123,7 @@ class LowRank(LanguageTask):
         task = CodeText()
         model, batches = task.model(seed=0), task.batches(seed=0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=cls.base_rate, betas=(0.9, 0.99))
-        for step in range(cls.base_steps):
+        for step in tqdm(range(cls.base_steps), f"{cls.name}: first model", leave=False, disable=None):
             optimizer.param_groups[0]["lr"] = cls.base_rate * min((step + 1) / 20, 1 - step / cls.base_steps)
             task.loss(model, next(batches)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
