@@ -82,5 +82,8 @@ class ImagesTask(TrainingTask):
 
     steps, kind = 200, Images
 
+    def make_task(self) -> ArenaTask:
+        return Images(batches=4)
+
 
 TASKS: dict[str, type[TrainingTask]] = {"text": TextTask, "curves": CurvesTask, "images": ImagesTask}

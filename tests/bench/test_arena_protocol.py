@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.arena import __main__ as command
-from bench.arena import protocol, rivals
+from bench.arena import command, protocol, rivals
 from bench.arena.protocol import FULL, QUICK, Budget, Campaign, Choice, beyond, next_runs, search
 from bench.arena.rivals import RIVALS
 from bench.arena.run import NOT_FINITE, OK, ArenaRun, Outcome

@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("scipy", reason="the arena's tests of significance are scipy's: pip install '.[arena]'")
 pytest.importorskip("matplotlib")
 
-from bench.arena import __main__ as command
-from bench.arena import report
+from bench.arena import command, report
 from bench.arena.measures import (
     SECONDS,
     STEPS,

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from bench.arena.tasks.base import ArenaTask, Batch
+from bench.arena.tasks.base import VALIDATION_SEED, ArenaTask, Batch
 
 SIDE = 28
 """Side of an image, in pixels."""
@@ -20,7 +20,7 @@ DOT = 0.8
 """Width of a dot, in pixels."""
 
 VALIDATION_IMAGES = 256
-"""Images of a validation batch, of which there are four."""
+"""Images of a validation batch."""
 
 
 def draw(points: Tensor) -> Tensor:
@@ -47,9 +47,10 @@ class DrawnTask(ArenaTask):
 
     batch_size: int
 
-    def __init__(self) -> None:
-        generator = Generator().manual_seed(1)
-        self.validation = [self.draw_batch(VALIDATION_IMAGES, generator) for _ in range(4)]
+    def __init__(self, batches: int = 4) -> None:
+        """Draw `batches` batches for validation."""
+        generator = Generator().manual_seed(VALIDATION_SEED)
+        self.validation = [self.draw_batch(VALIDATION_IMAGES, generator) for _ in range(batches)]
 
     def draw_batch(self, count: int, generator: Generator | None) -> Batch:
         """Return images and targets."""
@@ -111,10 +112,10 @@ class FigureTask(DrawnTask):
     batch_size = 128
     kinds, curves = 16, 3
 
-    def __init__(self) -> None:
+    def __init__(self, batches: int = 2) -> None:
         generator = Generator().manual_seed(0)
         self.corners = 0.15 + 0.7 * torch.rand(self.kinds, self.curves, 3, 2, generator=generator)
-        super().__init__()
+        super().__init__(batches)
 
     def draw_batch(self, count: int, generator: Generator | None) -> Batch:
         kinds = torch.randint(self.kinds, (count,), generator=generator)

@@ -1,0 +1,142 @@
+"""Run the arena and report what it measured.
+
+    python -m bench.arena run                              # all tasks and optimizers: 15 to 20 hours on two cores
+    python -m bench.arena run --quick                      # a quarter of an hour, the same tables
+    python -m bench.arena run --tasks curves --optimizers adamw kradagrad
+    python -m bench.arena report                           # tables and plots of the runs so far
+    python -m bench.arena report --record                  # into docs/arena.md and docs/images
+
+A run is one row of build/bench/arena.csv (arena_quick.csv with --quick), or with --record of
+bench/results/arena.csv. Runs that the CSV has are not repeated: after Ctrl-C, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bench.arena.protocol import FULL, QUICK, Budget, Campaign, next_runs
+from bench.arena.rivals import RIVALS, missing
+from bench.arena.run import OK
+from bench.arena.store import Store
+from bench.arena.tasks.registry import TASKS
+from bench.arena.workers import train_all
+from bench.common import RECORDED, ROOT, UNRECORDED, add_record_option
+
+QUICK_TASKS = ("curves", "digits", "regression")
+"""Tasks of --quick, the ones with the shortest runs."""
+
+PAGE = ROOT / "docs/arena.md"
+
+
+def campaigns_of(tasks: Sequence[str], optimizers: Sequence[str], budget: Budget) -> list[Campaign]:
+    return [
+        Campaign(task, max(1, round(budget.share * TASKS[task].steps)), RIVALS[name], budget)
+        for task in tasks
+        for name in optimizers
+    ]
+
+
+def run_all(campaigns: Sequence[Campaign], store: Store, workers: int) -> bool:
+    """Train all that the CSV lacks, with a progress bar. Return False after Ctrl-C."""
+    total = sum(campaign.total(store.done) for campaign in campaigns)
+    done = sum(campaign.finished(store.done) for campaign in campaigns)
+    records = train_all(lambda: next_runs(campaigns, store.done), workers)
+    with tqdm(desc="arena", total=total, initial=done, unit="run", smoothing=0.05, dynamic_ncols=True) as bar:
+        try:
+            for record in records:
+                store.add(record)
+                run, outcome = record.run, record.outcome
+                choice = f"lr {run.lr:g}, {RIVALS[run.optimizer].second} {run.value:g}, seed {run.seed}"
+                result = f"{outcome.val_loss:.5g} in {outcome.seconds:.0f} s"
+                result = result if outcome.status == OK else outcome.status
+                tqdm.write(f"{run.task} {run.optimizer}, {choice}: {result}", file=sys.stderr)
+                bar.total = sum(campaign.total(store.done) for campaign in campaigns)
+                bar.update()
+        except KeyboardInterrupt:
+            return False
+        finally:
+            records.close()
+    return True
+
+
+def csv_of(options: argparse.Namespace) -> Path:
+    if options.csv:
+        return options.csv
+    name = "arena_quick.csv" if options.quick else "arena.csv"
+    return (RECORDED if options.record else UNRECORDED) / name
+
+
+def print_report(store: Store, record: bool) -> None:
+    """Print the tables and write the plots; with `record` the tables go into docs/arena.md."""
+    from bench.arena.measures import Results
+    from bench.arena.plots import save_plots
+    from bench.arena.report import insert, report
+
+    text = report(store.records)
+    if record:
+        insert(text, PAGE)
+    print(text)
+    results = Results(store.records)
+    beside = UNRECORDED if store.path.parent == RECORDED else store.path.parent
+    if results.runs:
+        for path in save_plots(results, ROOT / "docs/images" if record else beside):
+            print(path)
+
+
+def command_run(options: argparse.Namespace) -> int:
+    lacking = {name: reason for name, reason in missing().items() if name in options.optimizers}
+    if lacking:
+        lines = "".join(f"\n  {name}: {reason}" for name, reason in lacking.items())
+        raise SystemExit(f"arena: these optimizers cannot be made; --optimizers chooses others{lines}")
+    tasks = options.tasks or (QUICK_TASKS if options.quick else tuple(TASKS))
+    store = Store(csv_of(options))
+    for task in tqdm(tasks, "preparing", leave=False):
+        TASKS[task].prepare(UNRECORDED / "arena")
+    campaigns = campaigns_of(tasks, options.optimizers, QUICK if options.quick else FULL)
+    if not run_all(campaigns, store, options.workers):
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
+    print_report(store, record=False)
+    failed = [record for record in store.records if not record.outcome.curve]
+    return 1 if failed else 0
+
+
+def command_report(options: argparse.Namespace) -> int:
+    print_report(Store(csv_of(options)), options.record)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m bench.arena",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(required=True)
+    run = commands.add_parser("run", help="train what the CSV lacks, then report")
+    run.add_argument("--tasks", nargs="+", choices=tuple(TASKS), help="default: all")
+    run.add_argument(
+        "--optimizers", nargs="+", choices=tuple(RIVALS), default=list(RIVALS), help="default: all"
+    )
+    run.add_argument("--workers", type=int, default=2, help="processes, one core each; default: 2")
+    run.set_defaults(command=command_run)
+    report = commands.add_parser("report", help="print tables and write plots")
+    report.set_defaults(command=command_report)
+    files = {run: "bench/results/arena.csv", report: "docs/arena.md and docs/images"}
+    for command, recorded in files.items():
+        command.add_argument("--quick", action="store_true", help="few tasks, rates, seeds and steps")
+        command.add_argument("--csv", type=Path, help="use this CSV")
+        add_record_option(command, recorded)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.quick and options.record:
+        raise SystemExit("arena: --record is for the whole protocol, not for --quick")
+    return int(options.command(options))
