@@ -1,7 +1,7 @@
 """Run the arena and report what it measured.
 
     python -m bench.arena run                              # all tasks: 15 to 20 hours on two cores
-    python -m bench.arena run --quick                      # a quarter of an hour, the same tables
+    python -m bench.arena run --quick                      # eleven minutes on two cores, the same tables
     python -m bench.arena run --tasks curves --optimizers adamw kradagrad
     python -m bench.arena report                           # tables and plots of the runs so far
     python -m bench.arena report --record                  # into docs/arena.md and docs/images
