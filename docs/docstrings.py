@@ -13,7 +13,6 @@ Names of pages, such as docs/concepts.md, become links to them.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import griffe
 
@@ -25,7 +24,7 @@ ENTRY = re.compile(r" {4}(?P<names>\*{0,2}\w+(?:, \w+)*): (?P<text>.*)")
 class Docstrings(griffe.Extension):
     """Rewrite every docstring before Griffe parses it."""
 
-    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:  # noqa: ANN401
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
         """Rewrite the docstring of one object."""
         if obj.docstring is not None:
             text = converted(obj.docstring.value, obj.is_class and _is_typed_dict(obj))

@@ -220,7 +220,7 @@ def test_snippets_on_many_ranks_run_on_two(tmp_path: Path) -> None:
 
 CONSOLES = [
     (page, command, output)
-    for page in sorted(["README.md", *(p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md"))])
+    for page in PAGES
     for block in re.findall(r"```console\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     for command, output in re.findall(r"^\$ (.*)\n((?:[^$].*\n|\n)*)", block, re.MULTILINE)
 ]

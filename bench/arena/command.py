@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bench.arena.protocol import FULL, QUICK, Budget, Campaign, next_runs
+from bench.arena.protocol import FULL, QUICK, Budget, Study, next_runs
 from bench.arena.rivals import RIVALS, missing
 from bench.arena.run import OK
 from bench.arena.store import Store
@@ -33,19 +33,19 @@ QUICK_TASKS = ("curves", "digits", "regression")
 PAGE = ROOT / "docs/arena.md"
 
 
-def campaigns_of(tasks: Sequence[str], optimizers: Sequence[str], budget: Budget) -> list[Campaign]:
+def studies_of(tasks: Sequence[str], optimizers: Sequence[str], budget: Budget) -> list[Study]:
     return [
-        Campaign(task, max(1, round(budget.share * TASKS[task].steps)), RIVALS[name], budget)
+        Study(task, max(1, round(budget.share * TASKS[task].steps)), RIVALS[name], budget)
         for task in tasks
         for name in optimizers
     ]
 
 
-def run_all(campaigns: Sequence[Campaign], store: Store, workers: int) -> bool:
+def run_all(studies: Sequence[Study], store: Store, workers: int) -> bool:
     """Train all that the CSV lacks, with a progress bar. Return False after Ctrl-C."""
-    total = sum(campaign.total(store.done) for campaign in campaigns)
-    done = sum(campaign.finished(store.done) for campaign in campaigns)
-    records = train_all(lambda: next_runs(campaigns, store.done), workers)
+    total = sum(study.total(store.done) for study in studies)
+    done = sum(study.finished(store.done) for study in studies)
+    records = train_all(lambda: next_runs(studies, store.done), workers)
     with tqdm(desc="arena", total=total, initial=done, unit="run", smoothing=0.05, dynamic_ncols=True) as bar:
         try:
             for record in records:
@@ -55,7 +55,7 @@ def run_all(campaigns: Sequence[Campaign], store: Store, workers: int) -> bool:
                 result = f"{outcome.val_loss:.5g} in {outcome.seconds:.0f} s"
                 result = result if outcome.status == OK else outcome.status
                 tqdm.write(f"{run.task} {run.optimizer}, {choice}: {result}", file=sys.stderr)
-                bar.total = sum(campaign.total(store.done) for campaign in campaigns)
+                bar.total = sum(study.total(store.done) for study in studies)
                 bar.update()
         except KeyboardInterrupt:
             return False
@@ -97,8 +97,8 @@ def command_run(options: argparse.Namespace) -> int:
     store = Store(csv_of(options))
     for task in tqdm(tasks, "preparing", leave=False):
         TASKS[task].prepare(UNRECORDED / "arena")
-    campaigns = campaigns_of(tasks, options.optimizers, QUICK if options.quick else FULL)
-    if not run_all(campaigns, store, options.workers):
+    studies = studies_of(tasks, options.optimizers, QUICK if options.quick else FULL)
+    if not run_all(studies, store, options.workers):
         print("Stopped; the same command goes on.", file=sys.stderr)
         return 130
     print_report(store, record=False)

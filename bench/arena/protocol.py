@@ -109,7 +109,7 @@ def search(rival: Rival, budget: Budget, losses: Losses) -> tuple[list[Choice], 
 
 
 @dataclass(frozen=True)
-class Campaign:
+class Study:
     """All runs of one rival on one task."""
 
     task: str
@@ -153,17 +153,17 @@ class Campaign:
         )
 
 
-def next_runs(campaigns: Sequence[Campaign], done: Mapping[ArenaRun, float]) -> Iterator[ArenaRun]:
+def next_runs(studies: Sequence[Study], done: Mapping[ArenaRun, float]) -> Iterator[ArenaRun]:
     """Yield all runs that can start now, task by task; in a task, the optimizers take turns.
 
     So the optimizers of a task train under the same conditions of the machine.
     """
-    tasks = dict.fromkeys(campaign.task for campaign in campaigns)
+    tasks = dict.fromkeys(study.task for study in studies)
     for task in tasks:
-        mine = [campaign for campaign in campaigns if campaign.task == task]
+        mine = [study for study in studies if study.task == task]
         turns = [
-            (campaign.finished(done) + place, number, run)
-            for number, campaign in enumerate(mine)
-            for place, run in enumerate(campaign.waiting(done))
+            (study.finished(done) + place, number, run)
+            for number, study in enumerate(mine)
+            for place, run in enumerate(study.waiting(done))
         ]
         yield from (run for *_, run in sorted(turns, key=lambda turn: turn[:2]))

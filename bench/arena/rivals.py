@@ -10,7 +10,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,8 @@ class Rival:
         rates: five learning rates, ascending.
         second, values: the other hyperparameter and its three values.
         make: returns optimizers from parameters, rate and value.
-        schedule: cosine, or constant for an optimizer that averages its iterates instead.
+        averages: True for an optimizer that averages its iterates: its rate stays after the warm-up, and its
+            methods `train` and `eval` select the weights.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Rival:
     second: str
     values: tuple[float, float, float]
     make: Make
-    schedule: str = "cosine"
+    averages: bool = False
 
     @property
     def middle(self) -> float:
@@ -96,7 +96,7 @@ def soap(parameters: ModelParameters, lr: float, beta2: float) -> list[Optimizer
     return [SOAP(parameters.all, lr=lr, **options)]
 
 
-def of_heavyball(name: str, parameters: ModelParameters, lr: float, **options: Any) -> list[Optimizer]:  # noqa: ANN401
+def of_heavyball(name: str, parameters: ModelParameters, lr: float, **options: object) -> list[Optimizer]:
     """Return an optimizer of heavyball without compilation, which would take minutes for every model."""
     import heavyball
 
@@ -181,7 +181,7 @@ RIVALS: dict[str, Rival] = {
             "beta1",
             (0.9, 0.95, 0.98),
             schedule_free,
-            schedule="constant",
+            averages=True,
         ),
         Rival(OURS, "KrADagrad", "kradagrad_ext", HIGH, "factor_decay", (0.7, 0.8, 0.9), kradagrad),
     )

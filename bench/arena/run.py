@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
+from gpt.trainer import learning_rate_factor
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -55,14 +56,9 @@ class Outcome:
     curve: Curve
 
 
-def rate_factor(schedule: str, step: int, steps: int) -> float:
-    """Return the share of the peak rate: linear warm-up, then half a cosine to 0, or constant."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+def rate_factor(rival: Rival, steps: int) -> Callable[[int], float]:
+    """Return the factor of the peak rate: linear warm-up, then half a cosine to 0, or constant."""
+    return learning_rate_factor(steps, WARMUP_SHARE, final_share=1.0 if rival.averages else 0.0)
 
 
 def evaluation_steps(steps: int) -> set[int]:
@@ -86,24 +82,25 @@ def tensors_in(value: object, seen: set[int]) -> Iterator[Tensor]:
         yield from tensors_in(vars(value), seen)
 
 
-class Contestant:
+class ScheduledOptimizers:
     """A rival's optimizers on one model, stepped together under the schedule."""
 
     def __init__(self, rival: Rival, task: ArenaTask, model: nn.Module, run: ArenaRun) -> None:
-        self.rival, self.model, self.steps = rival, model, run.steps
+        self.rival, self.model = rival, model
         self.parameters = ModelParameters.of(model, task.ends)
         self.optimizers: list[Optimizer] = rival.make(self.parameters, run.lr, run.value)
+        self._factor = rate_factor(rival, run.steps)
         self._rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.switch("train")
 
     def switch(self, mode: str) -> None:
         """Give an optimizer that averages its iterates the weights for ``train`` or for ``eval``."""
         for one in self.optimizers:
-            if self.rival.schedule == "constant":
+            if self.rival.averages:
                 getattr(one, mode)()
 
     def step(self, number: int) -> None:
-        factor = rate_factor(self.rival.schedule, number, self.steps)
+        factor = self._factor(number)
         self.parameters.share_gradients()
         for one, rates in zip(self.optimizers, self._rates, strict=True):
             for group, rate in zip(one.param_groups, rates, strict=True):
@@ -137,7 +134,7 @@ def train_on(task: ArenaTask, rival: Rival, run: ArenaRun) -> Outcome:
     for seed in (torch.manual_seed, random.seed, numpy.random.seed):  # PSGD draws from each of them
         seed(run.seed)
     model, batches = task.model(run.seed), task.batches(run.seed)
-    contestant = Contestant(rival, task, model, run)
+    optimizers = ScheduledOptimizers(rival, task, model, run)
     parameters: list[Any] = [p for _, p in trainable(model)]
     due = evaluation_steps(run.steps)
     curve: Curve = [(0, 0.0, task.validate(model))]
@@ -148,15 +145,15 @@ def train_on(task: ArenaTask, rival: Rival, run: ArenaRun) -> Outcome:
         loss.backward()
         clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         before = time.perf_counter()
-        contestant.step(step)
+        optimizers.step(step)
         end = time.perf_counter()
         seconds, by_optimizer = seconds + end - start, by_optimizer + end - before
         if not math.isfinite(loss.item()):
             break
         if step + 1 in due:
-            contestant.switch("eval")
+            optimizers.switch("eval")
             curve.append((step + 1, seconds, task.validate(model)))
-            contestant.switch("train")
+            optimizers.switch("train")
     final = curve[-1][2] if curve[-1][0] == run.steps else math.nan
     status = OK if math.isfinite(final) else NOT_FINITE
-    return Outcome(final, seconds, by_optimizer, contestant.state_bytes(), status, curve)
+    return Outcome(final, seconds, by_optimizer, optimizers.state_bytes(), status, curve)

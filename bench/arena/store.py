@@ -23,7 +23,7 @@ class RunRecord:
 
     run: ArenaRun
     outcome: Outcome
-    circumstances: tuple[str, str, str, str]
+    circumstances: tuple[str, ...]
 
 
 def row_of(record: RunRecord) -> dict[str, object]:
@@ -59,7 +59,7 @@ def record_of(row: dict[str, str]) -> RunRecord:
         row["status"],
         [(int(step), float(seconds), float(loss)) for step, seconds, loss in json.loads(row["curve"])],
     )
-    return RunRecord(run, outcome, tuple(row[name] for name in CIRCUMSTANCES))  # type: ignore[arg-type]
+    return RunRecord(run, outcome, tuple(row[name] for name in CIRCUMSTANCES))
 
 
 class Store:

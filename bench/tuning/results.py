@@ -48,10 +48,11 @@ def _column(rows: Sequence[dict[str, str]]) -> dict[str, str]:
         for optimizer in NAMES
     }
     least = min(loss for loss, _ in medians.values())
-    return {
-        optimizer: f"{'**' * (loss == least)}{loss:#.4g}{'**' * (loss == least)} in {seconds:.0f} s"
-        for optimizer, (loss, seconds) in medians.items()
-    }
+    cells = {}
+    for optimizer, (loss, seconds) in medians.items():
+        bold = "**" if loss == least else ""
+        cells[optimizer] = f"{bold}{loss:#.4g}{bold} in {seconds:.0f} s"
+    return cells
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -31,15 +31,17 @@ COLUMNS = ("step", "seconds", "train_loss", "val_loss", "lr", "optimizer_seconds
 Row = tuple[int, float, float, float | None, float, float]
 
 
-def learning_rate_factor(steps: int) -> Callable[[int], float]:
-    """Return the factor of the peak rate: linear warm-up, then half a cosine down to `FINAL_LR_SHARE`."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
+def learning_rate_factor(
+    steps: int, warmup_share: float = WARMUP_SHARE, final_share: float = FINAL_LR_SHARE
+) -> Callable[[int], float]:
+    """Return the factor of the peak rate: linear warm-up, then half a cosine down to `final_share`."""
+    warmup = max(1, round(warmup_share * steps))
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, steps - warmup)
-        return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * (1 + math.cos(math.pi * progress)) / 2
+        return final_share + (1 - final_share) * (1 + math.cos(math.pi * progress)) / 2
 
     return factor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.arena import command, protocol, rivals
-from bench.arena.protocol import FULL, QUICK, Budget, Campaign, Choice, beyond, next_runs, search
+from bench.arena.protocol import FULL, QUICK, Budget, Choice, Study, beyond, next_runs, search
 from bench.arena.rivals import RIVALS
 from bench.arena.run import NOT_FINITE, OK, ArenaRun, Outcome
 from bench.arena.store import Store
@@ -88,12 +88,12 @@ def test_every_rates_neighbours_are_the_grids() -> None:
         assert [beyond(rate, 1) for rate in rival.rates[:-1]] == list(rival.rates[1:])
 
 
-def campaign(task: str = "curves", name: str = "adamw") -> Campaign:
-    return Campaign(task, 10, RIVALS[name], FULL)
+def study(task: str = "curves", name: str = "adamw") -> Study:
+    return Study(task, 10, RIVALS[name], FULL)
 
 
 def test_five_seeds_follow_the_search() -> None:
-    one, done = campaign(), {}
+    one, done = study(), {}
     assert one.total(done) == 12
     order = []
     while runs := list(next_runs([one], done)):
@@ -106,8 +106,8 @@ def test_five_seeds_follow_the_search() -> None:
 
 
 def test_optimizers_of_a_task_take_turns_and_tasks_follow_one_another() -> None:
-    campaigns = [campaign(task, name) for task in ("curves", "digits") for name in ("adamw", "sgd")]
-    runs = list(next_runs(campaigns, {}))
+    studies = [study(task, name) for task in ("curves", "digits") for name in ("adamw", "sgd")]
+    runs = list(next_runs(studies, {}))
     assert [(run.task, run.optimizer) for run in runs[:4]] == [("curves", "adamw"), ("curves", "sgd")] * 2
     assert {run.task for run in runs[:10]} == {"curves"}
     assert {run.task for run in runs[10:]} == {"digits"}

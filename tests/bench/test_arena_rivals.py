@@ -15,7 +15,7 @@ from bench.arena.run import (
     NOT_FINITE,
     OK,
     ArenaRun,
-    Contestant,
+    ScheduledOptimizers,
     evaluation_steps,
     rate_factor,
     tensors_in,
@@ -85,16 +85,16 @@ def test_a_rival_moves_every_parameter_towards_less_loss(rival: Rival) -> None:
     task = Attraction()
     model = task.model(0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    contestant = Contestant(rival, task, model, run_of(rival, 40))
+    optimizers = ScheduledOptimizers(rival, task, model, run_of(rival, 40))
     first = task.validate(model)
     for step, batch in zip(range(40), task.batches(0), strict=False):
         task.loss(model, batch).backward()
-        contestant.step(step)
-    contestant.switch("eval")
+        optimizers.step(step)
+    optimizers.switch("eval")
     unmoved = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
     assert unmoved == {"frozen.weight", "frozen.bias"}
     assert task.validate(model) < first
-    assert contestant.state_bytes() > 0
+    assert optimizers.state_bytes() > 0
 
 
 @pytest.mark.parametrize("rival", HERE)
@@ -161,13 +161,14 @@ def test_kradagrad_has_its_default_options_beside_rate_and_decay() -> None:
 
 
 def test_the_schedule() -> None:
-    factors = [rate_factor("cosine", step, 100) for step in range(100)]
+    cosine, constant_rate = (rate_factor(RIVALS[name], 100) for name in ("adamw", "schedule_free"))
+    factors = [cosine(step) for step in range(100)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5] == 1.0
     assert factors[5 + 47] == pytest.approx((1 + math.cos(math.pi * 47 / 95)) / 2)
     assert factors[-1] < 0.001
     assert sorted(factors[5:], reverse=True) == factors[5:]
-    constant = [rate_factor("constant", step, 100) for step in range(100)]
+    constant = [constant_rate(step) for step in range(100)]
     assert constant == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 96])
 
 
@@ -178,13 +179,13 @@ def test_evaluations_are_spread_and_end_with_the_last_step() -> None:
 
 def test_state_is_counted_once_and_without_the_model() -> None:
     task = Attraction()
-    contestant = Contestant(RIVALS["adamw"], task, task.model(0), run_of(RIVALS["adamw"], 3))
-    assert contestant.state_bytes() == 0
-    task.loss(contestant.model, next(task.batches(0))).backward()
-    contestant.step(0)
-    elements = sum(p.numel() for p in contestant.model.parameters() if p.requires_grad)
-    steps = 4 * len(contestant.parameters.all)
-    assert contestant.state_bytes() == 2 * 4 * elements + steps
+    optimizers = ScheduledOptimizers(RIVALS["adamw"], task, task.model(0), run_of(RIVALS["adamw"], 3))
+    assert optimizers.state_bytes() == 0
+    task.loss(optimizers.model, next(task.batches(0))).backward()
+    optimizers.step(0)
+    elements = sum(p.numel() for p in optimizers.model.parameters() if p.requires_grad)
+    steps = 4 * len(optimizers.parameters.all)
+    assert optimizers.state_bytes() == 2 * 4 * elements + steps
 
 
 def test_tensors_are_found_in_nested_objects() -> None:

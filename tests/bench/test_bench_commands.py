@@ -162,3 +162,11 @@ def test_the_table_of_results(
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert lines[0] == "| | curves, 400 steps |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| AdamW", "| KrADagrad"]
+
+
+def test_the_page_on_migration_has_the_rates_of_the_results() -> None:
+    page = (ROOT / "docs/migration.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.split("| best learning rate")[1].splitlines()[2:6]]
+    named = {row[0]: [float(cell) for cell in row[1:4]] for row in rows}
+    expected = {name: [rates[key] for rates in results.RATES.values()] for key, name in results.NAMES.items()}
+    assert named == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 
 import torch
 from torch import Generator, Tensor, nn
@@ -52,9 +53,9 @@ class DrawnTask(ArenaTask):
         generator = Generator().manual_seed(VALIDATION_SEED)
         self.validation = [self.draw_batch(VALIDATION_IMAGES, generator) for _ in range(batches)]
 
+    @abstractmethod
     def draw_batch(self, count: int, generator: Generator | None) -> Batch:
         """Return images and targets."""
-        raise NotImplementedError
 
     def batch(self, generator: Generator | None) -> Batch:
         return self.draw_batch(self.batch_size, generator)
