@@ -1,6 +1,6 @@
 """Run the arena and report what it measured.
 
-    python -m bench.arena run                              # all tasks: 15 to 20 hours on two cores
+    python -m bench.arena run                              # all tasks: about 10 hours on two cores
     python -m bench.arena run --quick                      # eleven minutes on two cores, the same tables
     python -m bench.arena run --tasks curves --optimizers adamw kradagrad
     python -m bench.arena report                           # tables and plots of the runs so far

@@ -41,7 +41,7 @@ class Budget:
 
 
 FULL = Budget()
-QUICK = Budget(rates=3, extensions=0, values=False, seeds=2, share=0.1)
+QUICK = Budget(rates=3, extensions=0, values=False, seeds=2, share=0.15)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ArenaRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run measured; `seconds` are those of the loop without validation."""
+    """What a run measured; `seconds` are CPU seconds of the loop without validation."""
 
     val_loss: float
     seconds: float
@@ -140,13 +140,13 @@ def train_on(task: ArenaTask, rival: Rival, run: ArenaRun) -> Outcome:
     curve: Curve = [(0, 0.0, task.validate(model))]
     seconds = by_optimizer = 0.0
     for step in range(run.steps):
-        start = time.perf_counter()
+        start = time.process_time()
         loss = task.loss(model, next(batches))
         loss.backward()
         clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        before = time.perf_counter()
+        before = time.process_time()
         optimizers.step(step)
-        end = time.perf_counter()
+        end = time.process_time()
         seconds, by_optimizer = seconds + end - start, by_optimizer + end - before
         if not math.isfinite(loss.item()):
             break

@@ -29,7 +29,7 @@ class Adding(ArenaTask):
     The answer 1 for every sequence has a loss of 1/6.
     """
 
-    name, steps = "adding", 1500
+    name, steps = "adding", 1000
     batch_size = 64
     ends = ("weight_ih_l0", "head.weight")
 

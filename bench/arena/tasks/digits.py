@@ -22,7 +22,7 @@ class Digits(ArenaTask):
     Noise and shifts are new in every batch, so that a fast optimizer gains and does not overfit.
     """
 
-    name, steps = "digits", 2000
+    name, steps = "digits", 1000
     batch_size = 512
     sizes = (SIDE * SIDE, 512, 256, 128, 16)
     ends = ("14.weight",)

@@ -64,7 +64,7 @@ class DrawnTask(ArenaTask):
 class Curves(DrawnTask):
     """An autoencoder 784-400-200-100-50-25-6 and back, of one curve an image; cross-entropy an image."""
 
-    name, steps = "curves", 900
+    name, steps = "curves", 600
     batch_size = 256
     sizes = (SIDE * SIDE, 400, 200, 100, 50, 25, 6)
     ends = ("21.weight",)
@@ -166,7 +166,7 @@ class ConvNet(nn.Module):
 class Convolutions(FigureTask):
     """A convolutional network."""
 
-    name, steps = "convolutions", 300
+    name, steps = "convolutions", 200
     ends = ("0.0.weight", "head.weight")
 
     def make_model(self) -> nn.Module:

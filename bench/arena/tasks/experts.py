@@ -55,7 +55,7 @@ class ExpertBlock(nn.Module):
 class MixtureOfExperts(LanguageTask):
     """Four experts a layer, of which every token uses two."""
 
-    name, steps = "experts", 300
+    name, steps = "experts", 200
 
     def __init__(self) -> None:
         super().__init__(standard_library())

@@ -51,7 +51,7 @@ class Poisson(ArenaTask):
     |u - exact| / |exact| on a grid.
     """
 
-    name, steps = "poisson", 3000
+    name, steps = "poisson", 2000
     ends = ("6.weight",)
 
     def __init__(self) -> None:

@@ -69,7 +69,7 @@ class LanguageTask(ArenaTask):
 class CodeText(LanguageTask):
     """The example's transformer on the standard library's sources."""
 
-    name, steps = "text", 300
+    name, steps = "text", 200
 
     def __init__(self, stride: int = STRIDE) -> None:
         super().__init__(standard_library(), stride)
@@ -78,7 +78,7 @@ class CodeText(LanguageTask):
 class ManualText(LanguageTask):
     """The example's transformer on the texts of Python's `help()`."""
 
-    name, steps = "manual", 300
+    name, steps = "manual", 200
 
     def __init__(self) -> None:
         super().__init__(help_topics())
@@ -100,7 +100,7 @@ class LowRankLinear(nn.Module):
 class LowRank(LanguageTask):
     """A transformer trained on the sources, whose layers get LoRA matrices that learn the manual."""
 
-    name, steps = "lora", 300
+    name, steps = "lora", 200
     rank = 8
     base_steps = 400
     base_rate = 2e-3
