@@ -41,6 +41,7 @@ class Budget:
 
 
 FULL = Budget()
+RATES_ALONE = Budget(values=False, seeds=0)
 QUICK = Budget(rates=3, extensions=0, values=False, seeds=2, share=0.15)
 
 

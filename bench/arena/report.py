@@ -28,7 +28,9 @@ from bench.arena.run import OK
 from bench.arena.store import RunRecord
 from bench.common import markdown_table
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+RESULTS, WIDTHS = "results", "widths"
+"""The parts of the page that `--record` writes, each between two comments of this name."""
+
 NOTHING = "Nothing has been measured yet.\n"
 NONE = ""
 
@@ -222,6 +224,22 @@ def failures_table(records: Sequence[RunRecord]) -> str:
     return markdown_table(["", "optimizer", "rate, value", "seed", "what happened"], rows)
 
 
+def widths_report(records: Sequence[RunRecord]) -> str:
+    """Return a table of final losses: optimizers and widths by rates, the best of a row in bold."""
+    rates = sorted({record.run.lr for record in records})
+    by_row: dict[tuple[str, str], dict[float, float]] = {}
+    for record in records:
+        row = by_row.setdefault((record.run.optimizer, record.run.task), {})
+        row[record.run.lr] = record.outcome.val_loss
+    rows = []
+    for (optimizer, task), losses in by_row.items():
+        best = min(losses, key=lambda rate: (not math.isfinite(losses[rate]), losses[rate]))
+        cells = [number(losses[rate], 4) if rate in losses else NONE for rate in rates]
+        bold = [f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, cells, strict=True)]
+        rows.append([label(optimizer), task.removeprefix("width "), *bold])
+    return markdown_table(["", "width", *(f"{rate:g}" for rate in rates)], rows) if rows else NOTHING
+
+
 def report(records: Sequence[RunRecord]) -> str:
     """Return all tables, or a sentence if no run of the best choices has ended."""
     results = Results(records)
@@ -245,14 +263,20 @@ def report(records: Sequence[RunRecord]) -> str:
     return head + "".join(f"\n### {title}\n\n{table}" for title, table in sections)
 
 
-def insert(text: str, page: Path) -> None:
-    """Put the text between the page's markers.
+def markers(part: str) -> tuple[str, str]:
+    """Return the comments before and after a part of the page."""
+    return f"<!-- {part} -->", f"<!-- end of {part} -->"
+
+
+def insert(text: str, page: Path, part: str) -> None:
+    """Put the text between the page's markers of a part.
 
     Raises:
         ValueError: the page does not have both markers, in order.
     """
     content = page.read_text()
-    begin, end = content.find(BEGIN), content.find(END)
+    first, last = markers(part)
+    begin, end = content.find(first), content.find(last)
     if not 0 <= begin < end:
-        raise ValueError(f"{page} must have {BEGIN!r} before {END!r}")
-    page.write_text(f"{content[: begin + len(BEGIN)]}\n\n{text}\n{content[end:]}")
+        raise ValueError(f"{page} must have {first!r} before {last!r}")
+    page.write_text(f"{content[: begin + len(first)]}\n\n{text}\n{content[end:]}")

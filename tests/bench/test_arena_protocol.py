@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.arena import command, protocol, rivals
-from bench.arena.protocol import FULL, QUICK, Budget, Choice, Study, beyond, next_runs, search
+from bench.arena.protocol import FULL, QUICK, RATES_ALONE, Budget, Choice, Study, beyond, next_runs, search
 from bench.arena.rivals import RIVALS
 from bench.arena.run import NOT_FINITE, OK, ArenaRun, Outcome
 from bench.arena.store import Store
@@ -103,6 +103,14 @@ def test_five_seeds_follow_the_search() -> None:
     assert [run.seed for run in order] == [0] * 7 + [1, 2, 3, 4, 5]
     assert {(run.lr, run.value) for run in order[7:]} == {(RATES[1], 0.999)}
     assert one.total(done) == one.finished(done) == 12
+
+
+def test_a_search_of_rates_alone_ends_without_other_runs() -> None:
+    one, done = Study("width 64", 10, RIVAL, RATES_ALONE), {}
+    while runs := list(next_runs([one], done)):
+        done[runs[0]] = distance(runs[0].lr, RATES[2])
+    assert sorted(run.lr for run in done) == list(RATES)
+    assert {(run.value, run.seed) for run in done} == {(MIDDLE, 0)}
 
 
 def test_optimizers_of_a_task_take_turns_and_tasks_follow_one_another() -> None:

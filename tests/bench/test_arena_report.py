@@ -232,7 +232,8 @@ def test_record_changes_the_page_between_its_markers(
 ) -> None:
     page, path = tmp_path / "docs/arena.md", tmp_path / "arena.csv"
     page.parent.mkdir()
-    page.write_text(f"before\n\n{report.BEGIN}\n\nold\n\n{report.END}\n\nafter\n")
+    begin, end = report.markers(report.RESULTS)
+    page.write_text(f"before\n\n{begin}\n\nold\n\n{end}\n\nafter\n")
     monkeypatch.setattr(command, "PAGE", page)
     monkeypatch.setattr(command, "ROOT", tmp_path)
     write(made(), path)
@@ -241,16 +242,37 @@ def test_record_changes_the_page_between_its_markers(
     assert page.read_text() == before
     command.main(["report", "--csv", str(path), "--record"])
     changed = page.read_text()
-    assert changed.startswith(f"before\n\n{report.BEGIN}\n\n24 runs;")
-    assert changed.endswith(f"\n\n{report.END}\n\nafter\n")
+    assert changed.startswith(f"before\n\n{begin}\n\n24 runs;")
+    assert changed.endswith(f"\n\n{end}\n\nafter\n")
     assert "old" not in changed
     assert (tmp_path / "docs/images/arena_steps.png").exists()
     page.write_text("no markers")
     with pytest.raises(ValueError, match="must have '<!-- results -->' before"):
-        report.insert("text", page)
+        report.insert("text", page, report.RESULTS)
     capsys.readouterr()
 
 
-def test_the_page_has_its_markers() -> None:
+@pytest.mark.parametrize("part", [report.RESULTS, report.WIDTHS])
+def test_the_page_has_its_markers(part: str) -> None:
     text = command.PAGE.read_text()
-    assert 0 <= text.find(report.BEGIN) < text.find(report.END)
+    begin, end = report.markers(part)
+    assert 0 <= text.find(begin) < text.find(end)
+
+
+def test_losses_by_width() -> None:
+    """The best rate of a row is bold; a run that was not finite is never the best."""
+    losses = {("adamw", 64, 1e-3): 2.5, ("adamw", 64, 3e-3): 2.25, ("adamw", 64, 1e-2): math.nan}
+    losses |= {("kradagrad", 512, 3e-3): 2.125, ("kradagrad", 512, 1e-2): 1.5}
+    runs = [
+        RunRecord(
+            ArenaRun(f"width {width}", name, lr, 0.0, 120, 0),
+            Outcome(loss, 1.0, 0.1, 2**20, OK if math.isfinite(loss) else NOT_FINITE, []),
+            WHERE,
+        )
+        for (name, width, lr), loss in losses.items()
+    ]
+    assert report.widths_report(runs).splitlines()[2:] == [
+        "| AdamW | 64 | 2.5 | **2.25** |  |",
+        "| KrADagrad | 512 |  | 2.125 | **1.5** |",
+    ]
+    assert report.widths_report([]) == report.NOTHING

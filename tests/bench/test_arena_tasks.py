@@ -15,8 +15,9 @@ from bench.arena.rivals import RIVALS
 from bench.arena.run import ArenaRun, Outcome, train_on
 from bench.arena.tasks import poisson
 from bench.arena.tasks.base import ArenaTask, trainable
-from bench.arena.tasks.registry import TASKS
+from bench.arena.tasks.registry import TASKS, task_of
 from bench.arena.tasks.text import CONTEXT, CodeText, LowRank, ManualText
+from bench.arena.tasks.widths import LAYERS, WIDTHS
 from bench.tuning.tasks import TASKS as TUNING_TASKS
 from kradagrad_ext import param_groups
 
@@ -91,6 +92,17 @@ def test_every_end_names_one_matrix(tasks: dict[str, ArenaTask], name: str) -> N
     assert all(p.dim() == 2 for p in [*parameters.matrices, *parameters.ends])
     elements = sum(p.numel() for p in parameters.all)
     assert elements == sum(p.numel() for _, p in trainable(parameters.model))
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_models_of_a_width_differ_in_nothing_else(name: str) -> None:
+    task = task_of(name)
+    width = int(name.removeprefix("width "))
+    shapes = [tuple(p.shape) for _, p in trainable(task.model(0)) if p.dim() == 2]
+    assert shapes[:2] == [(256, width), (CONTEXT, width)]
+    assert shapes[2:6] == [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)]
+    assert len(shapes) == 3 + 4 * LAYERS
+    assert next(task.batches(0))[0].shape == (8, CONTEXT + 1)
 
 
 def test_experts_are_a_batch_of_matrices_for_kradagrad(tasks: dict[str, ArenaTask]) -> None:

@@ -12,6 +12,7 @@ from bench.arena.tasks.experts import MixtureOfExperts
 from bench.arena.tasks.poisson import Poisson
 from bench.arena.tasks.regression import Regression
 from bench.arena.tasks.text import CodeText, LowRank, ManualText
+from bench.arena.tasks.widths import WIDTHS
 
 TASKS: dict[str, type[ArenaTask]] = {
     task.name: task
@@ -34,4 +35,4 @@ TASKS: dict[str, type[ArenaTask]] = {
 @cache
 def task_of(name: str) -> ArenaTask:
     """Return the task of a name; a process makes each once."""
-    return TASKS[name]()
+    return (TASKS | WIDTHS)[name]()
