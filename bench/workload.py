@@ -1,12 +1,17 @@
-"""The timed workload: the matrices of GPT-2 layers, their gradients, and views of blocks."""
+"""Timed workloads: parameters, above all those of GPT-2 layers, their gradients, and views of blocks."""
 
 from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 GPT2_LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
 LAYER_ELEMENTS = sum(rows * columns for rows, columns in GPT2_LAYER)
+TINY = ((8, 8), (8, 16), (16, 8), (16, 16))
 GRADIENT_RANK = 16
 GRADIENT_SCALE = 1e-3
 
@@ -19,13 +24,16 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
-    """Make a gradient ``[m, n]``, float32: half its squared norm in a fixed subspace of rank 16, half noise.
+def gradient(shape: tuple[int, ...], index: int, step: int) -> Tensor:
+    """Make a gradient, float32: half its squared norm in a fixed subspace of rank 16, half noise.
 
     The coefficients in the subspace change with the step. Gradients of a network are far from white. Plain
-    noise would favour methods whose roots converge faster for better conditioned statistics.
+    noise would favour methods whose roots converge faster for better conditioned statistics. A vector's
+    gradient is noise.
     """
     bases, fresh = generator(index), generator(index, step)
+    if len(shape) < 2:
+        return GRADIENT_SCALE * torch.randn(shape, generator=fresh)
     left = torch.randn(shape[0], GRADIENT_RANK, generator=bases)
     right = torch.randn(GRADIENT_RANK, shape[1], generator=bases)
     coefficients = torch.randn(GRADIENT_RANK, GRADIENT_RANK, generator=fresh) / GRADIENT_RANK
@@ -33,15 +41,35 @@ def gradient(shape: tuple[int, int], index: int, step: int) -> Tensor:
     return signal.add_(torch.randn(shape, generator=fresh)).mul_(GRADIENT_SCALE / 2**0.5)
 
 
-def gradients(layers: int, step: int) -> list[Tensor]:
-    """Return one gradient per matrix, the same for every optimizer at this step."""
-    return [gradient(shape, index, step) for index, shape in enumerate(GPT2_LAYER * layers)]
+@dataclass(frozen=True)
+class Workload:
+    """Parameters by their shapes, float32, each ``[m, n]`` or ``[n]``."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes))
+
+    def gradients(self, step: int) -> list[Tensor]:
+        """Return one gradient a parameter, the same for every optimizer at this step."""
+        return [gradient(shape, index, step) for index, shape in enumerate(self.shapes)]
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return the parameters at the usual scale of GPT-2."""
+        source = generator(len(self.shapes))
+        return [torch.nn.Parameter(0.02 * torch.randn(shape, generator=source)) for shape in self.shapes]
 
 
-def parameters(layers: int) -> list[torch.nn.Parameter]:
-    """Return the matrices of `layers` GPT-2 layers at their usual scale, float32."""
-    source = generator(layers)
-    return [torch.nn.Parameter(0.02 * torch.randn(shape, generator=source)) for shape in GPT2_LAYER * layers]
+def gpt2(layers: int = 1) -> Workload:
+    """Return the matrices of `layers` GPT-2 layers."""
+    return Workload(f"gpt2-layer x{layers}", GPT2_LAYER * layers)
+
+
+def tiny(count: int) -> Workload:
+    """Return `count` matrices of 64 to 256 elements."""
+    return Workload(f"{count} tiny", tuple(itertools.islice(itertools.cycle(TINY), count)))
 
 
 def block_view(param: Tensor, rows: int, columns: int) -> Tensor:

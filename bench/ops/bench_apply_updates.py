@@ -10,7 +10,7 @@ import torch
 
 from bench.ops.case import Case
 from bench.ops.elementwise import DTYPES, SHAPE, common_arguments, moments
-from bench.workload import LAYER_ELEMENTS, gradients
+from bench.workload import LAYER_ELEMENTS, gpt2
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,7 +23,7 @@ def make_case(dtype: str) -> Case:
         arguments=dict(
             momenta=[],
             residuals=[],
-            updates=gradients(1, 3),
+            updates=gpt2().gradients(3),
             directions=momenta,
             second_moments=second_moments,
             lr=torch.tensor(0.02),

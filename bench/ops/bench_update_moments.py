@@ -10,14 +10,14 @@ import torch
 
 from bench.ops.case import Case
 from bench.ops.elementwise import DTYPES, SHAPE, common_arguments, moments
-from bench.workload import LAYER_ELEMENTS, gradients
+from bench.workload import LAYER_ELEMENTS, gpt2
 from kradagrad_ext.backends.scalars import spans_of
 
 
 @functools.lru_cache(maxsize=1)
 def make_case(dtype: str) -> Case:
     momenta, second_moments = moments()
-    grads = [gradient.to(DTYPES[dtype]) for gradient in gradients(1, 0)]
+    grads = [gradient.to(DTYPES[dtype]) for gradient in gpt2().gradients(0)]
     scalars = dict(beta1=0.9, beta2=0.99, weight2=0.01, nesterov=False)
     return Case(
         op="update_moments_",

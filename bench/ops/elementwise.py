@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.ops.case import Arguments
-from bench.workload import gradients, parameters
+from bench.workload import gpt2
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPE = "gpt2-layer"
@@ -14,8 +14,8 @@ SHAPE = "gpt2-layer"
 
 def moments() -> tuple[list[Tensor], list[Tensor]]:
     """Return first and second moments as in the middle of a run, float32."""
-    first = gradients(1, 1)
-    return first, [0.5 * tensor.square() + 1e-7 for tensor in gradients(1, 2)]
+    first = gpt2().gradients(1)
+    return first, [0.5 * tensor.square() + 1e-7 for tensor in gpt2().gradients(2)]
 
 
 def coefficients(count: int) -> Tensor:
@@ -24,7 +24,7 @@ def coefficients(count: int) -> Tensor:
 
 
 def common_arguments(dtype: str) -> Arguments:
-    params = [parameter.detach().to(DTYPES[dtype]) for parameter in parameters(1)]
+    params = [parameter.detach().to(DTYPES[dtype]) for parameter in gpt2().parameters()]
     return dict(
         params=params,
         coefficients=coefficients(len(params)),

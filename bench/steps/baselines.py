@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bench.common import Row, percentiles, usable_backends
-from bench.workload import LAYER_ELEMENTS, gradients, parameters
+from bench.workload import Workload, gpt2
 from kradagrad_ext import KrADagrad, PublishedKrADagrad, roots
 from kradagrad_ext.backends import resolve
 from kradagrad_ext.schedule import SETTLED
@@ -45,7 +46,8 @@ class Contender:
 
     Attributes:
         name: the optimizer's name.  implementation: its backend, or the package that it comes from.
-        factory: makes the optimizer from parameters.  layers: GPT-2 layers whose matrices it trains.
+        factory: makes the optimizer from parameters.  workload: the parameters that it trains.
+        block: side of its blocks.
         extra_warmup: additional steps before the race, a multiple of `ROOT_EVERY`; for optimizers that
             compile on first use.
         profiled: time the matrix work inside the step as well, for `outside`.
@@ -55,7 +57,8 @@ class Contender:
     name: str
     implementation: str
     factory: Factory
-    layers: int = 1
+    workload: Workload = field(default_factory=gpt2)
+    block: int = BLOCK
     extra_warmup: int = 0
     profiled: bool = False
     seconds: list[float] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Contender:
         return f"{self.name} ({self.implementation})"
 
     def start(self) -> None:
-        self.params = parameters(self.layers)
+        self.params = self.workload.parameters()
         self.optimizer = self.factory(self.params)
 
     def finish(self) -> None:
@@ -97,17 +100,18 @@ class Contender:
 
     @property
     def blocks(self) -> int:
-        return self.layers * LAYER_ELEMENTS // BLOCK**2
+        return self.workload.elements // self.block**2
 
     def rows(self) -> list[Row]:
         """Return rows of a step's milliseconds and of their mean, with its spread over root periods."""
-        windows = [self.seconds[i : i + ROOT_EVERY] for i in range(len(self.seconds) - ROOT_EVERY + 1)]
-        fast, _, slow = percentiles([sum(window) / ROOT_EVERY for window in windows])
+        length = min(ROOT_EVERY, len(self.seconds))
+        windows = [self.seconds[i : i + length] for i in range(len(self.seconds) - length + 1)]
+        fast, _, slow = percentiles([sum(window) / length for window in windows])
         where = (
             f"step {self.name}",
             self.implementation,
             "float32",
-            f"gpt2-layer x{self.layers}",
+            self.workload.name,
             self.blocks,
         )
         return [
@@ -138,27 +142,35 @@ def timed(function: Callable[..., object], inside: list[float]) -> Callable[...,
     return call
 
 
-def race(contenders: Sequence[Contender], warmup: int, steps: int) -> None:
+def race(contenders: Sequence[Contender], warmup: int, steps: int, limit: float = math.inf) -> None:
     """Step all contenders in turn and record their times.
 
     In every step all contenders get the same gradients, and another contender is first.
+
+    Args:
+        limit: seconds, after which a contender with a recorded step takes no further one.
     """
-    layers = max(contender.layers for contender in contenders)
+    workload = max((contender.workload for contender in contenders), key=lambda one: one.elements)
+    spent = dict.fromkeys(range(len(contenders)), 0.0)
     for contender in contenders:
         contender.start()
         for step in range(contender.extra_warmup):
-            contender.step(gradients(layers, step), record=False)
-    for step in tqdm(range(1, warmup + steps + 1), "race", disable=None):
-        grads = gradients(layers, step)
-        shift = step % len(contenders)
-        for contender in [*contenders[shift:], *contenders[:shift]]:
-            contender.step(grads, record=step > warmup)
+            contender.step(workload.gradients(step), record=False)
+    for step in tqdm(range(1, warmup + steps + 1), "race", leave=False, disable=None):
+        grads = workload.gradients(step)
+        for place in range(len(contenders)):
+            number = (step + place) % len(contenders)
+            contender = contenders[number]
+            if spent[number] < limit or not contender.seconds:
+                start = time.perf_counter()
+                contender.step(grads, record=step > warmup or spent[number] >= limit)
+                spent[number] += time.perf_counter() - start
     for contender in contenders:
         contender.finish()
 
 
-def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:
-    options = dict(block_size=BLOCK, root_every=ROOT_EVERY, backend=backend, **RECIPES[recipe])
+def kradagrad(recipe: str, backend: str, profiled: bool = False, block: int = BLOCK) -> Contender:
+    options = dict(block_size=block, root_every=ROOT_EVERY, backend=backend, **RECIPES[recipe])
     name = f"KrADagrad {recipe}" + (" profiled" if profiled else "")
 
     def factory(params: list[torch.nn.Parameter]) -> KrADagrad:
@@ -166,7 +178,7 @@ def kradagrad(recipe: str, backend: str, profiled: bool = False) -> Contender:
         optimizer.param_groups[0]["step"] = SETTLED  # a multiple of ROOT_EVERY, as the race counts steps
         return optimizer
 
-    return Contender(name, backend, factory, profiled=profiled)
+    return Contender(name, backend, factory, block=block, profiled=profiled)
 
 
 def unpreconditioned(backend: str) -> Contender:
@@ -209,15 +221,17 @@ def torch_baselines() -> list[Contender]:
     return [Contender("AdamW fused", "torch", adamw), muon]
 
 
-def matrix_baselines(whole: bool) -> list[Contender]:
+def matrix_baselines(whole: bool, block: int = BLOCK, compiled: bool = True) -> list[Contender]:
     """Return the matrix-preconditioned optimizers of other packages that are installed.
 
-    All refresh every 10 steps. ScalableShampoo and heavyball's SOAP and KL-SOAP use blocks of 256, like
-    KrADagrad; KL-SOAP couples factors, like KrADagrad's default. pytorch_optimizer's SOAP has no blocks: a
-    dimension limit of 256 would leave no parameter preconditioned, so it takes whole dimensions, its default.
+    All refresh every 10 steps. ScalableShampoo and those of heavyball use blocks as large as KrADagrad's;
+    KL-SOAP and KL-Shampoo couple factors, like KrADagrad's default. pytorch_optimizer's SOAP has no blocks: a
+    dimension limit would leave larger parameters without preconditioners, so it takes whole dimensions, its
+    default.
 
     Args:
         whole: True to add heavyball's SOAP on whole dimensions (minutes of compilation).
+        compiled: False for heavyball's without compilation.
     """
     baselines = []
     if importlib.util.find_spec("pytorch_optimizer"):
@@ -225,7 +239,7 @@ def matrix_baselines(whole: bool) -> list[Contender]:
 
         shampoo = functools.partial(
             ScalableShampoo,
-            block_size=BLOCK,
+            block_size=block,
             preconditioning_compute_steps=ROOT_EVERY,
             start_preconditioning_step=1,
         )
@@ -233,17 +247,20 @@ def matrix_baselines(whole: bool) -> list[Contender]:
         baselines.append(Contender("ScalableShampoo", "pytorch_optimizer", shampoo))
         baselines.append(Contender("SOAP whole dims", "pytorch_optimizer", soap))
     if importlib.util.find_spec("heavyball"):
-        baselines.append(of_heavyball("SOAP", "SOAP blocks", max_precond_dim=BLOCK, split=True))
-        baselines.append(of_heavyball("KLSOAP", "KL-SOAP blocks", max_precond_dim=BLOCK, split=True))
+        options = dict(max_precond_dim=block, split=True)
+        for optimizer, name in (("SOAP", "SOAP"), ("KLSOAP", "KL-SOAP"), ("KLShampoo", "KL-Shampoo")):
+            baselines.append(of_heavyball(optimizer, f"{name} blocks", compiled, **options))
         if whole:
-            baselines.append(of_heavyball("SOAP", "SOAP whole dims", max_precond_dim=1 << 20))
+            baselines.append(of_heavyball("SOAP", "SOAP whole dims", compiled, max_precond_dim=1 << 20))
     return baselines
 
 
-def of_heavyball(optimizer: str, name: str, **options: object) -> Contender:
+def of_heavyball(optimizer: str, name: str, compiled: bool, **options: object) -> Contender:
     """Return an optimizer of heavyball, compiled as the package intends, but without minutes of tuning."""
     import heavyball
 
-    heavyball.utils.compile_mode = "default"
-    factory = functools.partial(getattr(heavyball, optimizer), precondition_frequency=ROOT_EVERY, **options)
-    return Contender(name, "heavyball", factory, extra_warmup=2 * ROOT_EVERY)
+    def factory(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        heavyball.utils.compile_mode = "default" if compiled else None
+        return getattr(heavyball, optimizer)(params, precondition_frequency=ROOT_EVERY, **options)
+
+    return Contender(name, "heavyball", factory, extra_warmup=2 * ROOT_EVERY if compiled else 0)

@@ -3,8 +3,7 @@
     python -m bench.steps.many_parameters                    # prints Markdown
 
 The first table has 1,000 parameters of a transformer, by its width. In the second, one parameter gets its
-first gradient on each step; the table shows the time that this joining adds. The third has 10,000 tiny
-parameters, compared with `AdamW(foreach=True)`; the two optimizers alternate step by step.
+first gradient on each step; the table shows the time that this joining adds.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ WIDTHS = (1, 2, 4, 8)
 """Multiples of the shapes of `host_time.LAYER`."""
 
 JOINING = (50, 100, 200, 400)
-
-TINY = ((8, 8), (8,), (8, 16), (16,))
 
 
 def parameters(shapes: Sequence[tuple[int, ...]], count: int) -> list[Parameter]:
@@ -81,25 +78,9 @@ def joining(count: int) -> str:
     return f"| {count} | {whole:.2f} | {sum(spent):.2f} | {each:.2f} | {sum(spent) / whole:.1%} |"
 
 
-def of_tiny(count: int, steps: int) -> Iterator[str]:
-    groups = {"KrADagrad": parameters(TINY, count), "AdamW(foreach=True)": parameters(TINY, count)}
-    ours, adamw = groups.values()
-    made = KrADagrad(ours), torch.optim.AdamW(adamw, foreach=True)
-    optimizers: dict[str, torch.optim.Optimizer] = dict(zip(groups, made, strict=True))
-    times: dict[str, list[float]] = {name: [] for name in groups}
-    for _ in range(steps + 2):
-        for name, params in groups.items():
-            set_gradients(params)
-            times[name].append(seconds_of(optimizers[name].step))
-    for name, seconds in times.items():
-        kept = [1e3 * value for value in seconds[2:]]
-        yield f"| {name} | {statistics.median(kept):.0f} | {min(kept):.0f} to {max(kept):.0f} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=int, default=1000)
-    parser.add_argument("--tiny", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args(arguments)
     print(
@@ -110,9 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n| join one by one | steps, s | joining, s | each, ms | share |\n|---|---|---|---|---|")
     for count in JOINING:
         print(joining(count), flush=True)
-    print(f"\n| {options.tiny} tiny parameters | step, ms | spread |\n|---|---|---|")
-    for row in of_tiny(options.tiny, options.steps):
-        print(row)
 
 
 if __name__ == "__main__":

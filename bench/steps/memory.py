@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.common import ROOT, usable_backends
 from bench.steps.baselines import BLOCK, ROOT_EVERY, Contender, kradagrad
-from bench.workload import gradient, gradients
+from bench.workload import gradient
 
 # At the default log level, the profiler's library prints its start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -77,13 +77,13 @@ def allocated(contender: Contender) -> Memory:
     contender.start()
     before = live_storages()
     for step in range(1, 2 * ROOT_EVERY - 1):
-        contender.step(gradients(contender.layers, step), record=False)
+        contender.step(contender.workload.gradients(step), record=False)
     for param in contender.params:
         param.grad = None
     after = live_storages().keys() - before.keys() - state_storages(contender.optimizer).keys()
     kept = sum(size for address, size in live_storages().items() if address in after)
-    plain = peak_of_step(contender, gradients(contender.layers, 2 * ROOT_EVERY - 1))
-    root = peak_of_step(contender, gradients(contender.layers, 2 * ROOT_EVERY))
+    plain = peak_of_step(contender, contender.workload.gradients(2 * ROOT_EVERY - 1))
+    root = peak_of_step(contender, contender.workload.gradients(2 * ROOT_EVERY))
     contender.finish()
     return Memory(kept, plain, root)
 
@@ -102,7 +102,7 @@ def resident_here(contender: Contender) -> Memory:
     warm.grad = gradient((BLOCK, BLOCK), 0, 0)
     contender.factory([warm]).step()
     contender.start()
-    grads = gradients(contender.layers, 0)
+    grads = contender.workload.gradients(0)
     for param, grad in zip(contender.params, grads, strict=True):
         param.grad = grad
     before = status_bytes("VmRSS")

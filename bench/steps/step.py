@@ -45,12 +45,12 @@ from bench.steps.build_time import build_seconds
 from bench.steps.memory import Memory, allocated, resident
 from bench.steps.step_check import verify_steps
 from bench.steps.targets import Target, target_table
-from bench.workload import LAYER_ELEMENTS
+from bench.workload import LAYER_ELEMENTS, gpt2
 
 SIDES = (64, 128, 256, 512)
 SHARE_RECIPES = ("cholesky", "cholesky kl", "products")
 LAYER_BYTES = 4 * LAYER_ELEMENTS
-MATRIX_BASELINES = ("ScalableShampoo", "SOAP whole dims", "SOAP blocks", "KL-SOAP blocks")
+MATRIX_BASELINES = ("ScalableShampoo", "SOAP", "KL-")
 
 
 def race_part(options: argparse.Namespace) -> tuple[list[Target], list[Row]]:
@@ -59,7 +59,7 @@ def race_part(options: argparse.Namespace) -> tuple[list[Target], list[Row]]:
         print(f"KrADagrad on {backend}: {verify_steps(backend):.1e} from float64 after a dozen steps")
     contenders = [*ours(), published(), *matrix_baselines(options.whole_dims), *torch_baselines()]
     for contender in contenders:
-        contender.layers = options.layers
+        contender.workload = gpt2(options.layers)
     race(contenders, options.warmup, options.steps)
     rows = [row for contender in contenders for row in contender.rows()]
     print(f"\n| step, {options.layers} layer(s), ms | mean | p20 | p50 | p80 |\n|---|---|---|---|---|")
@@ -140,7 +140,7 @@ def scaling_part(options: argparse.Namespace) -> tuple[list[Target], list[Row]]:
     """Time one layer against two, in turn."""
     backend = usable_backends()[0]
     one, two = kradagrad("default", backend), kradagrad("default", backend)
-    two.layers = 2
+    two.workload = gpt2(2)
     race([one, two], options.warmup, options.steps)
     return [Target("mean step, twice the number of blocks", 2.05, two.mean / one.mean)], two.rows()
 

@@ -21,8 +21,7 @@ def displacement(backend: str, recipe: str, dtype: torch.dtype) -> list[Tensor]:
     optimizer = KrADagrad(params, lr=1e-3, block_size=128, backend=backend, **RECIPES[recipe])
     for step in range(STEPS):
         for index, (param, shape) in enumerate(zip(params, SHAPES, strict=True)):
-            padded = shape if len(shape) == 2 else (1, *shape)
-            param.grad = gradient(padded, index, step).to(dtype).reshape(shape)
+            param.grad = gradient(shape, index, step).to(dtype)
         optimizer.step()
     return [param.detach() for param in params]
 
