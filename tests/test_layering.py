@@ -223,7 +223,7 @@ BENCH_IMPORTS = {
     "gpu.kernels": {"", "roofline"},
     "arena.tasks": {""},
     "arena": {"", "arena.tasks", "steps"},
-    "tuning": {"", "arena.tasks", "gpu.check"},
+    "tuning": {"", "arena", "arena.tasks", "gpu.check"},
     "experiments": {""},
 }
 
