@@ -35,7 +35,9 @@ KINDS: dict[str, Options] = {
 HEADS = ("lm_head", "head", "classifier", "score", "output_layer", "embed_out")
 FUSED_BY_PART = ("c_attn", "qkv", "qkv_proj", "to_qkv", "Wqkv", "in_proj_weight")
 FUSED_BY_HEAD = ("query_key_value",)
+FUSED_BY_GROUP = ("linear_qkv",)
 GATE_AND_UP = ("gate_up_proj",)
+GATED_BY_CONFIG = ("linear_fc1",)
 """Last parts of modules' names, or of parameters' names that do not end with `weight` or `bias`."""
 
 
@@ -91,7 +93,7 @@ def param_groups(
     matrices     all that match no other rule                       none
     fused        queries, keys and values, or gate and up, in one   ``split``, if shapes determine it
     experts      3-D weights of a module of experts                 ``batch_dims=1``, ``split``
-    embeddings   of `nn.Embedding`, or with "embed" in the name     ``precondition=False``
+    embeddings   of embedding classes, or with "embed" in the name  ``precondition=False``
     heads        output embeddings, classifiers                     ``precondition=False``
     norms        of modules with "Norm" in their class's name       the same, ``weight_decay=0``
     biases       with names that end with "bias"                    the same
@@ -186,11 +188,11 @@ def _decide(
 
 def _kind(param: NamedParam, heads: nn.Module | None) -> str:
     class_name = type(param.module).__name__
-    if isinstance(param.module, (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(param.module, (nn.Embedding, nn.EmbeddingBag)) or class_name.endswith("Embedding"):
         return "embeddings"
     if param.name.split(".")[-1].endswith("bias"):
         return "biases"
-    if "Norm" in class_name:
+    if "Norm" in class_name and "Linear" not in class_name:  # some classes are a norm and a linear layer
         return "norms"
     if sum(size != 1 for size in param.shape) < 2:
         return "vectors"
@@ -200,8 +202,14 @@ def _kind(param: NamedParam, heads: nn.Module | None) -> str:
         return "embeddings"
     if len(param.shape) == 3 and any("expert" in text.lower() for text in (class_name, param.name)):
         return "experts"
-    fused = param.matched_name in (*FUSED_BY_PART, *FUSED_BY_HEAD, *GATE_AND_UP)
-    return "fused" if fused else "matrices"
+    fused = param.matched_name in (*FUSED_BY_PART, *FUSED_BY_HEAD, *FUSED_BY_GROUP, *GATE_AND_UP)
+    return "fused" if fused or _is_gated(param) else "matrices"
+
+
+def _is_gated(param: NamedParam) -> bool:
+    """Return True for gate and up in one matrix where the configuration says so, as Megatron-Core's does."""
+    config = getattr(param.owner, "config", None)
+    return param.matched_name in GATED_BY_CONFIG and getattr(config, "gated_linear_unit", False) is True
 
 
 def _split_options(param: NamedParam, model: nn.Module) -> dict[str, Any]:
@@ -209,9 +217,11 @@ def _split_options(param: NamedParam, model: nn.Module) -> dict[str, Any]:
     batch = {"batch_dims": 1} if param.kind == "experts" else {}
     first = len(batch)
     transposed = type(param.module).__name__ == "Conv1D"  # of transformers, [in, out]
-    if param.matched_name in GATE_AND_UP:
+    if param.matched_name in GATE_AND_UP or _is_gated(param):
         dim = first if param.kind == "fused" else _gate_dim(param)
         split: int | tuple[int, ...] | None = 2 if dim is not None else None
+    elif param.matched_name in FUSED_BY_GROUP:
+        dim, split = first, _by_query_group(param, param.shape[first])
     else:
         dim = first + transposed
         split = _queries_keys_values(param, param.shape[dim], param.shape[first + 1 - transposed], model)
@@ -250,6 +260,22 @@ def _queries_keys_values(
     if param.matched_name in FUSED_BY_PART and total in (2 * inputs, 3 * inputs):
         return total // inputs
     return None
+
+
+def _by_query_group(param: NamedParam, total: int) -> tuple[int, ...] | None:
+    """Return the lengths of Megatron-Core's fused rows; None if they are unknown.
+
+    The rows are queries, key and value of the first query group, then those of the second, and so on. A rank
+    of a tensor-parallel model has some of the groups. Every length is a matrix: queries of several groups in
+    one would have the same factors, as each block has factors for itself.
+    """
+    names = ("num_attention_heads", "num_query_groups", "kv_channels")
+    numbers = [getattr(getattr(param.owner, "config", None), name, None) for name in names]
+    heads, groups, channels = (n if isinstance(n, int) and n > 0 else 0 for n in numbers)
+    if 0 in (heads, groups, channels) or heads % groups:
+        return None
+    lengths = (heads // groups * channels, channels, channels)
+    return None if total % sum(lengths) else lengths * (total // sum(lengths))
 
 
 def _gather(params: list[NamedParam]) -> dict[str, list[NamedParam]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +197,44 @@ def test_a_pattern_may_name_a_tied_weight_by_either_name() -> None:
     groups = param_groups(make("gpt2"), rules={"lm_head.weight": "heads"}, show=None)
     counts = {group["name"]: len(group["params"]) for group in groups}
     assert (counts["heads"], counts["embeddings"]) == (1, 1)
+
+
+class Configured(nn.Module):
+    """A module of Megatron-Core's names, with its configuration and one linear layer."""
+
+    def __init__(self, name: str, layer: nn.Module, **config: Any) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        self.add_module(name, layer)
+
+
+class LayerNormLinear(nn.Linear):
+    """A norm and a linear layer in one, as Transformer Engine has it."""
+
+
+HEADS = dict(num_attention_heads=6, num_query_groups=2, kv_channels=4)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "split"),
+    [
+        (Configured("linear_qkv", nn.Linear(24, 40, bias=False), **HEADS), "fused", (12, 4, 4) * 2),
+        # One of two tensor-parallel ranks has one of the groups.
+        (Configured("linear_qkv", LayerNormLinear(24, 20, bias=False), **HEADS), "fused", (12, 4, 4)),
+        (Configured("linear_qkv", nn.Linear(24, 36, bias=False), **HEADS), "fused", None),
+        (Configured("linear_qkv", nn.Linear(24, 40, bias=False)), "fused", None),
+        (Configured("linear_fc1", nn.Linear(8, 32, bias=False), gated_linear_unit=True), "fused", 2),
+        (Configured("linear_fc1", nn.Linear(8, 32, bias=False), gated_linear_unit=False), "matrices", None),
+        (Configured("linear_fc1", nn.Linear(8, 32, bias=False)), "matrices", None),
+    ],
+)
+def test_fused_matrices_of_megatron_core(module: nn.Module, kind: str, split: Any) -> None:
+    (group,) = param_groups(nn.ModuleDict({"layer": module}), show=None)
+    assert (group["name"], group.get("split")) == (kind, split)
+    optimizer = KrADagrad([group], block_size=8)
+    (p,) = group["params"]
+    p.grad = torch.ones_like(p)
+    optimizer.step()
 
 
 def test_modules_of_torch_itself_and_meta_parameters() -> None:
