@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .blocking import blocking_of
 from .config import OPTIONS, Config, parameter_name
@@ -116,6 +116,25 @@ def check_coverage(param_groups: Sequence[Mapping[str, Any]], strict: bool, firs
     if strict:
         raise ValueError(message)
     warn(message)
+
+
+def has_matrices(group: Mapping[str, Any]) -> bool:
+    """Return True if any parameter of a group has two dims or more."""
+    return any(p.ndim > 1 for p in group["params"])
+
+
+def check_not_flattened(position: int, group: Mapping[str, Any]) -> None:
+    """Raise ValueError for a group of matrices in whose place there is one flat vector now.
+
+    DeepSpeed's vector is no `torch.nn.Parameter`, unlike the bias of a group that its matrices have left.
+    """
+    params = group["params"]
+    if len(params) == 1 and params[0].ndim == 1 and not isinstance(params[0], nn.Parameter):
+        raise ValueError(
+            f"KrADagrad: parameter group {position} must keep its matrices, got a flat vector "
+            f"{list(params[0].shape)} in their place, as of DeepSpeed's ZeRO; `process_group` or "
+            "torch.distributed.fsdp.fully_shard divides the state among ranks"
+        )
 
 
 def _reason(p: Tensor, config: Config) -> str | None:

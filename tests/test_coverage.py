@@ -151,6 +151,31 @@ def test_expected_omissions_are_not_reported() -> None:
     assert not caught
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_matrices_that_become_one_flat_vector_are_refused(copied: bool) -> None:
+    """DeepSpeed's ZeRO replaces the parameters of a group after the optimizer was created."""
+    optimizer = KrADagrad([{"params": parameters((5,))}, {"params": parameters((30, 30), (30,))}])
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    flat = torch.zeros(930, requires_grad=True)
+    flat.grad = torch.ones(930)
+    optimizer.param_groups[1]["params"] = [flat]
+    message = r"parameter group 1 must keep its matrices, got a flat vector \[930\] in their place"
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert not flat.any()
+    assert not optimizer.state
+
+
+def test_a_vector_may_be_what_is_left_of_a_group() -> None:
+    matrix, vector = parameters((30, 30), (30,))
+    optimizer = KrADagrad([matrix, vector])
+    vector.grad = torch.ones(30)
+    optimizer.param_groups[0]["params"] = [vector]
+    before = vector.detach().clone()
+    optimizer.step()
+    assert not torch.equal(vector, before)
+
+
 @pytest.mark.parametrize("value", [1, "yes", None])
 def test_strict_is_a_bool(value: object) -> None:
     with pytest.raises(ValueError, match="`strict` must be a bool"):
