@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import ranks
 import torch
+import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from marks import slow, slow_after
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import kradagrad_ext
-from kradagrad_ext import KrADagrad
+from kradagrad_ext import KrADagrad, param_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
@@ -242,3 +243,129 @@ def test_accelerate_saves_and_loads(tmp_path: Path) -> None:
     other.load_state(str(tmp_path))
     accelerated(other, *resumed, range(5, 10))
     assert all(map(torch.equal, resumed[0].parameters(), model.parameters()))
+
+
+def sharded(rank: int, folder: str) -> Any:
+    """Return the parameters after training by Accelerate and `fully_shard`, resuming, and a plain loop."""
+    torchrun = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ.update(torchrun, ACCELERATE_USE_CPU="1")
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    from torch.distributed.tensor import DTensor
+
+    def whole(model: nn.Module) -> list[Tensor]:
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+        return [p.full_tensor().detach() for p in model.parameters()]
+
+    def prepared() -> tuple[Accelerator, Any]:
+        AcceleratorState._reset_state(reset_partial_state=False)
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
+        accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+        # Accelerate considers its plugin with accelerators alone; everything behind that works on the CPU.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+        return accelerator, make(accelerator)
+
+    accelerator, parts = prepared()
+    accelerated(accelerator, *parts, range(4))
+    accelerator.save_state(folder)
+    accelerated(accelerator, *parts, range(4, 8))
+    other, resumed = prepared()
+    other.load_state(folder)
+    accelerated(other, *resumed, range(4, 8))
+    plain = network()
+    optimizer = KrADagrad(plain.parameters(), lr=1e-2, block_size=8, root_every=3)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    for x, y in batches(range(8)):
+        (plain(x) - y).square().mean().backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        optimizer.step()
+        rates.step()
+        rates.step()  # Accelerate advances a schedule once for each rank
+        optimizer.zero_grad()
+    return {"got": whole(parts[0]), "resumed": whole(resumed[0]), "want": list(plain.parameters())}
+
+
+def test_accelerate_shards_by_fully_shard(tmp_path: Path) -> None:
+    """`prepare` puts DTensors in the place of parameters; the optimizer shares out its work and resumes."""
+    for result in ranks.launch(2, sharded, tmp_path, str(tmp_path / "saved")):
+        for got, resumed, want in zip(result["got"], result["resumed"], result["want"], strict=True):
+            assert torch.equal(got, resumed)
+            torch.testing.assert_close(got, want.detach(), rtol=1e-4, atol=1e-6)
+
+
+class NextToken(torch.utils.data.Dataset):
+    """Rows of eight tokens."""
+
+    def __init__(self) -> None:
+        self.rows = torch.randint(0, 64, (16, 8), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+def llama(adapted: bool) -> nn.Module:
+    """Return a small Llama; if adapted, with LoRA matrices of PEFT, which alone are trained."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=64, **sizes))
+    if not adapted:
+        return model
+    peft = pytest.importorskip("peft", reason="pip install 'peft>=0.15'")
+    targets = ["q_proj", "v_proj", "up_proj"]
+    return peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, lora_dropout=0.0))
+
+
+class ByParamGroups:
+    """A factory as `Trainer` calls it: with the model, after it has placed it, and the options."""
+
+    def __call__(self, model: nn.Module, **options: Any) -> KrADagrad:
+        return KrADagrad(param_groups(model, show=None), **options)
+
+
+def trainer(model: nn.Module, folder: Path, steps: int) -> transformers.Trainer:
+    arguments = transformers.TrainingArguments(
+        str(folder), max_steps=steps, save_steps=4, per_device_train_batch_size=4,
+        lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    options = dict(lr=1e-2, weight_decay=0.02, block_size=16, root_every=3)
+    return transformers.Trainer(
+        model, arguments, train_dataset=NextToken(), optimizer_cls_and_kwargs=(ByParamGroups, options)
+    )
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT's use of it
+@pytest.mark.parametrize("adapted", [False, True])
+def test_trainer_creates_the_optimizer_by_a_factory(adapted: bool, tmp_path: Path) -> None:
+    """It takes the steps of a plain loop on the same batches, and resumes bit for bit."""
+    model = llama(adapted)
+    host = trainer(model, tmp_path / "out", 8)
+    seen: list[dict[str, Tensor]] = []
+    model.register_forward_pre_hook(
+        lambda _, arguments, inputs: seen.append(
+            {key: inputs[key].clone() for key in ("input_ids", "labels")}
+        ),
+        with_kwargs=True,
+    )
+    host.train()
+    got = trained(model)
+    assert isinstance(host.optimizer.optimizer, KrADagrad)
+    assert len(seen) == 8
+    plain = llama(adapted)
+    optimizer = ByParamGroups()(plain, lr=1e-2, weight_decay=0.02, block_size=16, root_every=3)
+    for batch in seen:
+        plain(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(torch.equal(got[name], p) for name, p in trained(plain).items())
+    assert got.keys() == trained(plain).keys()
+    resumed = llama(adapted)
+    trainer(resumed, tmp_path / "out", 8).train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-4"))
+    assert all(torch.equal(got[name], p) for name, p in trained(resumed).items())

@@ -100,7 +100,7 @@ def test_snippets_on_large_models_train_on_two_ranks(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
-@pytest.mark.parametrize("source", TRAINERS, ids=["transformers", "lightning", "accelerate"])
+@pytest.mark.parametrize("source", TRAINERS, ids=["transformers", "factory", "lightning", "accelerate"])
 def test_snippets_on_trainers_train(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
