@@ -1,0 +1,29 @@
+// Definitions that older system libraries lack, for a library that is linked for an older glibc (KRADAGRAD_GLIBC).
+//
+// manylinux_2_28 has glibc 2.28 and libstdc++ 3.4.24. The headers of later compilers call a few functions of later
+// libraries, which are short: here they are part of the library, and hidden by `exports.map`. Everything else, above
+// all exceptions, is in the libstdc++ of the system, which torch uses as well.
+
+#include <new>
+#include <sstream>
+#include <string>
+
+// glibc 2.32. False at all times: the reference counts of std::shared_ptr are atomic even in a process with one thread.
+extern "C" {
+char __libc_single_threaded = 0;
+}
+
+namespace std {
+
+// 3.4.29
+void __throw_bad_array_new_length() {
+  throw bad_array_new_length();
+}
+template string stringbuf::str() const&;
+template string stringbuf::str() &&;
+
+// 3.4.26
+template ostringstream::basic_ostringstream();
+template stringstream::basic_stringstream();
+
+}  // namespace std
