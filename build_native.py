@@ -29,7 +29,7 @@ LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 # -lineinfo is for profilers and compute-sanitizer and changes no code. Architectures, and the kernels of one
 # file, are compiled in parallel.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=0", "--split-compile=0"]
-NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS += ["--compress-mode=size", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 """Default of TORCH_CUDA_ARCH_LIST. Later GPUs compile their code from the PTX that +PTX adds."""
 VIRTUAL_ARCHITECTURE = "compute_80"
