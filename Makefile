@@ -13,6 +13,7 @@ RECORD ?=
 # The oldest glibc of the wheel, and the Pythons of test-wheel-versions, each with a torch.
 GLIBC ?= 2.28
 WHEEL_ENVIRONMENTS ?= python3.10=torch==2.10.0 python3.12=torch==2.10.0 python3.13=torch
+RELEASED := KRADAGRAD_BUILD=$${KRADAGRAD_BUILD:-cuda}
 # The oldest supported Triton, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The Triton of common GPU images. test-triton-budgets compiles with it for the architectures where `auto` selects Triton's kernels.
@@ -94,12 +95,10 @@ docs: $(VENV)/docs
 # The sdist and the wheel with its CUDA kernels in dist/, and the wheel as a kernel of Hugging Face's hub in
 # build/hub-kernel: built, checked, and installed into fresh environments (docs/releasing.md). Needs nvcc;
 # KRADAGRAD_BUILD=cpu does without.
-wheel: export KRADAGRAD_BUILD := $(or $(KRADAGRAD_BUILD),cuda)
-wheel: export KRADAGRAD_GLIBC = $(GLIBC)
 wheel: $(VENV)/release
-	$(BIN)/python tools/release/distributions.py dist
+	$(RELEASED) KRADAGRAD_GLIBC=$(GLIBC) $(BIN)/python tools/release/distributions.py dist
 	$(BIN)/python tools/release/hub_kernel.py dist build/hub-kernel
-	$(BIN)/python tools/release/installs.py dist build/hub-kernel --torch '$(TORCH)'
+	$(RELEASED) $(BIN)/python tools/release/installs.py dist build/hub-kernel --torch '$(TORCH)'
 
 # Steps with that wheel on other Pythons and releases of torch, in environments of many GB.
 test-wheel-versions:

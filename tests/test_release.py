@@ -226,9 +226,9 @@ def test_a_build_with_cuda_has_a_variant_for_it(tmp_path: Path) -> None:
         files["_build.json"] = json.dumps({**record, "architectures": "8.0;9.0+PTX"}).encode()
 
     variants = hub_kernel.write_repository(make_wheel(tmp_path, change), tmp_path)
-    assert [path.name.split("-")[3] for path in variants] == ["cpu", "cu130"]
+    assert [path.name.split("-")[3] for path in variants] == ["cpu", "cu126", "cu130"]
     metadata = [json.loads((path / "metadata.json").read_text()) for path in variants]
-    assert metadata[1]["backend"] == {"type": "cuda", "archs": ["8.0", "9.0+PTX"]}
+    assert metadata[1]["backend"] == metadata[2]["backend"] == {"type": "cuda", "archs": ["8.0", "9.0+PTX"]}
     assert metadata[0]["digest"] == metadata[1]["digest"]
     assert metadata[0]["id"] != metadata[1]["id"]
     assert all(one["id"].isidentifier() for one in metadata)

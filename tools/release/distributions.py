@@ -44,10 +44,11 @@ def main() -> None:
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """Build into an empty folder and return the sdist and the wheel."""
-    for emptied in (WORK, folder):
-        shutil.rmtree(emptied, ignore_errors=True)
-        emptied.mkdir(parents=True)
+    """Build into a folder, where no other distributions remain, and return the sdist and the wheel."""
+    for place in (WORK, folder):
+        place.mkdir(parents=True, exist_ok=True)
+        for older in (*place.glob("*.whl"), *place.glob("*.tar.gz")):
+            older.unlink()
     # Not isolated: the environment has torch, and an isolated build would fetch another.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(WORK), str(ROOT))
     (sdist,), (built,) = WORK.glob("*.tar.gz"), WORK.glob("*.whl")

@@ -4,7 +4,7 @@
 
 The library of the wheel is used as it is. ``build/`` gets a variant for each kind of torch that it serves,
 named after the stable ABI of torch 2.10: ``torch-stable-abi210-cpu-x86_64-linux`` for CPU builds of torch,
-and one for CUDA builds. A variant is the package with relative imports, since its loader chooses its name.
+and one for each CUDA. A variant is the package with relative imports, since its loader chooses its name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from pathlib import Path
 PACKAGE = "kradagrad_ext"
 STABLE_ABI = "torch-stable-abi210"
 """The oldest torch whose stable ABI the library needs, as in build_native.py's TORCH_TARGET."""
+OLDEST_CUDA = "cu126"
+"""The oldest CUDA of torch 2.10; for `kernels`, a variant serves later minor releases of its CUDA too.
+
+The library brings its CUDA runtime along, so that torch's may be of another major release.
+"""
 VERSION = 0
 """The kernel's version on the hub, where 0 is for those whose interface may still change."""
 ABSOLUTE_IMPORT = re.compile(rf"^(\s*)from {PACKAGE}((?:\.\w+)*) import ", re.MULTILINE)
@@ -58,7 +63,8 @@ def write_repository(wheel: Path, folder: Path) -> list[Path]:
                 f"hub_kernel: the record of the build must name a release of nvcc, got {record['nvcc']!r}"
             )
         architectures = record["architectures"].split(";")
-        variants.append((f"cu{cuda[1]}{cuda[2]}", {"type": "cuda", "archs": architectures}))
+        for release in (OLDEST_CUDA, f"cu{cuda[1]}{cuda[2]}"):
+            variants.append((release, {"type": "cuda", "archs": architectures}))
     return [
         write_variant(files, folder / f"build/{STABLE_ABI}-{name}-{machine[1]}-linux", backend)
         for name, backend in variants
