@@ -27,7 +27,7 @@ COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
 # -lineinfo is for profilers and compute-sanitizer and changes no code. Architectures, and the kernels of one
-# file, are compiled in parallel.
+# file, are compiled in parallel. Compression for size makes the library a quarter as large as by default.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=0", "--split-compile=0"]
 NVCC_FLAGS += ["--compress-mode=size", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
