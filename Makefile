@@ -145,7 +145,7 @@ $(VENV)/lint: $(VENV)/installed
 	$(INSTALL) -e '.[lint]'
 	touch $@
 
-$(VENV)/release: $(VENV)/installed
+$(VENV)/release: $(VENV)/demo
 	$(INSTALL) -e '.[release]'
 	touch $@
 
