@@ -175,12 +175,13 @@ def portable_linker(glibc: str) -> list[str]:
 
 
 def portable_libraries(compiler: tuple[str, ...]) -> list[str]:
-    """Return the C++ libraries of the compiler, in place of zig's.
+    """Return the libraries of the compiler, in place of zig's.
 
-    An exception that torch catches has to be of the C++ library that torch uses.
+    An exception that torch catches has to be of the C++ library that torch uses. The choice between the clones
+    of a function reads libgcc's table of the CPU's features, which differs from zig's.
     """
     paths = []
-    for name in ("libstdc++.so", "libgcc_s.so.1"):
+    for name in ("libstdc++.so", "libgcc.a", "libgcc_s.so.1"):
         command = [*compiler, f"-print-file-name={name}"]
         paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     return ["-nostdlib++", *paths, "-lm"]

@@ -95,6 +95,14 @@ def test_glibc_changes_the_link_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_the_libraries_of_the_compiler_are_linked() -> None:
+    """With zig's table of the CPU's features, GCC's code would choose the slowest clone of each hot loop."""
+    paths = [Path(word) for word in build_native.portable_libraries(COMPILER) if not word.startswith("-")]
+    assert [path.name for path in paths] == ["libstdc++.so", "libgcc.a", "libgcc_s.so.1"]
+    assert all(path.is_absolute() and path.exists() for path in paths)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_the_linker_is_a_build_requirement_only_with_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KRADAGRAD_BUILD", "cpu")
     monkeypatch.delenv("KRADAGRAD_GLIBC", raising=False)
