@@ -177,8 +177,8 @@ def portable_linker(glibc: str) -> list[str]:
 def portable_libraries(compiler: tuple[str, ...]) -> list[str]:
     """Return the libraries of the compiler, in place of zig's.
 
-    An exception that torch catches has to be of the C++ library that torch uses. The choice between the clones
-    of a function reads libgcc's table of the CPU's features, which differs from zig's.
+    An exception that torch catches has to be of the C++ library that torch uses. The choice between clones of
+    a function reads libgcc's table of the CPU's features, which differs from zig's.
     """
     paths = []
     for name in ("libstdc++.so", "libgcc.a", "libgcc_s.so.1"):
