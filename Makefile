@@ -12,7 +12,7 @@ STEPS ?= 300
 RECORD ?=
 # The oldest glibc of the wheel, and the Pythons of test-wheel-versions, each with a torch.
 GLIBC ?= 2.28
-WHEEL_ENVIRONMENTS ?= python3.10=torch==2.10.0 python3.12=torch==2.10.0 python3.13=torch
+WHEEL_ENVIRONMENTS ?= 3.10=torch==2.10.0 3.12=torch==2.10.0 3.13=torch
 RELEASED := KRADAGRAD_BUILD=$${KRADAGRAD_BUILD:-cuda}
 # The oldest supported Triton, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3

@@ -162,6 +162,13 @@ def test_pythons_are_found_by_version() -> None:
     assert installs.find_python("2.0") is None
 
 
+def test_a_python_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for python in ("2.0", "no-such-python"):
+        monkeypatch.setattr(sys, "argv", ["installs.py", str(tmp_path), str(tmp_path), "--python", python])
+        with pytest.raises(SystemExit, match=f"must be a Python of this machine, got {python}"):
+            installs.main()
+
+
 def make_wheel(folder: Path, change: Callable[[dict[str, bytes]], None] = lambda files: None) -> Path:
     """Write the package of this environment as a wheel, with changes."""
     names = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]

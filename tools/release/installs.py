@@ -1,7 +1,7 @@
 """Install the wheel, the sdist and the kernel layout into fresh environments, and take steps in each.
 
     python tools/release/installs.py dist build/hub-kernel --torch 'torch==2.13.0'
-    python tools/release/installs.py dist build/hub-kernel --python python3.13 --torch torch --no-sdist
+    python tools/release/installs.py dist build/hub-kernel --python 3.13 --torch torch --no-sdist
 
 Steps with the wheel, with the package built from the sdist and with the kernel must give the same bits and
 the same errors. The environments are removed at the end. On every other supported Python of this machine,
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,22 +34,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Install the distributions into fresh environments.")
     parser.add_argument("folder", type=Path, help="a folder with one wheel and one sdist")
     parser.add_argument("kernel", type=Path, help="a kernel repository that hub_kernel.py has written")
-    parser.add_argument("--python", default=sys.executable, help="the Python of the environment with torch")
+    parser.add_argument(
+        "--python", default=sys.executable, help="Python of the environment with torch: a command, or 3.12"
+    )
     parser.add_argument("--torch", default="torch", help="pip's requirement for torch there")
     parser.add_argument("--no-sdist", action="store_true", help="leave out the build of the sdist")
     options = parser.parse_args()
+    find = find_python if re.fullmatch(r"\d\.\d+", options.python) else shutil.which
+    python = find(options.python)
+    if python is None:
+        sys.exit(f"installs: `--python` must be a Python of this machine, got {options.python}")
     (wheel,), (sdist,) = options.folder.resolve().glob("*.whl"), options.folder.resolve().glob("*.tar.gz")
     with tempfile.TemporaryDirectory(prefix="kradagrad_ext-") as scratch:
-        first = Environment(options.python, Path(scratch, "first"))
+        first = Environment(python, Path(scratch, "first"))
         first.run("pip", "install", "--quiet", options.torch)
         check_steps(first, wheel, None if options.no_sdist else sdist, options.kernel.resolve())
         libraries = first.evaluate("import torch; print(torch.__path__[0])") + "/lib"
         for version in PYTHONS:
-            python = find_python(version)
-            if python is None:
+            other = find_python(version)
+            if other is None:
                 print(f"Python {version}: not on this machine")
             elif version != first.version:
-                check_without_torch(Environment(python, Path(scratch, version)), wheel, libraries)
+                check_without_torch(Environment(other, Path(scratch, version)), wheel, libraries)
 
 
 class Environment:
