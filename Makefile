@@ -10,6 +10,10 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 STEPS ?= 300
 RECORD ?=
+# The oldest glibc of the wheel, and the Pythons of test-wheel-versions, each with a torch.
+GLIBC ?= 2.28
+WHEEL_ENVIRONMENTS ?= 3.10=torch==2.10.0 3.12=torch==2.10.0 3.13=torch
+RELEASED := KRADAGRAD_BUILD=$${KRADAGRAD_BUILD:-cuda}
 # The oldest supported Triton, in the second environment; its interpreter needs an older NumPy.
 OLDEST_TRITON := triton==3.3.0 numpy<2.3
 # The Triton of common GPU images. test-triton-budgets compiles with it for the architectures where `auto` selects Triton's kernels.
@@ -30,7 +34,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py build_backend.py build_native.py ninja_rules.py compile_cached.py pyproject.toml $(shell find csrc -type f)
 PACKAGE := $(shell find kradagrad_ext triton_kernels -name '*.py' -o -name '*.csv')
 
-.PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu lint docs bench gpu-bundle clean
+.PHONY: demo test test-slow test-none test-triton test-triton-budgets test-torch-versions test-fake-gpu wheel test-wheel-versions lint docs bench gpu-bundle clean
 .DELETE_ON_ERROR:
 
 # Each optimizer at its tuned learning rate, which is the example's default. Runs that Ctrl-C stopped go on; after a
@@ -88,6 +92,20 @@ lint: $(VENV)/lint
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The sdist and the wheel with its CUDA kernels in dist/, and the wheel as a kernel of Hugging Face's hub in
+# build/hub-kernel: built, checked, and installed into fresh environments (docs/releasing.md). Needs nvcc;
+# KRADAGRAD_BUILD=cpu does without.
+wheel: $(VENV)/release
+	$(RELEASED) KRADAGRAD_GLIBC=$(GLIBC) $(BIN)/python tools/release/distributions.py dist
+	$(BIN)/python tools/release/hub_kernel.py dist build/hub-kernel
+	$(RELEASED) $(BIN)/python tools/release/installs.py dist build/hub-kernel --torch '$(TORCH)'
+
+# Steps with that wheel on other Pythons and releases of torch, in environments of many GB.
+test-wheel-versions:
+	for environment in $(foreach one,$(WHEEL_ENVIRONMENTS),'$(one)'); do \
+	    $(PYTHON) tools/release/installs.py dist build/hub-kernel --no-sdist \
+	        --python "$${environment%%=*}" --torch "$${environment#*=}" || exit 1; done
+
 # Results go to build/bench, or with RECORD=--record to bench/results and docs/images, which git tracks.
 bench: $(VENV)/bench
 	$(BIN)/pytest bench/ops --benchmark-only $(RECORD) $(PYTEST_ARGS)
@@ -125,6 +143,10 @@ $(VENV)/installed: $(VENV)/demo
 
 $(VENV)/lint: $(VENV)/installed
 	$(INSTALL) -e '.[lint]'
+	touch $@
+
+$(VENV)/release: $(VENV)/demo
+	$(INSTALL) -e '.[release]'
 	touch $@
 
 $(VENV)/docs: $(VENV)/installed

@@ -33,6 +33,8 @@ from setuptools.build_meta import (  # noqa: F401  (hooks that are setuptools' u
 MODES = ("auto", "cuda", "cpu", "none")
 COMPILERS = ("c++", "g++", "clang++")
 TORCH_MINIMUM = (2, 10)
+ZIG = "ziglang==0.17.1"
+"""The linker of builds with KRADAGRAD_GLIBC."""
 
 Settings = Mapping[str, str | list[str] | None] | None
 
@@ -76,6 +78,20 @@ def decide() -> Decision:
         None if nvcc else "no CUDA kernels: no nvcc was found in CUDA_HOME, on PATH or in /usr/local/cuda"
     )
     return Decision(requested, compiler, nvcc, reason)
+
+
+def oldest_glibc() -> str | None:
+    """Return KRADAGRAD_GLIBC, the oldest glibc with which the library loads; None: that of this machine."""
+    named = os.environ.get("KRADAGRAD_GLIBC")
+    if not named:
+        return None
+    if not re.fullmatch(r"2\.\d+", named):
+        sys.exit(f"error: KRADAGRAD_GLIBC must be a version of glibc such as 2.28, got {named!r}")
+    if sys.platform != "linux":
+        sys.exit(
+            f"error: KRADAGRAD_GLIBC={named}: only libraries for Linux use glibc, not for {sys.platform}"
+        )
+    return named
 
 
 def find_nvcc() -> tuple[str, ...] | None:
@@ -135,10 +151,12 @@ def compiler_version(command: tuple[str, ...]) -> str:
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Return setuptools' requirements and, to compile, ninja and torch if the target lacks it."""
+    """Return setuptools' requirements and, to compile, ninja, a linker, and torch if the target lacks it."""
     requirements: list[str] = build_meta.get_requires_for_build_wheel(config_settings)
     if decide().compiler:
         requirements.append("ninja")
+        if oldest_glibc():
+            requirements.append(ZIG)
         if find_torch() is None:
             requirements.append(f"torch>={'.'.join(map(str, TORCH_MINIMUM))}")
     return requirements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-from build_backend import Decision, compiler_version, find_torch, stop
+from build_backend import Decision, compiler_version, find_torch, oldest_glibc, stop
+from compile_cached import cache_folder
 from ninja_rules import GIB, ROOT, Build, BuildError, Compiler, environment_facts, jobs
 
 # The stable ABI of torch 2.10: one binary for that release and every later one.
@@ -25,9 +27,9 @@ COMPILE_FLAGS += ["-fvisibility=hidden", "-Wall", TORCH_TARGET]
 LINK_FLAGS = ["-Wl,-z,defs"] if sys.platform == "linux" else []
 
 # -lineinfo is for profilers and compute-sanitizer and changes no code. Architectures, and the kernels of one
-# file, are compiled in parallel.
+# file, are compiled in parallel. Compression for size makes the library a quarter as large as by default.
 NVCC_FLAGS = ["-std=c++20", "-O3", "-DNDEBUG", "-lineinfo", "--threads=0", "--split-compile=0"]
-NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS += ["--compress-mode=size", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 """Default of TORCH_CUDA_ARCH_LIST. Later GPUs compile their code from the PTX that +PTX adds."""
 VIRTUAL_ARCHITECTURE = "compute_80"
@@ -42,6 +44,8 @@ def found(*patterns: str) -> list[Path]:
 CPU_SOURCES = found("csrc/ops.cpp", "csrc/cpu/*.cpp")
 CUDA_SOURCES = found("csrc/cuda/*.cpp", "csrc/cuda/plan/*.cpp")
 KERNELS = found("csrc/cuda/kernels/*.cu")
+PORTABLE_SOURCES = found("csrc/portable/*.cpp")
+EXPORTS = "csrc/portable/exports.map"
 KERNELS_INCLUDE = ("csrc/scalar_rules.h",)
 """Headers outside the kernels' folder, shared with the CPU code."""
 
@@ -50,7 +54,8 @@ CXX_MEMORY, NVCC_MEMORY = GIB // 2, 3 * GIB
 
 def sources(decision: Decision) -> list[Path]:
     """Return the sources that a decision compiles; the kernels take longest and come first."""
-    return [*KERNELS, *CUDA_SOURCES, *CPU_SOURCES] if decision.nvcc else CPU_SOURCES
+    portable = PORTABLE_SOURCES if oldest_glibc() else []
+    return [*(KERNELS + CUDA_SOURCES if decision.nvcc else ()), *CPU_SOURCES, *portable]
 
 
 def kernels_digest() -> str:
@@ -62,14 +67,19 @@ def kernels_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def architectures() -> str:
+    """Return TORCH_CUDA_ARCH_LIST, or its default, in torch's notation: ``8.0;9.0+PTX``."""
+    return (os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES).replace(" ", ";")
+
+
 def architecture_flags() -> list[str]:
-    """Return nvcc's flags for TORCH_CUDA_ARCH_LIST, in torch's notation: ``8.0;9.0+PTX``.
+    """Return nvcc's flags for `architectures`.
 
     The kernels use only features that every architecture from 8.0 on has. So the machine code of each
     architecture is compiled from one PTX. +PTX adds the same PTX to the library, and the tests execute it.
     """
     codes = []
-    for item in (os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES).replace(" ", ";").split(";"):
+    for item in architectures().split(";"):
         match = re.fullmatch(r"(\d+)\.(\d)a?(\+PTX)?", item)
         if match is None or int(match[1]) < 8:
             stop(f"TORCH_CUDA_ARCH_LIST must be like {CUDA_ARCHITECTURES!r}, from 8.0 on, got {item!r}")
@@ -103,7 +113,7 @@ def build_library(decision: Decision) -> str:
     if torch is None:
         stop("torch >= 2.10 is needed for the native library: install it first, or build with isolation")
     compilers = compilers_of(decision, str(torch.locate_file("torch/include")), torch.version)
-    tools = f"{compilers} {environment_flags('LDFLAGS')}"
+    tools = f"{compilers} {environment_flags('LDFLAGS')} {oldest_glibc()}"
     build = Build(Path("build", f"native-{hashlib.sha256(tools.encode()).hexdigest()[:12]}"))
     try:
         objects = [build.compile(compilers[path.suffix], path, f"{path}.o") for path in sources(decision)]
@@ -146,8 +156,35 @@ def link(decision: Decision, build: Build, objects: list[str], torch: str) -> st
     libraries = [f"-L{torch}", "-ltorch_cpu"]
     if decision.nvcc:
         libraries += [*toolkit_flags(decision, "LIBRARIES"), *CUDA_LIBRARIES]
-    command = [*(decision.compiler or ()), *LINK_FLAGS]
-    return build.link(command, objects, [*libraries, *environment_flags("LDFLAGS")], "_native.abi3.so")
+    compiler, glibc = decision.compiler or (), oldest_glibc()
+    command = portable_linker(glibc) if glibc else [*compiler, *LINK_FLAGS]
+    libraries += [*(portable_libraries(compiler) if glibc else ()), *environment_flags("LDFLAGS")]
+    return build.link(command, objects, libraries, "_native.abi3.so")
+
+
+def portable_linker(glibc: str) -> list[str]:
+    """Return the command that links for a glibc older than this machine's: zig has the symbols of every one.
+
+    The objects are those of a build without KRADAGRAD_GLIBC.
+    """
+    cache = cache_folder("zig")
+    variables = [f"ZIG_{kind}_CACHE_DIR={cache}" for kind in ("GLOBAL", "LOCAL")] if cache else []
+    target = f"{platform.machine()}-linux-gnu.{glibc}"
+    command = ["env", *variables, sys.executable, "-m", "ziglang", "cc", "-target", target]
+    return [*command, "-Wl,-z,defs", f"-Wl,--version-script={EXPORTS}"]
+
+
+def portable_libraries(compiler: tuple[str, ...]) -> list[str]:
+    """Return the libraries of the compiler, in place of zig's.
+
+    An exception that torch catches has to be of the C++ library that torch uses. The choice between clones of
+    a function reads libgcc's table of the CPU's features, which differs from zig's.
+    """
+    paths = []
+    for name in ("libstdc++.so", "libgcc.a", "libgcc_s.so.1"):
+        command = [*compiler, f"-print-file-name={name}"]
+        paths.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return ["-nostdlib++", *paths, "-lm"]
 
 
 def toolkit_flags(decision: Decision, name: str) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
-from build_backend import compiler_version, decide, find_torch
-from build_native import build_native, kernels_digest, sources
+from build_backend import compiler_version, decide, find_torch, oldest_glibc
+from build_native import architectures, build_native, kernels_digest, sources
 
 LIBRARY = "kradagrad_ext/_native.abi3.so"
 BUILD_RECORD = "kradagrad_ext/_build.json"
@@ -28,8 +28,10 @@ class BuildPython(build_py):
             torch = find_torch()
             record["compiler"] = compiler_version(DECISION.compiler)
             record["torch"] = torch.version if torch else None
+            record["glibc"] = oldest_glibc()
             if DECISION.nvcc:
                 record["nvcc"] = compiler_version(DECISION.nvcc)
+                record["architectures"] = architectures()
                 record["kernels"] = kernels_digest()
         else:
             self.warn(f"installing kradagrad_ext without its native library: {DECISION.reason}")

@@ -22,9 +22,13 @@ class BuildInfo:
     """Reason why there is no native library, or why it has no CUDA kernels."""
     compiler: str | None = None
     nvcc: str | None = None
+    architectures: str | None = None
+    """GPU architectures of the CUDA kernels, in the notation of TORCH_CUDA_ARCH_LIST."""
     kernels: str | None = None
     """Hash of the CUDA kernels' sources."""
     torch: str | None = None
+    glibc: str | None = None
+    """Oldest glibc with which the library loads; None: that of the machine that built it."""
 
 
 def read_build_info() -> BuildInfo:

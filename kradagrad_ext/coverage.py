@@ -61,7 +61,8 @@ def check_options(position: int, group: Mapping[str, Any], config: Config) -> No
 def warn(message: str) -> None:
     """Issue a warning at the caller's line outside this package and torch, which wraps the optimizer."""
     frame, depth = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("kradagrad_ext.", "torch.")):
+    inside = (f"{__package__}.", "torch.")
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(inside):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, stacklevel=depth)
 

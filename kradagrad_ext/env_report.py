@@ -49,7 +49,8 @@ def _native_library() -> str:
     build = build_info.read_build_info()
     if build.native == "none":
         return f"none: {build.reason}"
-    return f"{build.native}, KRADAGRAD_BUILD={build.requested}, {build.compiler}, torch {build.torch}"
+    glibc = f", glibc {build.glibc}" if build.glibc else ""
+    return f"{build.native}, KRADAGRAD_BUILD={build.requested}, {build.compiler}, torch {build.torch}{glibc}"
 
 
 def _cuda() -> str:

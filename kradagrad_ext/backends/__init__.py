@@ -19,11 +19,11 @@ from kradagrad_ext import build_info
 
 from .base import WHOLE_SIDE, Backend
 
-# `auto` tries them in this order.
+# `auto` tries them in this order. The package has another name as a kernel of Hugging Face's hub.
 _REGISTRY = {
-    "native": "kradagrad_ext.backends.native",
-    "triton": "kradagrad_ext.backends.triton",
-    "reference": "kradagrad_ext.backends.reference",
+    "native": f"{__name__}.native",
+    "triton": f"{__name__}.triton",
+    "reference": f"{__name__}.reference",
 }
 
 _NEW_TENSOR_CORES = (9, 10)

@@ -6,6 +6,7 @@ computes matrix products, and torch decompositions; results are deterministic fo
 
 from __future__ import annotations
 
+import filecmp
 import functools
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -52,15 +53,26 @@ def available(device: torch.device, dtype: torch.dtype | None = None) -> str | N
 
 @functools.cache
 def _load() -> str | None:
-    """Load the library beside the package and register the fake kernels; return None, or why that failed."""
+    """Load the library beside the package and register the fake kernels; return None, or why that failed.
+
+    torch refuses to register an op twice. So a second copy of the package in a process, such as a kernel of
+    Hugging Face's hub beside the installed package, uses the first one's library if it is the same file.
+    """
     path = next(Path(__file__).parent.parent.glob("_native*.so"), None)
     if path is None:
         return "not built: there is no _native*.so in the package"
-    try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        return f"{path.name} does not load: {error}"
-    torch.library.register_fake("kradagrad_ext::decomposed_roots", _fake_decomposed_roots)
+    if hasattr(torch.ops.kradagrad_ext, _OPS[0]):
+        loaded = [other for other in map(Path, torch.ops.loaded_libraries) if other.name == path.name]
+        if not any(filecmp.cmp(other, path, shallow=False) for other in loaded):
+            return (
+                f"another build of {path.name} is loaded: {', '.join(map(str, loaded)) or 'of unknown path'}"
+            )
+    else:
+        try:
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            return f"{path.name} does not load: {error}"
+        torch.library.register_fake("kradagrad_ext::decomposed_roots", _fake_decomposed_roots)
     _OVERLOADS.update({name: getattr(torch.ops.kradagrad_ext, name).default for name in _OPS})
     return None
 

@@ -28,7 +28,7 @@ _READ = (torch.float32, torch.bfloat16)
 @functools.cache
 def kernel_module(module: str) -> Any:  # noqa: ANN401
     """Return a module of the kernels by its name; Triton is imported with it."""
-    return importlib.import_module(f"kradagrad_ext.triton_kernels.{module}")
+    return importlib.import_module(f"..triton_kernels.{module}", __package__)
 
 
 def update_factor_(

@@ -1,0 +1,1 @@
+"""Distributions of a release: their build, their checks, and the layout of a kernel for the hub."""
