@@ -1,4 +1,4 @@
-"""The optimizers of the comparison: the paper's six, and this project's with the paper's options and its own."""
+"""The optimizers of the comparison: the paper's six, and KrADagrad with the paper's options and its defaults."""
 
 from __future__ import annotations
 

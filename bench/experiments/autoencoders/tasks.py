@@ -78,7 +78,7 @@ class Autoencoder(ArenaTask):
 class PixelAutoencoder(Autoencoder):
     """Images in [0, 1]; the loss is the softmax cross-entropy over all pixels, as in the authors' code::
 
-        -sum_i x_i log softmax(outputs)_i
+    -sum_i x_i log softmax(outputs)_i
     """
 
     def reconstruction_loss(self, outputs: Tensor, images: Tensor) -> Tensor:
