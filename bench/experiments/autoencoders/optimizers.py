@@ -1,4 +1,4 @@
-"""The optimizers of the comparison: the paper's six, and KrADagrad with the paper's options and its defaults."""
+"""The optimizers of the comparison: the paper's six, and ours with the paper's options and defaults."""
 
 from __future__ import annotations
 
