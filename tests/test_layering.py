@@ -225,6 +225,7 @@ BENCH_IMPORTS = {
     "arena": {"", "arena.tasks", "steps"},
     "tuning": {"", "arena", "arena.tasks", "gpu.check"},
     "experiments": {""},
+    "experiments.autoencoders": {"", "arena", "arena.tasks", "experiments"},
 }
 
 # Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once,

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from bench.arena.protocol import FULL, QUICK, RATES_ALONE, Budget, Study, next_runs
 from bench.arena.rivals import RIVALS, missing
-from bench.arena.run import OK
+from bench.arena.run import OK, train
 from bench.arena.store import Store
 from bench.arena.tasks.registry import TASKS
 from bench.arena.tasks.widths import WIDTHS
-from bench.arena.workers import train_all
+from bench.arena.workers import Trainer, train_all
 from bench.common import RECORDED, ROOT, UNRECORDED, add_record_option
 
 QUICK_TASKS = ("curves", "digits", "regression")
@@ -45,17 +45,20 @@ def studies_of(tasks: Sequence[str], optimizers: Sequence[str], budget: Budget) 
     ]
 
 
-def run_all(studies: Sequence[Study], store: Store, workers: int) -> bool:
-    """Train all that the CSV lacks, with a progress bar. Return False after Ctrl-C."""
+def run_all(
+    studies: Sequence[Study], store: Store, workers: int, name: str = "arena", trainer: Trainer = train
+) -> bool:
+    """Train all that the CSV lacks, with a progress bar of this name. Return False after Ctrl-C."""
+    second = {study.rival.name: study.rival.second for study in studies}
     total = sum(study.total(store.done) for study in studies)
     done = sum(study.finished(store.done) for study in studies)
-    records = train_all(lambda: next_runs(studies, store.done), workers)
-    with tqdm(desc="arena", total=total, initial=done, unit="run", smoothing=0.05, dynamic_ncols=True) as bar:
+    records = train_all(lambda: next_runs(studies, store.done), workers, trainer)
+    with tqdm(desc=name, total=total, initial=done, unit="run", smoothing=0.05, dynamic_ncols=True) as bar:
         try:
             for record in records:
                 store.add(record)
                 run, outcome = record.run, record.outcome
-                choice = f"lr {run.lr:g}, {RIVALS[run.optimizer].second} {run.value:g}, seed {run.seed}"
+                choice = f"lr {run.lr:g}, {second[run.optimizer]} {run.value:g}, seed {run.seed}"
                 result = f"{outcome.val_loss:.5g} in {outcome.seconds:.0f} s"
                 result = result if outcome.status == OK else outcome.status
                 tqdm.write(f"{run.task} {run.optimizer}, {choice}: {result}", file=sys.stderr)

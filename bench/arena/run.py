@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,19 +109,20 @@ class ScheduledOptimizers:
         self.model.zero_grad()
 
     def state_bytes(self) -> int:
-        """Return the bytes of the state's storages, without those of the model and its gradients."""
-        known = {
-            t.untyped_storage().data_ptr()
-            for _, p in trainable(self.model)
-            for t in (p, p.grad)
-            if t is not None
-        }
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for one in self.optimizers
-            for tensor in tensors_in(dict(one.state), set())
-        }
-        return sum(size for pointer, size in storages.items() if pointer not in known)
+        return optimizer_bytes(self.optimizers, self.model)
+
+
+def optimizer_bytes(optimizers: Sequence[Optimizer], model: nn.Module) -> int:
+    """Return the bytes of the optimizers' state, without those of the model and its gradients."""
+    known = {
+        t.untyped_storage().data_ptr() for _, p in trainable(model) for t in (p, p.grad) if t is not None
+    }
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for one in optimizers
+        for tensor in tensors_in(dict(one.state), set())
+    }
+    return sum(size for pointer, size in storages.items() if pointer not in known)
 
 
 def train(run: ArenaRun) -> Outcome:

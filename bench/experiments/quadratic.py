@@ -7,7 +7,7 @@ The experiment is the synthetic one of Mei, Moreno and Walters, UAI 2023. The lo
 matrix W [n, n], in float64. H0 and H1 have eigenvalues 10^(-r^2), r from 0 to -2, scaled to at most 10, in
 random orthogonal bases: condition 1e4 each, 1e8 together. A run has 250 steps, momentum 0.9, one block, and
 roots of order 4 every third step (KrADagrad: more often in the first forty). Every optimizer computes in the
-dtype of its row, and W is stored in it. Results go to a CSV; docs/quadratic.md has the table and the plot.
+dtype of its row, and W is stored in it. Results go to a CSV; docs/paper.md has the table and the plot.
 """
 
 from __future__ import annotations

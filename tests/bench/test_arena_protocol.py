@@ -149,7 +149,9 @@ def hang(run: ArenaRun) -> Outcome:
 def interrupted_after(count: int) -> Callable[..., Iterator[object]]:
     """Return `train_all` in this process, which ends as by Ctrl-C after some records."""
 
-    def records(upcoming: Callable[[], Iterator[ArenaRun]], workers: int) -> Iterator[object]:
+    def records(
+        upcoming: Callable[[], Iterator[ArenaRun]], workers: int, trainer: object
+    ) -> Iterator[object]:
         from bench.arena.store import RunRecord
 
         for _ in range(count):

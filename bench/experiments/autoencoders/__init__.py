@@ -1,0 +1,1 @@
+"""The paper's autoencoders: data, models, optimizers, and a search of the same size for each."""
