@@ -200,7 +200,7 @@ class KrADagrad(Optimizer):
         }
         self._process_group, self._amp_scaling, self._strict = process_group, amp_scaling, strict
         self._whole = WholeSteps()
-        self._with_matrices: set[int] = set()  # positions of parameter groups
+        self._with_matrices: set[int] = set()  # ids of parameter groups
         super().__init__(params, {**defaults, "step": 0, "format": checkpoint.FORMAT})
         check_coverage(self.param_groups, strict)
         self._engine = self._make_engine()
@@ -228,8 +228,9 @@ class KrADagrad(Optimizer):
             self._check_group(count, param_group)
             if hasattr(self, "_engine"):  # else __init__ runs, which checks all groups at once
                 check_coverage(self.param_groups[count:], self._strict, first=count)
+            self._with_matrices.discard(id(param_group))  # of a group that is gone
             if has_matrices(param_group):
-                self._with_matrices.add(count)
+                self._with_matrices.add(id(param_group))
         except BaseException:
             del self.param_groups[count:]
             param_group.clear()
@@ -339,7 +340,7 @@ class KrADagrad(Optimizer):
         self._process_group = state.get("_process_group", getattr(self, "_process_group", None))
         for name in ("_amp_scaling", "_strict"):
             setattr(self, name, state.get(name, getattr(self, name, False)))
-        self._with_matrices = {i for i, group in enumerate(self.param_groups) if has_matrices(group)}
+        self._with_matrices = {id(group) for group in self.param_groups if has_matrices(group)}
         self._engine = self._make_engine()
 
     def _make_engine(self) -> LocalEngine | ShardedEngine:
@@ -372,8 +373,9 @@ class KrADagrad(Optimizer):
     def _groups(self) -> list[GroupContext]:
         """Return all parameter groups after checking their options."""
         self._follow_dtensors()
-        for position in self._with_matrices:
-            check_not_flattened(position, self.param_groups[position])
+        for position, group in enumerate(self.param_groups):
+            if id(group) in self._with_matrices:
+                check_not_flattened(position, group)
         with outside_inference_mode():
             return [
                 GroupContext.of(position, group, self._configs.of(position, group))

@@ -166,6 +166,17 @@ def test_matrices_that_become_one_flat_vector_are_refused(copied: bool) -> None:
     assert not optimizer.state
 
 
+def test_groups_of_vectors_may_follow_groups_that_are_gone() -> None:
+    """A group that never had a matrix takes any vector, wherever it is in the list."""
+    (matrix,) = parameters((30, 30))
+    vector = torch.zeros(30, requires_grad=True)
+    optimizer = KrADagrad([{"params": [matrix]}, {"params": [vector]}])
+    del optimizer.param_groups[0]
+    vector.grad = torch.ones(30)
+    optimizer.step()
+    assert vector.any()
+
+
 def test_a_vector_may_be_what_is_left_of_a_group() -> None:
     matrix, vector = parameters((30, 30), (30,))
     optimizer = KrADagrad([matrix, vector])

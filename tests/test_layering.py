@@ -228,8 +228,7 @@ BENCH_IMPORTS = {
     "experiments.autoencoders": {"", "arena", "arena.tasks", "experiments"},
 }
 
-# Folders of bench that import helper modules of tests, or modules of examples. Each extends sys.path once,
-# for its subfolders, too.
+# Folders of bench that import modules of tests or examples. Each extends sys.path, for its subfolders, too.
 BENCH_HELPERS = {
     "gpu.kernels": {"tests", "tools"},
     "arena": {"examples"},
