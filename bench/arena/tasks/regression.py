@@ -17,7 +17,7 @@ class Regression(ArenaTask):
     A is orthogonal: every direction of the inputs, however small, has the same share in y.
     """
 
-    name, steps = "regression", 1500
+    name, steps = "regression", 400
     batch_size = 1024
 
     def __init__(self) -> None:
